@@ -1,0 +1,1 @@
+"""The Ray side: the only importer of ray, vllm and deepspeed."""

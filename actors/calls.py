@@ -1,0 +1,51 @@
+"""Awaiting Ray calls: each with a deadline, each failure with the name of who failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeVar
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+
+from lpo_ray.errors import ComponentDied, DeadlineExceeded
+
+T = TypeVar("T")
+
+
+async def call(reference: ray.ObjectRef[T], *, who: str, what: str, seconds: float) -> T:
+    """The result of one actor call. Raises DeadlineExceeded or ComponentDied naming ``who``, or its own error."""
+    return (await call_all([reference], who=[who], what=what, seconds=seconds))[0]
+
+
+async def call_all(references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str], what: str, seconds: float) -> list[T]:
+    """The results of calls that must all succeed, such as a collective: the first failure ends the wait.
+
+    When a rank of a collective dies, the others wait for it inside; so the failure is raised at once and the callers
+    end the group, instead of waiting for those that cannot answer.
+    """
+    futures = [asyncio.wrap_future(reference.future()) for reference in references]
+    names = dict(zip(futures, who, strict=True))
+    try:
+        done, pending = await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for future in done:
+            _raise_named(future, names[future])
+        if pending:
+            late = ", ".join(sorted(names[future] for future in pending))
+            raise DeadlineExceeded(late, what, seconds)
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _raise_named(future: asyncio.Future[T], who: str) -> None:
+    error = future.exception()
+    if error is None:
+        return
+    if isinstance(error, ActorDiedError | RayActorError):
+        raise ComponentDied(who, str(error).strip().replace("\n", " ")) from error
+    if isinstance(error, RayTaskError):
+        raise error.cause if isinstance(error.cause, Exception) else error
+    raise error

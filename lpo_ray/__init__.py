@@ -1,0 +1,1 @@
+"""LPO on Ray: the library. Never imports ray, vllm or deepspeed."""

@@ -1,0 +1,5 @@
+"""``python -m lpo_ray`` is ``lpo-ray``."""
+
+from lpo_ray.cli import main
+
+main()

@@ -1,0 +1,112 @@
+"""The command line: ``lpo-ray train|evaluate|warmup|export``; ``python -m lpo_ray`` is the same.
+
+Exit codes: 0 done, 1 a component failed, 2 the request cannot be carried out as written, 130/143 stopped by a signal.
+Ray and vLLM are imported only once the configuration is known to be good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from lpo_ray.errors import ConfigError, Interrupted, LpoRayError
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+OVERRIDES = click.argument("overrides", nargs=-1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """LPO-Ray: listwise policy optimization on Ray. CONFIG is a YAML file; OVERRIDES are section.key=value."""
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and every derived number, and stop.")
+def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Train a policy; the run's folder holds its checkpoints, metrics and report."""
+    from lpo_ray.config import dump_config, load_config
+    from lpo_ray.plan import make_plan, render
+
+    plan = make_plan(load_config(config, overrides))
+    if dry_run:
+        click.echo(dump_config(plan.config))
+        click.echo(render(plan))
+        return
+    from lpo_ray.commands import train_command
+
+    train_command(plan)
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
+def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
+    """Pass@k of a model on the held-out prompts, with 95 % intervals, as JSON on standard output."""
+    from lpo_ray.commands import evaluate_command
+    from lpo_ray.config import load_config
+    from lpo_ray.plan import make_plan
+
+    evaluate_command(make_plan(load_config(config, overrides), for_training=False))
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
+def warmup(config: Path, overrides: tuple[str, ...]) -> None:
+    """Build the tiny base policy (or find it in the cache) and print its folder."""
+    from lpo_ray.commands import warmup_command
+    from lpo_ray.config import load_config
+    from lpo_ray.plan import make_plan
+
+    warmup_command(make_plan(load_config(config, overrides), for_training=False))
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
+@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
+def export(config: Path, overrides: tuple[str, ...], target: Path) -> None:
+    """Copy the newest checkpoint's policy of the configured run, in Hugging Face format, to a folder."""
+    from lpo_ray.checkpoint import list_checkpoints
+    from lpo_ray.config import load_config
+
+    loaded = load_config(config, overrides)
+    folder = Path(loaded.run.dir) / loaded.run.name
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    if not checkpoints:
+        raise ConfigError(f"run folder {folder} has no checkpoint; expected a run that was trained: check run.name")
+    if target.exists():
+        raise ConfigError(f"{target} exists; give a folder that does not, so that nothing is overwritten")
+    partial = target.with_name(f".partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoints[-1] / "policy", partial)
+    partial.rename(target)
+    click.echo(f"{target}  (step {int(checkpoints[-1].name.removeprefix('step_'))})")
+
+
+def main() -> None:
+    """Entry point: errors become one message on standard error and an exit code."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(128 + signal.SIGINT)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Interrupted as stopped:
+        errors.print(str(stopped), markup=False)
+        sys.exit(stopped.exit_code)
+    except LpoRayError as error:
+        errors.print(f"{type(error).__name__}: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,154 @@
+"""What the command line does once the request is known to be good. The only importer of ``actors`` in the library."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+from lpo_ray.config.schema import ClusterKind, ProgressKind
+from lpo_ray.errors import ConfigError
+from lpo_ray.evaluation import evaluate
+from lpo_ray.inprocess.components import build_inprocess
+from lpo_ray.interfaces import Components
+from lpo_ray.plan import Plan, build_model
+from lpo_ray.recorder import Recorder, RecorderSettings
+from lpo_ray.run import Build, run_until_signal, train
+from lpo_ray.telemetry.progress import render_evaluation
+from lpo_ray.tokenizer import Tokenizer
+
+
+def train_command(plan: Plan) -> None:
+    """Build the base policy if needed, train, and show what came out."""
+    console = Console(stderr=plan.config.telemetry.progress is ProgressKind.off)
+    model_path = _model(plan, console)
+    with _cluster(plan):
+        recorder = _recorder(plan, model_path, console)
+        outcome = run_until_signal(lambda signals: train(plan, model_path, _build(plan), recorder, signals))
+    if outcome.before and outcome.after:
+        console.print(render_evaluation(outcome.before, outcome.after))
+    console.print(f"run folder: {outcome.run_dir}  (report.html, summary.json, checkpoints/)", highlight=False)
+
+
+def evaluate_command(plan: Plan) -> None:
+    """Pass@k of the configured model, as JSON on standard output."""
+    if not plan.config.evaluation.num_prompts:
+        raise ConfigError("evaluation.num_prompts is 0; expected the number of held-out prompts to evaluate on")
+    model_path = _model(plan, Console(stderr=True))
+    with _cluster(plan):
+        result = run_until_signal(lambda _: _evaluated(plan, model_path))
+    json.dump(result, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def warmup_command(plan: Plan) -> None:
+    """Build the tiny base policy and print its folder."""
+    if plan.model_path is not None:
+        raise ConfigError(f"model.path is {plan.model_path!r}; warmup builds the tiny base policy, which is null")
+    sys.stdout.write(f"{_model(plan, Console(stderr=True))}\n")
+
+
+@contextlib.contextmanager
+def _cluster(plan: Plan) -> Iterator[None]:
+    """A Ray cluster around the command, joined or started; nothing without Ray."""
+    if plan.config.cluster.kind is ClusterKind.inprocess:
+        yield
+        return
+    from actors.cluster import connect, disconnect
+
+    try:
+        connect(plan.config)
+        yield
+    finally:
+        disconnect()
+
+
+def _build(plan: Plan) -> Build:
+    if plan.config.cluster.kind is ClusterKind.inprocess:
+        return _build_inprocess
+    from actors.cluster import build_cluster
+
+    return build_cluster
+
+
+async def _build_inprocess(plan: Plan, model_path: str) -> Components:
+    return build_inprocess(
+        model_path,
+        plan.config.model.dtype,
+        plan.context,
+        plan.objective(),
+        plan.target_rule(),
+        plan.optimiser(),
+        plan.tolerance,
+    )
+
+
+def _model(plan: Plan, console: Console) -> str:
+    """The model's folder; the tiny base policy is built here, with a progress bar, when it is not cached."""
+    if plan.model_path is not None:
+        return plan.model_path
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with RichProgress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("warm start of the base policy", total=None, start=False)
+
+        def show(step: int, steps: int, loss: float) -> None:
+            progress.start_task(task)
+            progress.update(task, completed=step, total=steps, description=f"warm start, loss {loss:.3f}")
+
+        started = time.monotonic()
+        path = build_model(plan, show)
+    console.print(f"base policy: {path}  ({time.monotonic() - started:.0f} s)", highlight=False, soft_wrap=True)
+    return path
+
+
+async def _evaluated(plan: Plan, model_path: str) -> dict[str, object]:
+    """Publish (which proves the engines' weights), then evaluate."""
+    evaluation = plan.config.evaluation
+    source = plan.source(Tokenizer.load(model_path))
+    components = await _build(plan)(plan, model_path)
+    try:
+        await components.transport.publish(0)
+        result = await evaluate(
+            components.rollout,
+            components.verifier,
+            source.heldout(evaluation.num_prompts),
+            plan.evaluation_sampling(),
+            ks=evaluation.ks,
+            pass_reward=evaluation.pass_reward,
+            max_in_flight=plan.max_in_flight,
+        )
+    finally:
+        await components.close()
+    return result.to_json()
+
+
+def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
+    config = plan.config
+    objective = config.objective
+    clip = objective.token_clip
+    settings = RecorderSettings(
+        folder=plan.run_dir,
+        run=config.run.name,
+        seed=config.run.seed,
+        steps=config.run.steps,
+        model=model_path,
+        task=config.task.name,
+        objective={
+            "divergence": objective.divergence,
+            "target_temperature": objective.target_temperature,
+            "token_clip": f"{clip.kind} {clip.low:g}/{clip.high:g}",
+            "length_norm": objective.length_norm.value,
+        },
+        divergence=objective.divergence,
+        pass_reward=config.evaluation.pass_reward,
+        samples_every=config.telemetry.samples_every,
+        tensorboard=config.telemetry.tensorboard,
+        progress=config.telemetry.progress,
+    )
+    return Recorder(settings, console, Tokenizer.load(model_path))

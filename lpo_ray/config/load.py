@@ -1,0 +1,79 @@
+"""YAML file, then ``key=value`` overrides, then one validation of the whole: all before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from lpo_ray.config.schema import Config
+from lpo_ray.config.validate import validate
+from lpo_ray.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read ``path``, apply ``overrides`` ("section.key=value"), validate. Raises ConfigError naming key and value."""
+    schema = OmegaConf.structured(Config)
+    merged = _merge(schema, _read(path), str(path))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError(
+                f"override {override!r} was not understood; expected section.key=value, as in run.steps=5"
+            )
+        try:
+            update = OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"override {override!r} is not valid YAML after '=': {error}") from error
+        merged = _merge(merged, update, f"override {override!r}")
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(f"{path} does not set {', '.join(missing)}; add it to the file or pass {missing[0]}=...")
+    config = cast("Config", OmegaConf.to_object(merged))
+    validate(config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML; ``load_config`` of it gives the same run."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        known = sorted(str(p) for p in Path("configs").glob("*.yaml"))
+        hint = f"; in ./configs there are {', '.join(known)}" if known else ""
+        raise ConfigError(f"config file {str(path)!r} does not exist; expected a YAML file{hint}")
+    try:
+        loaded = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"config file {path} holds a list; expected sections such as 'run:' and 'model:'")
+    return loaded
+
+
+def _merge(base: DictConfig, update: DictConfig, source: str) -> DictConfig:
+    try:
+        return cast("DictConfig", OmegaConf.merge(base, update))
+    except ConfigKeyError as error:
+        raise ConfigError(
+            f"{source}: unknown key {error.full_key!r}{_did_you_mean(base, str(error.full_key))}"
+        ) from error
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{source}: {error.full_key or 'value'}: {reason}") from error
+
+
+def _did_you_mean(base: DictConfig, key: str) -> str:
+    section, _, name = key.rpartition(".")
+    node = OmegaConf.select(base, section) if section else base
+    known = [str(k) for k in node] if isinstance(node, DictConfig) else []
+    close = difflib.get_close_matches(name, known, n=1)
+    prefix = f"{section}." if section else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else f"; expected one of {', '.join(known)}"

@@ -1,0 +1,272 @@
+"""The typed run configuration: every key, its default, its unit. Loaded by ``load.py``; nothing else reads YAML.
+
+Only ``cli``, ``plan``, the composition roots and ``loop`` see these objects; every other function takes values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Resume(Enum):
+    """What to do when the run folder exists."""
+
+    never = "never"
+    auto = "auto"
+
+
+class LengthNorm(Enum):
+    """How token log-ratios become a response's log-ratio."""
+
+    mean = "mean"
+    sum = "sum"
+
+
+class Behaviour(Enum):
+    """Whose log-probs stand for pi_b: the learner's own (recomputed) or those the engine sampled with."""
+
+    recomputed = "recomputed"
+    engine = "engine"
+
+
+class EngineKind(Enum):
+    """In-process LLMEngine (CPU), AsyncLLM (GPU), or whichever fits the hardware."""
+
+    auto = "auto"
+    inprocess = "inprocess"
+    asynchronous = "asynchronous"
+
+
+class ClusterKind(Enum):
+    """Ray actors, or everything in this process (for a debugger)."""
+
+    ray = "ray"
+    inprocess = "inprocess"
+
+
+class ProgressKind(Enum):
+    """Live panel, one line a step, nothing, or by whether the output is a terminal."""
+
+    auto = "auto"
+    live = "live"
+    plain = "plain"
+    off = "off"
+
+
+class Schedule(Enum):
+    """Learning rate over the run: constant, or linear from learner.lr to learner.lr * learner.lr_floor."""
+
+    constant = "constant"
+    linear = "linear"
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING
+    dir: str = "runs"
+    """the run's folder is dir/name"""
+    seed: int = 0
+    steps: int = MISSING
+    resume: Resume = Resume.never
+
+
+@dataclass
+class WarmupConfig:
+    """Recipe of the tiny base policy that is built when model.path is null."""
+
+    steps: int = 300
+    batch_size: int = 128
+    lr: float = 2e-3
+    seed: int = 0
+    cache_dir: str | None = None
+    """null: $LPO_RAY_CACHE, else ~/.cache/lpo-ray"""
+
+
+@dataclass
+class ModelConfig:
+    path: str | None = None
+    """a Hugging Face folder (or hub name); null builds the tiny base policy of `warmup`"""
+    dtype: str = "float32"
+    """learner parameters: float32 | bfloat16"""
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+
+
+@dataclass
+class TaskConfig:
+    name: str = "countdown"
+    """row of lpo_ray.data.SOURCES: countdown | dataset"""
+    verifier: str | None = None
+    """row of VERIFIERS or "module:function"; null takes the task's own"""
+    template: str = "plain"
+    """plain, or chat (the tokenizer's chat template)"""
+    counts: list[int] = field(default_factory=lambda: [3])
+    """countdown: how many numbers a problem has"""
+    num_train: int | None = None
+    """size of the training set (cycled in a new order each epoch); null: all rows, or without end for generators"""
+    path: str | None = None
+    """dataset: .jsonl or .parquet file, or a Hugging Face dataset folder or hub name"""
+    heldout_path: str | None = None
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+
+
+@dataclass
+class SamplingConfig:
+    group_size: int = 8
+    """K, responses per prompt"""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: off"""
+    min_p: float = 0.0
+    max_tokens: int = MISSING
+    """tokens per response"""
+
+
+@dataclass
+class TokenClipConfig:
+    kind: str = "clamp"
+    low: float = 0.2
+    """the band is [log(1 - low), log(1 + high)]"""
+    high: float = 0.2
+
+
+@dataclass
+class ObjectiveConfig:
+    divergence: str = "forward_kl"
+    target_temperature: str | float = "group_std"
+    ddof: int = 0
+    temperature_floor: float = 1e-6
+    token_clip: TokenClipConfig = field(default_factory=TokenClipConfig)
+    length_norm: LengthNorm = LengthNorm.mean
+    behaviour: Behaviour = Behaviour.recomputed
+
+
+@dataclass
+class PipelineConfig:
+    groups_per_step: int = MISSING
+    """prompts per step"""
+    updates_per_step: int = 2
+    """optimiser updates per step, on disjoint parts of it"""
+    max_staleness: int = 0
+    """steps by which a group's oldest token may lag the weights that train on it; 0 is on-policy"""
+    tokens_per_micro_batch: int = 16384
+    """prompt + response tokens of one forward; one group is never split"""
+    max_attempts: int = 5
+    """issues of one prompt before the run ends with TooManyLost"""
+
+
+@dataclass
+class RolloutConfig:
+    num_workers: int = 1
+    engine: EngineKind = EngineKind.auto
+    dtype: str = "float32"
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    tensor_parallel_size: int = 1
+    threads: int = 1
+    max_num_seqs: int = 256
+    """responses an engine decodes at once"""
+    kv_cache_gib: float = 1.0
+    """CPU engines: memory for keys and values"""
+    gpu_memory_utilization: float = 0.85
+    enforce_eager: bool = True
+    deadline_seconds: float = 600.0
+    """for one group, and for an engine's start"""
+
+
+@dataclass
+class VerifierConfig:
+    num_processes: int = 2
+    deadline_seconds: float = 10.0
+    """for one response; its process is killed then"""
+    max_retries: int = 2
+    """of an unscored response, before its group is lost"""
+
+
+@dataclass
+class LearnerConfig:
+    world_size: int = 2
+    cpus_per_rank: float = 1.0
+    gpus_per_rank: float = 0.0
+    threads: int = 1
+    lr: float = 1e-6
+    lr_schedule: Schedule = Schedule.constant
+    lr_floor: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.1
+    gradient_clip: float = 1.0
+    gradient_checkpointing: bool = False
+    zero: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """passed through to DeepSpeed's zero_optimization"""
+    deadline_seconds: float = 1800.0
+
+
+@dataclass
+class TransportConfig:
+    kind: str = "object_store"
+    """row of actors.transports.TRANSPORTS"""
+    tolerance: float | None = None
+    """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
+    deadline_seconds: float = 300.0
+
+
+@dataclass
+class EvaluationConfig:
+    num_prompts: int = 256
+    """held-out prompts, before and after; 0: no evaluation"""
+    samples_per_prompt: int = 16
+    temperature: float = 1.0
+    ks: list[int] = field(default_factory=lambda: [1, 16])
+    pass_reward: float = 1.0
+    """a response passes when its reward is at least this"""
+    every: int = 0
+    """steps between evaluations during the run; 0: only before and after"""
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 50
+    """steps; the last step is always saved"""
+    keep: int = 2
+    """newest checkpoints kept; 0: all"""
+
+
+@dataclass
+class TelemetryConfig:
+    samples_every: int = 1
+    """steps between samples/*.parquet; 0: none"""
+    tensorboard: bool = True
+    progress: ProgressKind = ProgressKind.auto
+
+
+@dataclass
+class ClusterConfig:
+    kind: ClusterKind = ClusterKind.ray
+    address: str | None = None
+    """of a running Ray cluster; null starts one on this machine for the run"""
+    object_store_gib: float = 1.0
+    """local cluster only"""
+
+
+@dataclass
+class Config:
+    """One run. Sections in the order of the flow."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

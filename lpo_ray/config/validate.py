@@ -1,0 +1,157 @@
+"""What the types cannot say: ranges and combinations. Every rule names the key, its value and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from lpo_ray.config.schema import Behaviour, Config, LengthNorm
+from lpo_ray.errors import ConfigError
+from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
+from lpo_ray.plugins import UnknownName, resolve
+
+
+def validate(config: Config) -> None:
+    """Check the whole configuration without touching disk, network or hardware. Raises ConfigError."""
+    _ranges(config)
+    _objective(config)
+    _combinations(config)
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} is {value!r}; expected {expected}")
+
+
+def _ranges(config: Config) -> None:
+    positive = {
+        "run.steps": config.run.steps,
+        "sampling.group_size": config.sampling.group_size,
+        "sampling.max_tokens": config.sampling.max_tokens,
+        "pipeline.groups_per_step": config.pipeline.groups_per_step,
+        "pipeline.updates_per_step": config.pipeline.updates_per_step,
+        "pipeline.tokens_per_micro_batch": config.pipeline.tokens_per_micro_batch,
+        "pipeline.max_attempts": config.pipeline.max_attempts,
+        "rollout.num_workers": config.rollout.num_workers,
+        "rollout.max_num_seqs": config.rollout.max_num_seqs,
+        "rollout.threads": config.rollout.threads,
+        "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
+        "rollout.kv_cache_gib": config.rollout.kv_cache_gib,
+        "rollout.deadline_seconds": config.rollout.deadline_seconds,
+        "verifier.num_processes": config.verifier.num_processes,
+        "verifier.deadline_seconds": config.verifier.deadline_seconds,
+        "learner.world_size": config.learner.world_size,
+        "learner.threads": config.learner.threads,
+        "learner.lr": config.learner.lr,
+        "learner.gradient_clip": config.learner.gradient_clip,
+        "learner.deadline_seconds": config.learner.deadline_seconds,
+        "transport.deadline_seconds": config.transport.deadline_seconds,
+        "evaluation.samples_per_prompt": config.evaluation.samples_per_prompt,
+        "objective.temperature_floor": config.objective.temperature_floor,
+        "model.warmup.steps": config.model.warmup.steps,
+        "model.warmup.batch_size": config.model.warmup.batch_size,
+        "cluster.object_store_gib": config.cluster.object_store_gib,
+    }
+    for key, value in positive.items():
+        _require(value > 0, key, value, "a number above 0")
+    not_negative = {
+        "run.seed": config.run.seed,
+        "pipeline.max_staleness": config.pipeline.max_staleness,
+        "sampling.top_k": config.sampling.top_k,
+        "verifier.max_retries": config.verifier.max_retries,
+        "learner.weight_decay": config.learner.weight_decay,
+        "evaluation.num_prompts": config.evaluation.num_prompts,
+        "evaluation.every": config.evaluation.every,
+        "evaluation.temperature": config.evaluation.temperature,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "telemetry.samples_every": config.telemetry.samples_every,
+        "objective.ddof": config.objective.ddof,
+    }
+    for key, value in not_negative.items():
+        _require(value >= 0, key, value, "0 or more")
+    _require(
+        config.sampling.temperature > 0, "sampling.temperature", config.sampling.temperature, "above 0 in training"
+    )
+    _require(0 < config.sampling.top_p <= 1, "sampling.top_p", config.sampling.top_p, "in (0, 1]")
+    _require(0 <= config.sampling.min_p < 1, "sampling.min_p", config.sampling.min_p, "in [0, 1)")
+    _require(0 <= config.learner.lr_floor <= 1, "learner.lr_floor", config.learner.lr_floor, "in [0, 1]")
+    betas = config.learner.betas
+    _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "learner.betas", betas, "two numbers in [0, 1)")
+    name = config.run.name
+    _require(
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None,
+        "run.name",
+        name,
+        "letters, digits, '.', '_', '-'",
+    )
+    for key, dtype in (("model.dtype", config.model.dtype), ("rollout.dtype", config.rollout.dtype)):
+        _require(dtype in ("float32", "bfloat16"), key, dtype, "float32 or bfloat16")
+    ks = config.evaluation.ks
+    largest = config.evaluation.samples_per_prompt
+    _require(bool(ks) and all(1 <= k <= largest for k in ks), "evaluation.ks", ks, f"1..samples_per_prompt ({largest})")
+
+
+def _known(name: str, table: Mapping[str, Callable[..., object]], key: str) -> None:
+    try:
+        resolve(name, table, key)
+    except UnknownName as error:
+        raise ConfigError(str(error)) from error
+
+
+def _objective(config: Config) -> None:
+    objective = config.objective
+    _known(objective.divergence, DIVERGENCES, "objective.divergence")
+    _known(objective.token_clip.kind, TOKEN_CLIPS, "objective.token_clip.kind")
+    tau = objective.target_temperature
+    if isinstance(tau, str):
+        _known(tau, TEMPERATURES, "objective.target_temperature")
+    else:
+        _require(tau > 0, "objective.target_temperature", tau, "a number above 0, or a rule's name")
+    clip = objective.token_clip
+    _require(0 < clip.low < 1, "objective.token_clip.low", clip.low, "in (0, 1)")
+    _require(clip.high > 0, "objective.token_clip.high", clip.high, "above 0")
+    size = config.sampling.group_size
+    if isinstance(tau, str) and tau == "group_std" and size > 1:
+        _require(objective.ddof < size, "objective.ddof", objective.ddof, f"below sampling.group_size ({size})")
+
+
+def _combinations(config: Config) -> None:
+    pipeline, sampling, learner = config.pipeline, config.sampling, config.learner
+    groups, updates = pipeline.groups_per_step, pipeline.updates_per_step
+    if groups % updates:
+        raise ConfigError(
+            f"pipeline.groups_per_step ({groups}) is not divisible by pipeline.updates_per_step ({updates}); every "
+            f"update trains the same number of groups: try groups_per_step={groups + updates - groups % updates}"
+        )
+    if groups // updates < learner.world_size:
+        raise ConfigError(
+            f"an update has {groups // updates} groups for learner.world_size={learner.world_size} ranks; expected at "
+            "least one group a rank: raise pipeline.groups_per_step or lower learner.world_size"
+        )
+    truncated = [
+        f"sampling.{name}={value}"
+        for name, value, off in (
+            ("top_p", sampling.top_p, 1.0),
+            ("top_k", sampling.top_k, 0),
+            ("min_p", sampling.min_p, 0.0),
+        )
+        if value != off
+    ]
+    if truncated and config.objective.behaviour is Behaviour.engine:
+        raise ConfigError(
+            f"{', '.join(truncated)} cuts the support of the sampling distribution, which biases the ratios to the "
+            "engine's log-probs; use objective.behaviour=recomputed or sample from the whole distribution"
+        )
+    if pipeline.max_staleness and config.objective.behaviour is Behaviour.recomputed:
+        raise ConfigError(
+            f"pipeline.max_staleness is {pipeline.max_staleness} with objective.behaviour=recomputed; responses of "
+            "older weights need the log-probs they were sampled with: set objective.behaviour=engine"
+        )
+    if config.objective.length_norm is LengthNorm.sum and sampling.max_tokens > 4096:
+        raise ConfigError(
+            f"objective.length_norm=sum with sampling.max_tokens={sampling.max_tokens}: summed log-ratios leave the "
+            "range |s| <= 300 in which the simplex is exact; use length_norm=mean"
+        )
+    if config.run.resume.value == "auto" and config.checkpoint.every == 0:
+        raise ConfigError("run.resume=auto needs checkpoints; checkpoint.every is 0, expected 1 or more")

@@ -1,0 +1,118 @@
+"""Countdown problems from a seed: random access; solvable, and train and held-out disjoint, by construction."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import blake2b
+from typing import Literal
+
+from lpo_ray.seeds import derive_seed
+
+Split = Literal["train", "heldout"]
+HELDOUT_SHARE = 8
+"""one in so many problems is held out"""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Example: ``Problem((3, 5, 7), 22, "3*5+7")``"""
+
+    numbers: tuple[int, ...]
+    target: int
+    solution: str
+    """one expression of value ``target``; others may exist"""
+
+    @property
+    def split(self) -> Split:
+        """Where the problem belongs, whatever seed made it: decided by its numbers, in any order, and its target."""
+        key = f"{sorted(self.numbers)}={self.target}".encode()
+        digest = blake2b(key, digest_size=8, person=b"countdown").digest()
+        return "heldout" if int.from_bytes(digest, "big") % HELDOUT_SHARE == 0 else "train"
+
+
+def generate(
+    seed: int,
+    index: int,
+    *,
+    split: Split,
+    counts: Sequence[int] = (3,),
+    max_number: int = 20,
+    max_target: int = 100,
+) -> Problem:
+    """Problem number ``index`` of ``seed`` in ``split``; targets are in 0..max_target, numbers in 1..max_number.
+
+    Solutions use every number once with + - * and exact /, in random order and nesting.
+    """
+    rng = random.Random(derive_seed(seed, "countdown", split, index))
+    while True:
+        numbers = [rng.randint(1, max_number) for _ in range(rng.choice(tuple(counts)))]
+        expression, value = _random_expression(rng, numbers)
+        if value is None or value.denominator != 1 or not 0 <= value <= max_target:
+            continue
+        shuffled = numbers[:]
+        rng.shuffle(shuffled)
+        problem = Problem(tuple(shuffled), int(value), expression)
+        if problem.split == split:
+            return problem
+
+
+def answer_json(problem: Problem) -> str:
+    """What the verifier reads."""
+    return json.dumps({"numbers": list(problem.numbers), "target": problem.target})
+
+
+def _plain(problem: Problem) -> str:
+    return f"{','.join(map(str, problem.numbers))}={problem.target}:"
+
+
+def _chat(problem: Problem) -> str:
+    return (
+        f"Using the numbers {list(problem.numbers)}, create an equation that equals {problem.target}. You can use "
+        "basic arithmetic operations (+, -, *, /) and each number must be used exactly once. Think step by step inside "
+        "<think> </think> tags, then return the expression inside <answer> </answer> tags, for example "
+        "<answer> (1 + 2) / 3 </answer>."
+    )
+
+
+TEMPLATES = {"plain": _plain, "chat": _chat}
+"""task.template -> text of a problem"""
+
+
+def render(problem: Problem, template: str) -> str:
+    """Text of the problem; ``chat`` is the user's turn, to go through the tokenizer's chat template."""
+    return TEMPLATES[template](problem)
+
+
+_SUM, _PRODUCT, _ATOM = 1, 2, 3
+"""how tightly an expression binds, to leave out parentheses that change nothing"""
+
+
+def _random_expression(rng: random.Random, numbers: Sequence[int]) -> tuple[str, Fraction | None]:
+    """Combine two random parts until one is left; the value is None after a division by zero."""
+    parts: list[tuple[str, Fraction, int]] = [(str(n), Fraction(n), _ATOM) for n in numbers]
+    while len(parts) > 1:
+        left = parts.pop(rng.randrange(len(parts)))
+        right = parts.pop(rng.randrange(len(parts)))
+        combined = _combine(rng.choice("++--**/"), left, right)
+        if combined is None:
+            return "", None
+        parts.append(combined)
+    return parts[0][0], parts[0][1]
+
+
+def _combine(
+    operator: str, left: tuple[str, Fraction, int], right: tuple[str, Fraction, int]
+) -> tuple[str, Fraction, int] | None:
+    (a, x, a_binds), (b, y, b_binds) = left, right
+    if operator in "+-":
+        b = f"({b})" if operator == "-" and b_binds == _SUM else b
+        return f"{a}{operator}{b}", x + y if operator == "+" else x - y, _SUM
+    if operator == "/" and (y == 0 or (x / y).denominator != 1):
+        return None
+    a = f"({a})" if a_binds == _SUM else a
+    b = f"({b})" if b_binds == _SUM or (operator == "/" and b_binds == _PRODUCT) else b
+    return f"{a}{operator}{b}", x * y if operator == "*" else x / y, _PRODUCT

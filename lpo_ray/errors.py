@@ -1,0 +1,96 @@
+"""Every error a user can meet. One tree, each picklable (Ray moves them between processes).
+
+A message says what happened (with the value), what was expected, and what to do.
+Constructors keep their arguments in ``args`` so that ``pickle`` can rebuild them.
+"""
+
+from __future__ import annotations
+
+
+class LpoRayError(Exception):
+    """Base of all lpo-ray errors; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(LpoRayError):
+    """The request cannot be carried out as written. Raised before anything expensive starts."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A dataset is missing, empty or malformed; names the file and the row."""
+
+
+class GroupLost(LpoRayError):
+    """One group could not be sampled or scored. The loop reissues its prompt; it is never trained as reward 0."""
+
+    def __init__(self, prompt_id: str, attempt: int, reason: str) -> None:
+        super().__init__(prompt_id, attempt, reason)
+        self.prompt_id, self.attempt, self.reason = prompt_id, attempt, reason
+
+    def __str__(self) -> str:
+        return f"group {self.prompt_id} (attempt {self.attempt}) was lost: {self.reason}"
+
+
+class TooManyLost(LpoRayError):
+    """The same prompt was lost at every attempt, or groups are lost faster than they are trained."""
+
+
+class DeadlineExceeded(LpoRayError):
+    """A component did not answer in time; names it and the wait."""
+
+    def __init__(self, who: str, what: str, seconds: float) -> None:
+        super().__init__(who, what, seconds)
+        self.who, self.what, self.seconds = who, what, seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.who} did not finish '{self.what}' within {self.seconds:g} s. Expected an answer by then; look at "
+            f"the last log lines of {self.who}, or raise its deadline_seconds in the config if the work is that long"
+        )
+
+
+class ComponentDied(LpoRayError):
+    """A rollout worker, verifier service, target builder or learner rank is gone; carries its last words."""
+
+    def __init__(self, who: str, cause: str) -> None:
+        super().__init__(who, cause)
+        self.who, self.cause = who, cause
+
+    def __str__(self) -> str:
+        return f"{self.who} died: {self.cause}"
+
+
+class WeightsNotProved(LpoRayError):
+    """An engine does not serve the weights that were published to it."""
+
+    def __init__(self, engine: str, version: str, difference: float, tolerance: float, why: str) -> None:
+        super().__init__(engine, version, difference, tolerance, why)
+        self.engine, self.version, self.difference, self.tolerance, self.why = (
+            engine,
+            version,
+            difference,
+            tolerance,
+            why,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.engine} does not serve weights version {self.version}: {self.why} (largest log-prob difference "
+            f"{self.difference:.3g}, tolerated {self.tolerance:.3g}). Its samples would come from other weights than "
+            "the learner's, so the run stops here"
+        )
+
+
+class Interrupted(LpoRayError):
+    """A signal asked the run to end; the work done so far is committed."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(signal_number, step)
+        self.signal_number, self.step = signal_number, step
+        self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return f"stopped by signal {self.signal_number} after step {self.step}; go on with run.resume=auto"

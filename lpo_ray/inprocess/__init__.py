@@ -1,0 +1,1 @@
+"""The same interfaces without Ray."""

@@ -1,0 +1,116 @@
+"""The five components of a run. ``loop.py`` is written against these and nothing else.
+
+``actors/`` implements them on Ray, ``lpo_ray/inprocess/`` in one process. All are awaited from one event loop; each
+call has a deadline of its own and raises a named error of ``errors.py`` when the component fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lpo_ray.records import (
+    Anchor,
+    FloatArray,
+    IntArray,
+    Prompt,
+    PromptGroup,
+    Sampling,
+    ScoredGroup,
+    StepReport,
+    TargetGroup,
+    TrainBatch,
+    WeightsVersion,
+)
+
+
+class RolloutEngine(Protocol):
+    """Produces responses."""
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        """Draw ``sampling.group_size`` responses. Raises GroupLost when the group cannot be completed."""
+        ...
+
+
+class Verifier(Protocol):
+    """Checks responses."""
+
+    async def score(self, group: PromptGroup) -> ScoredGroup:
+        """Score all K responses. Raises GroupLost when any verdict stays unscored after its retries."""
+        ...
+
+
+class TargetBuilder(Protocol):
+    """Builds targets on the simplex."""
+
+    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
+        """Targets of one step, in the order given; batch-wide statistics are over exactly these groups."""
+        ...
+
+
+class Learner(Protocol):
+    """Owns the policy being trained."""
+
+    world_size: int
+
+    async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
+        """s_t = log pi_t - log pi_b of each response (mean or sum over tokens), pi_b being the engine's log-probs."""
+        ...
+
+    async def project(self, batch: TrainBatch) -> StepReport:
+        """Run the updates of one step in order. The anchor is the policy before the first of them."""
+        ...
+
+    async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
+        """Log-probs of tokens 1..T-1 of each sequence at temperature 1, [T-1] each: what engines must agree with."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write everything ``restore`` needs, and the policy in Hugging Face format in ``folder/policy``."""
+        ...
+
+    async def restore(self, folder: Path) -> None:
+        """Continue from ``save``; bit-equal on the same world size."""
+        ...
+
+
+class WeightTransport(Protocol):
+    """Moves weights from the learner to the engines."""
+
+    async def publish(self, step: int) -> WeightsVersion:
+        """Return when every engine serves and has proved the learner's weights. Raises WeightsNotProved."""
+        ...
+
+
+class Components(Protocol):
+    """What a composition root hands to the loop."""
+
+    @property
+    def rollout(self) -> RolloutEngine:
+        """Samples responses."""
+        ...
+
+    @property
+    def verifier(self) -> Verifier:
+        """Scores them."""
+        ...
+
+    @property
+    def target_builder(self) -> TargetBuilder:
+        """Builds targets."""
+        ...
+
+    @property
+    def learner(self) -> Learner:
+        """Fits the policy."""
+        ...
+
+    @property
+    def transport(self) -> WeightTransport:
+        """Moves the weights."""
+        ...
+
+    async def close(self) -> None:
+        """End every process that this run started. Never raises."""
+        ...

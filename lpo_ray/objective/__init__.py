@@ -1,0 +1,27 @@
+"""The paper's objective: torch and the standard library, tensors in, tensors out.
+
+Read in this order: simplex, temperature, target, divergence, token_clip, diagnostics.
+"""
+
+from lpo_ray.objective.diagnostics import Diagnostics, diagnose
+from lpo_ray.objective.divergence import DIVERGENCES, Projection, project
+from lpo_ray.objective.simplex import listwise, response_log_ratio
+from lpo_ray.objective.target import gibbs_target, virtual_group_coefficient
+from lpo_ray.objective.temperature import TEMPERATURES, target_temperature
+from lpo_ray.objective.token_clip import TOKEN_CLIPS, clipped_token_loss
+
+__all__ = [
+    "DIVERGENCES",
+    "TEMPERATURES",
+    "TOKEN_CLIPS",
+    "Diagnostics",
+    "Projection",
+    "clipped_token_loss",
+    "diagnose",
+    "gibbs_target",
+    "listwise",
+    "project",
+    "response_log_ratio",
+    "target_temperature",
+    "virtual_group_coefficient",
+]

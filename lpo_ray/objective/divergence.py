@@ -1,0 +1,105 @@
+"""Projections: the divergence that pulls P_theta to w*, and its coefficients c_k = dL/ds_k.
+
+A newcomer adds a divergence as one function and one row of DIVERGENCES. Given log P and log w* [P, K] and the mask, it
+returns its value [P] and its coefficient [P, K]; for L(P) with g = dL/dP the coefficient is P (g - sum P g) (C.6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lpo_ray.objective.simplex import check_mask, exp_kept, log_kept, masked_log_softmax, masked_sum
+from lpo_ray.plugins import resolve
+
+
+class Projection(NamedTuple):
+    """Of a batch of groups."""
+
+    loss: Tensor
+    """[P] value of the divergence; its gradient with respect to the log-ratio is the coefficient"""
+    coefficient: Tensor
+    """[P, K] c_k, constants; the policy's gradient is sum_k c_k grad log pi(y_k|x), no 1/K"""
+
+
+Divergence = Callable[[Tensor, Tensor, Tensor], Projection]
+"""log_policy [P, K], log_target [P, K], kept [P, K] -> Projection"""
+
+
+def forward_kl(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
+    """KL(w* || P_theta): c = P - w*. Bounded, zero-sum, mode-covering; LPO's default."""
+    target = exp_kept(log_target, kept)
+    loss = masked_sum(target * (log_kept(log_target, kept) - log_kept(log_policy, kept)), kept)
+    return Projection(loss, exp_kept(log_policy, kept) - target)
+
+
+def reverse_kl(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
+    """KL(P_theta || w*): c = P (d - sum P d) with d = log P - log w*. Zero-sum, not bounded; on-policy it is the policy
+    gradient (Prop. 1).
+    """
+    policy = exp_kept(log_policy, kept)
+    difference = log_kept(log_policy, kept) - log_kept(log_target, kept)
+    loss = masked_sum(policy * difference, kept)
+    return Projection(loss, policy * (difference - loss[:, None]))
+
+
+def jensen_shannon(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
+    """JS(w*, P_theta): c = P (g - sum P g), g = log(P/m)/2, m = (w* + P)/2. In [0, log 2]."""
+    policy, target = exp_kept(log_policy, kept), exp_kept(log_target, kept)
+    log_p, log_w = log_kept(log_policy, kept), log_kept(log_target, kept)
+    log_m = torch.logaddexp(log_p, log_w) - math.log(2.0)
+    loss = 0.5 * masked_sum(target * (log_w - log_m) + policy * (log_p - log_m), kept)
+    slope = 0.5 * (log_p - log_m)
+    return Projection(loss, policy * (slope - masked_sum(policy * slope, kept)[:, None]))
+
+
+def first_order(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
+    """Policy gradient: c = -A/K, A = (R - mean R)/tau read off a target without the anchor (log w*, centred).
+
+    GRPO, Dr.GRPO, MaxRL and RLOO by the target's temperature. The loss is the surrogate -mean_k A_k log P_k, whose
+    gradient is c because A sums to zero.
+    """
+    count = kept.sum(-1, keepdim=True)
+    log_w = log_kept(log_target, kept)
+    advantage = torch.where(kept, log_w - masked_sum(log_w, kept)[:, None] / count, 0.0)
+    coefficient = -advantage / count
+    return Projection(masked_sum(coefficient * log_kept(log_policy, kept), kept), coefficient)
+
+
+def pointwise(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
+    """Ablation: c = -w*, weighted likelihood without the listwise normalisation. Not zero-sum; the paper shows that it
+    fails. The loss is the cross-entropy -sum w* log P; through the log-ratios' normaliser its gradient would be
+    P - w*, so here it is a value only.
+    """
+    target = exp_kept(log_target, kept)
+    return Projection(-masked_sum(target * log_kept(log_policy, kept), kept), -target)
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+    "first_order": first_order,
+    "pointwise": pointwise,
+}
+"""objective.divergence -> function"""
+
+
+def project(divergence: str, log_ratio: Tensor, log_target: Tensor, *, mask: Tensor | None = None) -> Projection:
+    """Project P_theta = softmax(log_ratio) onto the target: loss [P] and coefficient [P, K].
+
+    ``log_ratio`` s_theta [P, K] is raw, not clipped; ``log_target`` is log w* [P, K]. Masked entries have coefficient 0
+    whatever stands in them. Finite for |s| <= 300 and for log w* = -inf.
+    """
+    if log_ratio.ndim != 2 or log_ratio.shape != log_target.shape:
+        raise ValueError(
+            f"log_ratio {tuple(log_ratio.shape)} and log_target {tuple(log_target.shape)}: expected the same [P, K]"
+        )
+    kept = check_mask(log_ratio, mask)
+    log_policy = masked_log_softmax(log_ratio, kept)
+    loss, coefficient = resolve(divergence, DIVERGENCES, "divergence")(log_policy, log_target, kept)
+    return Projection(loss, torch.where(kept, coefficient, 0.0).detach())

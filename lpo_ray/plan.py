@@ -1,0 +1,295 @@
+"""From a configuration to the values of a run: every derived number, and every check that needs disk or memory.
+
+``make_plan`` starts nothing and writes nothing, so ``--dry-run`` and ``train`` see the same numbers and errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from lpo_ray import warmup
+from lpo_ray.config.schema import Behaviour, ClusterKind, Config, Resume, Schedule
+from lpo_ray.data.countdown_source import CountdownSource
+from lpo_ray.data.dataset import DatasetSource
+from lpo_ray.data.source import PromptEncoder, PromptSource
+from lpo_ray.errors import ConfigError
+from lpo_ray.learning import Objective, OptimiserSettings
+from lpo_ray.loop import LoopSettings
+from lpo_ray.model import context_length
+from lpo_ray.plugins import UnknownName, resolve
+from lpo_ray.records import Sampling
+from lpo_ray.targets import TargetRule
+from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.verifiers import VERIFIERS
+
+DEFAULT_VERIFIERS = {"countdown": "countdown"}
+"""task.name -> verifier when task.verifier is null"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A checked configuration and what follows from it."""
+
+    config: Config
+    run_dir: Path
+    model_path: str | None
+    """null: the tiny base policy, built when the run starts"""
+    context: int
+    """tokens of prompt and response together"""
+    verifier: str
+    tolerance: float
+    """of the weight proof, in log-prob"""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt that leaves room for a response."""
+        return self.context - self.config.sampling.max_tokens
+
+    def numbers(self) -> dict[str, int | float | str]:
+        """Every derived number, for --dry-run."""
+        config = self.config
+        pipeline, group_size = config.pipeline, config.sampling.group_size
+        per_update = pipeline.groups_per_step // pipeline.updates_per_step
+        return {
+            "run folder": str(self.run_dir),
+            "model": self.model_path or "the tiny base policy (built on first use)",
+            "context (tokens)": self.context,
+            "longest prompt (tokens)": self.max_prompt_tokens,
+            "verifier": self.verifier,
+            "responses per step": pipeline.groups_per_step * group_size,
+            "groups per update": per_update,
+            "groups per update and rank": per_update / config.learner.world_size,
+            "responses per update": per_update * group_size,
+            "optimiser updates in the run": config.run.steps * pipeline.updates_per_step,
+            "prompts in the run": config.run.steps * pipeline.groups_per_step,
+            "groups in flight at most": pipeline.groups_per_step * (pipeline.max_staleness + 1),
+            "response tokens per step at most": pipeline.groups_per_step * group_size * config.sampling.max_tokens,
+            "evaluation responses": config.evaluation.num_prompts * config.evaluation.samples_per_prompt,
+            "learning rate, first step": self.learning_rate(0),
+            "learning rate, last step": self.learning_rate(config.run.steps - 1),
+            "weight proof tolerance (log-prob)": self.tolerance,
+            "processes": self.num_processes,
+            "engine KV cache (GiB, all workers)": config.rollout.num_workers * config.rollout.kv_cache_gib,
+        }
+
+    @property
+    def num_processes(self) -> int:
+        """Actors and verifier processes; 1 without Ray."""
+        config = self.config
+        if config.cluster.kind is ClusterKind.inprocess:
+            return 1
+        return config.rollout.num_workers + config.learner.world_size + config.verifier.num_processes + 2
+
+    @property
+    def max_in_flight(self) -> int:
+        """Evaluation prompts on their way at once: enough to keep every engine full twice over."""
+        rollout, evaluation = self.config.rollout, self.config.evaluation
+        return max(1, 2 * rollout.num_workers * rollout.max_num_seqs // evaluation.samples_per_prompt)
+
+    def learning_rate(self, step: int) -> float:
+        """Of ``step``, counted from 0."""
+        learner, steps = self.config.learner, self.config.run.steps
+        if learner.lr_schedule is Schedule.constant or steps == 1:
+            return learner.lr
+        done = step / (steps - 1)
+        return learner.lr * (1 - done * (1 - learner.lr_floor))
+
+    def sampling(self) -> Sampling:
+        """How training responses are drawn."""
+        s = self.config.sampling
+        return Sampling(s.group_size, s.temperature, s.max_tokens, self.config.run.seed, s.top_p, s.top_k, s.min_p)
+
+    def evaluation_sampling(self) -> Sampling:
+        """How held-out responses are drawn: the whole distribution, at the evaluation's temperature."""
+        evaluation = self.config.evaluation
+        return Sampling(
+            evaluation.samples_per_prompt,
+            evaluation.temperature,
+            self.config.sampling.max_tokens,
+            self.config.run.seed,
+        )
+
+    def objective(self) -> Objective:
+        """The point of the grid, for the learner."""
+        objective = self.config.objective
+        return Objective(
+            divergence=objective.divergence,
+            token_clip=objective.token_clip.kind,
+            clip_low=objective.token_clip.low,
+            clip_high=objective.token_clip.high,
+            length_norm=objective.length_norm.value,
+            sampling_temperature=self.config.sampling.temperature,
+            behaviour_from_engine=objective.behaviour is Behaviour.engine,
+        )
+
+    def target_rule(self) -> TargetRule:
+        """How targets are built."""
+        objective = self.config.objective
+        return TargetRule(
+            objective.target_temperature,
+            objective.ddof,
+            objective.temperature_floor,
+            anchored=objective.divergence != "first_order",
+        )
+
+    def optimiser(self) -> OptimiserSettings:
+        """AdamW."""
+        learner = self.config.learner
+        return OptimiserSettings((learner.betas[0], learner.betas[1]), learner.weight_decay, learner.gradient_clip)
+
+    def loop_settings(self) -> LoopSettings:
+        """The loop's own values."""
+        config = self.config
+        return LoopSettings(
+            steps=config.run.steps,
+            groups_per_step=config.pipeline.groups_per_step,
+            updates_per_step=config.pipeline.updates_per_step,
+            max_staleness=config.pipeline.max_staleness,
+            max_attempts=config.pipeline.max_attempts,
+            tokens_per_micro_batch=config.pipeline.tokens_per_micro_batch,
+            sampling=self.sampling(),
+            behaviour_from_engine=config.objective.behaviour is Behaviour.engine,
+            learning_rate=self.learning_rate,
+            checkpoints=self.run_dir / "checkpoints",
+            checkpoint_every=config.checkpoint.every,
+            checkpoint_keep=config.checkpoint.keep,
+            evaluate_every=config.evaluation.every,
+        )
+
+    def source(self, tokenizer: Tokenizer) -> PromptSource:
+        """Prompts of the task. Raises DataError when the data cannot be used."""
+        task, seed = self.config.task, self.config.run.seed
+        if task.name == "countdown":
+            encoder = PromptEncoder(tokenizer, task.template, self.max_prompt_tokens)
+            return CountdownSource(
+                seed=seed,
+                counts=task.counts,
+                template=task.template,
+                verifier=self.verifier,
+                encoder=encoder,
+                num_train=task.num_train,
+            )
+        assert task.path is not None
+        return DatasetSource(
+            path=task.path,
+            heldout_path=task.heldout_path,
+            columns=(task.prompt_column, task.answer_column),
+            verifier=self.verifier,
+            encoder=PromptEncoder(tokenizer, task.template, self.max_prompt_tokens),
+            seed=seed,
+            num_train=task.num_train,
+        )
+
+
+def make_plan(config: Config, *, for_training: bool = True) -> Plan:
+    """Check everything that can be checked without starting a process. Raises ConfigError."""
+    model_path = config.model.path
+    context = warmup.CONTEXT_LENGTH if model_path is None else context_length(model_path)
+    if config.sampling.max_tokens >= context:
+        raise ConfigError(
+            f"sampling.max_tokens is {config.sampling.max_tokens}, but the model has {context} positions for prompt "
+            f"and response together; expected at most {context - 1}"
+        )
+    tolerance = config.transport.tolerance
+    if tolerance is None:
+        exact = config.model.dtype == config.rollout.dtype == "float32"
+        tolerance = 1e-3 if exact else 0.5
+    run_dir = Path(config.run.dir) / config.run.name
+    plan = Plan(config, run_dir, model_path, context, _verifier(config), tolerance)
+    _check_task(plan)
+    if for_training:
+        _check_run_folder(plan)
+    _check_memory(plan)
+    if model_path is not None:
+        _check_data(plan, Tokenizer.load(model_path))
+    return plan
+
+
+def _check_data(plan: Plan, tokenizer: Tokenizer) -> None:
+    source = plan.source(tokenizer)
+    source.train(0)
+    if plan.config.evaluation.num_prompts:
+        source.heldout(plan.config.evaluation.num_prompts)
+
+
+def _verifier(config: Config) -> str:
+    name = config.task.verifier or DEFAULT_VERIFIERS.get(config.task.name)
+    if name is None:
+        raise ConfigError(
+            f"task.name={config.task.name} has no verifier of its own; set task.verifier to one of "
+            f"{', '.join(VERIFIERS)}, or to 'module:function'"
+        )
+    try:
+        resolve(name, VERIFIERS, "task.verifier")
+    except UnknownName as error:
+        raise ConfigError(str(error)) from error
+    return name
+
+
+def _check_task(plan: Plan) -> None:
+    task = plan.config.task
+    if task.name not in ("countdown", "dataset"):
+        raise ConfigError(f"task.name is {task.name!r}; expected countdown or dataset")
+    if task.num_train is not None and task.num_train < 1:
+        raise ConfigError(f"task.num_train is {task.num_train}; expected 1 or more, or null for all")
+    if task.name == "dataset":
+        _check_files(task.path, task.heldout_path, plan.config.evaluation.num_prompts)
+
+
+def _check_files(path: str | None, heldout_path: str | None, num_prompts: int) -> None:
+    if path is None:
+        raise ConfigError("task.path is null; task.name=dataset needs a .jsonl or .parquet file")
+    if heldout_path is None and num_prompts:
+        raise ConfigError(
+            "task.heldout_path is null, but evaluation.num_prompts is "
+            f"{num_prompts}; give a file of held-out prompts, or set evaluation.num_prompts=0"
+        )
+    for key, value in (("task.path", path), ("task.heldout_path", heldout_path)):
+        if value is not None and value.endswith((".jsonl", ".parquet")) and not Path(value).is_file():
+            raise ConfigError(f"{key} is {value!r}, which does not exist; expected a .jsonl or .parquet file")
+
+
+def _check_run_folder(plan: Plan) -> None:
+    folder = plan.run_dir
+    if folder.exists() and any(folder.iterdir()) and plan.config.run.resume is Resume.never:
+        raise ConfigError(
+            f"run folder {folder} exists and is not empty; take another run.name, continue it with run.resume=auto, "
+            "or remove it"
+        )
+    parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"run folder {folder} cannot be made: {parent} is not a writable folder; set run.dir")
+
+
+def _check_memory(plan: Plan) -> None:
+    config = plan.config
+    if config.cluster.kind is not ClusterKind.ray or config.cluster.address or config.rollout.gpus_per_worker:
+        return
+    needed = config.rollout.num_workers * config.rollout.kv_cache_gib + config.cluster.object_store_gib
+    available = psutil.virtual_memory().available / 2**30
+    if needed > available:
+        raise ConfigError(
+            f"the engines' KV caches and the object store need {needed:.1f} GiB, but {available:.1f} GiB of memory are "
+            "free on this machine; lower rollout.kv_cache_gib, rollout.num_workers or cluster.object_store_gib"
+        )
+
+
+def build_model(plan: Plan, on_progress: warmup.Progress | None = None) -> str:
+    """The folder of the model to train: the configured one, or the tiny base policy, built and cached on first use."""
+    if plan.model_path is not None:
+        return plan.model_path
+    recipe = plan.config.model.warmup
+    cache = recipe.cache_dir or os.environ.get("LPO_RAY_CACHE") or str(Path.home() / ".cache" / "lpo-ray")
+    settings = warmup.Recipe(recipe.seed, recipe.steps, recipe.batch_size, recipe.lr, tuple(plan.config.task.counts))
+    return str(warmup.cached_base_policy(Path(cache), settings, on_progress))
+
+
+def render(plan: Plan, lines: Sequence[str] = ()) -> str:
+    """The derived numbers as aligned text."""
+    width = max(len(name) for name in plan.numbers())
+    return "\n".join([*lines, *(f"{name:<{width}}  {value}" for name, value in plan.numbers().items())])

@@ -1,0 +1,154 @@
+"""The run's observer: turns what the loop reports into metrics, samples, summary, report and progress."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from lpo_ray.config.schema import ProgressKind
+from lpo_ray.errors import GroupLost
+from lpo_ray.evaluation import Evaluation
+from lpo_ray.loop import StepRecord
+from lpo_ray.telemetry.metrics import step_metrics
+from lpo_ray.telemetry.progress import Progress
+from lpo_ray.telemetry.report import write_report
+from lpo_ray.telemetry.samples import write_samples
+from lpo_ray.telemetry.sinks import MetricsLog, TensorBoard, write_json
+from lpo_ray.telemetry.stages import StageClock
+from lpo_ray.telemetry.summary import build_summary
+from lpo_ray.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderSettings:
+    """What the recorder needs to know of the run."""
+
+    folder: Path
+    run: str
+    seed: int
+    steps: int
+    model: str
+    task: str
+    objective: dict[str, object]
+    divergence: str
+    pass_reward: float
+    samples_every: int
+    tensorboard: bool
+    progress: ProgressKind
+
+
+class Recorder:
+    """Observer of one run. ``resumed`` opens the sinks, ``close`` writes summary and report."""
+
+    def __init__(self, settings: RecorderSettings, console: Console, tokenizer: Tokenizer) -> None:
+        self._settings, self._tokenizer = settings, tokenizer
+        self._clock = StageClock()
+        self._progress = Progress(settings.progress, console, self._clock, settings.steps)
+        self._metrics = MetricsLog(settings.folder / "metrics.jsonl")
+        self._evaluations_file = settings.folder / "evaluations.json"
+        self._tensorboard: TensorBoard | None = None
+        self._evaluations: dict[int, dict[str, object]] = {}
+        self._tokens = 0
+        self.step = 0
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """See loop.Observer."""
+        return self._clock.stage(name)
+
+    def resumed(self, step: int) -> None:
+        """The run goes on after ``step`` (0: it starts). What was written beyond it is dropped, to be written again."""
+        folder = self._settings.folder
+        self._metrics.truncate_after(step)
+        for path in (folder / "samples").glob("step_*.parquet"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        if self._evaluations_file.exists():
+            stored = json.loads(self._evaluations_file.read_text())
+            self._evaluations = {int(at): value for at, value in stored.items() if int(at) <= step}
+        self._tokens = sum(int(str(row["tokens"])) for row in self._metrics.read())
+        if self._settings.tensorboard:
+            self._tensorboard = TensorBoard(folder / "tensorboard", step + 1)
+        self.step = step
+        if step:
+            self._progress.note(f"resumed after step {step}")
+
+    def lost(self, lost: GroupLost) -> None:
+        """See loop.Observer."""
+        self._progress.note(str(lost))
+
+    def step_done(self, record: StepRecord) -> None:
+        """See loop.Observer."""
+        settings = self._settings
+        metrics = step_metrics(
+            record.step,
+            record.targets,
+            record.report,
+            pass_reward=settings.pass_reward,
+            learning_rate=record.batch.learning_rate,
+            seconds=self._clock.lap(),
+            groups=record.groups,
+            version=str(record.version),
+        )
+        self.step = record.step
+        self._tokens += int(str(metrics["tokens"]))
+        self._metrics.append(metrics)
+        if self._tensorboard is not None:
+            self._tensorboard.append(metrics)
+        if settings.samples_every and record.step % settings.samples_every == 0:
+            write_samples(
+                settings.folder / "samples" / f"step_{record.step:06d}.parquet",
+                record.targets,
+                record.report,
+                step=record.step,
+                divergence=settings.divergence,
+                decode=self._tokenizer.decode,
+            )
+        self._progress.step(metrics)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """How far an evaluation is."""
+        self._progress.doing(f"{done}/{total} prompts" if done < total else "")
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """The policy after ``step`` was evaluated."""
+        self._evaluations[step] = evaluation.to_json()
+        write_json(self._evaluations_file, {str(at): value for at, value in self._evaluations.items()})
+        shown = "  ".join(
+            f"pass@{k} {value:.3f} [{evaluation.ci95[k][0]:.3f}, {evaluation.ci95[k][1]:.3f}]"
+            for k, value in evaluation.pass_at.items()
+        )
+        self._progress.note(f"evaluation after step {step}: {shown}")
+        self._clock.lap()
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether an evaluation of the policy after ``step`` is on record."""
+        return step in self._evaluations
+
+    def close(self, groups: dict[str, int], wall_seconds: float) -> None:
+        """Write summary.json and report.html from what there is, and give the terminal back."""
+        settings = self._settings
+        self._progress.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        write_json(
+            settings.folder / "summary.json",
+            build_summary(
+                run=settings.run,
+                seed=settings.seed,
+                steps=self.step,
+                model=settings.model,
+                task=settings.task,
+                wall_seconds=wall_seconds,
+                objective=settings.objective,
+                before=self._evaluations.get(0),
+                after=self._evaluations.get(self.step) if self.step else None,
+                seconds=self._clock.totals(),
+                tokens=self._tokens,
+                groups=groups,
+            ),
+        )
+        write_report(settings.folder)

@@ -1,0 +1,248 @@
+"""Every type that crosses a border between components. Each stage wraps the one before, so no field is ever unset.
+
+Made by: the prompt source (Prompt), rollout engines (PromptGroup), the verifier service (ScoredGroup), the target
+builder (TargetGroup), packing (TrainBatch), the learner (StepReport). Read by: the next stage, and telemetry.
+Arrays are numpy: pickled without copies by Ray, and read-only after it. Shapes: K responses, T tokens of a response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+FinishReason = Literal["stop", "length"]
+
+
+def _same_length(what: str, expected: int, **lengths: int) -> None:
+    for name, length in lengths.items():
+        if length != expected:
+            raise ValueError(f"{what}: {name} has {length} entries, expected {expected}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """One question. Made by the prompt source.
+
+    Example: ``Prompt("train-00000007", np.array([22, 15, 14]), '{"numbers": [3, 4, 7], "target": 5}', "countdown")``
+    """
+
+    prompt_id: str
+    """unique in the run; sorts in data order"""
+    token_ids: IntArray
+    """[T] what the engine is given and the learner conditions on"""
+    answer: str
+    """opaque to the system; only the verifier reads it"""
+    verifier: str
+    """row of VERIFIERS, or "module:function" """
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) == 0:
+            raise ValueError(f"prompt {self.prompt_id} has no tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn. Probabilities are those of the *sampling* temperature."""
+
+    group_size: int
+    temperature: float
+    max_tokens: int
+    seed: int
+    """run seed; each response's own seed is derived from (seed, prompt id, attempt, index)"""
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """One sampled output, the stop token included. Made by a rollout engine."""
+
+    token_ids: IntArray
+    """[T] exactly what was sampled; never retokenised"""
+    behaviour_logprobs: FloatArray
+    """[T] log pi_b of each token under the distribution it was sampled from, as the engine reports it"""
+    versions: IntArray
+    """[T] step of the weights that sampled each token"""
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) == 0:
+            raise ValueError("a response has no tokens; expected at least the stop token")
+        _same_length(
+            "response",
+            len(self.token_ids),
+            behaviour_logprobs=len(self.behaviour_logprobs),
+            versions=len(self.versions),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptGroup:
+    """One prompt and its K responses: the atom of the system. Made by a rollout engine."""
+
+    prompt: Prompt
+    attempt: int
+    """0 for the first issue of the prompt, +1 for each reissue"""
+    responses: tuple[Response, ...]
+
+    def __post_init__(self) -> None:
+        if not self.responses:
+            raise ValueError(f"group {self.prompt.prompt_id} has no responses")
+
+    @property
+    def oldest_version(self) -> int:
+        """Step of the oldest weights that sampled any token of the group."""
+        return int(min(response.versions.min() for response in self.responses))
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens of the group."""
+        return sum(len(response.token_ids) for response in self.responses)
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens of one forward over the group: each response with its prompt, without padding."""
+        return self.num_tokens + len(self.responses) * len(self.prompt.token_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredGroup:
+    """A group with K real verdicts. Made by the verifier service."""
+
+    group: PromptGroup
+    rewards: FloatArray
+    """[K] finite"""
+
+    def __post_init__(self) -> None:
+        _same_length(f"group {self.group.prompt.prompt_id}", len(self.group.responses), rewards=len(self.rewards))
+        if not np.isfinite(self.rewards).all():
+            raise ValueError(f"group {self.group.prompt.prompt_id} has rewards {self.rewards}, expected finite numbers")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetGroup:
+    """A scored group with its target on the simplex. Made by the target builder (LPO, Theorem 1)."""
+
+    scored: ScoredGroup
+    log_target: FloatArray
+    """[K] log w*; for K = 1 the log of the virtual group's sigmoid((R - b)/tau)"""
+    anchor: FloatArray
+    """[K] s_t: log-ratio of the pre-update policy to the behaviour; zeros when on-policy"""
+    temperature: float
+    """tau"""
+
+    def __post_init__(self) -> None:
+        size = len(self.scored.rewards)
+        _same_length(
+            f"group {self.group.prompt.prompt_id}", size, log_target=len(self.log_target), anchor=len(self.anchor)
+        )
+
+    @property
+    def group(self) -> PromptGroup:
+        """The sampled group inside."""
+        return self.scored.group
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """Whole groups for one forward. May be empty: every rank runs the same number of forwards."""
+
+    groups: tuple[TargetGroup, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """One optimiser update: micro-batches per rank and the denominators of the whole update."""
+
+    shares: tuple[tuple[MicroBatch, ...], ...]
+    """[rank][i]; every rank has the same number"""
+    num_prompts: int
+    """over all ranks and micro-batches: the loss is divided by this, never by a local count"""
+    num_tokens: int
+    """response tokens over all ranks and micro-batches"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainBatch:
+    """All updates of one step. Made by packing, read by the learner."""
+
+    step: int
+    updates: tuple[Update, ...]
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProjectedGroup:
+    """What the learner saw of one group at its update: enough to recompute the loss."""
+
+    prompt_id: str
+    attempt: int
+    update: int
+    log_ratio: FloatArray
+    """[K] s_theta before this update"""
+    surrogate: FloatArray
+    """[K] what each response adds to the differentiated loss: its coefficient times its clipped log-ratio"""
+    coefficient: FloatArray
+    """[K] c_k"""
+    loss: float
+    """divergence of the group"""
+    entropy: FloatArray
+    """[K] mean token entropy, nats"""
+    clip_fraction: FloatArray
+    """[K] share of tokens outside the clip band"""
+    engine_mismatch: FloatArray
+    """[K] mean over tokens of log pi_engine - log pi_behaviour; 0 up to rounding when engine and learner agree"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpdateReport:
+    """One optimiser update, as one rank reports it; the learner merges the ranks' groups."""
+
+    groups: tuple[ProjectedGroup, ...]
+    gradient_norm: float
+    """before clipping, over all ranks"""
+    forwards: int
+    """forward passes this rank ran, empty ones included"""
+
+    @property
+    def loss(self) -> float:
+        """Mean over prompts of the divergence."""
+        return float(np.mean([group.loss for group in self.groups])) if self.groups else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepReport:
+    """All updates of one step. Made by the learner, read by telemetry."""
+
+    updates: tuple[UpdateReport, ...]
+
+    @property
+    def groups(self) -> tuple[ProjectedGroup, ...]:
+        """Groups of all updates, in update order."""
+        return tuple(group for update in self.updates for group in update.groups)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the step's prompts of the divergence at the update that trained them."""
+        return float(np.mean([group.loss for group in self.groups]))
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsVersion:
+    """Identity of published weights: the step that made them and the digest of the bytes."""
+
+    step: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.step}:{self.digest[:12]}"
+
+
+Anchor = tuple[FloatArray, ...]
+"""s_t of each group, [K] each, in the groups' order"""

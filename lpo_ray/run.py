@@ -1,0 +1,163 @@
+"""One run from a plan to its folder: open, build, evaluate, train, evaluate, summarise. Ends cleanly on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lpo_ray import checkpoint
+from lpo_ray.config import dump_config
+from lpo_ray.errors import ComponentDied, Interrupted, LpoRayError
+from lpo_ray.evaluation import Evaluation, evaluate
+from lpo_ray.interfaces import Components
+from lpo_ray.ledger import Ledger
+from lpo_ray.loop import TrainingLoop
+from lpo_ray.plan import Plan
+from lpo_ray.recorder import Recorder
+from lpo_ray.records import WeightsVersion
+from lpo_ray.telemetry.sinks import write_text
+from lpo_ray.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Build = Callable[[Plan, str], Awaitable[Components]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished run has to show."""
+
+    run_dir: Path
+    before: Evaluation | None
+    after: Evaluation | None
+
+
+class Signals:
+    """SIGINT and SIGTERM: the loop is asked to stop; without a loop, or at the second signal, the work is cancelled."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.loop: TrainingLoop | None = None
+        self.step = 0
+        self._task: asyncio.Task[object] | None = None
+
+    def install(self, task: asyncio.Task[T]) -> None:
+        """Handle signals for ``task`` from now on."""
+        self._task = task
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        again, self.received = self.received is not None, number
+        if self.loop is None or again:
+            assert self._task is not None
+            self._task.cancel()
+        else:
+            self.loop.stop(number)
+
+
+def run_until_signal(work: Callable[[Signals], Coroutine[object, object, T]]) -> T:
+    """Run ``work`` in an event loop. Raises Interrupted after a signal, else the first error of a task group."""
+
+    async def main() -> T:
+        signals = Signals()
+        task = asyncio.ensure_future(work(signals))
+        signals.install(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if signals.received is None:
+                raise
+            raise Interrupted(signals.received, signals.step) from None
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from group
+
+    return asyncio.run(main())
+
+
+async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, signals: Signals) -> Outcome:
+    """Carry out the plan. Raises Interrupted after a signal (work committed), or the first error of a component."""
+    config = plan.config
+    source = plan.source(Tokenizer.load(model_path))
+    heldout = source.heldout(config.evaluation.num_prompts)
+    plan.run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(plan.run_dir / "config.yaml", dump_config(config))
+    ledger = Ledger(plan.run_dir / "ledger.sqlite")
+    started = time.monotonic()
+    evaluations: dict[int, Evaluation] = {}
+    try:
+        async with _open(build, plan, model_path, recorder) as components:
+
+            async def evaluation(step: int) -> None:
+                if not heldout or recorder.has_evaluated(step):
+                    return
+                with recorder.stage("evaluate"):
+                    evaluations[step] = await evaluate(
+                        components.rollout,
+                        components.verifier,
+                        heldout,
+                        plan.evaluation_sampling(),
+                        ks=config.evaluation.ks,
+                        pass_reward=config.evaluation.pass_reward,
+                        max_in_flight=plan.max_in_flight,
+                        on_progress=recorder.evaluating,
+                    )
+                recorder.evaluated(step, evaluations[step])
+
+            version, owed = await _restore(plan, components, ledger, recorder)
+            if version.step == 0:
+                await evaluation(0)
+            signals.loop, signals.step = (
+                TrainingLoop(components, source, ledger, plan.loop_settings(), recorder),
+                version.step,
+            )
+            version = await signals.loop.run(version, owed, evaluation)
+            signals.loop, signals.step = None, version.step
+            await evaluation(version.step)
+    finally:
+        recorder.close(ledger.counts(), time.monotonic() - started)
+        ledger.close()
+    return Outcome(plan.run_dir, evaluations.get(0), evaluations.get(version.step))
+
+
+@contextlib.asynccontextmanager
+async def _open(build: Build, plan: Plan, model_path: str, recorder: Recorder) -> AsyncIterator[Components]:
+    with recorder.stage("start"):
+        components = await build(plan, model_path)
+    try:
+        yield components
+    finally:
+        await components.close()
+
+
+async def _restore(
+    plan: Plan, components: Components, ledger: Ledger, recorder: Recorder
+) -> tuple[WeightsVersion, list[tuple[int, str]]]:
+    """Weights of the newest checkpoint (or the model's own), published and proved, and the prompts still owed."""
+    found = checkpoint.list_checkpoints(plan.run_dir / "checkpoints")
+    state = checkpoint.read_state(found[-1], components.learner.world_size) if found else None
+    if state is not None:
+        await components.learner.restore(found[-1])
+    step = 0 if state is None else state.step
+    owed = ledger.rewind(step)
+    recorder.resumed(step)
+    with recorder.stage("publish"):
+        version = await components.transport.publish(step)
+    if state is not None and version.digest != state.digest:
+        raise ComponentDied(
+            "the learner", f"checkpoint {found[-1]} restored weights {version}, but it was saved as {state.digest[:12]}"
+        )
+    return version, owed
+
+
+def first_cause(group: BaseExceptionGroup) -> BaseException:
+    """The error that ended a task group: one of ours if there is one, else the first."""
+    errors: list[BaseException] = []
+    for error in group.exceptions:
+        errors.append(first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
+    return next((error for error in errors if isinstance(error, LpoRayError)), errors[0])

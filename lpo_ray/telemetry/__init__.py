@@ -1,0 +1,1 @@
+"""What a run tells: stage times, metrics, samples, summary, report, live progress."""

@@ -1,0 +1,94 @@
+"""One flat dict of numbers for each step: what LPO.md section 6 asks for, and what users look at first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from lpo_ray.objective import Diagnostics, diagnose
+from lpo_ray.records import ProjectedGroup, StepReport, TargetGroup
+
+Value = int | float | str | list[float]
+
+
+def step_metrics(
+    step: int,
+    targets: Sequence[TargetGroup],
+    report: StepReport,
+    *,
+    pass_reward: float,
+    learning_rate: float,
+    seconds: Mapping[str, float],
+    groups: Mapping[str, int],
+    version: str,
+) -> dict[str, Value]:
+    """Metrics of one step. ``seconds``: by stage, of this step. Entropies and divergences in nats; means over groups
+    unless the name says otherwise.
+    """
+    rewards = np.concatenate([target.scored.rewards for target in targets])
+    responses = [response for target in targets for response in target.group.responses]
+    lengths = np.array([len(response.token_ids) for response in responses])
+    ages = [step - 1 - target.group.oldest_version for target in targets]
+    projected = report.groups
+    found = diagnostics(targets, projected)
+    tokens, total = int(lengths.sum()), sum(seconds.values())
+    return {
+        "step": step,
+        "reward": float(rewards.mean()),
+        "pass_rate": float((rewards >= pass_reward).mean()),
+        "loss": report.loss,
+        "loss_per_update": [update.loss for update in report.updates],
+        "surrogate": float(np.mean([group.surrogate.sum() for group in projected])),
+        "gradient_norm": float(np.mean([update.gradient_norm for update in report.updates])),
+        "gradient_norm_per_update": [update.gradient_norm for update in report.updates],
+        "learning_rate": learning_rate,
+        "token_entropy": float(np.mean(np.concatenate([group.entropy for group in projected]))),
+        "target_temperature": float(np.mean([target.temperature for target in targets])),
+        "target_entropy": _mean(found.target_entropy),
+        "policy_entropy": _mean(found.policy_entropy),
+        "kl_target_policy": _mean(found.kl_target_policy),
+        "kl_policy_target": _mean(found.kl_policy_target),
+        "total_variation": _mean(found.total_variation),
+        "predicted_gain": _mean(found.predicted_gain),
+        "realised_gain": _mean(found.realised_gain),
+        "effective_sample_size": _mean(found.effective_sample_size),
+        "equal_reward_fraction": _mean(found.equal_rewards),
+        "clip_fraction": float(np.mean(np.concatenate([group.clip_fraction for group in projected]))),
+        "largest_coefficient": float(max(np.abs(group.coefficient).max() for group in projected)),
+        "engine_mismatch": float(max(np.abs(group.engine_mismatch).max() for group in projected)),
+        "response_length": float(lengths.mean()),
+        "truncated_fraction": float(np.mean([response.finish_reason == "length" for response in responses])),
+        "staleness": float(np.mean(ages)),
+        "staleness_max": int(max(ages)),
+        "tokens": tokens,
+        "tokens_per_second": tokens / total if total else 0.0,
+        "forwards": sum(update.forwards for update in report.updates),
+        "seconds": total,
+        **{f"seconds_{stage}": value for stage, value in seconds.items()},
+        **{f"groups_{state}": count for state, count in groups.items()},
+        "weights_version": version,
+    }
+
+
+def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGroup]) -> Diagnostics:
+    """Diagnostics of a step's groups, padded to the largest K."""
+    by_name = {(group.prompt_id, group.attempt): group for group in projected}
+    found = [by_name[target.group.prompt.prompt_id, target.group.attempt] for target in targets]
+    width = max(len(target.log_target) for target in targets)
+    mask = torch.zeros(len(targets), width, dtype=torch.bool)
+    columns = [torch.zeros(len(targets), width, dtype=torch.float64) for _ in range(4)]
+    for row, (target, group) in enumerate(zip(targets, found, strict=True)):
+        size = len(target.log_target)
+        mask[row, :size] = True
+        values = (target.scored.rewards, target.anchor, group.log_ratio, target.log_target)
+        for column, value in zip(columns, values, strict=True):
+            column[row, :size] = torch.from_numpy(np.array(value, dtype=np.float64))
+    tau = torch.tensor([target.temperature for target in targets], dtype=torch.float64)
+    rewards, anchor, log_ratio, log_target = columns
+    return diagnose(rewards, tau, anchor, log_ratio, log_target, mask=mask)
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.double().mean())

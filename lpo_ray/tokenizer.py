@@ -1,0 +1,72 @@
+"""A model's tokenizer as this system uses it: text to token ids once, token ids to text for people and verifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lpo_ray.errors import ConfigError
+from lpo_ray.records import IntArray
+
+
+class Tokenizer:
+    """Typed shell around a Hugging Face tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, path: str) -> Tokenizer:
+        """The tokenizer of a model folder. ConfigError when there is none."""
+        try:
+            return cls(AutoTokenizer.from_pretrained(path))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"model.path is {path!r}, whose tokenizer could not be loaded: {reason}") from error
+
+    def __len__(self) -> int:
+        """Tokens of the vocabulary, added ones included."""
+        return len(self._tokenizer)
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends a response."""
+        return self._required("eos_token_id")
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills batches; the end token where a model has none."""
+        pad = self._tokenizer.pad_token_id
+        return self.eos_token_id if pad is None else int(cast("int", pad))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether ``encode_chat`` works."""
+        return self._tokenizer.chat_template is not None
+
+    def encode(self, text: str) -> IntArray:
+        """[T] token ids, without special tokens."""
+        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
+    def encode_chat(self, text: str) -> IntArray:
+        """[T] token ids of ``text`` as the user's turn, with the prompt for the assistant's."""
+        messages = [{"role": "user", "content": text}]
+        rendered = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.encode(cast("str", rendered))
+
+    def decode(self, token_ids: IntArray) -> str:
+        """Text without special tokens."""
+        return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def save(self, folder: Path) -> None:
+        """Write it beside a model."""
+        self._tokenizer.save_pretrained(folder)
+
+    def _required(self, name: str) -> int:
+        value = getattr(self._tokenizer, name)
+        if value is None:
+            raise ConfigError(f"the model's tokenizer has no {name}; responses could not end")
+        return int(value)

@@ -1,0 +1,38 @@
+"""What a verifier says of one response. Stdlib only: verifier processes import it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Either scored (a finite reward) or unscored (a reason). A failed check is never a reward of 0.
+
+    Example: ``Verdict.scored(0.1, "value 21, target 22")``, ``Verdict.unscored("no verdict within 10 s")``
+    """
+
+    reward: float | None
+    detail: str
+
+    def __post_init__(self) -> None:
+        if self.reward is not None and not math.isfinite(self.reward):
+            raise ValueError(
+                f"a verdict's reward is {self.reward}; expected a finite number, or Verdict.unscored(reason)"
+            )
+
+    @classmethod
+    def scored(cls, reward: float, detail: str = "") -> Verdict:
+        """The response was checked."""
+        return cls(float(reward), detail)
+
+    @classmethod
+    def unscored(cls, reason: str) -> Verdict:
+        """The response could not be checked."""
+        return cls(None, reason)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether there is a reward."""
+        return self.reward is not None

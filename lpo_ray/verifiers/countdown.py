@@ -1,0 +1,101 @@
+"""Countdown: reach the target with every given number exactly once, by + - * / (LPO paper: reward 1 / 0.1 / 0).
+
+The answer is JSON: ``{"numbers": [3, 5, 7], "target": 22}``. The response is an expression, or has one between
+``<answer>`` and ``</answer>`` (the last pair counts); a tail "= 22" is allowed when it states the target. The
+expression is parsed by ``ast`` and evaluated in exact rational arithmetic; nothing is ever executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from fractions import Fraction
+
+from lpo_ray.verdict import Verdict
+
+MAX_CHARACTERS = 200
+"""of an expression; longer ones are not looked at, so that no response can cost time"""
+MAX_DIGITS = 9
+"""of a number; Countdown's are small, and arithmetic on larger ones would take as long as the response wants"""
+
+_ALLOWED = re.compile(r"[0-9+\-*/() ]+")
+_NUMBER = re.compile(r"[0-9]+")
+_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
+_TAGS = ("<answer>", "</answer>")
+
+
+class _NotCountdown(ValueError):
+    """The text is no expression of the game."""
+
+
+def countdown(prompt: str, response: str, answer: str) -> Verdict:
+    """1 when correct; 0.1 when a well-formed expression has the wrong value or numbers; 0 otherwise."""
+    return _check(response, answer, formatted=0.1)
+
+
+def countdown_strict(prompt: str, response: str, answer: str) -> Verdict:
+    """1 when correct, 0 otherwise."""
+    return _check(response, answer, formatted=0.0)
+
+
+def _check(response: str, answer: str, formatted: float) -> Verdict:
+    problem = json.loads(answer)
+    numbers, target = sorted(problem["numbers"]), int(problem["target"])
+    try:
+        used, value = _evaluate(_expression(response, target))
+    except _NotCountdown as error:
+        return Verdict.scored(0.0, str(error))
+    except ZeroDivisionError:
+        return Verdict.scored(formatted, "divides by zero")
+    if sorted(used) != numbers:
+        return Verdict.scored(formatted, f"uses {sorted(used)}, given {numbers}")
+    if value != target:
+        return Verdict.scored(formatted, f"is {value}, target {target}")
+    return Verdict.scored(1.0, "correct")
+
+
+def _expression(response: str, target: int) -> str:
+    """The part of the response that is meant as the expression."""
+    end = response.rfind(_TAGS[1])
+    if end >= 0:
+        start = response.rfind(_TAGS[0], 0, end)
+        if start < 0:
+            raise _NotCountdown("</answer> without <answer>")
+        response = response[start + len(_TAGS[0]) : end]
+    if len(response) > MAX_CHARACTERS:
+        raise _NotCountdown(f"{len(response)} characters, at most {MAX_CHARACTERS} are looked at")
+    text, equals, tail = response.strip().partition("=")
+    if equals and tail.strip() != str(target):
+        raise _NotCountdown("the text after '=' is not the target")
+    return text.strip()
+
+
+def _evaluate(text: str) -> tuple[list[int], Fraction]:
+    """Numbers used and exact value of an expression. Raises _NotCountdown or ZeroDivisionError."""
+    if not _ALLOWED.fullmatch(text):
+        raise _NotCountdown("characters other than digits, + - * / and parentheses")
+    if any(len(digits) > MAX_DIGITS for digits in _NUMBER.findall(text)):
+        raise _NotCountdown(f"a number of more than {MAX_DIGITS} digits")
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _NotCountdown(f"not an expression: {type(error).__name__}") from None
+    used: list[int] = []
+    return used, _value(tree.body, used)
+
+
+def _value(node: ast.expr, used: list[int]) -> Fraction:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        used.append(node.value)
+        return Fraction(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand, used)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATORS):
+        left, right = _value(node.left, used), _value(node.right, used)
+        if isinstance(node.op, ast.Add):
+            return left + right
+        if isinstance(node.op, ast.Sub):
+            return left - right
+        return left * right if isinstance(node.op, ast.Mult) else left / right
+    raise _NotCountdown(f"{type(node).__name__} is not part of the game")

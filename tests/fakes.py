@@ -1,0 +1,134 @@
+"""Hand-written components that record the order of events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lpo_ray.errors import GroupLost
+from lpo_ray.loop import StepRecord
+from lpo_ray.records import (
+    Anchor,
+    FloatArray,
+    IntArray,
+    ProjectedGroup,
+    Prompt,
+    PromptGroup,
+    Response,
+    Sampling,
+    ScoredGroup,
+    StepReport,
+    TargetGroup,
+    TrainBatch,
+    UpdateReport,
+    WeightsVersion,
+)
+
+
+@dataclass
+class FakeComponents:
+    """All five interfaces in one object; ``events`` is what happened, in order."""
+
+    events: list[str] = field(default_factory=list)
+    lose: dict[str, int] = field(default_factory=dict)
+    """prompt id -> how many attempts are lost"""
+    step: int = 0
+    fail_project_at: int | None = None
+    sampled_at: dict[str, int] = field(default_factory=dict)
+    world_size: int = 2
+    sample_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.rollout = self.verifier = self.target_builder = self.learner = self.transport = self
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        version = self.step
+        self.sampled_at[prompt.prompt_id] = version
+        await asyncio.sleep(self.sample_seconds)
+        if self.lose.get(prompt.prompt_id, 0) > attempt:
+            raise GroupLost(prompt.prompt_id, attempt, "the fake engine lost it")
+        responses = tuple(
+            Response(np.array([1, 2]), np.zeros(2, np.float32), np.full(2, version), "stop")
+            for _ in range(sampling.group_size)
+        )
+        return PromptGroup(prompt, attempt, responses)
+
+    async def score(self, group: PromptGroup) -> ScoredGroup:
+        return ScoredGroup(group, np.arange(len(group.responses), dtype=np.float32))
+
+    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
+        self.events.append(f"build {len(groups)}")
+        size = len(groups[0].rewards)
+        flat = np.full(size, -np.log(size), dtype=np.float32)
+        return [TargetGroup(scored, flat, s_t, 1.0) for scored, s_t in zip(groups, anchor, strict=True)]
+
+    async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
+        self.events.append("anchor")
+        return tuple(np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
+
+    async def project(self, batch: TrainBatch) -> StepReport:
+        if batch.step == self.fail_project_at:
+            raise RuntimeError("the fake learner broke")
+        self.events.append(f"project {batch.step}")
+        reports = []
+        for number, update in enumerate(batch.updates):
+            targets = [target for share in update.shares for mb in share for target in mb.groups]
+            reports.append(UpdateReport(tuple(projected(target, number) for target in targets), 1.0, 1))
+        return StepReport(tuple(reports))
+
+    async def publish(self, step: int) -> WeightsVersion:
+        self.events.append(f"publish {step}")
+        self.step = step
+        return WeightsVersion(step, f"digest-{step}")
+
+    async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
+        return [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
+
+    async def save(self, folder: Path) -> None:
+        self.events.append(f"save {self.step}")
+        (folder / "weights").write_text(str(self.step))
+
+    async def restore(self, folder: Path) -> None:
+        self.step = int((folder / "weights").read_text())
+
+    async def close(self) -> None:
+        self.events.append("close")
+
+
+def projected(target: TargetGroup, update: int) -> ProjectedGroup:
+    zeros = np.zeros(len(target.log_target), dtype=np.float32)
+    group = target.group
+    return ProjectedGroup(group.prompt.prompt_id, group.attempt, update, zeros, zeros, zeros, 0.0, zeros, zeros, zeros)
+
+
+class FakeSource:
+    """Prompt i is [i + 1]."""
+
+    def train(self, index: int) -> Prompt:
+        return Prompt(f"train-{index:08d}", np.array([index + 1]), "", "countdown")
+
+    def heldout(self, count: int) -> Sequence[Prompt]:
+        return [Prompt(f"heldout-{n:08d}", np.array([n + 1]), "", "countdown") for n in range(count)]
+
+
+@dataclass
+class FakeObserver:
+    """Remembers what it was told."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    losses: list[GroupLost] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        yield
+
+    def lost(self, lost: GroupLost) -> None:
+        self.losses.append(lost)
+
+    def step_done(self, record: StepRecord) -> None:
+        self.steps.append(record)
