@@ -7,6 +7,7 @@ Ray and vLLM are imported only once the configuration is known to be good.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import sys
@@ -94,6 +95,8 @@ def export(config: Path, overrides: tuple[str, ...], target: Path) -> None:
 
 def main() -> None:
     """Entry point: errors become one message on standard error and an exit code."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         cli.main(standalone_mode=False)

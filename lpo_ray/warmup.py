@@ -36,7 +36,7 @@ class Recipe:
     """All that decides the weights."""
 
     seed: int = 0
-    steps: int = 300
+    steps: int = 220
     batch_size: int = 128
     lr: float = 2e-3
     counts: tuple[int, ...] = (3,)

@@ -77,7 +77,7 @@ class RunConfig:
 class WarmupConfig:
     """Recipe of the tiny base policy that is built when model.path is null."""
 
-    steps: int = 300
+    steps: int = 220
     batch_size: int = 128
     lr: float = 2e-3
     seed: int = 0

@@ -136,7 +136,7 @@ def _hub(path: str) -> Iterator[Row]:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DataError(
-            f"task.path is {path!r}: neither .jsonl nor .parquet, and loading it from a hub needs `pip install datasets`"
+            f"task.path is {path!r}: neither .jsonl nor .parquet, and a hub's needs `pip install datasets`"
         ) from error
     try:
         local = Path(path).is_dir()

@@ -16,7 +16,6 @@ class TransformersEngine:
     def __init__(self, model: PreTrainedModel, eos_token_id: int, pad_token_id: int) -> None:
         """``model`` is owned by the engine and must not be trained."""
         self._model = model.eval()
-        self._generate = model.generate  # pyright: ignore[reportAttributeAccessIssue] - GenerationMixin is mixed in
         self._eos, self._pad = eos_token_id, pad_token_id
         self.step = 0
 
@@ -38,7 +37,9 @@ class TransformersEngine:
         )
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(derive_seed(sampling.seed, prompt.prompt_id, attempt))
-            output = self._generate(token_ids, attention_mask=torch.ones_like(token_ids), generation_config=config)
+            output = self._model.generate(  # pyright: ignore[reportCallIssue] - from GenerationMixin
+                token_ids, attention_mask=torch.ones_like(token_ids), generation_config=config
+            )
         sampled = output.sequences[:, token_ids.shape[1] :]
         scores = torch.stack(output.scores, dim=1).float().log_softmax(-1)
         logprobs = scores.gather(2, sampled[..., None])[..., 0]
