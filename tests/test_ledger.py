@@ -66,7 +66,7 @@ def test_a_reader_sees_committed_steps_while_the_writer_is_open(tmp_path: Path) 
         assert reader.execute("SELECT prompt_id, state FROM attempts").fetchall() == [("a", "issued")]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(["score", "lose", "train", "rewind"]), max_size=40), st.integers(1, 4))
 def test_any_history_balances(tmp_path_factory: pytest.TempPathFactory, moves: list[str], groups: int) -> None:
     """issued = in flight + trained + lost + stale, and a prompt is trained at most once, whatever happens."""

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_ray.packing import balance, pack_step
@@ -10,7 +10,6 @@ from tests.builders import make_target
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=24)
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(1, 4), st.integers(1, 100))
 def test_every_item_is_packed_once_and_ranks_run_the_same_number_of_micro_batches(
     sizes: list[int], world_size: int, budget: int

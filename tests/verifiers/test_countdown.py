@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpo_ray.data.countdown import answer_json, generate
+from lpo_ray.verifiers import VERIFIERS
+from lpo_ray.verifiers.countdown import countdown, countdown_strict
+from lpo_ray.verifiers.run import verify
+
+ANSWER = json.dumps({"numbers": [3, 5, 7], "target": 22})
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        ("3*5+7", 1.0),
+        ("7 + (5 * 3)", 1.0),
+        ("3*5+7=22", 1.0),
+        ("3*5+7 = 22", 1.0),
+        ("-(-(3*5))+7", 1.0),
+        ("thinking <answer>1</answer> no, <answer> 3*5+7 </answer>", 1.0),
+        ("3*5-7", 0.1),
+        ("3*5+7+0", 0.1),
+        ("3*5+7*1", 0.1),
+        ("22", 0.1),
+        ("3+3+5", 0.1),
+        ("3/(5-5)", 0.1),
+        ("3*5+7=23", 0.0),
+        ("", 0.0),
+        ("the answer is 22", 0.0),
+        ("3**5", 0.0),
+        ("3//5", 0.0),
+        ("3*5+", 0.0),
+        ("3,5,7", 0.0),
+        ("+3*5+7", 0.0),
+        ("3.0*5+7", 0.0),
+        ("3*5+7</answer>", 0.0),
+        ("03*5+7", 0.0),
+    ],
+)
+def test_rewards(response: str, reward: float) -> None:
+    assert countdown("", response, ANSWER).reward == reward
+    assert countdown_strict("", response, ANSWER).reward == (1.0 if reward == 1.0 else 0.0)
+
+
+def test_exact_rational_arithmetic() -> None:
+    assert countdown("", "8/(3-8/3)", json.dumps({"numbers": [8, 3, 8, 3], "target": 24})).reward == 1.0
+    # floating point says 49*(1/49) != 1
+    assert countdown("", "49*(1/49)", json.dumps({"numbers": [49, 1, 49], "target": 1})).reward == 1.0
+
+
+HOSTILE = {
+    "power": "10**9**9",
+    "zero": "1/0",
+    "long": "1" * 100_000,
+    "long sum": "+".join(["1"] * 50_000),
+    "huge number": "9" * 150,
+    "fullwidth digits": "\uff13*\uff15+\uff17",
+    "superscript": "3\u00b2",
+    "arabic digits": "\u0663*5+7",
+    "nested": "(" * 99 + "1" + ")" * 99,
+    "deep": "(" * 50_000,
+    "minus": "-" * 199 + "1",
+    "null": "3*5\x00+7",
+    "import": "__import__('os').system('true')",
+    "hex": "0x10+5+7",
+    "underscore": "1_0+5+7",
+    "complex": "3j*5+7",
+    "walrus": "(a:=3)*5+7",
+    "tags": "<answer>" * 20_000 + "</answer>" * 20_000,
+    "surrogate": "\ud800",
+    "shift": "1<<99999999",
+    "newlines": "\n" * 100_000 + "3*5+7",
+    "product": "*".join(["999999999"] * 19),
+}
+
+
+@pytest.mark.parametrize("verifier", ["countdown", "countdown_strict", "boxed"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_responses_get_a_verdict_in_under_ten_milliseconds(name: str, verifier: str) -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        assert verify(verifier, "", HOSTILE[name], ANSWER).is_scored
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.010
+
+
+@given(st.text(max_size=300))
+def test_any_text_gets_a_verdict(text: str) -> None:
+    for verifier in VERIFIERS:
+        assert verify(verifier, "", text, ANSWER).is_scored
+
+
+@given(st.text(alphabet="0123456789+-*/() =", max_size=40))
+def test_the_checker_agrees_with_an_evaluator_of_its_own(text: str) -> None:
+    """A recursive-descent evaluator written for this test: no ast, no shared code."""
+    value = _Parser(text.replace(" ", "")).whole() if "=" not in text else None
+    verdict = countdown("", text, json.dumps({"numbers": [1], "target": 1}))
+    if value is None:
+        return
+    numbers, result = value
+    expected = 1.0 if numbers == [1] and result == 1 else 0.1
+    if " " not in text.strip() and max(numbers, default=0) < 10**9:
+        assert verdict.reward == expected, text
+
+
+class _Parser:
+    """expr = term (+|- term)*; term = unary (*|/ unary)*; unary = -unary | atom; atom = digits | (expr)."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at, self.numbers = text, 0, []
+
+    def whole(self) -> tuple[list[int], Fraction] | None:
+        try:
+            value = self.expr()
+        except (ValueError, ZeroDivisionError, IndexError):
+            return None
+        return (self.numbers, value) if self.at == len(self.text) else None
+
+    def peek(self) -> str:
+        return self.text[self.at : self.at + 1]
+
+    def expr(self) -> Fraction:
+        value = self.term()
+        while self.peek() in ("+", "-") and self.peek():
+            sign = self.text[self.at]
+            self.at += 1
+            right = self.term()
+            value = value + right if sign == "+" else value - right
+        return value
+
+    def term(self) -> Fraction:
+        value = self.unary()
+        while self.peek() in ("*", "/") and self.peek():
+            sign = self.text[self.at]
+            self.at += 1
+            right = self.unary()
+            value = value * right if sign == "*" else value / right
+        return value
+
+    def unary(self) -> Fraction:
+        if self.peek() == "-":
+            self.at += 1
+            return -self.unary()
+        if self.peek() == "(":
+            self.at += 1
+            value = self.expr()
+            if self.peek() != ")":
+                raise ValueError
+            self.at += 1
+            return value
+        start = self.at
+        while self.peek().isdigit():
+            self.at += 1
+        digits = self.text[start : self.at]
+        if not digits or (len(digits) > 1 and digits[0] == "0"):
+            raise ValueError
+        self.numbers.append(int(digits))
+        return Fraction(int(digits))
+
+
+@given(st.integers(0, 10**6), st.sampled_from([(3,), (4,), (3, 4)]))
+def test_every_generated_solution_is_correct(index: int, counts: tuple[int, ...]) -> None:
+    problem = generate(7, index, split="train", counts=counts)
+    assert countdown("", problem.solution, answer_json(problem)).reward == 1.0
+
+
+def test_a_broken_answer_is_unscored_never_zero() -> None:
+    verdict = verify("countdown", "", "3*5+7", "not json")
+    assert verdict.reward is None
+    assert "JSONDecodeError" in verdict.detail
