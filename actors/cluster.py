@@ -91,6 +91,14 @@ class Cluster:
         _release(self.handles, self.placements)
 
 
+def check(config: Config) -> None:
+    """What only this side knows to be wrong, before anything starts. Raises ConfigError."""
+    try:
+        resolve(config.transport.kind, TRANSPORTS, "transport.kind")
+    except UnknownName as error:
+        raise ConfigError(str(error)) from error
+
+
 def connect(config: Config) -> None:
     """Join the cluster at cluster.address, or start one on this machine that ends with this process.
 
@@ -272,10 +280,7 @@ async def _start(
 
 def _transport(plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool) -> WeightTransport:
     settings = plan.config.transport
-    try:
-        kind = resolve(settings.kind, TRANSPORTS, "transport.kind")
-    except UnknownName as error:
-        raise ConfigError(str(error)) from error
+    kind = resolve(settings.kind, TRANSPORTS, "transport.kind")
     probe = probe_sequences(len(Tokenizer.load(model_path)), plan.context)
     return kind(learner, rollout, probe, plan.tolerance, settings.deadline_seconds)
 

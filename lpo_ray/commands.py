@@ -60,8 +60,9 @@ def _cluster(plan: Plan) -> Iterator[None]:
     if plan.config.cluster.kind is ClusterKind.inprocess:
         yield
         return
-    from actors.cluster import connect, disconnect
+    from actors.cluster import check, connect, disconnect
 
+    check(plan.config)
     try:
         connect(plan.config)
         yield

@@ -200,8 +200,8 @@ def make_plan(config: Config, *, for_training: bool = True) -> Plan:
         exact = config.model.dtype == config.rollout.dtype == "float32"
         tolerance = 1e-3 if exact else 0.5
     run_dir = Path(config.run.dir) / config.run.name
+    _check_task(config)
     plan = Plan(config, run_dir, model_path, context, _verifier(config), tolerance)
-    _check_task(plan)
     if for_training:
         _check_run_folder(plan)
     _check_memory(plan)
@@ -231,14 +231,16 @@ def _verifier(config: Config) -> str:
     return name
 
 
-def _check_task(plan: Plan) -> None:
-    task = plan.config.task
+def _check_task(config: Config) -> None:
+    task = config.task
     if task.name not in ("countdown", "dataset"):
         raise ConfigError(f"task.name is {task.name!r}; expected countdown or dataset")
     if task.num_train is not None and task.num_train < 1:
         raise ConfigError(f"task.num_train is {task.num_train}; expected 1 or more, or null for all")
+    if not task.counts or any(count not in (3, 4) for count in task.counts):
+        raise ConfigError(f"task.counts is {task.counts}; expected a list of 3 and 4, as in [3, 4]")
     if task.name == "dataset":
-        _check_files(task.path, task.heldout_path, plan.config.evaluation.num_prompts)
+        _check_files(task.path, task.heldout_path, config.evaluation.num_prompts)
 
 
 def _check_files(path: str | None, heldout_path: str | None, num_prompts: int) -> None:

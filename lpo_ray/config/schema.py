@@ -137,7 +137,7 @@ class TokenClipConfig:
 @dataclass
 class ObjectiveConfig:
     divergence: str = "forward_kl"
-    target_temperature: str | float = "group_std"
+    target_temperature: str | float | int = "group_std"
     ddof: int = 0
     temperature_floor: float = 1e-6
     token_clip: TokenClipConfig = field(default_factory=TokenClipConfig)

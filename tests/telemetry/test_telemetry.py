@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpo_ray.objective import project
+from lpo_ray.records import ProjectedGroup, StepReport, TargetGroup, UpdateReport
+from lpo_ray.telemetry.metrics import step_metrics
+from lpo_ray.telemetry.report import write_report
+from lpo_ray.telemetry.samples import write_samples
+from lpo_ray.telemetry.sinks import MetricsLog, write_json
+from lpo_ray.telemetry.stages import PRIORITY, StageClock
+from lpo_ray.telemetry.summary import build_summary
+from tests.builders import make_target
+
+SECONDS = {"sample": 1.0, "verify": 0.5, "anchor": 0.0, "project": 2.0, "publish": 0.5, "wait": 0.0}
+
+
+def report_of(targets: list[TargetGroup]) -> StepReport:
+    rng = np.random.default_rng(0)
+    groups = []
+    for number, target in enumerate(targets):
+        size = len(target.log_target)
+        log_ratio = rng.normal(size=size).astype(np.float32)
+        projection = project("forward_kl", torch.from_numpy(log_ratio)[None], torch.from_numpy(target.log_target)[None])
+        noise = rng.random(size).astype(np.float32)
+        groups.append(
+            ProjectedGroup(
+                target.group.prompt.prompt_id, 0, number % 2, log_ratio, noise, projection.coefficient[0].numpy(),
+                float(projection.loss), noise, noise, noise,
+            )
+        )  # fmt: skip
+    halves = [tuple(group for group in groups if group.update == update) for update in (0, 1)]
+    return StepReport(tuple(UpdateReport(half, 0.5, 2) for half in halves))
+
+
+def metrics_of(step: int, targets: list[TargetGroup]) -> dict:
+    return step_metrics(
+        step, targets, report_of(targets), pass_reward=1.0, learning_rate=0.1, seconds=SECONDS,
+        groups={"issued": 4, "trained": 4}, version=f"{step}:abc",
+    )  # fmt: skip
+
+
+def test_metrics_by_hand() -> None:
+    targets = [make_target(n, (3, 5)) for n in range(4)]
+    metrics = metrics_of(3, targets)
+    rewards = np.concatenate([target.scored.rewards for target in targets])
+    assert metrics["reward"] == pytest.approx(rewards.mean())
+    assert metrics["pass_rate"] == pytest.approx((rewards >= 1).mean())
+    assert metrics["response_length"] == 4.0
+    assert metrics["tokens"] == 32
+    assert metrics["tokens_per_second"] == 8.0
+    assert metrics["staleness"] == 2
+    assert metrics["effective_sample_size"] == pytest.approx(2.0)
+    assert metrics["forwards"] == 4
+    assert metrics["kl_target_policy"] == pytest.approx(metrics["loss"], rel=1e-5)
+    json.dumps(metrics)
+
+
+def test_groups_of_unequal_size_have_metrics() -> None:
+    metrics = metrics_of(1, [make_target(0, (3, 5)), make_target(1, (2, 2, 2, 9))])
+    assert np.isfinite([value for value in metrics.values() if isinstance(value, float)]).all()
+
+
+def test_the_parquet_reproduces_the_logged_loss(tmp_path: Path) -> None:
+    targets = [make_target(n, (3, 5, 2)) for n in range(4)]
+    report = report_of(targets)
+    path = tmp_path / "samples" / "step_000001.parquet"
+    write_samples(path, targets, report, step=1, divergence="forward_kl", decode=lambda ids: "\ud800" + str(ids))
+    frame = pq.read_table(path).to_pylist()
+    assert len(frame) == 12
+    losses = []
+    for prompt_id in sorted({row["prompt_id"] for row in frame}):
+        rows = [row for row in frame if row["prompt_id"] == prompt_id]
+        log_ratio, log_target = (torch.tensor([[row[key] for row in rows]]) for key in ("log_ratio", "log_target"))
+        losses.append(float(project(rows[0]["divergence"], log_ratio, log_target).loss))
+        assert sum(row["target"] for row in rows) == pytest.approx(1.0, rel=1e-5)
+    assert np.mean(losses) == pytest.approx(report.loss, rel=1e-6)
+    assert [path.name for path in path.parent.iterdir()] == ["step_000001.parquet"]
+
+
+class Ticking:
+    """A clock that the test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_instant_belongs_to_the_first_stage_in_priority() -> None:
+    clock_time = Ticking()
+    clock = StageClock(clock_time)
+    clock_time.now = 1.0
+    with clock.stage("sample"):
+        clock_time.now = 3.0
+        with clock.stage("project"), clock.stage("sample"):
+            assert clock.active() == {"project": 1, "sample": 2}
+            clock_time.now = 7.0
+        clock_time.now = 8.0
+    clock_time.now = 10.0
+    totals = clock.totals()
+    assert (totals["wait"], totals["sample"], totals["project"]) == (3.0, 3.0, 4.0)
+    assert clock.lap() == totals
+    assert sum(clock.lap().values()) == 0.0
+    with pytest.raises(ValueError, match="expected one of"), clock.stage("lunch"):
+        pass
+
+
+@given(st.lists(st.tuples(st.sampled_from(PRIORITY), st.floats(0, 10), st.floats(0, 10)), max_size=8))
+def test_stage_seconds_always_add_up_to_the_time_that_passed(work: list[tuple[str, float, float]]) -> None:
+    clock_time = Ticking()
+    clock = StageClock(clock_time)
+    for name, inside, outside in work:
+        with clock.stage(name):
+            clock_time.now += inside
+        clock_time.now += outside
+    assert sum(clock.totals().values()) == pytest.approx(clock_time.now)
+
+
+def test_metrics_have_neither_gap_nor_repeat_after_a_kill(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.append({"step": step, "reward": float("nan")})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    log.truncate_after(2)
+    log.append({"step": 3})
+    assert [row["step"] for row in log.read()] == [1, 2, 3]
+    assert log.read()[0]["reward"] is None
+
+
+def summary() -> dict[str, object]:
+    evaluation = {
+        "pass@1": 0.2, "pass@16": 0.8, "num_prompts": 256, "samples_per_prompt": 16,
+        "ci95": {"pass@1": [0.1, 0.3], "pass@16": [0.7, 0.9]}, "lost": 0, "mean_reward": 0.3, "mean_length": 8.0,
+    }  # fmt: skip
+    return build_summary(
+        run="r", seed=0, steps=3, model="m", task="countdown", wall_seconds=12.5,
+        objective={"divergence": "forward_kl", "target_temperature": "group_std", "token_clip": "clamp 0.2/0.2",
+                   "length_norm": "mean"},
+        before=evaluation, after=None, seconds={**SECONDS, "start": 9.0, "evaluate": 4.0}, tokens=800,
+        groups={"issued": 4, "trained": 4},
+    )  # fmt: skip
+
+
+def test_the_summary_keeps_its_contract() -> None:
+    found = summary()
+    assert set(found) >= {
+        "run", "seed", "steps", "model", "task", "wall_seconds", "objective", "evaluation", "time_share",
+        "tokens_per_second", "groups",
+    }  # fmt: skip
+    assert sum(found["time_share"].values()) == pytest.approx(1.0)
+    assert found["tokens_per_second"] == {"sampled": pytest.approx(800 / 1.5), "trained": pytest.approx(400.0)}
+    assert found["groups"] == {"issued": 4, "trained": 4, "lost": 0, "stale": 0, "filtered": 0}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_the_report_is_one_offline_page(steps: int, tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(1, steps + 1):
+        log.append(metrics_of(step, [make_target(n, (3, 5)) for n in range(4)]))
+    (tmp_path / "config.yaml").write_text("run:\n  name: <script>alert(1)</script>\n")
+    if steps:
+        write_json(tmp_path / "summary.json", summary())
+        write_json(tmp_path / "evaluations.json", {"0": summary()["evaluation"]["before"]})
+    page = write_report(tmp_path).read_text()
+    assert page.count("<svg") == 10
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    for fetched in ("src=", 'href="http', "url(http", "@import"):
+        assert fetched not in page
+    assert ("0.800" in page) == bool(steps)
