@@ -109,6 +109,8 @@ def connect(config: Config) -> None:
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.WARNING)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray warns that it turned its token authentication on, which is what a cluster of our own should have.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     wanted = sum(b["CPU"] for request in _requests(config) for b in request.bundles) + 1
     ray.init(
         num_cpus=max(int(wanted + 0.999), os.cpu_count() or 1),

@@ -7,14 +7,16 @@ engine steps, so an update is atomic. AsyncLLM gives the same by ``collective_rp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol, TypeVar, cast
 
 from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -26,7 +28,7 @@ class Engine(Protocol):
     """What a rollout worker asks of vLLM."""
 
     async def generate(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> RequestOutput:
-        """The finished output. Cancelling the await aborts the request."""
+        """The finished output. Cancelling the await aborts the request; ValueError when vLLM refuses it."""
         ...
 
     async def update_weights(self, payload: bytes, version: str) -> str:
@@ -66,7 +68,8 @@ class InprocessEngine:
         self._waiting[request_id] = (loop, future)
         prompt = TokensPrompt(prompt_token_ids=list(token_ids))
         try:
-            await self._on_thread(lambda: self._engine.add_request(request_id, prompt, params))
+            with _refusals():
+                await self._on_thread(lambda: self._engine.add_request(request_id, prompt, params))
             return await future
         except asyncio.CancelledError:
             self._work.put(lambda: self._engine.abort_request([request_id]))
@@ -151,8 +154,10 @@ class AsynchronousEngine:
     async def generate(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> RequestOutput:
         """See Engine."""
         finished: RequestOutput | None = None
-        async for output in self._engine.generate(TokensPrompt(prompt_token_ids=list(token_ids)), params, request_id):
-            finished = output
+        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        with _refusals():
+            async for output in self._engine.generate(prompt, params, request_id):
+                finished = output
         if finished is None:
             raise RuntimeError(f"vLLM ended request {request_id} without an output")
         return finished
@@ -176,6 +181,15 @@ class AsynchronousEngine:
     def close(self) -> None:
         """See Engine."""
         self._engine.shutdown()
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """vLLM's own validation errors as ValueError: the request is at fault, not the engine."""
+    try:
+        yield
+    except VLLMValidationError as error:
+        raise ValueError(str(error)) from error
 
 
 def _settle(future: asyncio.Future[T], result: T | None, error: BaseException | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,20 +14,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from lpo_ray.config.schema import ClusterKind, ProgressKind
-from lpo_ray.errors import ConfigError
+from lpo_ray.errors import ConfigError, Interrupted
 from lpo_ray.evaluation import evaluate
 from lpo_ray.inprocess.components import build_inprocess
 from lpo_ray.interfaces import Components
 from lpo_ray.plan import Plan, build_model
 from lpo_ray.recorder import Recorder, RecorderSettings
-from lpo_ray.run import Build, run_until_signal, train
+from lpo_ray.run import Build, interrupt_on_signal, run_until_signal, train
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.tokenizer import Tokenizer
 
 
 def train_command(plan: Plan) -> None:
     """Build the base policy if needed, train, and show what came out."""
-    console = Console(stderr=plan.config.telemetry.progress is ProgressKind.off)
+    interrupt_on_signal()
+    console = Console(stderr=plan.config.telemetry.progress is ProgressKind.quiet)
     model_path = _model(plan, console)
     with _cluster(plan):
         recorder = _recorder(plan, model_path, console)
@@ -65,7 +67,10 @@ def _cluster(plan: Plan) -> Iterator[None]:
     check(plan.config)
     try:
         connect(plan.config)
+        interrupt_on_signal()  # Ray has put its own handler in place, which would end with exit code 15
         yield
+    except SystemExit as stopped:
+        raise Interrupted(signal.SIGTERM, 0) from stopped
     finally:
         disconnect()
 

@@ -61,6 +61,16 @@ class Signals:
             self.loop.stop(number)
 
 
+def interrupt_on_signal() -> None:
+    """Until an event loop takes over, SIGINT and SIGTERM raise Interrupted wherever the program is."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise Interrupted(number, 0)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
 def run_until_signal(work: Callable[[Signals], Coroutine[object, object, T]]) -> T:
     """Run ``work`` in an event loop. Raises Interrupted after a signal, else the first error of a task group."""
 

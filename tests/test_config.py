@@ -61,7 +61,7 @@ def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -
         ("objective.divergence=nowhere:fn", "cannot be imported"),
         ("task.name=chess", "task.name is 'chess'"),
         ("task.verifier=chess", "task.verifier is 'chess'; expected one of boxed, countdown"),
-        ("task.name=dataset", "has no verifier of its own"),
+        ("task.name=dataset", "task.path is null"),
         ("task.counts=[]", "expected a list of 3 and 4"),
         ("task.counts=[7]", "expected a list of 3 and 4"),
         ("model.path=/nowhere/model", "'/nowhere/model'"),
@@ -143,6 +143,12 @@ def test_a_dataset_that_is_too_small_or_missing(tiny_policy: Path, tmp_path: Pat
     assert "which does not exist" in failure(*base, "task.path=/nowhere.jsonl", "task.heldout_path=/nowhere.jsonl")
     assert "task.heldout_path is null" in failure(*base, paths[0])
     assert "task.path is null" in failure(*base)
+
+
+def test_a_dataset_needs_a_verifier_to_be_named(tiny_policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "answer": "1"}')
+    message = failure("task.name=dataset", f"task.path={tmp_path}/train.jsonl", "evaluation.num_prompts=0")
+    assert "task.name=dataset has no verifier of its own" in message
 
 
 def test_numbers_of_a_plan(tmp_path: Path) -> None:

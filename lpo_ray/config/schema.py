@@ -53,7 +53,7 @@ class ProgressKind(Enum):
     auto = "auto"
     live = "live"
     plain = "plain"
-    off = "off"
+    quiet = "quiet"
 
 
 class Schedule(Enum):

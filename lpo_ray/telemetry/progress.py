@@ -37,7 +37,7 @@ _VERBS = {
 
 
 class Progress:
-    """The run's face. Shows nothing when ``kind`` is off."""
+    """The run's face. Shows nothing when ``kind`` is quiet."""
 
     def __init__(self, kind: ProgressKind, console: Console, clock: StageClock, steps: int) -> None:
         if kind is ProgressKind.auto:
@@ -63,7 +63,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Something that happened once; printed above the panel."""
-        if self._kind is not ProgressKind.off:
+        if self._kind is not ProgressKind.quiet:
             self._say(text)
 
     def doing(self, text: str) -> None:

@@ -1,0 +1,131 @@
+"""Ending a run from outside: SIGTERM, SIGINT, and SIGKILL of the driver; then resume. No process stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lpo_ray.checkpoint import list_checkpoints
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")
+
+
+class Run:
+    """A training run in a process of its own, known by an environment variable that its descendants inherit."""
+
+    def __init__(self, folder: Path, policy: Path, *overrides: str) -> None:
+        self.folder = folder / "quickstart"
+        self.mark = f"LPO_RAY_TEST_RUN={os.urandom(8).hex()}"
+        name, _, value = self.mark.partition("=")
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "lpo_ray", "train", QUICKSTART, f"run.dir={folder}", f"model.path={policy}",
+                "run.steps=500", "pipeline.groups_per_step=8", "sampling.group_size=4", "evaluation.num_prompts=0",
+                "checkpoint.every=3", *overrides,
+            ],
+            env={**os.environ, name: value},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 150
+        while len(self.steps()) < step:
+            assert self.process.poll() is None, self.process.stdout.read()
+            assert time.monotonic() < deadline, f"no step {step}"
+            time.sleep(0.2)
+
+    def steps(self) -> list[int]:
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def descendants(self) -> list[psutil.Process]:
+        """Every process that carries the mark: Ray's daemons and workers detach, but keep the environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if self.mark in {f"{k}={v}" for k, v in process.environ().items()}:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_nothing_is_left(self) -> None:
+        _, alive = psutil.wait_procs(self.descendants(), timeout=30)
+        assert [" ".join(process.cmdline()) for process in alive] == []
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_policy: Path) -> Iterator[Run]:
+    started = Run(tmp_path, tiny_policy)
+    yield started
+    for process in started.descendants():
+        process.kill()
+
+
+def states(folder: Path) -> dict[str, int]:
+    with sqlite3.connect(folder / "ledger.sqlite") as ledger:
+        return dict(ledger.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_no_process(run: Run, number: int, code: int) -> None:
+    run.wait_for_step(2)
+    assert len(run.descendants()) > 5
+    run.process.send_signal(number)
+    output, _ = run.process.communicate(timeout=90)
+    assert run.process.returncode == code, output
+    last = run.steps()[-1]
+    assert f"stopped by signal {int(number)} after step {last}; go on with run.resume=auto" in output
+    assert list_checkpoints(run.folder / "checkpoints")[-1].name == f"step_{last:06d}"
+    assert json.loads((run.folder / "summary.json").read_text())["steps"] == last
+    assert (run.folder / "report.html").exists()
+    run.assert_nothing_is_left()
+
+
+def test_a_killed_driver_leaves_no_orphan_and_the_run_resumes(run: Run, tmp_path: Path, tiny_policy: Path) -> None:
+    run.wait_for_step(5)
+    run.process.kill()
+    run.process.wait()
+    run.assert_nothing_is_left()
+    reached = run.steps()[-1]
+    assert reached >= 5
+    resumed = Run(tmp_path, tiny_policy, "run.resume=auto", f"run.steps={reached + 2}")
+    try:
+        output, _ = resumed.process.communicate(timeout=200)
+    finally:
+        for process in resumed.descendants():
+            process.kill()
+    assert resumed.process.returncode == 0, output
+    assert f"resumed after step {reached - reached % 3}" in output
+    assert resumed.steps() == list(range(1, reached + 3))
+    with sqlite3.connect(resumed.folder / "ledger.sqlite") as ledger:
+        trained = ledger.execute("SELECT data_index FROM attempts WHERE state = 'trained' ORDER BY 1").fetchall()
+        in_flight = ledger.execute("SELECT COUNT(*) FROM attempts WHERE state IN ('issued', 'scored')").fetchone()
+    assert [index for (index,) in trained] == list(range(8 * (reached + 2)))
+    assert in_flight == (0,)
+    assert set(states(resumed.folder)) <= {"trained", "lost"}
+
+
+def test_a_signal_while_the_components_start_ends_at_once(run: Run) -> None:
+    deadline = time.monotonic() + 60
+    while len(run.descendants()) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(4)
+    run.process.send_signal(signal.SIGTERM)
+    output, _ = run.process.communicate(timeout=60)
+    assert run.process.returncode == 143, output
+    run.assert_nothing_is_left()
