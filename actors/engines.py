@@ -185,7 +185,7 @@ class AsynchronousEngine:
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """vLLM's own validation errors as ValueError: the request is at fault, not the engine."""
+    """VLLM's own validation errors as ValueError: the request is at fault, not the engine."""
     try:
         yield
     except VLLMValidationError as error:

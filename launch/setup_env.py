@@ -44,6 +44,13 @@ def check_python(version: tuple[int, int]) -> None:
         raise SetupError(f"Python {version[0]}.{version[1]} was found; expected {wanted}: make PYTHON=python3.11 ...")
 
 
+def usable() -> bool:
+    """Whether .venv is of this Python and has pip; one that was cut short or made by another Python is not."""
+    code = f"import pip, sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
+    python = VENV / "bin/python"
+    return python.exists() and subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+
+
 def fingerprint(accelerator: str) -> str:
     """What the environment was made from."""
     digest = hashlib.blake2b(f"{accelerator} {sys.version_info[:2]}".encode(), digest_size=16)
@@ -130,9 +137,10 @@ def main() -> None:
         wanted = fingerprint(accelerator)
         if STAMP.exists() and STAMP.read_text() == wanted:
             return
-        say(f"creating {VENV.name} with Python {sys.version.split()[0]}")
+        say(f"making {VENV.name} with Python {sys.version.split()[0]}")
         STAMP.unlink(missing_ok=True)
-        venv.create(VENV, with_pip=True, clear=not (VENV / "bin/python").exists())
+        if not usable():
+            venv.create(VENV, with_pip=True, clear=VENV.exists())
         (install_cpu if accelerator == "cpu" else install_cuda)()
         partial = STAMP.with_suffix(".partial")
         partial.write_text(wanted)
