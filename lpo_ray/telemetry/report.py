@@ -106,7 +106,10 @@ def _draw(chart: Chart, rows: Sequence[Mapping[str, Value]], evaluations: Mappin
     axes.set_ylabel(chart.unit)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
+    labels = len(axes.get_legend_handles_labels()[0])
+    if chart.stacked and labels:
+        figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=labels)
+    elif labels > 1:
         axes.legend(frameon=False, fontsize=8, loc="best")
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
