@@ -9,13 +9,15 @@ from typing import TypeVar
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from lpo_ray.errors import ComponentDied, DeadlineExceeded
+from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, LpoRayError
 
 T = TypeVar("T")
 
 
 async def call(reference: ray.ObjectRef[T], *, who: str, what: str, seconds: float) -> T:
-    """The result of one actor call. Raises DeadlineExceeded or ComponentDied naming ``who``, or its own error."""
+    """The result of one actor call. Raises DeadlineExceeded, ComponentDied or ComponentFailed naming ``who``, or the
+    error of ours that the call ended in.
+    """
     return (await call_all([reference], who=[who], what=what, seconds=seconds))[0]
 
 
@@ -30,7 +32,7 @@ async def call_all(references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str]
     try:
         done, pending = await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         for future in done:
-            _raise_named(future, names[future])
+            _raise_named(future, names[future], what)
         if pending:
             late = ", ".join(sorted(names[future] for future in pending))
             raise DeadlineExceeded(late, what, seconds)
@@ -40,12 +42,15 @@ async def call_all(references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str]
             future.cancel()
 
 
-def _raise_named(future: asyncio.Future[T], who: str) -> None:
+def _raise_named(future: asyncio.Future[T], who: str, what: str) -> None:
     error = future.exception()
     if error is None:
         return
     if isinstance(error, ActorDiedError | RayActorError):
         raise ComponentDied(who, str(error).strip().replace("\n", " ")) from error
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if not isinstance(cause, LpoRayError):
+        raise ComponentFailed(who, what, f"{type(cause).__name__}: {cause}") from error
     if isinstance(error, RayTaskError):
-        raise error.cause if isinstance(error.cause, Exception) else error
+        raise cause from error
     raise error

@@ -111,5 +111,8 @@ def main() -> None:
     except LpoRayError as error:
         errors.print(f"{type(error).__name__}: {error}", markup=False)
         sys.exit(error.exit_code)
+    except OSError as error:
+        errors.print(f"{type(error).__name__}: {error}; what was committed before it is kept", markup=False)
+        sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(128 + signal.SIGINT)

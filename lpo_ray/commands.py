@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -143,7 +144,7 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
         run=config.run.name,
         seed=config.run.seed,
         steps=config.run.steps,
-        model=model_path,
+        model=config.model.path or Path(model_path).name,
         task=config.task.name,
         objective={
             "divergence": objective.divergence,

@@ -63,6 +63,17 @@ class ComponentDied(LpoRayError):
         return f"{self.who} died: {self.cause}"
 
 
+class ComponentFailed(LpoRayError):
+    """A component is alive, but a call to it ended in an error that is not one of ours; carries it as text."""
+
+    def __init__(self, who: str, what: str, cause: str) -> None:
+        super().__init__(who, what, cause)
+        self.who, self.what, self.cause = who, what, cause
+
+    def __str__(self) -> str:
+        return f"{self.who} failed to '{self.what}': {self.cause}"
+
+
 class WeightsNotProved(LpoRayError):
     """An engine does not serve the weights that were published to it."""
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from omegaconf import OmegaConf
 
 from lpo_ray import warmup
+from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClusterKind, Config, Resume, Schedule
 from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.data.dataset import DatasetSource
@@ -263,9 +265,27 @@ def _check_run_folder(plan: Plan) -> None:
             f"run folder {folder} exists and is not empty; take another run.name, continue it with run.resume=auto, "
             "or remove it"
         )
+    if (folder / "config.yaml").exists():
+        _check_resume(plan)
     parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"run folder {folder} cannot be made: {parent} is not a writable folder; set run.dir")
+
+
+RESUMED_AS_BEGUN = ("run.seed", "model", "task", "sampling", "pipeline.groups_per_step", "learner.world_size")
+"""what a resumed run may not change: the ledger's prompts and the checkpoint's shards were made with it"""
+
+
+def _check_resume(plan: Plan) -> None:
+    stored = OmegaConf.load(plan.run_dir / "config.yaml")
+    wanted = OmegaConf.create(dump_config(plan.config))
+    for key in RESUMED_AS_BEGUN:
+        begun, now = OmegaConf.select(stored, key), OmegaConf.select(wanted, key)
+        if begun != now:
+            raise ConfigError(
+                f"run folder {plan.run_dir} was begun with {key}={begun}, now it is {now}; a run is resumed with the "
+                "values it was begun with: set it back, or take another run.name"
+            )
 
 
 def _check_memory(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,11 @@ class Verdict:
 
     @classmethod
     def scored(cls, reward: float, detail: str = "") -> Verdict:
-        """The response was checked."""
+        """The response was checked. ValueError unless ``reward`` is a finite real number."""
+        if not isinstance(reward, Real):  # None would pass for unscored, and "1" for a number
+            raise ValueError(  # noqa: TRY004 - one error for every reward that is none, infinite ones included
+                f"a scored reward is {reward!r}; expected a finite number, or Verdict.unscored(reason)"
+            )
         return cls(float(reward), detail)
 
     @classmethod

@@ -99,6 +99,16 @@ def test_an_existing_run_folder_is_not_overwritten(tmp_path: Path) -> None:
     assert make_plan(load_config(QUICKSTART, [f"run.dir={tmp_path}", "run.resume=auto"])).run_dir.exists()
 
 
+def test_a_run_is_resumed_with_what_it_was_begun_with(tmp_path: Path) -> None:
+    folder = tmp_path / "quickstart"
+    folder.mkdir()
+    base = [f"run.dir={tmp_path}", "run.resume=auto"]
+    (folder / "config.yaml").write_text(dump_config(load_config(QUICKSTART, base)))
+    assert make_plan(load_config(QUICKSTART, [*base, "run.steps=99", "learner.lr=1e-5"]))
+    assert "was begun with run.seed=0, now it is 1" in failure(*base, "run.seed=1")
+    assert "was begun with learner.world_size=2, now it is 1" in failure(*base, "learner.world_size=1")
+
+
 def test_a_model_folder_without_a_model_is_named(tmp_path: Path) -> None:
     assert "has no config.json" in failure(f"model.path={tmp_path}")
     (tmp_path / "config.json").write_text("{half")

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
+from random import Random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.data.countdown import generate, render
+from lpo_ray.data.countdown import Problem, generate, render
 from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.data.source import PromptEncoder
 from lpo_ray.warmup import character_tokenizer
@@ -27,6 +31,28 @@ def test_a_problem_is_decided_by_seed_index_and_split(seed: int, index: int, spl
     assert len(problem.numbers) in (3, 4)
     assert 0 <= problem.target <= 100
     assert all(1 <= number <= 20 for number in problem.numbers)
+
+
+@given(st.lists(st.integers(1, 20), min_size=3, max_size=4), st.integers(0, 100), st.randoms())
+def test_the_split_is_the_problems_own_whatever_the_order_or_solution(numbers: list, target: int, rng: Random) -> None:
+    shuffled = rng.sample(numbers, len(numbers))
+    assert Problem(tuple(numbers), target, "").split == Problem(tuple(shuffled), target, "another").split
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "test"}, "split is 'test'; expected train or heldout"),
+        ({"counts": ()}, "counts is ()"),
+        ({"counts": (3, 0)}, "counts is (3, 0)"),
+        ({"max_number": 0}, "max_number is 0"),
+        ({"max_target": -1}, "draws gave no train problem"),
+    ],
+)
+def test_settings_without_a_problem_are_refused(settings: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lpo_ray.data.countdown.MAX_DRAWS", 100)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        generate(0, 0, **{"split": "train", **settings})
 
 
 def test_splits_never_overlap_whatever_the_seeds() -> None:

@@ -31,6 +31,7 @@ def test_lengths_are_checked_with_both_numbers() -> None:
         errors.GroupLost("p", 1, "why"),
         errors.DeadlineExceeded("who", "what", 3.0),
         errors.ComponentDied("who", "cause"),
+        errors.ComponentFailed("who", "what", "cause"),
         errors.WeightsNotProved("engine 0", "3:ab", 0.5, 1e-3, "probe"),
         errors.Interrupted(15, 7),
     ],

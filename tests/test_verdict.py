@@ -22,6 +22,12 @@ def test_a_reward_is_finite(reward: float) -> None:
         Verdict.scored(reward)
 
 
+@pytest.mark.parametrize("reward", [None, "1", 1j])
+def test_a_scored_reward_is_a_number(reward: object) -> None:
+    with pytest.raises(ValueError, match="a scored reward is"):
+        Verdict.scored(reward)
+
+
 def raises(prompt: str, response: str, answer: str) -> Verdict:
     raise RuntimeError("no network")
 

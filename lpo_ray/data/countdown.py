@@ -15,6 +15,8 @@ from lpo_ray.seeds import derive_seed
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 8
 """one in so many problems is held out"""
+MAX_DRAWS = 100_000
+"""for one problem; settings that allow hardly any problem are refused instead of searched for ever"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,17 @@ def generate(
 ) -> Problem:
     """Problem number ``index`` of ``seed`` in ``split``; targets are in 0..max_target, numbers in 1..max_number.
 
-    Solutions use every number once with + - * and exact /, in random order and nesting.
+    Solutions use every number once with + - * and exact /, in random order and nesting. ValueError when the settings
+    allow no problem.
     """
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split is {split!r}; expected train or heldout")
+    if not counts or min(counts) < 1:
+        raise ValueError(f"counts is {counts!r}; expected how many numbers a problem has, such as (3,) or (3, 4)")
+    if max_number < 1:
+        raise ValueError(f"max_number is {max_number}; expected 1 or more")
     rng = random.Random(derive_seed(seed, "countdown", split, index))
-    while True:
+    for _ in range(MAX_DRAWS):
         numbers = [rng.randint(1, max_number) for _ in range(rng.choice(tuple(counts)))]
         expression, value = _random_expression(rng, numbers)
         if value is None or value.denominator != 1 or not 0 <= value <= max_target:
@@ -58,6 +67,10 @@ def generate(
         problem = Problem(tuple(shuffled), int(value), expression)
         if problem.split == split:
             return problem
+    raise ValueError(
+        f"{MAX_DRAWS} draws gave no {split} problem with counts={counts}, max_number={max_number}, "
+        f"max_target={max_target}; allow more numbers or a larger target"
+    )
 
 
 def answer_json(problem: Problem) -> str:

@@ -1,4 +1,8 @@
-r"""The last ``\boxed{...}`` of a response against the answer: equal as text, or as a number within 1e-5."""
+r"""The last ``\boxed{...}`` of a response against the answer: equal as text, or as a number within 1e-5.
+
+Numbers are integers, decimals, ``a/b``, ``\frac{a}{b}`` and mixed ones such as ``1\frac{1}{2}``, in exact arithmetic.
+When the last box is not closed, as in a truncated response, an earlier one does not count.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,22 @@ from fractions import Fraction
 from lpo_ray.verdict import Verdict
 
 MAX_CHARACTERS = 1000
-"""of what stands in the box"""
+"""of what stands in the box; longer ones are not looked at, so that no response can cost time"""
 
-_FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d{1,30})\}\{(\d{1,30})\}")
-_NUMBER = re.compile(r"-?\d{1,30}(\.\d{1,30})?(/\d{1,30})?")
-_DROPPED = re.compile(r"\\left|\\right|\\!|\\,|\\;|\\ |\$|\s|\\%|%|\^\\circ|\^\{\\circ\}|°|(?<=\d),(?=\d{3})")
+_BRACE = re.compile(r"[{}]")
+_FRACTION = re.compile(r"(?<![0-9])\\frac\{(-?[0-9]{1,30})\}\{([0-9]{1,30})\}")
+_MIXED = re.compile(r"([+-]?)([0-9]{1,30})\\frac\{([0-9]{1,30})\}\{([0-9]{1,30})\}")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,30}(\.[0-9]{1,30})?|\.[0-9]{1,30})(/[0-9]{1,30})?")
+_DROPPED = re.compile(
+    r"\\left|\\right|\\!|\\,|\\;|\\ |\$|\s|\\%|%|\^\\circ|\^\{\\circ\}|°|(?<=[0-9]),(?=[0-9]{3}(?![0-9]))"
+)
 
 
 def boxed(prompt: str, response: str, answer: str) -> Verdict:
     """1 when the last box holds the answer, 0 otherwise."""
     content = last_box(response)
     if content is None:
-        return Verdict.scored(0.0, "no complete \\boxed{}")
-    if len(content) > MAX_CHARACTERS:
-        return Verdict.scored(0.0, f"{len(content)} characters in the box, at most {MAX_CHARACTERS} are looked at")
+        return Verdict.scored(0.0, f"no \\boxed{{}} that is closed within {MAX_CHARACTERS} characters")
     given, wanted = _normalised(content), _normalised(last_box(answer) or answer)
     if given == wanted:
         return Verdict.scored(1.0, "equal")
@@ -32,25 +38,31 @@ def boxed(prompt: str, response: str, answer: str) -> Verdict:
 
 
 def last_box(text: str) -> str | None:
-    """Content of the last box with balanced braces, or None."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    """Content of the last box, up to the brace that closes it; None without one within MAX_CHARACTERS."""
+    found = text.rfind("\\boxed{")
+    if found < 0:
         return None
-    depth = 0
-    for position in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
+    start = found + len("\\boxed{")
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + MAX_CHARACTERS + 1):
+        depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return text[start + len("\\boxed{") : position]
+            return text[start : brace.start()]
     return None
 
 
 def _normalised(text: str) -> str:
-    text = _FRACTION.sub(r"\1\2/\3", text)
-    text = _DROPPED.sub("", text)
+    text = _DROPPED.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = _FRACTION.sub(r"\1/\2", text)
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).rstrip(".").lower()
 
 
 def _number(text: str) -> Fraction | None:
+    mixed = _MIXED.fullmatch(text)
+    if mixed:
+        whole, above, below = (int(digits) for digits in mixed.groups()[1:])
+        value = None if below == 0 else whole + Fraction(above, below)
+        return -value if value is not None and mixed[1] == "-" else value
     if not _NUMBER.fullmatch(text):
         return None
     numerator, _, denominator = text.partition("/")

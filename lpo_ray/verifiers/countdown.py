@@ -3,6 +3,9 @@
 The answer is JSON: ``{"numbers": [3, 5, 7], "target": 22}``. The response is an expression, or has one between
 ``<answer>`` and ``</answer>`` (the last pair counts); a tail "= 22" is allowed when it states the target. The
 expression is parsed by ``ast`` and evaluated in exact rational arithmetic; nothing is ever executed.
+
+Well-formed means: decimal integers without leading zeros, + - * /, unary minus, parentheses, spaces; at most
+MAX_CHARACTERS long, which also bounds the tree. A division by zero is well-formed and wrong.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ MAX_DIGITS = 9
 
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
 _NUMBER = re.compile(r"[0-9]+")
+_LEADING_ZERO = re.compile(r"\b0[0-9]")
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 _TAGS = ("<answer>", "</answer>")
 
@@ -77,6 +81,8 @@ def _evaluate(text: str) -> tuple[list[int], Fraction]:
         raise _NotCountdown("characters other than digits, + - * / and parentheses")
     if any(len(digits) > MAX_DIGITS for digits in _NUMBER.findall(text)):
         raise _NotCountdown(f"a number of more than {MAX_DIGITS} digits")
+    if _LEADING_ZERO.search(text):  # Python takes 00 and refuses 07
+        raise _NotCountdown("a number with a leading zero")
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

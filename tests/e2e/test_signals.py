@@ -119,6 +119,19 @@ def test_a_killed_driver_leaves_no_orphan_and_the_run_resumes(run: Run, tmp_path
     assert set(states(resumed.folder)) <= {"trained", "lost"}
 
 
+@pytest.mark.parametrize(("actor", "name"), [("LearnerWorker", "learner rank"), ("RolloutWorker", "rollout worker 0")])
+def test_a_component_that_dies_ends_the_run_with_its_name(run: Run, actor: str, name: str) -> None:
+    """The other learner rank waits in a collective for ever; the run must not wait with it."""
+    run.wait_for_step(1)
+    victim = next(process for process in run.descendants() if f"ray::{actor}" in " ".join(process.cmdline()))
+    victim.kill()
+    output, _ = run.process.communicate(timeout=90)
+    assert run.process.returncode == 1, output
+    assert "ComponentDied: " + name in output
+    assert json.loads((run.folder / "summary.json").read_text())["steps"] == run.steps()[-1]
+    run.assert_nothing_is_left()
+
+
 def test_a_signal_while_the_components_start_ends_at_once(run: Run) -> None:
     deadline = time.monotonic() + 60
     while len(run.descendants()) < 4:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.data.countdown import answer_json, generate
+from lpo_ray.data.countdown import Split, answer_json, generate
 from lpo_ray.verifiers import VERIFIERS
 from lpo_ray.verifiers.countdown import countdown, countdown_strict
 from lpo_ray.verifiers.run import verify
@@ -42,6 +42,8 @@ ANSWER = json.dumps({"numbers": [3, 5, 7], "target": 22})
         ("3.0*5+7", 0.0),
         ("3*5+7</answer>", 0.0),
         ("03*5+7", 0.0),
+        ("00", 0.0),
+        ("10*5+100", 0.1),
     ],
 )
 def test_rewards(response: str, reward: float) -> None:
@@ -78,6 +80,11 @@ HOSTILE = {
     "shift": "1<<99999999",
     "newlines": "\n" * 100_000 + "3*5+7",
     "product": "*".join(["999999999"] * 19),
+    "open box": "\\boxed{" + "{" * 100_000,
+    "long box": "\\boxed{" + "x" * 1_000_000,
+    "boxes": "\\boxed{" * 20_000,
+    "fractions": "\\boxed{" + "\\frac{1}{" * 90 + "}" * 91,
+    "commas": "\\boxed{" + "1," * 400 + "}",
 }
 
 
@@ -109,6 +116,35 @@ def test_the_checker_agrees_with_an_evaluator_of_its_own(text: str) -> None:
     expected = 1.0 if numbers == [1] and result == 1 else 0.1
     if " " not in text.strip() and max(numbers, default=0) < 10**9:
         assert verdict.reward == expected, text
+
+
+_TREES = st.recursive(
+    st.integers(0, 30).map(lambda number: (str(number), [number], Fraction(number))),
+    lambda trees: st.one_of(
+        trees.map(lambda tree: (f"-({tree[0]})", tree[1], None if tree[2] is None else -tree[2])),
+        st.builds(lambda left, operator, right: _joined(left, operator, right), trees, st.sampled_from("+-*/"), trees),
+    ),
+    max_leaves=5,
+)
+"""(text, numbers used, value or None after a division by zero)"""
+
+
+def _joined(left: tuple, operator: str, right: tuple) -> tuple:
+    text, used = f"({left[0]}){operator} ({right[0]})", left[1] + right[1]
+    if left[2] is None or right[2] is None or (operator == "/" and right[2] == 0):
+        return text, used, None
+    compute = {"+": Fraction.__add__, "-": Fraction.__sub__, "*": Fraction.__mul__, "/": Fraction.__truediv__}
+    return text, used, compute[operator](left[2], right[2])
+
+
+@given(_TREES, st.permutations(range(5)), st.integers(-3, 3))
+def test_random_expressions_are_scored_by_their_numbers_and_exact_value(tree: tuple, order: list, off: int) -> None:
+    text, used, value = tree
+    numbers = [used[place] for place in order if place < len(used)]
+    target = 0 if value is None else int(value) + off
+    answer = json.dumps({"numbers": numbers, "target": target})
+    assert countdown("", text, answer).reward == (1.0 if value == target else 0.1)
+    assert countdown("", text, json.dumps({"numbers": [*numbers, 1], "target": target})).reward == 0.1
 
 
 class _Parser:
@@ -166,9 +202,10 @@ class _Parser:
         return Fraction(int(digits))
 
 
-@given(st.integers(0, 10**6), st.sampled_from([(3,), (4,), (3, 4)]))
-def test_every_generated_solution_is_correct(index: int, counts: tuple[int, ...]) -> None:
-    problem = generate(7, index, split="train", counts=counts)
+@given(st.integers(0, 10**6), st.sampled_from([(3,), (4,), (3, 4)]), st.sampled_from(["train", "heldout"]))
+def test_every_generated_solution_is_correct(index: int, counts: tuple[int, ...], split: Split) -> None:
+    problem = generate(7, index, split=split, counts=counts)
+    assert countdown_strict("", problem.solution, answer_json(problem)).reward == 1.0
     assert countdown("", problem.solution, answer_json(problem)).reward == 1.0
 
 
