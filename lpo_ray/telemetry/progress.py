@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -86,7 +86,10 @@ class Progress:
         elapsed = time.monotonic() - self._since
         head = Text(f"step {self._step}/{self._steps}  {self._line}  {elapsed:.0f} s")
         bar = ProgressBar(total=self._steps, completed=self._step, width=60)
-        return Group(head, bar, Text(f"{', '.join(working) or 'waiting'}  {self._note}", style="dim"))
+        panel = Table.grid()  # rows of a grid: a bare ProgressBar does not end its line
+        for row in (head, bar, Text(f"{', '.join(working) or 'waiting'}  {self._note}", style="dim")):
+            panel.add_row(row)
+        return panel
 
 
 def render_evaluation(before: Evaluation, after: Evaluation) -> Table:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from lpo_ray.config.schema import ProgressKind
 from lpo_ray.objective import project
 from lpo_ray.records import ProjectedGroup, StepReport, TargetGroup, UpdateReport
 from lpo_ray.telemetry.metrics import step_metrics
+from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
 from lpo_ray.telemetry.samples import write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, write_json
@@ -178,3 +182,32 @@ def test_the_report_is_one_offline_page(steps: int, tmp_path: Path) -> None:
     for fetched in ("src=", 'href="http', "url(http", "@import"):
         assert fetched not in page
     assert ("0.800" in page) == bool(steps)
+
+
+class Terminal(io.StringIO):
+    """Where a live panel may be drawn."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", list(ProgressKind))
+def test_progress_shows_the_step_and_what_each_stage_is_doing(kind: ProgressKind) -> None:
+    output = Terminal() if kind is ProgressKind.live else io.StringIO()
+    clock = StageClock(Ticking())
+    progress = Progress(kind, Console(file=output, width=120), clock, steps=9)
+    with clock.stage("sample"), clock.stage("sample"), clock.stage("project"):
+        progress.step(metrics_of(4, [make_target(n, (3, 5)) for n in range(4)]))
+        progress.note("something happened")
+        progress.doing("7/8 prompts")
+        progress.close()
+    shown = output.getvalue()
+    if kind is ProgressKind.quiet:
+        assert shown == ""
+        return
+    assert "step 4/9" in shown
+    assert "something happened" in shown
+    for name in ("reward", "pass", "entropy", "grad", "tok/s"):
+        assert name in shown
+    if kind is ProgressKind.live:
+        assert "projecting, sampling 2 groups  7/8 prompts" in shown
