@@ -185,7 +185,7 @@ class AsynchronousEngine:
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """VLLM's own validation errors as ValueError: the request is at fault, not the engine."""
+    """Validation errors of vLLM as ValueError: the request is at fault, not the engine."""
     try:
         yield
     except VLLMValidationError as error:

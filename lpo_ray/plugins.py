@@ -23,10 +23,15 @@ def resolve(name: str, table: Mapping[str, T], kind: str) -> T:
             f"{kind} is {name!r}; expected one of {', '.join(sorted(table))}, or 'package.module:function'"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        found: T = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a relative name, ".mod:fn"
         raise UnknownName(
-            f"{kind} is {name!r}, which cannot be imported ({error}); expected a function on PYTHONPATH or in the "
-            f"working folder, or one of {', '.join(sorted(table))}"
+            f"{kind} is {name!r}, which cannot be imported ({error}); expected 'package.module:function' on PYTHONPATH "
+            f"or in the working folder, or one of {', '.join(sorted(table))}"
         ) from error
+    if not callable(found):
+        raise UnknownName(
+            f"{kind} is {name!r}, which is a {type(found).__name__}; expected 'package.module:function', or one of "
+            f"{', '.join(sorted(table))}"
+        )
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpo_ray.objective.simplex import check_mask, exp_kept, log_kept, masked_log_softmax, masked_sum
+from lpo_ray.objective.simplex import check_mask, finite_log, masked_log_softmax, masked_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,14 @@ def diagnose(
     """Diagnostics of groups: rewards R, anchor s_t, log-ratio s_theta and log w*, each [P, K]; tau [P].
 
     The predicted gain is computed as R(w*) - R(P_t), which the theorem shows to be the same and which stays finite for
-    tau = infinity.
+    tau = infinity and exact where tau is large and Jeffreys all rounding. So of tau only the shape is read.
     """
     shapes = {tuple(value.shape) for value in (rewards, anchor, log_ratio, log_target)}
-    if len(shapes) != 1 or tau.shape != rewards.shape[:1]:
-        raise ValueError(f"shapes {shapes} and tau {tuple(tau.shape)}; expected [P, K] four times, and [P]")
+    if rewards.ndim != 2 or len(shapes) != 1 or tau.shape != rewards.shape[:1]:
+        raise ValueError(f"shapes {sorted(shapes)} and tau {tuple(tau.shape)}; expected [P, K] four times, and [P]")
     kept = check_mask(rewards, mask)
-    log_policy = masked_log_softmax(log_ratio, kept)
-    log_start = masked_log_softmax(anchor, kept)
-    policy, target, start = exp_kept(log_policy, kept), exp_kept(log_target, kept), exp_kept(log_start, kept)
-    log_p, log_w = log_kept(log_policy, kept), log_kept(log_target, kept)
+    log_p, log_w = finite_log(masked_log_softmax(log_ratio, kept), kept), finite_log(log_target, kept)
+    policy, target, start = log_p.exp(), log_w.exp(), masked_log_softmax(anchor, kept).exp()
     expected = masked_sum(start * rewards, kept)
     best = torch.where(kept, rewards, -torch.inf).amax(-1)
     worst = torch.where(kept, rewards, torch.inf).amin(-1)

@@ -2,6 +2,8 @@
 
 A newcomer adds a divergence as one function and one row of DIVERGENCES. Given log P and log w* [P, K] and the mask, it
 returns its value [P] and its coefficient [P, K]; for L(P) with g = dL/dP the coefficient is P (g - sum P g) (C.6).
+Both logs are finite: a masked or underflowed entry stands at LOG_ZERO, where its probability is 0. Whatever is weighted
+by P or w* is right without looking at the mask; a mean over the K responses has to use it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lpo_ray.objective.simplex import check_mask, exp_kept, log_kept, masked_log_softmax, masked_sum
+from lpo_ray.objective.simplex import check_mask, finite_log, masked_log_softmax, masked_sum
 from lpo_ray.plugins import resolve
 
 
@@ -32,29 +34,26 @@ Divergence = Callable[[Tensor, Tensor, Tensor], Projection]
 
 def forward_kl(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
     """KL(w* || P_theta): c = P - w*. Bounded, zero-sum, mode-covering; LPO's default."""
-    target = exp_kept(log_target, kept)
-    loss = masked_sum(target * (log_kept(log_target, kept) - log_kept(log_policy, kept)), kept)
-    return Projection(loss, exp_kept(log_policy, kept) - target)
+    target = log_target.exp()
+    return Projection((target * (log_target - log_policy)).sum(-1), log_policy.exp() - target)
 
 
 def reverse_kl(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
     """KL(P_theta || w*): c = P (d - sum P d) with d = log P - log w*. Zero-sum, not bounded; on-policy it is the policy
     gradient (Prop. 1).
     """
-    policy = exp_kept(log_policy, kept)
-    difference = log_kept(log_policy, kept) - log_kept(log_target, kept)
-    loss = masked_sum(policy * difference, kept)
+    policy, difference = log_policy.exp(), log_policy - log_target
+    loss = (policy * difference).sum(-1)
     return Projection(loss, policy * (difference - loss[:, None]))
 
 
 def jensen_shannon(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
     """JS(w*, P_theta): c = P (g - sum P g), g = log(P/m)/2, m = (w* + P)/2. In [0, log 2]."""
-    policy, target = exp_kept(log_policy, kept), exp_kept(log_target, kept)
-    log_p, log_w = log_kept(log_policy, kept), log_kept(log_target, kept)
-    log_m = torch.logaddexp(log_p, log_w) - math.log(2.0)
-    loss = 0.5 * masked_sum(target * (log_w - log_m) + policy * (log_p - log_m), kept)
-    slope = 0.5 * (log_p - log_m)
-    return Projection(loss, policy * (slope - masked_sum(policy * slope, kept)[:, None]))
+    policy, target = log_policy.exp(), log_target.exp()
+    log_m = torch.logaddexp(log_policy, log_target) - math.log(2.0)
+    loss = 0.5 * (target * (log_target - log_m) + policy * (log_policy - log_m)).sum(-1)
+    slope = 0.5 * (log_policy - log_m)
+    return Projection(loss, policy * (slope - (policy * slope).sum(-1, keepdim=True)))
 
 
 def first_order(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
@@ -64,10 +63,9 @@ def first_order(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Project
     gradient is c because A sums to zero.
     """
     count = kept.sum(-1, keepdim=True)
-    log_w = log_kept(log_target, kept)
-    advantage = torch.where(kept, log_w - masked_sum(log_w, kept)[:, None] / count, 0.0)
-    coefficient = -advantage / count
-    return Projection(masked_sum(coefficient * log_kept(log_policy, kept), kept), coefficient)
+    mean = masked_sum(log_target, kept)[:, None] / count
+    coefficient = -torch.where(kept, log_target - mean, 0.0) / count
+    return Projection((coefficient * log_policy).sum(-1), coefficient)
 
 
 def pointwise(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
@@ -75,8 +73,8 @@ def pointwise(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projectio
     fails. The loss is the cross-entropy -sum w* log P; through the log-ratios' normaliser its gradient would be
     P - w*, so here it is a value only.
     """
-    target = exp_kept(log_target, kept)
-    return Projection(-masked_sum(target * log_kept(log_policy, kept), kept), -target)
+    target = log_target.exp()
+    return Projection(-(target * log_policy).sum(-1), -target)
 
 
 DIVERGENCES: dict[str, Divergence] = {
@@ -93,13 +91,19 @@ def project(divergence: str, log_ratio: Tensor, log_target: Tensor, *, mask: Ten
     """Project P_theta = softmax(log_ratio) onto the target: loss [P] and coefficient [P, K].
 
     ``log_ratio`` s_theta [P, K] is raw, not clipped; ``log_target`` is log w* [P, K]. Masked entries have coefficient 0
-    whatever stands in them. Finite for |s| <= 300 and for log w* = -inf.
+    whatever stands in them. Finite for |s| <= 300 and for log w* = -inf, which counts as LOG_ZERO.
     """
     if log_ratio.ndim != 2 or log_ratio.shape != log_target.shape:
         raise ValueError(
             f"log_ratio {tuple(log_ratio.shape)} and log_target {tuple(log_target.shape)}: expected the same [P, K]"
         )
     kept = check_mask(log_ratio, mask)
-    log_policy = masked_log_softmax(log_ratio, kept)
-    loss, coefficient = resolve(divergence, DIVERGENCES, "divergence")(log_policy, log_target, kept)
+    log_policy = finite_log(masked_log_softmax(log_ratio, kept), kept)
+    function = resolve(divergence, DIVERGENCES, "divergence")
+    loss, coefficient = function(log_policy, finite_log(log_target, kept), kept)
+    if loss.shape != log_ratio.shape[:1] or coefficient.shape != log_ratio.shape:
+        raise ValueError(
+            f"divergence {divergence!r} returned loss {tuple(loss.shape)} and coefficient {tuple(coefficient.shape)} "
+            f"for log_ratio {tuple(log_ratio.shape)}; expected [P] and [P, K]"
+        )
     return Projection(loss, torch.where(kept, coefficient, 0.0).detach())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LOG_ZERO = -1e15
+"""log 0 as arithmetic can bear it: far below what rewards over the smallest tau reach, its square finite in fp32"""
+
 
 def response_log_ratio(token_log_ratio: Tensor, mask: Tensor, length_norm: str = "mean") -> Tensor:
     """[N, T] token log-ratios and mask -> [N] response log-ratio s: mean (LPO, Eq. 3) or sum (TPO) over its tokens.
@@ -56,12 +59,6 @@ def masked_sum(values: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept, values, 0.0).sum(-1)
 
 
-def exp_kept(log_values: Tensor, kept: Tensor) -> Tensor:
-    """Probabilities of log-probs, 0 where masked."""
-    return torch.where(kept, log_values, -torch.inf).exp()
-
-
-def log_kept(log_values: Tensor, kept: Tensor) -> Tensor:
-    """Log-probs with masked entries 0 and underflowed ones at a floor, so that 0 * log 0 is 0 and never NaN."""
-    floor = torch.finfo(log_values.dtype).min / 4
-    return torch.where(kept, log_values.clamp(min=floor), 0.0)
+def finite_log(log_values: Tensor, kept: Tensor) -> Tensor:
+    """Log-probs with masked and underflowed entries at LOG_ZERO: their exp is 0, and 0 * log 0 is 0, never NaN."""
+    return torch.where(kept, log_values.clamp(min=LOG_ZERO), LOG_ZERO)

@@ -60,6 +60,8 @@ def target_temperature(
     """
     if rewards.ndim != 2:
         raise ValueError(f"rewards have shape {tuple(rewards.shape)}; expected [P, K]")
+    if not rewards.is_floating_point():
+        raise ValueError(f"rewards are {rewards.dtype}; expected floating point, in which tau = 0.5 is not 0")
     kept = check_mask(rewards, mask)
     if not isinstance(rule, str):
         if not rule > 0:

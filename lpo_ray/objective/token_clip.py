@@ -16,9 +16,12 @@ from lpo_ray.plugins import resolve
 
 TokenClip = Callable[[Tensor, Tensor, float, float], Tensor]
 
+MAX_LOG_RATIO = 20.0
+"""ratio 5e8: no update of use is beyond it, and float32 ends at 88"""
+
 
 def clamp(delta: Tensor, coefficient: Tensor, low: float, high: float) -> Tensor:
-    """C clip(delta), literally as the paper says: no gradient outside the band on either side."""
+    """The paper's literal clip, c clip(delta): no gradient outside the band on either side."""
     return coefficient * delta.clamp(math.log1p(-low), math.log1p(high))
 
 
@@ -28,13 +31,17 @@ def one_sided(delta: Tensor, coefficient: Tensor, low: float, high: float) -> Te
 
 
 def ppo_ratio(delta: Tensor, coefficient: Tensor, low: float, high: float) -> Tensor:
-    """max(c r, c clip(r, 1 - low, 1 + high)) with r = exp(delta): PPO's pessimistic clip, for the baselines."""
-    ratio = delta.exp()
+    """max(c r, c clip(r, 1 - low, 1 + high)) with r = exp(delta): PPO's pessimistic clip, for the baselines.
+
+    A delta above MAX_LOG_RATIO counts as MAX_LOG_RATIO and has no gradient: exp would overflow, and the backward pass
+    of the branch that was *not* taken would multiply 0 by infinity.
+    """
+    ratio = delta.clamp(max=MAX_LOG_RATIO).exp()
     return torch.maximum(coefficient * ratio, coefficient * ratio.clamp(1 - low, 1 + high))
 
 
 def none(delta: Tensor, coefficient: Tensor, low: float, high: float) -> Tensor:
-    """C delta: no clip."""
+    """No clip: c delta."""
     return coefficient * delta
 
 
@@ -51,4 +58,12 @@ def clipped_token_loss(
             f"token_log_ratio {tuple(token_log_ratio.shape)} and coefficient {tuple(coefficient.shape)}: "
             "expected [N, T] and [N]"
         )
-    return resolve(kind, TOKEN_CLIPS, "token_clip")(token_log_ratio, coefficient.detach()[:, None], low, high)
+    if not (0 <= low < 1 and high >= 0):
+        raise ValueError(f"the band is 1 - {low!r} to 1 + {high!r}; expected low in [0, 1) and high of 0 or more")
+    loss = resolve(kind, TOKEN_CLIPS, "token_clip")(token_log_ratio, coefficient.detach()[:, None], low, high)
+    if loss.shape != token_log_ratio.shape:
+        raise ValueError(
+            f"token_clip {kind!r} returned {tuple(loss.shape)} for token_log_ratio {tuple(token_log_ratio.shape)}; "
+            "expected the same [N, T]"
+        )
+    return loss

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+Group = dict[str, torch.Tensor]
 FINITE = {"allow_nan": False, "allow_infinity": False, "allow_subnormal": False}
 
 
 @st.composite
-def groups(draw: st.DrawFn, min_k: int = 2, max_k: int = 9, spread: float = 3.0) -> dict[str, torch.Tensor]:
+def groups(draw: st.DrawFn, min_k: int = 2, max_k: int = 9, spread: float = 3.0) -> Group:
     """rewards, tau, anchor s_t and log-ratio s_theta of one group, [1, K] float64."""
     size = draw(st.integers(min_k, max_k))
 

@@ -21,10 +21,8 @@ from lpo_ray.objective import (
     target_temperature,
     virtual_group_coefficient,
 )
-from lpo_ray.plugins import UnknownName
-from tests.objective.strategies import FINITE, groups
+from tests.objective.strategies import FINITE, Group, groups
 
-Group = dict[str, torch.Tensor]
 ZERO_SUM = sorted(set(DIVERGENCES) - {"pointwise"})
 
 
@@ -161,6 +159,9 @@ def test_temperatures_by_hand() -> None:
     assert target_temperature(rewards, "batch_std", floor=0.0).tolist() == pytest.approx([centred, centred])
     assert target_temperature(rewards, 0.25).tolist() == [0.25, 0.25]
     assert target_temperature(rewards, "group_std", ddof=1, floor=0.0)[0] == pytest.approx(math.sqrt(1 / 3))
+    batch = target_temperature(rewards, "batch_std", ddof=1, floor=0.0)
+    assert batch[0] == pytest.approx(centred * math.sqrt(8 / 7))
+    assert target_temperature(torch.ones(2, 1), "group_std", ddof=1).tolist() == pytest.approx([1e-6, 1e-6])
     assert target_temperature(rewards, "group_std", floor=0.1)[0] == pytest.approx(0.6)
 
 
@@ -214,6 +215,30 @@ def test_clip_low_and_high_are_separate() -> None:
     delta = torch.tensor([[math.log(1.25), math.log(0.75)]], dtype=torch.float64, requires_grad=True)
     clipped_token_loss("clamp", delta, torch.ones(1, dtype=torch.float64), low=0.2, high=0.3).sum().backward()
     assert delta.grad.tolist() == [[1.0, 0.0]]
+    for high, loss in ((0.2, -1.2), (0.28, -1.25)):
+        found = clipped_token_loss("ppo_ratio", delta[:, :1], -torch.ones(1, dtype=torch.float64), low=0.2, high=high)
+        assert float(found) == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("coefficient", [-1.0, 1.0])
+@pytest.mark.parametrize("kind", TOKEN_CLIPS)
+def test_a_ratio_that_overflows_float32_leaves_a_finite_gradient(kind: str, coefficient: float) -> None:
+    """exp(100) is inf in float32; a branch that is not taken still takes part in the backward pass, as 0 * inf."""
+    delta = torch.tensor([[100.0, -300.0, 0.0]], requires_grad=True)
+    loss = clipped_token_loss(kind, delta, torch.tensor([coefficient]))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(delta.grad).all()
+    assert float(delta.grad[0, 2]) == coefficient
+
+
+def test_the_coefficient_of_a_clip_is_a_constant() -> None:
+    coefficient = torch.ones(1, requires_grad=True)
+    delta = torch.full((1, 2), 0.1, requires_grad=True)
+    clipped_token_loss("clamp", delta, coefficient).sum().backward()
+    assert coefficient.grad is None
+    log_ratio = torch.zeros(1, 2, requires_grad=True)
+    assert not any(project(name, log_ratio, log_ratio.detach() - 0.7).coefficient.requires_grad for name in DIVERGENCES)
 
 
 def test_response_log_ratio_is_a_mean_or_a_sum_over_real_tokens() -> None:
@@ -221,42 +246,39 @@ def test_response_log_ratio_is_a_mean_or_a_sum_over_real_tokens() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert response_log_ratio(tokens, mask, "mean").tolist() == [1.5, 4.0]
     assert response_log_ratio(tokens, mask, "sum").tolist() == [3.0, 4.0]
+    assert response_log_ratio(tokens, torch.zeros_like(mask), "mean").tolist() == [0.0, 0.0]
+
+
+def test_the_listwise_policy_of_a_masked_group() -> None:
+    """softmax(log 3, 0) = (3/4, 1/4), and log 0 for the entry that does not exist."""
+    log_ratio = torch.tensor([[math.log(3.0), 0.0, 9.0]], dtype=torch.float64)
+    found = listwise(log_ratio, mask=torch.tensor([[True, True, False]]))[0]
+    assert found.tolist() == pytest.approx([math.log(0.75), math.log(0.25), -math.inf])
 
 
 def test_virtual_group_is_bounded_by_a_half() -> None:
     coefficient = virtual_group_coefficient(torch.tensor([1e9, -1e9, 0.3]), 0.3, 1e-3)
     assert coefficient.tolist() == [-0.5, 0.5, 0.0]
+    of_batch = virtual_group_coefficient(torch.tensor([1.0, 0.0]), torch.tensor(0.5), torch.tensor(0.5))
+    assert of_batch.tolist() == pytest.approx([0.5 - 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-1)) - 0.5])
 
 
-def chi_square(log_policy: torch.Tensor, log_target: torch.Tensor, kept: torch.Tensor) -> tuple:
-    policy = log_policy.exp()
-    ratio = policy / log_target.exp()
-    loss = (policy * ratio).sum(-1) - 1
-    return loss, policy * 2 * (ratio - (policy * ratio).sum(-1, keepdim=True))
-
-
-def test_a_divergence_from_outside_is_used_by_name() -> None:
-    group = {name: torch.tensor([[0.2, -0.1, 0.4]], dtype=torch.float64) for name in ("rewards", "anchor")}
-    log_target = gibbs_target(group["rewards"], torch.tensor([1.0], dtype=torch.float64), group["anchor"])
-    log_ratio = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    projection = project("tests.objective.test_tables:chi_square", log_ratio, log_target)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_target_that_underflowed_or_was_stored_in_float32(divergence: str) -> None:
+    """log w* = -inf stays finite, forwards and backwards; a target stored as float32 gives the same coefficients."""
+    log_ratio = torch.tensor([[0.0, 0.3, -0.2]], requires_grad=True)
+    projection = project(divergence, log_ratio, torch.tensor([[-math.inf, 0.0, -math.inf]]))
     projection.loss.sum().backward()
-    torch.testing.assert_close(log_ratio.grad, projection.coefficient)
+    assert all(torch.isfinite(value).all() for value in (*projection, log_ratio.grad))
+    rewards, tau = torch.tensor([[1.0, 0.0, 0.5]], dtype=torch.float64), torch.tensor([0.2], dtype=torch.float64)
+    exact = gibbs_target(rewards, tau)
+    here = project(divergence, torch.zeros_like(exact), exact).coefficient
+    stored = project(divergence, torch.zeros(1, 3), exact.float()).coefficient
+    torch.testing.assert_close(stored.double(), here, rtol=1e-5, atol=1e-6)
 
 
-def test_errors_name_the_value_and_what_was_expected() -> None:
-    two = torch.zeros(1, 2)
-    with pytest.raises(UnknownName, match=r"divergence is 'kl'; expected one of .*forward_kl"):
-        project("kl", two, two)
-    with pytest.raises(UnknownName, match=r"no_such_module"):
-        project("no_such_module:fn", two, two)
-    with pytest.raises(ValueError, match=r"\(1, 2\) and log_target \(1, 3\)"):
-        project("forward_kl", two, torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="a number above 0"):
-        target_temperature(two, -1.0)
-    with pytest.raises(ValueError, match="mask is all false"):
-        listwise(two, mask=torch.zeros(1, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="length_norm is 'median'"):
-        response_log_ratio(two, two.bool(), "median")
-    with pytest.raises(ValueError, match=r"expected \[P, K\] and \[P\]"):
-        gibbs_target(two, torch.ones(2))
+def test_underflow_weighs_on_reverse_kl_and_not_on_forward_kl() -> None:
+    log_target = torch.tensor([[0.0, -math.inf]])
+    assert project("forward_kl", torch.zeros(1, 2), log_target).coefficient.tolist() == [[-0.5, 0.5]]
+    reverse = project("reverse_kl", torch.zeros(1, 2), log_target).coefficient[0]
+    assert reverse[1] == -reverse[0] == pytest.approx(1e15 / 4)

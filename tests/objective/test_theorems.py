@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_ray.objective import diagnose, gibbs_target, listwise, project, target_temperature
-from tests.objective.strategies import FINITE, groups
-
-Group = dict[str, torch.Tensor]
+from tests.objective.strategies import FINITE, Group, groups
 
 
 def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
