@@ -6,9 +6,10 @@ Actor classes are plain classes; ``ray.remote`` is applied here, with the resour
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.calls import call, call_all
 from actors.learner_group import LearnerGroup
-from actors.learner_worker import LearnerSettings, LearnerWorker
+from actors.learner_worker import LearnerWorker
 from actors.placement import Request, bundle, check_capacity, reserve
 from actors.rollout_pool import Member, RolloutPool
 from actors.rollout_worker import EngineSettings, RolloutWorker
@@ -150,7 +151,7 @@ async def build_cluster(plan: Plan, model_path: str) -> Cluster:
             .remote(plan.target_rule())
         )
         handles += [*ranks, *(member.handle for member in members), service, builder]
-        learner = LearnerGroup(ranks, config.pipeline.tokens_per_micro_batch, config.learner.deadline_seconds)
+        learner = LearnerGroup(ranks, plan.packing(), config.learner.deadline_seconds)
         rollout = RolloutPool(members, config.rollout.deadline_seconds)
         pids = await _start(learner, rollout, service, builder, config)
         transport = _transport(plan, model_path, learner, rollout)
@@ -164,6 +165,23 @@ async def build_cluster(plan: Plan, model_path: str) -> Cluster:
         rollout, RemoteVerifier(service, deadline), RemoteTargetBuilder(builder), learner, transport, handles,
         placements, pids,
     )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def open_learner(plan: Plan, model_path: str) -> AsyncIterator[LearnerGroup]:
+    """The learner's ranks alone, ended with the context."""
+    handles: list[ActorProxy] = []
+    placements: list[PlacementGroup] = []
+    try:
+        request, *_ = _requests(plan.config)
+        check_capacity([request])
+        placements += [await reserve(request, PLACEMENT_SECONDS)]
+        handles += (ranks := _learner_ranks(plan, model_path, placements[0]))
+        learner = LearnerGroup(ranks, plan.packing(), plan.config.learner.deadline_seconds)
+        await learner.start()
+        yield learner
+    finally:
+        _release(handles, placements)
 
 
 def _requests(config: Config) -> list[Request]:
@@ -189,15 +207,7 @@ def _learner_ranks(plan: Plan, model_path: str, group: PlacementGroup) -> list[A
     environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(model_path)}
     if not learner.gpus_per_rank:
         environment["DS_ACCELERATOR"] = "cpu"
-    settings = LearnerSettings(
-        model_path=model_path,
-        dtype=plan.config.model.dtype,
-        objective=plan.objective(),
-        optimiser=plan.optimiser(),
-        zero=dict(learner.zero),
-        gradient_checkpointing=learner.gradient_checkpointing,
-        threads=learner.threads,
-    )
+    settings = plan.learner_settings(model_path)
     actor = ray.remote(LearnerWorker)
     return [
         actor.options(

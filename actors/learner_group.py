@@ -13,8 +13,9 @@ from ray.actor import ActorProxy
 from actors.calls import call_all
 from actors.learner_worker import LearnerWorker
 from lpo_ray.errors import WeightsNotProved
-from lpo_ray.packing import balance
-from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepReport, TrainBatch, UpdateReport
+from lpo_ray.learning import merge_log_ratios, merge_reports
+from lpo_ray.packing import Packing, balance
+from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepReport, TrainBatch
 
 T = TypeVar("T")
 
@@ -22,32 +23,21 @@ T = TypeVar("T")
 class LearnerGroup:
     """Learner over Ray: each method calls all ranks at once and waits for all of them."""
 
-    def __init__(
-        self, ranks: Sequence[ActorProxy[LearnerWorker]], tokens_per_micro_batch: int, deadline_seconds: float
-    ) -> None:
+    def __init__(self, ranks: Sequence[ActorProxy[LearnerWorker]], packing: Packing, deadline_seconds: float) -> None:
         self.ranks = list(ranks)
         self.world_size = len(self.ranks)
-        self._budget, self._deadline = tokens_per_micro_batch, deadline_seconds
+        self._packing, self._deadline = packing, deadline_seconds
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         """See interfaces.Learner. Groups are balanced over the ranks and returned in their own order."""
-        shares = balance(groups, self.world_size, self._budget, cost=lambda scored: scored.group.forward_tokens)
-        parts = await self._all("log_ratios", lambda rank: self.ranks[rank].log_ratios.remote(shares[rank]))
-        found: dict[int, FloatArray] = {}
-        for share, part in zip(shares, parts, strict=True):
-            for micro_batch, ratios in zip(share, part, strict=True):
-                found |= {id(group): ratio for group, ratio in zip(micro_batch, ratios, strict=True)}
-        return tuple(found[id(group)] for group in groups)
+        shares = ray.put(balance(groups, self._packing))
+        parts = await self._all("log_ratios", lambda rank: self.ranks[rank].log_ratios.remote(shares))
+        return merge_log_ratios(groups, [found for part in parts for found in part])
 
     async def project(self, batch: TrainBatch) -> StepReport:
         """See interfaces.Learner. The batch is put into the object store once and read by every rank."""
         reference = ray.put(batch)
-        by_rank = await self._all("project", lambda rank: self.ranks[rank].project.remote(reference))
-        merged = []
-        for reports in zip(*by_rank, strict=True):
-            groups = sorted((group for report in reports for group in report.groups), key=lambda g: g.prompt_id)
-            merged.append(UpdateReport(tuple(groups), reports[0].gradient_norm, reports[0].forwards))
-        return StepReport(tuple(merged))
+        return merge_reports(await self._all("project", lambda rank: self.ranks[rank].project.remote(reference)))
 
     async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         """See interfaces.Learner. All ranks gather the same weights, so all must compute the same."""
@@ -58,7 +48,7 @@ class LearnerGroup:
         return by_rank[0]
 
     async def weights(self) -> tuple[bytes, str]:
-        """The full policy as safetensors bytes, and their digest."""
+        """See interfaces.Learner."""
         parts = await self._all("gather weights", lambda rank: self.ranks[rank].weights.remote())
         gathered = parts[0]
         assert gathered is not None
@@ -72,9 +62,9 @@ class LearnerGroup:
         """See interfaces.Learner. The folder must be visible to every rank."""
         await self._all("save", lambda rank: self.ranks[rank].save.remote(folder.absolute()))
 
-    async def restore(self, folder: Path) -> None:
+    async def restore(self, folder: Path, written_by: int) -> None:
         """See interfaces.Learner."""
-        await self._all("restore", lambda rank: self.ranks[rank].restore.remote(folder.absolute()))
+        await self._all("restore", lambda rank: self.ranks[rank].restore.remote(folder.absolute(), written_by))
 
     async def start(self) -> list[int]:
         """Form the process group and load the policy; returns the ranks' process ids."""

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from lpo_ray.learning import Objective, OptimiserSettings, log_ratios_to_engine, run_updates, sequence_logprobs
-from lpo_ray.records import FloatArray, IntArray, ScoredGroup, TrainBatch, UpdateReport
+from lpo_ray.learning import Key, LearnerSettings, log_ratios_to_engine, run_updates
+from lpo_ray.records import FloatArray, IntArray, MicroBatch, ScoredGroup, TrainBatch, UpdateReport
+from lpo_ray.scoring import prepare_packing, sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerSettings:
-    """How a rank is built."""
-
-    model_path: str
-    dtype: str
-    objective: Objective
-    optimiser: OptimiserSettings
-    zero: Mapping[str, bool | int | float | str]
-    gradient_checkpointing: bool
-    threads: int
 
 
 class LearnerWorker:
@@ -44,7 +31,7 @@ class LearnerWorker:
 
     def start(self, host: str, port: int) -> int:
         """Join the other ranks at ``host:port`` and load the policy; returns the process id."""
-        from actors.zero3 import Zero3Policy, join_group
+        from actors.zero3 import Zero3Policy, Zero3Scorer, join_group
         from lpo_ray.model import load_policy
 
         settings = self._settings
@@ -58,22 +45,33 @@ class LearnerWorker:
         )
         join_group()
         self._tokenizer = Tokenizer.load(settings.model_path)
+        share = settings.packing.share_prompt
+        model = load_policy(settings.model_path, settings.dtype)
         self._policy = Zero3Policy(
-            load_policy(settings.model_path, settings.dtype),
-            settings.optimiser,
+            model,
             settings.zero,
+            packed=prepare_packing(model, settings.attention),
+            share_prompt=share,
+            settings=settings.optimiser,
             gradient_checkpointing=settings.gradient_checkpointing,
-            bfloat16=settings.dtype == "bfloat16",
         )
+        self._reference = None
+        if settings.objective.reference_kl:
+            frozen = load_policy(settings.reference_path, settings.dtype)
+            packed = prepare_packing(frozen, settings.attention)
+            self._reference = Zero3Scorer(frozen, settings.zero, packed=packed, share_prompt=share)
         return os.getpid()
 
-    def log_ratios(self, micro_batches: Sequence[Sequence[ScoredGroup]]) -> list[list[FloatArray]]:
-        """s_t of this rank's groups; every rank passes the same number of micro-batches."""
-        return log_ratios_to_engine(self._policy, micro_batches, self._settings.objective)
+    def log_ratios(
+        self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]
+    ) -> list[tuple[Key, tuple[int, ...], FloatArray]]:
+        """s_t of this rank's share of the pieces."""
+        return log_ratios_to_engine(self._policy, shares[self._rank], self._settings.objective)
 
     def project(self, batch: TrainBatch) -> list[UpdateReport]:
         """All updates of a step, on this rank's share."""
-        return run_updates(self._policy, batch.updates, self._rank, self._settings.objective, batch.learning_rate)
+        objective = self._settings.objective
+        return run_updates(self._policy, batch.updates, self._rank, objective, batch.learning_rate, self._reference)
 
     def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         """Log-probs of tokens 1..T-1 of each sequence, [T-1]; the same on every rank."""
@@ -86,7 +84,7 @@ class LearnerWorker:
         weights = self._policy.gather()
         if self._rank:
             return None
-        return serialise(trainable_weights(weights.items(), self._policy.module))
+        return serialise(trainable_weights(weights.items(), self._policy.model))
 
     def shard_digests(self) -> dict[str, float]:
         """Norm of this rank's shard of each parameter."""
@@ -97,10 +95,10 @@ class LearnerWorker:
         self._policy.save(folder)
         weights = self._policy.gather()
         if self._rank == 0:
-            self._policy.module.save_pretrained(folder / "policy", state_dict=weights)
+            self._policy.model.save_pretrained(folder / "policy", state_dict=weights)
             self._tokenizer.save(folder / "policy")
         torch.distributed.barrier()
 
-    def restore(self, folder: Path) -> None:
-        """Continue from ``save``."""
-        self._policy.restore(folder)
+    def restore(self, folder: Path, written_by: int) -> None:
+        """Continue from ``save`` by ``written_by`` ranks."""
+        self._policy.restore(folder, written_by)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import deepspeed
 import torch
-from torch import Tensor
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad, safe_get_local_optimizer_state
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lpo_ray.errors import CheckpointDamaged
+from lpo_ray.layout import Layout
 from lpo_ray.learning import OptimiserSettings
+from lpo_ray.norms import adamw_update, norms_by_kind, ratio_by_kind
+from lpo_ray.records import StepNorms
+from lpo_ray.scoring import ScoringModel
+
+SHARDS = "shards"
 
 
 def join_group() -> None:
@@ -22,79 +33,97 @@ def join_group() -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-class Zero3Policy:
-    """One rank's shard of the policy. Every method is a collective: all ranks call it at the same time, in the same
-    order, otherwise they wait for each other until the deadline.
+class Zero3Scorer:
+    """One rank's shard of a policy that is only read: the reference. Every method is a collective: all ranks call it at
+    the same time, in the same order, otherwise they wait for each other until the deadline.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        settings: OptimiserSettings,
-        zero: Mapping[str, bool | int | float | str],
+        zero: Mapping[str, object],
         *,
-        gradient_checkpointing: bool,
-        bfloat16: bool,
+        packed: bool,
+        share_prompt: bool,
+        settings: OptimiserSettings | None = None,
     ) -> None:
-        """``zero`` is merged over the zero_optimization section."""
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=0.0, betas=settings.betas, weight_decay=settings.weight_decay
-        )
+        """``zero`` is merged over the zero_optimization section. ``settings``: of a policy that is trained."""
+        self.model, self.packed, self.share_prompt = model, packed, share_prompt
+        self.optimiser = None if settings is None else _adamw(model, settings)
+        self.world_size = torch.distributed.get_world_size()
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "managed_gradient_accumulation": False,  # the caller says when an update is complete
-            "gradient_clipping": settings.gradient_clip,
+            "gradient_clipping": 0.0 if settings is None else settings.gradient_clip,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": bfloat16},
+            "bf16": {"enabled": model.dtype == torch.bfloat16},  # fp32 master weights are DeepSpeed's own
             "steps_per_print": 10**9,
-            # Threshold 0 really shards every parameter; the default keeps small ones whole on each rank.
             "zero_optimization": {
                 "stage": 3,
-                "stage3_param_persistence_threshold": 0,
+                # Threshold 0 really shards every parameter; the default keeps small ones whole on each rank. One rank
+                # has nothing to shard: whole parameters save it a copy of the model in each forward and backward.
+                "stage3_param_persistence_threshold": 0 if self.world_size > 1 else sys.maxsize,
                 **zero,
             },
         }
-        self.module = model
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimiser, config=config)
-        self._client_optimiser = optimiser
-        self._world_size = torch.distributed.get_world_size()
+        self.engine, *_ = deepspeed.initialize(model=ScoringModel(model), optimizer=self.optimiser, config=config)
 
-    def logits(self, token_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        """See TrainablePolicy."""
-        device = self.engine.device
-        return self.engine(
-            input_ids=token_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            logits_to_keep=keep,
-            use_cache=False,
-        ).logits
+    def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        """See Scorer."""
+        return self.engine(layout, temperature)
+
+
+class Zero3Policy(Zero3Scorer):
+    """One rank's shard of the policy that is trained."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        zero: Mapping[str, object],
+        *,
+        packed: bool,
+        share_prompt: bool,
+        settings: OptimiserSettings,
+        gradient_checkpointing: bool,
+    ) -> None:
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        super().__init__(model, zero, packed=packed, share_prompt=share_prompt, settings=settings)
+        self._settings = settings
 
     def backward(self, loss: Tensor) -> None:
         """See TrainablePolicy. DeepSpeed averages gradients over ranks; the loss already has the global denominator,
         so the average is undone.
         """
-        self.engine.backward(loss * self._world_size, scale_wrt_gas=False)
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> float:
-        """See TrainablePolicy."""
-        for group in self._client_optimiser.param_groups:
+    def step(self, learning_rate: float) -> StepNorms:
+        """See TrainablePolicy. DeepSpeed drops a gradient whose global norm is not finite, on all ranks alike."""
+        assert self.optimiser is not None
+        for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
+        gradients = norms_by_kind(
+            ((name, safe_get_local_grad(parameter)) for name, parameter in self._named()), self.sum_over_ranks
+        )
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
+        norm, applied = self.engine.get_global_grad_norm(), self.engine.was_step_applied()
         if norm is None:
             raise RuntimeError("DeepSpeed reports no gradient norm; was backward called before step?")
-        return float(norm)
+        return StepNorms(float(norm), applied, gradients, self._update_ratios(learning_rate) if applied else {})
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """See TrainablePolicy."""
+        total = values.to(self.engine.device)
+        torch.distributed.all_reduce(total)
+        return total.cpu()
 
     def gather(self) -> dict[str, Tensor]:
         """The full weights by name, on rank 0 (others get an empty dict), through buckets of whole parameters."""
-        named = list(self.module.named_parameters())
         keep = torch.distributed.get_rank() == 0
         weights: dict[str, Tensor] = {}
-        for bucket in _buckets(named, max_numel=1 << 26):
+        for bucket in _buckets(list(self._named()), max_numel=1 << 26):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket], modifier_rank=None):
                 if keep:
                     weights |= {name: parameter.detach().cpu().clone() for name, parameter in bucket}
@@ -104,23 +133,86 @@ class Zero3Policy:
         """Norm of this rank's shard of each parameter, to show that ranks hold different ones."""
         return {
             name: float(parameter.ds_tensor.detach().double().norm())  # pyright: ignore[reportAttributeAccessIssue]
-            for name, parameter in self.module.named_parameters()
+            for name, parameter in self._named()
         }
 
     def save(self, folder: Path) -> None:
-        """ZeRO shards of weights and optimiser, by DeepSpeed."""
-        self.engine.save_checkpoint(str(folder), tag="shards")
+        """ZeRO shards of weights and optimiser in ``folder/shards``, by DeepSpeed."""
+        self.engine.save_checkpoint(str(folder), tag=SHARDS)
 
-    def restore(self, folder: Path) -> None:
-        """Continue from ``save``; bit-equal on the same world size."""
-        loaded, _ = self.engine.load_checkpoint(str(folder), tag="shards")
+    def restore(self, folder: Path, written_by: int) -> None:
+        """Continue from ``save`` by ``written_by`` ranks; bit-equal on the same number. Another number goes through
+        DeepSpeed's universal format, written beside the shards for the time of the restore.
+        """
+        if written_by == self.world_size:
+            self._load(folder, SHARDS)
+            return
+        universal = folder.with_name(f".partial-universal-{folder.name}")
+        if torch.distributed.get_rank() == 0:
+            _to_universal(folder / SHARDS, universal / SHARDS)
+        torch.distributed.barrier()
+        config = self.engine._config
+        assert config is not None
+        config.load_universal_checkpoint = True  # read at each load, but settable from outside at initialize only
+        try:
+            self._load(universal, SHARDS)
+        finally:
+            config.load_universal_checkpoint = False
+            torch.distributed.barrier()
+            if torch.distributed.get_rank() == 0:
+                shutil.rmtree(universal, ignore_errors=True)
+
+    def _load(self, folder: Path, tag: str) -> None:
+        loaded, _ = self.engine.load_checkpoint(str(folder), tag=tag)
         if loaded is None:
-            raise FileNotFoundError(f"DeepSpeed found no checkpoint in {folder / 'shards'}")
+            raise CheckpointDamaged(str(folder), f"DeepSpeed found no {tag} in it")
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.model.named_parameters()
+
+    def _update_ratios(self, learning_rate: float) -> dict[str, float]:
+        assert self.optimiser is not None
+        settings = self._settings
+        step = int(next(iter(self.optimiser.state.values()))["step"])
+        eps = self.optimiser.defaults["eps"]
+
+        def updates() -> Iterator[tuple[str, Tensor]]:
+            for name, parameter in self._named():
+                moments = tuple(safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq"))
+                yield name, adamw_update(
+                    safe_get_local_fp32_param(parameter), moments, step, lr=learning_rate, betas=settings.betas,
+                    eps=eps, weight_decay=settings.weight_decay,
+                )  # fmt: skip
+
+        weights = ((name, safe_get_local_fp32_param(parameter)) for name, parameter in self._named())
+        return ratio_by_kind(norms_by_kind(updates(), self.sum_over_ranks), norms_by_kind(weights, self.sum_over_ranks))
 
 
-def _buckets(named: list[tuple[str, torch.nn.Parameter]], max_numel: int) -> list[list[tuple[str, torch.nn.Parameter]]]:
+def _adamw(model: PreTrainedModel, settings: OptimiserSettings) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        (p for p in model.parameters() if p.requires_grad),
+        lr=0.0,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _to_universal(shards: Path, target: Path) -> None:
+    """DeepSpeed's own converter, in a process of its own as it is meant to run. Raises CheckpointDamaged."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(shards),
+        "--output_folder", str(target), "--num_extract_workers", "1", "--num_merge_workers", "1",
+    ]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise CheckpointDamaged(str(shards), f"ds_to_universal failed: {finished.stderr.strip().splitlines()[-1]}")
+
+
+def _buckets(named: list[tuple[str, nn.Parameter]], max_numel: int) -> list[list[tuple[str, nn.Parameter]]]:
     """Consecutive parameters up to ``max_numel`` elements. Sizes are ``ds_numel``: a shard looks empty."""
-    buckets: list[list[tuple[str, torch.nn.Parameter]]] = []
+    buckets: list[list[tuple[str, nn.Parameter]]] = []
     used = 0
     for name, parameter in named:
         size = int(parameter.ds_numel)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,17 +1,41 @@
-"""Checkpoints of a run: written aside and renamed, so that a folder named step_... is always whole."""
+"""Checkpoints of a run: written aside and renamed, so that a folder named step_... is always whole.
+
+``state.json`` lists every file with its size and digest; ``verify`` holds the folder against it before a restore.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 
-from lpo_ray.errors import ConfigError
+from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, LpoRayError
 from lpo_ray.interfaces import Learner
 
 _FOLDER = re.compile(r"step_(\d{6,})")
+_STATE = "state.json"
+SHAPE = ("architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "head_dim", "tie_word_embeddings")  # fmt: skip
+"""keys of a model's config.json that decide which weights fit"""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRules:
+    """When checkpoints are written, and which are kept."""
+
+    folder: Path
+    every: int
+    """steps; 0: only the last"""
+    keep: int
+    """newest; 0: all"""
+    best: str | None
+    """name of the score whose best checkpoint is kept as well"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,41 +46,117 @@ class CheckpointState:
     digest: str
     """of the weights that were published for this step"""
     world_size: int
+    score: float | None = None
+    """the value of CheckpointRules.best, where it is known"""
 
 
-async def save_checkpoint(root: Path, state: CheckpointState, learner: Learner, keep: int) -> Path:
-    """Write ``root/step_000012`` and drop all but the ``keep`` newest (0 keeps all). All or nothing."""
+async def save_checkpoint(rules: CheckpointRules, state: CheckpointState, learner: Learner) -> Path:
+    """Write ``folder/step_000012`` and drop what the rules do not keep. All or nothing: CheckpointFailed says why, and
+    leaves the checkpoints before it as they were.
+    """
+    root = rules.folder
     final = root / f"step_{state.step:06d}"
     partial = root / f".partial-step_{state.step:06d}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         await learner.save(partial)
-        (partial / "state.json").write_text(json.dumps(asdict(state)))
+        files = await asyncio.to_thread(_digests, partial)
+        text = json.dumps({**asdict(state), "files": files}, indent=1)
+        await asyncio.to_thread(_write_durably, partial / _STATE, text)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
+    except (OSError, LpoRayError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointFailed(str(final), str(error)) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if keep:
-        for old in list_checkpoints(root)[:-keep]:
-            shutil.rmtree(old)
+    for folder in _surplus(rules):
+        shutil.rmtree(folder, ignore_errors=True)
     return final
 
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    found = [path for path in root.glob("step_*") if _FOLDER.fullmatch(path.name) and (path / "state.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    found = [path for path in root.glob("step_*") if _FOLDER.fullmatch(path.name) and (path / _STATE).is_file()]
+    return sorted(found, key=step_of)
 
 
-def read_state(checkpoint: Path, world_size: int) -> CheckpointState:
-    """State of a checkpoint. ConfigError when it was written by another number of learner ranks."""
-    state = CheckpointState(**json.loads((checkpoint / "state.json").read_text()))
-    if state.world_size != world_size:
-        raise ConfigError(
-            f"checkpoint {checkpoint} was written by {state.world_size} learner ranks, learner.world_size is "
-            f"{world_size}; set learner.world_size={state.world_size}, or start a new run with "
-            f"model.path={checkpoint / 'policy'}"
-        )
-    return state
+def step_of(checkpoint: Path) -> int:
+    """The step after which it was written."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """State of a checkpoint."""
+    stored = _stored(checkpoint)
+    return CheckpointState(**{name: stored[name] for name in CheckpointState.__dataclass_fields__})
+
+
+def verify(checkpoint: Path, model_path: str) -> CheckpointState:
+    """Hold every file against its digest, and the policy's shape against the model of this run; returns the state.
+
+    Raises CheckpointDamaged naming the file, or the value that differs.
+    """
+    found = _digests(checkpoint)
+    for name, (size, digest) in _stored(checkpoint)["files"].items():
+        if name not in found:
+            raise CheckpointDamaged(str(checkpoint), f"{name} is missing")
+        if found[name][0] != size:
+            raise CheckpointDamaged(str(checkpoint), f"{name} has {found[name][0]} bytes, was written with {size}")
+        if found[name][1] != digest:
+            raise CheckpointDamaged(str(checkpoint), f"{name} has changed since it was written")
+    theirs, ours = (_config(Path(path)) for path in (checkpoint / "policy", model_path))
+    for key in SHAPE:
+        if ours and theirs.get(key) != ours.get(key):
+            raise CheckpointDamaged(
+                str(checkpoint),
+                f"it is of another model: its {key} is {theirs.get(key)}, this run's is {ours.get(key)}",
+            )
+    return read_state(checkpoint)
+
+
+def _surplus(rules: CheckpointRules) -> list[Path]:
+    found = list_checkpoints(rules.folder)
+    if not rules.keep:
+        return []
+    kept = set(found[-rules.keep :])
+    scored = {path: score for path in found if (score := read_state(path).score) is not None}
+    if rules.best and scored:
+        kept.add(max(scored, key=lambda path: (scored[path], step_of(path))))
+    return [path for path in found if path not in kept]
+
+
+def _digests(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and digest of each file, by its path in the folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name == _STATE:
+            continue
+        digest = blake2b(digest_size=16)
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        found[str(path.relative_to(folder))] = (path.stat().st_size, digest.hexdigest())
+    return found
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _stored(checkpoint: Path) -> dict:
+    try:
+        return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointDamaged(str(checkpoint), f"{_STATE} cannot be read: {error}") from error
+
+
+def _config(folder: Path) -> Mapping[str, object]:
+    """config.json of a model folder; empty for a name on a hub, whose model is looked up elsewhere."""
+    path = folder / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""The command line: ``lpo-ray train|evaluate|warmup|export``; ``python -m lpo_ray`` is the same.
+"""The command line: ``lpo-ray train|evaluate|warmup|export|replay``; ``python -m lpo_ray`` is the same.
 
 Exit codes: 0 done, 1 a component failed, 2 the request cannot be carried out as written, 130/143 stopped by a signal.
 Ray and vLLM are imported only once the configuration is known to be good.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from lpo_ray.errors import ConfigError, Interrupted, LpoRayError
+from lpo_ray.errors import Interrupted, LpoRayError
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
@@ -70,27 +69,29 @@ def warmup(config: Path, overrides: tuple[str, ...]) -> None:
     warmup_command(make_plan(load_config(config, overrides), for_training=False))
 
 
-@cli.command()
-@CONFIG
-@OVERRIDES
-@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist.")
-def export(config: Path, overrides: tuple[str, ...], target: Path) -> None:
-    """Copy the newest checkpoint's policy of the configured run, in Hugging Face format, to a folder."""
-    from lpo_ray.checkpoint import list_checkpoints
-    from lpo_ray.config import load_config
+RUN = click.argument("run", type=click.Path(path_type=Path))
+STEP = click.option("--step", type=click.IntRange(min=1), default=None, help="Step; the newest if not given.")
 
-    loaded = load_config(config, overrides)
-    folder = Path(loaded.run.dir) / loaded.run.name
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    if not checkpoints:
-        raise ConfigError(f"run folder {folder} has no checkpoint; expected a run that was trained: check run.name")
-    if target.exists():
-        raise ConfigError(f"{target} exists; give a folder that does not, so that nothing is overwritten")
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(checkpoints[-1] / "policy", partial)
-    partial.rename(target)
-    click.echo(f"{target}  (step {int(checkpoints[-1].name.removeprefix('step_'))})")
+
+@cli.command()
+@RUN
+@click.argument("out", type=click.Path(path_type=Path))
+@STEP
+def export(run: Path, out: Path, step: int | None) -> None:
+    """Write the policy of a checkpoint of RUN (a run's folder) to OUT, a plain Hugging Face folder."""
+    from lpo_ray.export import export as export_policy
+
+    click.echo(f"{out}  (step {export_policy(run, out, step)})")
+
+
+@cli.command()
+@RUN
+@click.option("--step", type=click.IntRange(min=1), required=True, help="The step to compute again.")
+def replay(run: Path, step: int) -> None:
+    """Compute a recorded step of RUN again and compare the weights, bit for bit. Exit code 0 only if they are equal."""
+    from lpo_ray.commands import replay_command
+
+    replay_command(run, step)
 
 
 def main() -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from lpo_ray.config import load_config
 from lpo_ray.config.schema import ClusterKind, ProgressKind
 from lpo_ray.errors import ConfigError, Interrupted
 from lpo_ray.evaluation import evaluate
-from lpo_ray.inprocess.components import build_inprocess
-from lpo_ray.interfaces import Components
-from lpo_ray.plan import Plan, build_model
+from lpo_ray.inprocess.components import build_inprocess, build_learner
+from lpo_ray.interfaces import Components, Learner
+from lpo_ray.plan import Plan, build_model, make_plan
 from lpo_ray.recorder import Recorder, RecorderSettings
+from lpo_ray.replay import OpenLearner, recorded_digest, replay
 from lpo_ray.run import Build, interrupt_on_signal, run_until_signal, train
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.tokenizer import Tokenizer
@@ -57,6 +60,30 @@ def warmup_command(plan: Plan) -> None:
     sys.stdout.write(f"{_model(plan, Console(stderr=True))}\n")
 
 
+def replay_command(run_dir: Path, step: int) -> None:
+    """Compute a recorded step again and print one line; ReplayDiffers when the weights are not the recorded ones."""
+    recorded_digest(run_dir, step)  # that the step exists, before anything starts
+    stored = load_config(run_dir / "config.yaml")
+    plan = dataclasses.replace(make_plan(stored, for_training=False), run_dir=run_dir)
+    model_path = _model(plan, Console(stderr=True))
+    with _cluster(plan):
+        line = run_until_signal(lambda _: replay(plan, model_path, step, _open_learner(plan)))
+    sys.stdout.write(f"{line}\n")
+
+
+def _open_learner(plan: Plan) -> OpenLearner:
+    if plan.config.cluster.kind is ClusterKind.inprocess:
+        return _open_inprocess_learner
+    from actors.cluster import open_learner
+
+    return open_learner
+
+
+@contextlib.asynccontextmanager
+async def _open_inprocess_learner(plan: Plan, model_path: str) -> AsyncIterator[Learner]:
+    yield build_learner(plan.learner_settings(model_path))
+
+
 @contextlib.contextmanager
 def _cluster(plan: Plan) -> Iterator[None]:
     """A Ray cluster around the command, joined or started; nothing without Ray."""
@@ -85,15 +112,7 @@ def _build(plan: Plan) -> Build:
 
 
 async def _build_inprocess(plan: Plan, model_path: str) -> Components:
-    return build_inprocess(
-        model_path,
-        plan.config.model.dtype,
-        plan.context,
-        plan.objective(),
-        plan.target_rule(),
-        plan.optimiser(),
-        plan.tolerance,
-    )
+    return build_inprocess(plan.learner_settings(model_path), plan.target_rule(), plan.context, plan.tolerance)
 
 
 def _model(plan: Plan, console: Console) -> str:
@@ -156,6 +175,7 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
         pass_reward=config.evaluation.pass_reward,
         samples_every=config.telemetry.samples_every,
         tensorboard=config.telemetry.tensorboard,
+        entropy_alarm=config.telemetry.entropy_alarm,
         progress=config.telemetry.progress,
     )
     return Recorder(settings, console, Tokenizer.load(model_path))

@@ -95,6 +95,53 @@ class WeightsNotProved(LpoRayError):
         )
 
 
+class CheckpointDamaged(LpoRayError):
+    """A checkpoint cannot be restored: a file is missing, cut short or changed, or it is of another model."""
+
+    def __init__(self, checkpoint: str, why: str) -> None:
+        super().__init__(checkpoint, why)
+        self.checkpoint, self.why = checkpoint, why
+
+    def __str__(self) -> str:
+        return (
+            f"checkpoint {self.checkpoint} cannot be restored: {self.why}. Expected what was written when it was "
+            "saved; remove this checkpoint's folder to go on from the one before it"
+        )
+
+
+class CheckpointFailed(LpoRayError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+    def __init__(self, checkpoint: str, why: str) -> None:
+        super().__init__(checkpoint, why)
+        self.checkpoint, self.why = checkpoint, why
+
+    def __str__(self) -> str:
+        return (
+            f"checkpoint {self.checkpoint} could not be written: {self.why}. Nothing of it is left and earlier "
+            "checkpoints are untouched; free space or mend the disk, then go on with run.resume=auto"
+        )
+
+
+class NumbersNotFinite(LpoRayError):
+    """Too many updates in a row were dropped because their loss or gradient was not finite."""
+
+    def __init__(self, skipped: int, step: int, where: str, evidence: str) -> None:
+        super().__init__(skipped, step, where, evidence)
+        self.skipped, self.step, self.where, self.evidence = skipped, step, where, evidence
+
+    def __str__(self) -> str:
+        return (
+            f"{self.skipped} updates in a row had a loss or gradient that is not finite and were skipped, the last in "
+            f"step {self.step}: {self.where}. Expected finite numbers; the weights are those before the first of them. "
+            f"The groups are in {self.evidence}"
+        )
+
+
+class ReplayDiffers(LpoRayError):
+    """A recorded step, computed again, gave other weights."""
+
+
 class Interrupted(LpoRayError):
     """A signal asked the run to end; the work done so far is committed."""
 

@@ -66,12 +66,18 @@ class Learner(Protocol):
         """Log-probs of tokens 1..T-1 of each sequence at temperature 1, [T-1] each: what engines must agree with."""
         ...
 
-    async def save(self, folder: Path) -> None:
-        """Write everything ``restore`` needs, and the policy in Hugging Face format in ``folder/policy``."""
+    async def weights(self) -> tuple[bytes, str]:
+        """The full policy as safetensors bytes, and their digest."""
         ...
 
-    async def restore(self, folder: Path) -> None:
-        """Continue from ``save``; bit-equal on the same world size."""
+    async def save(self, folder: Path) -> None:
+        """Write everything ``restore`` needs, and the policy in Hugging Face format in ``folder/policy``. What is
+        called after it waits for it, and does not change what is written.
+        """
+        ...
+
+    async def restore(self, folder: Path, written_by: int) -> None:
+        """Continue from ``save`` by ``written_by`` ranks; bit-equal when that is this world size."""
         ...
 
 

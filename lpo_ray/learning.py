@@ -1,19 +1,23 @@
 """The learner's arithmetic, the same for one process and for each ZeRO-3 rank.
 
-Legend: N responses of a micro-batch, P its groups, K responses of a group, T tokens, V vocabulary.
+Legend: N responses of a micro-batch, P its groups, K responses of a group, T tokens.
 
-For each update the loss is (LPO.md of the paper's notation; App. D.3)
+For each update the loss is (App. D.3)
 ``1/B sum_x sum_k sg(c_k) A_i(clip(delta_k,i))`` with B the global number of prompts, A the mean (or sum) over the
-response's tokens, delta the token log-ratio to the behaviour, and c_k the projection's coefficient, computed in fp32
-from the *raw* log-ratios of all K responses.
+response's tokens, delta the token log-ratio to the behaviour, and c_k the projection's coefficient, computed in fp64
+from the *raw* fp32 log-ratios of all K responses.
 
-With ``behaviour_from_engine=False`` the behaviour is the policy before the step's first update. The first update then
-needs no pass of its own (its forward *is* that policy: delta = 0), later updates one no-grad pass each.
+How many forwards. A group that is whole in its micro-batch needs none but its own: the coefficients come from the
+forward that is differentiated. A group that is split needs its K log-ratios first: at the first update they are the
+anchor's, which is known; at later ones a no-grad pass over the micro-batches that hold pieces collects them from all
+ranks. With ``behaviour_from_engine=False`` the behaviour is the policy before the step's first update: that update's
+own forward *is* it (delta = 0), later updates take one no-grad pass each before the weights change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,16 +26,26 @@ import torch
 from torch import Tensor
 
 from lpo_ray.objective import clipped_token_loss, project, response_log_ratio
+from lpo_ray.packing import Packing
 from lpo_ray.records import (
     FloatArray,
-    IntArray,
+    G,
+    Grouped,
     MicroBatch,
+    NotFinite,
+    Piece,
     ProjectedGroup,
-    PromptGroup,
     ScoredGroup,
+    StepNorms,
+    StepReport,
+    TargetGroup,
     Update,
     UpdateReport,
 )
+from lpo_ray.scoring import Scorer, TokenScores, score_bundles
+
+Key = tuple[str, int]
+"""(prompt id, attempt) of a group"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,8 @@ class Objective:
     length_norm: str
     sampling_temperature: float
     behaviour_from_engine: bool
+    reference_kl: float
+    """weight of the k3 estimate of KL(policy || reference), mean over tokens, responses and prompts; 0: no reference"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,207 +72,342 @@ class OptimiserSettings:
     gradient_clip: float
 
 
-class TrainablePolicy(Protocol):
-    """What differs between a plain torch model and a ZeRO-3 rank. With ZeRO-3 all ranks must make the same calls."""
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """How a learner is built, on Ray and in one process."""
 
-    def logits(self, token_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        """[N, keep, V]: logits at the last ``keep`` positions of right-padded rows."""
-        ...
+    model_path: str
+    dtype: str
+    """float32, or bfloat16 with fp32 master weights"""
+    objective: Objective
+    optimiser: OptimiserSettings
+    packing: Packing
+    attention: str
+    """auto, packed or padded"""
+    gradient_checkpointing: bool
+    reference_path: str
+    """of the frozen reference; read when objective.reference_kl > 0"""
+    threads: int
+    zero: Mapping[str, object]
+    """merged over DeepSpeed's zero_optimization; ranks only"""
+
+
+class TrainablePolicy(Scorer, Protocol):
+    """What differs between a plain torch model and a ZeRO-3 rank. With ZeRO-3 all ranks must make the same calls."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss``, summed (not averaged) over ranks."""
         ...
 
-    def step(self, learning_rate: float) -> float:
-        """Apply the accumulated gradient; returns its norm over all ranks before clipping."""
+    def step(self, learning_rate: float) -> StepNorms:
+        """Apply the accumulated gradient, or drop it when it is not finite."""
+        ...
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The elementwise sum of every rank's ``values``."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """Of N responses padded to T tokens. fp32."""
-
-    logprobs: Tensor
-    """[N, T] of the sampled tokens at the sampling temperature; 0 where padded"""
-    entropy: Tensor
-    """[N, T] nats, without gradient"""
-    mask: Tensor
-    """[N, T] bool"""
-
-
-def score_tokens(policy: TrainablePolicy, groups: Sequence[PromptGroup], temperature: float) -> TokenScores:
-    """One forward over all responses of ``groups``, in order. An empty list still runs a forward (see MicroBatch)."""
-    rows = [(group.prompt.token_ids, r.token_ids) for group in groups for r in group.responses]
-    if not rows:
-        rows = [(np.zeros(1, np.int64), np.zeros(1, np.int64))]
-    lengths = [len(prompt) + len(response) for prompt, response in rows]
-    token_ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-    attention = torch.zeros_like(token_ids)
-    for row, (prompt, response) in enumerate(rows):
-        token_ids[row, : lengths[row]] = torch.from_numpy(np.concatenate([prompt, response]))
-        attention[row, : lengths[row]] = 1
-    first = min(len(prompt) for prompt, _ in rows) - 1  # logits before it predict prompt tokens only
-    logits = policy.logits(token_ids, attention, max(lengths) - first)
-    width = max(len(response) for _, response in rows)
-    starts = torch.tensor([len(prompt) - 1 - first for prompt, _ in rows])
-    counts = torch.tensor([len(response) for _, response in rows])
-    columns = torch.arange(width)
-    mask = columns < counts[:, None]
-    positions = torch.where(mask, starts[:, None] + columns, 0).to(logits.device)
-    mask = mask.to(logits.device)
-    targets = token_ids.to(logits.device).gather(1, (positions + first + 1).clamp(max=token_ids.shape[1] - 1))
-    selected = logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1])).float() / temperature
-    log_softmax = selected.log_softmax(-1)
-    logprobs = log_softmax.gather(2, targets[..., None])[..., 0].masked_fill(~mask, 0.0)
-    with torch.no_grad():
-        entropy = -(log_softmax.exp() * log_softmax).sum(-1).masked_fill(~mask, 0.0)
-    return TokenScores(logprobs, entropy, mask)
-
-
-def sequence_logprobs(policy: TrainablePolicy, sequence: IntArray) -> FloatArray:
-    """Log-probs of tokens 1..T-1 of one sequence at temperature 1, [T-1]: what the engines' probe must agree with."""
-    token_ids = torch.from_numpy(np.array(sequence))[None]
-    with torch.no_grad():
-        logits = policy.logits(token_ids, torch.ones_like(token_ids), len(sequence))[0, :-1]
-    return logits.float().log_softmax(-1).gather(1, token_ids[0, 1:, None].to(logits.device))[:, 0].cpu().numpy()
+def score_pieces(scorer: Scorer, pieces: Sequence[Piece[G]], temperature: float) -> TokenScores:
+    """One forward over the pieces' responses, in order. Without pieces it still runs one (see MicroBatch)."""
+    bundles = [
+        (piece.item.group.prompt.token_ids, [piece.item.group.responses[k].token_ids for k in piece.responses])
+        for piece in pieces
+    ]
+    return score_bundles(scorer, bundles, temperature)
 
 
 def log_ratios_to_engine(
-    policy: TrainablePolicy, micro_batches: Sequence[Sequence[ScoredGroup]], objective: Objective
-) -> list[list[FloatArray]]:
-    """s_t of each group, [K] each: the current policy over the engine's own log-probs, as micro-batches come in."""
-    result: list[list[FloatArray]] = []
+    policy: Scorer, micro_batches: Sequence[MicroBatch[ScoredGroup]], objective: Objective
+) -> list[tuple[Key, tuple[int, ...], FloatArray]]:
+    """s_t of each piece's responses: the current policy over the engine's own log-probs."""
+    found = []
     for micro_batch in micro_batches:
-        groups = [scored.group for scored in micro_batch]
+        pieces = micro_batch.pieces
         with torch.no_grad():
-            scores = score_tokens(policy, groups, objective.sampling_temperature)
-            if not groups:
-                result.append([])
+            scores = score_pieces(policy, pieces, objective.sampling_temperature)
+            if not pieces:
                 continue
-            delta = scores.logprobs - _engine_logprobs(groups, scores.mask)
+            delta = scores.logprobs - _engine_logprobs(pieces, scores)
             log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
-        result.append([part.cpu().numpy() for part in log_ratio.split([len(g.responses) for g in groups])])
-    return result
+        for piece, part in zip(pieces, _by_piece(log_ratio, pieces), strict=True):
+            found.append((_key(piece), piece.responses, part.float().cpu().numpy()))
+    return found
+
+
+def merge_log_ratios(
+    groups: Sequence[ScoredGroup], found: Sequence[tuple[Key, tuple[int, ...], FloatArray]]
+) -> tuple[FloatArray, ...]:
+    """s_t [K] of each group, in the groups' order, from all pieces of all ranks."""
+    result = {_group_key(scored): np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups}
+    for key, responses, values in found:
+        result[key][list(responses)] = values
+    return tuple(result[_group_key(scored)] for scored in groups)
 
 
 def run_updates(
-    policy: TrainablePolicy, updates: Sequence[Update], rank: int, objective: Objective, learning_rate: float
+    policy: TrainablePolicy,
+    updates: Sequence[Update],
+    rank: int,
+    objective: Objective,
+    learning_rate: float,
+    reference: Scorer | None = None,
 ) -> list[UpdateReport]:
-    """All updates of a step on this rank's share, in order. All ranks must call this at the same time."""
+    """All updates of a step on this rank's share, in order. All ranks must call this at the same time.
+
+    Anchor and targets stay those of the step for all its updates. An update whose gradient is not finite is dropped by
+    ``policy.step`` on all ranks; its report says where the first such number stood.
+    """
+    temperature = objective.sampling_temperature
     forwards = 0
     behaviour: dict[tuple[int, int], Tensor] = {}
-    if not objective.behaviour_from_engine:
-        for number, update in enumerate(updates[1:], start=1):
+    references: dict[tuple[int, int], Tensor] = {}
+    with torch.no_grad():
+        for number, update in enumerate(updates):
             for position, micro_batch in enumerate(update.shares[rank]):
-                sampled = [target.group for target in micro_batch.groups]
-                with torch.no_grad():
-                    scores = score_tokens(policy, sampled, objective.sampling_temperature)
-                behaviour[number, position] = scores.logprobs
-                forwards += 1
+                if number and not objective.behaviour_from_engine:
+                    behaviour[number, position] = score_pieces(policy, micro_batch.pieces, temperature).logprobs
+                    forwards += 1
+                if reference is not None:
+                    references[number, position] = score_pieces(reference, micro_batch.pieces, temperature).logprobs
     reports = []
     for number, update in enumerate(updates):
+        known, extra = _split_log_ratios(policy, update, number, rank, objective, behaviour)
+        forwards += extra
         groups: list[ProjectedGroup] = []
+        not_finite: list[NotFinite] = []
+        padding = []
         for position, micro_batch in enumerate(update.shares[rank]):
-            cached = behaviour.get((number, position))
-            loss, projected = _micro_batch_loss(policy, micro_batch, cached, number, objective)
+            scores = score_pieces(policy, micro_batch.pieces, temperature)
+            forwards += 1
+            padding.append(scores.padding)
+            if not micro_batch.pieces:
+                policy.backward(scores.logprobs.sum() * 0.0)
+                continue
+            at = (number, position)
+            loss, projected, first = _micro_batch_loss(
+                scores, micro_batch.pieces, behaviour.get(at), references.get(at), known, number, objective
+            )
             policy.backward(loss / update.num_prompts)
             groups += projected
-            forwards += 1
-        norm = policy.step(learning_rate)
-        reports.append(UpdateReport(tuple(groups), norm, forwards))
+            not_finite += first
+        norms = policy.step(learning_rate)
+        if not norms.applied and groups and not not_finite:
+            largest = max(groups, key=lambda group: float(np.abs(group.surrogate).max()))
+            k = largest.responses[int(np.abs(largest.surrogate).argmax())]
+            not_finite = [NotFinite("gradient, largest loss", largest.prompt_id, largest.attempt, k, 0)]
+        reports.append(UpdateReport(tuple(groups), norms, forwards, float(np.mean(padding)), tuple(not_finite)))
         forwards = 0
     return reports
 
 
-def _micro_batch_loss(
-    policy: TrainablePolicy, micro_batch: MicroBatch, cached: Tensor | None, update: int, objective: Objective
-) -> tuple[Tensor, list[ProjectedGroup]]:
-    """Sum over the micro-batch's prompts of sum_k sg(c_k) A(clip(delta_k)), and what telemetry wants of each group."""
-    groups = [target.group for target in micro_batch.groups]
-    scores = score_tokens(policy, groups, objective.sampling_temperature)
-    if not groups:
-        return scores.logprobs.sum() * 0.0, []
-    engine = _engine_logprobs(groups, scores.mask)
-    recomputed = scores.logprobs.detach() if cached is None else cached
-    behaviour = engine if objective.behaviour_from_engine else recomputed
-    delta = scores.logprobs - behaviour
+def merge_reports(by_rank: Sequence[Sequence[UpdateReport]]) -> StepReport:
+    """The ranks' reports as one: groups whole again and in prompt order, numbers of the whole update."""
+    merged = []
+    for reports in zip(*by_rank, strict=True):
+        pieces: dict[Key, list[ProjectedGroup]] = {}
+        for group in (group for report in reports for group in report.groups):
+            pieces.setdefault((group.prompt_id, group.attempt), []).append(group)
+        merged.append(
+            UpdateReport(
+                groups=tuple(_whole(pieces[key]) for key in sorted(pieces)),
+                norms=reports[0].norms,
+                forwards=reports[0].forwards,
+                padding=float(np.mean([report.padding for report in reports])),
+                not_finite=tuple(found for report in reports for found in report.not_finite),
+            )
+        )
+    return StepReport(tuple(merged))
+
+
+def _whole(pieces: Sequence[ProjectedGroup]) -> ProjectedGroup:
+    if len(pieces) == 1:
+        return pieces[0]
+    responses = [k for piece in pieces for k in piece.responses]
+    order = np.argsort(responses)
+    first = pieces[0]
+
+    def joined(name: str) -> FloatArray:
+        return np.concatenate([getattr(piece, name) for piece in pieces])[order]
+
+    arrays = ("log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "reference_kl")
+    return ProjectedGroup(
+        prompt_id=first.prompt_id,
+        attempt=first.attempt,
+        update=first.update,
+        responses=tuple(sorted(responses)),
+        loss=first.loss,
+        **{name: joined(name) for name in arrays},
+    )
+
+
+def _split_log_ratios(
+    policy: TrainablePolicy,
+    update: Update,
+    number: int,
+    rank: int,
+    objective: Objective,
+    behaviour: Mapping[tuple[int, int], Tensor],
+) -> tuple[dict[Key, Tensor], int]:
+    """Raw log-ratios [K] of the groups that are split over micro-batches or ranks, and the forwards it took.
+
+    At the first update the policy is still the anchor, so they are s_t. Later each rank scores its pieces, and the sum
+    over ranks puts the groups together. Every rank runs as many forwards as the one with the most pieces.
+    """
+    split = {
+        _key(piece): piece.item
+        for share in update.shares
+        for micro_batch in share
+        for piece in micro_batch.pieces
+        if not piece.is_whole
+    }
+    if not split:
+        return {}, 0
+    if number == 0:
+        return {key: torch.from_numpy(np.array(target.anchor)) for key, target in split.items()}, 0
+    offsets = dict(zip(split, np.cumsum([0, *(len(t.anchor) for t in split.values())]), strict=False))
+    values = torch.zeros(sum(len(target.anchor) for target in split.values()), dtype=torch.float64)
+    mine = [position for position, micro_batch in enumerate(update.shares[rank]) if micro_batch.is_split]
+    passes = max(sum(micro_batch.is_split for micro_batch in share) for share in update.shares)
     with torch.no_grad():
-        log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
-        loss_P, coefficient_N = _coefficients(micro_batch, log_ratio, objective.divergence)
+        for turn in range(passes):
+            position = mine[turn] if turn < len(mine) else -1
+            pieces = update.shares[rank][position].pieces if turn < len(mine) else ()
+            scores = score_pieces(policy, pieces, objective.sampling_temperature)
+            if not pieces:
+                continue
+            delta = scores.logprobs - _behaviour(pieces, scores, behaviour.get((number, position)), objective)
+            log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
+            for piece, part in zip(pieces, _by_piece(log_ratio, pieces), strict=True):
+                if not piece.is_whole:
+                    values[[int(offsets[_key(piece)]) + k for k in piece.responses]] = part.double().cpu()
+    values = policy.sum_over_ranks(values)
+    sizes = [len(target.anchor) for target in split.values()]
+    return dict(zip(split, values.split(sizes), strict=True)), passes
+
+
+def _micro_batch_loss(
+    scores: TokenScores,
+    pieces: Sequence[Piece[TargetGroup]],
+    cached: Tensor | None,
+    reference: Tensor | None,
+    known: Mapping[Key, Tensor],
+    update: int,
+    objective: Objective,
+) -> tuple[Tensor, list[ProjectedGroup], list[NotFinite]]:
+    """Sum over the micro-batch's responses of sg(c_k) A(clip(delta_k)), what telemetry wants of each piece, and the
+    first number that is not finite.
+    """
+    engine = _engine_logprobs(pieces, scores)
+    behaviour = _behaviour(pieces, scores, cached, objective)
+    delta = scores.logprobs - behaviour
+    mask = scores.mask
+    with torch.no_grad():
+        log_ratio = response_log_ratio(delta, mask, objective.length_norm)
+        loss_P, coefficient_N = _coefficients(pieces, log_ratio, known, objective.divergence)
     token_loss = clipped_token_loss(
         objective.token_clip, delta, coefficient_N, low=objective.clip_low, high=objective.clip_high
     )
-    response_loss = response_log_ratio(token_loss, scores.mask, objective.length_norm)
+    response_loss = response_log_ratio(token_loss, mask, objective.length_norm)
+    total = response_loss.sum()
+    penalty = torch.zeros_like(log_ratio)
+    if reference is not None:
+        penalty = response_log_ratio(k3(reference - scores.logprobs), mask, "mean")
+        sizes = torch.tensor([len(p.item.group.responses) for p in pieces for _ in p.responses], device=penalty.device)
+        total = total + objective.reference_kl * (penalty / sizes).sum()
     with torch.no_grad():
-        low, high = np.log1p(-objective.clip_low), np.log1p(objective.clip_high)
-        outside = ((delta < low) | (delta > high)).float()
-        columns = torch.stack(
-            [
-                log_ratio,
-                response_loss,
-                coefficient_N,
-                response_log_ratio(scores.entropy, scores.mask, "mean"),
-                response_log_ratio(outside, scores.mask, "mean"),
-                response_log_ratio(engine - behaviour, scores.mask, "mean"),
-            ]
-        ).float()
-    sizes = [len(group.responses) for group in groups]
-    projected = [
-        _projected(group, update, float(loss), part)
-        for group, loss, part in zip(groups, loss_P, _numpy_columns(columns, sizes), strict=True)
-    ]
-    return response_loss.sum(), projected
+        low, high = math.log1p(-objective.clip_low), math.log1p(objective.clip_high)
+        outside = ((delta < low) | (delta > high)).to(delta.dtype)
+        means = (response_log_ratio(values, mask, "mean") for values in (scores.entropy, outside, engine - behaviour))
+        columns = torch.stack([log_ratio, response_loss, coefficient_N, *means, penalty]).float().cpu()
+        first = _first_not_finite(pieces, (("log-prob", scores.logprobs), ("loss", token_loss)))
+    losses = iter(loss_P.tolist())
+    projected = []
+    for piece, part in zip(pieces, _by_piece(columns.T, pieces), strict=True):
+        by_name = dict(zip(_COLUMNS, part.T.numpy(), strict=True))
+        (prompt_id, attempt), responses = _key(piece), piece.responses
+        projected.append(
+            ProjectedGroup(
+                prompt_id=prompt_id, attempt=attempt, update=update, responses=responses, loss=next(losses), **by_name
+            )
+        )
+    return total, projected, first
 
 
-def _projected(group: PromptGroup, update: int, loss: float, columns: list[FloatArray]) -> ProjectedGroup:
-    log_ratio, surrogate, coefficient, entropy, clip_fraction, mismatch = columns
-    return ProjectedGroup(
-        prompt_id=group.prompt.prompt_id,
-        attempt=group.attempt,
-        update=update,
-        log_ratio=log_ratio,
-        surrogate=surrogate,
-        coefficient=coefficient,
-        loss=loss,
-        entropy=entropy,
-        clip_fraction=clip_fraction,
-        engine_mismatch=mismatch,
-    )
+_COLUMNS = (
+    "log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "reference_kl",
+)  # fmt: skip
 
 
-def _numpy_columns(columns: Tensor, sizes: Sequence[int]) -> list[list[FloatArray]]:
-    return [list(part.cpu().numpy()) for part in columns.split(list(sizes), dim=1)]
+def k3(log_ratio: Tensor) -> Tensor:
+    """Per token, exp(x) - x - 1 with x = log pi_ref - log pi: an estimate of KL(pi || pi_ref) that is never negative
+    (Schulman, "Approximating KL divergence", 2020).
+    """
+    return torch.expm1(log_ratio) - log_ratio
 
 
-def _coefficients(micro_batch: MicroBatch, log_ratio: Tensor, divergence: str) -> tuple[Tensor, Tensor]:
-    """Divergence of each group [P] and coefficient of each response [N], in fp32.
+def _coefficients(
+    pieces: Sequence[Piece[TargetGroup]], log_ratio: Tensor, known: Mapping[Key, Tensor], divergence: str
+) -> tuple[Tensor, Tensor]:
+    """Divergence of each piece's whole group [P] and coefficient of each response here [N], in fp64.
 
     A group of one response is its own virtual group (C.2): the target builder stored log sigmoid((R - b)/tau), and
     c = 1/2 - sigmoid((R - b)/tau); its divergence is that of the two Bernoulli distributions.
     """
-    targets = micro_batch.groups
-    sizes = [len(target.log_target) for target in targets]
+    sizes = [len(piece.item.log_target) for piece in pieces]
     width = max(max(sizes), 2)
-    mask = torch.zeros(len(targets), width, dtype=torch.bool)
-    ratio_PK = torch.zeros(len(targets), width)
-    target_PK = torch.zeros(len(targets), width)
-    for row, (target, part) in enumerate(zip(targets, log_ratio.float().cpu().split(sizes), strict=True)):
-        log_target = torch.from_numpy(np.array(target.log_target, dtype=np.float32))
+    mask = torch.zeros(len(pieces), width, dtype=torch.bool)
+    ratio_PK = torch.zeros(len(pieces), width, dtype=torch.float64)
+    target_PK = torch.zeros_like(ratio_PK)
+    for row, (piece, part) in enumerate(zip(pieces, _by_piece(log_ratio.double().cpu(), pieces), strict=True)):
+        log_target = torch.from_numpy(np.array(piece.item.log_target, dtype=np.float64))
         size = sizes[row]
-        ratio_PK[row, :size] = part if size > 1 else 0.0
-        target_PK[row, :size] = log_target
-        if size == 1:
+        if size > 1:
+            ratio_PK[row, :size] = part if piece.is_whole else known[_key(piece)]
+        else:
             target_PK[row, 1] = torch.log1p(-log_target.exp().clamp(max=1 - 1e-7))[0]
+        target_PK[row, :size] = log_target
         mask[row, : max(size, 2)] = True
     projection = project(divergence, ratio_PK, target_PK, mask=mask)
-    coefficient_N = torch.cat([projection.coefficient[row, :size] for row, size in enumerate(sizes)])
-    return projection.loss.to(log_ratio.device), coefficient_N.to(log_ratio.device)
+    picked = [projection.coefficient[row, list(piece.responses)] for row, piece in enumerate(pieces)]
+    return projection.loss, torch.cat(picked).to(log_ratio)
 
 
-def _engine_logprobs(groups: Sequence[PromptGroup], mask: Tensor) -> Tensor:
+def _behaviour(
+    pieces: Sequence[Piece[TargetGroup]], scores: TokenScores, cached: Tensor | None, objective: Objective
+) -> Tensor:
+    """[N, T] log-probs the ratios are taken to: the engine's, the recorded ones, or the policy's own."""
+    if objective.behaviour_from_engine:
+        return _engine_logprobs(pieces, scores)
+    return scores.logprobs.detach() if cached is None else cached
+
+
+def _engine_logprobs(pieces: Sequence[Piece[G]], scores: TokenScores) -> Tensor:
     """[N, T] log-probs the engine reported, 0 where padded."""
-    rows = [response.behaviour_logprobs for group in groups for response in group.responses]
-    padded = np.zeros(tuple(mask.shape), dtype=np.float32)
+    rows = [piece.item.group.responses[k].behaviour_logprobs for piece in pieces for k in piece.responses]
+    padded = np.zeros(tuple(scores.mask.shape), dtype=np.float32)
     for row, values in enumerate(rows):
         padded[row, : len(values)] = values
-    return torch.from_numpy(padded).to(mask.device)
+    return torch.from_numpy(padded).to(scores.logprobs)
+
+
+def _first_not_finite(pieces: Sequence[Piece[TargetGroup]], named: Sequence[tuple[str, Tensor]]) -> list[NotFinite]:
+    for what, values in named:
+        bad = (~torch.isfinite(values)).nonzero()
+        if len(bad):
+            row, token = (int(number) for number in bad[0])
+            piece, k = [(piece, k) for piece in pieces for k in piece.responses][row]
+            return [NotFinite(what, *_key(piece), k, token)]
+    return []
+
+
+def _by_piece(values: Tensor, pieces: Sequence[Piece[G]]) -> Sequence[Tensor]:
+    return values.split([len(piece.responses) for piece in pieces])
+
+
+def _key(piece: Piece[G]) -> Key:
+    return _group_key(piece.item)
+
+
+def _group_key(item: Grouped) -> Key:
+    return item.group.prompt.prompt_id, item.group.attempt

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS attempts (
     data_index INTEGER NOT NULL,
     prompt_id  TEXT NOT NULL,
     attempt    INTEGER NOT NULL,
-    state      TEXT NOT NULL CHECK (state IN ('issued', 'scored', 'trained', 'lost', 'stale')),
+    state      TEXT NOT NULL CHECK (state IN ('issued', 'scored', 'trained', 'lost', 'stale', 'filtered')),
     step       INTEGER,
     reason     TEXT,
     updated_at REAL NOT NULL,
@@ -65,20 +65,30 @@ class Ledger:
         """The attempt is older than the staleness bound allows."""
         self._move(prompt_id, attempt, "scored", "stale", reason)
 
-    def commit(self, step: int, digest: str, trained: Iterable[tuple[str, int]]) -> None:
-        """In one transaction: the (prompt id, attempt) pairs are trained by ``step``, which made weights ``digest``."""
+    def commit(
+        self,
+        step: int,
+        digest: str,
+        trained: Iterable[tuple[str, int]],
+        filtered: Mapping[tuple[str, int], str] | None = None,
+    ) -> None:
+        """In one transaction: the (prompt id, attempt) pairs are trained by ``step``, which made weights ``digest``, or
+        were left out of it for the reason given.
+        """
         with closing(self._db.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 now = time.time()
-                for prompt_id, attempt in trained:
+                moves = [("trained", None, key) for key in trained]
+                moves += [("filtered", reason, key) for key, reason in (filtered or {}).items()]
+                for state, reason, (prompt_id, attempt) in moves:
                     cursor.execute(
-                        "UPDATE attempts SET state = 'trained', step = ?, updated_at = ? "
+                        "UPDATE attempts SET state = ?, reason = ?, step = ?, updated_at = ? "
                         "WHERE prompt_id = ? AND attempt = ? AND state = 'scored'",
-                        (step, now, prompt_id, attempt),
+                        (state, reason, step, now, prompt_id, attempt),
                     )
                     if cursor.rowcount != 1:
-                        raise ValueError(f"step {step} trained {prompt_id} (attempt {attempt}), which was not scored")
+                        raise ValueError(f"step {step} {state} {prompt_id} (attempt {attempt}), which was not scored")
                 cursor.execute("INSERT INTO commits VALUES (?, ?, ?)", (step, digest, now))
                 cursor.execute("COMMIT")
             except BaseException:
@@ -94,14 +104,14 @@ class Ledger:
             cursor.execute("BEGIN IMMEDIATE")
             cursor.execute(
                 "UPDATE attempts SET state = 'lost', reason = 'resumed from step ' || ?1, step = NULL, updated_at = ?2 "
-                "WHERE state IN ('issued', 'scored') OR (state = 'trained' AND step > ?1)",
+                "WHERE state IN ('issued', 'scored') OR (state IN ('trained', 'filtered') AND step > ?1)",
                 (step, time.time()),
             )
             cursor.execute("DELETE FROM commits WHERE step > ?", (step,))
             cursor.execute("COMMIT")
         return self._db.execute(
             "SELECT DISTINCT data_index, prompt_id FROM attempts WHERE prompt_id NOT IN "
-            "(SELECT prompt_id FROM attempts WHERE state = 'trained') ORDER BY data_index"
+            "(SELECT prompt_id FROM attempts WHERE state IN ('trained', 'filtered')) ORDER BY data_index"
         ).fetchall()
 
     def next_index(self) -> int:
@@ -119,7 +129,7 @@ class Ledger:
         return {
             "issued": total,
             "in_flight": states.get("issued", 0) + states.get("scored", 0),
-            **{state: states.get(state, 0) for state in ("trained", "lost", "stale")},
+            **{state: states.get(state, 0) for state in ("trained", "lost", "stale", "filtered")},
         }
 
     def _move(self, prompt_id: str, attempt: int, old: str, new: str, reason: str | None) -> None:

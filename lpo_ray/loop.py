@@ -14,18 +14,27 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from lpo_ray.checkpoint import CheckpointState, save_checkpoint
+from lpo_ray.checkpoint import CheckpointRules, CheckpointState, save_checkpoint
 from lpo_ray.data.source import PromptSource
-from lpo_ray.errors import GroupLost, Interrupted, TooManyLost
+from lpo_ray.errors import GroupLost, Interrupted, NumbersNotFinite, TooManyLost
 from lpo_ray.interfaces import Components
 from lpo_ray.ledger import Ledger
-from lpo_ray.packing import pack_step
-from lpo_ray.records import Anchor, Prompt, Sampling, ScoredGroup, StepReport, TargetGroup, TrainBatch, WeightsVersion
+from lpo_ray.packing import Packing, pack_step
+from lpo_ray.records import (
+    Anchor,
+    Prompt,
+    Sampling,
+    ScoredGroup,
+    StepReport,
+    TargetGroup,
+    TrainBatch,
+    UpdateReport,
+    WeightsVersion,
+)
 from lpo_ray.staleness import StalenessGate, take_fresh
 
 T = TypeVar("T")
@@ -40,14 +49,14 @@ class LoopSettings:
     updates_per_step: int
     max_staleness: int
     max_attempts: int
-    tokens_per_micro_batch: int
+    packing: Packing
     sampling: Sampling
     behaviour_from_engine: bool
     learning_rate: Callable[[int], float]
     """of a step, counted from 0"""
-    checkpoints: Path
-    checkpoint_every: int
-    checkpoint_keep: int
+    checkpoints: CheckpointRules
+    max_skipped_updates: int
+    """in a row, before NumbersNotFinite"""
     evaluate_every: int
 
 
@@ -79,6 +88,14 @@ class Observer(Protocol):
         """A step is committed."""
         ...
 
+    def score(self, name: str) -> float | None:
+        """The value of a metric, or of the newest evaluation, for the step that was done last; None: not measured."""
+        ...
+
+    def evidence(self) -> str:
+        """Where the groups of the step that was done last can be read."""
+        ...
+
 
 class TrainingLoop:
     """One run of the loop. Make it inside a running event loop; call ``run`` once."""
@@ -90,10 +107,12 @@ class TrainingLoop:
         self._settings, self._observer = settings, observer
         self._gate = StalenessGate(settings.groups_per_step, settings.max_staleness)
         self._scored: asyncio.Queue[ScoredGroup] = asyncio.Queue()
-        self._sampling: asyncio.TaskGroup
+        self._lanes: asyncio.TaskGroup
         self._in_flight: set[asyncio.Task[None]] = set()
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._saved = -1
+        self._saving: asyncio.Task[None] | None = None
+        self._skipped = 0
 
     def stop(self, signal_number: int) -> None:
         """Ask the run to end after the update that is being computed. Safe to call more than once."""
@@ -113,12 +132,13 @@ class TrainingLoop:
         """
         self._saved = first.step
         async with asyncio.TaskGroup() as lanes:
-            self._sampling = lanes
+            self._lanes = lanes
             sampling = lanes.create_task(self._sample_lane(first.step, [index for index, _ in owed]))
             version = await self._project_lane(first, evaluate)
             for task in (sampling, *self._in_flight):
                 task.cancel()
-        await self._checkpoint(version)
+        if version.step != self._saved:
+            await self._save(version)
         if self._stop.done():
             raise Interrupted(self._stop.result(), version.step)
         return version
@@ -133,7 +153,7 @@ class TrainingLoop:
             self._issue(index, self._source.train(index))
 
     def _issue(self, index: int, prompt: Prompt) -> None:
-        self._in_flight.add(task := self._sampling.create_task(self._one_group(index, prompt)))
+        self._in_flight.add(task := self._lanes.create_task(self._one_group(index, prompt)))
         task.add_done_callback(self._in_flight.discard)
 
     async def _one_group(self, index: int, prompt: Prompt) -> None:
@@ -170,26 +190,45 @@ class TrainingLoop:
                 targets = await parts.target_builder.build(groups, await self._anchor(groups))
             batch = pack_step(
                 targets,
+                settings.packing,
                 step=step,
+                seed=settings.sampling.seed,
                 updates=settings.updates_per_step,
-                world_size=parts.learner.world_size,
-                tokens_per_micro_batch=settings.tokens_per_micro_batch,
                 learning_rate=settings.learning_rate(step),
             )
+            await self._until_saved()
             with self._observer.stage("project"):
                 report = await parts.learner.project(batch)
             with self._observer.stage("publish"):
                 version = await parts.transport.publish(step + 1)
-            self._ledger.commit(
-                version.step, version.digest, [(t.group.prompt.prompt_id, t.group.attempt) for t in targets]
-            )
+            self._commit(version, report)
             self._gate.release(len(groups))
             self._observer.step_done(StepRecord(version.step, batch, targets, report, version, self._ledger.counts()))
-            if settings.checkpoint_every and version.step % settings.checkpoint_every == 0:
-                await self._checkpoint(version)
             if evaluate and settings.evaluate_every and version.step % settings.evaluate_every == 0:
                 await evaluate(version.step)
+            if settings.checkpoints.every and version.step % settings.checkpoints.every == 0:
+                await self._checkpoint(version)
+            await self._stop_if_not_finite(version, report)
         return version
+
+    def _commit(self, version: WeightsVersion, report: StepReport) -> None:
+        """Groups of an update that was skipped are not trained; they are filtered, and not issued again."""
+        trained = [(g.prompt_id, g.attempt) for update in report.updates if update.norms.applied for g in update.groups]
+        filtered = {
+            (group.prompt_id, group.attempt): f"update skipped: {_where(update)}"
+            for update in report.updates
+            if not update.norms.applied
+            for group in update.groups
+        }
+        self._ledger.commit(version.step, version.digest, trained, filtered)
+
+    async def _stop_if_not_finite(self, version: WeightsVersion, report: StepReport) -> None:
+        for update in report.updates:
+            self._skipped = 0 if update.norms.applied else self._skipped + 1
+            if self._skipped >= self._settings.max_skipped_updates:
+                await self._checkpoint(version)
+                await self._until_saved()
+                raise NumbersNotFinite(self._skipped, version.step, _where(update), self._observer.evidence())
 
     async def _take(self, step: int) -> list[ScoredGroup]:
         def reissue(scored: ScoredGroup) -> None:
@@ -213,13 +252,26 @@ class TrainingLoop:
         return tuple(np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
 
     async def _checkpoint(self, version: WeightsVersion) -> None:
+        """Begin to save; the next step's sampling goes on meanwhile. The learner takes the call now, so what follows
+        it (the next projection) does not change what is saved; and no projection starts before it is done.
+        """
         if version.step == self._saved:
             return
-        settings = self._settings
-        state = CheckpointState(version.step, version.digest, self._components.learner.world_size)
-        with self._observer.stage("checkpoint"):
-            await save_checkpoint(settings.checkpoints, state, self._components.learner, settings.checkpoint_keep)
+        await self._until_saved()
+        self._saving = self._lanes.create_task(self._save(version))
+        await asyncio.sleep(0)
+
+    async def _until_saved(self) -> None:
+        if self._saving is not None:
+            await self._saving
+
+    async def _save(self, version: WeightsVersion) -> None:
+        rules = self._settings.checkpoints
+        score = self._observer.score(rules.best) if rules.best else None
+        state = CheckpointState(version.step, version.digest, self._components.learner.world_size, score)
         self._saved = version.step
+        with self._observer.stage("checkpoint"):
+            await save_checkpoint(rules, state, self._components.learner)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
         """The result of ``work``, or None (and ``work`` cancelled) once ``stop`` was called."""
@@ -229,3 +281,8 @@ class TrainingLoop:
             return None if self._stop.done() else task.result()
         finally:
             task.cancel()
+
+
+def _where(update: UpdateReport) -> str:
+    """Where the numbers of a skipped update stopped being finite."""
+    return "; ".join(str(found) for found in update.not_finite[:3]) or "in the gradient, nowhere in the forward pass"

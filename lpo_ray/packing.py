@@ -1,69 +1,103 @@
-"""Whole groups into token-budgeted micro-batches, balanced over ranks, with global denominators.
+"""Groups into token-budgeted micro-batches, balanced over ranks, with global denominators.
 
-A group is never split: its K coefficients need all K log-ratios of one forward (DESIGN: exactness rule 1). The loss
+A group stays whole wherever it can: its K coefficients need all K log-ratios, and one forward over the whole group has
+them. One that exceeds the budget (or has to be shared by ranks that outnumber the groups) is split into pieces by
+responses; the learner then collects its log-ratios in a pass of its own where it does not know them already. The loss
 denominators are counted here, over all ranks and micro-batches, before any backward pass; so the gradient does not
 depend on how the groups were laid out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lpo_ray.records import MicroBatch, TargetGroup, TrainBatch, Update
+import numpy as np
 
-T = TypeVar("T")
+from lpo_ray.records import G, MicroBatch, Piece, TargetGroup, TrainBatch, Update
+from lpo_ray.seeds import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How groups become micro-batches."""
+
+    world_size: int
+    tokens_per_micro_batch: int
+    share_prompt: bool
+
+    def tokens(self, piece: Piece[G]) -> int:
+        """Positions of a packed forward over the piece."""
+        group = piece.item.group
+        prompts = 1 if self.share_prompt else len(piece.responses)
+        return prompts * len(group.prompt.token_ids) + sum(len(group.responses[k].token_ids) for k in piece.responses)
 
 
 def pack_step(
-    targets: Sequence[TargetGroup],
-    *,
-    step: int,
-    updates: int,
-    world_size: int,
-    tokens_per_micro_batch: int,
-    learning_rate: float,
+    targets: Sequence[TargetGroup], packing: Packing, *, step: int, seed: int, updates: int, learning_rate: float
 ) -> TrainBatch:
-    """Split a step's groups into ``updates`` consecutive equal parts, each packed over ``world_size`` ranks.
+    """Split a step's groups, in the order of (seed, step), into ``updates`` equal parts, each packed over the ranks.
 
     Raises ValueError when the groups do not divide; the configuration is checked for it before.
     """
     if not targets or len(targets) % updates:
         raise ValueError(f"{len(targets)} groups cannot be split into {updates} equal updates")
+    order = np.random.default_rng(derive_seed(seed, "updates", step)).permutation(len(targets))
     size = len(targets) // updates
-    parts = [targets[start : start + size] for start in range(0, len(targets), size)]
-    packed = tuple(pack_update(part, world_size, tokens_per_micro_batch) for part in parts)
-    return TrainBatch(step=step, updates=packed, learning_rate=learning_rate)
-
-
-def pack_update(targets: Sequence[TargetGroup], world_size: int, tokens_per_micro_batch: int) -> Update:
-    """One update's groups over the ranks, with the denominators of the whole update."""
-    shares = balance(targets, world_size, tokens_per_micro_batch, cost=lambda target: target.group.forward_tokens)
-    return Update(
-        tuple(tuple(MicroBatch(tuple(groups)) for groups in share) for share in shares),
-        num_prompts=len(targets),
-        num_tokens=sum(target.group.num_tokens for target in targets),
+    parts = [[targets[number] for number in order[start : start + size]] for start in range(0, len(targets), size)]
+    return TrainBatch(
+        step=step, updates=tuple(pack_update(part, packing) for part in parts), learning_rate=learning_rate
     )
 
 
-def balance(items: Sequence[T], world_size: int, budget: int, *, cost: Callable[[T], int]) -> list[list[list[T]]]:
-    """[rank][micro-batch] lists: longest item first onto the rank with the fewest tokens (LPT), then up to ``budget``
-    tokens a micro-batch; an item above the budget stands alone.
+def pack_update(targets: Sequence[TargetGroup], packing: Packing) -> Update:
+    """One update's groups over the ranks, with the denominators of the whole update."""
+    shares = balance(targets, packing)
+    return Update(
+        shares,
+        num_prompts=len(targets),
+        num_tokens=sum(target.group.num_tokens for target in targets),
+        tokens_by_rank=tuple(sum(packing.tokens(piece) for mb in share for piece in mb.pieces) for share in shares),
+    )
+
+
+def balance(items: Sequence[G], packing: Packing) -> tuple[tuple[MicroBatch[G], ...], ...]:
+    """[rank][i] micro-batches: longest piece first onto the rank with the fewest tokens (LPT), there into the first
+    micro-batch with room (first fit); a response above the budget stands alone.
 
     Every rank gets the same number of micro-batches, the last ones empty where needed: ZeRO-3 gathers parameters in
     each forward, so a rank that runs fewer of them leaves the others waiting for ever.
     """
-    shares: list[list[list[T]]] = [[] for _ in range(world_size)]
-    load = [0] * world_size
-    room = [0] * world_size
-    for item in sorted(items, key=cost, reverse=True):
-        size = cost(item)
-        rank = load.index(min(load))
-        if not shares[rank] or size > room[rank]:
-            shares[rank].append([])
-            room[rank] = budget
-        shares[rank][-1].append(item)
+    pieces = [piece for item in items for piece in _pieces(item, packing, len(items))]
+    load = [0] * packing.world_size
+    shares: list[list[list[Piece[G]]]] = [[] for _ in range(packing.world_size)]
+    room: list[list[int]] = [[] for _ in range(packing.world_size)]
+    for piece in sorted(pieces, key=packing.tokens, reverse=True):
+        size, rank = packing.tokens(piece), load.index(min(load))
         load[rank] += size
-        room[rank] -= size
+        at = next((at for at, left in enumerate(room[rank]) if size <= left), len(room[rank]))
+        if at == len(room[rank]):
+            shares[rank].append([])
+            room[rank].append(packing.tokens_per_micro_batch)
+        shares[rank][at].append(piece)
+        room[rank][at] -= size
     longest = max(len(share) for share in shares)
-    return [share + [[] for _ in range(longest - len(share))] for share in shares]
+    padded = (share + [[]] * (longest - len(share)) for share in shares)
+    return tuple(tuple(MicroBatch(tuple(pieces)) for pieces in share) for share in padded)
+
+
+def _pieces(item: G, packing: Packing, num_items: int) -> list[Piece[G]]:
+    """The group whole, or its responses in consecutive runs that keep to the budget."""
+    every = tuple(range(len(item.group.responses)))
+    whole = Piece(item, every)
+    budget = packing.tokens_per_micro_batch
+    if num_items < packing.world_size:
+        budget = min(budget, -(-num_items * packing.tokens(whole) // packing.world_size))
+    if packing.tokens(whole) <= budget:
+        return [whole]
+    runs: list[tuple[int, ...]] = [()]
+    for k in every:
+        if runs[-1] and packing.tokens(Piece(item, (*runs[-1], k))) > budget:
+            runs.append(())
+        runs[-1] = (*runs[-1], k)
+    return [Piece(item, run) for run in runs]

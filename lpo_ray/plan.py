@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +14,20 @@ import psutil
 from omegaconf import OmegaConf
 
 from lpo_ray import warmup
+from lpo_ray.checkpoint import CheckpointRules
 from lpo_ray.config.load import dump_config
-from lpo_ray.config.schema import Behaviour, ClusterKind, Config, Resume, Schedule
+from lpo_ray.config.schema import Behaviour, ClusterKind, Config, Resume
 from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.data.dataset import DatasetSource
 from lpo_ray.data.source import PromptEncoder, PromptSource
 from lpo_ray.errors import ConfigError
-from lpo_ray.learning import Objective, OptimiserSettings
+from lpo_ray.learning import LearnerSettings, Objective, OptimiserSettings
 from lpo_ray.loop import LoopSettings
 from lpo_ray.model import context_length
+from lpo_ray.packing import Packing
 from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.records import Sampling
+from lpo_ray.schedule import learning_rates
 from lpo_ray.targets import TargetRule
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.verifiers import VERIFIERS
@@ -95,11 +98,38 @@ class Plan:
 
     def learning_rate(self, step: int) -> float:
         """Of ``step``, counted from 0."""
-        learner, steps = self.config.learner, self.config.run.steps
-        if learner.lr_schedule is Schedule.constant or steps == 1:
-            return learner.lr
-        done = step / (steps - 1)
-        return learner.lr * (1 - done * (1 - learner.lr_floor))
+        return self.learning_rates()(step)
+
+    def learning_rates(self) -> Callable[[int], float]:
+        """The schedule."""
+        learner = self.config.learner
+        return learning_rates(
+            learner.lr_schedule, learner.lr, steps=self.config.run.steps, warmup_steps=learner.warmup_steps,
+            arguments=learner.lr_schedule_kwargs,
+        )  # fmt: skip
+
+    def packing(self) -> Packing:
+        """How groups become micro-batches."""
+        pipeline, world_size = self.config.pipeline, self.config.learner.world_size
+        if self.config.cluster.kind is ClusterKind.inprocess:
+            world_size = 1
+        return Packing(world_size, pipeline.tokens_per_micro_batch, pipeline.share_prompt)
+
+    def learner_settings(self, model_path: str) -> LearnerSettings:
+        """How the learner is built around the model in ``model_path``."""
+        learner, objective = self.config.learner, self.config.objective
+        return LearnerSettings(
+            model_path=model_path,
+            dtype=self.config.model.dtype,
+            objective=self.objective(),
+            optimiser=self.optimiser(),
+            packing=self.packing(),
+            attention=learner.attention.value,
+            gradient_checkpointing=learner.gradient_checkpointing,
+            reference_path=objective.reference_path or model_path,
+            threads=learner.threads,
+            zero=dict(learner.zero),
+        )
 
     def sampling(self) -> Sampling:
         """How training responses are drawn."""
@@ -127,6 +157,7 @@ class Plan:
             length_norm=objective.length_norm.value,
             sampling_temperature=self.config.sampling.temperature,
             behaviour_from_engine=objective.behaviour is Behaviour.engine,
+            reference_kl=objective.reference_kl,
         )
 
     def target_rule(self) -> TargetRule:
@@ -153,13 +184,14 @@ class Plan:
             updates_per_step=config.pipeline.updates_per_step,
             max_staleness=config.pipeline.max_staleness,
             max_attempts=config.pipeline.max_attempts,
-            tokens_per_micro_batch=config.pipeline.tokens_per_micro_batch,
+            packing=self.packing(),
             sampling=self.sampling(),
             behaviour_from_engine=config.objective.behaviour is Behaviour.engine,
-            learning_rate=self.learning_rate,
-            checkpoints=self.run_dir / "checkpoints",
-            checkpoint_every=config.checkpoint.every,
-            checkpoint_keep=config.checkpoint.keep,
+            learning_rate=self.learning_rates(),
+            checkpoints=CheckpointRules(
+                self.run_dir / "checkpoints", config.checkpoint.every, config.checkpoint.keep, config.checkpoint.best
+            ),
+            max_skipped_updates=config.learner.max_skipped_updates,
             evaluate_every=config.evaluation.every,
         )
 
@@ -204,12 +236,20 @@ def make_plan(config: Config, *, for_training: bool = True) -> Plan:
     run_dir = Path(config.run.dir) / config.run.name
     _check_task(config)
     plan = Plan(config, run_dir, model_path, context, _verifier(config), tolerance)
+    plan.learning_rates()
+    _check_reference(config)
     if for_training:
         _check_run_folder(plan)
     _check_memory(plan)
     if model_path is not None:
         _check_data(plan, Tokenizer.load(model_path))
     return plan
+
+
+def _check_reference(config: Config) -> None:
+    path = config.objective.reference_path
+    if config.objective.reference_kl and path is not None:
+        context_length(path)
 
 
 def _check_data(plan: Plan, tokenizer: Tokenizer) -> None:
@@ -272,8 +312,8 @@ def _check_run_folder(plan: Plan) -> None:
         raise ConfigError(f"run folder {folder} cannot be made: {parent} is not a writable folder; set run.dir")
 
 
-RESUMED_AS_BEGUN = ("run.seed", "model", "task", "sampling", "pipeline.groups_per_step", "learner.world_size")
-"""what a resumed run may not change: the ledger's prompts and the checkpoint's shards were made with it"""
+RESUMED_AS_BEGUN = ("run.seed", "model", "task", "sampling", "pipeline.groups_per_step")
+"""what a resumed run may not change: the ledger's prompts and the checkpoint's weights were made with it"""
 
 
 def _check_resume(plan: Plan) -> None:

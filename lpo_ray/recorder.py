@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 
@@ -13,10 +15,10 @@ from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
 from lpo_ray.evaluation import Evaluation
 from lpo_ray.loop import StepRecord
-from lpo_ray.telemetry.metrics import step_metrics
+from lpo_ray.telemetry.metrics import Value, step_metrics
 from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
-from lpo_ray.telemetry.samples import write_samples
+from lpo_ray.telemetry.samples import samples_path, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, TensorBoard, write_json
 from lpo_ray.telemetry.stages import StageClock
 from lpo_ray.telemetry.summary import build_summary
@@ -38,6 +40,7 @@ class RecorderSettings:
     pass_reward: float
     samples_every: int
     tensorboard: bool
+    entropy_alarm: float
     progress: ProgressKind
 
 
@@ -52,6 +55,7 @@ class Recorder:
         self._evaluations_file = settings.folder / "evaluations.json"
         self._tensorboard: TensorBoard | None = None
         self._evaluations: dict[int, dict[str, object]] = {}
+        self._last: Mapping[str, Value] = {}
         self._tokens = 0
         self.step = 0
 
@@ -86,9 +90,9 @@ class Recorder:
         metrics = step_metrics(
             record.step,
             record.targets,
+            record.batch,
             record.report,
             pass_reward=settings.pass_reward,
-            learning_rate=record.batch.learning_rate,
             seconds=self._clock.lap(),
             groups=record.groups,
             version=str(record.version),
@@ -98,9 +102,10 @@ class Recorder:
         self._metrics.append(metrics)
         if self._tensorboard is not None:
             self._tensorboard.append(metrics)
-        if settings.samples_every and record.step % settings.samples_every == 0:
+        due = settings.samples_every and record.step % settings.samples_every == 0
+        if due or metrics["skipped_updates"]:
             write_samples(
-                settings.folder / "samples" / f"step_{record.step:06d}.parquet",
+                samples_path(settings.folder, record.step),
                 record.targets,
                 record.report,
                 step=record.step,
@@ -108,6 +113,26 @@ class Recorder:
                 decode=self._tokenizer.decode,
             )
         self._progress.step(metrics)
+        self._last = metrics
+        if metrics["skipped_updates"]:
+            where = "; ".join(cast("list[str]", metrics["not_finite"])[:3])
+            self._progress.note(
+                f"step {record.step}: {metrics['skipped_updates']} updates skipped, not finite: {where}"
+            )
+        if float(str(metrics["token_entropy"])) < settings.entropy_alarm:
+            self._progress.note(
+                f"step {record.step}: token entropy is {metrics['token_entropy']:.4f} nats, below "
+                f"telemetry.entropy_alarm={settings.entropy_alarm:g}: the policy hardly explores any more"
+            )
+
+    def score(self, name: str) -> float | None:
+        """See loop.Observer."""
+        found = self._evaluations.get(self.step, {}).get(name, self._last.get(name))
+        return float(found) if isinstance(found, int | float) else None
+
+    def evidence(self) -> str:
+        """See loop.Observer."""
+        return str(samples_path(self._settings.folder, self.step))
 
     def evaluating(self, done: int, total: int) -> None:
         """How far an evaluation is."""

@@ -7,8 +7,9 @@ Arrays are numpy: pickled without copies by Ray, and read-only after it. Shapes:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -105,11 +106,6 @@ class PromptGroup:
         """Response tokens of the group."""
         return sum(len(response.token_ids) for response in self.responses)
 
-    @property
-    def forward_tokens(self) -> int:
-        """Tokens of one forward over the group: each response with its prompt, without padding."""
-        return self.num_tokens + len(self.responses) * len(self.prompt.token_ids)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
@@ -149,23 +145,61 @@ class TargetGroup:
         return self.scored.group
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MicroBatch:
-    """Whole groups for one forward. May be empty: every rank runs the same number of forwards."""
+class Grouped(Protocol):
+    """A record around a PromptGroup: ScoredGroup and TargetGroup."""
 
-    groups: tuple[TargetGroup, ...]
+    @property
+    def group(self) -> PromptGroup:
+        """The sampled group inside."""
+        ...
+
+
+G = TypeVar("G", bound=Grouped)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece(Generic[G]):
+    """Responses of one group that stand in one micro-batch: all of them, or some of a group that was split."""
+
+    item: G
+    responses: tuple[int, ...]
+    """their indices in the group, ascending"""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all responses of the group are here."""
+        return len(self.responses) == len(self.item.group.responses)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch(Generic[G]):
+    """Pieces of one forward. May be empty: every rank runs the same number of forwards."""
+
+    pieces: tuple[Piece[G], ...]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether a group here has responses elsewhere."""
+        return not all(piece.is_whole for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
     """One optimiser update: micro-batches per rank and the denominators of the whole update."""
 
-    shares: tuple[tuple[MicroBatch, ...], ...]
+    shares: tuple[tuple[MicroBatch[TargetGroup], ...], ...]
     """[rank][i]; every rank has the same number"""
     num_prompts: int
     """over all ranks and micro-batches: the loss is divided by this, never by a local count"""
     num_tokens: int
     """response tokens over all ranks and micro-batches"""
+    tokens_by_rank: tuple[int, ...]
+    """tokens of the forwards of each rank"""
+
+    @property
+    def imbalance(self) -> float:
+        """Share of the ranks' time that is spent waiting for the rank with the most tokens, if all are as fast."""
+        return 1.0 - sum(self.tokens_by_rank) / (len(self.tokens_by_rank) * max(self.tokens_by_rank))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,36 +213,75 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProjectedGroup:
-    """What the learner saw of one group at its update: enough to recompute the loss."""
+    """What the learner saw of one group at its update: enough to recompute the loss. From one rank it may cover a
+    piece of the group only; merged, it covers all of it. Arrays are over ``responses``.
+    """
 
     prompt_id: str
     attempt: int
     update: int
+    responses: tuple[int, ...]
+    """their indices in the group"""
     log_ratio: FloatArray
-    """[K] s_theta before this update"""
+    """s_theta before this update"""
     surrogate: FloatArray
-    """[K] what each response adds to the differentiated loss: its coefficient times its clipped log-ratio"""
+    """what each response adds to the differentiated loss: its coefficient times its clipped log-ratio"""
     coefficient: FloatArray
-    """[K] c_k"""
+    """c_k"""
     loss: float
-    """divergence of the group"""
+    """divergence of the whole group"""
     entropy: FloatArray
-    """[K] mean token entropy, nats"""
+    """mean token entropy, nats"""
     clip_fraction: FloatArray
-    """[K] share of tokens outside the clip band"""
+    """share of tokens outside the clip band"""
     engine_mismatch: FloatArray
-    """[K] mean over tokens of log pi_engine - log pi_behaviour; 0 up to rounding when engine and learner agree"""
+    """mean over tokens of log pi_engine - log pi_behaviour; 0 up to rounding when engine and learner agree"""
+    reference_kl: FloatArray
+    """mean over tokens of the k3 estimate of KL(policy || reference), nats; 0 without a reference"""
+
+
+@dataclass(frozen=True, slots=True)
+class NotFinite:
+    """A number that is not finite, and where it came up first."""
+
+    what: str
+    """"log-prob", "loss" or "gradient" """
+    prompt_id: str
+    attempt: int
+    response: int
+    token: int
+    """index in the response"""
+
+    def __str__(self) -> str:
+        return f"{self.what} of {self.prompt_id} (attempt {self.attempt}), response {self.response}, token {self.token}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepNorms:
+    """What one optimiser step did. Norms are over all ranks."""
+
+    gradient: float
+    """before clipping"""
+    applied: bool
+    """False: the gradient was not finite, the weights are as before"""
+    gradient_by_kind: Mapping[str, float]
+    """embedding, attention, mlp, norm, head, other -> gradient norm before clipping"""
+    update_ratio_by_kind: Mapping[str, float]
+    """the same kinds -> norm of the update over norm of the weights; empty when not applied"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateReport:
-    """One optimiser update, as one rank reports it; the learner merges the ranks' groups."""
+    """One optimiser update, as one rank reports it, or merged over ranks."""
 
     groups: tuple[ProjectedGroup, ...]
-    gradient_norm: float
-    """before clipping, over all ranks"""
+    norms: StepNorms
     forwards: int
     """forward passes this rank ran, empty ones included"""
+    padding: float
+    """share of the forwards' positions that held no token"""
+    not_finite: tuple[NotFinite, ...]
+    """the first of each micro-batch"""
 
     @property
     def loss(self) -> float:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from lpo_ray import checkpoint
 from lpo_ray.config import dump_config
-from lpo_ray.errors import ComponentDied, Interrupted, LpoRayError
+from lpo_ray.errors import CheckpointDamaged, Interrupted, LpoRayError
 from lpo_ray.evaluation import Evaluation, evaluate
 from lpo_ray.interfaces import Components
 from lpo_ray.ledger import Ledger
@@ -119,7 +119,7 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
                     )
                 recorder.evaluated(step, evaluations[step])
 
-            version, owed = await _restore(plan, components, ledger, recorder)
+            version, owed = await _restore(plan, model_path, components, ledger, recorder)
             if version.step == 0:
                 await evaluation(0)
             signals.loop, signals.step = (
@@ -146,21 +146,21 @@ async def _open(build: Build, plan: Plan, model_path: str, recorder: Recorder) -
 
 
 async def _restore(
-    plan: Plan, components: Components, ledger: Ledger, recorder: Recorder
+    plan: Plan, model_path: str, components: Components, ledger: Ledger, recorder: Recorder
 ) -> tuple[WeightsVersion, list[tuple[int, str]]]:
     """Weights of the newest checkpoint (or the model's own), published and proved, and the prompts still owed."""
     found = checkpoint.list_checkpoints(plan.run_dir / "checkpoints")
-    state = checkpoint.read_state(found[-1], components.learner.world_size) if found else None
+    state = await asyncio.to_thread(checkpoint.verify, found[-1], model_path) if found else None
     if state is not None:
-        await components.learner.restore(found[-1])
+        await components.learner.restore(found[-1], state.world_size)
     step = 0 if state is None else state.step
     owed = ledger.rewind(step)
     recorder.resumed(step)
     with recorder.stage("publish"):
         version = await components.transport.publish(step)
     if state is not None and version.digest != state.digest:
-        raise ComponentDied(
-            "the learner", f"checkpoint {found[-1]} restored weights {version}, but it was saved as {state.digest[:12]}"
+        raise CheckpointDamaged(
+            str(found[-1]), f"it restored to weights {version}, but was saved as {state.digest[:12]}"
         )
     return version, owed
 

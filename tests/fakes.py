@@ -16,12 +16,14 @@ from lpo_ray.records import (
     Anchor,
     FloatArray,
     IntArray,
+    NotFinite,
     ProjectedGroup,
     Prompt,
     PromptGroup,
     Response,
     Sampling,
     ScoredGroup,
+    StepNorms,
     StepReport,
     TargetGroup,
     TrainBatch,
@@ -39,6 +41,7 @@ class FakeComponents:
     """prompt id -> how many attempts are lost"""
     step: int = 0
     fail_project_at: int | None = None
+    not_finite_at: set[int] = field(default_factory=set)
     sampled_at: dict[str, int] = field(default_factory=dict)
     world_size: int = 2
     sample_seconds: float = 0.0
@@ -77,8 +80,11 @@ class FakeComponents:
         self.events.append(f"project {batch.step}")
         reports = []
         for number, update in enumerate(batch.updates):
-            targets = [target for share in update.shares for mb in share for target in mb.groups]
-            reports.append(UpdateReport(tuple(projected(target, number) for target in targets), 1.0, 1))
+            targets = [piece.item for share in update.shares for mb in share for piece in mb.pieces]
+            applied = batch.step not in self.not_finite_at
+            where = () if applied else (NotFinite("loss", targets[0].group.prompt.prompt_id, 0, 0, 0),)
+            groups = tuple(projected(target, number) for target in targets)
+            reports.append(UpdateReport(groups, StepNorms(1.0, applied, {}, {}), 1, 0.0, where))
         return StepReport(tuple(reports))
 
     async def publish(self, step: int) -> WeightsVersion:
@@ -93,7 +99,10 @@ class FakeComponents:
         self.events.append(f"save {self.step}")
         (folder / "weights").write_text(str(self.step))
 
-    async def restore(self, folder: Path) -> None:
+    async def weights(self) -> tuple[bytes, str]:
+        return b"", f"digest-{self.step}"
+
+    async def restore(self, folder: Path, written_by: int) -> None:
         self.step = int((folder / "weights").read_text())
 
     async def close(self) -> None:
@@ -103,7 +112,20 @@ class FakeComponents:
 def projected(target: TargetGroup, update: int) -> ProjectedGroup:
     zeros = np.zeros(len(target.log_target), dtype=np.float32)
     group = target.group
-    return ProjectedGroup(group.prompt.prompt_id, group.attempt, update, zeros, zeros, zeros, 0.0, zeros, zeros, zeros)
+    return ProjectedGroup(
+        prompt_id=group.prompt.prompt_id,
+        attempt=group.attempt,
+        update=update,
+        responses=tuple(range(len(zeros))),
+        loss=0.0,
+        log_ratio=zeros,
+        surrogate=zeros,
+        coefficient=zeros,
+        entropy=zeros,
+        clip_fraction=zeros,
+        engine_mismatch=zeros,
+        reference_kl=zeros,
+    )
 
 
 class FakeSource:
@@ -122,6 +144,7 @@ class FakeObserver:
 
     steps: list[StepRecord] = field(default_factory=list)
     losses: list[GroupLost] = field(default_factory=list)
+    scores: dict[int, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -132,3 +155,9 @@ class FakeObserver:
 
     def step_done(self, record: StepRecord) -> None:
         self.steps.append(record)
+
+    def score(self, name: str) -> float | None:
+        return self.scores.get(self.steps[-1].step)
+
+    def evidence(self) -> str:
+        return "the samples"

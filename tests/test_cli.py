@@ -57,10 +57,19 @@ def test_a_run_in_one_process_then_resume_export_and_evaluate(tiny_policy: Path,
     assert summary["steps"] == 4
     assert summary["groups"] == {"issued": 16, "trained": 16, "lost": 0, "stale": 0, "filtered": 0}
     assert summary["evaluation"]["before"]["num_prompts"] == summary["evaluation"]["after"]["num_prompts"] == 3
-    exported = lpo_ray("export", QUICKSTART, *common, "--to", str(tmp_path / "policy"))
+    replayed = lpo_ray("replay", str(folder), "--step", "4")
+    assert replayed.returncode == 0, replayed.stderr
+    assert f"step 4 of {folder}, replayed from step_000003: weights " in replayed.stdout
+    assert replayed.stdout.endswith(", equal\n")
+    assert replayed.stdout.count("\n") == 1
+    exported = lpo_ray("export", str(folder), str(tmp_path / "policy"))
     assert exported.returncode == 0, exported.stderr
     assert "step 4" in exported.stdout
-    refused = lpo_ray("export", QUICKSTART, *common, "--to", str(tmp_path / "policy"))
+    card = (tmp_path / "policy" / "README.md").read_text()
+    assert "| after step | pass@1 (95 % interval) | pass@4 (95 % interval) | held-out prompts |" in card
+    assert "\n| 4 | 0." in card
+    assert "divergence: forward_kl" in card
+    refused = lpo_ray("export", str(folder), str(tmp_path / "policy"))
     assert refused.returncode == 2
     overrides = [value for value in common if not value.startswith("model.path")]
     evaluated = lpo_ray("evaluate", QUICKSTART, *overrides, f"model.path={tmp_path}/policy")
@@ -78,6 +87,6 @@ def test_an_unknown_transport_is_refused_before_anything_starts(tiny_policy: Pat
 
 
 def test_export_of_a_run_without_checkpoint(tmp_path: Path) -> None:
-    finished = lpo_ray("export", QUICKSTART, f"run.dir={tmp_path}", "--to", str(tmp_path / "policy"))
+    finished = lpo_ray("export", str(tmp_path), str(tmp_path / "policy"))
     assert finished.returncode == 2
     assert "has no checkpoint" in finished.stderr

@@ -32,9 +32,7 @@ def prepare(folder: Path, policy: Path, *overrides: str) -> tuple[Plan, Inproces
             ],
         )
     )  # fmt: skip
-    parts = build_inprocess(
-        str(policy), "float32", plan.context, plan.objective(), plan.target_rule(), plan.optimiser(), plan.tolerance
-    )
+    parts = build_inprocess(plan.learner_settings(str(policy)), plan.target_rule(), plan.context, plan.tolerance)
     return plan, parts
 
 
@@ -59,7 +57,7 @@ async def test_every_point_of_the_grid_takes_a_step(
     )  # fmt: skip
     observer = await one_step(plan, parts, tmp_path, tiny_policy)
     report = observer.steps[0].report
-    assert all(np.isfinite(update.gradient_norm) and update.gradient_norm > 0 for update in report.updates)
+    assert all(np.isfinite(update.norms.gradient) and update.norms.gradient > 0 for update in report.updates)
     assert all(np.isfinite(group.coefficient).all() for group in report.groups)
     assert max(np.abs(group.engine_mismatch).max() for group in report.groups) < 1e-4
 

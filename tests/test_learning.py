@@ -1,122 +1,277 @@
-"""The learner's gradient against a float64 reference that knows nothing of micro-batches, ranks or padding."""
+"""The learner's gradient against a float64 reference that knows nothing of micro-batches, ranks, packing or padding."""
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lpo_ray.inprocess.learner import TorchPolicy
-from lpo_ray.learning import Objective, OptimiserSettings, log_ratios_to_engine, run_updates, score_tokens
-from lpo_ray.objective import listwise
-from lpo_ray.packing import pack_step, pack_update
-from lpo_ray.records import TargetGroup
+from lpo_ray.learning import (
+    Objective,
+    OptimiserSettings,
+    log_ratios_to_engine,
+    merge_log_ratios,
+    merge_reports,
+    run_updates,
+    score_pieces,
+)
+from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS, clipped_token_loss, listwise, project
+from lpo_ray.packing import Packing, balance, pack_step, pack_update
+from lpo_ray.records import Piece, StepNorms, StepReport, TargetGroup, Update
 from tests.builders import make_target
 
-OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True)
-LENGTHS = [(3, 5, 2, 7), (1, 9, 4, 4), (6, 2, 2, 1), (5, 5, 8, 3), (2, 3, 4, 5), (7, 1, 1, 2)]
+OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
+LENGTHS = [(3, 5, 2, 7), (1, 9, 4, 4), (6, 2, 2, 1), (5, 5, 8, 3), (2, 3), (7, 1, 1, 2, 4)]
+LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
+WHOLE = 10**6
+ONE_GROUP = 60
+ONE_RESPONSE = 1
 
 
-def make_policy() -> TorchPolicy:
+def make_policy(attention: str = "packed", share_prompt: bool = False, kind: type[TorchPolicy] = TorchPolicy):
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=50,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
         max_position_embeddings=64,
         tie_word_embeddings=True,
     )
     model = Qwen3ForCausalLM(config).double()
-    return TorchPolicy(model, OptimiserSettings((0.9, 0.999), 0.0, 1e9))
+    return kind(model, OptimiserSettings((0.9, 0.999), 0.0, 1e9), attention=attention, share_prompt=share_prompt)
 
 
-def make_targets(kind: Sequence[tuple[int, ...]] = LENGTHS) -> list[TargetGroup]:
-    return [make_target(number, lengths, prompt_length=3 + number % 3) for number, lengths in enumerate(kind)]
+def make_targets(kind: Sequence[tuple[int, ...]] = LENGTHS, anchored: bool = False) -> list[TargetGroup]:
+    """Groups whose behaviour is near the policy, so that the token clip cuts some tokens and not others."""
+    targets = [make_target(number, lengths, prompt_length=3 + number % 3) for number, lengths in enumerate(kind)]
+    policy, near = make_policy(), []
+    for number, target in enumerate(targets):
+        scores = score_pieces(policy, [whole(target)], 1.0)
+        rng = np.random.default_rng(number)
+        responses = []
+        for response, row in zip(target.group.responses, scores.logprobs.detach().numpy(), strict=True):
+            length = len(response.token_ids)
+            logprobs = row[:length] + rng.normal(0, 0.2, length)
+            responses.append(replace(response, behaviour_logprobs=logprobs.astype(np.float32)))
+        group = replace(target.group, responses=tuple(responses))
+        near.append(replace(target, scored=replace(target.scored, group=group)))
+    if anchored:
+        s_t = anchors(policy, near)
+        near = [replace(target, anchor=part) for target, part in zip(near, s_t, strict=True)]
+    return near
+
+
+def anchors(policy: TorchPolicy, targets: Sequence[TargetGroup], length_norm: str = "mean") -> tuple[np.ndarray, ...]:
+    scored = [target.scored for target in targets]
+    shares = balance(scored, Packing(1, WHOLE, policy.share_prompt))
+    return merge_log_ratios(
+        scored, log_ratios_to_engine(policy, shares[0], replace(OBJECTIVE, length_norm=length_norm))
+    )
+
+
+def whole(target: TargetGroup) -> Piece[TargetGroup]:
+    return Piece(target, tuple(range(len(target.group.responses))))
 
 
 def gradient(policy: TorchPolicy) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
 
 
-class Accumulating(TorchPolicy):
-    """Keeps the gradient instead of stepping."""
+class Rank(TorchPolicy):
+    """One of several ranks in threads: sums are over all of them, gradients are kept instead of applied."""
 
-    def step(self, learning_rate: float) -> float:
-        return 0.0
+    barrier: threading.Barrier
+    shared: dict[int, torch.Tensor]
+    number: int
+
+    def step(self, learning_rate: float) -> StepNorms:
+        return StepNorms(0.0, True, {}, {})
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        self.shared[self.number] = values
+        self.barrier.wait(30)
+        total = torch.stack([self.shared[rank] for rank in sorted(self.shared)]).sum(0)
+        self.barrier.wait(30)
+        return total
 
 
-def accumulated(targets: Sequence[TargetGroup], world_size: int, budget: int, objective: Objective) -> torch.Tensor:
-    """Gradient of one update, summed over ranks as ZeRO-3 does."""
-    total = torch.zeros(())
-    update = pack_update(targets, world_size, budget)
-    for rank in range(world_size):
-        policy = make_policy()
-        policy.__class__ = Accumulating
-        run_updates(policy, [update], rank, objective, 0.1)
-        total = total + gradient(policy)
-    return total
+def accumulated(
+    updates: Sequence[Update], objective: Objective, attention: str = "packed", share_prompt: bool = False
+) -> tuple[torch.Tensor, StepReport]:
+    """Gradient of all updates together, summed over ranks as ZeRO-3 does, and the merged reports."""
+    world_size = len(updates[0].shares)
+    barrier, shared = threading.Barrier(world_size), {}
+    ranks = []
+    for number in range(world_size):
+        policy = make_policy(attention, share_prompt, Rank)
+        policy.barrier, policy.shared, policy.number = barrier, shared, number
+        ranks.append(policy)
+    with ThreadPoolExecutor(world_size) as pool:
+        runs = [pool.submit(run_updates, policy, updates, policy.number, objective, 0.1) for policy in ranks]
+        reports = [run.result(60) for run in runs]
+    assert len({tuple(report.forwards for report in reports_of) for reports_of in reports}) == 1
+    return sum(gradient(policy) for policy in ranks), merge_reports(reports)
 
 
-def reference(targets: Sequence[TargetGroup], length_norm: str = "mean") -> torch.Tensor:
-    """Autograd straight through KL(w* || softmax(s)), one unpadded sequence at a time, in float64."""
-    policy = make_policy()
-    losses = []
+def reference(targets: Sequence[TargetGroup], objective: Objective) -> torch.Tensor:
+    """Autograd on one unpadded sequence at a time, in float64.
+
+    Without a clip through the divergence itself; with one, through sum_k sg(c_k) A(clip(delta_k)) (App. D.3).
+    """
+    policy = make_policy("padded")
+    total = torch.zeros((), dtype=torch.float64)
     for target in targets:
-        log_ratios = []
+        rows = []
         for response in target.group.responses:
             prompt = target.group.prompt.token_ids
             tokens = torch.from_numpy(np.concatenate([prompt, response.token_ids]))[None]
             logits = policy.model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             logprobs = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
-            delta = logprobs - torch.from_numpy(response.behaviour_logprobs).double()
-            log_ratios.append(delta.mean() if length_norm == "mean" else delta.sum())
-        log_target = torch.from_numpy(target.log_target).double()
-        losses.append((log_target.exp() * (log_target - listwise(torch.stack(log_ratios)[None])[0])).sum())
-    torch.stack(losses).mean().backward()
+            rows.append(logprobs - torch.from_numpy(response.behaviour_logprobs).double())
+        average = torch.mean if objective.length_norm == "mean" else torch.sum
+        log_ratio = torch.stack([average(row) for row in rows])[None]
+        log_target = torch.from_numpy(target.log_target).double()[None]
+        if objective.token_clip == "none" and objective.divergence == "forward_kl":
+            total = total + (log_target.exp() * (log_target - listwise(log_ratio))).sum()
+            continue
+        c = project(objective.divergence, log_ratio.detach(), log_target).coefficient[0]
+        for k, row in enumerate(rows):
+            total = total + average(clipped_token_loss(objective.token_clip, row[None], c[k : k + 1])[0])
+    (total / len(targets)).backward()
     return gradient(policy)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("budget", [1, 60, 10**6])
+def assert_same(found: torch.Tensor, expected: torch.Tensor, relative: float = 1e-6) -> None:
+    assert float((found - expected).norm()) <= relative * float(expected.norm())
+
+
 @pytest.mark.parametrize("length_norm", ["mean", "sum"])
-def test_the_gradient_does_not_depend_on_the_split(world_size: int, budget: int, length_norm: str) -> None:
+@pytest.mark.parametrize("clip", TOKEN_CLIPS)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_gradient_does_not_depend_on_the_split(divergence: str, clip: str, length_norm: str) -> None:
+    """The promise of this project, for every point of the grid: budgets x ranks x layouts."""
+    objective = replace(OBJECTIVE, divergence=divergence, token_clip=clip, length_norm=length_norm)
     targets = make_targets()
-    expected = reference(targets, length_norm)
-    found = accumulated(targets, world_size, budget, replace(OBJECTIVE, length_norm=length_norm))
-    # K-algebra is fp32 by contract; the reference is float64 throughout
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7 * float(expected.abs().max()) + 1e-8)
+    targets = [
+        replace(target, anchor=s_t)
+        for target, s_t in zip(targets, anchors(make_policy(), targets, length_norm), strict=True)
+    ]
+    expected = reference(targets, objective)
+    for attention, share in LAYOUTS:
+        for world_size in (1, 2):
+            for budget in (ONE_RESPONSE, ONE_GROUP, WHOLE):
+                update = pack_update(targets, Packing(world_size, budget, share))
+                found, _ = accumulated([update], objective, attention, share)
+                assert_same(found, expected)
+
+
+@settings(max_examples=25)
+@given(data=st.data(), budget=st.sampled_from([ONE_RESPONSE, 40, WHOLE]), layout=st.sampled_from(LAYOUTS))
+def test_the_gradient_does_not_depend_on_the_order_of_groups_and_responses(
+    data: st.DataObject, budget: int, layout: tuple[str, bool]
+) -> None:
+    targets = make_targets(LENGTHS[:4], anchored=True)
+    expected = reference(targets, OBJECTIVE)
+    shuffled = []
+    for target in data.draw(st.permutations(targets)):
+        order = data.draw(st.permutations(range(len(target.log_target))))
+        group = replace(target.group, responses=tuple(target.group.responses[k] for k in order))
+        scored = replace(target.scored, group=group, rewards=target.scored.rewards[order])
+        shuffled.append(
+            replace(target, scored=scored, log_target=target.log_target[order], anchor=target.anchor[order])
+        )
+    attention, share = layout
+    found, _ = accumulated([pack_update(shuffled, Packing(2, budget, share))], OBJECTIVE, attention, share)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "recomputed"])
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("budget", [ONE_RESPONSE, 40])
+def test_a_later_update_collects_the_log_ratios_of_split_groups_from_all_ranks(
+    budget: int, world_size: int, engine: bool
+) -> None:
+    """The weights do not change between these updates, so the second must equal the first, which knows them."""
+    objective = replace(OBJECTIVE, behaviour_from_engine=engine, divergence="reverse_kl")
+    targets = make_targets(anchored=engine)
+    packing = Packing(world_size, budget, share_prompt=False)
+    update, once = pack_update(targets, packing), pack_update(targets, Packing(1, WHOLE, share_prompt=False))
+    alone, first = accumulated([once], objective)
+    found, report = accumulated([update, update], objective)
+    assert_same(found, 2 * alone)
+    for group, expected in zip(report.updates[1].groups, first.updates[0].groups, strict=True):
+        assert group.responses == expected.responses
+        np.testing.assert_allclose(group.log_ratio, expected.log_ratio, atol=1e-6)
+        np.testing.assert_allclose(group.coefficient, expected.coefficient, atol=1e-6)
+
+
+def test_a_group_shared_by_ranks_that_outnumber_the_groups() -> None:
+    targets = make_targets([(3, 5, 2, 7)], anchored=True)
+    update = pack_update(targets, Packing(2, WHOLE, share_prompt=False))
+    assert all(any(micro_batch.pieces for micro_batch in share) for share in update.shares)
+    found, _ = accumulated([update], OBJECTIVE)
+    assert_same(found, reference(targets, OBJECTIVE))
 
 
 def test_groups_of_unequal_size_are_masked_not_padded() -> None:
-    targets = make_targets([(3, 5), (1, 9, 4, 4), (6, 2, 2)])
-    expected = reference(targets)
-    torch.testing.assert_close(accumulated(targets, 2, 10**6, OBJECTIVE), expected, rtol=1e-4, atol=1e-7)
+    targets = make_targets([(3, 5), (1, 9, 4, 4), (6, 2, 2)], anchored=True)
+    found, _ = accumulated([pack_update(targets, Packing(2, WHOLE, share_prompt=False))], OBJECTIVE)
+    assert_same(found, reference(targets, OBJECTIVE))
 
 
 def test_a_group_of_one_response_is_a_virtual_group() -> None:
     target = replace(make_target(0, (4,)), log_target=np.log([0.8]).astype(np.float32))
-    report = run_updates(make_policy(), [pack_update([target], 1, 100)], 0, OBJECTIVE, 0.1)[0]
+    update = pack_update([target], Packing(1, 100, share_prompt=False))
+    report = run_updates(make_policy(), [update], 0, OBJECTIVE, 0.1)[0]
     assert report.groups[0].coefficient.tolist() == pytest.approx([0.5 - 0.8])
     assert report.groups[0].loss > 0
 
 
-def test_forwards_are_counted_and_the_first_update_needs_no_anchor_pass() -> None:
-    batch = pack_step(make_targets(), step=0, updates=2, world_size=1, tokens_per_micro_batch=10**6, learning_rate=0.1)
-    recomputed = replace(OBJECTIVE, behaviour_from_engine=False)
-    assert [r.forwards for r in run_updates(make_policy(), batch.updates, 0, recomputed, 0.1)] == [2, 1]
-    assert [r.forwards for r in run_updates(make_policy(), batch.updates, 0, OBJECTIVE, 0.1)] == [1, 1]
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "recomputed"])
+@pytest.mark.parametrize("budget", [WHOLE, ONE_RESPONSE])
+def test_forwards_are_counted(budget: int, engine: bool) -> None:
+    """One a micro-batch, and on top of it only: the second update's behaviour, scored before the first changes the
+    weights, unless the engine's stands for it; and the log-ratios of split groups, where the anchor has them not.
+    """
+    targets = make_targets(anchored=engine)
+    packing = Packing(1, budget, share_prompt=False)
+    batch = pack_step(targets, packing, step=0, seed=0, updates=2, learning_rate=0.1)
+    objective = replace(OBJECTIVE, behaviour_from_engine=engine)
+    forwards = [report.forwards for report in run_updates(make_policy(), batch.updates, 0, objective, 0.1)]
+    first, second = (len(update.shares[0]) for update in batch.updates)
+    assert first + second == (2 if budget == WHOLE else sum(len(lengths) for lengths in LENGTHS))
+    recomputed = 0 if engine else second
+    collected = second if budget == ONE_RESPONSE else 0
+    assert forwards == [first + recomputed, second + collected]
+
+
+def test_lpo_runs_as_many_forwards_as_grpo() -> None:
+    targets = make_targets(anchored=True)
+    batch = pack_step(targets, Packing(1, 80, False), step=0, seed=0, updates=2, learning_rate=0.1)
+    grpo = replace(OBJECTIVE, divergence="first_order", token_clip="ppo_ratio")
+    counts = [
+        [report.forwards for report in run_updates(make_policy(), batch.updates, 0, objective, 0.1)]
+        for objective in (OBJECTIVE, grpo)
+    ]
+    assert counts[0] == counts[1]
 
 
 def test_on_policy_the_first_update_starts_at_ratio_one_and_the_second_does_not() -> None:
-    batch = pack_step(make_targets(), step=0, updates=2, world_size=1, tokens_per_micro_batch=10**6, learning_rate=0.01)
+    batch = pack_step(make_targets(), Packing(1, WHOLE, False), step=0, seed=0, updates=2, learning_rate=0.01)
     first, second = run_updates(make_policy(), batch.updates, 0, replace(OBJECTIVE, behaviour_from_engine=False), 0.01)
     assert all(not group.log_ratio.any() for group in first.groups)
     assert any(group.log_ratio.any() for group in second.groups)
@@ -124,33 +279,140 @@ def test_on_policy_the_first_update_starts_at_ratio_one_and_the_second_does_not(
 
 def test_an_empty_micro_batch_runs_a_forward_and_changes_nothing() -> None:
     """ZeRO-3 ranks must run the same number of forwards; the extra ones may not move the gradient."""
-    targets = make_targets(LENGTHS[:3])
-    one = accumulated(targets, 1, 1, OBJECTIVE)
-    update = pack_update(targets, 2, 1)
-    assert {len(share) for share in update.shares} == {2}
-    assert any(not micro_batch.groups for share in update.shares for micro_batch in share)
-    torch.testing.assert_close(accumulated(targets, 2, 1, OBJECTIVE), one, rtol=1e-6, atol=1e-9)
+    targets = make_targets(LENGTHS[:3], anchored=True)
+    one, _ = accumulated([pack_update(targets, Packing(1, 40, False))], OBJECTIVE)
+    update = pack_update(targets, Packing(2, 40, False))
+    assert any(not micro_batch.pieces for share in update.shares for micro_batch in share)
+    found, _ = accumulated([update], OBJECTIVE)
+    assert_same(found, one, 1e-12)
 
 
-def test_scores_are_those_of_each_response_alone() -> None:
-    policy, targets = make_policy(), make_targets()
-    together = score_tokens(policy, [target.group for target in targets], 0.7)
+@pytest.mark.parametrize(("attention", "share"), LAYOUTS)
+def test_scores_are_those_of_each_response_alone(attention: str, share: bool) -> None:
+    policy, alone = make_policy(attention, share), make_policy("padded")
+    targets = make_targets()
+    together = score_pieces(policy, [whole(target) for target in targets], 0.7)
+    assert together.padding == 0.0 if attention == "packed" else together.padding > 0
     row = 0
     for target in targets:
-        for index, response in enumerate(target.group.responses):
-            alone = replace(target.group, responses=(response,))
-            single = score_tokens(policy, [alone], 0.7)
+        for k, response in enumerate(target.group.responses):
+            single = score_pieces(alone, [Piece(target, (k,))], 0.7)
             width = len(response.token_ids)
-            torch.testing.assert_close(together.logprobs[row, :width], single.logprobs[0], rtol=1e-5, atol=1e-6)
-            assert not together.logprobs[row, width:].any(), index
+            torch.testing.assert_close(together.logprobs[row, :width], single.logprobs[0], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(together.entropy[row, :width], single.entropy[0], rtol=1e-9, atol=1e-9)
+            assert not together.logprobs[row, width:].any()
             row += 1
 
 
-def test_log_ratios_to_the_engine_keep_the_order() -> None:
+def test_log_ratios_to_the_engine_keep_the_order_over_pieces_and_ranks() -> None:
     policy, targets = make_policy(), make_targets()
     scored = [target.scored for target in targets]
-    one_by_one = [log_ratios_to_engine(policy, [[group]], OBJECTIVE)[0][0] for group in scored]
-    together = log_ratios_to_engine(policy, [scored[:2], [], scored[2:]], OBJECTIVE)
-    assert together[1] == []
-    for left, right in zip(one_by_one, together[0] + together[2], strict=True):
-        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+    together = anchors(policy, targets)
+    for budget in (ONE_RESPONSE, ONE_GROUP):
+        shares = balance(scored, Packing(3, budget, share_prompt=False))
+        parts = [found for share in shares for found in log_ratios_to_engine(policy, share, OBJECTIVE)]
+        for left, right in zip(merge_log_ratios(scored, parts), together, strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+
+
+def poisoned(delta: torch.Tensor, coefficient: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """A user's token clip with a bug: it divides by zero where a token has not moved."""
+    return coefficient * delta / (delta - delta.detach())
+
+
+def test_a_loss_that_is_not_finite_skips_the_update_and_names_the_token() -> None:
+    targets = make_targets(LENGTHS[:2], anchored=True)
+    policy = make_policy()
+    before = [parameter.detach().clone() for parameter in policy.model.parameters()]
+    objective = replace(OBJECTIVE, token_clip="tests.test_learning:poisoned")
+    report = run_updates(policy, [pack_update(targets, Packing(1, WHOLE, False))], 0, objective, 0.1)[0]
+    assert not report.norms.applied
+    assert report.norms.update_ratio_by_kind == {}
+    where = report.not_finite[0]
+    assert where.what == "loss"
+    assert str(where) == f"loss of {where.prompt_id} (attempt 0), response 0, token 0"
+    for parameter, old in zip(policy.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+        assert parameter.grad is None
+    good = run_updates(policy, [pack_update(targets, Packing(1, WHOLE, False))], 0, OBJECTIVE, 0.1)[0]
+    assert good.norms.applied
+    assert math.isfinite(good.norms.gradient)
+
+
+def exploding(delta: torch.Tensor, coefficient: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Finite in the forward pass (0), not in the backward pass (1/sqrt(0))."""
+    return (delta - delta.detach()).abs().sqrt()
+
+
+def test_a_gradient_that_is_not_finite_behind_a_finite_loss_names_the_groups_that_weigh_most() -> None:
+    targets = make_targets(LENGTHS[:2], anchored=True)
+    objective = replace(OBJECTIVE, token_clip="tests.test_learning:exploding")
+    report = run_updates(make_policy(), [pack_update(targets, Packing(1, WHOLE, False))], 0, objective, 0.1)[0]
+    assert not report.norms.applied
+    assert "gradient" in str(report.not_finite[0])
+
+
+def test_norms_by_kind_add_up_and_the_update_ratio_is_what_the_step_did() -> None:
+    policy = make_policy()
+    update = pack_update(make_targets(anchored=True), Packing(1, WHOLE, False))
+    for number in range(3):
+        before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+        report = run_updates(policy, [update], 0, OBJECTIVE, 1e-3)[0]
+        norms = report.norms
+        assert sum(value**2 for value in norms.gradient_by_kind.values()) == pytest.approx(norms.gradient**2, rel=1e-5)
+        moved = [(name, p.detach(), p.detach() - before[name]) for name, p in policy.model.named_parameters()]
+        mlp = [(p, d) for name, p, d in moved if "mlp" in name]
+        expected = math.sqrt(sum(float(d.square().sum()) for _, d in mlp)) / math.sqrt(
+            sum(float(p.square().sum()) for p, _ in mlp)
+        )
+        assert norms.update_ratio_by_kind["mlp"] == pytest.approx(expected, rel=1e-4), number
+        assert set(norms.gradient_by_kind) == {"embedding", "attention", "mlp", "norm"}
+
+
+def test_the_reference_penalty_is_the_k3_estimate() -> None:
+    """At the reference itself its gradient is 0; away from it, it is beta times the gradient of mean k3."""
+    targets = make_targets(LENGTHS[:3], anchored=True)
+    update = pack_update(targets, Packing(1, WHOLE, False))
+    plain, _ = accumulated([update], OBJECTIVE)
+
+    def penalised(other: TorchPolicy) -> tuple[torch.Tensor, StepReport]:
+        policy = make_policy(kind=Rank)
+        reports = run_updates(policy, [update], 0, replace(OBJECTIVE, reference_kl=0.3), 0.1, other)
+        return gradient(policy), merge_reports([reports])
+
+    same, report = penalised(make_policy())
+    assert_same(same, plain, 1e-9)
+    assert all(not group.reference_kl.any() for group in report.groups)
+    other = make_policy()
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(1.05)
+    found, report = penalised(other)
+    policy = make_policy("padded")
+    total = torch.zeros((), dtype=torch.float64)
+    for target in targets:
+        for k in range(len(target.log_target)):
+            ours, theirs = (score_pieces(scorer, [Piece(target, (k,))], 1.0).logprobs[0] for scorer in (policy, other))
+            x = theirs.detach() - ours
+            total = total + (x.exp() - x - 1).mean() / len(target.log_target)
+    (0.3 * total / len(targets)).backward()
+    assert_same(found - plain, gradient(policy), 1e-4)  # a small difference, and the model's norms work in fp32
+    assert np.mean([group.reference_kl.mean() for group in report.groups]) == pytest.approx(
+        float(total) / len(targets), rel=1e-5
+    )
+
+
+def test_bfloat16_keeps_fp32_master_weights() -> None:
+    """Updates below bf16's resolution add up in the masters instead of being lost."""
+    double = make_policy()
+    policy = TorchPolicy(double.model.bfloat16(), OptimiserSettings((0.9, 0.999), 0.0, 1e9))
+    start = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    update = pack_update(make_targets(anchored=True), Packing(1, WHOLE, False))
+    for _ in range(4):
+        run_updates(policy, [update], 0, OBJECTIVE, 1e-6)
+    weights = policy.state()["weights"]
+    name = "model.embed_tokens.weight"
+    assert weights[name].dtype == torch.float32
+    moved = float((weights[name] - start[name].float()).abs().max())
+    assert 1e-6 < moved < 1e-5
+    assert torch.equal(weights[name].bfloat16(), policy.model.get_parameter(name))

@@ -19,7 +19,7 @@ def test_a_prompt_is_issued_scored_and_trained_once(ledger: Ledger) -> None:
     assert ledger.issue(0, "a") == 0
     ledger.scored("a", 0)
     ledger.commit(1, "digest", [("a", 0)])
-    assert ledger.counts() == {"issued": 1, "in_flight": 0, "trained": 1, "lost": 0, "stale": 0}
+    assert ledger.counts() == {"issued": 1, "in_flight": 0, "trained": 1, "lost": 0, "stale": 0, "filtered": 0}
     with pytest.raises(ValueError, match="step 2 trained a"):
         ledger.commit(2, "digest", [("a", 0)])
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.checkpoint import list_checkpoints
-from lpo_ray.errors import Interrupted, TooManyLost
+from lpo_ray.checkpoint import CheckpointRules, list_checkpoints
+from lpo_ray.errors import CheckpointFailed, Interrupted, NumbersNotFinite, TooManyLost
 from lpo_ray.ledger import Ledger
 from lpo_ray.loop import LoopSettings, TrainingLoop
-from lpo_ray.records import Sampling, WeightsVersion
+from lpo_ray.packing import Packing
+from lpo_ray.records import PromptGroup, Sampling, ScoredGroup, WeightsVersion
 from lpo_ray.run import first_cause
 from tests.fakes import FakeComponents, FakeObserver, FakeSource
 
@@ -24,13 +25,12 @@ def settings(folder: Path, **changes: object) -> LoopSettings:
         updates_per_step=2,
         max_staleness=0,
         max_attempts=3,
-        tokens_per_micro_batch=1000,
+        packing=Packing(2, 1000, share_prompt=False),
         sampling=Sampling(2, 1.0, 4, seed=0),
         behaviour_from_engine=False,
         learning_rate=lambda step: 0.1,
-        checkpoints=folder / "checkpoints",
-        checkpoint_every=2,
-        checkpoint_keep=0,
+        checkpoints=CheckpointRules(folder / "checkpoints", every=2, keep=0, best=None),
+        max_skipped_updates=3,
         evaluate_every=0,
     )
     return replace(base, **changes)
@@ -55,7 +55,7 @@ async def test_a_synchronous_step_happens_in_order(tmp_path: Path) -> None:
         "build 4", "project 2", "publish 3", "save 3",
     ]  # fmt: skip
     assert [record.step for record in observer.steps] == [1, 2, 3]
-    assert ledger.counts() == {"issued": 12, "in_flight": 0, "trained": 12, "lost": 0, "stale": 0}
+    assert ledger.counts() == {"issued": 12, "in_flight": 0, "trained": 12, "lost": 0, "stale": 0, "filtered": 0}
 
 
 async def test_on_policy_groups_are_sampled_from_the_weights_that_train_them(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ async def test_a_lost_group_is_reissued_and_never_trained_as_zero(tmp_path: Path
     parts = FakeComponents(lose={"train-00000001": 2})
     observer, ledger = await run(tmp_path, parts)
     assert len(observer.losses) == 2
-    assert ledger.counts() == {"issued": 14, "in_flight": 0, "trained": 12, "lost": 2, "stale": 0}
+    assert ledger.counts() == {"issued": 14, "in_flight": 0, "trained": 12, "lost": 2, "stale": 0, "filtered": 0}
     trained = {t.group.prompt.prompt_id: t.group.attempt for t in observer.steps[0].targets}
     assert trained["train-00000001"] == 2
 
@@ -102,7 +102,8 @@ async def test_stop_saves_a_checkpoint_and_leaves_the_rest_in_the_ledger(tmp_pat
     parts = FakeComponents(sample_seconds=0.02)
     ledger = Ledger(tmp_path / "ledger.sqlite")
     observer = FakeObserver()
-    loop = TrainingLoop(parts, FakeSource(), ledger, settings(tmp_path, steps=1000, checkpoint_every=100), observer)
+    rare = CheckpointRules(tmp_path / "checkpoints", every=100, keep=0, best=None)
+    loop = TrainingLoop(parts, FakeSource(), ledger, settings(tmp_path, steps=1000, checkpoints=rare), observer)
     task = asyncio.ensure_future(loop.run(FIRST))
     while len(observer.steps) < 3:
         await asyncio.sleep(0.005)
@@ -139,5 +140,56 @@ async def test_a_failed_save_leaves_no_half_checkpoint(tmp_path: Path) -> None:
 
     with pytest.raises(ExceptionGroup) as caught:
         await run(tmp_path, FullDisk())
-    assert "No space left" in str(first_cause(caught.value))
+    cause = first_cause(caught.value)
+    assert isinstance(cause, CheckpointFailed)
+    assert "step_000002 could not be written: [Errno 28] No space left on device. Nothing of it is left" in str(cause)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+async def test_sampling_goes_on_while_a_checkpoint_is_written_and_projection_waits_for_it(tmp_path: Path) -> None:
+    class SlowDisk(FakeComponents):
+        async def save(self, folder: Path) -> None:
+            self.events.append("saving")
+            await asyncio.sleep(0.1)
+            await super().save(folder)
+
+        async def score(self, group: PromptGroup) -> ScoredGroup:
+            self.events.append("scored")
+            return await super().score(group)
+
+    parts = SlowDisk()
+    await run(tmp_path, parts)
+    begun, saved = parts.events.index("saving"), parts.events.index("save 2")
+    assert parts.events[begun + 1 : saved].count("scored") == 4
+    assert saved < parts.events.index("project 2")
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".partial")]
+
+
+async def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
+    rules = CheckpointRules(tmp_path / "checkpoints", every=1, keep=2, best="reward")
+    observer = FakeObserver(scores={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.9, 5: 0.3, 6: 0.4, 7: 0.5})
+    loop = TrainingLoop(
+        FakeComponents(), FakeSource(), Ledger(tmp_path / "ledger.sqlite"),
+        settings(tmp_path, steps=7, checkpoints=rules), observer,
+    )  # fmt: skip
+    await loop.run(FIRST)
+    assert [path.name for path in list_checkpoints(rules.folder)] == ["step_000004", "step_000006", "step_000007"]
+
+
+async def test_a_skipped_update_filters_its_groups_and_the_run_goes_on(tmp_path: Path) -> None:
+    observer, ledger = await run(tmp_path, FakeComponents(not_finite_at={1}))
+    assert [record.step for record in observer.steps] == [1, 2, 3]
+    assert ledger.counts() == {"issued": 12, "in_flight": 0, "trained": 8, "lost": 0, "stale": 0, "filtered": 4}
+    assert ledger.rewind(3) == []
+
+
+async def test_too_many_skipped_updates_in_a_row_end_the_run_with_the_evidence(tmp_path: Path) -> None:
+    parts = FakeComponents(not_finite_at={0, 2, 3, 4})
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(tmp_path, parts, steps=9)
+    cause = first_cause(caught.value)
+    assert isinstance(cause, NumbersNotFinite)
+    assert "3 updates in a row" in str(cause)
+    assert "step 4: loss of train-000000" in str(cause)
+    assert "The groups are in the samples" in str(cause)
+    assert list_checkpoints(tmp_path / "checkpoints")[-1].name == "step_000004"

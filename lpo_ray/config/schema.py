@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -56,11 +57,12 @@ class ProgressKind(Enum):
     quiet = "quiet"
 
 
-class Schedule(Enum):
-    """Learning rate over the run: constant, or linear from learner.lr to learner.lr * learner.lr_floor."""
+class Attention(Enum):
+    """Packed without padding, in padded rows, or packed where the model's attention allows it."""
 
-    constant = "constant"
-    linear = "linear"
+    auto = "auto"
+    packed = "packed"
+    padded = "padded"
 
 
 @dataclass
@@ -143,6 +145,10 @@ class ObjectiveConfig:
     token_clip: TokenClipConfig = field(default_factory=TokenClipConfig)
     length_norm: LengthNorm = LengthNorm.mean
     behaviour: Behaviour = Behaviour.recomputed
+    reference_kl: float = 0.0
+    """weight of the k3 estimate of KL(policy || reference); 0: no reference is loaded"""
+    reference_path: str | None = None
+    """of the frozen reference; null: the model the run starts from"""
 
 
 @dataclass
@@ -154,7 +160,9 @@ class PipelineConfig:
     max_staleness: int = 0
     """steps by which a group's oldest token may lag the weights that train on it; 0 is on-policy"""
     tokens_per_micro_batch: int = 16384
-    """prompt + response tokens of one forward; one group is never split"""
+    """prompt + response tokens of one forward; a group above it is split, at the price of a second pass"""
+    share_prompt: bool = False
+    """learner: encode a prompt once for all K responses; needs packed attention"""
     max_attempts: int = 5
     """issues of one prompt before the run ends with TooManyLost"""
 
@@ -194,14 +202,20 @@ class LearnerConfig:
     gpus_per_rank: float = 0.0
     threads: int = 1
     lr: float = 1e-6
-    lr_schedule: Schedule = Schedule.constant
-    lr_floor: float = 0.1
+    lr_schedule: str = "constant"
+    """name of a transformers schedule: constant | linear | cosine | polynomial | constant_with_warmup | ..."""
+    lr_schedule_kwargs: dict[str, Any] = field(default_factory=dict)
+    """of that schedule, such as {min_lr_rate: 0.1} for cosine_with_min_lr"""
+    warmup_steps: int = 0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
+    attention: Attention = Attention.auto
     gradient_checkpointing: bool = False
-    zero: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """passed through to DeepSpeed's zero_optimization"""
+    max_skipped_updates: int = 3
+    """updates in a row that are skipped for numbers that are not finite, before the run stops"""
+    zero: dict[str, Any] = field(default_factory=dict)
+    """passed through to DeepSpeed's zero_optimization, such as {offload_optimizer: {device: cpu}}"""
     deadline_seconds: float = 1800.0
 
 
@@ -233,6 +247,8 @@ class CheckpointConfig:
     """steps; the last step is always saved"""
     keep: int = 2
     """newest checkpoints kept; 0: all"""
+    best: str | None = None
+    """a metric of metrics.jsonl, or pass@k of the evaluations: the checkpoint where it was highest is kept too"""
 
 
 @dataclass
@@ -240,6 +256,8 @@ class TelemetryConfig:
     samples_every: int = 1
     """steps between samples/*.parquet; 0: none"""
     tensorboard: bool = True
+    entropy_alarm: float = 0.02
+    """nats: a note is shown when the mean token entropy falls below it; 0: never"""
     progress: ProgressKind = ProgressKind.auto
 
 

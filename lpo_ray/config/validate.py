@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from lpo_ray.config.schema import Behaviour, Config, LengthNorm
+from lpo_ray.config.schema import Attention, Behaviour, Config, LengthNorm
 from lpo_ray.errors import ConfigError
 from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
 from lpo_ray.plugins import UnknownName, resolve
+from lpo_ray.schedule import SCHEDULES
 
 
 def validate(config: Config) -> None:
@@ -45,6 +46,7 @@ def _ranges(config: Config) -> None:
         "learner.lr": config.learner.lr,
         "learner.gradient_clip": config.learner.gradient_clip,
         "learner.deadline_seconds": config.learner.deadline_seconds,
+        "learner.max_skipped_updates": config.learner.max_skipped_updates,
         "transport.deadline_seconds": config.transport.deadline_seconds,
         "evaluation.samples_per_prompt": config.evaluation.samples_per_prompt,
         "objective.temperature_floor": config.objective.temperature_floor,
@@ -56,6 +58,9 @@ def _ranges(config: Config) -> None:
         _require(value > 0, key, value, "a number above 0")
     not_negative = {
         "run.seed": config.run.seed,
+        "objective.reference_kl": config.objective.reference_kl,
+        "learner.warmup_steps": config.learner.warmup_steps,
+        "telemetry.entropy_alarm": config.telemetry.entropy_alarm,
         "pipeline.max_staleness": config.pipeline.max_staleness,
         "sampling.top_k": config.sampling.top_k,
         "verifier.max_retries": config.verifier.max_retries,
@@ -75,7 +80,8 @@ def _ranges(config: Config) -> None:
     )
     _require(0 < config.sampling.top_p <= 1, "sampling.top_p", config.sampling.top_p, "in (0, 1]")
     _require(0 <= config.sampling.min_p < 1, "sampling.min_p", config.sampling.min_p, "in [0, 1)")
-    _require(0 <= config.learner.lr_floor <= 1, "learner.lr_floor", config.learner.lr_floor, "in [0, 1]")
+    schedule = config.learner.lr_schedule
+    _require(schedule in SCHEDULES, "learner.lr_schedule", schedule, f"one of {', '.join(SCHEDULES)}")
     betas = config.learner.betas
     _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "learner.betas", betas, "two numbers in [0, 1)")
     name = config.run.name
@@ -124,10 +130,16 @@ def _combinations(config: Config) -> None:
             f"pipeline.groups_per_step ({groups}) is not divisible by pipeline.updates_per_step ({updates}); every "
             f"update trains the same number of groups: try groups_per_step={groups + updates - groups % updates}"
         )
-    if groups // updates < learner.world_size:
+    if groups // updates * sampling.group_size < learner.world_size:
         raise ConfigError(
-            f"an update has {groups // updates} groups for learner.world_size={learner.world_size} ranks; expected at "
-            "least one group a rank: raise pipeline.groups_per_step or lower learner.world_size"
+            f"an update has {groups // updates} groups of {sampling.group_size} responses for learner.world_size="
+            f"{learner.world_size} ranks; expected at least one response a rank: raise pipeline.groups_per_step or "
+            "lower learner.world_size"
+        )
+    if pipeline.share_prompt and learner.attention is Attention.padded:
+        raise ConfigError(
+            "pipeline.share_prompt=true with learner.attention=padded; one copy of a prompt needs packed attention: "
+            "set learner.attention=auto, or pipeline.share_prompt=false"
         )
     truncated = [
         f"sampling.{name}={value}"

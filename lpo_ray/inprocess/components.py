@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,15 +10,13 @@ from safetensors.torch import load
 
 from lpo_ray.errors import GroupLost, WeightsNotProved
 from lpo_ray.inprocess.engine import TransformersEngine
-from lpo_ray.inprocess.learner import InprocessLearner
-from lpo_ray.learning import Objective, OptimiserSettings
+from lpo_ray.inprocess.learner import InprocessLearner, TorchPolicy, TorchScorer
+from lpo_ray.learning import LearnerSettings
 from lpo_ray.model import (
     digest_of,
     largest_difference,
     load_policy,
     probe_sequences,
-    serialise,
-    trainable_weights,
 )
 from lpo_ray.records import Anchor, PromptGroup, ScoredGroup, TargetGroup, WeightsVersion
 from lpo_ray.targets import TargetRule, build_targets
@@ -68,8 +65,7 @@ class InprocessTransport:
 
     async def publish(self, step: int) -> WeightsVersion:
         """See interfaces.WeightTransport."""
-        model = self._learner.policy.model
-        payload, digest = serialise(trainable_weights(model.named_parameters(), model))
+        payload, digest = await self._learner.weights()
         version = WeightsVersion(step, digest)
         self._engine.load(load(payload), step)
         expected = await self._learner.logprobs(self._probe)
@@ -93,18 +89,29 @@ class InprocessComponents:
         """There is nothing to end."""
 
 
-def build_inprocess(
-    model_path: str,
-    dtype: str,
-    context: int,
-    objective: Objective,
-    rule: TargetRule,
-    optimiser: OptimiserSettings,
-    tolerance: float,
-) -> InprocessComponents:
+def build_inprocess(settings: LearnerSettings, rule: TargetRule, context: int, tolerance: float) -> InprocessComponents:
     """All components around one model folder."""
-    model, tokenizer = load_policy(model_path, dtype), Tokenizer.load(model_path)
-    engine = TransformersEngine(copy.deepcopy(model), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    learner = InprocessLearner(model, tokenizer, objective, optimiser)
+    learner = build_learner(settings)
+    tokenizer = Tokenizer.load(settings.model_path)
+    engine = TransformersEngine(
+        load_policy(settings.model_path, settings.dtype), tokenizer.eos_token_id, tokenizer.pad_token_id
+    )
     transport = InprocessTransport(learner, engine, context, tolerance)
     return InprocessComponents(engine, InprocessVerifier(tokenizer), InprocessTargetBuilder(rule), learner, transport)
+
+
+def build_learner(settings: LearnerSettings) -> InprocessLearner:
+    """The learner alone."""
+    share = settings.packing.share_prompt
+    model = load_policy(settings.model_path, settings.dtype)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    policy = TorchPolicy(model, settings.optimiser, attention=settings.attention, share_prompt=share)
+    reference = None
+    if settings.objective.reference_kl:
+        frozen = load_policy(settings.reference_path, settings.dtype)
+        reference = TorchScorer(frozen, attention=settings.attention, share_prompt=share)
+    return InprocessLearner(
+        policy, Tokenizer.load(settings.model_path), settings.objective, settings.packing, reference
+    )

@@ -2,45 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lpo_ray.learning import Objective, OptimiserSettings, log_ratios_to_engine, run_updates, sequence_logprobs
-from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepReport, TrainBatch
+from lpo_ray.layout import Layout
+from lpo_ray.learning import (
+    Objective,
+    OptimiserSettings,
+    log_ratios_to_engine,
+    merge_log_ratios,
+    merge_reports,
+    run_updates,
+)
+from lpo_ray.model import serialise, trainable_weights
+from lpo_ray.norms import adamw_update, norms_by_kind, ratio_by_kind
+from lpo_ray.packing import Packing, balance
+from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepNorms, StepReport, TrainBatch
+from lpo_ray.scoring import Scorer, ScoringModel, prepare_packing, sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 
 
-class TorchPolicy:
-    """TrainablePolicy on one device."""
+class TorchScorer:
+    """Scorer on one device."""
 
-    def __init__(self, model: PreTrainedModel, settings: OptimiserSettings) -> None:
-        self.model, self._clip = model, settings.gradient_clip
+    def __init__(self, model: PreTrainedModel, *, attention: str = "auto", share_prompt: bool = False) -> None:
+        """``attention``: learner.attention."""
+        self.model, self.share_prompt = model, share_prompt
+        self.packed = prepare_packing(model, attention)
+        self._scoring = ScoringModel(model)
+
+    def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        """See Scorer."""
+        return self._scoring(layout, temperature)
+
+
+class TorchPolicy(TorchScorer):
+    """TrainablePolicy on one device. A bf16 model has fp32 master weights, as with ZeRO-3."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: OptimiserSettings,
+        *,
+        attention: str = "auto",
+        share_prompt: bool = False,
+    ) -> None:
+        super().__init__(model, attention=attention, share_prompt=share_prompt)
+        self._settings = settings
+        self._weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._masters = {
+            name: parameter if parameter.dtype != torch.bfloat16 else parameter.detach().float()
+            for name, parameter in self._weights.items()
+        }
         self.optimiser = torch.optim.AdamW(
-            model.parameters(), lr=0.0, betas=settings.betas, weight_decay=settings.weight_decay
+            self._masters.values(), lr=0.0, betas=settings.betas, weight_decay=settings.weight_decay
         )
-
-    def logits(self, token_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-        """See TrainablePolicy."""
-        return self.model(
-            input_ids=token_ids, attention_mask=attention_mask, logits_to_keep=keep, use_cache=False
-        ).logits
 
     def backward(self, loss: Tensor) -> None:
         """See TrainablePolicy."""
         loss.backward()
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float) -> StepNorms:
         """See TrainablePolicy."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-        self.optimiser.step()
+        for name, master in self._masters.items():
+            gradient = self._weights[name].grad
+            if master is not self._weights[name] and gradient is not None:
+                master.grad = gradient.float()
+        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), torch.inf)
+        gradients = norms_by_kind(
+            ((name, master.grad) for name, master in self._masters.items() if master.grad is not None),
+            self.sum_over_ranks,
+        )
+        applied = bool(torch.isfinite(norm))
+        if applied:
+            torch.nn.utils.clip_grads_with_norm_(self._masters.values(), self._settings.gradient_clip, norm)
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate
+            self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return float(norm)
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.grad = None
+                if self._masters[name] is not weight:
+                    weight.copy_(self._masters[name])
+        return StepNorms(float(norm), applied, gradients, self._update_ratios(learning_rate) if applied else {})
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """See TrainablePolicy: there is one rank."""
+        return values
+
+    def state(self) -> dict[str, dict[str, object]]:
+        """Everything ``load_state`` needs: master weights and optimiser."""
+        return {"weights": dict(self._masters), "optimiser": self.optimiser.state_dict()}
+
+    def load_state(self, state: dict[str, dict[str, object]]) -> None:
+        """Continue from ``state``."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        with torch.no_grad():
+            for name, master in self._masters.items():
+                master.copy_(cast("Tensor", state["weights"][name]))
+                self._weights[name].copy_(master)
+
+    @torch.no_grad()
+    def _update_ratios(self, learning_rate: float) -> dict[str, float]:
+        settings, eps = self._settings, self.optimiser.defaults["eps"]
+
+        def updates() -> Iterator[tuple[str, Tensor]]:
+            for name, master in self._masters.items():
+                state = self.optimiser.state[master]
+                yield name, adamw_update(
+                    master, (state["exp_avg"], state["exp_avg_sq"]), int(state["step"]), lr=learning_rate,
+                    betas=settings.betas, eps=eps, weight_decay=settings.weight_decay,
+                )  # fmt: skip
+
+        return ratio_by_kind(
+            norms_by_kind(updates(), self.sum_over_ranks), norms_by_kind(self._masters.items(), self.sum_over_ranks)
+        )
 
 
 class InprocessLearner:
@@ -50,37 +132,43 @@ class InprocessLearner:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        policy: TorchPolicy,
         tokenizer: Tokenizer,
         objective: Objective,
-        settings: OptimiserSettings,
+        packing: Packing,
+        reference: Scorer | None = None,
     ) -> None:
-        self.policy = TorchPolicy(model, settings)
-        self._tokenizer, self._objective = tokenizer, objective
+        self.policy, self._tokenizer, self._objective = policy, tokenizer, objective
+        self._packing, self._reference = packing, reference
         self.vocabulary = len(tokenizer)
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
-        """s_t of each group; one forward for each group."""
-        parts = log_ratios_to_engine(self.policy, [[group] for group in groups], self._objective)
-        return tuple(part[0] for part in parts)
+        """See interfaces.Learner."""
+        found = log_ratios_to_engine(self.policy, balance(groups, self._packing)[0], self._objective)
+        return merge_log_ratios(groups, found)
 
     async def project(self, batch: TrainBatch) -> StepReport:
         """All updates of the step."""
-        reports = run_updates(self.policy, batch.updates, 0, self._objective, batch.learning_rate)
-        return StepReport(tuple(reports))
+        return merge_reports(
+            [run_updates(self.policy, batch.updates, 0, self._objective, batch.learning_rate, self._reference)]
+        )
 
     async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         """One forward a sequence."""
         return [sequence_logprobs(self.policy, sequence) for sequence in sequences]
 
+    async def weights(self) -> tuple[bytes, str]:
+        """See interfaces.Learner."""
+        model = self.policy.model
+        return serialise(trainable_weights(model.named_parameters(), model))
+
     async def save(self, folder: Path) -> None:
-        """``folder/policy`` in Hugging Face format and ``folder/optimiser.pt``."""
+        """``folder/policy`` in Hugging Face format and ``folder/shards/state.pt``."""
         self.policy.model.save_pretrained(folder / "policy")
         self._tokenizer.save(folder / "policy")
-        torch.save(self.policy.optimiser.state_dict(), folder / "optimiser.pt")
+        (folder / "shards").mkdir()
+        torch.save(self.policy.state(), folder / "shards" / "state.pt")
 
-    async def restore(self, folder: Path) -> None:
+    async def restore(self, folder: Path, written_by: int) -> None:
         """Weights and optimiser state of ``save``."""
-        restored = type(self.policy.model).from_pretrained(folder / "policy", dtype=self.policy.model.dtype)
-        self.policy.model.load_state_dict(restored.state_dict())
-        self.policy.optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
+        self.policy.load_state(torch.load(folder / "shards" / "state.pt", weights_only=True))

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 
 from lpo_ray.objective import Diagnostics, diagnose
-from lpo_ray.records import ProjectedGroup, StepReport, TargetGroup
+from lpo_ray.records import ProjectedGroup, StepReport, TargetGroup, TrainBatch
 
-Value = int | float | str | list[float]
+Value = int | float | str | list[float] | list[str]
 
 
 def step_metrics(
     step: int,
     targets: Sequence[TargetGroup],
+    batch: TrainBatch,
     report: StepReport,
     *,
     pass_reward: float,
-    learning_rate: float,
     seconds: Mapping[str, float],
     groups: Mapping[str, int],
     version: str,
@@ -41,9 +41,13 @@ def step_metrics(
         "loss": report.loss,
         "loss_per_update": [update.loss for update in report.updates],
         "surrogate": float(np.mean([group.surrogate.sum() for group in projected])),
-        "gradient_norm": float(np.mean([update.gradient_norm for update in report.updates])),
-        "gradient_norm_per_update": [update.gradient_norm for update in report.updates],
-        "learning_rate": learning_rate,
+        "gradient_norm": float(np.mean([update.norms.gradient for update in report.updates])),
+        "gradient_norm_per_update": [update.norms.gradient for update in report.updates],
+        **_by_kind("gradient_norm", [update.norms.gradient_by_kind for update in report.updates]),
+        **_by_kind("update_ratio", [update.norms.update_ratio_by_kind for update in report.updates]),
+        "skipped_updates": sum(not update.norms.applied for update in report.updates),
+        "not_finite": [str(found) for update in report.updates for found in update.not_finite],
+        "learning_rate": batch.learning_rate,
         "token_entropy": float(np.mean(np.concatenate([group.entropy for group in projected]))),
         "target_temperature": float(np.mean([target.temperature for target in targets])),
         "target_entropy": _mean(found.target_entropy),
@@ -57,6 +61,7 @@ def step_metrics(
         "equal_reward_fraction": _mean(found.equal_rewards),
         "clip_fraction": float(np.mean(np.concatenate([group.clip_fraction for group in projected]))),
         "largest_coefficient": float(max(np.abs(group.coefficient).max() for group in projected)),
+        "reference_kl": float(np.mean(np.concatenate([group.reference_kl for group in projected]))),
         "engine_mismatch": float(max(np.abs(group.engine_mismatch).max() for group in projected)),
         "response_length": float(lengths.mean()),
         "truncated_fraction": float(np.mean([response.finish_reason == "length" for response in responses])),
@@ -64,6 +69,8 @@ def step_metrics(
         "staleness_max": int(max(ages)),
         "tokens": tokens,
         "tokens_per_second": tokens / total if total else 0.0,
+        "padding_fraction": float(np.mean([update.padding for update in report.updates])),
+        "imbalance_fraction": float(np.mean([update.imbalance for update in batch.updates])),
         "forwards": sum(update.forwards for update in report.updates),
         "seconds": total,
         **{f"seconds_{stage}": value for stage, value in seconds.items()},
@@ -88,6 +95,12 @@ def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGro
     tau = torch.tensor([target.temperature for target in targets], dtype=torch.float64)
     rewards, anchor, log_ratio, log_target = columns
     return diagnose(rewards, tau, anchor, log_ratio, log_target, mask=mask)
+
+
+def _by_kind(name: str, updates: Sequence[Mapping[str, float]]) -> dict[str, Value]:
+    """Mean over the updates that have the kind of parameter."""
+    kinds = sorted({kind for update in updates for kind in update})
+    return {f"{name}_{kind}": float(np.mean([update[kind] for update in updates if kind in update])) for kind in kinds}
 
 
 def _mean(values: torch.Tensor) -> float:

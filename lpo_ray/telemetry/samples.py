@@ -1,4 +1,6 @@
-"""samples/step_000012.parquet: one row for each response, enough to recompute the step's loss and trace any answer."""
+"""samples/step_000012.parquet: one row for each response, enough to trace any answer, to recompute the step's loss, and
+to compute the whole step again (``read_targets``).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lpo_ray.records import IntArray, StepReport, TargetGroup
+from lpo_ray.records import (
+    FloatArray,
+    IntArray,
+    Prompt,
+    PromptGroup,
+    Response,
+    ScoredGroup,
+    StepReport,
+    TargetGroup,
+)
+
+
+def samples_path(run_dir: Path, step: int) -> Path:
+    """The file of ``step``."""
+    return run_dir / "samples" / f"step_{step:06d}.parquet"
 
 
 def write_samples(
@@ -44,6 +60,7 @@ def write_samples(
                     "prompt": prompt,
                     "response": _printable(decode(response.token_ids)),
                     "answer": group.prompt.answer,
+                    "verifier": group.prompt.verifier,
                     "reward": float(target.scored.rewards[index]),
                     "divergence": divergence,
                     "temperature": target.temperature,
@@ -54,6 +71,7 @@ def write_samples(
                     "coefficient": float(found.coefficient[index]),
                     "surrogate": float(found.surrogate[index]),
                     "entropy": float(found.entropy[index]),
+                    "prompt_token_ids": group.prompt.token_ids,
                     "token_ids": response.token_ids,
                     "behaviour_logprobs": response.behaviour_logprobs,
                     "versions": response.versions,
@@ -64,6 +82,36 @@ def write_samples(
     partial = path.with_name(f".partial-{path.name}")
     pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
     os.replace(partial, path)
+
+
+def read_targets(path: Path) -> list[TargetGroup]:
+    """The groups of a written step, bit for bit and in the order they were trained in."""
+    rows = pq.read_table(path).to_pylist()
+    groups: dict[tuple[str, int], list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["prompt_id"], row["attempt"]), []).append(row)
+    return [_target(found) for found in groups.values()]
+
+
+def _target(rows: Sequence[dict]) -> TargetGroup:
+    def floats(name: str) -> FloatArray:
+        return np.array([row[name] for row in rows], dtype=np.float32)
+
+    first = rows[0]
+    prompt = Prompt(
+        first["prompt_id"], np.array(first["prompt_token_ids"], dtype=np.int64), first["answer"], first["verifier"]
+    )
+    responses = tuple(
+        Response(
+            np.array(row["token_ids"], dtype=np.int64),
+            np.array(row["behaviour_logprobs"], dtype=np.float32),
+            np.array(row["versions"], dtype=np.int64),
+            row["finish_reason"],
+        )
+        for row in rows
+    )
+    scored = ScoredGroup(PromptGroup(prompt, first["attempt"], responses), floats("reward"))
+    return TargetGroup(scored, floats("log_target"), floats("anchor"), first["temperature"])
 
 
 def _printable(text: str) -> str:

@@ -7,9 +7,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
-PRIORITY = ("start", "project", "publish", "anchor", "checkpoint", "evaluate", "sample", "verify")
-"""when several stages are at work, the instant belongs to the first of them: sampling that goes on behind a projection
-costs the run nothing"""
+PRIORITY = ("start", "project", "publish", "anchor", "evaluate", "sample", "verify", "checkpoint")
+"""when several stages are at work, the instant belongs to the first of them: sampling that goes on behind a projection,
+or a checkpoint behind sampling, costs the run nothing"""
 WAIT = "wait"
 """no stage is at work"""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from rich.console import Console
 
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.objective import project
-from lpo_ray.records import ProjectedGroup, StepReport, TargetGroup, UpdateReport
+from lpo_ray.packing import Packing, pack_step
+from lpo_ray.records import NotFinite, ProjectedGroup, StepNorms, StepReport, TargetGroup, UpdateReport
 from lpo_ray.telemetry.metrics import step_metrics
 from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
-from lpo_ray.telemetry.samples import write_samples
+from lpo_ray.telemetry.samples import read_targets, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, write_json
 from lpo_ray.telemetry.stages import PRIORITY, StageClock
 from lpo_ray.telemetry.summary import build_summary
@@ -37,17 +39,31 @@ def report_of(targets: list[TargetGroup]) -> StepReport:
         noise = rng.random(size).astype(np.float32)
         groups.append(
             ProjectedGroup(
-                target.group.prompt.prompt_id, 0, number % 2, log_ratio, noise, projection.coefficient[0].numpy(),
-                float(projection.loss), noise, noise, noise,
+                prompt_id=target.group.prompt.prompt_id,
+                attempt=0,
+                update=number % 2,
+                responses=tuple(range(size)),
+                log_ratio=log_ratio,
+                surrogate=noise,
+                coefficient=projection.coefficient[0].numpy(),
+                loss=float(projection.loss),
+                entropy=noise,
+                clip_fraction=noise,
+                engine_mismatch=noise,
+                reference_kl=noise,
             )
-        )  # fmt: skip
+        )
     halves = [tuple(group for group in groups if group.update == update) for update in (0, 1)]
-    return StepReport(tuple(UpdateReport(half, 0.5, 2) for half in halves))
+    good = StepNorms(0.5, True, {"mlp": 0.3, "attention": 0.4}, {"mlp": 1e-3})
+    where = NotFinite("loss", "train-00000001", 0, 1, 2)
+    skipped = replace(good, applied=False, update_ratio_by_kind={})
+    return StepReport((UpdateReport(halves[0], good, 2, 0.25, ()), UpdateReport(halves[1], skipped, 2, 0.0, (where,))))
 
 
 def metrics_of(step: int, targets: list[TargetGroup]) -> dict:
+    batch = pack_step(targets, Packing(1, 10**6, False), step=step, seed=0, updates=2, learning_rate=0.1)
     return step_metrics(
-        step, targets, report_of(targets), pass_reward=1.0, learning_rate=0.1, seconds=SECONDS,
+        step, targets, batch, report_of(targets), pass_reward=1.0, seconds=SECONDS,
         groups={"issued": 4, "trained": 4}, version=f"{step}:abc",
     )  # fmt: skip
 
@@ -64,6 +80,10 @@ def test_metrics_by_hand() -> None:
     assert metrics["staleness"] == 2
     assert metrics["effective_sample_size"] == pytest.approx(2.0)
     assert metrics["forwards"] == 4
+    assert (metrics["gradient_norm_mlp"], metrics["update_ratio_mlp"]) == (0.3, 1e-3)
+    assert (metrics["padding_fraction"], metrics["imbalance_fraction"]) == (0.125, 0.0)
+    assert metrics["skipped_updates"] == 1
+    assert metrics["not_finite"] == ["loss of train-00000001 (attempt 0), response 1, token 2"]
     assert metrics["kl_target_policy"] == pytest.approx(metrics["loss"], rel=1e-5)
     json.dumps(metrics)
 
@@ -88,6 +108,23 @@ def test_the_parquet_reproduces_the_logged_loss(tmp_path: Path) -> None:
         assert sum(row["target"] for row in rows) == pytest.approx(1.0, rel=1e-5)
     assert np.mean(losses) == pytest.approx(report.loss, rel=1e-6)
     assert [path.name for path in path.parent.iterdir()] == ["step_000001.parquet"]
+
+
+def test_targets_come_back_bit_for_bit_and_in_order(tmp_path: Path) -> None:
+    targets = [make_target(n, (3, 5, 2)) for n in (2, 0, 1)]
+    path = tmp_path / "step_000001.parquet"
+    write_samples(path, targets, report_of(targets), step=1, divergence="forward_kl", decode=str)
+    for read, written in zip(read_targets(path), targets, strict=True):
+        assert read.group.prompt.prompt_id == written.group.prompt.prompt_id
+        assert read.temperature == written.temperature
+        for name in ("log_target", "anchor"):
+            np.testing.assert_array_equal(getattr(read, name), getattr(written, name), strict=True)
+        np.testing.assert_array_equal(read.scored.rewards, written.scored.rewards, strict=True)
+        np.testing.assert_array_equal(read.group.prompt.token_ids, written.group.prompt.token_ids, strict=True)
+        for ours, theirs in zip(read.group.responses, written.group.responses, strict=True):
+            for name in ("token_ids", "behaviour_logprobs", "versions"):
+                np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), strict=True)
+            assert ours.finish_reason == theirs.finish_reason
 
 
 class Ticking:

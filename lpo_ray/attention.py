@@ -1,0 +1,91 @@
+"""Attention over packed sequences, as an attention implementation of transformers.
+
+The packed tokens are gathered into padded rows (see ``layout.AttentionRows``), go through torch's causal scaled dot
+product attention, and are gathered back. Only attention pays for padding; no mask is ever built, so the flash kernels
+of CPU and GPU serve it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from lpo_ray.layout import AttentionRows
+
+PACKED = "lpo_ray_packed"
+"""the implementation's name in transformers"""
+
+
+class _ToRows(torch.autograd.Function):
+    """[T, heads, D] -> [sum R L, heads, D]. The backward pass is a gather too: a pad never has a gradient, so only the
+    further copies of shared prompts have to be added.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, packed: Tensor, rows: AttentionRows) -> Tensor:
+        ctx.rows = rows  # type: ignore[attr-defined]
+        return packed.index_select(0, rows.index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows: AttentionRows = ctx.rows  # type: ignore[attr-defined]
+        result = gradient.index_select(0, rows.owner)
+        if len(rows.copies):
+            result.index_add_(0, rows.copied, gradient.index_select(0, rows.copies))
+        return result, None
+
+
+class _FromRows(torch.autograd.Function):
+    """[sum R L, heads, D] -> [T, heads, D]: each packed token's own output."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, padded: Tensor, rows: AttentionRows) -> Tensor:
+        ctx.rows, ctx.length = rows, len(padded)  # type: ignore[attr-defined]
+        return padded.index_select(0, rows.owner)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        result = gradient.new_zeros(ctx.length, *gradient.shape[1:])  # type: ignore[attr-defined]
+        return result.index_copy_(0, ctx.rows.owner, gradient), None  # type: ignore[attr-defined]
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    rows: AttentionRows,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """[1, heads, T, D] queries and [1, kv heads, T, D] keys and values -> [1, T, heads, D]."""
+    repeat = query.shape[1] // key.shape[1]
+    padded = []
+    for tensor, times in ((query, 1), (key, repeat), (value, repeat)):
+        flat = _ToRows.apply(tensor[0].transpose(0, 1), rows)
+        padded.append(flat.repeat_interleave(times, dim=1) if times > 1 else flat)
+    sizes = [count * width for count, width in rows.shapes]
+    outputs = []
+    for shape, *parts in zip(rows.shapes, *(tensor.split(sizes) for tensor in padded), strict=True):
+        q, k, v = (part.view(*shape, *part.shape[1:]).transpose(1, 2) for part in parts)
+        attended = scaled_dot_product_attention(q, k, v, is_causal=shape[1] > 1, scale=scaling)
+        outputs.append(attended.transpose(1, 2).reshape(shape[0] * shape[1], *attended.shape[1::2]))
+    return _FromRows.apply(torch.cat(outputs), rows)[None], None
+
+
+def supports_packing(model: PreTrainedModel) -> bool:
+    """Whether the model takes attention from outside, and every layer of it is full causal attention."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    window = getattr(config, "sliding_window", None) if not getattr(config, "layer_types", None) else None
+    return bool(model._supports_attention_backend) and window is None and set(kinds) == {"full_attention"}
+
+
+AttentionInterface.register(PACKED, packed_attention)

@@ -1,0 +1,58 @@
+"""How large gradients and updates are, by kind of parameter: where training blows up, or stands still, shows here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+KINDS = ("embedding", "attention", "mlp", "norm", "head", "other")
+_PATTERNS = (
+    ("norm", ("norm", "ln_")),
+    ("attention", ("attn", "attention")),
+    ("mlp", ("mlp", "expert", "feed_forward")),
+    ("embedding", ("embed", "wte", "wpe")),
+    ("head", ("lm_head",)),
+)
+"""the first that matches a part of the name counts"""
+
+
+def kind_of(name: str) -> str:
+    """The kind of a parameter, by its name."""
+    return next((kind for kind, parts in _PATTERNS if any(part in name for part in parts)), "other")
+
+
+def norms_by_kind(
+    tensors: Iterable[tuple[str, Tensor]], sum_over_ranks: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """Norm of all tensors of each kind, over all ranks' shards. Kinds without a tensor are left out; all ranks call."""
+    squares = torch.zeros(len(KINDS), dtype=torch.float64)
+    for name, tensor in tensors:
+        squares[KINDS.index(kind_of(name))] += torch.linalg.vector_norm(tensor.float()).double().square().cpu()
+    total = sum_over_ranks(squares).sqrt()
+    return {kind: float(value) for kind, value in zip(KINDS, total, strict=True) if value != 0}
+
+
+def ratio_by_kind(updates: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Norm of the update over norm of the weights."""
+    return {kind: updates.get(kind, 0.0) / value for kind, value in weights.items()}
+
+
+def adamw_update(
+    weight: Tensor,
+    moments: tuple[Tensor, Tensor],
+    step: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> Tensor:
+    """What AdamW's step number ``step`` added to ``weight`` (given after it), from its state: no copy of the weights
+    has to be kept. The decay is taken of the new weights, which differ from the old by the update itself.
+    """
+    first, second = moments
+    denominator = (second / (1 - betas[1] ** step)).sqrt_().add_(eps)
+    update = (first / denominator).mul_(-lr / (1 - betas[0] ** step))
+    return update.sub_(weight, alpha=lr * weight_decay) if weight_decay else update

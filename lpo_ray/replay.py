@@ -1,0 +1,74 @@
+"""Compute a recorded step again, from its samples and the checkpoint before it, and compare the weights bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, closing
+from pathlib import Path
+
+from lpo_ray import checkpoint
+from lpo_ray.errors import ConfigError, ReplayDiffers
+from lpo_ray.interfaces import Learner
+from lpo_ray.packing import pack_step
+from lpo_ray.plan import Plan
+from lpo_ray.telemetry.samples import read_targets, samples_path
+
+OpenLearner = Callable[[Plan, str], AbstractAsyncContextManager[Learner]]
+
+
+async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearner) -> str:
+    """Replay up to ``step`` of the plan's run; one line on what was compared. Raises ReplayDiffers when the weights are
+    not those that the run published, ConfigError when something that is needed was not recorded.
+    """
+    recorded = recorded_digest(plan.run_dir, step)
+    start = newest_before(plan.run_dir, step)
+    first = 0 if start is None else checkpoint.step_of(start)
+    missing = [at for at in range(first + 1, step + 1) if not samples_path(plan.run_dir, at).is_file()]
+    if missing:
+        raise ConfigError(
+            f"the samples of step {missing[0]} were not recorded in {plan.run_dir}; a replay of step {step} needs "
+            f"those of steps {first + 1} to {step}: run with telemetry.samples_every=1"
+        )
+    async with open_learner(plan, model_path) as learner:
+        if start is not None:
+            state = await asyncio.to_thread(checkpoint.verify, start, model_path)
+            await learner.restore(start, state.world_size)
+        for at in range(first, step):
+            batch = pack_step(
+                read_targets(samples_path(plan.run_dir, at + 1)),
+                plan.packing(),
+                step=at,
+                seed=plan.config.run.seed,
+                updates=plan.config.pipeline.updates_per_step,
+                learning_rate=plan.learning_rate(at),
+            )
+            await learner.project(batch)
+        _, digest = await learner.weights()
+    line = f"step {step} of {plan.run_dir}, replayed from {start.name if start else 'the start'}"
+    if digest != recorded:
+        raise ReplayDiffers(
+            f"{line}: weights {digest}, the run published {recorded}; expected the same. Were model, configuration, "
+            "library versions, world size or number of threads others?"
+        )
+    return f"{line}: weights {digest}, equal"
+
+
+def recorded_digest(run_dir: Path, step: int) -> str:
+    """Digest of the weights that ``step`` made, as the ledger has it."""
+    path = run_dir / "ledger.sqlite"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} has no ledger.sqlite; expected the folder of a run, such as runs/NAME")
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as ledger:
+        commits = dict(ledger.execute("SELECT step, digest FROM commits").fetchall())
+    if step not in commits:
+        known = f"1 to {max(commits)}" if commits else "none"
+        raise ConfigError(f"step {step} was not committed by {run_dir}; committed steps: {known}")
+    return commits[step]
+
+
+def newest_before(run_dir: Path, step: int) -> Path | None:
+    """The newest checkpoint that is older than ``step``; None: the run's start."""
+    found = checkpoint.list_checkpoints(run_dir / "checkpoints")
+    return next((path for path in reversed(found) if checkpoint.step_of(path) < step), None)

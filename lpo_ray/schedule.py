@@ -1,0 +1,34 @@
+"""Learning-rate schedules by the names of transformers: one value a step, the same for all updates of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import SchedulerType, get_scheduler
+
+from lpo_ray.errors import ConfigError
+
+SCHEDULES = tuple(sorted({kind.value for kind in SchedulerType} - {"reduce_lr_on_plateau", "greedy"}))
+"""learner.lr_schedule; the two left out follow a metric instead of the step"""
+
+
+def learning_rates(
+    name: str, lr: float, *, steps: int, warmup_steps: int, arguments: Mapping[str, object]
+) -> Callable[[int], float]:
+    """The learning rate of each step, counted from 0. ConfigError for arguments the schedule does not take."""
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    try:
+        schedule = get_scheduler(
+            name, optimiser, num_warmup_steps=warmup_steps, num_training_steps=steps,
+            scheduler_specific_kwargs=dict(arguments),
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"learner.lr_schedule={name} with learner.lr_schedule_kwargs={dict(arguments)}: {error}; see the "
+            "arguments of that schedule in transformers"
+        ) from error
+    assert isinstance(schedule, LambdaLR)
+    factor = schedule.lr_lambdas[0]
+    return lambda step: lr * float(factor(step))
