@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.calls import call, call_all
 from actors.learner_group import LearnerGroup
-from actors.learner_worker import LearnerWorker
+from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
 from actors.placement import Request, bundle, check_capacity, reserve
 from actors.rollout_pool import Member, RolloutPool
 from actors.rollout_worker import EngineSettings, RolloutWorker
@@ -206,7 +206,7 @@ def _learner_ranks(plan: Plan, model_path: str, group: PlacementGroup) -> list[A
     learner = plan.config.learner
     environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(model_path)}
     if not learner.gpus_per_rank:
-        environment["DS_ACCELERATOR"] = "cpu"
+        environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
     settings = plan.learner_settings(model_path)
     actor = ray.remote(LearnerWorker)
     return [

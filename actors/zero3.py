@@ -64,6 +64,8 @@ class Zero3Scorer:
                 # Threshold 0 really shards every parameter; the default keeps small ones whole on each rank. One rank
                 # has nothing to shard: whole parameters save it a copy of the model in each forward and backward.
                 "stage3_param_persistence_threshold": 0 if self.world_size > 1 else sys.maxsize,
+                # The default, 500 M elements, makes one temporary copy of all gradients of a small model.
+                "reduce_bucket_size": 20_000_000,
                 **zero,
             },
         }
@@ -194,6 +196,7 @@ def _adamw(model: PreTrainedModel, settings: OptimiserSettings) -> torch.optim.A
         lr=0.0,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
+        fused=True,  # one pass over weights and moments instead of a dozen
     )
 
 

@@ -69,15 +69,17 @@ def packed_attention(
     repeat = query.shape[1] // key.shape[1]
     padded = []
     for tensor, times in ((query, 1), (key, repeat), (value, repeat)):
-        flat = _ToRows.apply(tensor[0].transpose(0, 1), rows)
+        flat = tensor[0].transpose(0, 1)
+        flat = flat if rows.in_place else _ToRows.apply(flat, rows)
         padded.append(flat.repeat_interleave(times, dim=1) if times > 1 else flat)
     sizes = [count * width for count, width in rows.shapes]
     outputs = []
     for shape, *parts in zip(rows.shapes, *(tensor.split(sizes) for tensor in padded), strict=True):
-        q, k, v = (part.view(*shape, *part.shape[1:]).transpose(1, 2) for part in parts)
+        q, k, v = (part.unflatten(0, shape).transpose(1, 2) for part in parts)
         attended = scaled_dot_product_attention(q, k, v, is_causal=shape[1] > 1, scale=scaling)
         outputs.append(attended.transpose(1, 2).reshape(shape[0] * shape[1], *attended.shape[1::2]))
-    return _FromRows.apply(torch.cat(outputs), rows)[None], None
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return (joined if rows.in_place else _FromRows.apply(joined, rows))[None], None
 
 
 def supports_packing(model: PreTrainedModel) -> bool:

@@ -40,12 +40,13 @@ class AttentionRows:
     """entries of ``index`` that are further copies of a shared prompt's tokens"""
     copied: Tensor
     """their packed positions"""
+    in_place: bool
+    """the packed tokens are the rows as they stand: sequences of one length, nothing shared"""
 
     def to(self, device: torch.device) -> AttentionRows:
         """On ``device``."""
-        moved = (tensor.to(device) for tensor in (self.index, self.owner, self.copies, self.copied))
-        index, owner, copies, copied = moved
-        return AttentionRows(index, self.shapes, owner, copies, copied)
+        index, owner, copies, copied = (t.to(device) for t in (self.index, self.owner, self.copies, self.copied))
+        return AttentionRows(index, self.shapes, owner, copies, copied, self.in_place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ def _attention_rows(rows: Sequence[IntArray], num_tokens: int) -> AttentionRows:
         owner=torch.from_numpy(owner),
         copies=torch.from_numpy(copies),
         copied=torch.from_numpy(entries[copies]),
+        in_place=np.array_equal(entries, np.arange(num_tokens)),
     )
 
 
