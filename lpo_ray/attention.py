@@ -2,7 +2,7 @@
 
 The packed tokens are gathered into padded rows (see ``layout.AttentionRows``), go through torch's causal scaled dot
 product attention, and are gathered back. Only attention pays for padding; no mask is ever built, so the flash kernels
-of CPU and GPU serve it.
+of CPU and GPU serve it. In half precision on a GPU, torch's variable-length kernel takes the packed tokens as they are.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """[1, heads, T, D] queries and [1, kv heads, T, D] keys and values -> [1, T, heads, D]."""
     repeat = query.shape[1] // key.shape[1]
+    packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and len(rows.bounds):
+        return _on_sequences(packed, rows, scaling, grouped=repeat > 1)[None], None
     padded = []
-    for tensor, times in ((query, 1), (key, repeat), (value, repeat)):
-        flat = tensor[0].transpose(0, 1)
-        flat = flat if rows.in_place else _ToRows.apply(flat, rows)
-        padded.append(flat.repeat_interleave(times, dim=1) if times > 1 else flat)
+    for flat, times in zip(packed, (1, repeat, repeat), strict=True):
+        gathered = flat if rows.in_place else _ToRows.apply(flat, rows)
+        padded.append(gathered.repeat_interleave(times, dim=1) if times > 1 else gathered)
     sizes = [count * width for count, width in rows.shapes]
     outputs = []
     for shape, *parts in zip(rows.shapes, *(tensor.split(sizes) for tensor in padded), strict=True):
@@ -80,6 +82,18 @@ def packed_attention(
         outputs.append(attended.transpose(1, 2).reshape(shape[0] * shape[1], *attended.shape[1::2]))
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return (joined if rows.in_place else _FromRows.apply(joined, rows))[None], None
+
+
+def _on_sequences(packed: list[Tensor], rows: AttentionRows, scaling: float | None, *, grouped: bool) -> Tensor:
+    """[T, heads, D]: torch's flash attention over sequences of unequal length, in half precision on a GPU."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    (query, key, value), ends, longest = packed, rows.bounds, rows.longest
+    found = varlen_attn(
+        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
+    )
+    assert isinstance(found, Tensor)
+    return found
 
 
 def supports_packing(model: PreTrainedModel) -> bool:

@@ -87,11 +87,12 @@ def export(run: Path, out: Path, step: int | None) -> None:
 @cli.command()
 @RUN
 @click.option("--step", type=click.IntRange(min=1), required=True, help="The step to compute again.")
-def replay(run: Path, step: int) -> None:
+@click.option("--from-start", is_flag=True, help="Compute all steps up to it again, not only those after a checkpoint.")
+def replay(run: Path, step: int, from_start: bool) -> None:
     """Compute a recorded step of RUN again and compare the weights, bit for bit. Exit code 0 only if they are equal."""
     from lpo_ray.commands import replay_command
 
-    replay_command(run, step)
+    replay_command(run, step, from_start=from_start)
 
 
 def main() -> None:

@@ -60,14 +60,14 @@ def warmup_command(plan: Plan) -> None:
     sys.stdout.write(f"{_model(plan, Console(stderr=True))}\n")
 
 
-def replay_command(run_dir: Path, step: int) -> None:
+def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
     """Compute a recorded step again and print one line; ReplayDiffers when the weights are not the recorded ones."""
     recorded_digest(run_dir, step)  # that the step exists, before anything starts
     stored = load_config(run_dir / "config.yaml")
     plan = dataclasses.replace(make_plan(stored, for_training=False), run_dir=run_dir)
     model_path = _model(plan, Console(stderr=True))
     with _cluster(plan):
-        line = run_until_signal(lambda _: replay(plan, model_path, step, _open_learner(plan)))
+        line = run_until_signal(lambda _: replay(plan, model_path, step, _open_learner(plan), from_start=from_start))
     sys.stdout.write(f"{line}\n")
 
 

@@ -28,13 +28,15 @@ class _ChunkedScores(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(hidden), dtype=exact, device=hidden.device)
         entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        buffers = _Buffers(hidden, weight, exact, chunk)
+        probabilities = torch.empty_like(buffers.wide)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            logits = _logits(hidden[part], weight, scale, exact)
-            total = normaliser[part] = logits.logsumexp(-1)
-            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - total
-            probabilities = (logits - total[:, None]).exp_()
-            entropy[part] = total - torch.linalg.vecdot(probabilities, logits)
+            shifted = buffers.logits(hidden[part], weight, scale)
+            normaliser[part] = total = shifted.logsumexp(-1)
+            shifted.sub_(total[:, None])
+            logprobs[part] = shifted.gather(1, targets[part, None])[:, 0]
+            entropy[part] = -torch.linalg.vecdot(torch.exp(shifted, out=probabilities[: len(shifted)]), shifted)
         ctx.save_for_backward(hidden, weight, targets, normaliser)
         ctx.scale, ctx.chunk = scale, chunk  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(entropy)
@@ -49,24 +51,43 @@ class _ChunkedScores(torch.autograd.Function):
         scale, chunk = ctx.scale, ctx.chunk  # type: ignore[attr-defined]
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight, dtype=normaliser.dtype)
+        narrow_weight = None if weight.dtype == to_weight.dtype else torch.empty_like(weight)
+        buffers = _Buffers(hidden, weight, normaliser.dtype, chunk)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             slope = (gradient[part] * scale)[:, None]
-            to_logits = _logits(hidden[part], weight, scale, normaliser.dtype)
-            to_logits = to_logits.sub_(normaliser[part, None]).exp_().mul_(-slope)
-            to_logits.scatter_add_(1, targets[part, None], slope)
-            narrow = to_logits.to(hidden.dtype)
-            torch.mm(narrow, weight, out=to_hidden[part])
-            if narrow.dtype == to_weight.dtype:
-                to_weight.addmm_(narrow.T, hidden[part])
+            wide = buffers.logits(hidden[part], weight, scale)
+            wide.sub_(normaliser[part, None]).exp_().mul_(-slope).scatter_add_(1, targets[part, None], slope)
+            to_logits = buffers.narrowed(wide)
+            torch.mm(to_logits, weight, out=to_hidden[part])
+            if narrow_weight is None:
+                to_weight.addmm_(to_logits.T, hidden[part])
             else:
-                to_weight += narrow.T @ hidden[part]
+                to_weight += torch.mm(to_logits.T, hidden[part], out=narrow_weight)
         return to_hidden, to_weight.to(weight.dtype), None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    logits = (hidden @ weight.T).to(dtype)
-    return logits if scale == 1.0 else logits.mul_(scale)
+class _Buffers:
+    """The logits of one chunk, in the width of the scores and in that of the model, used again for each chunk: having
+    the kernel map 64 MiB anew for every temporary took longer than the arithmetic.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, exact: torch.dtype, chunk: int) -> None:
+        shape = (min(chunk, len(hidden)), len(weight))
+        self.wide = hidden.new_empty(shape, dtype=exact)
+        self._narrow = self.wide if hidden.dtype == exact else hidden.new_empty(shape)
+
+    def logits(self, hidden: Tensor, weight: Tensor, scale: float) -> Tensor:
+        """[rows, V] logits over the temperature; valid until the next call."""
+        narrow, wide = self._narrow[: len(hidden)], self.wide[: len(hidden)]
+        torch.mm(hidden, weight.T, out=narrow)
+        if self._narrow is not self.wide:
+            wide.copy_(narrow)
+        return wide if scale == 1.0 else wide.mul_(scale)
+
+    def narrowed(self, wide: Tensor) -> Tensor:
+        """``wide`` in the model's width."""
+        return wide if self._narrow is self.wide else self._narrow[: len(wide)].copy_(wide)
 
 
 class ScoringHead(nn.Module):

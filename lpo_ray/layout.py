@@ -42,11 +42,16 @@ class AttentionRows:
     """their packed positions"""
     in_place: bool
     """the packed tokens are the rows as they stand: sequences of one length, nothing shared"""
+    bounds: Tensor
+    """[N + 1] int32, where each sequence begins and the last ends, when nothing is shared; else empty"""
+    longest: int
+    """tokens of the longest sequence"""
 
     def to(self, device: torch.device) -> AttentionRows:
         """On ``device``."""
-        index, owner, copies, copied = (t.to(device) for t in (self.index, self.owner, self.copies, self.copied))
-        return AttentionRows(index, self.shapes, owner, copies, copied, self.in_place)
+        tensors = (self.index, self.owner, self.copies, self.copied, self.bounds)
+        index, owner, copies, copied, bounds = (tensor.to(device) for tensor in tensors)
+        return AttentionRows(index, self.shapes, owner, copies, copied, self.in_place, bounds, self.longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,8 @@ def _attention_rows(rows: Sequence[IntArray], num_tokens: int) -> AttentionRows:
         copies=torch.from_numpy(copies),
         copied=torch.from_numpy(entries[copies]),
         in_place=np.array_equal(entries, np.arange(num_tokens)),
+        bounds=torch.tensor([] if len(copies) else np.cumsum([0, *map(len, rows)]), dtype=torch.int32),
+        longest=len(ordered[0]),
     )
 
 

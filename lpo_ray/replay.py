@@ -18,12 +18,13 @@ from lpo_ray.telemetry.samples import read_targets, samples_path
 OpenLearner = Callable[[Plan, str], AbstractAsyncContextManager[Learner]]
 
 
-async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearner) -> str:
-    """Replay up to ``step`` of the plan's run; one line on what was compared. Raises ReplayDiffers when the weights are
-    not those that the run published, ConfigError when something that is needed was not recorded.
+async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearner, *, from_start: bool = False) -> str:
+    """Replay up to ``step`` of the plan's run, from the newest checkpoint before it or ``from_start``; one line on what
+    was compared. Raises ReplayDiffers when the weights are not those that the run published, ConfigError when something
+    that is needed was not recorded.
     """
     recorded = recorded_digest(plan.run_dir, step)
-    start = newest_before(plan.run_dir, step)
+    start = None if from_start else newest_before(plan.run_dir, step)
     first = 0 if start is None else checkpoint.step_of(start)
     missing = [at for at in range(first + 1, step + 1) if not samples_path(plan.run_dir, at).is_file()]
     if missing:

@@ -40,6 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from actors.learner_worker import KEEP_BLOCKS
 from actors.zero3 import Zero3Policy, join_group
+from lpo_ray.attention import PACKED
 from lpo_ray.inprocess.learner import TorchPolicy
 from lpo_ray.layout import Layout, lay_out
 from lpo_ray.learning import Objective, OptimiserSettings, run_updates
@@ -126,22 +127,29 @@ def plain(path: str, dtype: str, shape: Shape) -> Callable[[], None]:
     return run
 
 
-def project(
-    path: str, dtype: str, shape: Shape, *, objective: Objective = LPO, share: bool = False, attention: str = "packed",
-    checkpointing: bool = False,
-) -> tuple[Callable[[], None], float]:  # fmt: skip
-    """The learner's update on one ZeRO-3 rank, and its padding."""
+def make_policy(path: str, dtype: str) -> Zero3Policy:
+    """One ZeRO-3 rank, as the learner makes it."""
     if not torch.distributed.is_initialized():
         join_group()
     model = load_policy(path, dtype)
-    policy = Zero3Policy(
-        model, {}, packed=prepare_packing(model, attention), share_prompt=share, settings=ADAMW,
-        gradient_checkpointing=checkpointing,
-    )  # fmt: skip
-    update = pack_update(make_groups(shape, model.config.vocab_size), Packing(1, shape.budget, share))
-    bundles = [(t.group.prompt.token_ids, [r.token_ids for r in t.group.responses]) for t in make_groups(shape, 9)]
-    padding = lay_out(bundles, packed=policy.packed, share_prompt=share).padding
-    return lambda: run_updates(policy, [update], 0, objective, 1e-6) and None, padding
+    packed = prepare_packing(model, "packed")
+    return Zero3Policy(model, {}, packed=packed, share_prompt=False, settings=ADAMW, gradient_checkpointing=False)
+
+
+def project(
+    policy: Zero3Policy, shape: Shape, *, objective: Objective = LPO, share: bool = False, attention: str = "packed"
+) -> tuple[Callable[[], None], float]:
+    """The learner's update, and its padding. Variants share one policy, whose layout is switched before each run."""
+    groups = make_groups(shape, policy.model.config.vocab_size)
+    update = pack_update(groups, Packing(1, shape.budget, share))
+
+    def run() -> None:
+        policy.packed, policy.share_prompt = attention == "packed", share
+        policy.model.set_attn_implementation(PACKED if policy.packed else "sdpa")
+        run_updates(policy, [update], 0, objective, 1e-6)
+
+    bundles = [(target.group.prompt.token_ids, [r.token_ids for r in target.group.responses]) for target in groups]
+    return run, lay_out(bundles, packed=attention == "packed", share_prompt=share).padding
 
 
 class NaivePolicy(TorchPolicy):
@@ -160,13 +168,14 @@ def speed(model: str, dtype: str, rounds: int) -> Iterator[dict[str, object]]:
     path, shape = model_path(model), SHAPES[model]
     runs: dict[str, tuple[Callable[[], None], float, Shape]] = {"plain": (plain(path, dtype, shape), 0.0, shape)}
     varied = replace(shape, varied=True)
+    policy = make_policy(path, dtype)
     for name, batch, options in (
         ("project", shape, {}),
         ("project, shared prompt", shape, {"share": True}),
         ("project, varied lengths", varied, {}),
         ("project, varied lengths, padded", varied, {"attention": "padded"}),
     ):
-        run, padding = project(path, dtype, batch, **options)
+        run, padding = project(policy, batch, **options)
         runs[name] = (run, padding, batch)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
@@ -183,13 +192,17 @@ def speed(model: str, dtype: str, rounds: int) -> Iterator[dict[str, object]]:
         }  # fmt: skip
 
 
-MEMORY = {
-    "LPO step": (Shape(2, 8, 64, 96), lambda path, shape: project(path, "float32", shape, objective=LPO)[0]),
-    "GRPO step": (Shape(2, 8, 64, 96), lambda path, shape: project(path, "float32", shape, objective=GRPO)[0]),
+MEMORY: dict[str, tuple[Shape, Callable[[str, Shape], Callable[[], None]]]] = {
+    "LPO step": (Shape(2, 8, 64, 96), lambda path, shape: step_of(LPO, path, shape)),
+    "GRPO step": (Shape(2, 8, 64, 96), lambda path, shape: step_of(GRPO, path, shape)),
     "chunked head": (Shape(1, 8, 1, 511), lambda path, shape: torch_step(TorchPolicy, path, shape)),
     "naive full logits": (Shape(1, 8, 1, 511), lambda path, shape: torch_step(NaivePolicy, path, shape)),
 }
 """the last two: 8 x 512 tokens at a vocabulary of 49,152, gradient checkpointing in both"""
+
+
+def step_of(objective: Objective, path: str, shape: Shape) -> Callable[[], None]:
+    return project(make_policy(path, "float32"), shape, objective=objective)[0]
 
 
 def torch_step(kind: type[TorchPolicy], path: str, shape: Shape) -> Callable[[], None]:
@@ -272,7 +285,7 @@ def in_child(model: str, dtype: str, options: argparse.Namespace) -> list[dict[s
 def _json(command: list[str]):
     finished = subprocess.run(command, env={**os.environ, **KEEP_BLOCKS}, capture_output=True, text=True, check=False)
     if finished.returncode:
-        sys.exit(finished.stderr[-3000:])
+        sys.exit(f"{command} ended with {finished.returncode}:\n{finished.stderr[-3000:]}")
     return json.loads(finished.stdout.splitlines()[-1])
 
 

@@ -1,4 +1,4 @@
-"""Verifiers that misbehave."""
+"""Plug-ins of a user: verifiers that misbehave, and a token clip that does."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def dies(prompt: str, response: str, answer: str) -> Verdict:
 def digits(prompt: str, response: str, answer: str) -> Verdict:
     """Share of digits: any policy, trained or not, gets different rewards, so there is something to learn."""
     return Verdict.scored(sum(character.isdigit() for character in response) / (len(response) or 1))
+
+
+def not_finite(delta: object, coefficient: object, low: float, high: float) -> object:
+    """A token clip with a bug: 0/0 where a token has not moved."""
+    return coefficient * delta / (delta - delta.detach())

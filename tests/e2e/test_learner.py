@@ -1,0 +1,223 @@
+"""ZeRO-3 ranks without the rest: the paper's identity, the split over ranks, another world size, numbers gone wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from actors.cluster import connect, disconnect, open_learner
+from actors.learner_group import LearnerGroup
+from lpo_ray.objective import gibbs_target, target_temperature
+from lpo_ray.packing import pack_step
+from lpo_ray.plan import Plan
+from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup
+from lpo_ray.run import run_until_signal
+from tests.e2e.test_real_stack import plan_of
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+VOCABULARY = 90
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Iterator[None]:
+    connect(plan_of(tmp_path_factory.mktemp("runs"), tiny_policy).config)
+    yield
+    disconnect()
+
+
+def make_targets(number_of_groups: int = 6, size: int = 4) -> list[TargetGroup]:
+    """Groups of which one, two or three responses are right, tau = group_std, on-policy."""
+    rng = np.random.default_rng(7)
+    targets = []
+    for number in range(number_of_groups):
+        responses = []
+        for _ in range(size):
+            length = int(rng.integers(3, 20))
+            tokens = rng.integers(4, VOCABULARY, length)
+            responses.append(Response(tokens, np.zeros(length, np.float32), np.zeros(length, np.int64), "stop"))
+        rewards = (np.arange(size) <= number % (size - 1)).astype(np.float32)
+        tau = target_temperature(torch.from_numpy(rewards)[None], "group_std")
+        log_target = gibbs_target(torch.from_numpy(rewards)[None], tau)[0].numpy()
+        prompt = Prompt(f"train-{number:08d}", rng.integers(4, VOCABULARY, 5 + number), "{}", "countdown")
+        scored = ScoredGroup(PromptGroup(prompt, 0, tuple(responses)), rewards)
+        targets.append(TargetGroup(scored, log_target, np.zeros(size, np.float32), float(tau[0])))
+    return targets
+
+
+def on(plan: Plan, policy: Path, work: Callable[[LearnerGroup], Awaitable[object]]) -> object:
+    async def main(_: object) -> object:
+        async with open_learner(plan, str(policy)) as learner:
+            return await work(learner)
+
+    return run_until_signal(main)
+
+
+async def steps(learner: LearnerGroup, plan: Plan, count: int, first: int = 0, lr: float = 1e-3) -> list[StepReport]:
+    reports = []
+    for step in range(first, first + count):
+        batch = pack_step(make_targets(), plan.packing(), step=step, seed=0, updates=2, learning_rate=lr)
+        reports.append(await learner.project(batch))
+    return reports
+
+
+async def weights_of(learner: LearnerGroup) -> dict[str, torch.Tensor]:
+    return load((await learner.weights())[0])
+
+
+def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over norm of the weights."""
+    a, b = (torch.cat([tensor.double().flatten() for _, tensor in sorted(w.items())]) for w in (left, right))
+    return float((a - b).norm() / b.norm())
+
+
+def test_on_policy_lpo_rev_and_grpo_give_the_same_weights(tiny_policy: Path, tmp_path: Path) -> None:
+    """Proposition 1, on two ZeRO-3 ranks: the same samples, tau, ddof and floor, one update."""
+
+    def after(*overrides: str) -> dict[str, torch.Tensor]:
+        plan = plan_of(tmp_path, tiny_policy, *overrides)
+
+        async def one(learner: LearnerGroup) -> dict[str, torch.Tensor]:
+            before = await weights_of(learner)
+            batch = pack_step(make_targets(), plan.packing(), step=0, seed=0, updates=1, learning_rate=1e-3)
+            await learner.project(batch)
+            found = await weights_of(learner)
+            assert distance(found, before) > 1e-3
+            return found
+
+        return on(plan, tiny_policy, one)
+
+    lpo = after("objective.divergence=reverse_kl", "objective.token_clip.kind=clamp")
+    grpo = after("objective.divergence=first_order", "objective.token_clip.kind=ppo_ratio")
+    forward = after("objective.divergence=forward_kl", "objective.token_clip.kind=clamp")
+    assert distance(lpo, grpo) <= 1e-7
+    assert distance(lpo, forward) > 1e-4
+
+
+def test_the_split_over_ranks_and_micro_batches_does_not_matter(tiny_policy: Path, tmp_path: Path) -> None:
+    """Two steps of two updates: the second updates of a split run collect their log-ratios over the ranks. AdamW makes
+    of a gradient's rounding what it likes where the gradient is nearly 0, hence a small rate and a bound for it.
+    """
+    layouts = {
+        "whole": ("pipeline.tokens_per_micro_batch=100000",),
+        "one rank": ("pipeline.tokens_per_micro_batch=100000", "learner.world_size=1"),
+        "one response": ("pipeline.tokens_per_micro_batch=1",),
+        "one response, shared prompt": ("pipeline.tokens_per_micro_batch=1", "pipeline.share_prompt=true"),
+        "shared prompt": ("pipeline.tokens_per_micro_batch=60", "pipeline.share_prompt=true"),
+        "padded": ("pipeline.tokens_per_micro_batch=60", "learner.attention=padded"),
+        "checkpointing": ("pipeline.tokens_per_micro_batch=60", "learner.gradient_checkpointing=true"),
+    }
+    found = {}
+    for name, overrides in layouts.items():
+        plan = plan_of(tmp_path, tiny_policy, "objective.divergence=reverse_kl", *overrides)
+
+        async def two(learner: LearnerGroup, plan: Plan = plan) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
+            reports = await steps(learner, plan, 2, lr=1e-4)
+            return await weights_of(learner), reports
+
+        found[name] = on(plan, tiny_policy, two)
+    weights, reports = found["whole"]
+    for name, (other, other_reports) in found.items():
+        assert distance(other, weights) < 2e-5, name
+        for report, expected in zip(other_reports, reports, strict=True):
+            for update, wanted in zip(report.updates, expected.updates, strict=True):
+                assert update.norms.gradient == pytest.approx(wanted.norms.gradient, rel=1e-3), name
+                assert [group.responses for group in update.groups] == [group.responses for group in wanted.groups]
+    assert found["padded"][1][0].updates[0].padding > 0.05
+    assert found["whole"][1][0].updates[0].padding == 0.0
+
+
+def test_a_checkpoint_goes_from_one_rank_to_two_and_back(tiny_policy: Path, tmp_path: Path) -> None:
+    """Weights bit for bit, and the next step as if nothing had happened: moments and step count travel too."""
+    one, two = (plan_of(tmp_path, tiny_policy, f"learner.world_size={size}") for size in (1, 2))
+
+    async def begin(learner: LearnerGroup) -> tuple[str, dict[str, torch.Tensor]]:
+        await steps(learner, one, 2)
+        (tmp_path / "a").mkdir()
+        await learner.save(tmp_path / "a")
+        digest = (await learner.weights())[1]
+        await steps(learner, one, 2, first=2)
+        return digest, await weights_of(learner)
+
+    async def middle(learner: LearnerGroup) -> tuple[str, str]:
+        await learner.restore(tmp_path / "a", 1)
+        restored = (await learner.weights())[1]
+        await steps(learner, two, 1, first=2)
+        (tmp_path / "b").mkdir()
+        await learner.save(tmp_path / "b")
+        return restored, (await learner.weights())[1]
+
+    async def end(learner: LearnerGroup) -> tuple[str, dict[str, torch.Tensor]]:
+        await learner.restore(tmp_path / "b", 2)
+        restored = (await learner.weights())[1]
+        await steps(learner, one, 1, first=3)
+        return restored, await weights_of(learner)
+
+    saved, uninterrupted = on(one, tiny_policy, begin)
+    restored, saved_by_two = on(two, tiny_policy, middle)
+    assert restored == saved
+    restored, resumed = on(one, tiny_policy, end)
+    assert restored == saved_by_two
+    assert distance(resumed, uninterrupted) < 1e-5
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+@pytest.mark.parametrize("zero", ["{}", "{offload_optimizer: {device: cpu}}"], ids=["plain", "offload"])
+def test_a_gradient_that_is_not_finite_is_dropped_on_all_ranks(zero: str, tiny_policy: Path, tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path, tiny_policy, "objective.token_clip.kind=tests.e2e.verifiers:not_finite", f"learner.zero={zero}"
+    )
+
+    async def work(learner: LearnerGroup) -> tuple[list[str], list[StepReport]]:
+        digests = [(await learner.weights())[1]]
+        reports = await steps(learner, plan, 1)
+        digests.append((await learner.weights())[1])
+        return digests, reports
+
+    (before, after), (report,) = on(plan, tiny_policy, work)
+    assert before == after
+    for update in report.updates:
+        assert not update.norms.applied
+        assert update.not_finite[0].what == "loss"
+        assert update.not_finite[0].prompt_id.startswith("train-")
+
+
+def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path, tiny_policy, "model.dtype=bfloat16", "learner.zero={offload_optimizer: {device: cpu}}",
+        "objective.reference_kl=0.1",
+    )  # fmt: skip
+
+    async def work(learner: LearnerGroup) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
+        before = await weights_of(learner)
+        reports = await steps(learner, plan, 2)
+        assert distance(await weights_of(learner), before) > 1e-4
+        return before, reports
+
+    before, reports = on(plan, tiny_policy, work)
+    assert {tensor.dtype for tensor in before.values()} == {torch.bfloat16}
+    assert all(update.norms.applied for report in reports for update in report.updates)
+    norms = reports[1].updates[1].norms
+    assert set(norms.gradient_by_kind) == set(norms.update_ratio_by_kind) == {"embedding", "attention", "mlp", "norm"}
+    assert sum(value**2 for value in norms.gradient_by_kind.values()) == pytest.approx(norms.gradient**2, rel=1e-3)
+    first, last = reports[0].updates[0].groups, reports[1].updates[1].groups
+    assert not any(group.reference_kl.any() for group in first)
+    assert all(group.reference_kl.mean() > 0 for group in last)
+
+
+def test_the_ranks_agree_after_an_error_in_one_call(tiny_policy: Path, tmp_path: Path) -> None:
+    """A batch that cannot be laid out raises on every rank before any collective, so the next call still works."""
+    plan = plan_of(tmp_path, tiny_policy)
+
+    async def work(learner: LearnerGroup) -> list[StepReport]:
+        good = await steps(learner, plan, 1)
+        with pytest.raises(Exception, match="step_000009"):
+            await asyncio.wait_for(learner.restore(tmp_path / "step_000009", 2), 60)
+        return [*good, *await steps(learner, plan, 1, first=1)]
+
+    assert len(on(plan, tiny_policy, work)) == 2

@@ -1,0 +1,179 @@
+"""Kill -9 and resume, bit for bit; replay; export; damaged checkpoints; a full disk; numbers that are not finite."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from lpo_ray.checkpoint import list_checkpoints
+from tests.e2e.test_signals import Run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+DIGITS = "task.verifier=tests.e2e.verifiers:digits"
+
+
+def lpo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lpo_ray", *arguments], capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def finish(run: Run) -> str:
+    """Wait for the end of a run, whatever it is; its output."""
+    try:
+        return run.process.communicate(timeout=200)[0]
+    finally:
+        for process in run.descendants():
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path:
+    """A run of 6 steps that was killed, all of it, after step 4, and resumed from the checkpoint of step 3."""
+    folder = tmp_path_factory.mktemp("runs")
+    first = Run(folder, tiny_policy, DIGITS, "learner.lr=1e-3")
+    first.wait_for_step(4)
+    for process in first.descendants():
+        process.kill()
+    first.process.wait()
+    output = finish(second := Run(folder, tiny_policy, DIGITS, "learner.lr=1e-3", "run.resume=auto", "run.steps=6"))
+    assert second.process.returncode == 0, output
+    assert "resumed after step 3" in output
+    return second.folder
+
+
+def test_a_resumed_run_is_the_run_that_was_never_killed(resumed: Path) -> None:
+    """All six steps from the first weights on, of the groups that were recorded, give the digest of the resumed run."""
+    finished = lpo_ray("replay", str(resumed), "--step", "6", "--from-start")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith(f"step 6 of {resumed}, replayed from the start: weights ")
+    assert finished.stdout.endswith(", equal\n")
+
+
+def test_a_replay_from_a_checkpoint_notices_a_changed_sample(resumed: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    finished = lpo_ray("replay", str(resumed), "--step", "5")
+    assert finished.returncode == 0, finished.stderr
+    assert "replayed from step_000003" in finished.stdout
+    copy = tmp_path / "copy"
+    shutil.copytree(resumed, copy)
+    path = copy / "samples" / "step_000005.parquet"
+    table = pq.read_table(path)
+    values = [-3.0, *table["log_target"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("log_target"), "log_target", [values]), path)
+    finished = lpo_ray("replay", str(copy), "--step", "5")
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    assert "ReplayDiffers: step 5 of" in finished.stderr
+    path.unlink()
+    finished = lpo_ray("replay", str(copy), "--step", "5")
+    assert finished.returncode == 2
+    assert "the samples of step 5 were not recorded" in finished.stderr
+    assert "committed steps: 1 to 6" in lpo_ray("replay", str(copy), "--step", "7").stderr
+
+
+VLLM = """
+import sys
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], max_model_len=128, enforce_eager=True)
+output = llm.generate([{"prompt_token_ids": [22, 15, 14]}], SamplingParams(max_tokens=4, temperature=0))[0]
+print("TOKENS", list(output.outputs[0].token_ids))
+"""
+
+
+def test_an_export_loads_in_transformers_and_in_vllm(resumed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "policy"
+    assert lpo_ray("export", str(resumed), str(out)).returncode == 0
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"}
+    assert "divergence: forward_kl" in (out / "README.md").read_text()
+    assert GenerationConfig.from_pretrained(out).eos_token_id == AutoTokenizer.from_pretrained(out).eos_token_id
+    model = AutoModelForCausalLM.from_pretrained(out)
+    saved = load_file(list_checkpoints(resumed / "checkpoints")[-1] / "policy" / "model.safetensors")
+    assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in saved.items())
+    prompt = torch.tensor([[22, 15, 14]])
+    ours = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False)[0, 3:]
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", VLLM, str(out)], env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert f"TOKENS {ours.tolist()}" in finished.stdout, finished.stderr[-2000:]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
+    resumed: Path, tmp_path: Path, tiny_policy: Path
+) -> None:
+    shutil.copytree(resumed, tmp_path / "quickstart")
+    newest, before = list_checkpoints(tmp_path / "quickstart" / "checkpoints")[::-1]
+    shard = next((newest / "shards").glob("*optim_states.pt"))
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(size // 2)
+    options = (DIGITS, "learner.lr=1e-3", "run.resume=auto", "run.steps=7")
+    output = finish(run := Run(tmp_path, tiny_policy, *options))
+    assert run.process.returncode == 1, output
+    assert f"CheckpointDamaged: checkpoint {newest} cannot be restored" in output
+    assert f"{shard.relative_to(newest)} has {size // 2} bytes, was written with {size}" in output
+    shutil.rmtree(newest)
+    output = finish(run := Run(tmp_path, tiny_policy, *options))
+    assert run.process.returncode == 0, output
+    assert f"resumed after step {int(before.name[5:])}" in output
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """45 MB for checkpoints: one of the tiny policy has 29, so a second does not fit beside it."""
+    folder = tmp_path / "quickstart" / "checkpoints"
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=45m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it_intact(
+    small_disk: Path, tmp_path: Path, tiny_policy: Path
+) -> None:
+    output = finish(run := Run(tmp_path, tiny_policy, DIGITS, "run.resume=auto", "run.steps=6"))
+    assert run.process.returncode == 1, output
+    assert f"CheckpointFailed: checkpoint {small_disk / 'step_000006'} could not be written" in output
+    assert [path.name for path in small_disk.iterdir()] == ["step_000003"]
+    finished = lpo_ray(
+        "export", str(tmp_path / "quickstart"), str(tmp_path / "policy")
+    )  # holds every file to its digest
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_numbers_that_are_not_finite_end_the_run_with_the_evidence(tmp_path: Path, tiny_policy: Path) -> None:
+    output = finish(
+        run := Run(
+            tmp_path, tiny_policy, "objective.token_clip.kind=tests.e2e.verifiers:not_finite",
+            "telemetry.samples_every=0", "learner.max_skipped_updates=3",
+        )
+    )  # fmt: skip
+    assert run.process.returncode == 1, output
+    assert "NumbersNotFinite: 3 updates in a row" in output
+    evidence = run.folder / "samples" / "step_000002.parquet"
+    assert "step 2: loss of train-0000" in output
+    assert f"The groups are in {evidence}" in output
+    assert evidence.exists()
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped_updates"] for row in rows] == [2, 2]
+    assert rows[0]["not_finite"][0].startswith("loss of train-0000")
+    assert rows[0]["weights_version"].split(":")[1] == rows[1]["weights_version"].split(":")[1]
+    assert json.loads((run.folder / "summary.json").read_text())["groups"]["filtered"] == 16
