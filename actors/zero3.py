@@ -94,6 +94,7 @@ class Zero3Policy(Zero3Scorer):
         model.train()
         super().__init__(model, zero, packed=packed, share_prompt=share_prompt, settings=settings)
         self._settings = settings
+        self._offloads = "offload_optimizer" in zero
 
     def backward(self, loss: Tensor) -> None:
         """See TrainablePolicy. DeepSpeed averages gradients over ranks; the loss already has the global denominator,
@@ -106,14 +107,17 @@ class Zero3Policy(Zero3Scorer):
         assert self.optimiser is not None
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
-        gradients = norms_by_kind(
-            ((name, safe_get_local_grad(parameter)) for name, parameter in self._named()), self.sum_over_ranks
-        )
+        gradients = {} if self._offloads else self._gradient_norms()
         self.engine.step()
         norm, applied = self.engine.get_global_grad_norm(), self.engine.was_step_applied()
         if norm is None:
             raise RuntimeError("DeepSpeed reports no gradient norm; was backward called before step?")
-        return StepNorms(float(norm), applied, gradients, self._update_ratios(learning_rate) if applied else {})
+        if not applied:
+            return StepNorms(float(norm), applied, gradients, {})
+        if self._offloads:  # offloaded gradients are handed over inside the step, and stay where they are: clipped
+            clipped = max(1.0, float(norm) / self._settings.gradient_clip)
+            gradients = {kind: value * clipped for kind, value in self._gradient_norms().items()}
+        return StepNorms(float(norm), applied, gradients, self._update_ratios(learning_rate))
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """See TrainablePolicy."""
@@ -171,6 +175,10 @@ class Zero3Policy(Zero3Scorer):
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()
+
+    def _gradient_norms(self) -> dict[str, float]:
+        shards = ((name, safe_get_local_grad(parameter)) for name, parameter in self._named())
+        return norms_by_kind(shards, self.sum_over_ranks)
 
     def _update_ratios(self, learning_rate: float) -> dict[str, float]:
         assert self.optimiser is not None

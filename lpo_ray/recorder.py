@@ -109,6 +109,7 @@ class Recorder:
                 record.targets,
                 record.report,
                 step=record.step,
+                learning_rate=record.batch.learning_rate,
                 divergence=settings.divergence,
                 decode=self._tokenizer.decode,
             )

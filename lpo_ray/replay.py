@@ -13,7 +13,7 @@ from lpo_ray.errors import ConfigError, ReplayDiffers
 from lpo_ray.interfaces import Learner
 from lpo_ray.packing import pack_step
 from lpo_ray.plan import Plan
-from lpo_ray.telemetry.samples import read_targets, samples_path
+from lpo_ray.telemetry.samples import read_step, samples_path
 
 OpenLearner = Callable[[Plan, str], AbstractAsyncContextManager[Learner]]
 
@@ -37,13 +37,14 @@ async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearn
             state = await asyncio.to_thread(checkpoint.verify, start, model_path)
             await learner.restore(start, state.world_size)
         for at in range(first, step):
+            recorded_step = read_step(samples_path(plan.run_dir, at + 1))
             batch = pack_step(
-                read_targets(samples_path(plan.run_dir, at + 1)),
+                recorded_step.targets,
                 plan.packing(),
                 step=at,
                 seed=plan.config.run.seed,
-                updates=plan.config.pipeline.updates_per_step,
-                learning_rate=plan.learning_rate(at),
+                updates=recorded_step.updates,
+                learning_rate=recorded_step.learning_rate,
             )
             await learner.project(batch)
         _, digest = await learner.weights()

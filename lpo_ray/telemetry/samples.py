@@ -1,11 +1,12 @@
 """samples/step_000012.parquet: one row for each response, enough to trace any answer, to recompute the step's loss, and
-to compute the whole step again (``read_targets``).
+to compute the whole step again (``read_step``).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def write_samples(
     report: StepReport,
     *,
     step: int,
+    learning_rate: float,
     divergence: str,
     decode: Callable[[IntArray], str],
 ) -> None:
@@ -54,6 +56,7 @@ def write_samples(
                 {
                     "step": step,
                     "update": found.update,
+                    "learning_rate": learning_rate,
                     "prompt_id": group.prompt.prompt_id,
                     "attempt": group.attempt,
                     "response_index": index,
@@ -84,13 +87,23 @@ def write_samples(
     os.replace(partial, path)
 
 
-def read_targets(path: Path) -> list[TargetGroup]:
-    """The groups of a written step, bit for bit and in the order they were trained in."""
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedStep:
+    """What a step was computed from, bit for bit and in its order."""
+
+    targets: list[TargetGroup]
+    updates: int
+    learning_rate: float
+
+
+def read_step(path: Path) -> RecordedStep:
+    """The step that was written to ``path``."""
     rows = pq.read_table(path).to_pylist()
     groups: dict[tuple[str, int], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["prompt_id"], row["attempt"]), []).append(row)
-    return [_target(found) for found in groups.values()]
+    updates = 1 + max(row["update"] for row in rows)
+    return RecordedStep([_target(found) for found in groups.values()], updates, rows[0]["learning_rate"])
 
 
 def _target(rows: Sequence[dict]) -> TargetGroup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -208,16 +207,3 @@ def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> N
     first, last = reports[0].updates[0].groups, reports[1].updates[1].groups
     assert not any(group.reference_kl.any() for group in first)
     assert all(group.reference_kl.mean() > 0 for group in last)
-
-
-def test_the_ranks_agree_after_an_error_in_one_call(tiny_policy: Path, tmp_path: Path) -> None:
-    """A batch that cannot be laid out raises on every rank before any collective, so the next call still works."""
-    plan = plan_of(tmp_path, tiny_policy)
-
-    async def work(learner: LearnerGroup) -> list[StepReport]:
-        good = await steps(learner, plan, 1)
-        with pytest.raises(Exception, match="step_000009"):
-            await asyncio.wait_for(learner.restore(tmp_path / "step_000009", 2), 60)
-        return [*good, *await steps(learner, plan, 1, first=1)]
-
-    assert len(on(plan, tiny_policy, work)) == 2

@@ -86,7 +86,7 @@ def test_a_replay_from_a_checkpoint_notices_a_changed_sample(resumed: Path, tmp_
 VLLM = """
 import sys
 from vllm import LLM, SamplingParams
-llm = LLM(sys.argv[1], max_model_len=128, enforce_eager=True)
+llm = LLM(sys.argv[1], dtype="float32", max_model_len=128, enforce_eager=True)
 output = llm.generate([{"prompt_token_ids": [22, 15, 14]}], SamplingParams(max_tokens=4, temperature=0))[0]
 print("TOKENS", list(output.outputs[0].token_ids))
 """

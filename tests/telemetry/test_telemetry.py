@@ -20,7 +20,7 @@ from lpo_ray.records import NotFinite, ProjectedGroup, StepNorms, StepReport, Ta
 from lpo_ray.telemetry.metrics import step_metrics
 from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
-from lpo_ray.telemetry.samples import read_targets, write_samples
+from lpo_ray.telemetry.samples import read_step, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, write_json
 from lpo_ray.telemetry.stages import PRIORITY, StageClock
 from lpo_ray.telemetry.summary import build_summary
@@ -97,7 +97,10 @@ def test_the_parquet_reproduces_the_logged_loss(tmp_path: Path) -> None:
     targets = [make_target(n, (3, 5, 2)) for n in range(4)]
     report = report_of(targets)
     path = tmp_path / "samples" / "step_000001.parquet"
-    write_samples(path, targets, report, step=1, divergence="forward_kl", decode=lambda ids: "\ud800" + str(ids))
+    write_samples(
+        path, targets, report, step=1, learning_rate=0.1, divergence="forward_kl",
+        decode=lambda ids: "\ud800" + str(ids),
+    )  # fmt: skip
     frame = pq.read_table(path).to_pylist()
     assert len(frame) == 12
     losses = []
@@ -113,8 +116,10 @@ def test_the_parquet_reproduces_the_logged_loss(tmp_path: Path) -> None:
 def test_targets_come_back_bit_for_bit_and_in_order(tmp_path: Path) -> None:
     targets = [make_target(n, (3, 5, 2)) for n in (2, 0, 1)]
     path = tmp_path / "step_000001.parquet"
-    write_samples(path, targets, report_of(targets), step=1, divergence="forward_kl", decode=str)
-    for read, written in zip(read_targets(path), targets, strict=True):
+    write_samples(path, targets, report_of(targets), step=1, learning_rate=1 / 3, divergence="forward_kl", decode=str)
+    step = read_step(path)
+    assert (step.updates, step.learning_rate) == (2, 1 / 3)
+    for read, written in zip(step.targets, targets, strict=True):
         assert read.group.prompt.prompt_id == written.group.prompt.prompt_id
         assert read.temperature == written.temperature
         for name in ("log_target", "anchor"):
