@@ -13,7 +13,7 @@ from ray.actor import ActorProxy
 from actors.calls import call_all
 from actors.learner_worker import LearnerWorker
 from lpo_ray.errors import WeightsNotProved
-from lpo_ray.learning import merge_log_ratios, merge_reports
+from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.packing import Packing, balance
 from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepReport, TrainBatch
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from lpo_ray.learning import Key, LearnerSettings, log_ratios_to_engine, run_updates
-from lpo_ray.records import FloatArray, IntArray, MicroBatch, ScoredGroup, TrainBatch, UpdateReport
+from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
+from lpo_ray.records import FloatArray, IntArray, Key, MicroBatch, ScoredGroup, TrainBatch, UpdateReport
 from lpo_ray.scoring import prepare_packing, sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ class LearnerWorker:
         self._policy = Zero3Policy(
             model,
             settings.zero,
-            packed=prepare_packing(model, settings.attention),
+            packed=prepare_packing(model, settings.attention, share_prompt=share),
             share_prompt=share,
             settings=settings.optimiser,
             gradient_checkpointing=settings.gradient_checkpointing,
@@ -62,7 +62,7 @@ class LearnerWorker:
         self._reference = None
         if settings.objective.reference_kl:
             frozen = load_policy(settings.reference_path, settings.dtype)
-            packed = prepare_packing(frozen, settings.attention)
+            packed = prepare_packing(frozen, settings.attention, share_prompt=share)
             self._reference = Zero3Scorer(frozen, settings.zero, packed=packed, share_prompt=share)
         return os.getpid()
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 CHUNK_ELEMENTS = 1 << 24
-"""logits of one chunk: 64 MiB in fp32"""
+"""logits of one chunk: 64 MiB in fp32. A model in half precision takes twice that: adding a chunk's gradient to that of
+the weight goes through a temporary of the weight's size there, so fewer chunks pay"""
 
 
 class _ChunkedScores(torch.autograd.Function):
@@ -99,5 +100,6 @@ class ScoringHead(nn.Module):
 
     def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """[M] log-prob of ``targets`` and [M] entropy, at the sampling temperature, from hidden [M, H]."""
-        chunk = max(1, CHUNK_ELEMENTS // len(self.weight))
+        elements = CHUNK_ELEMENTS * (2 if hidden.element_size() == 2 else 1)
+        chunk = max(1, elements // len(self.weight))
         return _ChunkedScores.apply(hidden, self.weight, targets, 1.0 / temperature, chunk)

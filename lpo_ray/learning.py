@@ -30,22 +30,18 @@ from lpo_ray.packing import Packing
 from lpo_ray.records import (
     FloatArray,
     G,
-    Grouped,
+    Key,
     MicroBatch,
     NotFinite,
     Piece,
     ProjectedGroup,
     ScoredGroup,
     StepNorms,
-    StepReport,
     TargetGroup,
     Update,
     UpdateReport,
 )
 from lpo_ray.scoring import Scorer, TokenScores, score_bundles
-
-Key = tuple[str, int]
-"""(prompt id, attempt) of a group"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +127,8 @@ def log_ratios_to_engine(
             delta = scores.logprobs - _engine_logprobs(pieces, scores)
             log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
         for piece, part in zip(pieces, _by_piece(log_ratio, pieces), strict=True):
-            found.append((_key(piece), piece.responses, part.float().cpu().numpy()))
+            found.append((piece.item.group.key, piece.responses, part.float().cpu().numpy()))
     return found
-
-
-def merge_log_ratios(
-    groups: Sequence[ScoredGroup], found: Sequence[tuple[Key, tuple[int, ...], FloatArray]]
-) -> tuple[FloatArray, ...]:
-    """s_t [K] of each group, in the groups' order, from all pieces of all ranks."""
-    result = {_group_key(scored): np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups}
-    for key, responses, values in found:
-        result[key][list(responses)] = values
-    return tuple(result[_group_key(scored)] for scored in groups)
 
 
 def run_updates(
@@ -195,50 +181,10 @@ def run_updates(
         if not norms.applied and groups and not not_finite:
             largest = max(groups, key=lambda group: float(np.abs(group.surrogate).max()))
             k = largest.responses[int(np.abs(largest.surrogate).argmax())]
-            not_finite = [NotFinite("gradient, largest loss", largest.prompt_id, largest.attempt, k, 0)]
+            not_finite = [NotFinite("gradient", largest.prompt_id, largest.attempt, k, None)]
         reports.append(UpdateReport(tuple(groups), norms, forwards, float(np.mean(padding)), tuple(not_finite)))
         forwards = 0
     return reports
-
-
-def merge_reports(by_rank: Sequence[Sequence[UpdateReport]]) -> StepReport:
-    """The ranks' reports as one: groups whole again and in prompt order, numbers of the whole update."""
-    merged = []
-    for reports in zip(*by_rank, strict=True):
-        pieces: dict[Key, list[ProjectedGroup]] = {}
-        for group in (group for report in reports for group in report.groups):
-            pieces.setdefault((group.prompt_id, group.attempt), []).append(group)
-        merged.append(
-            UpdateReport(
-                groups=tuple(_whole(pieces[key]) for key in sorted(pieces)),
-                norms=reports[0].norms,
-                forwards=reports[0].forwards,
-                padding=float(np.mean([report.padding for report in reports])),
-                not_finite=tuple(found for report in reports for found in report.not_finite),
-            )
-        )
-    return StepReport(tuple(merged))
-
-
-def _whole(pieces: Sequence[ProjectedGroup]) -> ProjectedGroup:
-    if len(pieces) == 1:
-        return pieces[0]
-    responses = [k for piece in pieces for k in piece.responses]
-    order = np.argsort(responses)
-    first = pieces[0]
-
-    def joined(name: str) -> FloatArray:
-        return np.concatenate([getattr(piece, name) for piece in pieces])[order]
-
-    arrays = ("log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "reference_kl")
-    return ProjectedGroup(
-        prompt_id=first.prompt_id,
-        attempt=first.attempt,
-        update=first.update,
-        responses=tuple(sorted(responses)),
-        loss=first.loss,
-        **{name: joined(name) for name in arrays},
-    )
 
 
 def _split_log_ratios(
@@ -255,7 +201,7 @@ def _split_log_ratios(
     over ranks puts the groups together. Every rank runs as many forwards as the one with the most pieces.
     """
     split = {
-        _key(piece): piece.item
+        piece.item.group.key: piece.item
         for share in update.shares
         for micro_batch in share
         for piece in micro_batch.pieces
@@ -280,7 +226,7 @@ def _split_log_ratios(
             log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
             for piece, part in zip(pieces, _by_piece(log_ratio, pieces), strict=True):
                 if not piece.is_whole:
-                    values[[int(offsets[_key(piece)]) + k for k in piece.responses]] = part.double().cpu()
+                    values[[int(offsets[piece.item.group.key]) + k for k in piece.responses]] = part.double().cpu()
     values = policy.sum_over_ranks(values)
     sizes = [len(target.anchor) for target in split.values()]
     return dict(zip(split, values.split(sizes), strict=True)), passes
@@ -325,7 +271,7 @@ def _micro_batch_loss(
     projected = []
     for piece, part in zip(pieces, _by_piece(columns.T, pieces), strict=True):
         by_name = dict(zip(_COLUMNS, part.T.numpy(), strict=True))
-        (prompt_id, attempt), responses = _key(piece), piece.responses
+        (prompt_id, attempt), responses = piece.item.group.key, piece.responses
         projected.append(
             ProjectedGroup(
                 prompt_id=prompt_id, attempt=attempt, update=update, responses=responses, loss=next(losses), **by_name
@@ -363,7 +309,7 @@ def _coefficients(
         log_target = torch.from_numpy(np.array(piece.item.log_target, dtype=np.float64))
         size = sizes[row]
         if size > 1:
-            ratio_PK[row, :size] = part if piece.is_whole else known[_key(piece)]
+            ratio_PK[row, :size] = part if piece.is_whole else known[piece.item.group.key]
         else:
             target_PK[row, 1] = torch.log1p(-log_target.exp().clamp(max=1 - 1e-7))[0]
         target_PK[row, :size] = log_target
@@ -397,17 +343,9 @@ def _first_not_finite(pieces: Sequence[Piece[TargetGroup]], named: Sequence[tupl
         if len(bad):
             row, token = (int(number) for number in bad[0])
             piece, k = [(piece, k) for piece in pieces for k in piece.responses][row]
-            return [NotFinite(what, *_key(piece), k, token)]
+            return [NotFinite(what, *piece.item.group.key, k, token)]
     return []
 
 
 def _by_piece(values: Tensor, pieces: Sequence[Piece[G]]) -> Sequence[Tensor]:
     return values.split([len(piece.responses) for piece in pieces])
-
-
-def _key(piece: Piece[G]) -> Key:
-    return _group_key(piece.item)
-
-
-def _group_key(item: Grouped) -> Key:
-    return item.group.prompt.prompt_id, item.group.attempt

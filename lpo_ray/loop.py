@@ -213,9 +213,9 @@ class TrainingLoop:
 
     def _commit(self, version: WeightsVersion, report: StepReport) -> None:
         """Groups of an update that was skipped are not trained; they are filtered, and not issued again."""
-        trained = [(g.prompt_id, g.attempt) for update in report.updates if update.norms.applied for g in update.groups]
+        trained = [group.key for update in report.updates if update.norms.applied for group in update.groups]
         filtered = {
-            (group.prompt_id, group.attempt): f"update skipped: {_where(update)}"
+            group.key: f"update skipped: {_where(update)}"
             for update in report.updates
             if not update.norms.applied
             for group in update.groups

@@ -17,6 +17,8 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length"]
+Key = tuple[str, int]
+"""(prompt id, attempt): names a group in the run"""
 
 
 def _same_length(what: str, expected: int, **lengths: int) -> None:
@@ -95,6 +97,11 @@ class PromptGroup:
     def __post_init__(self) -> None:
         if not self.responses:
             raise ValueError(f"group {self.prompt.prompt_id} has no responses")
+
+    @property
+    def key(self) -> Key:
+        """Its name in the run."""
+        return self.prompt.prompt_id, self.attempt
 
     @property
     def oldest_version(self) -> int:
@@ -239,21 +246,29 @@ class ProjectedGroup:
     reference_kl: FloatArray
     """mean over tokens of the k3 estimate of KL(policy || reference), nats; 0 without a reference"""
 
+    @property
+    def key(self) -> Key:
+        """The group's name in the run."""
+        return self.prompt_id, self.attempt
+
 
 @dataclass(frozen=True, slots=True)
 class NotFinite:
     """A number that is not finite, and where it came up first."""
 
     what: str
-    """"log-prob", "loss" or "gradient" """
+    """"log-prob" or "loss"; or "gradient", whose source the forward pass does not show: then the response that weighs
+    most in the update stands here
+    """
     prompt_id: str
     attempt: int
     response: int
-    token: int
-    """index in the response"""
+    token: int | None
+    """index in the response, where it is known"""
 
     def __str__(self) -> str:
-        return f"{self.what} of {self.prompt_id} (attempt {self.attempt}), response {self.response}, token {self.token}"
+        where = "" if self.token is None else f", token {self.token}"
+        return f"{self.what} of {self.prompt_id} (attempt {self.attempt}), response {self.response}{where}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,18 +72,20 @@ class ScoringModel(nn.Module):
         return self.head(hidden.index_select(0, select.to(device)), targets.to(device), temperature)
 
 
-def prepare_packing(model: PreTrainedModel, wanted: str) -> bool:
+def prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) -> bool:
     """Give the model packed attention if ``wanted`` ("auto", "packed" or "padded") and its kind allow; whether it has.
 
-    Raises ConfigError when "packed" is wanted of a model that cannot.
+    Raises ConfigError when "packed" or a shared prompt is wanted of a model that cannot.
     """
-    if wanted == "padded" or (wanted == "auto" and not supports_packing(model)):
-        return False
-    if not supports_packing(model):
+    able = supports_packing(model)
+    if not able and (wanted == "packed" or share_prompt):
+        asked = "learner.attention=packed" if wanted == "packed" else "pipeline.share_prompt=true"
         raise ConfigError(
-            f"learner.attention=packed, but {type(model).__name__} has attention that cannot be replaced, or layers "
-            "that are not full causal attention; set learner.attention=padded (and pipeline.share_prompt=false)"
+            f"{asked}, but {type(model).__name__} has attention that cannot be replaced, or layers that are not full "
+            "causal attention; set learner.attention=padded and pipeline.share_prompt=false"
         )
+    if wanted == "padded" or not able:
+        return False
     model.set_attn_implementation(PACKED)
     return True
 

@@ -138,6 +138,8 @@ def test_a_model_with_a_sliding_window_is_padded_unless_packing_is_asked_for() -
     assert not TorchScorer(windowed).packed
     with pytest.raises(ConfigError, match=r"learner\.attention=packed, but MistralForCausalLM has attention"):
         TorchScorer(windowed, attention="packed")
+    with pytest.raises(ConfigError, match=r"pipeline\.share_prompt=true, but MistralForCausalLM"):
+        TorchScorer(windowed, share_prompt=True)
     assert supports_packing(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)))
 
 

@@ -15,10 +15,9 @@ from lpo_ray.learning import (
     Objective,
     OptimiserSettings,
     log_ratios_to_engine,
-    merge_log_ratios,
-    merge_reports,
     run_updates,
 )
+from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.model import serialise, trainable_weights
 from lpo_ray.norms import adamw_update, norms_by_kind, ratio_by_kind
 from lpo_ray.packing import Packing, balance
@@ -33,7 +32,7 @@ class TorchScorer:
     def __init__(self, model: PreTrainedModel, *, attention: str = "auto", share_prompt: bool = False) -> None:
         """``attention``: learner.attention."""
         self.model, self.share_prompt = model, share_prompt
-        self.packed = prepare_packing(model, attention)
+        self.packed = prepare_packing(model, attention, share_prompt=share_prompt)
         self._scoring = ScoringModel(model)
 
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:

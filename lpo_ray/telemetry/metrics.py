@@ -81,8 +81,8 @@ def step_metrics(
 
 def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGroup]) -> Diagnostics:
     """Diagnostics of a step's groups, padded to the largest K."""
-    by_name = {(group.prompt_id, group.attempt): group for group in projected}
-    found = [by_name[target.group.prompt.prompt_id, target.group.attempt] for target in targets]
+    by_name = {group.key: group for group in projected}
+    found = [by_name[target.group.key] for target in targets]
     width = max(len(target.log_target) for target in targets)
     mask = torch.zeros(len(targets), width, dtype=torch.bool)
     columns = [torch.zeros(len(targets), width, dtype=torch.float64) for _ in range(4)]

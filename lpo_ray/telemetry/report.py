@@ -43,6 +43,10 @@ CHARTS = (
     Chart("Projection gap", "nats", {"kl_target_policy": "KL(w*||P)", "kl_policy_target": "KL(P||w*)"}),
     Chart("Gradient norm", "before clipping", {"gradient_norm": "gradient norm"}),
     Chart(
+        "Update over weights", "ratio of norms",
+        {f"update_ratio_{kind}": kind for kind in ("embedding", "attention", "mlp", "norm", "head")},
+    ),
+    Chart(
         "Fractions", "of groups or tokens",
         {"equal_reward_fraction": "equal-reward groups", "clip_fraction": "clipped tokens",
          "truncated_fraction": "truncated responses"},

@@ -45,11 +45,11 @@ def write_samples(
     The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, log_ratio, log_target).loss``; the
     differentiated one is the sum of ``surrogate`` over an update's rows by its number of prompts.
     """
-    projected = {(group.prompt_id, group.attempt): group for group in report.groups}
+    projected = {group.key: group for group in report.groups}
     rows: list[dict[str, object]] = []
     for target in targets:
         group = target.group
-        found = projected[group.prompt.prompt_id, group.attempt]
+        found = projected[group.key]
         prompt = _printable(decode(group.prompt.token_ids))
         for index, response in enumerate(group.responses):
             rows.append(
