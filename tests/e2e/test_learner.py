@@ -113,7 +113,8 @@ def test_the_split_over_ranks_and_micro_batches_does_not_matter(tiny_policy: Pat
     }
     found = {}
     for name, overrides in layouts.items():
-        plan = plan_of(tmp_path, tiny_policy, "objective.divergence=reverse_kl", *overrides)
+        base = ("objective.divergence=reverse_kl", "pipeline.share_prompt=false")
+        plan = plan_of(tmp_path, tiny_policy, *base, *overrides)
 
         async def two(learner: LearnerGroup, plan: Plan = plan) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
             reports = await steps(learner, plan, 2, lr=1e-4)
