@@ -218,7 +218,7 @@ def test_the_report_is_one_offline_page(steps: int, tmp_path: Path) -> None:
         write_json(tmp_path / "summary.json", summary())
         write_json(tmp_path / "evaluations.json", {"0": summary()["evaluation"]["before"]})
     page = write_report(tmp_path).read_text()
-    assert page.count("<svg") == 10
+    assert page.count("<svg") == 11
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     for fetched in ("src=", 'href="http', "url(http", "@import"):
