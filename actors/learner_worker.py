@@ -11,7 +11,7 @@ import torch
 
 from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
 from lpo_ray.records import FloatArray, IntArray, Key, MicroBatch, ScoredGroup, TrainBatch, UpdateReport
-from lpo_ray.scoring import prepare_packing, sequence_logprobs
+from lpo_ray.scoring import sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 
 KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -49,12 +49,11 @@ class LearnerWorker:
         )
         join_group()
         self._tokenizer = Tokenizer.load(settings.model_path)
-        share = settings.packing.share_prompt
-        model = load_policy(settings.model_path, settings.dtype)
+        attention, share = settings.attention, settings.packing.share_prompt
         self._policy = Zero3Policy(
-            model,
+            load_policy(settings.model_path, settings.dtype),
             settings.zero,
-            packed=prepare_packing(model, settings.attention, share_prompt=share),
+            attention=attention,
             share_prompt=share,
             settings=settings.optimiser,
             gradient_checkpointing=settings.gradient_checkpointing,
@@ -62,8 +61,7 @@ class LearnerWorker:
         self._reference = None
         if settings.objective.reference_kl:
             frozen = load_policy(settings.reference_path, settings.dtype)
-            packed = prepare_packing(frozen, settings.attention, share_prompt=share)
-            self._reference = Zero3Scorer(frozen, settings.zero, packed=packed, share_prompt=share)
+            self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
         return os.getpid()
 
     def log_ratios(

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from lpo_ray.errors import CheckpointDamaged
 from lpo_ray.layout import Layout
 from lpo_ray.learning import OptimiserSettings
-from lpo_ray.norms import adamw_update, norms_by_kind, ratio_by_kind
+from lpo_ray.norms import norms_by_kind, update_ratios
 from lpo_ray.records import StepNorms
-from lpo_ray.scoring import ScoringModel
+from lpo_ray.scoring import ScoringModel, prepare_packing
 
 SHARDS = "shards"
 
@@ -43,12 +43,15 @@ class Zero3Scorer:
         model: PreTrainedModel,
         zero: Mapping[str, object],
         *,
-        packed: bool,
+        attention: str,
         share_prompt: bool,
         settings: OptimiserSettings | None = None,
     ) -> None:
-        """``zero`` is merged over the zero_optimization section. ``settings``: of a policy that is trained."""
-        self.model, self.packed, self.share_prompt = model, packed, share_prompt
+        """``zero`` is merged over the zero_optimization section. ``attention``: learner.attention. ``settings``: of a
+        policy that is trained.
+        """
+        self.model, self.share_prompt = model, share_prompt
+        self.packed = prepare_packing(model, attention, share_prompt=share_prompt)
         self.optimiser = None if settings is None else _adamw(model, settings)
         self.world_size = torch.distributed.get_world_size()
         config = {
@@ -84,7 +87,7 @@ class Zero3Policy(Zero3Scorer):
         model: PreTrainedModel,
         zero: Mapping[str, object],
         *,
-        packed: bool,
+        attention: str,
         share_prompt: bool,
         settings: OptimiserSettings,
         gradient_checkpointing: bool,
@@ -92,7 +95,7 @@ class Zero3Policy(Zero3Scorer):
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-        super().__init__(model, zero, packed=packed, share_prompt=share_prompt, settings=settings)
+        super().__init__(model, zero, attention=attention, share_prompt=share_prompt, settings=settings)
         self._settings = settings
         self._offloads = "offload_optimizer" in zero
 
@@ -117,7 +120,7 @@ class Zero3Policy(Zero3Scorer):
         if self._offloads:  # offloaded gradients are handed over inside the step, and stay where they are: clipped
             clipped = max(1.0, float(norm) / self._settings.gradient_clip)
             gradients = {kind: value * clipped for kind, value in self._gradient_norms().items()}
-        return StepNorms(float(norm), applied, gradients, self._update_ratios(learning_rate))
+        return StepNorms(float(norm), applied, gradients, self._update_ratios())
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """See TrainablePolicy."""
@@ -180,22 +183,15 @@ class Zero3Policy(Zero3Scorer):
         shards = ((name, safe_get_local_grad(parameter)) for name, parameter in self._named())
         return norms_by_kind(shards, self.sum_over_ranks)
 
-    def _update_ratios(self, learning_rate: float) -> dict[str, float]:
+    def _update_ratios(self) -> dict[str, float]:
         assert self.optimiser is not None
-        settings = self._settings
-        step = int(next(iter(self.optimiser.state.values()))["step"])
-        eps = self.optimiser.defaults["eps"]
 
-        def updates() -> Iterator[tuple[str, Tensor]]:
+        def shards() -> Iterator[tuple[str, Tensor, tuple[Tensor, Tensor]]]:
             for name, parameter in self._named():
-                moments = tuple(safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq"))
-                yield name, adamw_update(
-                    safe_get_local_fp32_param(parameter), moments, step, lr=learning_rate, betas=settings.betas,
-                    eps=eps, weight_decay=settings.weight_decay,
-                )  # fmt: skip
+                first, second = (safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq"))
+                yield name, safe_get_local_fp32_param(parameter), (first, second)
 
-        weights = ((name, safe_get_local_fp32_param(parameter)) for name, parameter in self._named())
-        return ratio_by_kind(norms_by_kind(updates(), self.sum_over_ranks), norms_by_kind(weights, self.sum_over_ranks))
+        return update_ratios(shards(), self.optimiser, self.sum_over_ranks)
 
 
 def _adamw(model: PreTrainedModel, settings: OptimiserSettings) -> torch.optim.AdamW:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, LpoRayError
 from lpo_ray.interfaces import Learner
@@ -66,11 +67,10 @@ async def save_checkpoint(rules: CheckpointRules, state: CheckpointState, learne
         await asyncio.to_thread(_write_durably, partial / _STATE, text)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except (OSError, LpoRayError) as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointFailed(str(final), str(error)) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError | LpoRayError):
+            raise CheckpointFailed(str(final), str(error)) from error
         raise
     for folder in _surplus(rules):
         shutil.rmtree(folder, ignore_errors=True)
@@ -90,8 +90,7 @@ def step_of(checkpoint: Path) -> int:
 
 def read_state(checkpoint: Path) -> CheckpointState:
     """State of a checkpoint."""
-    stored = _stored(checkpoint)
-    return CheckpointState(**{name: stored[name] for name in CheckpointState.__dataclass_fields__})
+    return _state(_stored(checkpoint))
 
 
 def verify(checkpoint: Path, model_path: str) -> CheckpointState:
@@ -99,8 +98,8 @@ def verify(checkpoint: Path, model_path: str) -> CheckpointState:
 
     Raises CheckpointDamaged naming the file, or the value that differs.
     """
-    found = _digests(checkpoint)
-    for name, (size, digest) in _stored(checkpoint)["files"].items():
+    stored, found = _stored(checkpoint), _digests(checkpoint)
+    for name, (size, digest) in stored["files"].items():
         if name not in found:
             raise CheckpointDamaged(str(checkpoint), f"{name} is missing")
         if found[name][0] != size:
@@ -114,7 +113,7 @@ def verify(checkpoint: Path, model_path: str) -> CheckpointState:
                 str(checkpoint),
                 f"it is of another model: its {key} is {theirs.get(key)}, this run's is {ours.get(key)}",
             )
-    return read_state(checkpoint)
+    return _state(stored)
 
 
 def _surplus(rules: CheckpointRules) -> list[Path]:
@@ -149,11 +148,15 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _stored(checkpoint: Path) -> dict:
+def _stored(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointDamaged(str(checkpoint), f"{_STATE} cannot be read: {error}") from error
+
+
+def _state(stored: Mapping[str, Any]) -> CheckpointState:
+    return CheckpointState(**{name: stored[name] for name in CheckpointState.__dataclass_fields__})
 
 
 def _config(folder: Path) -> Mapping[str, object]:

@@ -222,7 +222,10 @@ def _split_log_ratios(
             scores = score_pieces(policy, pieces, objective.sampling_temperature)
             if not pieces:
                 continue
-            delta = scores.logprobs - _behaviour(pieces, scores, behaviour.get((number, position)), objective)
+            if objective.behaviour_from_engine:
+                delta = scores.logprobs - _engine_logprobs(pieces, scores)
+            else:
+                delta = scores.logprobs - _recomputed(scores, behaviour.get((number, position)))
             log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
             for piece, part in zip(pieces, _by_piece(log_ratio, pieces), strict=True):
                 if not piece.is_whole:
@@ -245,7 +248,7 @@ def _micro_batch_loss(
     first number that is not finite.
     """
     engine = _engine_logprobs(pieces, scores)
-    behaviour = _behaviour(pieces, scores, cached, objective)
+    behaviour = engine if objective.behaviour_from_engine else _recomputed(scores, cached)
     delta = scores.logprobs - behaviour
     mask = scores.mask
     with torch.no_grad():
@@ -319,12 +322,8 @@ def _coefficients(
     return projection.loss, torch.cat(picked).to(log_ratio)
 
 
-def _behaviour(
-    pieces: Sequence[Piece[TargetGroup]], scores: TokenScores, cached: Tensor | None, objective: Objective
-) -> Tensor:
-    """[N, T] log-probs the ratios are taken to: the engine's, the recorded ones, or the policy's own."""
-    if objective.behaviour_from_engine:
-        return _engine_logprobs(pieces, scores)
+def _recomputed(scores: TokenScores, cached: Tensor | None) -> Tensor:
+    """[N, T] log-probs of the policy before the step's first update; at that update it is the policy itself."""
     return scores.logprobs.detach() if cached is None else cached
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -29,14 +29,37 @@ def norms_by_kind(
     """Norm of all tensors of each kind, over all ranks' shards. Kinds without a tensor are left out; all ranks call."""
     squares = torch.zeros(len(KINDS), dtype=torch.float64)
     for name, tensor in tensors:
-        squares[KINDS.index(kind_of(name))] += torch.linalg.vector_norm(tensor.float()).double().square().cpu()
-    total = sum_over_ranks(squares).sqrt()
-    return {kind: float(value) for kind, value in zip(KINDS, total, strict=True) if value != 0}
+        squares[KINDS.index(kind_of(name))] += _square(tensor)
+    return _by_kind(sum_over_ranks(squares).sqrt())
 
 
-def ratio_by_kind(updates: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """Norm of the update over norm of the weights."""
+def update_ratios(
+    shards: Iterable[tuple[str, Tensor, tuple[Tensor, Tensor]]],
+    optimiser: torch.optim.AdamW,
+    sum_over_ranks: Callable[[Tensor], Tensor],
+) -> dict[str, float]:
+    """Norm of AdamW's last update over norm of the weights, by kind, over all ranks' shards: name, weight after the
+    update and its two moments. All ranks call.
+    """
+    step = int(next(iter(optimiser.state.values()))["step"])
+    options = optimiser.param_groups[0]
+    squares = torch.zeros(2, len(KINDS), dtype=torch.float64)
+    for name, weight, moments in shards:
+        update = adamw_update(
+            weight, moments, step, lr=options["lr"], betas=options["betas"], eps=options["eps"],
+            weight_decay=options["weight_decay"],
+        )  # fmt: skip
+        squares[:, KINDS.index(kind_of(name))] += torch.stack([_square(update), _square(weight)])
+    updates, weights = (_by_kind(norms) for norms in sum_over_ranks(squares).sqrt())
     return {kind: updates.get(kind, 0.0) / value for kind, value in weights.items()}
+
+
+def _square(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor.float()).double().square().cpu()
+
+
+def _by_kind(values: Tensor) -> dict[str, float]:
+    return {kind: float(value) for kind, value in zip(KINDS, values, strict=True) if value != 0}
 
 
 def adamw_update(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,7 @@ from lpo_ray.learning import (
 )
 from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.model import serialise, trainable_weights
-from lpo_ray.norms import adamw_update, norms_by_kind, ratio_by_kind
+from lpo_ray.norms import norms_by_kind, update_ratios
 from lpo_ray.packing import Packing, balance
 from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepNorms, StepReport, TrainBatch
 from lpo_ray.scoring import Scorer, ScoringModel, prepare_packing, sequence_logprobs
@@ -72,11 +72,9 @@ class TorchPolicy(TorchScorer):
             gradient = self._weights[name].grad
             if master is not self._weights[name] and gradient is not None:
                 master.grad = gradient.float()
-        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), torch.inf)
-        gradients = norms_by_kind(
-            ((name, master.grad) for name, master in self._masters.items() if master.grad is not None),
-            self.sum_over_ranks,
-        )
+        named = [(name, master.grad) for name, master in self._masters.items() if master.grad is not None]
+        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
+        gradients = norms_by_kind(named, self.sum_over_ranks)
         applied = bool(torch.isfinite(norm))
         if applied:
             torch.nn.utils.clip_grads_with_norm_(self._masters.values(), self._settings.gradient_clip, norm)
@@ -89,7 +87,7 @@ class TorchPolicy(TorchScorer):
                 weight.grad = None
                 if self._masters[name] is not weight:
                     weight.copy_(self._masters[name])
-        return StepNorms(float(norm), applied, gradients, self._update_ratios(learning_rate) if applied else {})
+        return StepNorms(float(norm), applied, gradients, self._update_ratios() if applied else {})
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """See TrainablePolicy: there is one rank."""
@@ -108,20 +106,10 @@ class TorchPolicy(TorchScorer):
                 self._weights[name].copy_(master)
 
     @torch.no_grad()
-    def _update_ratios(self, learning_rate: float) -> dict[str, float]:
-        settings, eps = self._settings, self.optimiser.defaults["eps"]
-
-        def updates() -> Iterator[tuple[str, Tensor]]:
-            for name, master in self._masters.items():
-                state = self.optimiser.state[master]
-                yield name, adamw_update(
-                    master, (state["exp_avg"], state["exp_avg_sq"]), int(state["step"]), lr=learning_rate,
-                    betas=settings.betas, eps=eps, weight_decay=settings.weight_decay,
-                )  # fmt: skip
-
-        return ratio_by_kind(
-            norms_by_kind(updates(), self.sum_over_ranks), norms_by_kind(self._masters.items(), self.sum_over_ranks)
-        )
+    def _update_ratios(self) -> dict[str, float]:
+        states = ((name, master, self.optimiser.state[master]) for name, master in self._masters.items())
+        shards = ((name, master, (state["exp_avg"], state["exp_avg_sq"])) for name, master, state in states)
+        return update_ratios(shards, self.optimiser, self.sum_over_ranks)
 
 
 class InprocessLearner:

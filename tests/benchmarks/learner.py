@@ -47,7 +47,6 @@ from lpo_ray.learning import Objective, OptimiserSettings, run_updates
 from lpo_ray.model import load_policy
 from lpo_ray.packing import Packing, pack_update
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup
-from lpo_ray.scoring import prepare_packing
 from lpo_ray.warmup import Recipe, cached_base_policy
 from tests.benchmarks.smollm2 import smollm2
 
@@ -135,9 +134,10 @@ def make_policy(path: str, dtype: str) -> Zero3Policy:
     """One ZeRO-3 rank, as the learner makes it."""
     if not torch.distributed.is_initialized():
         join_group()
-    model = load_policy(path, dtype)
-    packed = prepare_packing(model, "packed", share_prompt=False)
-    return Zero3Policy(model, {}, packed=packed, share_prompt=False, settings=ADAMW, gradient_checkpointing=False)
+    return Zero3Policy(
+        load_policy(path, dtype), {}, attention="packed", share_prompt=False, settings=ADAMW,
+        gradient_checkpointing=False,
+    )  # fmt: skip
 
 
 def project(
