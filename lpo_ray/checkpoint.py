@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, LpoRayError
+from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentFailed
 from lpo_ray.interfaces import Learner
 
 _FOLDER = re.compile(r"step_(\d{6,})")
@@ -53,7 +53,7 @@ class CheckpointState:
 
 async def save_checkpoint(rules: CheckpointRules, state: CheckpointState, learner: Learner) -> Path:
     """Write ``folder/step_000012`` and drop what the rules do not keep. All or nothing: CheckpointFailed says why, and
-    leaves the checkpoints before it as they were.
+    leaves the checkpoints before it as they were. A learner that dies or does not answer meanwhile keeps its own error.
     """
     root = rules.folder
     final = root / f"step_{state.step:06d}"
@@ -69,7 +69,7 @@ async def save_checkpoint(rules: CheckpointRules, state: CheckpointState, learne
         partial.rename(final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError | LpoRayError):
+        if isinstance(error, OSError | ComponentFailed):
             raise CheckpointFailed(str(final), str(error)) from error
         raise
     for folder in _surplus(rules):

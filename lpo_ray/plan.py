@@ -68,7 +68,7 @@ class Plan:
             "verifier": self.verifier,
             "responses per step": pipeline.groups_per_step * group_size,
             "groups per update": per_update,
-            "groups per update and rank": per_update / config.learner.world_size,
+            "groups per update and rank": per_update / self.packing().world_size,
             "responses per update": per_update * group_size,
             "optimiser updates in the run": config.run.steps * pipeline.updates_per_step,
             "prompts in the run": config.run.steps * pipeline.groups_per_step,

@@ -17,7 +17,7 @@ from lpo_ray.checkpoint import (
     step_of,
     verify,
 )
-from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ConfigError
+from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentDied, ConfigError
 from lpo_ray.export import export
 from tests.fakes import FakeComponents
 
@@ -98,6 +98,17 @@ async def test_a_partial_checkpoint_is_never_listed_and_a_failed_one_leaves_noth
     rules = CheckpointRules(tmp_path / "checkpoints", every=1, keep=2, best=None)
     with pytest.raises(CheckpointFailed, match="No space left on device"):
         await save_checkpoint(rules, CheckpointState(1, "digest", 1), Failing())
+    assert list(rules.folder.iterdir()) == []
+
+
+async def test_a_rank_that_dies_while_saving_is_not_a_matter_of_the_disk(tmp_path: Path) -> None:
+    class Dying(Saving):
+        async def save(self, folder: Path) -> None:
+            raise ComponentDied("learner rank 1", "killed")
+
+    rules = CheckpointRules(tmp_path / "checkpoints", every=1, keep=2, best=None)
+    with pytest.raises(ComponentDied, match="learner rank 1 died"):
+        await save_checkpoint(rules, CheckpointState(1, "digest", 1), Dying())
     assert list(rules.folder.iterdir()) == []
 
 
