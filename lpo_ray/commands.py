@@ -23,7 +23,7 @@ from lpo_ray.inprocess.components import build_inprocess, build_learner
 from lpo_ray.interfaces import Components, Learner
 from lpo_ray.plan import Plan, build_model, make_plan
 from lpo_ray.recorder import Recorder, RecorderSettings
-from lpo_ray.replay import OpenLearner, recorded_digest, replay
+from lpo_ray.replay import OpenLearner, recorded_digests, replay
 from lpo_ray.run import Build, interrupt_on_signal, run_until_signal, train
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ def warmup_command(plan: Plan) -> None:
 
 def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
     """Compute a recorded step again and print one line; ReplayDiffers when the weights are not the recorded ones."""
-    recorded_digest(run_dir, step)  # that the step exists, before anything starts
+    recorded_digests(run_dir, step)  # that the step exists, before anything starts
     stored = load_config(run_dir / "config.yaml")
     plan = dataclasses.replace(make_plan(stored, for_training=False), run_dir=run_dir)
     model_path = _model(plan, Console(stderr=True))

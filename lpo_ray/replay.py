@@ -20,10 +20,10 @@ OpenLearner = Callable[[Plan, str], AbstractAsyncContextManager[Learner]]
 
 async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearner, *, from_start: bool = False) -> str:
     """Replay up to ``step`` of the plan's run, from the newest checkpoint before it or ``from_start``; one line on what
-    was compared. Raises ReplayDiffers when the weights are not those that the run published, ConfigError when something
-    that is needed was not recorded.
+    was compared. Raises ReplayDiffers naming the first step whose weights are not those that the run published,
+    ConfigError when something that is needed was not recorded.
     """
-    recorded = recorded_digest(plan.run_dir, step)
+    recorded = recorded_digests(plan.run_dir, step)
     start = None if from_start else newest_before(plan.run_dir, step)
     first = 0 if start is None else checkpoint.step_of(start)
     missing = [at for at in range(first + 1, step + 1) if not samples_path(plan.run_dir, at).is_file()]
@@ -32,6 +32,7 @@ async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearn
             f"the samples of step {missing[0]} were not recorded in {plan.run_dir}; a replay of step {step} needs "
             f"those of steps {first + 1} to {step}: run with telemetry.samples_every=1"
         )
+    line = f"step {step} of {plan.run_dir}, replayed from {start.name if start else 'the start'}"
     async with open_learner(plan, model_path) as learner:
         if start is not None:
             state = await asyncio.to_thread(checkpoint.verify, start, model_path)
@@ -47,18 +48,17 @@ async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearn
                 learning_rate=recorded_step.learning_rate,
             )
             await learner.project(batch)
-        _, digest = await learner.weights()
-    line = f"step {step} of {plan.run_dir}, replayed from {start.name if start else 'the start'}"
-    if digest != recorded:
-        raise ReplayDiffers(
-            f"{line}: weights {digest}, the run published {recorded}; expected the same. Were model, configuration, "
-            "library versions, world size or number of threads others?"
-        )
-    return f"{line}: weights {digest}, equal"
+            _, digest = await learner.weights()
+            if digest != recorded[at + 1]:
+                raise ReplayDiffers(
+                    f"{line}: step {at + 1} gave weights {digest}, the run published {recorded[at + 1]}; expected the "
+                    "same. Were model, configuration, library versions, world size or number of threads others?"
+                )
+    return f"{line}: weights {recorded[step]}, equal"
 
 
-def recorded_digest(run_dir: Path, step: int) -> str:
-    """Digest of the weights that ``step`` made, as the ledger has it."""
+def recorded_digests(run_dir: Path, step: int) -> dict[int, str]:
+    """Digest of the weights that each committed step made, as the ledger has it; ConfigError when ``step`` is none."""
     path = run_dir / "ledger.sqlite"
     if not path.is_file():
         raise ConfigError(f"{run_dir} has no ledger.sqlite; expected the folder of a run, such as runs/NAME")
@@ -67,7 +67,7 @@ def recorded_digest(run_dir: Path, step: int) -> str:
     if step not in commits:
         known = f"1 to {max(commits)}" if commits else "none"
         raise ConfigError(f"step {step} was not committed by {run_dir}; committed steps: {known}")
-    return commits[step]
+    return commits
 
 
 def newest_before(run_dir: Path, step: int) -> Path | None:

@@ -53,7 +53,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path
 
 
 def test_a_resumed_run_is_the_run_that_was_never_killed(resumed: Path) -> None:
-    """All six steps from the first weights on, of the groups that were recorded, give the digest of the resumed run."""
+    """All six steps from the first weights on, of the groups that were recorded, give the resumed run's digests."""
     finished = lpo_ray("replay", str(resumed), "--step", "6", "--from-start")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith(f"step 6 of {resumed}, replayed from the start: weights ")
@@ -76,6 +76,7 @@ def test_a_replay_from_a_checkpoint_notices_a_changed_sample(resumed: Path, tmp_
     assert finished.returncode == 1
     assert finished.stdout == ""
     assert "ReplayDiffers: step 5 of" in finished.stderr
+    assert ": step 5 gave weights " in finished.stderr
     path.unlink()
     finished = lpo_ray("replay", str(copy), "--step", "5")
     assert finished.returncode == 2
