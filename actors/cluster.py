@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -17,24 +17,25 @@ from typing import TypeVar
 import ray
 from ray.actor import ActorProxy
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.calls import call, call_all
 from actors.learner_group import LearnerGroup
 from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
 from actors.placement import Request, bundle, check_capacity, reserve
-from actors.rollout_pool import Member, RolloutPool
+from actors.publisher import Publisher
+from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import EngineSettings, RolloutWorker
 from actors.target_builder import TargetBuilder
-from actors.transports import TRANSPORTS
+from actors.transports import TRANSPORTS, Transport
 from actors.verifier_service import VerifierService
 from lpo_ray.config.schema import Config, EngineKind
 from lpo_ray.errors import ConfigError
-from lpo_ray.interfaces import WeightTransport
-from lpo_ray.model import probe_sequences
+from lpo_ray.interfaces import Events, WeightTransport
 from lpo_ray.plan import Plan
 from lpo_ray.plugins import UnknownName, resolve
+from lpo_ray.proof import probe_sequences
 from lpo_ray.records import Anchor, PromptGroup, ScoredGroup, TargetGroup
 from lpo_ray.tokenizer import Tokenizer
 
@@ -42,6 +43,8 @@ T = TypeVar("T")
 SERVICE_SECONDS = 120.0
 """deadline of the light services' start and of a target build"""
 PLACEMENT_SECONDS = 120.0
+AUTO = "auto"
+"""transport.kind: by placement"""
 
 
 @dataclass(slots=True)
@@ -82,22 +85,30 @@ class Cluster:
     learner: LearnerGroup
     transport: WeightTransport
     handles: list[ActorProxy]
+    """of everything but the rollout workers, which the pool replaces"""
     placements: list[PlacementGroup]
     pids: dict[str, int] = field(default_factory=dict)
-    """process id of each actor, by name"""
+    """process id that each actor started with, by name"""
 
     async def close(self) -> None:
         """See interfaces.Components."""
-        await _ask_to_close([self.verifier.handle, *(member.handle for member in self.rollout.members)])
+        await asyncio.gather(self.rollout.close(), _ask_to_close(self.verifier.handle))
         _release(self.handles, self.placements)
 
 
 def check(config: Config) -> None:
     """What only this side knows to be wrong, before anything starts. Raises ConfigError."""
+    if config.transport.kind != AUTO:
+        _transport_named(config.transport.kind)
+
+
+def _transport_named(kind: str) -> Transport:
+    """Row of TRANSPORTS, or what "module:function" returns. Raises ConfigError."""
     try:
-        resolve(config.transport.kind, TRANSPORTS, "transport.kind")
+        found = resolve(kind, TRANSPORTS, "transport.kind")
     except UnknownName as error:
         raise ConfigError(str(error)) from error
+    return found if isinstance(found, Transport) else found()
 
 
 def connect(config: Config) -> None:
@@ -127,18 +138,27 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-async def build_cluster(plan: Plan, model_path: str) -> Cluster:
+async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
     """Start every actor of the run, in parallel, and wait until all are ready. On an error none stays behind."""
     config = plan.config
     handles: list[ActorProxy] = []
     placements: list[PlacementGroup] = []
+    rollout: RolloutPool | None = None
     try:
         learner_request, rollout_request, *_ = requests = _requests(config)
         check_capacity(requests)
         placements += [await reserve(learner_request, PLACEMENT_SECONDS)]
         placements += [await reserve(rollout_request, PLACEMENT_SECONDS)]
         ranks = _learner_ranks(plan, model_path, placements[0])
-        members = _rollout_workers(plan, model_path, placements[1])
+        kind = transport_kind(config, _num_nodes(placements))
+        transport = _transport_named(kind)
+        rollout = RolloutPool(
+            _rollout_spawner(plan, model_path, placements[1], transport.receiver),
+            config.rollout.num_workers,
+            deadline_seconds=config.rollout.deadline_seconds,
+            max_restarts=config.rollout.max_restarts,
+            events=events,
+        )
         verifier = config.verifier
         service = (
             ray.remote(VerifierService)
@@ -150,19 +170,20 @@ async def build_cluster(plan: Plan, model_path: str) -> Cluster:
             .options(num_cpus=0, runtime_env={"env_vars": _environment({"OMP_NUM_THREADS": "1"})})
             .remote(plan.target_rule())
         )
-        handles += [*ranks, *(member.handle for member in members), service, builder]
-        learner = LearnerGroup(ranks, plan.packing(), config.learner.deadline_seconds)
-        rollout = RolloutPool(members, config.rollout.deadline_seconds)
-        pids = await _start(learner, rollout, service, builder, config)
-        transport = _transport(plan, model_path, learner, rollout)
+        handles += [*ranks, service, builder]
+        learner = _learner_group(plan, ranks)
+        pids = await _start(learner, rollout, service, builder)
+        publisher = await _publisher(plan, model_path, learner, rollout, kind, transport)
     except BaseException:
+        if rollout is not None:
+            await rollout.close()
         _release(handles, placements)
         raise
     attempts = 1 + verifier.max_retries
     waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // verifier.num_processes)
     deadline = SERVICE_SECONDS + verifier.deadline_seconds * attempts * waves
     return Cluster(
-        rollout, RemoteVerifier(service, deadline), RemoteTargetBuilder(builder), learner, transport, handles,
+        rollout, RemoteVerifier(service, deadline), RemoteTargetBuilder(builder), learner, publisher, handles,
         placements, pids,
     )  # fmt: skip
 
@@ -177,8 +198,9 @@ async def open_learner(plan: Plan, model_path: str) -> AsyncIterator[LearnerGrou
         check_capacity([request])
         placements += [await reserve(request, PLACEMENT_SECONDS)]
         handles += (ranks := _learner_ranks(plan, model_path, placements[0]))
-        learner = LearnerGroup(ranks, plan.packing(), plan.config.learner.deadline_seconds)
+        learner = _learner_group(plan, ranks)
         await learner.start()
+        await _open_export(plan, learner, TRANSPORTS["object_store"])  # what is sent has a digest; nobody receives it
         yield learner
     finally:
         _release(handles, placements)
@@ -220,19 +242,31 @@ def _learner_ranks(plan: Plan, model_path: str, group: PlacementGroup) -> list[A
     ]
 
 
-def _rollout_workers(plan: Plan, model_path: str, group: PlacementGroup) -> list[Member]:
+def _learner_group(plan: Plan, ranks: list[ActorProxy[LearnerWorker]]) -> LearnerGroup:
+    learner = plan.config.learner
+    offload = learner.zero.get("offload_param", {})
+    on_disk = isinstance(offload, Mapping) and offload.get("device") == "nvme"
+    return LearnerGroup(ranks, plan.packing(), learner.deadline_seconds, shards_on_disk=on_disk)
+
+
+def _rollout_spawner(
+    plan: Plan, model_path: str, group: PlacementGroup, receiver: str
+) -> Callable[[int, str], ActorProxy[RolloutWorker]]:
+    """Makes the actor of a rollout worker, by number and name, in the worker's own bundle."""
     rollout = plan.config.rollout
     on_gpu = rollout.gpus_per_worker > 0
     asynchronous = rollout.engine is EngineKind.asynchronous or (rollout.engine is EngineKind.auto and on_gpu)
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **_offline(model_path)}
     if not asynchronous:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if not on_gpu:
+    if on_gpu:
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory are pickled to the engine core
+    else:
         environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": f"{rollout.kv_cache_gib:g}",
             "OMP_NUM_THREADS": str(rollout.threads),
             # Compiling the first log-prob batch costs seconds, and there is no Triton for CPUs.
             "TORCHDYNAMO_DISABLE": "1",
+            **KEEP_BLOCKS,
         }
     settings = EngineSettings(
         model_path=model_path,
@@ -244,20 +278,21 @@ def _rollout_workers(plan: Plan, model_path: str, group: PlacementGroup) -> list
         enforce_eager=rollout.enforce_eager,
         asynchronous=asynchronous,
         on_cpu=not on_gpu,
+        kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
+        receiver=receiver,
     )
     actor = ray.remote(RolloutWorker)
-    members = []
-    for index in range(rollout.num_workers):
-        name = f"rollout worker {index}"
-        handle = actor.options(
+
+    def spawn(index: int, name: str) -> ActorProxy[RolloutWorker]:
+        return actor.options(
             num_cpus=rollout.cpus_per_worker,
             num_gpus=rollout.gpus_per_worker,
             max_concurrency=100_000,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
             runtime_env={"env_vars": _environment(environment)},
         ).remote(name, settings)
-        members.append(Member(name, handle))
-    return members
+
+    return spawn
 
 
 async def _start(
@@ -265,46 +300,81 @@ async def _start(
     rollout: RolloutPool,
     service: ActorProxy[VerifierService],
     builder: ActorProxy[TargetBuilder],
-    config: Config,
 ) -> dict[str, int]:
-    members = rollout.members
-    names = [member.name for member in members]
     light = ["verifier service", "target builder"]
     async with asyncio.TaskGroup() as starting:
-        ranks = starting.create_task(learner.start())
-        engines = starting.create_task(
-            call_all(
-                [member.handle.start.remote() for member in members],
-                who=names,
-                what="start its engine",
-                seconds=config.rollout.deadline_seconds,
-            )
-        )
+        starting.create_task(learner.start())
+        starting.create_task(rollout.start())
         services = starting.create_task(
             call_all([service.start.remote(), builder.start.remote()], who=light, what="start", seconds=SERVICE_SECONDS)
         )
     return {
-        **{f"learner rank {rank}": pid for rank, pid in enumerate(ranks.result())},
-        **dict(zip(names, engines.result(), strict=True)),
+        **{name: process.pid for name, process in zip(learner.names, learner.processes, strict=True)},
+        **{member.name: member.process.pid for member in rollout.members},
         **dict(zip(light, services.result(), strict=True)),
     }
 
 
-def _transport(plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool) -> WeightTransport:
+def transport_kind(config: Config, num_nodes: int) -> str:
+    """transport.kind, or for auto the fastest that ``num_nodes``, on which learner and engines are, allow. Raises
+    ConfigError when the one that was named cannot work there.
+    """
+    kind, gpus = config.transport.kind, (config.learner.gpus_per_rank, config.rollout.gpus_per_worker)
+    if kind == "shared_memory" and num_nodes > 1:
+        raise ConfigError(
+            f"transport.kind=shared_memory, but learner and engines are on {num_nodes} nodes; expected one: set "
+            "transport.kind=auto"
+        )
+    if kind in ("nccl", "cuda_ipc") and not all(gpus):
+        raise ConfigError(
+            f"transport.kind={kind} with learner.gpus_per_rank={gpus[0]:g} and rollout.gpus_per_worker={gpus[1]:g}; "
+            "expected GPUs on both sides: set them, or transport.kind=auto"
+        )
+    if kind != AUTO:
+        return kind
+    if all(gpus):
+        return "cuda_ipc" if num_nodes == 1 and all(share < 1 for share in gpus) else "nccl"
+    if num_nodes == 1:
+        return "shared_memory"
+    return "object_store" if any(gpus) else "gloo"
+
+
+def _num_nodes(placements: Sequence[PlacementGroup]) -> int:
+    tables = [placement_group_table(group)["bundles_to_node_id"] for group in placements]
+    return len({node for table in tables for node in table.values()})
+
+
+async def _open_export(plan: Plan, learner: LearnerGroup, transport: Transport) -> None:
+    config = plan.config
+    await learner.open_export(transport, config.rollout.dtype, config.transport.bucket_mib * 2**20)
+
+
+async def _publisher(
+    plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool, kind: str, transport: Transport
+) -> Publisher:
+    await _open_export(plan, learner, transport)
     settings = plan.config.transport
-    kind = resolve(settings.kind, TRANSPORTS, "transport.kind")
-    probe = probe_sequences(len(Tokenizer.load(model_path)), plan.context)
-    return kind(learner, rollout, probe, plan.tolerance, settings.deadline_seconds)
+    return Publisher(
+        learner,
+        rollout,
+        kind,
+        transport,
+        probe=probe_sequences(len(Tokenizer.load(model_path)), plan.context),
+        tolerance=plan.tolerance,
+        processes_per_engine=plan.config.rollout.tensor_parallel_size,
+        prepare_seconds=settings.prepare_seconds,
+        transfer_seconds=settings.transfer_seconds,
+    )
 
 
-async def _ask_to_close(handles: list[ActorProxy[VerifierService] | ActorProxy[RolloutWorker]]) -> None:
-    """Give actors that own processes ten seconds to end them; what is left is killed with the actor."""
-    await asyncio.wait([asyncio.ensure_future(_closed(handle)) for handle in handles], timeout=10)
+async def _ask_to_close(service: ActorProxy[VerifierService]) -> None:
+    """Give the service ten seconds to end its processes; what is left is killed with the actor."""
+    await asyncio.wait([asyncio.ensure_future(_closed(service))], timeout=10)
 
 
-async def _closed(handle: ActorProxy[VerifierService] | ActorProxy[RolloutWorker]) -> None:
+async def _closed(service: ActorProxy[VerifierService]) -> None:
     try:
-        await handle.close.remote()
+        await service.close.remote()
     except RayError:
         return  # it is gone already, which is what was wanted
 

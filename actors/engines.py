@@ -15,11 +15,14 @@ from functools import partial
 from typing import Protocol, TypeVar, cast
 
 from vllm import EngineArgs, RequestOutput, SamplingParams
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.llm_engine import LLMEngine
+
+from lpo_ray.weights import Plain
 
 T = TypeVar("T")
 
@@ -31,9 +34,21 @@ class Engine(Protocol):
         """The finished output. Cancelling the await aborts the request; ValueError when vLLM refuses it."""
         ...
 
-    async def update_weights(self, payload: bytes, version: str) -> str:
-        """Replace the weights in place between two steps, drop every cached key and value; returns the digest of
-        the bytes that were loaded.
+    async def join_senders(self, senders: Plain) -> None:
+        """VLLM's ``init_weight_transfer_engine``; see transports.receivers."""
+        ...
+
+    async def begin_update(self) -> None:
+        """``start_weight_update``: no token is decoded until ``finish_update``. An update given up is begun again."""
+        ...
+
+    async def update_weights(self, arrival: Plain) -> None:
+        """``update_weights``: receive and load one bucket."""
+        ...
+
+    async def finish_update(self, version: str) -> list[dict[str, str]]:
+        """``finish_weight_update``, drop every cached key and value, decode again; returns the digest of each tensor as
+        it arrived, from each of the engine's processes.
         """
         ...
 
@@ -54,6 +69,7 @@ class InprocessEngine:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Future[RequestOutput]]] = {}
         self._failure: BaseException | None = None
+        self._updating = False
         ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(arguments, ready), name="vllm-engine", daemon=True)
         self._thread.start()
@@ -77,17 +93,38 @@ class InprocessEngine:
         finally:
             self._waiting.pop(request_id, None)
 
-    async def update_weights(self, payload: bytes, version: str) -> str:
+    async def join_senders(self, senders: Plain) -> None:
+        """See Engine."""
+        await self._rpc("init_weight_transfer_engine", init_info=senders)
+
+    async def begin_update(self) -> None:
+        """See Engine."""
+        self._updating = True
+        await self._rpc("restart_weight_update")
+
+    async def update_weights(self, arrival: Plain) -> None:
+        """See Engine."""
+        await self._rpc("update_weights", update_info=arrival)
+
+    async def finish_update(self, version: str) -> list[dict[str, str]]:
         """See Engine."""
 
-        def update() -> str:
-            digest = self._engine.collective_rpc("load_payload", args=(payload,))[0]
-            if not self._engine.reset_prefix_cache(reset_running_requests=True):
-                raise RuntimeError("vLLM did not reset its prefix cache; cached prompts would serve the old weights")
+        def finish() -> list[dict[str, str]]:
+            self._engine.collective_rpc("finish_weight_update")
+            self._reset_caches()
             self._engine.set_weight_version(version)
-            return digest
+            self._updating = False
+            return self._engine.collective_rpc("received_digests")
 
-        return await self._on_thread(update)
+        return await self._on_thread(finish)
+
+    def _reset_caches(self) -> None:
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("vLLM did not reset its prefix cache; cached prompts would serve the old weights")
+        self._engine.reset_encoder_cache()
+
+    async def _rpc(self, method: str, **arguments: Plain) -> None:
+        await self._on_thread(lambda: self._engine.collective_rpc(method, kwargs=arguments))
 
     def check(self) -> None:
         """See Engine."""
@@ -134,10 +171,10 @@ class InprocessEngine:
                 loop.call_soon_threadsafe(partial(_settle, future, None, error))
 
     def _serve(self) -> bool:
-        """Run what was handed over; wait for it while there is nothing to decode. False: close."""
+        """Run what was handed over; wait for it while there is nothing to decode, or nothing may be. False: close."""
         while True:
             try:
-                work = self._work.get(block=not self._engine.has_unfinished_requests())
+                work = self._work.get(block=self._updating or not self._engine.has_unfinished_requests())
             except queue.Empty:
                 return True
             if work is None:
@@ -162,16 +199,27 @@ class AsynchronousEngine:
             raise RuntimeError(f"vLLM ended request {request_id} without an output")
         return finished
 
-    async def update_weights(self, payload: bytes, version: str) -> str:
-        """See Engine. The scheduler is paused first: between the layers' reload no step may run."""
+    async def join_senders(self, senders: Plain) -> None:
+        """See Engine."""
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=senders))
+
+    async def begin_update(self) -> None:
+        """See Engine. The scheduler is paused first: while layers are reloaded no step may run."""
         await self._engine.pause_generation(mode="keep", clear_cache=True)
-        try:
-            digests = await self._engine.collective_rpc("load_payload", args=(payload,))
-            await self._engine.reset_prefix_cache(reset_running_requests=True)
-            await self._engine.update_weight_version(version)
-        finally:
-            await self._engine.resume_generation()
-        return digests[0]
+        await self._engine.collective_rpc("restart_weight_update")
+
+    async def update_weights(self, arrival: Plain) -> None:
+        """See Engine."""
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=arrival))
+
+    async def finish_update(self, version: str) -> list[dict[str, str]]:
+        """See Engine."""
+        await self._engine.finish_weight_update(weight_version=version)
+        await self._engine.reset_prefix_cache(reset_running_requests=True)
+        await self._engine.reset_encoder_cache()
+        digests = await self._engine.collective_rpc("received_digests")
+        await self._engine.resume_generation()
+        return digests
 
     def check(self) -> None:
         """See Engine."""

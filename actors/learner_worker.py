@@ -5,18 +5,50 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from ray.util import get_node_ip_address
 
+from actors.abandon import Abandonable
+from actors.inspection import Process
+from actors.transports.sender import Sender
 from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
+from lpo_ray.plugins import resolve
 from lpo_ray.records import FloatArray, IntArray, Key, MicroBatch, ScoredGroup, TrainBatch, UpdateReport
 from lpo_ray.scoring import sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.weights import Manifest, TensorMeta, is_published, make_manifest
 
 KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """environment of a rank on CPU: malloc keeps large blocks. Each step needs the same ones again, and having the kernel
 map and zero them anew costs 7 to 10 % of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """How a rank sends weights. See transports.Transport."""
+
+    sender: str
+    """"module:Class" """
+    dtype: str
+    """of the engines: what is sent is cast to it"""
+    bucket_bytes: int
+    every_rank_sends: bool
+    whole_buckets: bool
+    on_device: bool
+    share_memory: bool
+    """with the other ranks: all are on one host"""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A bucket that is ready to be sent, as one rank sees it."""
+
+    digests: dict[str, str]
+    """of the tensors in its share"""
+    ticket: object
 
 
 class LearnerWorker:
@@ -27,14 +59,12 @@ class LearnerWorker:
 
     def address(self) -> tuple[str, int]:
         """Address of the host and a free port, for the ranks' meeting point."""
-        from ray.util import get_node_ip_address
-
         with socket.socket() as probe:
             probe.bind(("", 0))
             return get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, host: str, port: int) -> int:
-        """Join the other ranks at ``host:port`` and load the policy; returns the process id."""
+    def start(self, host: str, port: int) -> Process:
+        """Join the other ranks at ``host:port`` and load the policy."""
         from actors.zero3 import Zero3Policy, Zero3Scorer, join_group
         from lpo_ray.model import load_policy
 
@@ -62,7 +92,7 @@ class LearnerWorker:
         if settings.objective.reference_kl:
             frozen = load_policy(settings.reference_path, settings.dtype)
             self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
-        return os.getpid()
+        return Process.current()
 
     def log_ratios(
         self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]
@@ -77,16 +107,49 @@ class LearnerWorker:
 
     def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         """Log-probs of tokens 1..T-1 of each sequence, [T-1]; the same on every rank."""
-        return [sequence_logprobs(self._policy, sequence) for sequence in sequences]
+        return sequence_logprobs(self._policy, sequences)
 
-    def weights(self) -> tuple[bytes, str] | None:
-        """On rank 0 the safetensors bytes of the full policy and their digest, elsewhere None."""
-        from lpo_ray.model import serialise, trainable_weights
+    def open_export(self, export: Export) -> Manifest:
+        """Prepare to send weights. May be called again, for another transport."""
+        from actors.staging import Staging, make_slots
 
-        weights = self._policy.gather()
-        if self._rank:
-            return None
-        return serialise(trainable_weights(weights.items(), self._policy.model))
+        metas = [TensorMeta(n, s) for n, s in self._policy.shapes().items() if is_published(n, self._policy.model)]
+        senders = self._world_size if export.every_rank_sends else 1
+        manifest = make_manifest(metas, export.dtype, bucket_bytes=export.bucket_bytes, num_senders=senders)
+        slots = make_slots(
+            manifest, share_memory=export.share_memory, whole=export.whole_buckets, on_device=export.on_device
+        )
+        self._staging = Staging(self._policy, manifest, slots)
+        sender = resolve(export.sender, {}, "transport.kind")
+        self._sender: Sender = sender(self._staging, get_node_ip_address())
+        return manifest
+
+    def offer(self, num_peers: int) -> object:
+        """What engines need to reach this rank. Not a collective."""
+        return self._sender.offer(num_peers)
+
+    def accept(self, seconds: float) -> None:
+        """Return when the engines have joined. Not a collective of the ranks."""
+        self._sender.accept(seconds)
+
+    def advance(self, sent: int | None, seconds: float) -> Staged | None:
+        """Send the staged bucket ``sent`` while the next one is staged; None: stage the first. None after the last.
+        Raises TimeoutError when the engines do not take a bucket in time.
+        """
+        following = 0 if sent is None else sent + 1
+        sending = None
+        if sent is not None:
+            sending = Abandonable(lambda: self._sender.send(sent), f"send bucket {sent}")
+        staged = None
+        if following < len(self._staging.manifest.buckets):
+            staged = Staged(self._staging.stage(following), self._sender.ticket(following))
+        if sending is not None:
+            sending.result(seconds)
+        return staged
+
+    def digests(self) -> dict[str, str]:
+        """Digests of the tensors that this rank would send."""
+        return self._staging.digests()
 
     def shard_digests(self) -> dict[str, float]:
         """Norm of this rank's shard of each parameter."""

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import ray
 
+from actors.inspection import Process
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Response, Sampling
 from lpo_ray.seeds import derive_seed
+from lpo_ray.weights import Plain
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput
+    from vllm import RequestOutput, SamplingParams
     from vllm.config.model import ModelDType
     from vllm.logprobs import FlatLogprobs
 
@@ -33,6 +36,22 @@ class EngineSettings:
     enforce_eager: bool
     asynchronous: bool
     on_cpu: bool
+    kv_cache_bytes: int
+    """on CPU; a GPU takes what gpu_memory_utilization leaves"""
+    receiver: str
+    """name of the weight-transfer engine; see transports.Transport"""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What an engine says of the weights that it serves."""
+
+    digests: list[dict[str, str]]
+    """of each of its processes: tensor -> digest of what arrived"""
+    logprobs: list[FloatArray]
+    """of the probe"""
+    cached_tokens: int
+    """of the probe that were not computed with these weights"""
 
 
 class RolloutWorker:
@@ -41,9 +60,10 @@ class RolloutWorker:
     def __init__(self, name: str, settings: EngineSettings) -> None:
         self._name, self._settings = name, settings
 
-    async def start(self) -> int:
-        """Load the model (seconds to minutes); returns the worker's process id."""
+    async def start(self) -> Process:
+        """Load the model (seconds to minutes)."""
         from vllm import SamplingParams
+        from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.sampling_params import RequestOutputKind
 
@@ -53,8 +73,11 @@ class RolloutWorker:
         self._params, self._kind = SamplingParams, RequestOutputKind
         # On CPU a seeded request whose prompt is prefilled in chunks kills the engine ("CPU Generator does not use
         # offset": vLLM rolls the generator back after a partial prefill); so prompts are prefilled whole there.
-        whole_prompts = {
+        on_cpu = {
+            "kv_cache_memory_bytes": settings.kv_cache_bytes,
             "enable_chunked_prefill": False,
+            # vLLM's default of 128 is longer than many prompts: then the K responses of a group share no prefix.
+            "block_size": 32,
             "max_num_batched_tokens": max(settings.max_model_len, 8192),
         }
         arguments = AsyncEngineArgs(
@@ -68,23 +91,30 @@ class RolloutWorker:
             # Log-probs of the distribution that was really sampled from, temperature included.
             logprobs_mode="processed_logprobs",
             worker_extension_cls="actors.worker_extension.WorkerExtension",
+            weight_transfer_config=WeightTransferConfig(backend=settings.receiver),
             disable_log_stats=True,
             generation_config="vllm",
-            **(whole_prompts if settings.on_cpu else {}),
+            **(on_cpu if settings.on_cpu else {}),
         )
         if settings.asynchronous:
             self._engine = AsynchronousEngine(arguments)
         else:
             self._engine = await asyncio.to_thread(InprocessEngine, arguments)
-        return os.getpid()
+        self._released = asyncio.Event()
+        return Process.current()
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        """All K responses, each with a seed of its own. Raises GroupLost when vLLM refuses or aborts one."""
+        """All K responses, each with a seed of its own; none before the weights are proved. Raises GroupLost when vLLM
+        refuses or aborts one.
+        """
+        await self._released.wait()
         tasks = [
             asyncio.ensure_future(self._one(prompt, sampling, attempt, index)) for index in range(sampling.group_size)
         ]
         try:
-            return PromptGroup(prompt, attempt, tuple(await asyncio.gather(*tasks)))
+            responses = await asyncio.gather(*tasks)
+            await self._released.wait()
+            return PromptGroup(prompt, attempt, tuple(responses))
         except (ValueError, RuntimeError) as error:
             self._engine.check()
             raise GroupLost(prompt.prompt_id, attempt, f"{self._name}: {error}") from error
@@ -92,22 +122,60 @@ class RolloutWorker:
             for task in tasks:
                 task.cancel()
 
-    async def update_weights(self, payload: bytes, step: int) -> str:
-        """Serve these weights from the next token on; returns the digest of the bytes that arrived."""
-        return await self._engine.update_weights(payload, str(step))
+    async def join_senders(self, senders: Plain) -> None:
+        """Reach the ranks that send weights; see transports.receivers.Senders."""
+        await self._engine.join_senders(senders)
+
+    async def begin_update(self) -> None:
+        """Stop decoding until ``finish_update``, and give out no group until ``release``."""
+        self._released.clear()
+        await self._engine.begin_update()
+
+    async def receive(self, bucket: int, tickets: Sequence[object], seconds: float) -> None:
+        """Receive and load one bucket; gives up after ``seconds``."""
+        found = [await ticket if isinstance(ticket, ray.ObjectRef) else ticket for ticket in tickets]
+        if self._settings.asynchronous:  # the engine is another process, behind a serialiser that has no arrays
+            found = [item.tobytes() if isinstance(item, np.ndarray) else item for item in found]
+        await self._engine.update_weights({"bucket": bucket, "tickets": found, "seconds": seconds})
+
+    async def finish_update(self, version: str, probe: Sequence[IntArray]) -> Delivery:
+        """Decode with the new weights again, and say which they are."""
+        digests = await self._engine.finish_update(version)
+        return Delivery(digests, *await self._answer(probe))
+
+    async def release(self) -> None:
+        """The weights are proved: groups may be given out."""
+        self._released.set()
 
     async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         """Log-probs of tokens 1..T-1 of each sequence as the engine computes them now, [T-1] each."""
         params = self._params(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=self._kind.FINAL_ONLY
         )
-        outputs = await asyncio.gather(
-            *(
-                self._engine.generate(f"probe-{os.urandom(8).hex()}", sequence.tolist(), params)
-                for sequence in sequences
-            )
-        )
+        outputs = await asyncio.gather(*(self._probe(sequence, params) for sequence in sequences))
         return [_prompt_logprobs(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)]
+
+    async def _answer(self, probe: Sequence[IntArray]) -> tuple[list[FloatArray], int]:
+        """Log-probs of the probe, and how many of its tokens came out of the prefix cache.
+
+        vLLM computes prompt log-probs without its cache, so stale keys and values would not show in them. The last
+        token of the last sequence is asked for as one that is sampled, which does read the cache; its prompt is there
+        from the publish before, unless the cache was dropped as it must be.
+        """
+        *scored, last = probe
+        token = int(last[-1])
+        params = self._params(
+            max_tokens=1, temperature=1.0, seed=0, logprob_token_ids=[token], detokenize=False,
+            output_kind=self._kind.FINAL_ONLY,
+        )  # fmt: skip
+        found, sampled = await asyncio.gather(self.logprobs(scored), self._probe(last[:-1], params))
+        rows = sampled.outputs[0].logprobs
+        assert rows is not None
+        found.append(np.asarray([rows[0][token].logprob], dtype=np.float32))
+        return found, sampled.num_cached_tokens or 0
+
+    async def _probe(self, sequence: IntArray, params: SamplingParams) -> RequestOutput:
+        return await self._engine.generate(f"probe-{os.urandom(8).hex()}", sequence.tolist(), params)
 
     async def close(self) -> None:
         """End the engine and its processes."""

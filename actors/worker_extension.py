@@ -1,29 +1,34 @@
-"""Methods added to vLLM's worker (``worker_extension_cls``): loading published weights in place.
+"""Methods added to vLLM's worker (``worker_extension_cls``); importing it registers our weight-transfer engines.
 
-Kept apart from ``engines.py`` because vLLM imports it inside the engine core.
+Kept apart from ``engines.py`` because vLLM imports it inside the engine core, before the model is loaded.
 """
 
 from __future__ import annotations
 
-from safetensors.torch import load
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from typing import cast
 
-from lpo_ray.model import digest_of
+import torch
+
+from actors.transports.receivers import Receiver
+
+# A process must ask the kernel for AMX before its first tile instruction, or it dies with SIGILL; vLLM takes AMX for
+# granted where the CPU announces it. Where the kernel refuses, vLLM must not choose it.
+if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+    torch.cpu._is_amx_tile_supported = lambda: False
 
 
 class WorkerExtension:
     """Mixed into vLLM's Worker by name; ``self`` is the worker."""
 
-    def load_payload(self, payload: bytes) -> str:
-        """Load safetensors bytes through vLLM's layerwise reload; returns the digest of the bytes received.
+    def restart_weight_update(self) -> None:
+        """Start a weight update; one that was begun and given up is closed first."""
+        if self._receiver().active:
+            self.finish_weight_update()  # type: ignore[attr-defined]
+        self.start_weight_update()  # type: ignore[attr-defined]
 
-        On CPU, linear layers are packed for oneDNN and their plain ``weight`` is empty, so a bare ``load_weights``
-        cannot work; the reload unpacks and packs again. A tied ``lm_head`` keeps a packed copy of its own that the
-        reload does not see and that would serve the old weights without a word: it is packed again here, and the
-        probe after each publish would catch it.
-        """
-        self.reload_weights(weights_iterator=iter(load(payload).items()))  # type: ignore[attr-defined]
-        for module in self.model_runner.model.modules():  # type: ignore[attr-defined]
-            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
-                module.quant_method.process_weights_after_loading(module)
-        return digest_of(payload)
+    def received_digests(self) -> dict[str, str]:
+        """Digest of each tensor of the last update as it arrived at this worker."""
+        return self._receiver().digests
+
+    def _receiver(self) -> Receiver:
+        return cast("Receiver", self.weight_transfer_engine)  # type: ignore[attr-defined]

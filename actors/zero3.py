@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import deepspeed
@@ -20,8 +20,11 @@ from lpo_ray.learning import OptimiserSettings
 from lpo_ray.norms import norms_by_kind, update_ratios
 from lpo_ray.records import StepNorms
 from lpo_ray.scoring import ScoringModel, prepare_packing
+from lpo_ray.weights import TensorMeta, make_manifest
 
 SHARDS = "shards"
+PIECE_BYTES = 1 << 24
+"""of parameters that are gathered at once, counted as float32"""
 
 
 def join_group() -> None:
@@ -129,14 +132,41 @@ class Zero3Policy(Zero3Scorer):
         return total.cpu()
 
     def gather(self) -> dict[str, Tensor]:
-        """The full weights by name, on rank 0 (others get an empty dict), through buckets of whole parameters."""
-        keep = torch.distributed.get_rank() == 0
+        """The full weights by name, on rank 0; others get an empty dict."""
         weights: dict[str, Tensor] = {}
-        for bucket in _buckets(list(self._named()), max_numel=1 << 26):
-            with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket], modifier_rank=None):
-                if keep:
-                    weights |= {name: parameter.detach().cpu().clone() for name, parameter in bucket}
+        if torch.distributed.get_rank() == 0:
+            weights = {name: torch.empty(shape, dtype=self.model.dtype) for name, shape in self.shapes().items()}
+        self.gather_into(list(self.shapes()), weights)
         return weights
+
+    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor]) -> None:
+        """Gather the named parameters on all ranks, a few at a time, and copy those that this rank wants into its
+        ``views``. What is gathered at once, beside the views, is a parameter or ``PIECE_BYTES``.
+        """
+        parameters, shapes = dict(self._named()), self.shapes()
+        metas = [TensorMeta(name, shapes[name]) for name in names]
+        for piece in make_manifest(metas, "float32", bucket_bytes=PIECE_BYTES, num_senders=1).buckets:
+            some = {tensor.name: parameters[tensor.name] for tensor in piece.tensors}
+            with deepspeed.zero.GatheredParameters(list(some.values()), modifier_rank=None):
+                for name, parameter in some.items():
+                    if name in views:
+                        views[name].copy_(parameter.detach())
+
+    @torch.no_grad()
+    def write_shards(self, views: Mapping[str, Tensor]) -> None:
+        """Write this rank's shard of each named parameter where it belongs in the full tensor, in the tensor's dtype.
+        Not a collective. A shard is a run of the flattened parameter; the last ones are padded.
+        """
+        parameters = dict(self._named())
+        for name, view in views.items():
+            shard = parameters[name].ds_tensor.detach().flatten()  # pyright: ignore[reportAttributeAccessIssue]
+            start = torch.distributed.get_rank() * shard.numel()
+            whole = view.view(-1)[start : start + shard.numel()]
+            whole.copy_(shard[: whole.numel()])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Full shape of every parameter, in order: a shard looks empty."""
+        return {name: tuple(parameter.ds_shape) for name, parameter in self._named()}  # pyright: ignore[reportAttributeAccessIssue]
 
     def shard_digests(self) -> dict[str, float]:
         """Norm of this rank's shard of each parameter, to show that ranks hold different ones."""
@@ -215,17 +245,3 @@ def _to_universal(shards: Path, target: Path) -> None:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise CheckpointDamaged(str(shards), f"ds_to_universal failed: {finished.stderr.strip().splitlines()[-1]}")
-
-
-def _buckets(named: list[tuple[str, nn.Parameter]], max_numel: int) -> list[list[tuple[str, nn.Parameter]]]:
-    """Consecutive parameters up to ``max_numel`` elements. Sizes are ``ds_numel``: a shard looks empty."""
-    buckets: list[list[tuple[str, nn.Parameter]]] = []
-    used = 0
-    for name, parameter in named:
-        size = int(parameter.ds_numel)  # pyright: ignore[reportAttributeAccessIssue]
-        if not buckets or used + size > max_numel:
-            buckets.append([])
-            used = 0
-        buckets[-1].append((name, parameter))
-        used += size
-    return buckets

@@ -1,4 +1,4 @@
-"""The command line: ``lpo-ray train|evaluate|warmup|export|replay``; ``python -m lpo_ray`` is the same.
+"""The command line: ``lpo-ray train|evaluate|warmup|export|replay|status``; ``python -m lpo_ray`` is the same.
 
 Exit codes: 0 done, 1 a component failed, 2 the request cannot be carried out as written, 130/143 stopped by a signal.
 Ray and vLLM are imported only once the configuration is known to be good.
@@ -93,6 +93,15 @@ def replay(run: Path, step: int, from_start: bool) -> None:
     from lpo_ray.commands import replay_command
 
     replay_command(run, step, from_start=from_start)
+
+
+@cli.command()
+@RUN
+def status(run: Path) -> None:
+    """Where RUN (a run's folder) is, and which rollout worker serves which weights."""
+    from lpo_ray.commands import status_command
+
+    status_command(run)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,12 +20,14 @@ from lpo_ray.config.schema import ClusterKind, ProgressKind
 from lpo_ray.errors import ConfigError, Interrupted
 from lpo_ray.evaluation import evaluate
 from lpo_ray.inprocess.components import build_inprocess, build_learner
-from lpo_ray.interfaces import Components, Learner
+from lpo_ray.interfaces import Components, Events, Learner
 from lpo_ray.plan import Plan, build_model, make_plan
 from lpo_ray.recorder import Recorder, RecorderSettings
+from lpo_ray.records import WorkerStatus
 from lpo_ray.replay import OpenLearner, recorded_digests, replay
 from lpo_ray.run import Build, interrupt_on_signal, run_until_signal, train
 from lpo_ray.telemetry.progress import render_evaluation
+from lpo_ray.telemetry.status import render_status
 from lpo_ray.tokenizer import Tokenizer
 
 
@@ -71,6 +73,22 @@ def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
     sys.stdout.write(f"{line}\n")
 
 
+def status_command(run_dir: Path) -> None:
+    """Print where a run is and which worker serves which weights."""
+    Console().print(render_status(run_dir))
+
+
+class StandardError:
+    """Events of a command that records no run."""
+
+    def note(self, text: str) -> None:
+        """See interfaces.Events."""
+        sys.stderr.write(f"{text}\n")
+
+    def workers(self, workers: Sequence[WorkerStatus]) -> None:
+        """See interfaces.Events. What needs a reader's attention is noted."""
+
+
 def _open_learner(plan: Plan) -> OpenLearner:
     if plan.config.cluster.kind is ClusterKind.inprocess:
         return _open_inprocess_learner
@@ -111,7 +129,7 @@ def _build(plan: Plan) -> Build:
     return build_cluster
 
 
-async def _build_inprocess(plan: Plan, model_path: str) -> Components:
+async def _build_inprocess(plan: Plan, model_path: str, events: Events) -> Components:
     return build_inprocess(plan.learner_settings(model_path), plan.target_rule(), plan.context, plan.tolerance)
 
 
@@ -137,7 +155,7 @@ async def _evaluated(plan: Plan, model_path: str) -> dict[str, object]:
     """Publish (which proves the engines' weights), then evaluate."""
     evaluation = plan.config.evaluation
     source = plan.source(Tokenizer.load(model_path))
-    components = await _build(plan)(plan, model_path)
+    components = await _build(plan)(plan, model_path, StandardError())
     try:
         await components.transport.publish(0)
         result = await evaluate(

@@ -6,6 +6,8 @@ Constructors keep their arguments in ``args`` so that ``pickle`` can rebuild the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LpoRayError(Exception):
     """Base of all lpo-ray errors; ``exit_code`` is what the command line ends with."""
@@ -39,16 +41,21 @@ class TooManyLost(LpoRayError):
 
 
 class DeadlineExceeded(LpoRayError):
-    """A component did not answer in time; names it and the wait."""
+    """A component did not answer in time; names it and the wait, and shows what its process was doing if known."""
 
-    def __init__(self, who: str, what: str, seconds: float) -> None:
-        super().__init__(who, what, seconds)
-        self.who, self.what, self.seconds = who, what, seconds
+    def __init__(self, who: str, what: str, seconds: float, evidence: str = "") -> None:
+        super().__init__(who, what, seconds, evidence)
+        self.who, self.what, self.seconds, self.evidence = who, what, seconds, evidence
+
+    def with_evidence(self, evidence: Sequence[str]) -> DeadlineExceeded:
+        """The same, with what was seen of the processes that are late."""
+        return DeadlineExceeded(self.who, self.what, self.seconds, "\n".join(evidence))
 
     def __str__(self) -> str:
         return (
-            f"{self.who} did not finish '{self.what}' within {self.seconds:g} s. Expected an answer by then; look at "
-            f"the last log lines of {self.who}, or raise its deadline_seconds in the config if the work is that long"
+            f"{self.who} did not finish '{self.what}' within {self.seconds:.3g} s. Expected an answer by then; look at "
+            f"its log, or raise the deadline in the config if the work is that long"
+            + (f"\n{self.evidence}" if self.evidence else "")
         )
 
 

@@ -16,12 +16,13 @@ from lpo_ray.records import (
     IntArray,
     Prompt,
     PromptGroup,
+    Publication,
     Sampling,
     ScoredGroup,
     StepReport,
     TargetGroup,
     TrainBatch,
-    WeightsVersion,
+    WorkerStatus,
 )
 
 
@@ -66,8 +67,8 @@ class Learner(Protocol):
         """Log-probs of tokens 1..T-1 of each sequence at temperature 1, [T-1] each: what engines must agree with."""
         ...
 
-    async def weights(self) -> tuple[bytes, str]:
-        """The full policy as safetensors bytes, and their digest."""
+    async def digest(self) -> str:
+        """Identity of the current weights, as a publish would send them; see weights.Manifest."""
         ...
 
     async def save(self, folder: Path) -> None:
@@ -84,8 +85,22 @@ class Learner(Protocol):
 class WeightTransport(Protocol):
     """Moves weights from the learner to the engines."""
 
-    async def publish(self, step: int) -> WeightsVersion:
-        """Return when every engine serves and has proved the learner's weights. Raises WeightsNotProved."""
+    async def publish(self, step: int) -> Publication:
+        """Return when every engine that serves has proved the learner's weights; one that fails is taken out of service
+        and replaced. Raises WeightsNotProved when none proves them.
+        """
+        ...
+
+
+class Events(Protocol):
+    """Where components report what a user should see, at any time."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line, such as a worker that was replaced."""
+        ...
+
+    def workers(self, workers: Sequence[WorkerStatus]) -> None:
+        """The rollout workers, whenever one changes."""
         ...
 
 

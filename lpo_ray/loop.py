@@ -27,6 +27,7 @@ from lpo_ray.packing import Packing, pack_step
 from lpo_ray.records import (
     Anchor,
     Prompt,
+    Publication,
     Sampling,
     ScoredGroup,
     StepReport,
@@ -68,7 +69,7 @@ class StepRecord:
     batch: TrainBatch
     targets: Sequence[TargetGroup]
     report: StepReport
-    version: WeightsVersion
+    publication: Publication
     groups: dict[str, int]
     """ledger counts"""
 
@@ -200,10 +201,12 @@ class TrainingLoop:
             with self._observer.stage("project"):
                 report = await parts.learner.project(batch)
             with self._observer.stage("publish"):
-                version = await parts.transport.publish(step + 1)
+                publication = await parts.transport.publish(step + 1)
+            version = publication.version
             self._commit(version, report)
             self._gate.release(len(groups))
-            self._observer.step_done(StepRecord(version.step, batch, targets, report, version, self._ledger.counts()))
+            counts = self._ledger.counts()
+            self._observer.step_done(StepRecord(version.step, batch, targets, report, publication, counts))
             if evaluate and settings.evaluate_every and version.step % settings.evaluate_every == 0:
                 await evaluate(version.step)
             if settings.checkpoints.every and version.step % settings.checkpoints.every == 0:

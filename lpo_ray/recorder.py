@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,14 @@ from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
 from lpo_ray.evaluation import Evaluation
 from lpo_ray.loop import StepRecord
+from lpo_ray.records import WorkerStatus
 from lpo_ray.telemetry.metrics import Value, step_metrics
 from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
 from lpo_ray.telemetry.samples import samples_path, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, TensorBoard, write_json
 from lpo_ray.telemetry.stages import StageClock
+from lpo_ray.telemetry.status import StatusFile
 from lpo_ray.telemetry.summary import build_summary
 from lpo_ray.tokenizer import Tokenizer
 
@@ -57,6 +59,7 @@ class Recorder:
         self._evaluations: dict[int, dict[str, object]] = {}
         self._last: Mapping[str, Value] = {}
         self._tokens = 0
+        self._status = StatusFile(settings.folder, settings.run, settings.steps)
         self.step = 0
 
     def stage(self, name: str) -> AbstractContextManager[None]:
@@ -76,13 +79,21 @@ class Recorder:
         self._tokens = sum(int(str(row["tokens"])) for row in self._metrics.read())
         if self._settings.tensorboard:
             self._tensorboard = TensorBoard(folder / "tensorboard", step + 1)
-        self.step = step
+        self.step = self._status.step = step
         if step:
             self._progress.note(f"resumed after step {step}")
 
     def lost(self, lost: GroupLost) -> None:
         """See loop.Observer."""
         self._progress.note(str(lost))
+
+    def note(self, text: str) -> None:
+        """See interfaces.Events."""
+        self._progress.note(text)
+
+    def workers(self, workers: Sequence[WorkerStatus]) -> None:
+        """See interfaces.Events."""
+        self._status.update_workers(workers)
 
     def step_done(self, record: StepRecord) -> None:
         """See loop.Observer."""
@@ -95,9 +106,11 @@ class Recorder:
             pass_reward=settings.pass_reward,
             seconds=self._clock.lap(),
             groups=record.groups,
-            version=str(record.version),
+            publication=record.publication,
         )
-        self.step = record.step
+        self.step = self._status.step = record.step
+        self._status.version = str(record.publication.version)
+        self._status.write()
         self._tokens += int(str(metrics["tokens"]))
         self._metrics.append(metrics)
         if self._tensorboard is not None:
@@ -158,6 +171,8 @@ class Recorder:
         """Write summary.json and report.html from what there is, and give the terminal back."""
         settings = self._settings
         self._progress.close()
+        self._status.ended = True
+        self._status.write()
         if self._tensorboard is not None:
             self._tensorboard.close()
         write_json(

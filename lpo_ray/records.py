@@ -332,5 +332,38 @@ class WeightsVersion:
         return f"{self.step}:{self.digest[:12]}"
 
 
+WorkerState = Literal["starting", "serving", "out"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One rollout worker, as users see it."""
+
+    name: str
+    state: WorkerState
+    """starting: its engine is being built, or waits for its first weights; out: it failed and is being replaced"""
+    version: WeightsVersion | None
+    """of the weights it has proved to serve"""
+    restarts: int
+    detail: str
+    """why it was taken out last; empty if it never was"""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One publish: what arrived where, and what it took. Made by the transport, read by telemetry."""
+
+    version: WeightsVersion
+    num_bytes: int
+    """sent to each engine"""
+    seconds: float
+    """from the first gather to the last proof"""
+    workers: tuple[WorkerStatus, ...]
+    difference: float
+    """largest, between the engines' log-probs of the probe and the learner's"""
+    phases: Mapping[str, float]
+    """prepare, transfer, prove -> seconds, of the attempt that succeeded"""
+
+
 Anchor = tuple[FloatArray, ...]
 """s_t of each group, [K] each, in the groups' order"""

@@ -48,7 +48,7 @@ async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearn
                 learning_rate=recorded_step.learning_rate,
             )
             await learner.project(batch)
-            _, digest = await learner.weights()
+            digest = await learner.digest()
             if digest != recorded[at + 1]:
                 raise ReplayDiffers(
                     f"{line}: step {at + 1} gave weights {digest}, the run published {recorded[at + 1]}; expected the "

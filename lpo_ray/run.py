@@ -15,7 +15,7 @@ from lpo_ray import checkpoint
 from lpo_ray.config import dump_config
 from lpo_ray.errors import CheckpointDamaged, Interrupted, LpoRayError
 from lpo_ray.evaluation import Evaluation, evaluate
-from lpo_ray.interfaces import Components
+from lpo_ray.interfaces import Components, Events
 from lpo_ray.ledger import Ledger
 from lpo_ray.loop import TrainingLoop
 from lpo_ray.plan import Plan
@@ -25,7 +25,7 @@ from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.tokenizer import Tokenizer
 
 T = TypeVar("T")
-Build = Callable[[Plan, str], Awaitable[Components]]
+Build = Callable[[Plan, str, Events], Awaitable[Components]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
 @contextlib.asynccontextmanager
 async def _open(build: Build, plan: Plan, model_path: str, recorder: Recorder) -> AsyncIterator[Components]:
     with recorder.stage("start"):
-        components = await build(plan, model_path)
+        components = await build(plan, model_path, recorder)
     try:
         yield components
     finally:
@@ -157,7 +157,7 @@ async def _restore(
     owed = ledger.rewind(step)
     recorder.resumed(step)
     with recorder.stage("publish"):
-        version = await components.transport.publish(step)
+        version = (await components.transport.publish(step)).version
     if state is not None and version.digest != state.digest:
         raise CheckpointDamaged(
             str(found[-1]), f"it restored to weights {version}, but was saved as {state.digest[:12]}"

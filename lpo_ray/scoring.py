@@ -102,10 +102,13 @@ def score_bundles(scorer: Scorer, bundles: Sequence[Bundle], temperature: float)
     return TokenScores(zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy), mask, layout.padding)
 
 
-def sequence_logprobs(scorer: Scorer, sequence: IntArray) -> FloatArray:
-    """Log-probs of tokens 1..T-1 of one sequence at temperature 1, [T-1]: what the engines' probe must agree with."""
+def sequence_logprobs(scorer: Scorer, sequences: Sequence[IntArray]) -> list[FloatArray]:
+    """Log-probs of tokens 1..T-1 of each sequence at temperature 1, [T-1] each, in one forward: what the engines'
+    answers to the probe must agree with.
+    """
     with torch.no_grad():
-        return score_bundles(scorer, [(sequence[:1], [sequence[1:]])], 1.0).logprobs[0].cpu().numpy()
+        scores = score_bundles(scorer, [(sequence[:1], [sequence[1:]]) for sequence in sequences], 1.0)
+    return [row[: len(sequence) - 1].cpu().numpy() for row, sequence in zip(scores.logprobs, sequences, strict=True)]
 
 
 def _output_weight(model: PreTrainedModel) -> nn.Parameter:

@@ -184,6 +184,8 @@ class RolloutConfig:
     enforce_eager: bool = True
     deadline_seconds: float = 600.0
     """for one group, and for an engine's start"""
+    max_restarts: int = 3
+    """of one worker that fails, before it is given up; without any worker the run ends"""
 
 
 @dataclass
@@ -221,11 +223,17 @@ class LearnerConfig:
 
 @dataclass
 class TransportConfig:
-    kind: str = "object_store"
-    """row of actors.transports.TRANSPORTS"""
+    kind: str = "auto"
+    """row of actors.transports.TRANSPORTS: shared_memory | gloo | nccl | cuda_ipc | object_store; auto: by where the
+    learner and the engines are"""
+    bucket_mib: int = 64
+    """gathered and sent at once; each side needs memory for two buckets (of the largest tensor, if that is larger)"""
     tolerance: float | None = None
     """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
-    deadline_seconds: float = 300.0
+    prepare_seconds: float = 60.0
+    """for the engines to stop decoding and to join the learner"""
+    transfer_seconds: float = 300.0
+    """for all buckets and their proof"""
 
 
 @dataclass

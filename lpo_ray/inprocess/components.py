@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors.torch import load
 
 from lpo_ray.errors import GroupLost, WeightsNotProved
 from lpo_ray.inprocess.engine import TransformersEngine
 from lpo_ray.inprocess.learner import InprocessLearner, TorchPolicy, TorchScorer
 from lpo_ray.learning import LearnerSettings
-from lpo_ray.model import (
-    digest_of,
-    largest_difference,
-    load_policy,
-    probe_sequences,
-)
-from lpo_ray.records import Anchor, PromptGroup, ScoredGroup, TargetGroup, WeightsVersion
+from lpo_ray.model import load_policy
+from lpo_ray.proof import largest_difference, probe_sequences
+from lpo_ray.records import Anchor, PromptGroup, Publication, ScoredGroup, TargetGroup, WeightsVersion, WorkerStatus
 from lpo_ray.targets import TargetRule, build_targets
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.verifiers.run import verify
@@ -57,22 +53,25 @@ class InprocessTargetBuilder:
 
 
 class InprocessTransport:
-    """Copies the learner's weights into the engine's model, through the same bytes, digest and probe as on Ray."""
+    """Copies the learner's weights into the engine's model; the same digest and probe as on Ray prove them."""
 
     def __init__(self, learner: InprocessLearner, engine: TransformersEngine, context: int, tolerance: float) -> None:
         self._learner, self._engine, self._tolerance = learner, engine, tolerance
         self._probe = probe_sequences(learner.vocabulary, context)
 
-    async def publish(self, step: int) -> WeightsVersion:
+    async def publish(self, step: int) -> Publication:
         """See interfaces.WeightTransport."""
-        payload, digest = await self._learner.weights()
-        version = WeightsVersion(step, digest)
-        self._engine.load(load(payload), step)
+        started = time.monotonic()
+        version = WeightsVersion(step, await self._learner.digest())
+        weights = self._learner.weights()
+        self._engine.load(weights, step)
         expected = await self._learner.logprobs(self._probe)
         difference = largest_difference(expected, [self._engine.logprobs(sequence) for sequence in self._probe])
-        if difference > self._tolerance or digest_of(payload) != digest:
+        if difference > self._tolerance:
             raise WeightsNotProved("the in-process engine", str(version), difference, self._tolerance, "probe differs")
-        return version
+        worker = WorkerStatus("the in-process engine", "serving", version, 0, "")
+        num_bytes = sum(tensor.nbytes for tensor in weights.values())
+        return Publication(version, num_bytes, time.monotonic() - started, (worker,), difference, {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from lpo_ray.learning import (
     run_updates,
 )
 from lpo_ray.merging import merge_log_ratios, merge_reports
-from lpo_ray.model import serialise, trainable_weights
 from lpo_ray.norms import norms_by_kind, update_ratios
 from lpo_ray.packing import Packing, balance
 from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepNorms, StepReport, TrainBatch
 from lpo_ray.scoring import Scorer, ScoringModel, prepare_packing, sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.weights import TensorMeta, is_published, make_manifest, tensor_digest
 
 
 class TorchScorer:
@@ -141,13 +141,21 @@ class InprocessLearner:
         )
 
     async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
-        """One forward a sequence."""
-        return [sequence_logprobs(self.policy, sequence) for sequence in sequences]
-
-    async def weights(self) -> tuple[bytes, str]:
         """See interfaces.Learner."""
+        return sequence_logprobs(self.policy, sequences)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The policy's own tensors that travel, by name."""
         model = self.policy.model
-        return serialise(trainable_weights(model.named_parameters(), model))
+        return {name: p.detach() for name, p in model.named_parameters() if is_published(name, model)}
+
+    async def digest(self) -> str:
+        """See interfaces.Learner."""
+        weights = self.weights()
+        metas = [TensorMeta(name, tuple(tensor.shape)) for name, tensor in weights.items()]
+        dtype = str(self.policy.model.dtype).removeprefix("torch.")
+        manifest = make_manifest(metas, dtype, bucket_bytes=1 << 30, num_senders=1)
+        return manifest.digest({name: tensor_digest(tensor) for name, tensor in weights.items()})
 
     async def save(self, folder: Path) -> None:
         """``folder/policy`` in Hugging Face format and ``folder/shards/state.pt``."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lpo_ray.objective import Diagnostics, diagnose
-from lpo_ray.records import ProjectedGroup, StepReport, TargetGroup, TrainBatch
+from lpo_ray.records import ProjectedGroup, Publication, StepReport, TargetGroup, TrainBatch
 
 Value = int | float | str | list[float] | list[str]
 
@@ -22,7 +22,7 @@ def step_metrics(
     pass_reward: float,
     seconds: Mapping[str, float],
     groups: Mapping[str, int],
-    version: str,
+    publication: Publication,
 ) -> dict[str, Value]:
     """Metrics of one step. ``seconds``: by stage, of this step. Entropies and divergences in nats; means over groups
     unless the name says otherwise.
@@ -75,7 +75,13 @@ def step_metrics(
         "seconds": total,
         **{f"seconds_{stage}": value for stage, value in seconds.items()},
         **{f"groups_{state}": count for state, count in groups.items()},
-        "weights_version": version,
+        "weights_version": str(publication.version),
+        "publish_bytes": publication.num_bytes,
+        **{f"publish_seconds_{phase}": seconds for phase, seconds in publication.phases.items()},
+        "publish_gb_per_second": publication.num_bytes / 1e9 / publication.seconds,
+        "publish_difference": publication.difference,
+        "workers_serving": sum(worker.state == "serving" for worker in publication.workers),
+        "workers": [f"{worker.name}: {worker.state} {worker.version or '-'}" for worker in publication.workers],
     }
 
 

@@ -1,0 +1,39 @@
+"""Work that may never end, such as a collective whose other side is gone: waited for a while, then left behind."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Abandonable(Generic[T]):
+    """Runs ``work`` on a thread of its own. A thread cannot be ended from outside: when it is late it is left behind,
+    and what it uses (a process group, a buffer) must not be used again.
+    """
+
+    def __init__(self, work: Callable[[], T], what: str) -> None:
+        self._what = what
+        self._results: queue.SimpleQueue[tuple[T] | BaseException] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                self._results.put((work(),))
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                self._results.put(error)
+
+        threading.Thread(target=run, name=what, daemon=True).start()
+
+    def result(self, seconds: float) -> T:
+        """What ``work`` returned or raised. Raises TimeoutError when it is not done in time; call it once."""
+        try:
+            result = self._results.get(timeout=seconds)
+        except queue.Empty:
+            text = f"{self._what} did not end within {seconds:.3g} s; expected its other side to answer"
+            raise TimeoutError(text) from None
+        if isinstance(result, BaseException):
+            raise result
+        return result[0]

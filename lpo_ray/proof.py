@@ -1,0 +1,71 @@
+"""The probe: fixed tokens whose log-probs prove which weights an engine serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lpo_ray.records import FloatArray, IntArray
+
+SCORED, CACHED = 9, 34
+"""tokens of the two sequences; the second is longer than a block of an engine's prefix cache (16 or 32 tokens)"""
+
+
+def probe_sequences(vocabulary: int, context: int) -> list[IntArray]:
+    """The probe; the same on every machine. Engines score every token of the first sequence, and the last token of the
+    second by a request that may read the prefix cache.
+
+    Random tokens, so that every part of the model shows in the result: a head that stayed stale moves them by far more
+    than the tolerance.
+    """
+    rng = np.random.default_rng(20260506)
+    lengths = [min(length, context) for length in (SCORED, CACHED)]
+    return [rng.integers(0, vocabulary, size=length, dtype=np.int64) for length in lengths]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a delivery's proof shows."""
+
+    difference: float
+    """largest, of log-probs"""
+    why: str
+    """what arrived otherwise than it was sent, or is stale; empty: nothing"""
+
+
+def check_delivery(
+    sent: Mapping[str, str],
+    arrived: Sequence[Mapping[str, str]],
+    expected: Sequence[FloatArray],
+    served: Sequence[FloatArray],
+    cached_tokens: int,
+) -> Finding:
+    """Compare digests (tensor -> digest; ``arrived``: in each process of the engine) and log-probs of the probe.
+    ``served`` has only the last log-prob of the last sequence.
+    """
+    difference = largest_difference([*expected[:-1], expected[-1][-1:]], served)
+    for process, found in enumerate(arrived):
+        missing = [name for name in sent if name not in found]
+        if missing:
+            return Finding(difference, f"{missing[0]} did not arrive ({len(missing)} of {len(sent)} tensors missing)")
+        changed = [name for name, digest in sent.items() if found[name] != digest]
+        if changed:
+            name = changed[0]
+            what = f"the bytes of {name} that arrived at process {process} have digest {found[name][:12]}"
+            return Finding(difference, f"{what}, sent were {sent[name][:12]} ({len(changed)} tensors differ)")
+    if cached_tokens:
+        return Finding(
+            difference, f"{cached_tokens} tokens of the probe came from a prefix cache older than these weights"
+        )
+    return Finding(difference, "")
+
+
+def largest_difference(left: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> float:
+    """Max |a - b| over pairs of arrays; NaN on either side counts as infinite."""
+    worst = 0.0
+    for a, b in zip(left, right, strict=True):
+        difference = float(np.max(np.abs(a - b))) if a.shape == b.shape else float("inf")
+        worst = max(worst, difference if np.isfinite(difference) else float("inf"))
+    return worst

@@ -1,0 +1,84 @@
+"""``status.json`` of a run's folder: where the run is, and which rollout worker serves which weights, at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from lpo_ray.errors import ConfigError
+from lpo_ray.records import WorkerStatus
+from lpo_ray.telemetry.sinks import write_json
+
+FILE = "status.json"
+
+
+@dataclass(slots=True)
+class StatusFile:
+    """Written whole at every change, by the process that drives the run."""
+
+    folder: Path
+    run: str
+    steps: int
+    step: int = 0
+    version: str | None = None
+    workers: dict[str, dict[str, object]] = field(default_factory=dict)
+    ended: bool = False
+
+    def update_workers(self, workers: Sequence[WorkerStatus]) -> None:
+        """The rollout workers changed. ``since`` is kept where the state and the version are as before."""
+        for worker in workers:
+            new: dict[str, object] = {
+                "state": worker.state,
+                "version": None if worker.version is None else str(worker.version),
+                "restarts": worker.restarts,
+                "detail": worker.detail,
+            }
+            old = self.workers.get(worker.name, {})
+            same = all(old.get(key) == new[key] for key in ("state", "version"))
+            self.workers[worker.name] = {**new, "since": old["since"] if same else time.time()}
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "run": self.run, "host": socket.gethostname(), "pid": os.getpid(), "ended": self.ended, "step": self.step,
+            "steps": self.steps, "weights_version": self.version, "workers": self.workers, "updated": time.time(),
+        }  # fmt: skip
+        write_json(self.folder / FILE, content)
+
+
+def render_status(folder: Path) -> RenderableType:
+    """The file of a run's folder for a terminal. ConfigError when there is none."""
+    path = folder / FILE
+    if not path.is_file():
+        raise ConfigError(f"{folder} has no {FILE}; expected the folder of a run, such as runs/NAME")
+    status = json.loads(path.read_text())
+    now = time.time()
+    head = f"{status['run']}: {_state(status)}, step {status['step']}/{status['steps']}, weights "
+    head += f"{status['weights_version'] or 'none yet'}, {now - status['updated']:.0f} s ago"
+    table = Table(title=head, title_justify="left")
+    for column in ("worker", "state", "weights", "since", "restarts", "taken out last because"):
+        table.add_column(column)
+    for name, worker in status["workers"].items():
+        since = f"{now - worker['since']:.0f} s"
+        detail = str(worker["detail"]).partition("\n")[0]
+        table.add_row(name, worker["state"], worker["version"] or "-", since, str(worker["restarts"]), detail)
+    return Group(table)
+
+
+def _state(status: dict[str, object]) -> str:
+    if status["ended"]:
+        return "ended"
+    if status["host"] != socket.gethostname():
+        return f"running on {status['host']} when it last wrote"
+    return "running" if psutil.pid_exists(int(str(status["pid"]))) else "gone without an end (killed?)"
