@@ -4,7 +4,7 @@ ACCEL ?= cpu
 ARGS ?=
 RUN = .venv/bin/python -m
 
-.PHONY: setup train test check lint types imports fast format clean
+.PHONY: setup train test gpu check lint types imports fast format clean
 
 setup:
 	@$(PYTHON) launch/setup_env.py --accelerator $(ACCEL)
@@ -14,6 +14,11 @@ train: setup
 
 test: setup
 	@$(RUN) pytest $(ARGS)
+
+# On a machine with a GPU: make gpu ACCEL=cuda
+gpu: setup
+	@$(RUN) pytest -m gpu $(ARGS)
+	@mkdir -p runs && PYTHONPATH=. .venv/bin/python tests/benchmarks/transport.py runs/transport.json --models quickstart
 
 check: setup lint types imports fast
 

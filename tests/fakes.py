@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from lpo_ray.records import (
     ProjectedGroup,
     Prompt,
     PromptGroup,
+    Publication,
     Response,
     Sampling,
     ScoredGroup,
@@ -29,6 +31,7 @@ from lpo_ray.records import (
     TrainBatch,
     UpdateReport,
     WeightsVersion,
+    WorkerStatus,
 )
 
 
@@ -87,10 +90,11 @@ class FakeComponents:
             reports.append(UpdateReport(groups, StepNorms(1.0, applied, {}, {}), 1, 0.0, where))
         return StepReport(tuple(reports))
 
-    async def publish(self, step: int) -> WeightsVersion:
+    async def publish(self, step: int) -> Publication:
         self.events.append(f"publish {step}")
         self.step = step
-        return WeightsVersion(step, f"digest-{step}")
+        version = WeightsVersion(step, f"digest-{step}")
+        return Publication(version, 8, 0.5, (WorkerStatus("the fake engine", "serving", version, 0, ""),), 0.0, {})
 
     async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
         return [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
@@ -99,8 +103,8 @@ class FakeComponents:
         self.events.append(f"save {self.step}")
         (folder / "weights").write_text(str(self.step))
 
-    async def weights(self) -> tuple[bytes, str]:
-        return b"", f"digest-{self.step}"
+    async def digest(self) -> str:
+        return f"digest-{self.step}"
 
     async def restore(self, folder: Path, written_by: int) -> None:
         self.step = int((folder / "weights").read_text())
@@ -161,3 +165,18 @@ class FakeObserver:
 
     def evidence(self) -> str:
         return "the samples"
+
+
+@dataclass
+class FakeEvents:
+    """Remembers what components reported."""
+
+    notes: list[str] = field(default_factory=list)
+    reports: list[tuple[WorkerStatus, ...]] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        sys.stderr.write(f"{text}\n")
+
+    def workers(self, workers: Sequence[WorkerStatus]) -> None:
+        self.reports.append(tuple(workers))

@@ -82,7 +82,10 @@ def test_a_run_in_one_process_then_resume_export_and_evaluate(tiny_policy: Path,
 def test_an_unknown_transport_is_refused_before_anything_starts(tiny_policy: Path, tmp_path: Path) -> None:
     finished = lpo_ray("train", QUICKSTART, f"run.dir={tmp_path}", f"model.path={tiny_policy}", "transport.kind=pigeon")
     assert finished.returncode == 2
-    assert "transport.kind is 'pigeon'; expected one of object_store" in finished.stderr
+    assert (
+        "transport.kind is 'pigeon'; expected one of cuda_ipc, gloo, nccl, object_store, shared_memory"
+        in finished.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -38,7 +38,7 @@ def prepare(folder: Path, policy: Path, *overrides: str) -> tuple[Plan, Inproces
 
 async def one_step(plan: Plan, parts: InprocessComponents, folder: Path, policy: Path) -> FakeObserver:
     observer = FakeObserver()
-    version = await parts.transport.publish(0)
+    version = (await parts.transport.publish(0)).version
     source = plan.source(Tokenizer.load(str(policy)))
     loop = TrainingLoop(parts, source, Ledger(folder / "ledger.sqlite"), plan.loop_settings(), observer)
     await loop.run(version)

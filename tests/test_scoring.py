@@ -153,7 +153,7 @@ def test_an_untied_head_and_another_family_score_as_their_own_forward_does(tied:
     expected = expected.gather(1, torch.from_numpy(sequence)[1:, None])[:, 0].numpy()
     for attention in ("packed", "padded"):
         np.testing.assert_allclose(
-            sequence_logprobs(TorchScorer(model, attention=attention), sequence), expected, atol=1e-5
+            sequence_logprobs(TorchScorer(model, attention=attention), [sequence])[0], expected, atol=1e-5
         )
         model.set_attn_implementation("sdpa")
 
@@ -173,7 +173,7 @@ def test_positions_are_learned_ones_too() -> None:
     bundle = bundles_of([(3, [4, 6])])
     together = score_bundles(scorer, bundle, 1.0).logprobs
     for row, response in enumerate(bundle[0][1]):
-        alone = sequence_logprobs(scorer, np.concatenate([bundle[0][0], response]))[2:]
+        alone = sequence_logprobs(scorer, [np.concatenate([bundle[0][0], response])])[0][2:]
         np.testing.assert_allclose(together[row, : len(response)].detach().numpy(), alone, atol=1e-5)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load_file
 
 from actors.cluster import connect, disconnect, open_learner
 from actors.learner_group import LearnerGroup
+from lpo_ray.errors import DeadlineExceeded
 from lpo_ray.objective import gibbs_target, target_temperature
 from lpo_ray.packing import pack_step
 from lpo_ray.plan import Plan
@@ -66,7 +70,9 @@ async def steps(learner: LearnerGroup, plan: Plan, count: int, first: int = 0, l
 
 
 async def weights_of(learner: LearnerGroup) -> dict[str, torch.Tensor]:
-    return load((await learner.weights())[0])
+    with tempfile.TemporaryDirectory() as folder:
+        await learner.save(Path(folder))
+        return load_file(Path(folder) / "policy" / "model.safetensors")
 
 
 def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
@@ -140,21 +146,21 @@ def test_a_checkpoint_goes_from_one_rank_to_two_and_back(tiny_policy: Path, tmp_
         await steps(learner, one, 2)
         (tmp_path / "a").mkdir()
         await learner.save(tmp_path / "a")
-        digest = (await learner.weights())[1]
+        digest = await learner.digest()
         await steps(learner, one, 2, first=2)
         return digest, await weights_of(learner)
 
     async def middle(learner: LearnerGroup) -> tuple[str, str]:
         await learner.restore(tmp_path / "a", 1)
-        restored = (await learner.weights())[1]
+        restored = await learner.digest()
         await steps(learner, two, 1, first=2)
         (tmp_path / "b").mkdir()
         await learner.save(tmp_path / "b")
-        return restored, (await learner.weights())[1]
+        return restored, await learner.digest()
 
     async def end(learner: LearnerGroup) -> tuple[str, dict[str, torch.Tensor]]:
         await learner.restore(tmp_path / "b", 2)
-        restored = (await learner.weights())[1]
+        restored = await learner.digest()
         await steps(learner, one, 1, first=3)
         return restored, await weights_of(learner)
 
@@ -174,9 +180,9 @@ def test_a_gradient_that_is_not_finite_is_dropped_on_all_ranks(zero: str, tiny_p
     )
 
     async def work(learner: LearnerGroup) -> tuple[list[str], list[StepReport]]:
-        digests = [(await learner.weights())[1]]
+        digests = [await learner.digest()]
         reports = await steps(learner, plan, 1)
-        digests.append((await learner.weights())[1])
+        digests.append(await learner.digest())
         return digests, reports
 
     (before, after), (report,) = on(plan, tiny_policy, work)
@@ -208,3 +214,26 @@ def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> N
     first, last = reports[0].updates[0].groups, reports[1].updates[1].groups
     assert not any(group.reference_kl.any() for group in first)
     assert all(group.reference_kl.mean() > 0 for group in last)
+
+
+def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, tmp_path: Path) -> None:
+    """One rank is stopped; the other waits for it in a collective. Both are late, and the message tells them apart."""
+    plan = plan_of(tmp_path, tiny_policy)
+
+    async def work(learner: LearnerGroup) -> str:
+        learner._deadline = 4.0
+        process = learner.processes[1]
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineExceeded) as caught:
+                await learner.digest()
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        stopped = f"process {process.pid} is stopped"
+        assert caught.value.who == "learner rank 0, learner rank 1"
+        assert stopped in str(caught.value)
+        return str(caught.value).partition(stopped)[0]
+
+    waiting = on(plan, tiny_policy, work)
+    assert "barrier" in waiting  # where rank 0 is
+    assert "stage (actors/staging.py" in waiting

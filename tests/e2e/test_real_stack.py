@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from lpo_ray.commands import _recorder
 from lpo_ray.config import load_config
-from lpo_ray.model import largest_difference, probe_sequences
+from lpo_ray.interfaces import Events
 from lpo_ray.objective import project
 from lpo_ray.plan import Plan, make_plan
+from lpo_ray.proof import largest_difference, probe_sequences
 from lpo_ray.records import PromptGroup, Response
 from lpo_ray.run import run_until_signal, train
 
@@ -110,8 +111,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Fin
     plan = plan_of(tmp_path_factory.mktemp("runs"), tiny_policy)
     seen = Finished(plan.run_dir)
 
-    async def build(plan: Plan, model_path: str) -> Watched:
-        return Watched(await build_cluster(plan, model_path), seen)
+    async def build(plan: Plan, model_path: str, events: Events) -> Watched:
+        return Watched(await build_cluster(plan, model_path, events), seen)
 
     connect(plan.config)
     try:

@@ -32,7 +32,7 @@ class Run:
             [
                 sys.executable, "-m", "lpo_ray", "train", QUICKSTART, f"run.dir={folder}", f"model.path={policy}",
                 "run.steps=500", "pipeline.groups_per_step=8", "sampling.group_size=4", "evaluation.num_prompts=0",
-                "checkpoint.every=3", *overrides,
+                "checkpoint.every=3", "learner.world_size=1", *overrides,
             ],
             env={**os.environ, name: value},
             stdout=subprocess.PIPE,
@@ -119,17 +119,45 @@ def test_a_killed_driver_leaves_no_orphan_and_the_run_resumes(run: Run, tmp_path
     assert set(states(resumed.folder)) <= {"trained", "lost"}
 
 
-@pytest.mark.parametrize(("actor", "name"), [("LearnerWorker", "learner rank"), ("RolloutWorker", "rollout worker 0")])
-def test_a_component_that_dies_ends_the_run_with_its_name(run: Run, actor: str, name: str) -> None:
-    """The other learner rank waits in a collective for ever; the run must not wait with it."""
-    run.wait_for_step(1)
+def kill(run: Run, actor: str) -> None:
     victim = next(process for process in run.descendants() if f"ray::{actor}" in " ".join(process.cmdline()))
     victim.kill()
-    output, _ = run.process.communicate(timeout=90)
-    assert run.process.returncode == 1, output
-    assert "ComponentDied: " + name in output
-    assert json.loads((run.folder / "summary.json").read_text())["steps"] == run.steps()[-1]
-    run.assert_nothing_is_left()
+
+
+def test_a_learner_rank_that_dies_ends_the_run_with_its_name(tmp_path: Path, tiny_policy: Path) -> None:
+    """The other rank waits in a collective for ever; the run must not wait with it."""
+    run = Run(tmp_path, tiny_policy, "learner.world_size=2")
+    try:
+        run.wait_for_step(1)
+        kill(run, "LearnerWorker")
+        output, _ = run.process.communicate(timeout=90)
+        assert run.process.returncode == 1, output
+        assert "ComponentDied: learner rank" in output
+        assert json.loads((run.folder / "summary.json").read_text())["steps"] == run.steps()[-1]
+        run.assert_nothing_is_left()
+    finally:
+        for process in run.descendants():
+            process.kill()
+
+
+def test_the_only_engine_is_replaced_until_its_restarts_are_spent(tmp_path: Path, tiny_policy: Path) -> None:
+    run = Run(tmp_path, tiny_policy, "rollout.max_restarts=1")
+    try:
+        run.wait_for_step(1)
+        kill(run, "RolloutWorker")
+        run.wait_for_step(run.steps()[-1] + 3)
+        kill(run, "RolloutWorker")
+        output, _ = run.process.communicate(timeout=90)
+        assert run.process.returncode == 1, output
+        assert "rollout worker 0 is taken out of the pool: rollout worker 0 died: " in output
+        assert "rollout worker 0 is back (restart 1 of 1)" in output
+        assert "it was replaced 1 times (rollout.max_restarts) and is given up; no rollout worker is left" in output
+        assert run.steps() == list(range(1, run.steps()[-1] + 1))
+        assert json.loads((run.folder / "summary.json").read_text())["groups"]["lost"] > 0
+        run.assert_nothing_is_left()
+    finally:
+        for process in run.descendants():
+            process.kill()
 
 
 def test_a_signal_while_the_components_start_ends_at_once(run: Run) -> None:

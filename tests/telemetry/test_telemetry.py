@@ -16,7 +16,17 @@ from rich.console import Console
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.objective import project
 from lpo_ray.packing import Packing, pack_step
-from lpo_ray.records import NotFinite, ProjectedGroup, StepNorms, StepReport, TargetGroup, UpdateReport
+from lpo_ray.records import (
+    NotFinite,
+    ProjectedGroup,
+    Publication,
+    StepNorms,
+    StepReport,
+    TargetGroup,
+    UpdateReport,
+    WeightsVersion,
+    WorkerStatus,
+)
 from lpo_ray.telemetry.metrics import step_metrics
 from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
@@ -60,11 +70,20 @@ def report_of(targets: list[TargetGroup]) -> StepReport:
     return StepReport((UpdateReport(halves[0], good, 2, 0.25, ()), UpdateReport(halves[1], skipped, 2, 0.0, (where,))))
 
 
+def publication_of(step: int) -> Publication:
+    version = WeightsVersion(step, "abc")
+    workers = (
+        WorkerStatus("rollout worker 0", "serving", version, 0, ""),
+        WorkerStatus("rollout worker 1", "out", None, 1, "it died"),
+    )
+    return Publication(version, 6_000_000, 0.5, workers, 1e-6, {"prepare": 0.1})
+
+
 def metrics_of(step: int, targets: list[TargetGroup]) -> dict:
     batch = pack_step(targets, Packing(1, 10**6, False), step=step, seed=0, updates=2, learning_rate=0.1)
     return step_metrics(
         step, targets, batch, report_of(targets), pass_reward=1.0, seconds=SECONDS,
-        groups={"issued": 4, "trained": 4}, version=f"{step}:abc",
+        groups={"issued": 4, "trained": 4}, publication=publication_of(step),
     )  # fmt: skip
 
 
@@ -80,6 +99,10 @@ def test_metrics_by_hand() -> None:
     assert metrics["staleness"] == 2
     assert metrics["effective_sample_size"] == pytest.approx(2.0)
     assert metrics["forwards"] == 4
+    assert metrics["weights_version"] == "3:abc"
+    assert metrics["publish_gb_per_second"] == pytest.approx(0.012)
+    assert metrics["workers_serving"] == 1
+    assert metrics["workers"] == ["rollout worker 0: serving 3:abc", "rollout worker 1: out -"]
     assert (metrics["gradient_norm_mlp"], metrics["update_ratio_mlp"]) == (0.3, 1e-3)
     assert (metrics["padding_fraction"], metrics["imbalance_fraction"]) == (0.125, 0.0)
     assert metrics["skipped_updates"] == 1

@@ -1,0 +1,56 @@
+"""The GPU transports through the same calls as the others; skipped without the hardware. ``make gpu`` runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.cluster import Cluster, build_cluster, connect, disconnect
+from lpo_ray.run import run_until_signal
+from tests.e2e.test_real_stack import plan_of
+from tests.e2e.test_transports import Case, look, make_model, on_ranks, perturb, reference
+from tests.fakes import FakeEvents
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.gpu, pytest.mark.timeout(600)]
+NEEDED = {"cuda_ipc": (1, 0.5), "shared_memory": (1, 0.5), "object_store": (1, 0.5), "nccl": (2, 1.0)}
+"""kind -> GPUs, and share of a GPU for the rank and for the engine"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", NEEDED)
+def test_after_each_of_three_updates_the_engine_is_transformers(
+    kind: str, dtype: str, tmp_path: Path, tiny_policy: Path
+) -> None:
+    count, share = NEEDED[kind]
+    if torch.cuda.device_count() < count:
+        pytest.skip(f"needs {count} GPUs, found {torch.cuda.device_count()}")
+    path = make_model(tmp_path / "model", "qwen3", True, tiny_policy)
+    plan = plan_of(
+        tmp_path, path, f"transport.kind={kind}", f"model.dtype={dtype}", f"rollout.dtype={dtype}",
+        "learner.world_size=1", f"learner.gpus_per_rank={share}", f"rollout.gpus_per_worker={share}",
+        "rollout.gpu_memory_utilization=0.3",
+    )  # fmt: skip
+    cases: list[Case] = []
+
+    async def main(_: object) -> None:
+        cluster: Cluster = await build_cluster(plan, str(path), FakeEvents())
+        try:
+            for step in range(1, 4):
+                await on_ranks(cluster.learner, perturb, step)
+                publication = await cluster.transport.publish(step)
+                model = await reference(cluster.learner, path / f"step{step}", dtype)
+                cases.append(await look(cluster, model, publication))
+        finally:
+            await cluster.close()
+
+    connect(plan.config)
+    try:
+        run_until_signal(main)
+    finally:
+        disconnect()
+    for case in cases:
+        assert case.greedy
+        assert case.difference < (1e-3 if dtype == "float32" else 2e-2)
+        assert case.versions == {case.publication.version.step}

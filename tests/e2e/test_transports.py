@@ -1,0 +1,313 @@
+"""Every transport that works without a GPU, on real engines and ZeRO-3 ranks: what arrives is what the learner has.
+
+The ranks and the engine stay up and take one model after the other, since starting processes is what costs time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from actors.cluster import Cluster, _rollout_spawner, build_cluster, connect, disconnect
+from actors.learner_group import LearnerGroup
+from actors.learner_worker import LearnerWorker
+from actors.publisher import Publisher
+from actors.rollout_worker import RolloutWorker
+from actors.transports import TRANSPORTS
+from lpo_ray.errors import WeightsNotProved
+from lpo_ray.plan import Plan
+from lpo_ray.proof import largest_difference, probe_sequences
+from lpo_ray.records import Publication, Sampling
+from lpo_ray.run import run_until_signal
+from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.weights import Bucket, tensor_digest
+from tests.builders import make_prompt
+from tests.e2e.test_real_stack import plan_of
+from tests.fakes import FakeEvents
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+KINDS = ("shared_memory", "gloo", "object_store")
+DTYPES = ("bfloat16", "float32")
+VOCABULARY = 333
+"""not a multiple of 64: engines pad it"""
+SMALL = ("rollout.kv_cache_gib=0.2", "rollout.max_restarts=0", "rollout.deadline_seconds=60")
+GREEDY = Sampling(group_size=2, temperature=0.0, max_tokens=12, seed=0)
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.05,
+}  # fmt: skip
+MODELS = {
+    (name, tied): (config, model)
+    for (name, config, model) in (("qwen3", Qwen3Config, Qwen3ForCausalLM), ("llama", LlamaConfig, LlamaForCausalLM))
+    for tied in (True, False)
+}
+
+
+@dataclass
+class Case:
+    """What was seen of one model, dtype and transport."""
+
+    difference: float
+    """largest, of log-probs to transformers"""
+    greedy: bool
+    versions: set[int]
+    publication: Publication
+
+
+@dataclass
+class Seen:
+    cases: dict[tuple[str, bool, str, str], list[Case]] = field(default_factory=dict)
+    faults: dict[str, WeightsNotProved] = field(default_factory=dict)
+    digests: dict[str, list[str]] = field(default_factory=dict)
+    cast: tuple[str, str] = ("", "")
+    """of a float32 learner's weights for bfloat16 engines: the learner's digest, and transformers'"""
+    slots: list[float] = field(default_factory=list)
+    """memory of each rank for its buckets, in units of two of the largest"""
+
+
+def make_model(folder: Path, name: str, tied: bool, policy: Path) -> Path:
+    torch.manual_seed(1)
+    config, model = MODELS[name, tied]
+    tokenizer = Tokenizer.load(str(policy))
+    ids = {"eos_token_id": VOCABULARY - 1, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    model(config(**SIZES, **ids, tie_word_embeddings=tied, head_dim=32)).save_pretrained(folder)
+    tokenizer.save(folder)
+    return folder
+
+
+def perturb(worker: LearnerWorker, seed: int) -> None:
+    """A random update: the same full noise on every rank, of which each takes its shard."""
+    rank, policy = torch.distributed.get_rank(), worker._policy
+    for name, parameter in policy.model.named_parameters():
+        generator = torch.Generator().manual_seed(seed * 1000 + len(name))
+        noise = torch.randn(parameter.ds_tensor.numel() * policy.world_size, generator=generator) * 0.02
+        part = noise[rank * parameter.ds_tensor.numel() :][: parameter.ds_tensor.numel()]
+        parameter.ds_tensor.data.add_(part.view_as(parameter.ds_tensor).to(parameter.ds_tensor))
+
+
+async def on_ranks(learner: LearnerGroup, function: object, *arguments: object) -> None:
+    for reference in [rank.__ray_call__.remote(function, *arguments) for rank in learner.ranks]:
+        await reference
+
+
+async def reference(learner: LearnerGroup, folder: Path, dtype: str) -> torch.nn.Module:
+    """Transformers' model of the learner's weights, in the engines' dtype."""
+    folder.mkdir(parents=True)
+    await learner.save(folder)
+    return AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=getattr(torch, dtype)).eval()
+
+
+async def look(cluster: Cluster, model: torch.nn.Module, publication: Publication) -> Case:
+    """Greedy responses of the engine beside transformers' own, and the log-probs of both on them."""
+    group = await cluster.rollout.sample(make_prompt(3, length=40, vocabulary=VOCABULARY), GREEDY, 0)
+    start, worst, greedy = 40, 0.0, True
+    for response in group.responses:
+        sequence = torch.from_numpy(np.concatenate([group.prompt.token_ids, response.token_ids]))
+        with torch.no_grad():
+            logprobs = model(sequence[None]).logits[0, start - 1 : -1].float().log_softmax(-1)
+        chosen = logprobs.gather(1, sequence[start:, None])[:, 0]
+        # in bf16 two tokens may be equally likely up to rounding
+        tolerance = 0.0 if model.dtype == torch.float32 else 2e-2
+        greedy &= bool((chosen >= logprobs.max(-1).values - tolerance).all())
+        served = await cluster.rollout.members[0].handle.logprobs.remote([sequence.numpy()])
+        worst = max(worst, largest_difference([chosen.numpy()], [served[0][start - 1 :]]))
+    return Case(worst, greedy, {v for r in group.responses for v in r.versions.tolist()}, publication)
+
+
+class Reusable:
+    """One cluster whose ranks and engine are given one model after the other."""
+
+    def __init__(self, cluster: Cluster, plan: Plan, seen: Seen, folder: Path) -> None:
+        self.cluster, self.plan, self.seen, self.folder = cluster, plan, seen, folder
+
+    async def use(self, path: Path, dtype: str) -> None:
+        learner = self.cluster.learner
+        settings = replace(self.plan.learner_settings(str(path)), dtype=dtype)
+
+        def load(worker: LearnerWorker) -> None:
+            LearnerWorker.__init__(worker, worker._rank, worker._world_size, settings)
+
+        await on_ranks(learner, load)
+        pool = self.cluster.rollout
+        for member in pool.members:
+            ray.kill(member.handle)
+        plan = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
+        pool._spawn = _rollout_spawner(plan, str(path), self.cluster.placements[1], "shared_memory")
+        await asyncio.gather(pool.start(), learner.start())
+
+    async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:
+        cluster, transport = self.cluster, TRANSPORTS[kind]
+        await cluster.learner.open_export(transport, dtype, bucket_bytes)
+        return Publisher(
+            cluster.learner, cluster.rollout, kind, transport, probe=probe_sequences(VOCABULARY, 256),
+            tolerance=1e-3 if dtype == "float32" else 0.1, processes_per_engine=1, prepare_seconds=30,
+            transfer_seconds=30,
+        )  # fmt: skip
+
+
+async def all_cases(host: Reusable, policy: Path) -> None:
+    for dtype, (name, tied) in itertools.product(DTYPES, MODELS):  # the last is what faults and digests go on with
+        path = make_model(host.folder / f"{name}-{tied}-{dtype}", name, tied, policy)
+        await host.use(path, dtype)
+        for number, kind in enumerate(KINDS):
+            publisher = await host.publisher(kind, dtype)
+            cases = host.seen.cases[name, tied, dtype, kind] = []
+            for update in range(3):
+                step = 1 + 3 * number + update
+                await on_ranks(host.cluster.learner, perturb, step)
+                publication = await publisher.publish(step)
+                model = await reference(host.cluster.learner, path / f"step{step}", dtype)
+                cases.append(await look(host.cluster, model, publication))
+
+
+def corrupt(worker: LearnerWorker) -> None:
+    """One bit of a bucket changes after its digest was taken."""
+    sender, staging = worker._sender, worker._staging
+    ticket = sender.ticket
+
+    def corrupted(bucket: int) -> object:
+        if bucket == 1 and staging._rank == 0:
+            staging.slots.held(bucket).view(torch.uint8)[5] ^= 1
+        return ticket(bucket)
+
+    sender.ticket = corrupted
+
+
+def inject(worker: RolloutWorker, fault: str) -> None:
+    engine = worker._engine._engine
+    model = engine.collective_rpc(lambda worker: worker.weight_transfer_engine)[0].model
+    if fault == "stale cache":
+        engine.reset_prefix_cache = lambda **_: True
+    elif fault == "not received":
+        views = Bucket.share_views
+        Bucket.share_views = lambda *arguments: (p for p in views(*arguments) if "layers.1.mlp.down_proj" not in p[0])
+        Bucket.healed = views
+    elif fault == "not loaded":
+        load_weights = model.load_weights
+        model.load_weights = lambda pairs: load_weights(p for p in pairs if "1.mlp.down_proj" not in p[0])
+
+
+def heal(worker: RolloutWorker) -> None:
+    engine = worker._engine._engine
+    model = engine.collective_rpc(lambda worker: worker.weight_transfer_engine)[0].model
+    engine.__dict__.pop("reset_prefix_cache", None)
+    model.__dict__.pop("load_weights", None)
+    Bucket.share_views = getattr(Bucket, "healed", Bucket.share_views)
+
+
+async def all_faults(host: Reusable) -> None:
+    learner, member = host.cluster.learner, host.cluster.rollout.members[0]
+    for step, fault in enumerate(("not received", "not loaded", "stale cache", "corrupted bucket")):
+        publisher = await host.publisher("shared_memory", "float32")
+        await publisher.publish(2 * step)
+        await member.handle.__ray_call__.remote(inject, fault)
+        if fault == "corrupted bucket":
+            await on_ranks(learner, corrupt)
+        await on_ranks(learner, perturb, 7 + step)
+        with pytest.raises(WeightsNotProved) as caught:
+            await publisher.publish(2 * step + 1)
+        host.seen.faults[fault] = caught.value
+        await member.handle.__ray_call__.remote(heal)
+
+
+async def all_digests(host: Reusable) -> None:
+    """The same weights through every transport and other bucket sizes."""
+    for kind, bucket_bytes in itertools.product(KINDS, (1 << 12, 1 << 16, 1 << 24)):
+        publication = await (await host.publisher(kind, "float32", bucket_bytes)).publish(1)
+        host.seen.digests.setdefault(publication.version.digest, []).append(f"{kind} {bucket_bytes}")
+    host.seen.digests.setdefault(await host.cluster.learner.digest(), []).append("learner alone")
+    learner = host.cluster.learner
+    manifest = await learner.open_export(TRANSPORTS["object_store"], "bfloat16", 1 << 16)
+    weights = (await reference(learner, host.folder / "saved", "bfloat16")).state_dict()
+    host.seen.cast = (await learner.digest(), manifest.digest({n: tensor_digest(w) for n, w in weights.items()}))
+    for rank in learner.ranks:
+        size = await rank.__ray_call__.remote(lambda worker: worker._staging.slots._elements.nbytes)
+        host.seen.slots.append(size / (2 * manifest.slot_numel * 2))
+    learner._shards_on_disk = True  # then DeepSpeed gathers, as it does between hosts
+    for kind in ("gloo", "object_store"):
+        publication = await (await host.publisher(kind, "float32", 1 << 16)).publish(1)
+        host.seen.digests.setdefault(publication.version.digest, []).append(f"{kind} gathered by DeepSpeed")
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("transports")
+    plan = plan_of(folder, tiny_policy, *SMALL)
+    found = Seen()
+
+    async def main(_: object) -> None:
+        cluster = await build_cluster(plan, str(tiny_policy), FakeEvents())
+        try:
+            host = Reusable(cluster, plan, found, folder)
+            await all_cases(host, tiny_policy)
+            await all_faults(host)
+            await all_digests(host)
+        finally:
+            await cluster.close()
+
+    connect(plan.config)
+    try:
+        run_until_signal(main)
+        yield found
+    finally:
+        disconnect()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "tied"), MODELS)
+def test_after_each_of_three_updates_the_engine_is_transformers(
+    seen: Seen, name: str, tied: bool, dtype: str, kind: str
+) -> None:
+    cases = seen.cases[name, tied, dtype, kind]
+    assert len(cases) == 3
+    for case in cases:
+        assert case.greedy
+        assert case.difference < (1e-3 if dtype == "float32" else 2e-2)
+        assert case.versions == {case.publication.version.step}
+    assert len({case.publication.version.digest for case in cases}) == 3
+
+
+def test_one_flipped_bit_names_its_tensor(seen: Seen) -> None:
+    error = seen.faults["corrupted bucket"]
+    assert error.engine == "rollout worker 0"
+    assert "the bytes of model.layers.0." in error.why
+    assert "(1 tensors differ)" in error.why
+
+
+def test_a_tensor_that_does_not_arrive_is_named(seen: Seen) -> None:
+    assert seen.faults["not received"].why.startswith("model.layers.1.mlp.down_proj.weight did not arrive (1 of ")
+
+
+def test_a_tensor_that_arrives_and_is_not_loaded_shows_in_the_probe(seen: Seen) -> None:
+    error = seen.faults["not loaded"]
+    assert error.why == "its log-probs of the probe are not the learner's"
+    assert error.difference > 1e-3
+
+
+def test_a_stale_prefix_cache_is_found(seen: Seen) -> None:
+    error = seen.faults["stale cache"]
+    assert error.why == "32 tokens of the probe came from a prefix cache older than these weights"
+    assert error.difference > 1e-3  # and the log-prob read through it is wrong
+
+
+def test_a_version_does_not_depend_on_transport_buckets_or_who_gathers(seen: Seen) -> None:
+    assert [len(ways) for ways in seen.digests.values()] == [12]
+
+
+def test_what_is_sent_is_cast_to_the_engines_dtype_by_the_sender(seen: Seen) -> None:
+    sent, expected = seen.cast
+    assert sent == expected
+
+
+def test_a_rank_has_memory_for_two_buckets(seen: Seen) -> None:
+    assert seen.slots == [1.0, 1.0]  # and it is the same memory

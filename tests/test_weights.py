@@ -1,0 +1,111 @@
+"""Buckets, shares and digests of what travels."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpo_ray.proof import check_delivery, probe_sequences
+from lpo_ray.weights import Manifest, TensorMeta, make_manifest, tensor_digest
+
+SHAPES = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), min_size=1, max_size=12)
+
+
+def metas(shapes: list[tuple[int, ...]]) -> list[TensorMeta]:
+    return [TensorMeta(f"t{number}", shape) for number, shape in enumerate(shapes)]
+
+
+@given(SHAPES, st.integers(4, 2000), st.integers(1, 5))
+def test_every_tensor_travels_once_in_order_and_in_one_share(
+    shapes: list[tuple[int, ...]], bucket_bytes: int, senders: int
+) -> None:
+    tensors = metas(shapes)
+    manifest = make_manifest(tensors, "float32", bucket_bytes=bucket_bytes, num_senders=senders)
+    assert list(manifest.tensors) == tensors
+    assert manifest.num_bytes == 4 * sum(tensor.numel for tensor in tensors)
+    for bucket in manifest.buckets:
+        assert len(bucket.shares) == senders
+        assert bucket.numel * 4 <= bucket_bytes or len(bucket.tensors) == 1
+        assert bucket.share(senders) == ()
+        assert bucket.span(senders) == (bucket.numel, bucket.numel)
+        spans = [bucket.span(sender) for sender in range(senders)]
+        assert [end for _, end in spans] == [start for start, _ in spans[1:]] + [bucket.numel]
+    assert manifest.slot_numel == max(bucket.numel for bucket in manifest.buckets)
+
+
+@given(SHAPES, st.integers(4, 2000), st.integers(1, 5))
+def test_views_are_the_tensors_that_were_written(
+    shapes: list[tuple[int, ...]], bucket_bytes: int, senders: int
+) -> None:
+    manifest = make_manifest(metas(shapes), "float32", bucket_bytes=bucket_bytes, num_senders=senders)
+    values = {tensor.name: torch.randn(tensor.shape) for tensor in manifest.tensors}
+    for bucket in manifest.buckets:
+        elements = torch.empty(bucket.numel)
+        for name, view in bucket.views(elements):
+            view.copy_(values[name])
+        for sender in range(senders):
+            share = elements[slice(*bucket.span(sender))]
+            for name, view in bucket.share_views(sender, share):
+                torch.testing.assert_close(view, values[name], rtol=0, atol=0)
+
+
+@given(SHAPES, st.integers(4, 2000), st.integers(1, 5))
+def test_a_manifest_survives_any_serialiser(shapes: list[tuple[int, ...]], bucket_bytes: int, senders: int) -> None:
+    manifest = make_manifest(metas(shapes), "bfloat16", bucket_bytes=bucket_bytes, num_senders=senders)
+    assert Manifest.from_plain(json.loads(json.dumps(manifest.to_plain()))) == manifest
+
+
+def test_shares_are_about_equal() -> None:
+    manifest = make_manifest(metas([(10, 10)] * 40), "float32", bucket_bytes=1 << 20, num_senders=4)
+    assert [len(share) for share in manifest.buckets[0].shares] == [10, 10, 10, 10]
+
+
+def test_a_version_depends_on_every_byte_and_on_nothing_else() -> None:
+    tensors = metas([(3, 4), (5,)])
+    values = {tensor.name: torch.randn(tensor.shape) for tensor in tensors}
+    digests = {name: tensor_digest(value) for name, value in values.items()}
+    one, many = (make_manifest(tensors, "float32", bucket_bytes=size, num_senders=n) for size, n in ((400, 1), (20, 3)))
+    assert one.digest(digests) == many.digest(digests)
+    other = dict(digests, t1=tensor_digest(torch.nextafter(values["t1"], torch.tensor(9.0))))
+    assert one.digest(other) != one.digest(digests)
+    half = make_manifest(tensors, "bfloat16", bucket_bytes=400, num_senders=1)
+    assert half.digest(digests) != one.digest(digests)
+    with pytest.raises(KeyError):
+        one.digest({"t0": digests["t0"]})
+
+
+def test_a_digest_is_of_the_values_not_of_their_layout() -> None:
+    matrix = torch.randn(6, 5)
+    assert tensor_digest(matrix.T.contiguous().T) == tensor_digest(matrix)
+    assert tensor_digest(matrix.bfloat16()) != tensor_digest(matrix)
+
+
+def finding(**changes: object) -> str:
+    rng = torch.Generator().manual_seed(0)
+    logprobs = [torch.randn(length - 1, generator=rng).numpy() for length in (9, 34)]
+    served = [logprobs[0], logprobs[1][-1:]]
+    sent = {"a": "1" * 32, "b": "2" * 32}
+    given_ = {"arrived": [sent, sent], "served": served, "cached_tokens": 0, **changes}
+    return check_delivery(sent, expected=logprobs, **given_).why
+
+
+def test_what_did_not_arrive_as_it_was_sent_is_named() -> None:
+    sent = {"a": "1" * 32, "b": "2" * 32}
+    assert finding() == ""
+    assert finding(arrived=[sent, {"a": "1" * 32}]) == "b did not arrive (1 of 2 tensors missing)"
+    changed = finding(arrived=[sent, dict(sent, a="3" * 32)])
+    assert changed == (
+        "the bytes of a that arrived at process 1 have digest 333333333333, sent were 111111111111 (1 tensors differ)"
+    )
+    assert "32 tokens of the probe came from a prefix cache" in finding(cached_tokens=32)
+
+
+@pytest.mark.parametrize("context", [8, 20, 64])
+def test_the_probe_fits_every_context(context: int) -> None:
+    scored, cached = probe_sequences(90, context)
+    assert max(len(scored), len(cached)) <= context
+    assert (scored < 90).all()
