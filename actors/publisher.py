@@ -96,10 +96,7 @@ class Publisher:
         left, unexplained = self._transfer_seconds, 0
         while True:
             members = await self._pool.started()
-            # Of a collective that breaks, half the time must be left to send everything again.
-            again = self._transport.rendezvous and len(members) > 1
-            seconds = left / 2 if again else left
-            attempt = _Attempt(self, members, seconds)
+            attempt = _Attempt(self, members, left)
             try:
                 version = await attempt.run(step)
             except _Broken as broken:
@@ -109,7 +106,7 @@ class Publisher:
                 if broken.cause is not None and unexplained > 1:
                     raise broken.cause from None
                 self._take_out(culprits if unexplained < 2 else attempt.lost)
-                left = left - seconds or self._transfer_seconds
+                left = attempt.left if self._pool.members else self._transfer_seconds
                 continue
             self._take_out(attempt.lost)
             return version, attempt
@@ -129,7 +126,8 @@ class _Attempt:
         self._publisher, self._members = publisher, list(members)
         self._learner = publisher._learner
         self._rendezvous = publisher._transport.rendezvous
-        self._seconds = seconds
+        self.left = seconds
+        """of the transfer, in seconds"""
         self._deadline = 0.0
         self.difference = 0.0
         self.phases: dict[str, float] = {}
@@ -141,9 +139,12 @@ class _Attempt:
         self._deadline = started + self._publisher._prepare_seconds
         await self._prepare()
         prepared = time.monotonic()
-        self._deadline = prepared + self._seconds
+        self._deadline = prepared + self.left
         probe = self._publisher._probe
-        digests = await self._transfer()
+        try:
+            digests = await self._transfer()
+        finally:
+            self.left = self._remaining()
         transferred = time.monotonic()
         version = WeightsVersion(step, self._learner.manifest.digest(digests))
         finishing = self._each(f"serve weights {version}", lambda m: m.handle.finish_update.remote(str(step), probe))
@@ -165,7 +166,7 @@ class _Attempt:
         if not fresh:
             return
         publisher._joined -= set(fresh)
-        seconds = self._remaining()
+        seconds = self._patience(fresh)
         offers = await self._learner.offer(len(fresh) * publisher._per_engine, seconds)
         plain = {
             "manifest": self._learner.manifest.to_plain(),
@@ -189,7 +190,7 @@ class _Attempt:
         for bucket in range(len(self._learner.manifest.buckets)):
             tickets = [part.ticket for part in staged]
             digests |= {name: digest for part in staged for name, digest in part.digests.items()}
-            seconds = self._remaining()
+            seconds = self._patience(self._members)
 
             def receive(
                 member: Member, bucket: int = bucket, tickets: list[object] = tickets, seconds: float = seconds
@@ -227,7 +228,7 @@ class _Attempt:
         """Call all members (or ``of``); those that fail are lost."""
         asked = list(self._members if of is None else of)
         names = [member.name for member in asked]
-        results = await call_each([remote(m) for m in asked], who=names, what=what, seconds=self._remaining())
+        results = await call_each([remote(m) for m in asked], who=names, what=what, seconds=self._patience(asked))
         answers: dict[Member, T] = {}
         for member, result in zip(asked, results, strict=True):
             if isinstance(result, LpoRayError):
@@ -240,10 +241,11 @@ class _Attempt:
 
     async def _both(self, engines: Awaitable[dict[Member, T]], learner: Awaitable[R]) -> tuple[dict[Member, T], R]:
         """Both sides at once, to the end of both: which one failed first says little about who is at fault."""
+        lost = len(self.lost)
         answers, result = await asyncio.gather(engines, learner, return_exceptions=True)
         if isinstance(result, ComponentDied) or (isinstance(result, LpoRayError) and not self._rendezvous):
             raise result
-        if isinstance(result, LpoRayError) or (self._rendezvous and self.lost):
+        if isinstance(result, LpoRayError) or (self._rendezvous and len(self.lost) > lost):
             raise _Broken(result if isinstance(result, LpoRayError) else None)
         if isinstance(answers, BaseException):
             raise answers
@@ -256,4 +258,9 @@ class _Attempt:
         self._members.remove(member)
 
     def _remaining(self) -> float:
+        """Seconds of the phase that are left."""
         return max(self._deadline - time.monotonic(), 0.1)
+
+    def _patience(self, asked: Sequence[Member]) -> float:
+        """How long to wait for several: half of what is left, so that one that hangs leaves time for the others."""
+        return self._remaining() / 2 if len(asked) > 1 else self._remaining()

@@ -187,9 +187,20 @@ async def test_an_engine_that_does_not_answer_is_left_out_and_named(kind: str, m
 async def test_without_a_collective_the_others_go_on_with_the_next_bucket() -> None:
     at = stage("shared_memory")
     at.workers[1].faults["receive"] = [NEVER]
+    started = asyncio.get_running_loop().time()
     await at.publisher.publish(1)
     assert at.events.count("advance 0") == 1
     assert at.events.count("w0 receive") == 2
+    # half of transfer_seconds went to the one that hangs; the others had the rest
+    assert 0.4 <= asyncio.get_running_loop().time() - started < 0.8
+
+
+async def test_an_engine_lost_while_it_prepares_does_not_break_the_group_of_the_others() -> None:
+    at = stage("gloo")
+    at.workers[1].faults["begin_update"] = [NEVER]
+    await at.publisher.publish(1)
+    assert [event for event in at.events if event.startswith("offer")] == ["offer to 1"]
+    assert at.events.count("advance None") == 1
 
 
 async def test_a_collective_that_breaks_is_formed_anew_without_the_dead() -> None:

@@ -89,8 +89,8 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     plan = plan_of(
         tmp_path_factory.mktemp(request.param), tiny_policy, f"transport.kind={request.param}", "run.steps=200",
         "rollout.num_workers=2", "rollout.kv_cache_gib=0.2", f"transport.prepare_seconds={PREPARE}",
-        f"transport.transfer_seconds={TRANSFER}", "learner.world_size=1", "evaluation.num_prompts=0",
-        "telemetry.progress=plain",
+        "transport.bucket_mib=1", f"transport.transfer_seconds={TRANSFER}", "learner.world_size=1",
+        "evaluation.num_prompts=0", "telemetry.progress=plain",
     )  # fmt: skip
     found, output = Faulty(plan.run_dir), io.StringIO()
 
