@@ -29,8 +29,6 @@ async def call_all(references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str]
     When a rank of a collective dies, the others wait for it inside; so the failure is raised at once and the callers
     end the group, instead of waiting for those that cannot answer.
     """
-    if not references:
-        return []
     futures = [asyncio.wrap_future(reference.future()) for reference in references]
     names = dict(zip(futures, who, strict=True))
     try:
@@ -50,13 +48,14 @@ async def call_each(
     references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str], what: str, seconds: float
 ) -> list[T | LpoRayError]:
     """The results of calls that may fail one by one: in place of a result, the error that ``call`` would raise."""
-    named = zip(references, who, strict=True)
-    calls = [call(reference, who=name, what=what, seconds=seconds) for reference, name in named]
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, LpoRayError):
-            raise result
-    return [result for result in results if isinstance(result, LpoRayError) or not isinstance(result, BaseException)]
+
+    async def one(reference: ray.ObjectRef[T], name: str) -> T | LpoRayError:
+        try:
+            return await call(reference, who=name, what=what, seconds=seconds)
+        except LpoRayError as error:
+            return error
+
+    return list(await asyncio.gather(*(one(*pair) for pair in zip(references, who, strict=True))))
 
 
 def _raise_named(future: asyncio.Future[T], who: str, what: str) -> None:

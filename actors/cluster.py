@@ -16,11 +16,10 @@ from typing import TypeVar
 
 import ray
 from ray.actor import ActorProxy
-from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.calls import call, call_all
+from actors.calls import call, call_all, call_each
 from actors.learner_group import LearnerGroup
 from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
 from actors.placement import Request, bundle, check_capacity, reserve
@@ -92,7 +91,8 @@ class Cluster:
 
     async def close(self) -> None:
         """See interfaces.Components."""
-        await asyncio.gather(self.rollout.close(), _ask_to_close(self.verifier.handle))
+        service = call_each([self.verifier.handle.close.remote()], who=["verifier service"], what="close", seconds=10)
+        await asyncio.gather(self.rollout.close(), service)  # it owns processes; what is left dies with the actor
         _release(self.handles, self.placements)
 
 
@@ -150,8 +150,7 @@ async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
         placements += [await reserve(learner_request, PLACEMENT_SECONDS)]
         placements += [await reserve(rollout_request, PLACEMENT_SECONDS)]
         ranks = _learner_ranks(plan, model_path, placements[0])
-        kind = transport_kind(config, _num_nodes(placements))
-        transport = _transport_named(kind)
+        transport = _transport_named(transport_kind(config, _num_nodes(placements)))
         rollout = RolloutPool(
             _rollout_spawner(plan, model_path, placements[1], transport.receiver),
             config.rollout.num_workers,
@@ -173,7 +172,7 @@ async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
         handles += [*ranks, service, builder]
         learner = _learner_group(plan, ranks)
         pids = await _start(learner, rollout, service, builder)
-        publisher = await _publisher(plan, model_path, learner, rollout, kind, transport)
+        publisher = await _publisher(plan, model_path, learner, rollout, transport)
     except BaseException:
         if rollout is not None:
             await rollout.close()
@@ -350,14 +349,13 @@ async def _open_export(plan: Plan, learner: LearnerGroup, transport: Transport) 
 
 
 async def _publisher(
-    plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool, kind: str, transport: Transport
+    plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool, transport: Transport
 ) -> Publisher:
     await _open_export(plan, learner, transport)
     settings = plan.config.transport
     return Publisher(
         learner,
         rollout,
-        kind,
         transport,
         probe=probe_sequences(len(Tokenizer.load(model_path)), plan.context),
         tolerance=plan.tolerance,
@@ -365,18 +363,6 @@ async def _publisher(
         prepare_seconds=settings.prepare_seconds,
         transfer_seconds=settings.transfer_seconds,
     )
-
-
-async def _ask_to_close(service: ActorProxy[VerifierService]) -> None:
-    """Give the service ten seconds to end its processes; what is left is killed with the actor."""
-    await asyncio.wait([asyncio.ensure_future(_closed(service))], timeout=10)
-
-
-async def _closed(service: ActorProxy[VerifierService]) -> None:
-    try:
-        await service.close.remote()
-    except RayError:
-        return  # it is gone already, which is what was wanted
 
 
 def _release(handles: list[ActorProxy], placements: list[PlacementGroup]) -> None:

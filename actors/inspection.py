@@ -19,7 +19,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 LINES = 8
-"""of the log and of the stack"""
+"""of each log"""
+FRAMES = 24
+"""of the stacks, of all threads together"""
 SECONDS = 10.0
 
 
@@ -79,7 +81,7 @@ def _state(pid: int) -> str:
 
 
 def _stack(pid: int) -> list[str]:
-    """Innermost Python frames of the main thread, by py-spy, which reads them also from a stopped process."""
+    """Python frames of the threads, by py-spy, which reads them also from a stopped process."""
     if not psutil.pid_exists(pid):
         return []
     command = [str(Path(sys.executable).with_name("py-spy")), "dump", "--nonblocking", "--pid", str(pid)]
@@ -90,7 +92,7 @@ def _stack(pid: int) -> list[str]:
     if finished.returncode:
         return [f"  no stack: {finished.stderr.strip().splitlines()[-1] if finished.stderr else 'py-spy failed'}"]
     frames = [line.strip() for line in finished.stdout.splitlines() if line.startswith(("    ", "Thread"))]
-    return [f"  {frame}" for frame in frames[: 3 * LINES]]
+    return [f"  {frame}" for frame in frames[:FRAMES]]
 
 
 def _tail(path: Path) -> list[str]:

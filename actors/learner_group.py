@@ -76,15 +76,8 @@ class LearnerGroup:
     async def open_export(self, transport: Transport, dtype: str, bucket_bytes: int) -> Manifest:
         """Prepare the ranks to send their weights in ``dtype``. May be called again, for another transport."""
         nodes = {process.node_id for process in self.processes}
-        export = Export(
-            sender=transport.sender,
-            dtype=dtype,
-            bucket_bytes=bucket_bytes,
-            every_rank_sends=transport.every_rank_sends,
-            whole_buckets=transport.whole_buckets,
-            on_device=transport.on_device,
-            share_memory=not transport.on_device and len(nodes) == 1 and not self._shards_on_disk,
-        )
+        share_memory = not transport.on_device and len(nodes) == 1 and not self._shards_on_disk
+        export = Export(transport, dtype, bucket_bytes, share_memory)
         what = "prepare to send its weights"
         self.manifest, *_ = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
         return self.manifest

@@ -13,6 +13,7 @@ from ray.util import get_node_ip_address
 
 from actors.abandon import Abandonable
 from actors.inspection import Process
+from actors.transports import Transport
 from actors.transports.sender import Sender
 from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
 from lpo_ray.plugins import resolve
@@ -28,16 +29,12 @@ map and zero them anew costs 7 to 10 % of it."""
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """How a rank sends weights. See transports.Transport."""
+    """How a rank sends weights."""
 
-    sender: str
-    """"module:Class" """
+    transport: Transport
     dtype: str
     """of the engines: what is sent is cast to it"""
     bucket_bytes: int
-    every_rank_sends: bool
-    whole_buckets: bool
-    on_device: bool
     share_memory: bool
     """with the other ranks: all are on one host"""
 
@@ -114,13 +111,14 @@ class LearnerWorker:
         from actors.staging import Staging, make_slots
 
         metas = [TensorMeta(n, s) for n, s in self._policy.shapes().items() if is_published(n, self._policy.model)]
-        senders = self._world_size if export.every_rank_sends else 1
+        transport = export.transport
+        senders = self._world_size if transport.every_rank_sends else 1
         manifest = make_manifest(metas, export.dtype, bucket_bytes=export.bucket_bytes, num_senders=senders)
         slots = make_slots(
-            manifest, share_memory=export.share_memory, whole=export.whole_buckets, on_device=export.on_device
+            manifest, share_memory=export.share_memory, whole=transport.whole_buckets, on_device=transport.on_device
         )
         self._staging = Staging(self._policy, manifest, slots)
-        sender = resolve(export.sender, {}, "transport.kind")
+        sender = resolve(transport.sender, {}, "transport.kind")
         self._sender: Sender = sender(self._staging, get_node_ip_address())
         return manifest
 

@@ -49,7 +49,6 @@ class Publisher:
         self,
         learner: LearnerGroup,
         pool: RolloutPool,
-        kind: str,
         transport: Transport,
         *,
         probe: Sequence[IntArray],
@@ -59,7 +58,7 @@ class Publisher:
         transfer_seconds: float,
     ) -> None:
         """``tolerance``: largest log-prob difference on ``probe`` that is still rounding."""
-        self._learner, self._pool, self._kind, self._transport = learner, pool, kind, transport
+        self._learner, self._pool, self._transport = learner, pool, transport
         self._probe, self._tolerance = list(probe), tolerance
         self._per_engine = processes_per_engine
         self._prepare_seconds, self._transfer_seconds = prepare_seconds, transfer_seconds
@@ -151,8 +150,7 @@ class _Attempt:
         delivered, expected = await self._both(finishing, self._learner.logprobs(probe))
         self._prove(version, digests, delivered, expected)
         await self._each("release", lambda m: m.handle.release.remote())
-        for member in self._members:
-            self._publisher._pool.serve(member, version)
+        self._publisher._pool.serve(self._members, version)
         now = time.monotonic()
         self.phases = {"prepare": prepared - started, "transfer": transferred - prepared, "prove": now - transferred}
         return version
@@ -170,7 +168,7 @@ class _Attempt:
         offers = await self._learner.offer(len(fresh) * publisher._per_engine, seconds)
         plain = {
             "manifest": self._learner.manifest.to_plain(),
-            "kind": publisher._kind,
+            "receiver": publisher._transport.receiver,
             "offers": offers[: self._learner.manifest.num_senders],
             "group_size": 1 + len(fresh) * publisher._per_engine,
             "seconds": INNER * seconds,

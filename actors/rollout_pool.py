@@ -7,13 +7,13 @@ groups are lost and issued again. The replacement gives out nothing before it ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorProxy
 
-from actors.calls import call, call_all
+from actors.calls import call, call_all, call_each
 from actors.inspection import Process, end, inspect
 from actors.rollout_worker import RolloutWorker
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost, LpoRayError
@@ -96,10 +96,11 @@ class RolloutPool:
         """The members whose engines are up, at least one; waits for a replacement at most the rollout deadline."""
         return await self._wait_for(lambda: list(self.members))
 
-    def serve(self, member: Member, version: WeightsVersion) -> None:
-        """The member has proved ``version``."""
-        member.version = version
-        self._places[member.index].state = "serving"
+    def serve(self, members: Sequence[Member], version: WeightsVersion) -> None:
+        """The members have proved ``version``."""
+        for member in members:
+            member.version = version
+            self._places[member.index].state = "serving"
         self._report()
 
     def take_out(self, member: Member, error: LpoRayError) -> None:
@@ -125,9 +126,8 @@ class RolloutPool:
         """End the engines and their actors; gives each ten seconds to end what it started. Never raises."""
         for task in self._replacing:
             task.cancel()
-        closing = [asyncio.wrap_future(member.handle.close.remote().future()) for member in self.members]
-        if closing:
-            await asyncio.wait(closing, timeout=10)
+        names, closing = [m.name for m in self.members], [m.handle.close.remote() for m in self.members]
+        await call_each(closing, who=names, what="close", seconds=10)
         for handle in self._handles.values():
             ray.kill(handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from actors.zero3 import Zero3Policy
 from lpo_ray.weights import Bucket, Manifest, tensor_digest
+
+if TYPE_CHECKING:
+    from actors.zero3 import Zero3Policy  # engines open the shared memory too, and have no DeepSpeed
 
 
 class Slots:
@@ -51,20 +55,15 @@ class SharedMemory(Slots):
         """Make it, or map the one at ``path``. Raises OSError."""
         length = 2 * manifest.slot_numel * manifest.torch_dtype.itemsize
         if path is None:
-            self._file = os.memfd_create("lpo-ray-weights")
-            os.ftruncate(self._file, length)
-            path = f"/proc/{os.getpid()}/fd/{self._file}"
-        else:
-            self._file = os.open(path, os.O_RDWR)
+            self._file = os.fdopen(os.memfd_create("lpo-ray-weights"), "r+b")  # open for as long as others may come
+            self._file.truncate(length)
+            path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         self.path = path
-        elements = torch.frombuffer(mmap.mmap(self._file, length), dtype=manifest.torch_dtype).view(2, -1)
+        with Path(path).open("r+b") as file:
+            elements = torch.frombuffer(mmap.mmap(file.fileno(), length), dtype=manifest.torch_dtype).view(2, -1)
         if torch.cuda.is_available():  # copies from and to the GPU run at full speed, and beside its computation
             torch.cuda.cudart().cudaHostRegister(elements.data_ptr(), length, 0)  # pyright: ignore[reportOptionalMemberAccess]
         super().__init__(manifest, None, elements)
-
-    def __del__(self) -> None:
-        """The memory itself goes with its last mapping."""
-        os.close(self._file)
 
 
 def held_numel(bucket: Bucket, sender: int | None) -> int:

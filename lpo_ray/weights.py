@@ -169,8 +169,3 @@ def tensor_digest(tensor: Tensor) -> str:
     """128 bits of BLAKE3 over the tensor's bytes."""
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return blake3(data.data).hexdigest(16)
-
-
-def digests_of(pairs: Pairs) -> dict[str, str]:
-    """Name -> digest."""
-    return {name: tensor_digest(tensor) for name, tensor in pairs}

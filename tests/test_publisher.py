@@ -110,8 +110,9 @@ class Pool:
         assert self.members, "the publish waits for a replacement"
         return list(self.members)
 
-    def serve(self, member: Member, version: WeightsVersion) -> None:
-        member.version = version
+    def serve(self, members: list[Member], version: WeightsVersion) -> None:
+        for member in members:
+            member.version = version
 
     def take_out(self, member: Member, error: LpoRayError) -> None:
         self.members.remove(member)
@@ -146,7 +147,7 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     publisher = Publisher(
-        learner, pool, kind, TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, processes_per_engine=1,
+        learner, pool, TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, processes_per_engine=1,
         prepare_seconds=0.2, transfer_seconds=0.8,
     )  # fmt: skip
     return Stage(workers, members, pool, learner, publisher, events)

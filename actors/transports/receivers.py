@@ -8,9 +8,8 @@ bucket), ``finish_weight_update``. All of them record the digest of each tensor 
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.abandon import Abandonable
+from actors.staging import SharedMemory
 from actors.transports.gloo import SECONDS, broadcast, form_group
 from lpo_ray.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
 
@@ -51,8 +51,8 @@ class Senders(WeightTransferInitInfo):
     """Whom this engine receives from, and what."""
 
     manifest: Plain
-    kind: str
-    """row of TRANSPORTS"""
+    receiver: str
+    """the name this engine is registered under, which is a row of SOURCES for the transports through host memory"""
     offers: list[object]
     """of each sender"""
     host: str
@@ -106,9 +106,9 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
             self.finish_weight_update()
             raise
 
+    @abstractmethod
     def receive(self, bucket: Bucket, arrival: Arrival) -> None:
-        """Get the bucket's tensors and ``load`` them."""
-        raise NotImplementedError
+        """Get the bucket's tensors and load them."""
 
     def recorded(self, pairs: Pairs) -> Pairs:
         """The same tensors, for vLLM's loader; their digests are kept on the way."""
@@ -132,19 +132,11 @@ class SharedSource:
     """The ranks' shared memory."""
 
     def __init__(self, senders: Senders, manifest: Manifest, rank: int) -> None:
-        self._manifest = manifest
-        length = 2 * manifest.slot_numel * manifest.torch_dtype.itemsize
-        file = os.open(str(senders.offers[0]), os.O_RDWR)
-        try:
-            self._map = mmap.mmap(file, length)
-        finally:
-            os.close(file)
-        self._slots = torch.frombuffer(self._map, dtype=manifest.torch_dtype).view(2, -1)
+        self._slots, self._num_senders = SharedMemory(manifest, str(senders.offers[0])), manifest.num_senders
 
     def elements(self, number: int, arrival: Arrival) -> list[Tensor]:
         """See Source."""
-        slot, bucket = self._slots[number % 2], self._manifest.buckets[number]
-        return [slot[slice(*bucket.span(sender))] for sender in range(self._manifest.num_senders)]
+        return [self._slots.share(number, sender) for sender in range(self._num_senders)]
 
 
 class GlooSource:
@@ -195,7 +187,7 @@ SOURCES: dict[str, Callable[[Senders, Manifest, int], Source]] = {
     "gloo": GlooSource,
     "object_store": ObjectStoreSource,
 }
-"""transport.kind -> source, of the transports through host memory"""
+"""Transport.receiver -> source, of the transports through host memory"""
 
 
 class HostReceiver(Receiver):
@@ -207,7 +199,7 @@ class HostReceiver(Receiver):
         """See vLLM."""
         self.manifest = Manifest.from_plain(init_info.manifest)
         rank = self.parallel_config.rank
-        joining = Abandonable(lambda: SOURCES[init_info.kind](init_info, self.manifest, rank), "join the learner")
+        joining = Abandonable(lambda: SOURCES[init_info.receiver](init_info, self.manifest, rank), "join the learner")
         self._source = joining.result(init_info.seconds)
 
     def update_weights(self, update_info: Plain) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from rich.console import Group, RenderableType
 from rich.table import Table
 
 from lpo_ray.errors import ConfigError
@@ -57,7 +56,7 @@ class StatusFile:
         write_json(self.folder / FILE, content)
 
 
-def render_status(folder: Path) -> RenderableType:
+def render_status(folder: Path) -> Table:
     """The file of a run's folder for a terminal. ConfigError when there is none."""
     path = folder / FILE
     if not path.is_file():
@@ -73,7 +72,7 @@ def render_status(folder: Path) -> RenderableType:
         since = f"{now - worker['since']:.0f} s"
         detail = str(worker["detail"]).partition("\n")[0]
         table.add_row(name, worker["state"], worker["version"] or "-", since, str(worker["restarts"]), detail)
-    return Group(table)
+    return table
 
 
 def _state(status: dict[str, object]) -> str:

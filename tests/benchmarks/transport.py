@@ -26,14 +26,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from actors.cluster import _publisher, build_cluster, connect, disconnect
+from actors.cluster import Cluster, _publisher
 from actors.transports import TRANSPORTS
-from lpo_ray.commands import StandardError
 from lpo_ray.config import load_config
 from lpo_ray.plan import Plan, build_model, make_plan
 from lpo_ray.records import Publication
-from lpo_ray.run import run_until_signal
 from tests.benchmarks.smollm2 import smollm2
+from tests.clusters import on_cluster
 
 CACHE = Path.home() / ".cache" / "lpo-ray"
 HOST = ("shared_memory", "gloo", "object_store")
@@ -100,26 +99,18 @@ def measure(model: str, dtype: str, kinds: Sequence[str], ranks: int, rounds: in
     path = build_model(plan)
     rows: list[Row] = []
 
-    async def main(_: object) -> None:
-        cluster = await build_cluster(plan, path, StandardError())
-        try:
-            copy = memcpy(cluster.learner.manifest.num_bytes)
-            for kind in kinds:
-                publisher = await _publisher(plan, path, cluster.learner, cluster.rollout, kind, TRANSPORTS[kind])
-                done: list[Publication] = []
-                copies: list[float] = []
-                for number in range(WARM_UP + rounds):
-                    done.append(await publisher.publish(number))
-                    copies.append(copy())
-                rows.append(row_of(model, dtype, kind, cluster.learner.world_size, done, copies))
-        finally:
-            await cluster.close()
+    async def use(cluster: Cluster) -> None:
+        copy = memcpy(cluster.learner.manifest.num_bytes)
+        for kind in kinds:
+            publisher = await _publisher(plan, path, cluster.learner, cluster.rollout, TRANSPORTS[kind])
+            done: list[Publication] = []
+            copies: list[float] = []
+            for number in range(WARM_UP + rounds):
+                done.append(await publisher.publish(number))
+                copies.append(copy())
+            rows.append(row_of(model, dtype, kind, cluster.learner.world_size, done, copies))
 
-    connect(plan.config)
-    try:
-        run_until_signal(main)
-    finally:
-        disconnect()
+    on_cluster(plan, path, use)
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.cluster import Cluster, build_cluster, connect, disconnect
+from actors.cluster import Cluster, _publisher
+from actors.transports import TRANSPORTS
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import PromptGroup, Sampling
-from lpo_ray.run import run_until_signal
 from tests.builders import make_prompt
+from tests.clusters import on_cluster
 from tests.e2e.test_real_stack import plan_of
-from tests.fakes import FakeEvents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 SAMPLING = Sampling(group_size=4, temperature=0.8, max_tokens=12, seed=3)
 
 
 @pytest.fixture(scope="module", params=["inprocess", "asynchronous"])
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Iterator[dict]:
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> dict:
     plan = plan_of(
         tmp_path_factory.mktemp(request.param), tiny_policy, f"rollout.engine={request.param}", "learner.world_size=1"
     )
@@ -35,24 +34,16 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         found["groups"] = [await cluster.rollout.sample(prompt, SAMPLING, attempt) for attempt in (0, 0, 1)]
         found["again"] = (await cluster.transport.publish(2)).version
         found["after"] = await cluster.rollout.sample(prompt, SAMPLING, 0)
+        for step, kind in enumerate(("gloo", "object_store", "shared_memory"), start=3):
+            publisher = await _publisher(plan, str(tiny_policy), cluster.learner, cluster.rollout, TRANSPORTS[kind])
+            found[kind] = (await publisher.publish(step)).version
         long = make_prompt(2, length=2048, vocabulary=90)
         with pytest.raises(GroupLost) as lost:
             await cluster.rollout.sample(long, SAMPLING, 0)
         found["lost"] = lost.value
 
-    async def main(_: object) -> None:
-        cluster = await build_cluster(plan, str(tiny_policy), FakeEvents())
-        try:
-            await use(cluster)
-        finally:
-            await cluster.close()
-
-    connect(plan.config)
-    try:
-        run_until_signal(main)
-        yield found
-    finally:
-        disconnect()
+    on_cluster(plan, tiny_policy, use)
+    return found
 
 
 def tokens(group: PromptGroup) -> list[list[int]]:
@@ -83,6 +74,11 @@ def test_a_second_publish_of_the_same_weights_changes_their_step_only(seen: dict
     assert seen["again"].digest == seen["version"].digest
     assert tokens(seen["after"]) == tokens(seen["groups"][0])
     assert {version for response in seen["after"].responses for version in response.versions} == {2}
+
+
+def test_weights_reach_it_by_every_transport_also_in_a_process_of_its_own(seen: dict) -> None:
+    for step, kind in enumerate(("gloo", "object_store", "shared_memory"), start=3):
+        assert (seen[kind].step, seen[kind].digest) == (step, seen["version"].digest)
 
 
 def test_a_prompt_beyond_the_context_loses_its_group_not_the_engine(seen: dict) -> None:

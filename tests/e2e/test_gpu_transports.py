@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.cluster import Cluster, build_cluster, connect, disconnect
-from lpo_ray.run import run_until_signal
+from actors.cluster import Cluster
+from tests.clusters import on_cluster
 from tests.e2e.test_real_stack import plan_of
 from tests.e2e.test_transports import Case, look, make_model, on_ranks, perturb, reference
-from tests.fakes import FakeEvents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.gpu, pytest.mark.timeout(600)]
 NEEDED = {"cuda_ipc": (1, 0.5), "shared_memory": (1, 0.5), "object_store": (1, 0.5), "nccl": (2, 1.0)}
@@ -34,22 +33,14 @@ def test_after_each_of_three_updates_the_engine_is_transformers(
     )  # fmt: skip
     cases: list[Case] = []
 
-    async def main(_: object) -> None:
-        cluster: Cluster = await build_cluster(plan, str(path), FakeEvents())
-        try:
-            for step in range(1, 4):
-                await on_ranks(cluster.learner, perturb, step)
-                publication = await cluster.transport.publish(step)
-                model = await reference(cluster.learner, path / f"step{step}", dtype)
-                cases.append(await look(cluster, model, publication))
-        finally:
-            await cluster.close()
+    async def use(cluster: Cluster) -> None:
+        for step in range(1, 4):
+            await on_ranks(cluster.learner, perturb, step)
+            publication = await cluster.transport.publish(step)
+            model = await reference(cluster.learner, path / f"step{step}", dtype)
+            cases.append(await look(cluster, model, publication))
 
-    connect(plan.config)
-    try:
-        run_until_signal(main)
-    finally:
-        disconnect()
+    on_cluster(plan, path, use)
     for case in cases:
         assert case.greedy
         assert case.difference < (1e-3 if dtype == "float32" else 2e-2)

@@ -62,6 +62,13 @@ class Run:
                 continue
         return found
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.descendants():
+            process.kill()
+
     def assert_nothing_is_left(self) -> None:
         _, alive = psutil.wait_procs(self.descendants(), timeout=30)
         assert [" ".join(process.cmdline()) for process in alive] == []
@@ -69,10 +76,8 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_policy: Path) -> Iterator[Run]:
-    started = Run(tmp_path, tiny_policy)
-    yield started
-    for process in started.descendants():
-        process.kill()
+    with Run(tmp_path, tiny_policy) as started:
+        yield started
 
 
 def states(folder: Path) -> dict[str, int]:
@@ -102,12 +107,8 @@ def test_a_killed_driver_leaves_no_orphan_and_the_run_resumes(run: Run, tmp_path
     run.assert_nothing_is_left()
     reached = run.steps()[-1]
     assert reached >= 5
-    resumed = Run(tmp_path, tiny_policy, "run.resume=auto", f"run.steps={reached + 2}")
-    try:
+    with Run(tmp_path, tiny_policy, "run.resume=auto", f"run.steps={reached + 2}") as resumed:
         output, _ = resumed.process.communicate(timeout=200)
-    finally:
-        for process in resumed.descendants():
-            process.kill()
     assert resumed.process.returncode == 0, output
     assert f"resumed after step {reached - reached % 3}" in output
     assert resumed.steps() == list(range(1, reached + 3))
@@ -126,8 +127,7 @@ def kill(run: Run, actor: str) -> None:
 
 def test_a_learner_rank_that_dies_ends_the_run_with_its_name(tmp_path: Path, tiny_policy: Path) -> None:
     """The other rank waits in a collective for ever; the run must not wait with it."""
-    run = Run(tmp_path, tiny_policy, "learner.world_size=2")
-    try:
+    with Run(tmp_path, tiny_policy, "learner.world_size=2") as run:
         run.wait_for_step(1)
         kill(run, "LearnerWorker")
         output, _ = run.process.communicate(timeout=90)
@@ -135,14 +135,10 @@ def test_a_learner_rank_that_dies_ends_the_run_with_its_name(tmp_path: Path, tin
         assert "ComponentDied: learner rank" in output
         assert json.loads((run.folder / "summary.json").read_text())["steps"] == run.steps()[-1]
         run.assert_nothing_is_left()
-    finally:
-        for process in run.descendants():
-            process.kill()
 
 
 def test_the_only_engine_is_replaced_until_its_restarts_are_spent(tmp_path: Path, tiny_policy: Path) -> None:
-    run = Run(tmp_path, tiny_policy, "rollout.max_restarts=1")
-    try:
+    with Run(tmp_path, tiny_policy, "rollout.max_restarts=1") as run:
         run.wait_for_step(1)
         kill(run, "RolloutWorker")
         run.wait_for_step(run.steps()[-1] + 3)
@@ -155,9 +151,6 @@ def test_the_only_engine_is_replaced_until_its_restarts_are_spent(tmp_path: Path
         assert run.steps() == list(range(1, run.steps()[-1] + 1))
         assert json.loads((run.folder / "summary.json").read_text())["groups"]["lost"] > 0
         run.assert_nothing_is_left()
-    finally:
-        for process in run.descendants():
-            process.kill()
 
 
 def test_a_signal_while_the_components_start_ends_at_once(run: Run) -> None:

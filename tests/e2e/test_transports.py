@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.cluster import Cluster, _rollout_spawner, build_cluster, connect, disconnect
+from actors.cluster import Cluster, _rollout_spawner
 from actors.learner_group import LearnerGroup
 from actors.learner_worker import LearnerWorker
 from actors.publisher import Publisher
@@ -27,12 +26,11 @@ from lpo_ray.errors import WeightsNotProved
 from lpo_ray.plan import Plan
 from lpo_ray.proof import largest_difference, probe_sequences
 from lpo_ray.records import Publication, Sampling
-from lpo_ray.run import run_until_signal
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import Bucket, tensor_digest
 from tests.builders import make_prompt
+from tests.clusters import on_cluster
 from tests.e2e.test_real_stack import plan_of
-from tests.fakes import FakeEvents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 KINDS = ("shared_memory", "gloo", "object_store")
@@ -148,7 +146,7 @@ class Reusable:
         cluster, transport = self.cluster, TRANSPORTS[kind]
         await cluster.learner.open_export(transport, dtype, bucket_bytes)
         return Publisher(
-            cluster.learner, cluster.rollout, kind, transport, probe=probe_sequences(VOCABULARY, 256),
+            cluster.learner, cluster.rollout, transport, probe=probe_sequences(VOCABULARY, 256),
             tolerance=1e-3 if dtype == "float32" else 0.1, processes_per_engine=1, prepare_seconds=30,
             transfer_seconds=30,
         )  # fmt: skip
@@ -239,27 +237,19 @@ async def all_digests(host: Reusable) -> None:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Iterator[Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
     folder = tmp_path_factory.mktemp("transports")
     plan = plan_of(folder, tiny_policy, *SMALL)
     found = Seen()
 
-    async def main(_: object) -> None:
-        cluster = await build_cluster(plan, str(tiny_policy), FakeEvents())
-        try:
-            host = Reusable(cluster, plan, found, folder)
-            await all_cases(host, tiny_policy)
-            await all_faults(host)
-            await all_digests(host)
-        finally:
-            await cluster.close()
+    async def use(cluster: Cluster) -> None:
+        host = Reusable(cluster, plan, found, folder)
+        await all_cases(host, tiny_policy)
+        await all_faults(host)
+        await all_digests(host)
 
-    connect(plan.config)
-    try:
-        run_until_signal(main)
-        yield found
-    finally:
-        disconnect()
+    on_cluster(plan, tiny_policy, use)
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
