@@ -24,7 +24,7 @@ from actors.learner_group import LearnerGroup
 from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
 from actors.placement import Request, bundle, check_capacity, reserve
 from actors.publisher import Publisher
-from actors.rollout_pool import RolloutPool
+from actors.remote_worker import RemoteWorker
 from actors.rollout_worker import EngineSettings, RolloutWorker
 from actors.target_builder import TargetBuilder
 from actors.transports import TRANSPORTS, Transport
@@ -34,6 +34,7 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, WeightTransport
 from lpo_ray.plan import Plan
 from lpo_ray.plugins import UnknownName, resolve
+from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import probe_sequences
 from lpo_ray.records import Anchor, PromptGroup, ScoredGroup, TargetGroup
 from lpo_ray.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ class RemoteTargetBuilder:
 class Cluster:
     """See interfaces.Components."""
 
-    rollout: RolloutPool
+    rollout: RolloutPool[RemoteWorker]
     verifier: RemoteVerifier
     target_builder: RemoteTargetBuilder
     learner: LearnerGroup
@@ -143,7 +144,7 @@ async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
     config = plan.config
     handles: list[ActorProxy] = []
     placements: list[PlacementGroup] = []
-    rollout: RolloutPool | None = None
+    rollout: RolloutPool[RemoteWorker] | None = None
     try:
         learner_request, rollout_request, *_ = requests = _requests(config)
         check_capacity(requests)
@@ -250,7 +251,7 @@ def _learner_group(plan: Plan, ranks: list[ActorProxy[LearnerWorker]]) -> Learne
 
 def _rollout_spawner(
     plan: Plan, model_path: str, group: PlacementGroup, receiver: str
-) -> Callable[[int, str], ActorProxy[RolloutWorker]]:
+) -> Callable[[int, str], RemoteWorker]:
     """Makes the actor of a rollout worker, by number and name, in the worker's own bundle."""
     rollout = plan.config.rollout
     on_gpu = rollout.gpus_per_worker > 0
@@ -282,21 +283,22 @@ def _rollout_spawner(
     )
     actor = ray.remote(RolloutWorker)
 
-    def spawn(index: int, name: str) -> ActorProxy[RolloutWorker]:
-        return actor.options(
+    def spawn(index: int, name: str) -> RemoteWorker:
+        handle = actor.options(
             num_cpus=rollout.cpus_per_worker,
             num_gpus=rollout.gpus_per_worker,
             max_concurrency=100_000,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
             runtime_env={"env_vars": _environment(environment)},
         ).remote(name, settings)
+        return RemoteWorker(name, handle)
 
     return spawn
 
 
 async def _start(
     learner: LearnerGroup,
-    rollout: RolloutPool,
+    rollout: RolloutPool[RemoteWorker],
     service: ActorProxy[VerifierService],
     builder: ActorProxy[TargetBuilder],
 ) -> dict[str, int]:
@@ -349,7 +351,7 @@ async def _open_export(plan: Plan, learner: LearnerGroup, transport: Transport) 
 
 
 async def _publisher(
-    plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool, transport: Transport
+    plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
 ) -> Publisher:
     await _open_export(plan, learner, transport)
     settings = plan.config.transport

@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lpo_ray.records import Process
 
 LINES = 8
 """of each log"""
@@ -25,24 +26,14 @@ FRAMES = 24
 SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
-    """Where an actor runs. ``logs``: files of its standard output and error."""
-
-    pid: int
-    node_id: str
-    host: str
-    logs: tuple[str, ...]
-
-    @staticmethod
-    def current() -> Process:
-        """Of the calling actor."""
-        logs = []
-        for descriptor in (1, 2):
-            with suppress(OSError):
-                logs.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        context = ray.get_runtime_context()
-        return Process(os.getpid(), context.get_node_id(), ray.util.get_node_ip_address(), tuple(logs))
+def current_process() -> Process:
+    """The calling actor's."""
+    logs = []
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            logs.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    context = ray.get_runtime_context()
+    return Process(os.getpid(), context.get_node_id(), ray.util.get_node_ip_address(), tuple(logs))
 
 
 async def inspect(process: Process) -> str:

@@ -12,13 +12,13 @@ import ray
 from ray.actor import ActorProxy
 
 from actors.calls import INNER, call_all
-from actors.inspection import Process, inspect
+from actors.inspection import inspect
 from actors.learner_worker import Export, LearnerWorker, Staged
 from actors.transports import Transport
 from lpo_ray.errors import DeadlineExceeded, WeightsNotProved
 from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.packing import Packing, balance
-from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepReport, TrainBatch
+from lpo_ray.records import Anchor, FloatArray, IntArray, Process, ScoredGroup, StepReport, TrainBatch
 from lpo_ray.weights import Manifest
 
 T = TypeVar("T")

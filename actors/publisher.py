@@ -23,15 +23,18 @@ import ray
 
 from actors.calls import INNER, call_each
 from actors.learner_group import LearnerGroup
-from actors.rollout_pool import Member, RolloutPool
+from actors.remote_worker import RemoteWorker
 from actors.rollout_worker import Delivery
 from actors.transports import Transport
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LpoRayError, WeightsNotProved
+from lpo_ray.pool import Member as PoolMember
+from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import check_delivery
 from lpo_ray.records import FloatArray, IntArray, Publication, WeightsVersion
 
 T = TypeVar("T")
 R = TypeVar("R")
+Member = PoolMember[RemoteWorker]
 
 
 class _Broken(Exception):
@@ -48,7 +51,7 @@ class Publisher:
     def __init__(
         self,
         learner: LearnerGroup,
-        pool: RolloutPool,
+        pool: RolloutPool[RemoteWorker],
         transport: Transport,
         *,
         probe: Sequence[IntArray],
@@ -146,10 +149,12 @@ class _Attempt:
             self.left = self._remaining()
         transferred = time.monotonic()
         version = WeightsVersion(step, self._learner.manifest.digest(digests))
-        finishing = self._each(f"serve weights {version}", lambda m: m.handle.finish_update.remote(str(step), probe))
+        finishing = self._each(
+            f"serve weights {version}", lambda m: m.worker.handle.finish_update.remote(str(step), probe)
+        )
         delivered, expected = await self._both(finishing, self._learner.logprobs(probe))
         self._prove(version, digests, delivered, expected)
-        await self._each("release", lambda m: m.handle.release.remote())
+        await self._each("release", lambda m: m.worker.handle.release.remote())
         self._publisher._pool.serve(self._members, version)
         now = time.monotonic()
         self.phases = {"prepare": prepared - started, "transfer": transferred - prepared, "prove": now - transferred}
@@ -158,7 +163,7 @@ class _Attempt:
     async def _prepare(self) -> None:
         publisher = self._publisher
         # Who is stopped or dead shows here, before anybody waits for it in a collective.
-        await self._each("stop decoding", lambda m: m.handle.begin_update.remote())
+        await self._each("stop decoding", lambda m: m.worker.handle.begin_update.remote())
         everyone_anew = self._rendezvous and publisher._joined != set(self._members)
         fresh = [m for m in self._members if everyone_anew or m not in publisher._joined]
         if not fresh:
@@ -176,7 +181,7 @@ class _Attempt:
 
         def join(member: Member) -> ray.ObjectRef[None]:
             rank = 1 + fresh.index(member) * publisher._per_engine
-            return member.handle.join_senders.remote({**plain, "host": member.process.host, "rank_offset": rank})
+            return member.worker.handle.join_senders.remote({**plain, "host": member.process.host, "rank_offset": rank})
 
         await self._both(self._each("join the learner", join, of=fresh), self._learner.accept(seconds))
         publisher._joined = set(self._members) if self._rendezvous else publisher._joined | set(fresh)
@@ -193,7 +198,7 @@ class _Attempt:
             def receive(
                 member: Member, bucket: int = bucket, tickets: list[object] = tickets, seconds: float = seconds
             ) -> ray.ObjectRef[None]:
-                return member.handle.receive.remote(bucket, tickets, INNER * seconds)
+                return member.worker.handle.receive.remote(bucket, tickets, INNER * seconds)
 
             receiving = self._each(f"receive bucket {bucket}", receive)
             _, staged = await self._both(receiving, self._learner.advance(bucket, seconds))

@@ -1,4 +1,4 @@
-"""The command line: ``lpo-ray train|evaluate|warmup|export|replay|status``; ``python -m lpo_ray`` is the same.
+"""The command line: ``lpo-ray train|evaluate|warmup|simulate|export|replay|status|ledger``; ``python -m lpo_ray`` is the same.
 
 Exit codes: 0 done, 1 a component failed, 2 the request cannot be carried out as written, 130/143 stopped by a signal.
 Ray and vLLM are imported only once the configuration is known to be good.
@@ -69,6 +69,21 @@ def warmup(config: Path, overrides: tuple[str, ...]) -> None:
     warmup_command(make_plan(load_config(config, overrides), for_training=False))
 
 
+@cli.command()
+@CONFIG
+@OVERRIDES
+@click.option(
+    "--engines", default="", help="Numbers of engines, such as 16,256,4096; rollout.num_workers if not given."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each number of engines.")
+def simulate(config: Path, overrides: tuple[str, ...], engines: str, as_json: bool) -> None:
+    """Run the same loop, gate, ledger and pool against simulated engines and learners, in virtual time."""
+    from lpo_ray.commands import simulate_command
+    from lpo_ray.config import load_config
+
+    simulate_command(load_config(config, overrides), engines, as_json=as_json)
+
+
 RUN = click.argument("run", type=click.Path(path_type=Path))
 STEP = click.option("--step", type=click.IntRange(min=1), default=None, help="Step; the newest if not given.")
 
@@ -102,6 +117,15 @@ def status(run: Path) -> None:
     from lpo_ray.commands import status_command
 
     status_command(run)
+
+
+@cli.command()
+@RUN
+def ledger(run: Path) -> None:
+    """What became of every prompt of RUN (a run's folder). Exit code 0 only if the books balance."""
+    from lpo_ray.commands import ledger_command
+
+    ledger_command(run)
 
 
 def main() -> None:

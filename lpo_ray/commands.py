@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from lpo_ray import accounting
+from lpo_ray.accounting import audit
 from lpo_ray.config import load_config
-from lpo_ray.config.schema import ClusterKind, ProgressKind
-from lpo_ray.errors import ConfigError, Interrupted
+from lpo_ray.config.schema import ClusterKind, Config, ProgressKind
+from lpo_ray.errors import ConfigError, Interrupted, LedgerUnbalanced
 from lpo_ray.evaluation import evaluate
 from lpo_ray.inprocess.components import build_inprocess, build_learner
 from lpo_ray.interfaces import Components, Events, Learner
@@ -26,6 +28,8 @@ from lpo_ray.recorder import Recorder, RecorderSettings
 from lpo_ray.records import WorkerStatus
 from lpo_ray.replay import OpenLearner, recorded_digests, replay
 from lpo_ray.run import Build, interrupt_on_signal, run_until_signal, train
+from lpo_ray.simulation import run as simulation
+from lpo_ray.simulation.run import simulate_each
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.telemetry.status import render_status
 from lpo_ray.tokenizer import Tokenizer
@@ -76,6 +80,32 @@ def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
 def status_command(run_dir: Path) -> None:
     """Print where a run is and which worker serves which weights."""
     Console().print(render_status(run_dir))
+
+
+def ledger_command(run_dir: Path) -> None:
+    """Print what became of every prompt; LedgerUnbalanced when the books do not balance."""
+    books = audit(run_dir)
+    Console().print(accounting.render(books))
+    if books.violations:
+        raise LedgerUnbalanced(str(run_dir), books.violations)
+
+
+def simulate_command(config: Config, engines: str, *, as_json: bool) -> None:
+    """Simulate the configuration for each of the comma-separated numbers of engines."""
+    try:
+        numbers = [int(part) for part in engines.split(",")] if engines else [config.rollout.num_workers]
+    except ValueError:
+        raise ConfigError(f"--engines is {engines!r}; expected numbers such as 16,256,4096") from None
+    if min(numbers) < 1:
+        raise ConfigError(f"--engines is {engines!r}; expected numbers above 0")
+    outcomes = []
+    for outcome in simulate_each(config, numbers):
+        outcomes.append(outcome)
+        if as_json:
+            sys.stdout.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+            sys.stdout.flush()
+    if not as_json:
+        Console().print(simulation.render(outcomes))
 
 
 class StandardError:

@@ -145,6 +145,35 @@ class NumbersNotFinite(LpoRayError):
         )
 
 
+class LedgerUnbalanced(LpoRayError):
+    """The books of a run do not balance."""
+
+    def __init__(self, run_dir: str, violations: Sequence[str]) -> None:
+        super().__init__(run_dir, violations)
+        self.run_dir, self.violations = run_dir, violations
+
+    def __str__(self) -> str:
+        return (
+            f"the ledger of {self.run_dir} does not balance: {'; '.join(self.violations)}. Expected every prompt to be "
+            "accounted for once; keep the folder, and report it with ledger.sqlite"
+        )
+
+
+class NothingToTrain(LpoRayError):
+    """Every group of a step was left out as too far from the policy."""
+
+    def __init__(self, step: int, dropped: int, reason: str) -> None:
+        super().__init__(step, dropped, reason)
+        self.step, self.dropped, self.reason = step, dropped, reason
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step + 1} has nothing to train: all {self.dropped} groups were left out (objective.stale), the "
+            f"last because {self.reason}. Expected engine and learner to agree better: lower pipeline.max_staleness or "
+            "learner.lr, set objective.stale.policy=temper, or compare rollout.dtype with model.dtype"
+        )
+
+
 class ReplayDiffers(LpoRayError):
     """A recorded step, computed again, gave other weights."""
 

@@ -7,9 +7,11 @@ call has a deadline of its own and raises a named error of ``errors.py`` when th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from lpo_ray.errors import GroupLost
 from lpo_ray.records import (
     Anchor,
     FloatArray,
@@ -19,6 +21,7 @@ from lpo_ray.records import (
     Publication,
     Sampling,
     ScoredGroup,
+    StepRecord,
     StepReport,
     TargetGroup,
     TrainBatch,
@@ -101,6 +104,30 @@ class Events(Protocol):
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """The rollout workers, whenever one changes."""
+        ...
+
+
+class Observer(Protocol):
+    """Who is told what happens; telemetry in a run, a list in a test."""
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Entered while a stage is at work."""
+        ...
+
+    def lost(self, lost: GroupLost) -> None:
+        """A group was lost and is issued again."""
+        ...
+
+    def step_done(self, record: StepRecord) -> None:
+        """A step is being committed: what is written here belongs to its transaction."""
+        ...
+
+    def score(self, name: str) -> float | None:
+        """The value of a metric, or of the newest evaluation, for the step that was done last; None: not measured."""
+        ...
+
+    def evidence(self) -> str:
+        """Where the groups of the step that was done last can be read."""
         ...
 
 

@@ -5,7 +5,8 @@ Legend: N responses of a micro-batch, P its groups, K responses of a group, T to
 For each update the loss is (App. D.3)
 ``1/B sum_x sum_k sg(c_k) A_i(clip(delta_k,i))`` with B the global number of prompts, A the mean (or sum) over the
 response's tokens, delta the token log-ratio to the behaviour, and c_k the projection's coefficient, computed in fp64
-from the *raw* fp32 log-ratios of all K responses.
+from the *raw* fp32 log-ratios of all K responses (less the group's offset where it is tempered). The token clip sees
+delta itself also then: it bounds how far a token may go from the weights that sampled it, which tempering does not move.
 
 How many forwards. A group that is whole in its micro-batch needs none but its own: the coefficients come from the
 forward that is differentiated. A group that is split needs its K log-ratios first: at the first update they are the
@@ -26,9 +27,10 @@ import torch
 from torch import Tensor
 
 from lpo_ray.objective import clipped_token_loss, project, response_log_ratio
+from lpo_ray.objective.off_policy import importance_weights
 from lpo_ray.packing import Packing
 from lpo_ray.records import (
-    FloatArray,
+    AnchorGroup,
     G,
     Key,
     MicroBatch,
@@ -57,6 +59,8 @@ class Objective:
     behaviour_from_engine: bool
     reference_kl: float
     """weight of the k3 estimate of KL(policy || reference), mean over tokens, responses and prompts; 0: no reference"""
+    importance_cap: float | None = None
+    """of the token-level truncated importance weights from the engine to a recomputed behaviour; null: none"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,13 @@ def score_pieces(scorer: Scorer, pieces: Sequence[Piece[G]], temperature: float)
     return score_bundles(scorer, bundles, temperature)
 
 
+AnchorPiece = tuple[Key, tuple[int, ...], AnchorGroup]
+"""a group's name, the responses of a piece of it, and their part of its anchor"""
+
+
 def log_ratios_to_engine(
     policy: Scorer, micro_batches: Sequence[MicroBatch[ScoredGroup]], objective: Objective
-) -> list[tuple[Key, tuple[int, ...], FloatArray]]:
+) -> list[AnchorPiece]:
     """s_t of each piece's responses: the current policy over the engine's own log-probs."""
     found = []
     for micro_batch in micro_batches:
@@ -126,8 +134,10 @@ def log_ratios_to_engine(
                 continue
             delta = scores.logprobs - _engine_logprobs(pieces, scores)
             log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
-        for piece, part in zip(pieces, _by_piece(log_ratio, pieces), strict=True):
-            found.append((piece.item.group.key, piece.responses, part.float().cpu().numpy()))
+            means = (response_log_ratio(values, scores.mask, "mean") for values in (delta.abs(), k3(delta)))
+            columns = torch.stack([log_ratio, *means]).float().cpu()
+        for piece, part in zip(pieces, _by_piece(columns.T, pieces), strict=True):
+            found.append((piece.item.group.key, piece.responses, AnchorGroup(*part.T.numpy())))
     return found
 
 
@@ -210,9 +220,9 @@ def _split_log_ratios(
     if not split:
         return {}, 0
     if number == 0:
-        return {key: torch.from_numpy(np.array(target.anchor)) for key, target in split.items()}, 0
-    offsets = dict(zip(split, np.cumsum([0, *(len(t.anchor) for t in split.values())]), strict=False))
-    values = torch.zeros(sum(len(target.anchor) for target in split.values()), dtype=torch.float64)
+        return {key: torch.from_numpy(np.array(target.anchor.log_ratio)) for key, target in split.items()}, 0
+    offsets = dict(zip(split, np.cumsum([0, *(len(t.log_target) for t in split.values())]), strict=False))
+    values = torch.zeros(sum(len(target.log_target) for target in split.values()), dtype=torch.float64)
     mine = [position for position, micro_batch in enumerate(update.shares[rank]) if micro_batch.is_split]
     passes = max(sum(micro_batch.is_split for micro_batch in share) for share in update.shares)
     with torch.no_grad():
@@ -231,7 +241,7 @@ def _split_log_ratios(
                 if not piece.is_whole:
                     values[[int(offsets[piece.item.group.key]) + k for k in piece.responses]] = part.double().cpu()
     values = policy.sum_over_ranks(values)
-    sizes = [len(target.anchor) for target in split.values()]
+    sizes = [len(target.log_target) for target in split.values()]
     return dict(zip(split, values.split(sizes), strict=True)), passes
 
 
@@ -257,6 +267,8 @@ def _micro_batch_loss(
     token_loss = clipped_token_loss(
         objective.token_clip, delta, coefficient_N, low=objective.clip_low, high=objective.clip_high
     )
+    if objective.importance_cap is not None:
+        token_loss = token_loss * importance_weights(behaviour, engine, objective.importance_cap)
     response_loss = response_log_ratio(token_loss, mask, objective.length_norm)
     total = response_loss.sum()
     penalty = torch.zeros_like(log_ratio)
@@ -289,8 +301,8 @@ _COLUMNS = (
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """Per token, exp(x) - x - 1 with x = log pi_ref - log pi: an estimate of KL(pi || pi_ref) that is never negative
-    (Schulman, "Approximating KL divergence", 2020).
+    """Per token, exp(x) - x - 1 with x = log q - log p, for tokens sampled from p: an estimate of KL(p || q) that is
+    never negative (Schulman, "Approximating KL divergence", 2020).
     """
     return torch.expm1(log_ratio) - log_ratio
 
@@ -312,7 +324,8 @@ def _coefficients(
         log_target = torch.from_numpy(np.array(piece.item.log_target, dtype=np.float64))
         size = sizes[row]
         if size > 1:
-            ratio_PK[row, :size] = part if piece.is_whole else known[piece.item.group.key]
+            raw = part if piece.is_whole else known[piece.item.group.key]
+            ratio_PK[row, :size] = raw - torch.from_numpy(piece.item.offset)
         else:
             target_PK[row, 1] = torch.log1p(-log_target.exp().clamp(max=1 - 1e-7))[0]
         target_PK[row, :size] = log_target

@@ -1,32 +1,68 @@
-"""Which prompt was issued, lost, scored or trained: one SQLite row for each attempt, committed with the step.
+"""Every prompt attempt of a run, one SQLite row each, committed with the step; the source of resume.
 
-States: issued -> scored -> trained, or issued -> lost, or scored -> stale. A prompt that was lost or stale is issued
-again under the next attempt number. The ledger is the source of resume: what is not trained by the restored
-checkpoint is issued again, and the data order goes on behind the last prompt that was ever issued.
+```
+ issued ──▶ sampled ──▶ scored ──▶ trained (step)
+    │          │           ├─────▶ stale      too old, or too far from the policy: its prompt is issued again
+    ├──────────┴─▶ lost    │                  no answer, no verdict: its prompt is issued again
+    └──────────────────────┴─────▶ filtered   left out on purpose: its prompt is not issued again
+```
+A lost or stale prompt is issued again under the next attempt number, so an answer that comes late has no row to go to.
+What a scored group holds stays in the file until a checkpoint holds what was learned from it: a run that was killed
+takes the groups it had, and computes the steps since its checkpoint again from exactly the groups that made them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from lpo_ray.contents import from_bytes, to_bytes
+from lpo_ray.records import Key, ScoredGroup, WeightsVersion
+
+STATES = ("issued", "sampled", "scored", "trained", "lost", "stale", "filtered")
+IN_FLIGHT = STATES[:3]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
-    data_index INTEGER NOT NULL,
-    prompt_id  TEXT NOT NULL,
-    attempt    INTEGER NOT NULL,
-    state      TEXT NOT NULL CHECK (state IN ('issued', 'scored', 'trained', 'lost', 'stale', 'filtered')),
-    step       INTEGER,
-    reason     TEXT,
-    updated_at REAL NOT NULL,
-    PRIMARY KEY (prompt_id, attempt)
+    data_index   INTEGER NOT NULL,
+    prompt_id    TEXT NOT NULL,
+    attempt      INTEGER NOT NULL,
+    state        TEXT NOT NULL
+        CHECK (state IN ('issued', 'sampled', 'scored', 'trained', 'lost', 'stale', 'filtered')),
+    step         INTEGER,
+    reason       TEXT,
+    leased_until REAL NOT NULL,
+    newest       INTEGER,
+    updated_at   REAL NOT NULL,
+    PRIMARY KEY (prompt_id, attempt),
+    CHECK (state NOT IN ('lost', 'stale', 'filtered') OR reason IS NOT NULL),
+    CHECK (state <> 'trained' OR step IS NOT NULL)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS by_state ON attempts (state);
+CREATE INDEX IF NOT EXISTS by_step ON attempts (step) WHERE step IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_index ON attempts (data_index);
+CREATE TABLE IF NOT EXISTS contents (
+    prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, content BLOB NOT NULL, PRIMARY KEY (prompt_id, attempt)
+) STRICT;
 CREATE TABLE IF NOT EXISTS commits (step INTEGER PRIMARY KEY, digest TEXT NOT NULL, committed_at REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS reused (
+    step INTEGER NOT NULL, prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (step, prompt_id, attempt)
+) STRICT;
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What a resumed run has to do before new data."""
+
+    prompts: tuple[tuple[int, str], ...]
+    """(data index, prompt id) to issue again, in data order"""
+    scored: tuple[ScoredGroup, ...]
+    """groups that were not trained yet"""
 
 
 class Ledger:
@@ -38,81 +74,158 @@ class Ledger:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
+        self._counts: Counter[str] = Counter()
+        self._count()
 
     def close(self) -> None:
         """Close the file; everything written is durable."""
         self._db.close()
 
-    def issue(self, data_index: int, prompt_id: str) -> int:
-        """Record that the prompt goes to sampling; returns its attempt number, 0 for the first."""
+    def issue(self, data_index: int, prompt_id: str, lease_seconds: float) -> int:
+        """The prompt goes to sampling, and is expected back scored within the lease; returns its attempt number, 0 for
+        the first.
+        """
         row = self._db.execute("SELECT MAX(attempt) FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()
-        attempt = 0 if row[0] is None else row[0] + 1
+        attempt, now = (0 if row[0] is None else row[0] + 1), time.time()
         self._db.execute(
-            "INSERT INTO attempts VALUES (?, ?, ?, 'issued', NULL, NULL, ?)",
-            (data_index, prompt_id, attempt, time.time()),
+            "INSERT INTO attempts VALUES (?, ?, ?, 'issued', NULL, NULL, ?, NULL, ?)",
+            (data_index, prompt_id, attempt, now + lease_seconds, now),
         )
+        self._counts["issued"] += 1
         return attempt
 
-    def scored(self, prompt_id: str, attempt: int) -> None:
-        """All K responses have a verdict."""
-        self._move(prompt_id, attempt, "issued", "scored", None)
+    def sampled(self, key: Key) -> None:
+        """All K responses are there."""
+        self._move(key, ("issued",), "sampled")
 
-    def lost(self, prompt_id: str, attempt: int, reason: str) -> None:
+    def scored(self, scored: ScoredGroup) -> None:
+        """All K responses have a verdict. The group is kept until ``settle``."""
+        key = scored.group.key
+        with self._transaction():
+            newest = max(int(response.versions.max()) for response in scored.group.responses)
+            self._move(key, ("sampled",), "scored", newest=newest)
+            self._db.execute("INSERT INTO contents VALUES (?, ?, ?)", (*key, to_bytes(scored)))
+
+    def lost(self, key: Key, reason: str) -> None:
         """The attempt cannot be completed."""
-        self._move(prompt_id, attempt, "issued", "lost", reason)
+        self._move(key, ("issued", "sampled"), "lost", reason=reason)
 
-    def stale(self, prompt_id: str, attempt: int, reason: str) -> None:
-        """The attempt is older than the staleness bound allows."""
-        self._move(prompt_id, attempt, "scored", "stale", reason)
+    def stale(self, key: Key, reason: str) -> None:
+        """The attempt is not trained because of its age, or of how far the policy has moved since."""
+        self._leave(key, ("scored",), "stale", reason)
 
-    def commit(
+    def filtered(self, key: Key, reason: str) -> None:
+        """The attempt is left out on purpose."""
+        self._leave(key, IN_FLIGHT, "filtered", reason)
+
+    @contextlib.contextmanager
+    def step(
         self,
-        step: int,
-        digest: str,
-        trained: Iterable[tuple[str, int]],
-        filtered: Mapping[tuple[str, int], str] | None = None,
-    ) -> None:
-        """In one transaction: the (prompt id, attempt) pairs are trained by ``step``, which made weights ``digest``, or
-        were left out of it for the reason given.
+        version: WeightsVersion,
+        trained: Sequence[Key],
+        skipped: Mapping[Key, str] | None = None,
+        reused: Sequence[Key] = (),
+    ) -> Iterator[None]:
+        """One transaction around what else belongs to the step: the groups are trained by it, or skipped by an update
+        for the reason given, or trained again. It commits, durably, when the block ends, and leaves no trace when the
+        block raises or the process dies in it. ValueError for a group that is not scored.
         """
-        with closing(self._db.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
-            try:
-                now = time.time()
-                moves = [("trained", None, key) for key in trained]
-                moves += [("filtered", reason, key) for key, reason in (filtered or {}).items()]
-                for state, reason, (prompt_id, attempt) in moves:
-                    cursor.execute(
-                        "UPDATE attempts SET state = ?, reason = ?, step = ?, updated_at = ? "
-                        "WHERE prompt_id = ? AND attempt = ? AND state = 'scored'",
-                        (state, reason, step, now, prompt_id, attempt),
-                    )
-                    if cursor.rowcount != 1:
-                        raise ValueError(f"step {step} {state} {prompt_id} (attempt {attempt}), which was not scored")
-                cursor.execute("INSERT INTO commits VALUES (?, ?, ?)", (step, digest, now))
-                cursor.execute("COMMIT")
-            except BaseException:
-                cursor.execute("ROLLBACK")
-                raise
+        with self._transaction(durable=True):
+            for key in trained:
+                self._move(key, ("scored",), "trained", step=version.step)
+            for key, reason in (skipped or {}).items():
+                self._move(key, ("scored",), "filtered", reason=reason, step=version.step)
+            self._db.executemany("INSERT INTO reused VALUES (?, ?, ?)", [(version.step, *key) for key in reused])
+            self._db.execute("INSERT INTO commits VALUES (?, ?, ?)", (version.step, version.digest, time.time()))
+            yield
 
-    def rewind(self, step: int) -> list[tuple[int, str]]:
-        """Go back to the checkpoint of ``step``: what was trained later, or is in flight, is lost and owed again.
-
-        Returns the (data index, prompt id) pairs to issue again, in data order.
+    def settle(self, step: int, keep_steps: int) -> None:
+        """The checkpoint of ``step`` is whole: forget what the groups held that were trained up to it, but for those of
+        the last ``keep_steps`` steps, which may be reused.
         """
-        with closing(self._db.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
-            cursor.execute(
-                "UPDATE attempts SET state = 'lost', reason = 'resumed from step ' || ?1, step = NULL, updated_at = ?2 "
-                "WHERE state IN ('issued', 'scored') OR (state IN ('trained', 'filtered') AND step > ?1)",
-                (step, time.time()),
-            )
-            cursor.execute("DELETE FROM commits WHERE step > ?", (step,))
-            cursor.execute("COMMIT")
-        return self._db.execute(
-            "SELECT DISTINCT data_index, prompt_id FROM attempts WHERE prompt_id NOT IN "
-            "(SELECT prompt_id FROM attempts WHERE state IN ('trained', 'filtered')) ORDER BY data_index"
+        self._db.execute(
+            "DELETE FROM contents WHERE (prompt_id, attempt) IN "
+            "(SELECT prompt_id, attempt FROM attempts WHERE step IS NOT NULL AND step <= ?)",
+            (step - keep_steps,),
+        )
+
+    def commits_after(self, step: int) -> list[WeightsVersion]:
+        """Steps that were committed after ``step``, in order."""
+        rows = self._db.execute("SELECT step, digest FROM commits WHERE step > ? ORDER BY step", (step,)).fetchall()
+        return [WeightsVersion(*row) for row in rows]
+
+    def batch(self, step: int) -> list[ScoredGroup]:
+        """The groups that made ``step``, in their order there: those it trained (or skipped), then those it reused.
+        Empty when what they held is not here any more.
+        """
+        rows = self._db.execute(
+            "SELECT content FROM (SELECT 0 AS again, prompt_id, attempt FROM attempts WHERE step = ?1 UNION ALL "
+            "SELECT 1, prompt_id, attempt FROM reused WHERE step = ?1) LEFT JOIN contents USING (prompt_id, attempt) "
+            "ORDER BY again, prompt_id",
+            (step,),
         ).fetchall()
+        return [] if (None,) in rows else [from_bytes(content) for (content,) in rows]
+
+    def trained_since(self, step: int) -> list[ScoredGroup]:
+        """Groups that were trained after ``step`` and whose contents are still here."""
+        rows = self._db.execute(
+            "SELECT content FROM contents JOIN attempts USING (prompt_id, attempt) "
+            "WHERE state = 'trained' AND step > ? ORDER BY prompt_id",
+            (step,),
+        )
+        return [from_bytes(content) for (content,) in rows]
+
+    def resume(self, step: int) -> Owed:
+        """The run goes on after ``step``. What was on its way is lost and owed; what was trained later is scored again,
+        unless it was sampled by weights that the run went back behind.
+        """
+        with self._transaction(durable=True):
+            now = time.time()
+            self._db.execute(
+                "UPDATE attempts SET state = 'scored', step = NULL, reason = NULL, updated_at = ?2 "
+                "WHERE state IN ('trained', 'filtered') AND step > ?1",
+                (step, now),
+            )
+            self._db.execute(
+                "UPDATE attempts SET state = 'lost', updated_at = ?2, "
+                "reason = 'sampled by weights ' || newest || '; the run went back to ' || ?1 "
+                "WHERE state = 'scored' AND newest > ?1",
+                (step, now),
+            )
+            self._db.execute(
+                "UPDATE attempts SET state = 'lost', updated_at = ?1, reason = 'on its way when the run ended' "
+                "WHERE state IN ('issued', 'sampled')",
+                (now,),
+            )
+            self._db.execute(
+                "UPDATE attempts SET state = 'lost', updated_at = ?, reason = 'what it held was settled' "
+                "WHERE state = 'scored' AND (prompt_id, attempt) NOT IN (SELECT prompt_id, attempt FROM contents)",
+                (now,),
+            )
+            self._db.execute("DELETE FROM commits WHERE step > ?", (step,))
+            self._db.execute("DELETE FROM reused WHERE step > ?", (step,))
+            self._db.execute(
+                "DELETE FROM contents WHERE (prompt_id, attempt) IN "
+                "(SELECT prompt_id, attempt FROM attempts WHERE state IN ('lost', 'stale'))"
+            )
+        self._count()
+        prompts = self._db.execute(
+            "SELECT DISTINCT data_index, prompt_id FROM attempts WHERE prompt_id NOT IN "
+            "(SELECT prompt_id FROM attempts WHERE state IN ('trained', 'filtered', 'scored')) ORDER BY data_index"
+        ).fetchall()
+        contents = self._db.execute(
+            "SELECT content FROM contents JOIN attempts USING (prompt_id, attempt) WHERE state = 'scored' "
+            "ORDER BY prompt_id"
+        )
+        return Owed(tuple(prompts), tuple(from_bytes(content) for (content,) in contents))
+
+    def end(self, reason: str) -> None:
+        """The run is over: what is on its way is lost. Scored groups stay, for a run that goes on."""
+        self._db.execute(
+            "UPDATE attempts SET state = 'lost', reason = ?, updated_at = ? WHERE state IN ('issued', 'sampled')",
+            (reason, time.time()),
+        )
+        self._count()
 
     def next_index(self) -> int:
         """Data index of the first prompt that was never issued."""
@@ -123,20 +236,54 @@ class Ledger:
         return self._db.execute("SELECT data_index FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()[0]
 
     def counts(self) -> dict[str, int]:
-        """Attempts by state, and "issued" = all attempts ever issued."""
-        states = dict(self._db.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall())
-        total = sum(states.values())
+        """Attempts by state, "issued" being all that were ever issued, and "in_flight" those without an end."""
         return {
-            "issued": total,
-            "in_flight": states.get("issued", 0) + states.get("scored", 0),
-            **{state: states.get(state, 0) for state in ("trained", "lost", "stale", "filtered")},
+            "issued": sum(self._counts.values()),
+            "in_flight": sum(self._counts[state] for state in IN_FLIGHT),
+            **{state: self._counts[state] for state in ("trained", "lost", "stale", "filtered")},
         }
 
-    def _move(self, prompt_id: str, attempt: int, old: str, new: str, reason: str | None) -> None:
-        cursor = self._db.execute(
-            "UPDATE attempts SET state = ?, reason = ?, updated_at = ? "
-            "WHERE prompt_id = ? AND attempt = ? AND state = ?",
-            (new, reason, time.time(), prompt_id, attempt, old),
+    def _count(self) -> None:
+        rows = self._db.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state")
+        self._counts = Counter(dict(rows.fetchall()))
+
+    def _leave(self, key: Key, old: tuple[str, ...], state: str, reason: str) -> None:
+        with self._transaction():
+            self._move(key, old, state, reason=reason)
+            self._db.execute("DELETE FROM contents WHERE prompt_id = ? AND attempt = ?", key)
+
+    def _move(
+        self,
+        key: Key,
+        old: tuple[str, ...],
+        new: str,
+        *,
+        reason: str | None = None,
+        step: int | None = None,
+        newest: int | None = None,
+    ) -> None:
+        row = self._db.execute("SELECT state FROM attempts WHERE prompt_id = ? AND attempt = ?", key).fetchone()
+        if row is None or row[0] not in old:
+            state = "not issued" if row is None else row[0]
+            raise ValueError(f"{key[0]} (attempt {key[1]}) is {state}; only {' or '.join(old)} can become {new}")
+        self._db.execute(
+            "UPDATE attempts SET state = ?, reason = ?, step = ?, newest = COALESCE(?, newest), updated_at = ? "
+            "WHERE prompt_id = ? AND attempt = ?",
+            (new, reason, step, newest, time.time(), *key),
         )
-        if cursor.rowcount != 1:
-            raise ValueError(f"{prompt_id} (attempt {attempt}) is not {old!r}; it cannot become {new!r}")
+        self._counts[row[0]] -= 1
+        self._counts[new] += 1
+
+    @contextlib.contextmanager
+    def _transaction(self, *, durable: bool = False) -> Iterator[None]:
+        """All or nothing; ``durable``: also after a power cut, with everything before it."""
+        before = self._counts.copy()
+        self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            self._counts = before
+            raise

@@ -1,44 +1,55 @@
 """The training loop: two lanes over five interfaces, the same in one process, on one machine, or on a cluster.
 
 ```
- sample lane   gate.acquire -> rollout.sample -> verifier.score -> queue          (one task a group)
- project lane  take_fresh -> anchor -> targets -> pack -> learner.project -> transport.publish -> gate.release -> commit
+ sample lane   gate.acquire -> rollout.sample -> verifier.score -> ready          (sample_lane.py; one task a group)
+ project lane  groups, anchor -> targets -> pack -> learner.project -> transport.publish -> ledger.step -> release
+               (assembly.py)
 ```
 The gate is the only place where the lanes wait for each other: the sample lane stops when groups_per_step x
 (max_staleness + 1) groups are on their way, the project lane frees places when every engine has proved new weights.
+With max_staleness = 0 the lanes take turns, on-policy; with more, sampling of the next steps overlaps with learning.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
+from lpo_ray.assembly import Assembly, AssemblySettings
 from lpo_ray.checkpoint import CheckpointRules, CheckpointState, save_checkpoint
 from lpo_ray.data.source import PromptSource
-from lpo_ray.errors import GroupLost, Interrupted, NumbersNotFinite, TooManyLost
-from lpo_ray.interfaces import Components
-from lpo_ray.ledger import Ledger
+from lpo_ray.errors import Interrupted, NumbersNotFinite
+from lpo_ray.interfaces import Components, Observer
+from lpo_ray.ledger import Ledger, Owed
 from lpo_ray.packing import Packing, pack_step
 from lpo_ray.records import (
     Anchor,
-    Prompt,
-    Publication,
-    Sampling,
+    Key,
     ScoredGroup,
+    StepRecord,
     StepReport,
     TargetGroup,
     TrainBatch,
     UpdateReport,
     WeightsVersion,
 )
-from lpo_ray.staleness import StalenessGate, take_fresh
+from lpo_ray.sample_lane import SampleLane, SampleSettings
 
 T = TypeVar("T")
+NOTHING_OWED = Owed((), ())
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """How a step's groups become a batch."""
+
+    packing: Packing
+    updates_per_step: int
+    learning_rate: Callable[[int], float]
+    """of a step, counted from 0"""
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,56 +57,29 @@ class LoopSettings:
     """The loop's own values; everything else belongs to the components."""
 
     steps: int
-    groups_per_step: int
-    updates_per_step: int
-    max_staleness: int
-    max_attempts: int
-    packing: Packing
-    sampling: Sampling
-    behaviour_from_engine: bool
-    learning_rate: Callable[[int], float]
-    """of a step, counted from 0"""
+    sample: SampleSettings
+    assembly: AssemblySettings
+    batch: BatchSettings
     checkpoints: CheckpointRules
     max_skipped_updates: int
     """in a row, before NumbersNotFinite"""
     evaluate_every: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepRecord:
-    """One finished step, for the observer. ``step`` counts from 1: it is the version of the weights it made."""
-
-    step: int
-    batch: TrainBatch
-    targets: Sequence[TargetGroup]
-    report: StepReport
-    publication: Publication
-    groups: dict[str, int]
-    """ledger counts"""
-
-
-class Observer(Protocol):
-    """Who is told what happens; telemetry in a run, a list in a test."""
-
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        """Entered while a stage is at work."""
-        ...
-
-    def lost(self, lost: GroupLost) -> None:
-        """A group was lost and is issued again."""
-        ...
-
-    def step_done(self, record: StepRecord) -> None:
-        """A step is committed."""
-        ...
-
-    def score(self, name: str) -> float | None:
-        """The value of a metric, or of the newest evaluation, for the step that was done last; None: not measured."""
-        ...
-
-    def evidence(self) -> str:
-        """Where the groups of the step that was done last can be read."""
-        ...
+async def make_batch(
+    components: Components, groups: Sequence[ScoredGroup], anchor: Anchor, settings: BatchSettings, step: int
+) -> tuple[list[TargetGroup], TrainBatch]:
+    """Targets of a step's groups and the updates that project the policy onto them."""
+    targets = await components.target_builder.build(groups, anchor)
+    batch = pack_step(
+        targets,
+        settings.packing,
+        step=step,
+        seed=settings.seed,
+        updates=settings.updates_per_step,
+        learning_rate=settings.learning_rate(step),
+    )
+    return targets, batch
 
 
 class TrainingLoop:
@@ -106,10 +90,7 @@ class TrainingLoop:
     ) -> None:
         self._components, self._source, self._ledger = components, source, ledger
         self._settings, self._observer = settings, observer
-        self._gate = StalenessGate(settings.groups_per_step, settings.max_staleness)
-        self._scored: asyncio.Queue[ScoredGroup] = asyncio.Queue()
         self._lanes: asyncio.TaskGroup
-        self._in_flight: set[asyncio.Task[None]] = set()
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._saved = -1
         self._saving: asyncio.Task[None] | None = None
@@ -123,107 +104,74 @@ class TrainingLoop:
     async def run(
         self,
         first: WeightsVersion,
-        owed: Sequence[tuple[int, str]] = (),
+        owed: Owed = NOTHING_OWED,
         evaluate: Callable[[int], Awaitable[None]] | None = None,
+        *,
+        saved: int = 0,
     ) -> WeightsVersion:
         """Train from ``first`` (already published) to the last step; returns the last version.
 
-        ``owed``: (data index, prompt id) pairs to issue before new data. Raises Interrupted, with a checkpoint
-        written, after ``stop``; or the first error of a component.
+        ``saved``: step of the newest checkpoint; when steps were computed again since, a new one is written first.
+        Raises Interrupted, with a checkpoint written, after ``stop``; or the first error of a component.
         """
-        self._saved = first.step
-        async with asyncio.TaskGroup() as lanes:
-            self._lanes = lanes
-            sampling = lanes.create_task(self._sample_lane(first.step, [index for index, _ in owed]))
-            version = await self._project_lane(first, evaluate)
-            for task in (sampling, *self._in_flight):
-                task.cancel()
+        settings, self._saved = self._settings, saved
+        remaining = (settings.steps - first.step) * settings.assembly.groups_per_step
+        async with asyncio.TaskGroup() as self._lanes:
+            lane = SampleLane(
+                self._components, self._source, self._ledger, settings.sample, self._observer, self._lanes
+            )
+            lane.version = first.step
+            if remaining > 0:
+                lane.want(remaining + settings.assembly.oversample_groups)
+            sampling = self._lanes.create_task(lane.run(owed))
+            if first.step != saved:
+                await self._checkpoint(first)
+            version = await self._project_lane(first, lane, evaluate)
+            sampling.cancel()
+            lane.close()
+        self._ledger.end(f"on its way when the run ended at step {version.step}")
         if version.step != self._saved:
             await self._save(version)
         if self._stop.done():
             raise Interrupted(self._stop.result(), version.step)
         return version
 
-    async def _sample_lane(self, first_step: int, owed: list[int]) -> None:
-        """Issues one group for each that the remaining steps will train. Waits for the gate."""
-        remaining = (self._settings.steps - first_step) * self._settings.groups_per_step
-        next_index = self._ledger.next_index()
-        for number in range(remaining):
-            await self._gate.acquire()
-            index = owed[number] if number < len(owed) else next_index + number - len(owed)
-            self._issue(index, self._source.train(index))
-
-    def _issue(self, index: int, prompt: Prompt) -> None:
-        self._in_flight.add(task := self._lanes.create_task(self._one_group(index, prompt)))
-        task.add_done_callback(self._in_flight.discard)
-
-    async def _one_group(self, index: int, prompt: Prompt) -> None:
-        """Consumes a prompt, produces one scored group; a lost group is issued again in the same place of the gate."""
-        for _ in range(self._settings.max_attempts):
-            attempt = self._ledger.issue(index, prompt.prompt_id)
-            try:
-                with self._observer.stage("sample"):
-                    group = await self._components.rollout.sample(prompt, self._settings.sampling, attempt)
-                with self._observer.stage("verify"):
-                    scored = await self._components.verifier.score(group)
-            except GroupLost as lost:
-                self._ledger.lost(prompt.prompt_id, attempt, lost.reason)
-                self._observer.lost(lost)
-                continue
-            self._ledger.scored(prompt.prompt_id, attempt)
-            self._scored.put_nowait(scored)
-            return
-        raise TooManyLost(
-            f"prompt {prompt.prompt_id} was lost {self._settings.max_attempts} times (pipeline.max_attempts); the "
-            "reasons are in ledger.sqlite. Expected a group at the latest then: mend the cause, or raise the limit"
-        )
-
     async def _project_lane(
-        self, version: WeightsVersion, evaluate: Callable[[int], Awaitable[None]] | None
+        self, version: WeightsVersion, lane: SampleLane, evaluate: Callable[[int], Awaitable[None]] | None
     ) -> WeightsVersion:
         """Consumes scored groups, produces weights. Waits for the sample lane, and unblocks it through the gate."""
         settings, parts = self._settings, self._components
+        reusable = self._ledger.trained_since(version.step - settings.assembly.max_staleness)
+        assembly = Assembly(lane, parts.learner, settings.assembly, self._observer, reusable)
         for step in range(version.step, settings.steps):
-            groups = await self._unless_stopped(self._take(step))
-            if groups is None:
+            found = await self._unless_stopped(assembly.groups(step))
+            if found is None:
                 break
             with self._observer.stage("anchor"):
-                targets = await parts.target_builder.build(groups, await self._anchor(groups))
-            batch = pack_step(
-                targets,
-                settings.packing,
-                step=step,
-                seed=settings.sampling.seed,
-                updates=settings.updates_per_step,
-                learning_rate=settings.learning_rate(step),
-            )
+                targets, batch = await make_batch(parts, found.groups, found.anchor, settings.batch, step)
             await self._until_saved()
             with self._observer.stage("project"):
                 report = await parts.learner.project(batch)
             with self._observer.stage("publish"):
                 publication = await parts.transport.publish(step + 1)
             version = publication.version
-            self._commit(version, report)
-            self._gate.release(len(groups))
-            counts = self._ledger.counts()
-            self._observer.step_done(StepRecord(version.step, batch, targets, report, publication, counts))
+            trained, skipped = _outcome(found.fresh, report)
+            with self._ledger.step(version, trained, skipped, [scored.group.key for scored in found.reused]):
+                self._observer.step_done(
+                    StepRecord(
+                        version.step, batch, targets, report, publication, self._ledger.counts(), found.left_out,
+                        len(found.reused),
+                    )
+                )  # fmt: skip
+            assembly.trained(step, [scored for scored in found.fresh if scored.group.key not in skipped])
+            lane.version = version.step
+            lane.release(found.fresh)
             if evaluate and settings.evaluate_every and version.step % settings.evaluate_every == 0:
                 await evaluate(version.step)
             if settings.checkpoints.every and version.step % settings.checkpoints.every == 0:
                 await self._checkpoint(version)
             await self._stop_if_not_finite(version, report)
         return version
-
-    def _commit(self, version: WeightsVersion, report: StepReport) -> None:
-        """Groups of an update that was skipped are not trained; they are filtered, and not issued again."""
-        trained = [group.key for update in report.updates if update.norms.applied for group in update.groups]
-        filtered = {
-            group.key: f"update skipped: {_where(update)}"
-            for update in report.updates
-            if not update.norms.applied
-            for group in update.groups
-        }
-        self._ledger.commit(version.step, version.digest, trained, filtered)
 
     async def _stop_if_not_finite(self, version: WeightsVersion, report: StepReport) -> None:
         for update in report.updates:
@@ -232,27 +180,6 @@ class TrainingLoop:
                 await self._checkpoint(version)
                 await self._until_saved()
                 raise NumbersNotFinite(self._skipped, version.step, _where(update), self._observer.evidence())
-
-    async def _take(self, step: int) -> list[ScoredGroup]:
-        def reissue(scored: ScoredGroup) -> None:
-            group, bound = scored.group, self._settings.max_staleness
-            reason = f"sampled by weights {group.oldest_version}, step {step} takes none older than {step - bound}"
-            self._ledger.stale(group.prompt.prompt_id, group.attempt, reason)
-            self._issue(self._ledger.index_of(group.prompt.prompt_id), group.prompt)
-
-        return await take_fresh(
-            self._scored,
-            self._settings.groups_per_step,
-            step=step,
-            max_staleness=self._settings.max_staleness,
-            on_stale=reissue,
-        )
-
-    async def _anchor(self, groups: Sequence[ScoredGroup]) -> Anchor:
-        """s_t. Zero by definition when the behaviour is the anchor itself: no forward is spent on it."""
-        if self._settings.behaviour_from_engine:
-            return await self._components.learner.log_ratios(groups)
-        return tuple(np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
 
     async def _checkpoint(self, version: WeightsVersion) -> None:
         """Begin to save; the next step's sampling goes on meanwhile. The learner takes the call now, so what follows
@@ -269,12 +196,14 @@ class TrainingLoop:
             await self._saving
 
     async def _save(self, version: WeightsVersion) -> None:
+        """Once the checkpoint is whole the ledger forgets what only a resume from the one before it needs."""
         rules = self._settings.checkpoints
         score = self._observer.score(rules.best) if rules.best else None
         state = CheckpointState(version.step, version.digest, self._components.learner.world_size, score)
         self._saved = version.step
         with self._observer.stage("checkpoint"):
             await save_checkpoint(rules, state, self._components.learner)
+        self._ledger.settle(version.step, self._settings.assembly.max_staleness)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
         """The result of ``work``, or None (and ``work`` cancelled) once ``stop`` was called."""
@@ -284,6 +213,18 @@ class TrainingLoop:
             return None if self._stop.done() else task.result()
         finally:
             task.cancel()
+
+
+def _outcome(fresh: Sequence[ScoredGroup], report: StepReport) -> tuple[list[Key], dict[Key, str]]:
+    """Groups that were trained, and those of an update that was skipped: they are filtered, and not issued again."""
+    skipped = {
+        group.key: f"update skipped: {_where(update)}"
+        for update in report.updates
+        if not update.norms.applied
+        for group in update.groups
+    }
+    keys = [scored.group.key for scored in fresh]
+    return [key for key in keys if key not in skipped], {key: skipped[key] for key in keys if key in skipped}
 
 
 def _where(update: UpdateReport) -> str:

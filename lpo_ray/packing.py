@@ -40,11 +40,11 @@ def pack_step(
 
     Raises ValueError when the groups do not divide; the configuration is checked for it before.
     """
-    if not targets or len(targets) % updates:
-        raise ValueError(f"{len(targets)} groups cannot be split into {updates} equal updates")
+    if not targets:
+        raise ValueError("a step has no groups; expected at least one")
     order = np.random.default_rng(derive_seed(seed, "updates", step)).permutation(len(targets))
-    size = len(targets) // updates
-    parts = [[targets[number] for number in order[start : start + size]] for start in range(0, len(targets), size)]
+    split = np.array_split(order, min(updates, len(targets)))
+    parts = [[targets[number] for number in part] for part in split]
     return TrainBatch(
         step=step, updates=tuple(pack_update(part, packing) for part in parts), learning_rate=learning_rate
     )

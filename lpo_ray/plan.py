@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +15,24 @@ import psutil
 from omegaconf import OmegaConf
 
 from lpo_ray import warmup
+from lpo_ray.assembly import AssemblySettings
 from lpo_ray.checkpoint import CheckpointRules
 from lpo_ray.config.load import dump_config
-from lpo_ray.config.schema import Behaviour, ClusterKind, Config, Resume
+from lpo_ray.config.schema import Behaviour, ClusterKind, Config, EqualRewards, Resume
+from lpo_ray.config.validate import warnings
 from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.data.dataset import DatasetSource
 from lpo_ray.data.source import PromptEncoder, PromptSource
 from lpo_ray.errors import ConfigError
 from lpo_ray.learning import LearnerSettings, Objective, OptimiserSettings
-from lpo_ray.loop import LoopSettings
+from lpo_ray.loop import BatchSettings, LoopSettings
 from lpo_ray.model import context_length
 from lpo_ray.packing import Packing
 from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.records import Sampling
+from lpo_ray.sample_lane import SampleSettings
 from lpo_ray.schedule import learning_rates
-from lpo_ray.targets import TargetRule
+from lpo_ray.targets import StaleRule, TargetRule
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.verifiers import VERIFIERS
 
@@ -72,7 +76,8 @@ class Plan:
             "responses per update": per_update * group_size,
             "optimiser updates in the run": config.run.steps * pipeline.updates_per_step,
             "prompts in the run": config.run.steps * pipeline.groups_per_step,
-            "groups in flight at most": pipeline.groups_per_step * (pipeline.max_staleness + 1),
+            "groups in flight at most": self.capacity,
+            "memory for them at most (MiB)": round(self.capacity * self.largest_group / 2**20, 1),
             "response tokens per step at most": pipeline.groups_per_step * group_size * config.sampling.max_tokens,
             "evaluation responses": config.evaluation.num_prompts * config.evaluation.samples_per_prompt,
             "learning rate, first step": self.learning_rate(0),
@@ -158,6 +163,7 @@ class Plan:
             sampling_temperature=self.config.sampling.temperature,
             behaviour_from_engine=objective.behaviour is Behaviour.engine,
             reference_kl=objective.reference_kl,
+            importance_cap=objective.importance_cap,
         )
 
     def target_rule(self) -> TargetRule:
@@ -168,6 +174,7 @@ class Plan:
             objective.ddof,
             objective.temperature_floor,
             anchored=objective.divergence != "first_order",
+            stale=self.stale_rule(),
         )
 
     def optimiser(self) -> OptimiserSettings:
@@ -175,19 +182,82 @@ class Plan:
         learner = self.config.learner
         return OptimiserSettings((learner.betas[0], learner.betas[1]), learner.weight_decay, learner.gradient_clip)
 
+    @property
+    def from_engine(self) -> bool:
+        """Whether the engine's own log-probs stand for the behaviour."""
+        return self.config.objective.behaviour is Behaviour.engine
+
+    @property
+    def largest_group(self) -> int:
+        """Bytes that a group can have at most."""
+        sampling = self.config.sampling
+        return BYTES_PER_TOKEN * sampling.group_size * sampling.max_tokens + 8 * self.context
+
+    @property
+    def capacity(self) -> int:
+        """Groups that may be on their way or waiting to be trained."""
+        pipeline = self.config.pipeline
+        return (pipeline.groups_per_step + pipeline.oversample_groups) * (pipeline.max_staleness + 1)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the policy after ``step`` is evaluated before the run goes on."""
+        every = self.config.evaluation.every
+        return step == 0 or (every > 0 and step % every == 0)
+
+    def learns_as_begun(self) -> bool:
+        """Whether the run, if it was begun before, made its steps as this plan would."""
+        path = self.run_dir / "config.yaml"
+        if not path.exists():
+            return True
+        stored, wanted = OmegaConf.load(path), OmegaConf.create(dump_config(self.config))
+        return all(OmegaConf.select(stored, key) == OmegaConf.select(wanted, key) for key in DECIDES_A_STEP)
+
+    def stale_rule(self) -> StaleRule:
+        """What becomes of groups that are far from the policy."""
+        stale = self.config.objective.stale
+        return StaleRule(stale.policy.value, stale.min_ess, stale.max_drift)
+
+    def batch_settings(self) -> BatchSettings:
+        """How a step's groups become a batch."""
+        config = self.config
+        return BatchSettings(self.packing(), config.pipeline.updates_per_step, self.learning_rates(), config.run.seed)
+
+    def sample_settings(self) -> SampleSettings:
+        """The sample lane's values."""
+        pipeline = self.config.pipeline
+        return SampleSettings(
+            sampling=self.sampling(),
+            max_attempts=pipeline.max_attempts,
+            lease_seconds=pipeline.lease_seconds,
+            capacity=self.capacity,
+            max_bytes=int(pipeline.max_gib * 2**30),
+            largest_group=self.largest_group,
+        )
+
+    def assembly_settings(self) -> AssemblySettings:
+        """What a step is made of."""
+        pipeline = self.config.pipeline
+        refill = pipeline.groups_per_step if pipeline.refill_groups is None else pipeline.refill_groups
+        return AssemblySettings(
+            groups_per_step=pipeline.groups_per_step,
+            max_staleness=pipeline.max_staleness,
+            drop_equal_rewards=pipeline.equal_rewards is EqualRewards.drop,
+            stale=self.stale_rule(),
+            refill_groups=refill,
+            oversample_groups=pipeline.oversample_groups,
+            reused_groups_per_step=pipeline.reused_groups_per_step,
+            behaviour_from_engine=self.from_engine,
+            seed=self.config.run.seed,
+        )
+
     def loop_settings(self) -> LoopSettings:
         """The loop's own values."""
         config = self.config
         return LoopSettings(
             steps=config.run.steps,
-            groups_per_step=config.pipeline.groups_per_step,
-            updates_per_step=config.pipeline.updates_per_step,
-            max_staleness=config.pipeline.max_staleness,
-            max_attempts=config.pipeline.max_attempts,
-            packing=self.packing(),
-            sampling=self.sampling(),
-            behaviour_from_engine=config.objective.behaviour is Behaviour.engine,
-            learning_rate=self.learning_rates(),
+            sample=self.sample_settings(),
+            assembly=self.assembly_settings(),
+            batch=self.batch_settings(),
             checkpoints=CheckpointRules(
                 self.run_dir / "checkpoints", config.checkpoint.every, config.checkpoint.keep, config.checkpoint.best
             ),
@@ -241,6 +311,7 @@ def make_plan(config: Config, *, for_training: bool = True) -> Plan:
     if for_training:
         _check_run_folder(plan)
     _check_memory(plan)
+    _check_room(plan)
     if model_path is not None:
         _check_data(plan, Tokenizer.load(model_path))
     return plan
@@ -312,6 +383,13 @@ def _check_run_folder(plan: Plan) -> None:
         raise ConfigError(f"run folder {folder} cannot be made: {parent} is not a writable folder; set run.dir")
 
 
+BYTES_PER_TOKEN = 20
+"""of a response: token id, log-prob, version"""
+DECIDES_A_STEP = (
+    "objective", "learner", "model", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch",
+    "pipeline.share_prompt", "rollout.dtype", "run.steps",
+)  # fmt: skip
+"""what the weights after a step depend on, beside its groups"""
 RESUMED_AS_BEGUN = ("run.seed", "model", "task", "sampling", "pipeline.groups_per_step")
 """what a resumed run may not change: the ledger's prompts and the checkpoint's weights were made with it"""
 
@@ -341,6 +419,18 @@ def _check_memory(plan: Plan) -> None:
         )
 
 
+def _check_room(plan: Plan) -> None:
+    pipeline = plan.config.pipeline
+    groups = pipeline.groups_per_step + pipeline.oversample_groups
+    needed = groups * plan.largest_group / 2**30
+    if needed > pipeline.max_gib:
+        raise ConfigError(
+            f"pipeline.max_gib is {pipeline.max_gib:g}, but the {groups} groups of one step can have {needed:.2f} GiB; "
+            f"expected room for a step at least: set pipeline.max_gib={math.ceil(needed * 100) / 100:g}, or lower "
+            "pipeline.groups_per_step or sampling.max_tokens"
+        )
+
+
 def build_model(plan: Plan, on_progress: warmup.Progress | None = None) -> str:
     """The folder of the model to train: the configured one, or the tiny base policy, built and cached on first use."""
     if plan.model_path is not None:
@@ -351,7 +441,8 @@ def build_model(plan: Plan, on_progress: warmup.Progress | None = None) -> str:
     return str(warmup.cached_base_policy(Path(cache), settings, on_progress))
 
 
-def render(plan: Plan, lines: Sequence[str] = ()) -> str:
-    """The derived numbers as aligned text."""
+def render(plan: Plan) -> str:
+    """The derived numbers as aligned text, and what may not be meant."""
     width = max(len(name) for name in plan.numbers())
-    return "\n".join([*lines, *(f"{name:<{width}}  {value}" for name, value in plan.numbers().items())])
+    lines = [f"{name:<{width}}  {value}" for name, value in plan.numbers().items()]
+    return "\n".join([*lines, *(f"warning: {text}" for text in warnings(plan.config))])

@@ -7,7 +7,7 @@ Arrays are numpy: pickled without copies by Ray, and read-only after it. Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -113,6 +113,12 @@ class PromptGroup:
         """Response tokens of the group."""
         return sum(len(response.token_ids) for response in self.responses)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its arrays."""
+        arrays = [a for r in self.responses for a in (r.token_ids, r.behaviour_logprobs, r.versions)]
+        return self.prompt.token_ids.nbytes + sum(array.nbytes for array in arrays)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
@@ -129,27 +135,46 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class AnchorGroup:
+    """How the policy before the update, pi_t, relates to the behaviour pi_b of one group. Made by the learner."""
+
+    log_ratio: FloatArray
+    """[K] s_t"""
+    drift: FloatArray
+    """[K] mean over tokens of |log pi_t - log pi_b|, nats"""
+    mismatch_kl: FloatArray
+    """[K] mean over tokens of the k3 estimate of KL(pi_b || pi_t), nats"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TargetGroup:
     """A scored group with its target on the simplex. Made by the target builder (LPO, Theorem 1)."""
 
     scored: ScoredGroup
     log_target: FloatArray
     """[K] log w*; for K = 1 the log of the virtual group's sigmoid((R - b)/tau)"""
-    anchor: FloatArray
-    """[K] s_t: log-ratio of the pre-update policy to the behaviour; zeros when on-policy"""
+    anchor: AnchorGroup
     temperature: float
     """tau"""
+    tempering: float = 1.0
+    """lambda: on the simplex the group counts as sampled from pi_b^lambda pi_t^(1 - lambda); see objective.off_policy"""
 
     def __post_init__(self) -> None:
         size = len(self.scored.rewards)
-        _same_length(
-            f"group {self.group.prompt.prompt_id}", size, log_target=len(self.log_target), anchor=len(self.anchor)
-        )
+        what, anchor = f"group {self.group.prompt.prompt_id}", len(self.anchor.log_ratio)
+        _same_length(what, size, log_target=len(self.log_target), anchor=anchor)
 
     @property
     def group(self) -> PromptGroup:
         """The sampled group inside."""
         return self.scored.group
+
+    @property
+    def offset(self) -> FloatArray:
+        """[K] (1 - lambda) s_t, which is taken from log-ratios to the behaviour before the simplex is formed: at theta_t
+        it is softmax(lambda s_t) then, as in the target, and equal rewards have no gradient.
+        """
+        return np.float32(1.0 - self.tempering) * self.anchor.log_ratio
 
 
 class Grouped(Protocol):
@@ -332,6 +357,16 @@ class WeightsVersion:
         return f"{self.step}:{self.digest[:12]}"
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Where a component runs. ``logs``: files of its standard output and error."""
+
+    pid: int
+    node_id: str
+    host: str
+    logs: tuple[str, ...]
+
+
 WorkerState = Literal["starting", "serving", "out"]
 
 
@@ -365,5 +400,28 @@ class Publication:
     """prepare, transfer, prove -> seconds, of the attempt that succeeded"""
 
 
-Anchor = tuple[FloatArray, ...]
-"""s_t of each group, [K] each, in the groups' order"""
+Anchor = tuple[AnchorGroup, ...]
+"""of each group, in the groups' order"""
+
+
+def on_policy_anchor(groups: Sequence[ScoredGroup]) -> Anchor:
+    """Zeros: the behaviour is pi_t itself."""
+    zeros = (np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
+    return tuple(AnchorGroup(zero, zero, zero) for zero in zeros)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRecord:
+    """One finished step, for the observer. ``step`` counts from 1: it is the version of the weights it made."""
+
+    step: int
+    batch: TrainBatch
+    targets: Sequence[TargetGroup]
+    report: StepReport
+    publication: Publication
+    groups: Mapping[str, int]
+    """ledger counts"""
+    left_out: Mapping[str, int]
+    """why -> groups that were collected for the step and not trained by it: equal_rewards, off_policy, cut"""
+    reused: int
+    """groups that were trained before"""

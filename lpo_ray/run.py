@@ -13,14 +13,15 @@ from typing import TypeVar
 
 from lpo_ray import checkpoint
 from lpo_ray.config import dump_config
-from lpo_ray.errors import CheckpointDamaged, Interrupted, LpoRayError
+from lpo_ray.errors import CheckpointDamaged, Interrupted, LpoRayError, ReplayDiffers
 from lpo_ray.evaluation import Evaluation, evaluate
 from lpo_ray.interfaces import Components, Events
-from lpo_ray.ledger import Ledger
+from lpo_ray.ledger import Ledger, Owed
 from lpo_ray.loop import TrainingLoop
 from lpo_ray.plan import Plan
 from lpo_ray.recorder import Recorder
 from lpo_ray.records import WeightsVersion
+from lpo_ray.redo import redo
 from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.tokenizer import Tokenizer
 
@@ -96,6 +97,7 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
     source = plan.source(Tokenizer.load(model_path))
     heldout = source.heldout(config.evaluation.num_prompts)
     plan.run_dir.mkdir(parents=True, exist_ok=True)
+    unchanged = plan.learns_as_begun()
     write_text(plan.run_dir / "config.yaml", dump_config(config))
     ledger = Ledger(plan.run_dir / "ledger.sqlite")
     started = time.monotonic()
@@ -119,14 +121,13 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
                     )
                 recorder.evaluated(step, evaluations[step])
 
-            version, owed = await _restore(plan, model_path, components, ledger, recorder)
-            if version.step == 0:
-                await evaluation(0)
-            signals.loop, signals.step = (
-                TrainingLoop(components, source, ledger, plan.loop_settings(), recorder),
-                version.step,
-            )
-            version = await signals.loop.run(version, owed, evaluation)
+            start = await _restore(plan, model_path, components, ledger, recorder, unchanged=unchanged)
+            if plan.is_evaluated(start.version.step):
+                await evaluation(start.version.step)
+            settings = plan.loop_settings()
+            signals.loop = TrainingLoop(components, source, ledger, settings, recorder)
+            signals.step = start.version.step
+            version = await signals.loop.run(start.version, start.owed, evaluation, saved=start.saved)
             signals.loop, signals.step = None, version.step
             await evaluation(version.step)
     finally:
@@ -145,24 +146,53 @@ async def _open(build: Build, plan: Plan, model_path: str, recorder: Recorder) -
         await components.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a run goes on."""
+
+    version: WeightsVersion
+    owed: Owed
+    saved: int
+    """step of the checkpoint it came from"""
+
+
 async def _restore(
-    plan: Plan, model_path: str, components: Components, ledger: Ledger, recorder: Recorder
-) -> tuple[WeightsVersion, list[tuple[int, str]]]:
-    """Weights of the newest checkpoint (or the model's own), published and proved, and the prompts still owed."""
+    plan: Plan, model_path: str, components: Components, ledger: Ledger, recorder: Recorder, *, unchanged: bool
+) -> _Start:
+    """The newest checkpoint (or the model's own weights), then, if the run learns as it did (``unchanged``), the steps
+    that were committed since, computed again; published and proved.
+    """
     found = checkpoint.list_checkpoints(plan.run_dir / "checkpoints")
     state = await asyncio.to_thread(checkpoint.verify, found[-1], model_path) if found else None
     if state is not None:
         await components.learner.restore(found[-1], state.world_size)
-    step = 0 if state is None else state.step
-    owed = ledger.rewind(step)
-    recorder.resumed(step)
+    step = saved = 0 if state is None else state.step
+    recorded = {version.step: version for version in ledger.commits_after(saved)}
+    if unchanged and recorded:
+        recorder.note(f"computing steps {saved + 1} to {max(recorded)} again from the groups that made them")
+        with recorder.stage("project"):
+            step = await redo(components, ledger, plan.batch_settings(), saved, from_engine=plan.from_engine)
     with recorder.stage("publish"):
         version = (await components.transport.publish(step)).version
-    if state is not None and version.digest != state.digest:
+    if step > saved and version != recorded[step]:
+        why = f"step {step}, computed again, gave weights {version}; the run had recorded {recorded[step]}"
+        if state is None:
+            raise ReplayDiffers(
+                f"{why}, and there is no checkpoint to go back to. Expected the same: was it begun on another machine, "
+                "or with other versions of the libraries? Go on where it was begun, or take another run.name"
+            )
+        recorder.note(f"{why}: the run goes back to the checkpoint of step {saved}")
+        await components.learner.restore(found[-1], state.world_size)
+        step = saved
+        with recorder.stage("publish"):
+            version = (await components.transport.publish(step)).version
+    if state is not None and step == saved and version.digest != state.digest:
         raise CheckpointDamaged(
             str(found[-1]), f"it restored to weights {version}, but was saved as {state.digest[:12]}"
         )
-    return version, owed
+    owed = ledger.resume(step)
+    recorder.resumed(step)
+    return _Start(version, owed, saved)
 
 
 def first_cause(group: BaseExceptionGroup) -> BaseException:

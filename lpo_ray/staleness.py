@@ -4,60 +4,89 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from lpo_ray.records import ScoredGroup
 
 
+@dataclass(slots=True, eq=False)
+class Place:
+    """What one group on its way may take of memory. Given out by ``StalenessGate.acquire``."""
+
+    num_bytes: int
+
+
 class StalenessGate:
-    """Admits groups to sampling. Capacity = groups_per_step x (max_staleness + 1).
+    """Admits groups to sampling while both their number and their bytes are within capacity.
 
-    ``acquire`` waits for a free place; ``release`` frees places once the weights that follow from the groups are
-    published. With max_staleness = 0 the next step's groups are therefore sampled from exactly those weights.
+    The number is groups_per_step x (max_staleness + 1): with max_staleness = 0 the next step's groups are sampled from
+    exactly the weights that follow from this step's. A group counts as ``largest_group`` bytes, the most it can have,
+    until it has arrived (``resize``); so what is held never exceeds ``max_bytes``.
     """
 
-    def __init__(self, groups_per_step: int, max_staleness: int) -> None:
-        """Raises ValueError for sizes that admit nothing."""
-        if groups_per_step < 1 or max_staleness < 0:
+    def __init__(self, capacity: int, max_bytes: int, largest_group: int) -> None:
+        """ValueError for a capacity that never admits anything."""
+        if capacity < 1 or not 0 <= largest_group <= max_bytes:
             raise ValueError(
-                f"groups_per_step={groups_per_step}, max_staleness={max_staleness}; expected >= 1 and >= 0"
+                f"capacity={capacity} groups and {max_bytes} bytes, for groups of up to {largest_group} bytes; expected "
+                "room for at least one group"
             )
-        self.capacity = groups_per_step * (max_staleness + 1)
-        self._places = asyncio.Semaphore(self.capacity)
-        self.in_flight = 0
+        self.capacity, self.max_bytes, self.largest_group = capacity, max_bytes, largest_group
+        self.num_bytes = 0
+        self._held: set[Place] = set()
+        self._room = asyncio.Event()
 
-    async def acquire(self) -> None:
-        """Take one place. Waits for ``release``; the loop calls it after each publish."""
-        await self._places.acquire()
-        self.in_flight += 1
+    @property
+    def in_flight(self) -> int:
+        """Groups that have a place."""
+        return len(self._held)
 
-    def release(self, groups: int) -> None:
-        """Free ``groups`` places. More than are taken is a bug of the caller: ValueError."""
-        if groups > self.in_flight:
-            raise ValueError(f"released {groups} places of {self.in_flight} taken")
-        self.in_flight -= groups
-        for _ in range(groups):
-            self._places.release()
+    async def acquire(self) -> Place:
+        """Take one place. Waits for room, which ``release`` and ``resize`` make; the loop releases after each publish."""
+        while len(self._held) >= self.capacity or self.num_bytes + self.largest_group > self.max_bytes:
+            self._room.clear()
+            await self._room.wait()
+        self._held.add(place := Place(self.largest_group))
+        self.num_bytes += place.num_bytes
+        return place
+
+    def resize(self, place: Place, num_bytes: int) -> None:
+        """The group has arrived and takes ``num_bytes``."""
+        self.num_bytes += num_bytes - place.num_bytes
+        place.num_bytes = num_bytes
+        self._room.set()
+
+    def release(self, place: Place) -> None:
+        """Free a place. One that is not taken is a bug of the caller: ValueError."""
+        if place not in self._held:
+            raise ValueError(f"released a place of {place.num_bytes} bytes that is not taken")
+        self._held.remove(place)
+        self.num_bytes -= place.num_bytes
+        self._room.set()
 
 
-async def take_fresh(
-    queue: asyncio.Queue[ScoredGroup],
-    count: int,
-    *,
-    step: int,
-    max_staleness: int,
-    on_stale: Callable[[ScoredGroup], None],
-) -> list[ScoredGroup]:
-    """The next ``count`` groups whose oldest token is at most ``max_staleness`` steps behind ``step``.
+class ReadyGroups:
+    """Scored groups that wait to be trained; gives out the oldest first, so that it does not grow too old meanwhile."""
 
-    Groups finish out of order, so admission alone cannot hold the bound: older ones go to ``on_stale`` (which must
-    reissue them, or this waits for ever) and are never trained. Returned in prompt order, so that a step's batch does
-    not depend on which response finished first.
-    """
-    fresh: list[ScoredGroup] = []
-    while len(fresh) < count:
-        scored = await queue.get()
-        if step - scored.group.oldest_version > max_staleness:
+    def __init__(self) -> None:
+        self._queue: asyncio.PriorityQueue[tuple[int, str, int, ScoredGroup]] = asyncio.PriorityQueue()
+
+    def put(self, scored: ScoredGroup) -> None:
+        """Add a group."""
+        group = scored.group
+        self._queue.put_nowait((group.oldest_version, group.prompt.prompt_id, group.attempt, scored))
+
+    def __len__(self) -> int:
+        return self._queue.qsize()
+
+    async def take_fresh(self, step: int, max_staleness: int, on_stale: Callable[[ScoredGroup], None]) -> ScoredGroup:
+        """The oldest group whose oldest token is at most ``max_staleness`` steps behind ``step``; waits for one.
+
+        Groups finish out of order, so admission alone cannot hold the bound: older ones go to ``on_stale`` (which must
+        issue their prompts again, or this waits for ever) and are never trained.
+        """
+        while True:
+            *_, scored = await self._queue.get()
+            if step - scored.group.oldest_version <= max_staleness:
+                return scored
             on_stale(scored)
-        else:
-            fresh.append(scored)
-    return sorted(fresh, key=lambda scored: scored.group.prompt.prompt_id)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup
+from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, on_policy_anchor
 
 
 def make_prompt(number: int = 0, length: int = 4, vocabulary: int = 50) -> Prompt:
@@ -16,7 +16,13 @@ def make_prompt(number: int = 0, length: int = 4, vocabulary: int = 50) -> Promp
 
 
 def make_group(
-    number: int = 0, lengths: Sequence[int] = (3, 5), *, prompt_length: int = 4, vocabulary: int = 50, version: int = 0
+    number: int = 0,
+    lengths: Sequence[int] = (3, 5),
+    *,
+    prompt_length: int = 4,
+    vocabulary: int = 50,
+    version: int = 0,
+    attempt: int = 0,
 ) -> PromptGroup:
     rng = np.random.default_rng(1000 + number)
     responses = tuple(
@@ -28,7 +34,7 @@ def make_group(
         )
         for length in lengths
     )
-    return PromptGroup(make_prompt(number, prompt_length, vocabulary), 0, responses)
+    return PromptGroup(make_prompt(number, prompt_length, vocabulary), attempt, responses)
 
 
 def make_scored(number: int = 0, lengths: Sequence[int] = (3, 5), **kwargs: int) -> ScoredGroup:
@@ -41,4 +47,4 @@ def make_target(number: int = 0, lengths: Sequence[int] = (3, 5), **kwargs: int)
     scored = make_scored(number, lengths, **kwargs)
     logits = np.random.default_rng(3000 + number).normal(size=len(lengths))
     log_target = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
-    return TargetGroup(scored, log_target, np.zeros(len(lengths), dtype=np.float32), 1.0)
+    return TargetGroup(scored, log_target, on_policy_anchor([scored])[0], 1.0)

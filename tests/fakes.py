@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from lpo_ray.errors import GroupLost
-from lpo_ray.loop import StepRecord
 from lpo_ray.records import (
     Anchor,
     FloatArray,
@@ -26,12 +25,14 @@ from lpo_ray.records import (
     Sampling,
     ScoredGroup,
     StepNorms,
+    StepRecord,
     StepReport,
     TargetGroup,
     TrainBatch,
     UpdateReport,
     WeightsVersion,
     WorkerStatus,
+    on_policy_anchor,
 )
 
 
@@ -75,7 +76,7 @@ class FakeComponents:
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         self.events.append("anchor")
-        return tuple(np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
+        return on_policy_anchor(groups)
 
     async def project(self, batch: TrainBatch) -> StepReport:
         if batch.step == self.fail_project_at:

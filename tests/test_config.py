@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lpo_ray.config import dump_config, load_config
+from lpo_ray.config.validate import warnings
 from lpo_ray.errors import ConfigError
 from lpo_ray.plan import make_plan
 
@@ -55,7 +56,10 @@ def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -
         ("learner.lr_schedule=sudden", "learner.lr_schedule is 'sudden'; expected one of constant, "),
         ("learner.lr_schedule_kwargs={slope: 1}", "learner.lr_schedule=cosine_with_min_lr with"),
         ("objective.reference_kl=-1", "objective.reference_kl is -1.0; expected 0 or more"),
-        ("pipeline.max_staleness=1", "set objective.behaviour=engine"),
+        ("pipeline.reused_groups_per_step=4", "set max_staleness >= 1 and behaviour=engine"),
+        ("objective.importance_cap=0", "objective.importance_cap is 0.0; expected a number above 0, or null"),
+        ("objective.stale.min_ess=2", "objective.stale.min_ess is 2.0; expected a share of K"),
+        ("pipeline.max_gib=1e-6", "expected room for a step at least: set pipeline.max_gib="),
         ("objective.divergence=kl", "objective.divergence is 'kl'; expected one of"),
         ("objective.target_temperature=hot", "objective.target_temperature is 'hot'"),
         ("objective.target_temperature=-1", "expected a number above 0"),
@@ -80,6 +84,19 @@ def test_bad_values_are_named_with_what_was_expected(override: str, expected: st
     message = failure(f"run.dir={tmp_path}", override)
     assert expected in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_importance_weights_to_an_engine_that_is_the_behaviour_are_refused() -> None:
+    message = failure("objective.importance_cap=2", "objective.behaviour=engine")
+    assert "expected behaviour=recomputed, or importance_cap=null" in message
+
+
+def test_stale_groups_without_a_correction_are_warned_of() -> None:
+    recomputed = load_config(QUICKSTART, ["pipeline.max_staleness=1"])
+    (warning,) = warnings(recomputed)
+    assert "stale groups are trained as if the policy had sampled them" in warning
+    for override in ("objective.behaviour=engine", "objective.importance_cap=2"):
+        assert warnings(load_config(QUICKSTART, ["pipeline.max_staleness=1", override])) == []
 
 
 def test_truncated_sampling_with_engine_behaviour_is_refused() -> None:

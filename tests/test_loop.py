@@ -1,48 +1,75 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lpo_ray.assembly import AssemblySettings
 from lpo_ray.checkpoint import CheckpointRules, list_checkpoints
 from lpo_ray.errors import CheckpointFailed, Interrupted, NumbersNotFinite, TooManyLost
-from lpo_ray.ledger import Ledger
-from lpo_ray.loop import LoopSettings, TrainingLoop
+from lpo_ray.ledger import Ledger, Owed
+from lpo_ray.loop import NOTHING_OWED, BatchSettings, LoopSettings, TrainingLoop
 from lpo_ray.packing import Packing
 from lpo_ray.records import PromptGroup, Sampling, ScoredGroup, WeightsVersion
 from lpo_ray.run import first_cause
+from lpo_ray.sample_lane import SampleSettings
+from lpo_ray.targets import StaleRule
+from tests.builders import make_scored
 from tests.fakes import FakeComponents, FakeObserver, FakeSource
 
 FIRST = WeightsVersion(0, "digest-0")
 
 
-def settings(folder: Path, **changes: object) -> LoopSettings:
-    base = LoopSettings(
-        steps=3,
-        groups_per_step=4,
-        updates_per_step=2,
-        max_staleness=0,
-        max_attempts=3,
-        packing=Packing(2, 1000, share_prompt=False),
-        sampling=Sampling(2, 1.0, 4, seed=0),
-        behaviour_from_engine=False,
-        learning_rate=lambda step: 0.1,
-        checkpoints=CheckpointRules(folder / "checkpoints", every=2, keep=0, best=None),
+def loop_settings(
+    folder: Path,
+    *,
+    steps: int = 3,
+    groups_per_step: int = 4,
+    max_staleness: int = 0,
+    oversample_groups: int = 0,
+    lease_seconds: float = 1000.0,
+    max_attempts: int = 3,
+    min_ess: float = 0.0,
+    checkpoint_every: int = 2,
+    checkpoints: CheckpointRules | None = None,
+    **assembly: object,
+) -> LoopSettings:
+    values = {
+        "drop_equal_rewards": False, "refill_groups": groups_per_step, "reused_groups_per_step": 0,
+        "behaviour_from_engine": False, **assembly,
+    }  # fmt: skip
+    return LoopSettings(
+        steps=steps,
+        sample=SampleSettings(
+            Sampling(2, 1.0, 4, seed=0),
+            max_attempts,
+            lease_seconds,
+            capacity=(groups_per_step + oversample_groups) * (max_staleness + 1),
+            max_bytes=1_000_000,
+            largest_group=200,
+        ),
+        assembly=AssemblySettings(
+            groups_per_step=groups_per_step,
+            max_staleness=max_staleness,
+            oversample_groups=oversample_groups,
+            stale=StaleRule("drop", min_ess, max_drift=1.0),
+            seed=0,
+            **values,
+        ),
+        batch=BatchSettings(Packing(2, 1000, share_prompt=False), 2, lambda step: 0.1, seed=0),
+        checkpoints=checkpoints or CheckpointRules(folder / "checkpoints", every=checkpoint_every, keep=0, best=None),
         max_skipped_updates=3,
         evaluate_every=0,
     )
-    return replace(base, **changes)
 
 
 async def run(
-    folder: Path, parts: FakeComponents, first: WeightsVersion = FIRST, owed: tuple[tuple[int, str], ...] = (),
-    **changes: object,
-) -> tuple[FakeObserver, Ledger]:  # fmt: skip
+    folder: Path, parts: FakeComponents, first: WeightsVersion = FIRST, owed: Owed = NOTHING_OWED, **changes: object
+) -> tuple[FakeObserver, Ledger]:
     observer, ledger = FakeObserver(), Ledger(folder / "ledger.sqlite")
-    loop = TrainingLoop(parts, FakeSource(), ledger, settings(folder, **changes), observer)
-    await asyncio.wait_for(loop.run(first, owed), 20)
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(folder, **changes), observer)
+    await asyncio.wait_for(loop.run(first, owed, saved=first.step), 20)
     return observer, ledger
 
 
@@ -103,7 +130,7 @@ async def test_stop_saves_a_checkpoint_and_leaves_the_rest_in_the_ledger(tmp_pat
     ledger = Ledger(tmp_path / "ledger.sqlite")
     observer = FakeObserver()
     rare = CheckpointRules(tmp_path / "checkpoints", every=100, keep=0, best=None)
-    loop = TrainingLoop(parts, FakeSource(), ledger, settings(tmp_path, steps=1000, checkpoints=rare), observer)
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(tmp_path, steps=1000, checkpoints=rare), observer)
     task = asyncio.ensure_future(loop.run(FIRST))
     while len(observer.steps) < 3:
         await asyncio.sleep(0.005)
@@ -116,20 +143,33 @@ async def test_stop_saves_a_checkpoint_and_leaves_the_rest_in_the_ledger(tmp_pat
     assert ledger.counts()["trained"] == 4 * last
 
 
-async def test_a_resumed_run_trains_what_is_owed_first_and_every_prompt_once(tmp_path: Path) -> None:
+async def test_a_resumed_run_trains_what_it_had_and_what_is_owed_and_every_prompt_once(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    for index in range(6):
-        ledger.issue(index, f"train-{index:08d}")
-    for index in range(4):
-        ledger.scored(f"train-{index:08d}", 0)
-    ledger.commit(1, "digest-1", [(f"train-{index:08d}", 0) for index in range(4)])
-    owed = tuple(ledger.rewind(1))
+    groups = [make_scored(number) for number in range(6)]
+    for number, scored in enumerate(groups):
+        ledger.issue(number, scored.group.prompt.prompt_id, 60)
+        if number != 4:
+            ledger.sampled(scored.group.key)
+            ledger.scored(scored)
+    with ledger.step(WeightsVersion(1, "digest-1"), [scored.group.key for scored in groups[:4]]):
+        pass
+    owed = ledger.resume(1)
     ledger.close()
-    observer, ledger = await run(tmp_path, FakeComponents(step=1), WeightsVersion(1, "digest-1"), owed)
+    parts = FakeComponents(step=1)
+    observer, ledger = await run(tmp_path, parts, WeightsVersion(1, "digest-1"), owed, max_staleness=1)
     assert [record.step for record in observer.steps] == [2, 3]
-    names = [target.group.prompt.prompt_id for record in observer.steps for target in record.targets]
-    assert names == [f"train-{index:08d}" for index in range(4, 12)]
+    trained = {target.group.key for record in observer.steps for target in record.targets}
+    assert trained == {(f"train-{n:08d}", int(n == 4)) for n in range(4, 12)}
+    assert "train-00000005" not in parts.sampled_at  # it was scored before
     assert ledger.counts()["trained"] == 12
+
+
+async def test_steps_that_were_computed_again_are_saved_before_the_run_goes_on(tmp_path: Path) -> None:
+    parts = FakeComponents(step=1)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(tmp_path), FakeObserver())
+    await loop.run(WeightsVersion(1, "digest-1"), saved=0)
+    assert parts.events.index("save 1") < parts.events.index("project 1")
 
 
 async def test_a_failed_save_leaves_no_half_checkpoint(tmp_path: Path) -> None:
@@ -170,7 +210,7 @@ async def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> N
     observer = FakeObserver(scores={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.9, 5: 0.3, 6: 0.4, 7: 0.5})
     loop = TrainingLoop(
         FakeComponents(), FakeSource(), Ledger(tmp_path / "ledger.sqlite"),
-        settings(tmp_path, steps=7, checkpoints=rules), observer,
+        loop_settings(tmp_path, steps=7, checkpoints=rules), observer,
     )  # fmt: skip
     await loop.run(FIRST)
     assert [path.name for path in list_checkpoints(rules.folder)] == ["step_000004", "step_000006", "step_000007"]
@@ -180,7 +220,7 @@ async def test_a_skipped_update_filters_its_groups_and_the_run_goes_on(tmp_path:
     observer, ledger = await run(tmp_path, FakeComponents(not_finite_at={1}))
     assert [record.step for record in observer.steps] == [1, 2, 3]
     assert ledger.counts() == {"issued": 12, "in_flight": 0, "trained": 8, "lost": 0, "stale": 0, "filtered": 4}
-    assert ledger.rewind(3) == []
+    assert ledger.resume(3) == NOTHING_OWED
 
 
 async def test_too_many_skipped_updates_in_a_row_end_the_run_with_the_evidence(tmp_path: Path) -> None:

@@ -98,8 +98,23 @@ def test_imbalance_is_the_share_of_time_spent_waiting() -> None:
     assert replace(batch.updates[0], tokens_by_rank=(7, 7)).imbalance == 0.0
 
 
-def test_groups_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 groups cannot be split into 2 equal updates"):
-        pack_step(
-            [make_target(n) for n in range(3)], Packing(1, 10, False), step=0, seed=0, updates=2, learning_rate=0.1
-        )
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
+def test_a_short_step_is_split_into_updates_that_differ_by_one_group_at_most(
+    groups: int, updates: int, world_size: int
+) -> None:
+    targets = [make_target(number) for number in range(groups)]
+    batch = pack_step(targets, Packing(world_size, 20, False), step=0, seed=0, updates=updates, learning_rate=0.1)
+    sizes = [update.num_prompts for update in batch.updates]
+    assert len(sizes) == min(updates, groups)
+    assert sum(sizes) == groups
+    assert max(sizes) - min(sizes) <= 1
+    pieces = [p for update in batch.updates for share in update.shares for mb in share for p in mb.pieces]
+    responses = sorted((piece.item.group.key, k) for piece in pieces for k in piece.responses)
+    assert responses == sorted((target.group.key, k) for target in targets for k in range(2))
+    for update in batch.updates:
+        assert len({len(share) for share in update.shares}) == 1
+
+
+def test_a_step_without_groups_is_refused() -> None:
+    with pytest.raises(ValueError, match="a step has no groups"):
+        pack_step([], Packing(1, 10, False), step=0, seed=0, updates=2, learning_rate=0.1)

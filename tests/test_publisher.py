@@ -13,10 +13,11 @@ import pytest
 from actors.inspection import Process
 from actors.learner_worker import Staged
 from actors.publisher import Publisher
-from actors.rollout_pool import Member
+from actors.remote_worker import RemoteWorker
 from actors.rollout_worker import Delivery
 from actors.transports import TRANSPORTS
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LpoRayError, WeightsNotProved
+from lpo_ray.pool import Member
 from lpo_ray.records import FloatArray, WeightsVersion
 from lpo_ray.weights import Manifest, TensorMeta, make_manifest
 
@@ -140,10 +141,12 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
     events: list[str] = []
     workers = [Worker(f"w{number}", events) for number in range(count)]
     process = Process(1, "node", "127.0.0.1", ())
-    members = [Member(number, worker.name, worker, process) for number, worker in enumerate(workers)]
+    members = [
+        Member(number, worker.name, RemoteWorker(worker.name, worker), process) for number, worker in enumerate(workers)
+    ]
 
     def fresh(member: Member) -> Member:
-        return Member(member.index, member.name + "'", Worker(member.name + "'", events), process)
+        return Member(member.index, name := member.name + "'", RemoteWorker(name, Worker(name, events)), process)
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     publisher = Publisher(

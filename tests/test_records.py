@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lpo_ray import errors
-from lpo_ray.records import Prompt, Response, ScoredGroup, TargetGroup
+from lpo_ray.records import AnchorGroup, Prompt, Response, ScoredGroup, TargetGroup
 from lpo_ray.seeds import derive_seed
 from tests.builders import make_group, make_scored
 
@@ -17,7 +17,7 @@ def test_lengths_are_checked_with_both_numbers() -> None:
     with pytest.raises(ValueError, match="rewards has 3 entries, expected 2"):
         ScoredGroup(make_group(0), np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="anchor has 1 entries, expected 2"):
-        TargetGroup(make_scored(0), np.zeros(2, np.float32), np.zeros(1, np.float32), 1.0)
+        TargetGroup(make_scored(0), np.zeros(2, np.float32), AnchorGroup(*np.zeros((3, 1), np.float32)), 1.0)
     with pytest.raises(ValueError, match="has no tokens"):
         Prompt("p", np.array([], dtype=np.int64), "", "countdown")
     with pytest.raises(ValueError, match="expected finite numbers"):

@@ -33,6 +33,23 @@ class Behaviour(Enum):
     engine = "engine"
 
 
+class StalePolicy(Enum):
+    """What becomes of groups that are far from the policy that trains them."""
+
+    keep = "keep"
+    drop = "drop"
+    temper = "temper"
+
+
+class EqualRewards(Enum):
+    """What becomes of a group whose rewards are all equal. It has no gradient at the first update; at later ones, and
+    when it is off-policy, it pulls the policy back to the anchor. So drop it only where that is not wanted.
+    """
+
+    keep = "keep"
+    drop = "drop"
+
+
 class EngineKind(Enum):
     """In-process LLMEngine (CPU), AsyncLLM (GPU), or whichever fits the hardware."""
 
@@ -137,6 +154,16 @@ class TokenClipConfig:
 
 
 @dataclass
+class StaleConfig:
+    policy: StalePolicy = StalePolicy.drop
+    """drop: left out, and its prompt issued again; temper: s_t is shrunk until min_ess holds; keep"""
+    min_ess: float = 0.3
+    """effective sample size 1 / sum P_t^2 of a group, as a share of its K responses"""
+    max_drift: float = 0.1823215567939546
+    """nats (log 1.2): mean over tokens of |log pi_t - log pi_engine|; drop only"""
+
+
+@dataclass
 class ObjectiveConfig:
     divergence: str = "forward_kl"
     target_temperature: str | float | int = "group_std"
@@ -145,6 +172,10 @@ class ObjectiveConfig:
     token_clip: TokenClipConfig = field(default_factory=TokenClipConfig)
     length_norm: LengthNorm = LengthNorm.mean
     behaviour: Behaviour = Behaviour.recomputed
+    stale: StaleConfig = field(default_factory=StaleConfig)
+    """with behaviour=engine"""
+    importance_cap: float | None = None
+    """with behaviour=recomputed: each token's loss is weighted by min(pi_old / pi_engine, importance_cap); null: by 1"""
     reference_kl: float = 0.0
     """weight of the k3 estimate of KL(policy || reference); 0: no reference is loaded"""
     reference_path: str | None = None
@@ -164,7 +195,22 @@ class PipelineConfig:
     share_prompt: bool = False
     """learner: encode a prompt once for all K responses; needs packed attention"""
     max_attempts: int = 5
-    """issues of one prompt before the run ends with TooManyLost"""
+    """issues of one prompt in a row before the run ends with TooManyLost"""
+    lease_seconds: float = 1200.0
+    """for one attempt from issue to verdict; then it is lost, whoever holds it, and issued again"""
+    max_gib: float = 8.0
+    """memory of the driver for groups that are on their way or wait to be trained"""
+    equal_rewards: EqualRewards = EqualRewards.keep
+    refill_groups: int | None = None
+    """groups of a step that are asked for in place of those left out (equal rewards, objective.stale); then the step is
+    trained with what it has. null: groups_per_step
+    """
+    oversample_groups: int = 0
+    """on their way beyond those that a step needs; when it has them, what was issued too early for the next step is cut,
+    and counted as filtered. Cuts long responses more often than short ones
+    """
+    reused_groups_per_step: int = 0
+    """trained groups, at most max_staleness steps old, that each step trains once more; needs behaviour=engine"""
 
 
 @dataclass
@@ -270,6 +316,27 @@ class TelemetryConfig:
 
 
 @dataclass
+class SimulationConfig:
+    """What `lpo-ray simulate` takes for the hardware; engines, ranks and slots are those of rollout and learner."""
+
+    mean_tokens: float = 1024.0
+    """of a response; lengths are log-normal"""
+    length_variation: float = 0.6
+    """standard deviation of the length over its mean"""
+    decode_rate: float = 40.0
+    """tokens a second of one response, whatever its neighbours"""
+    train_rate: float = 10000.0
+    """response tokens a second of one learner rank, all updates of a step"""
+    anchor_share: float = 0.3
+    """seconds of the anchor pass over those of the updates; with behaviour=engine only"""
+    verify_seconds: float = 0.1
+    publish_seconds: float = 2.0
+    hours_between_failures: float = 0.0
+    """of one engine, on average; 0: never"""
+    restart_seconds: float = 120.0
+
+
+@dataclass
 class ClusterConfig:
     kind: ClusterKind = ClusterKind.ray
     address: str | None = None
@@ -296,3 +363,4 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from lpo_ray.config.schema import Attention, Behaviour, Config, LengthNorm
+from lpo_ray.config.schema import Attention, Behaviour, Config, EqualRewards, LengthNorm
 from lpo_ray.errors import ConfigError
 from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
 from lpo_ray.plugins import UnknownName, resolve
@@ -17,6 +17,29 @@ def validate(config: Config) -> None:
     _ranges(config)
     _objective(config)
     _combinations(config)
+
+
+def warnings(config: Config) -> list[str]:
+    """What can be carried out, but may not be what is meant."""
+    found = []
+    pipeline, objective, sampling = config.pipeline, config.objective, config.sampling
+    if pipeline.max_staleness and objective.behaviour is Behaviour.recomputed and objective.importance_cap is None:
+        found.append(
+            f"pipeline.max_staleness={pipeline.max_staleness} with objective.behaviour=recomputed: stale groups are trained "
+            "as if the policy had sampled them; objective.behaviour=engine corrects for it, as does "
+            "objective.importance_cap=2 for the baselines"
+        )
+    if sampling.top_p < 1 or sampling.top_k or sampling.min_p:
+        found.append(
+            f"sampling.top_p={sampling.top_p:g}, top_k={sampling.top_k}, min_p={sampling.min_p:g} cut the support of the "
+            "sampling distribution: the policy is trained on samples that are not quite its own"
+        )
+    if pipeline.equal_rewards is EqualRewards.drop and (pipeline.max_staleness or pipeline.updates_per_step > 1):
+        found.append(
+            "pipeline.equal_rewards=drop off-policy or with several updates a step: groups of equal rewards would pull "
+            "the policy back to the anchor, and that is dropped too"
+        )
+    return found
 
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -33,6 +56,8 @@ def _ranges(config: Config) -> None:
         "pipeline.updates_per_step": config.pipeline.updates_per_step,
         "pipeline.tokens_per_micro_batch": config.pipeline.tokens_per_micro_batch,
         "pipeline.max_attempts": config.pipeline.max_attempts,
+        "pipeline.lease_seconds": config.pipeline.lease_seconds,
+        "pipeline.max_gib": config.pipeline.max_gib,
         "rollout.num_workers": config.rollout.num_workers,
         "rollout.max_num_seqs": config.rollout.max_num_seqs,
         "rollout.threads": config.rollout.threads,
@@ -55,6 +80,10 @@ def _ranges(config: Config) -> None:
         "model.warmup.steps": config.model.warmup.steps,
         "model.warmup.batch_size": config.model.warmup.batch_size,
         "cluster.object_store_gib": config.cluster.object_store_gib,
+        "objective.stale.max_drift": config.objective.stale.max_drift,
+        "simulation.mean_tokens": config.simulation.mean_tokens,
+        "simulation.decode_rate": config.simulation.decode_rate,
+        "simulation.train_rate": config.simulation.train_rate,
     }
     for key, value in positive.items():
         _require(value > 0, key, value, "a number above 0")
@@ -64,6 +93,9 @@ def _ranges(config: Config) -> None:
         "learner.warmup_steps": config.learner.warmup_steps,
         "telemetry.entropy_alarm": config.telemetry.entropy_alarm,
         "pipeline.max_staleness": config.pipeline.max_staleness,
+        "pipeline.oversample_groups": config.pipeline.oversample_groups,
+        "pipeline.reused_groups_per_step": config.pipeline.reused_groups_per_step,
+        "pipeline.refill_groups": config.pipeline.refill_groups or 0,
         "sampling.top_k": config.sampling.top_k,
         "verifier.max_retries": config.verifier.max_retries,
         "rollout.max_restarts": config.rollout.max_restarts,
@@ -74,6 +106,12 @@ def _ranges(config: Config) -> None:
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
         "telemetry.samples_every": config.telemetry.samples_every,
+        "simulation.length_variation": config.simulation.length_variation,
+        "simulation.anchor_share": config.simulation.anchor_share,
+        "simulation.verify_seconds": config.simulation.verify_seconds,
+        "simulation.publish_seconds": config.simulation.publish_seconds,
+        "simulation.hours_between_failures": config.simulation.hours_between_failures,
+        "simulation.restart_seconds": config.simulation.restart_seconds,
         "objective.ddof": config.objective.ddof,
     }
     for key, value in not_negative.items():
@@ -117,6 +155,15 @@ def _objective(config: Config) -> None:
         _known(tau, TEMPERATURES, "objective.target_temperature")
     else:
         _require(tau > 0, "objective.target_temperature", tau, "a number above 0, or a rule's name")
+    stale, cap = objective.stale, objective.importance_cap
+    _require(0 <= stale.min_ess <= 1, "objective.stale.min_ess", stale.min_ess, "a share of K, 0 to 1")
+    if cap is not None:
+        _require(cap > 0, "objective.importance_cap", cap, "a number above 0, or null")
+        if objective.behaviour is Behaviour.engine:
+            raise ConfigError(
+                f"objective.importance_cap is {cap:g} with objective.behaviour=engine, whose ratios are to the engine "
+                "already; expected behaviour=recomputed, or importance_cap=null"
+            )
     clip = objective.token_clip
     _require(0 < clip.low < 1, "objective.token_clip.low", clip.low, "in (0, 1)")
     _require(clip.high > 0, "objective.token_clip.high", clip.high, "above 0")
@@ -158,10 +205,13 @@ def _combinations(config: Config) -> None:
             f"{', '.join(truncated)} cuts the support of the sampling distribution, which biases the ratios to the "
             "engine's log-probs; use objective.behaviour=recomputed or sample from the whole distribution"
         )
-    if pipeline.max_staleness and config.objective.behaviour is Behaviour.recomputed:
+    if pipeline.reused_groups_per_step and (
+        not pipeline.max_staleness or config.objective.behaviour is not Behaviour.engine
+    ):
         raise ConfigError(
-            f"pipeline.max_staleness is {pipeline.max_staleness} with objective.behaviour=recomputed; responses of "
-            "older weights need the log-probs they were sampled with: set objective.behaviour=engine"
+            f"pipeline.reused_groups_per_step is {pipeline.reused_groups_per_step} with pipeline.max_staleness="
+            f"{pipeline.max_staleness} and objective.behaviour={config.objective.behaviour.value}; groups are reused while "
+            "they are fresh, with the log-probs they were sampled with: set max_staleness >= 1 and behaviour=engine"
         )
     if config.objective.length_norm is LengthNorm.sum and sampling.max_tokens > 4096:
         raise ConfigError(

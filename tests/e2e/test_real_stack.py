@@ -57,7 +57,7 @@ class Watched:
             probe = probe_sequences(90, 64)
             seen.pids = cluster.pids
             seen.expected = await cluster.learner.logprobs(probe)
-            seen.served = await cluster.rollout.members[0].handle.logprobs.remote(probe)
+            seen.served = await cluster.rollout.members[0].worker.handle.logprobs.remote(probe)
             seen.shards = await cluster.learner.shard_digests()
             seen.verdicts = await _verdicts(cluster)
         finally:

@@ -116,7 +116,7 @@ async def look(cluster: Cluster, model: torch.nn.Module, publication: Publicatio
         # in bf16 two tokens may be equally likely up to rounding
         tolerance = 0.0 if model.dtype == torch.float32 else 2e-2
         greedy &= bool((chosen >= logprobs.max(-1).values - tolerance).all())
-        served = await cluster.rollout.members[0].handle.logprobs.remote([sequence.numpy()])
+        served = await cluster.rollout.members[0].worker.handle.logprobs.remote([sequence.numpy()])
         worst = max(worst, largest_difference([chosen.numpy()], [served[0][start - 1 :]]))
     return Case(worst, greedy, {v for r in group.responses for v in r.versions.tolist()}, publication)
 
@@ -137,7 +137,7 @@ class Reusable:
         await on_ranks(learner, load)
         pool = self.cluster.rollout
         for member in pool.members:
-            ray.kill(member.handle)
+            ray.kill(member.worker.handle)
         plan = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
         pool._spawn = _rollout_spawner(plan, str(path), self.cluster.placements[1], "shared_memory")
         await asyncio.gather(pool.start(), learner.start())
@@ -207,14 +207,14 @@ async def all_faults(host: Reusable) -> None:
     for step, fault in enumerate(("not received", "not loaded", "stale cache", "corrupted bucket")):
         publisher = await host.publisher("shared_memory", "float32")
         await publisher.publish(2 * step)
-        await member.handle.__ray_call__.remote(inject, fault)
+        await member.worker.handle.__ray_call__.remote(inject, fault)
         if fault == "corrupted bucket":
             await on_ranks(learner, corrupt)
         await on_ranks(learner, perturb, 7 + step)
         with pytest.raises(WeightsNotProved) as caught:
             await publisher.publish(2 * step + 1)
         host.seen.faults[fault] = caught.value
-        await member.handle.__ray_call__.remote(heal)
+        await member.worker.handle.__ray_call__.remote(heal)
 
 
 async def all_digests(host: Reusable) -> None:

@@ -145,8 +145,10 @@ def test_targets_come_back_bit_for_bit_and_in_order(tmp_path: Path) -> None:
     for read, written in zip(step.targets, targets, strict=True):
         assert read.group.prompt.prompt_id == written.group.prompt.prompt_id
         assert read.temperature == written.temperature
-        for name in ("log_target", "anchor"):
-            np.testing.assert_array_equal(getattr(read, name), getattr(written, name), strict=True)
+        assert read.tempering == written.tempering
+        np.testing.assert_array_equal(read.log_target, written.log_target, strict=True)
+        for name in ("log_ratio", "drift", "mismatch_kl"):
+            np.testing.assert_array_equal(getattr(read.anchor, name), getattr(written.anchor, name), strict=True)
         np.testing.assert_array_equal(read.scored.rewards, written.scored.rewards, strict=True)
         np.testing.assert_array_equal(read.group.prompt.token_ids, written.group.prompt.token_ids, strict=True)
         for ours, theirs in zip(read.group.responses, written.group.responses, strict=True):

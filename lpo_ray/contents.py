@@ -1,0 +1,50 @@
+"""A scored group as bytes and back: what the ledger keeps of it until a checkpoint holds what was learned from it.
+
+safetensors: no code runs when it is read, and a file cut short is refused.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from lpo_ray.records import FinishReason, Prompt, PromptGroup, Response, ScoredGroup
+
+_FINISHED: tuple[FinishReason, ...] = ("stop", "length")
+
+
+def to_bytes(scored: ScoredGroup) -> bytes:
+    """The group, 12 bytes a token and the prompt."""
+    group, responses = scored.group, scored.group.responses
+    text = "\0".join((group.prompt.prompt_id, group.prompt.verifier, group.prompt.answer))
+    return save(
+        {
+            "text": np.frombuffer(text.encode("utf-8", errors="surrogatepass"), dtype=np.uint8),
+            "attempt": np.array([group.attempt], dtype=np.int32),
+            "prompt": group.prompt.token_ids.astype(np.int32),
+            "lengths": np.array([len(response.token_ids) for response in responses], dtype=np.int32),
+            "token_ids": np.concatenate([response.token_ids for response in responses]).astype(np.int32),
+            "versions": np.concatenate([response.versions for response in responses]).astype(np.int32),
+            "logprobs": np.concatenate([response.behaviour_logprobs for response in responses]).astype(np.float32),
+            "finished": np.array([_FINISHED.index(response.finish_reason) for response in responses], dtype=np.uint8),
+            "rewards": scored.rewards.astype(np.float32),
+        }
+    )
+
+
+def from_bytes(content: bytes) -> ScoredGroup:
+    """The group that ``to_bytes`` was given."""
+    found = load(content)
+    text = found["text"].tobytes().decode("utf-8", errors="surrogatepass")
+    prompt_id, verifier, answer = text.split("\0", 2)
+    ends = np.cumsum(found["lengths"])[:-1]
+    columns = (np.split(found[name], ends) for name in ("token_ids", "logprobs", "versions"))
+    responses = tuple(
+        Response(token_ids.astype(np.int64), logprobs, versions.astype(np.int64), _FINISHED[int(finished)])
+        for token_ids, logprobs, versions, finished in zip(*columns, found["finished"], strict=True)
+    )
+    prompt = Prompt(prompt_id, found["prompt"].astype(np.int64), answer, verifier)
+    group = PromptGroup(prompt, int(found["attempt"][0]), responses)
+    return ScoredGroup(group, cast("np.ndarray", found["rewards"]))
