@@ -29,17 +29,20 @@ from actors.inflight import TAKEN_BACK, Admission, Rule
 from lpo_ray.weights import Plain
 
 T = TypeVar("T")
+REPORT_EVERY = 8
+"""tokens between reports of a response that the in-process engine may take back: those since the last are lost then.
+A report for each token would cost a tenth of the throughput of a small policy."""
 
 
 class Engine(Protocol):
     """What a rollout worker asks of vLLM."""
 
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
     ) -> RequestOutput | None:
         """The finished output. Or, when an update took the request back: what it had so far, with finish_reason
         TAKEN_BACK; None if it had no token. Waits while an update goes on. Cancelling the await aborts the request;
-        ValueError when vLLM refuses it. ``shared``: see Admission.prompt.
+        ValueError when vLLM refuses it. ``shared``: see Admission.prompt; ``priority``: lower is decoded first.
         """
         ...
 
@@ -104,7 +107,7 @@ class InprocessEngine:
             raise failure
 
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
     ) -> RequestOutput | None:
         """See Engine."""
         prompt = await self._admission.prompt(token_ids, shared=shared)
@@ -113,7 +116,7 @@ class InprocessEngine:
         reported = self._reported(params)
 
         def add() -> None:
-            self._engine.add_request(request_id, prompt, reported)
+            self._engine.add_request(request_id, prompt, reported, priority=priority)
             self._requests[request_id] = request
 
         def abort() -> None:
@@ -129,11 +132,11 @@ class InprocessEngine:
             raise
 
     def _reported(self, params: SamplingParams) -> SamplingParams:
-        """An in-process engine says nothing of a request that it aborts: what is to be taken back is reported token by
-        token. Who has no token is known from the report of the first.
+        """An in-process engine says nothing of a request that it aborts: what is to be taken back is reported on the
+        way. Who has no token is known from the report of the first.
         """
         if self._rule.pause == "abort":
-            return _streamed(params, every=1)
+            return _streamed(params, every=REPORT_EVERY)
         return _streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
 
     async def join_senders(self, senders: Plain) -> None:
@@ -262,11 +265,11 @@ class AsynchronousEngine:
         self._unstarted: set[asyncio.Task[RequestOutput]] = set()
 
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
     ) -> RequestOutput | None:
         """See Engine."""
         prompt = await self._admission.prompt(token_ids, shared=shared)
-        request = asyncio.create_task(self._decode(prompt, params, request_id))
+        request = asyncio.create_task(self._decode(prompt, params, request_id, priority))
         self._unstarted.add(request)
         request.add_done_callback(self._unstarted.discard)
         try:
@@ -276,12 +279,14 @@ class AsynchronousEngine:
         output = None if request.cancelled() else request.result()
         return output if output is not None and output.outputs[0].token_ids else None
 
-    async def _decode(self, prompt: TokensPrompt, params: SamplingParams, request_id: str) -> RequestOutput:
+    async def _decode(
+        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int
+    ) -> RequestOutput:
         so_far: RequestOutput | None = None
         # Who has no token is known from the report of the first.
         reported = _streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
         with _refusals():
-            async for output in self._engine.generate(prompt, reported, request_id):
+            async for output in self._engine.generate(prompt, reported, request_id, priority=priority):
                 self._unstarted.discard(cast("asyncio.Task[RequestOutput]", asyncio.current_task()))
                 so_far = _joined(so_far, output)
         if so_far is None:

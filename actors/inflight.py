@@ -34,7 +34,8 @@ class Rule:
     """whether keys and values that the old weights computed are dropped"""
     begins_anew: bool
     """whether requests that wait for their first token are taken back when an update begins, and sent again after it:
-    they would make a drain longer than the longest response, or find keys and values of the old weights
+    they would make a drain longer than the longest response, or find keys and values of the old weights ("abort" takes
+    all back, without more ado)
     """
 
 

@@ -98,6 +98,7 @@ class RolloutWorker:
             weight_transfer_config=WeightTransferConfig(backend=settings.receiver),
             disable_log_stats=True,
             generation_config="vllm",
+            scheduling_policy="priority",  # of probes
             **(on_cpu if settings.on_cpu else {}),
         )
         if settings.asynchronous:
@@ -180,10 +181,11 @@ class RolloutWorker:
 
     async def _probe(self, sequence: IntArray, params: SamplingParams) -> RequestOutput:
         """Where caches are dropped, the probe shares keys and values with every probe before, so that one that was not
-        dropped shows; where they are kept, it must not find them, as no other request may.
+        dropped shows; where they are kept, it must not find them, as no other request may. It goes before all requests
+        that wait for their turn: until it is answered no group is given out.
         """
         request_id, shared = f"probe-{os.urandom(8).hex()}", self._rule.drops_caches
-        output = await self._engine.generate(request_id, sequence.tolist(), params, shared=shared)
+        output = await self._engine.generate(request_id, sequence.tolist(), params, shared=shared, priority=-1)
         if output is None or output.outputs[0].finish_reason == TAKEN_BACK:
             raise RuntimeError(f"{self._name} began to take new weights before it had answered a probe")
         return output

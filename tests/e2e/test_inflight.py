@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,7 @@ class Seen:
     """of each step"""
     cases: dict[Inflight, Case] = field(default_factory=dict)
     stop_tokens: tuple[int, ...] = ()
+    probe_overtakes: bool = False
 
 
 def follow(worker: RolloutWorker, mode: Inflight) -> Inflight:
@@ -87,6 +88,19 @@ async def publish_under_load(cluster: Cluster, case: Case) -> None:
         published.set()
 
 
+async def overtakes(cluster: Cluster) -> bool:
+    """Whether a probe is answered before a group of one token a response that came before it, on a full engine."""
+    sample, member = cluster.rollout.sample, cluster.rollout.members[0]
+    long = [asyncio.create_task(sample(prompt(number), sampling(0), 1)) for number in range(3 * FEEDERS)]
+    await asyncio.sleep(0.2)
+    short = asyncio.create_task(sample(prompt(0), replace(sampling(0), max_tokens=1), 2))
+    await asyncio.sleep(0.2)
+    await member.handle.logprobs.remote([prompt(1).token_ids])
+    early = not short.done()
+    await asyncio.gather(short, *long)
+    return early
+
+
 @pytest.fixture(scope="module", params=ENGINES)
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
     folder = tmp_path_factory.mktemp(request.param)
@@ -109,6 +123,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             found.models.append(await reference(learner, folder / f"step{step}", "float32"))
             case = found.cases[mode] = Case(step)
             await publish_under_load(cluster, case)
+        found.probe_overtakes = await overtakes(cluster)
 
     on_cluster(plan, policy, use)
     return found
@@ -202,3 +217,7 @@ def test_a_request_that_begins_after_the_update_is_of_the_new_weights_alone(seen
     for group, response in responses(case.after):
         assert set(response.versions.tolist()) == {case.step}
         assert differences(seen, group, response).max() < TOLERANCE
+
+
+def test_a_probe_does_not_wait_for_the_requests_that_wait(seen: Seen) -> None:
+    assert seen.probe_overtakes
