@@ -29,7 +29,7 @@ from actors.rollout_worker import EngineSettings, RolloutWorker
 from actors.target_builder import TargetBuilder
 from actors.transports import TRANSPORTS, Transport
 from actors.verifier_service import VerifierService
-from lpo_ray.config.schema import Config, EngineKind
+from lpo_ray.config.schema import Config, EngineKind, Inflight
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, WeightTransport
 from lpo_ray.plan import Plan
@@ -280,6 +280,7 @@ def _rollout_spawner(
         on_cpu=not on_gpu,
         kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
         receiver=receiver,
+        inflight=plan.config.pipeline.inflight,
     )
     actor = ray.remote(RolloutWorker)
 
@@ -354,7 +355,6 @@ async def _publisher(
     plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
 ) -> Publisher:
     await _open_export(plan, learner, transport)
-    settings = plan.config.transport
     return Publisher(
         learner,
         rollout,
@@ -362,9 +362,18 @@ async def _publisher(
         probe=probe_sequences(len(Tokenizer.load(model_path)), plan.context),
         tolerance=plan.tolerance,
         processes_per_engine=plan.config.rollout.tensor_parallel_size,
-        prepare_seconds=settings.prepare_seconds,
-        transfer_seconds=settings.transfer_seconds,
+        prepare_seconds=_prepare_seconds(plan.config),
+        transfer_seconds=plan.config.transport.transfer_seconds,
     )
+
+
+def _prepare_seconds(config: Config) -> float:
+    """Engines that decode to the end what they have begun may take as long for it as a group may take. The publisher
+    waits for one engine as long as it is told, and for several half as long.
+    """
+    if config.pipeline.inflight is not Inflight.finish:
+        return config.transport.prepare_seconds
+    return config.transport.prepare_seconds + config.rollout.deadline_seconds * min(config.rollout.num_workers, 2)
 
 
 def _release(handles: list[ActorProxy], placements: list[PlacementGroup]) -> None:

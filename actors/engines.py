@@ -11,6 +11,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar, cast
 
@@ -19,19 +20,30 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
+from vllm.outputs import WeightVersionSpan
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from actors.inflight import TAKEN_BACK, Admission, Rule
 from lpo_ray.weights import Plain
 
 T = TypeVar("T")
+REPORT_EVERY = 8
+"""tokens between reports of a response that the in-process engine may take back: those since the last are lost then.
+A report for each token would cost a tenth of the throughput of a small policy."""
 
 
 class Engine(Protocol):
     """What a rollout worker asks of vLLM."""
 
-    async def generate(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> RequestOutput:
-        """The finished output. Cancelling the await aborts the request; ValueError when vLLM refuses it."""
+    async def generate(
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+    ) -> RequestOutput | None:
+        """The finished output. Or, when an update took the request back: what it had so far, with finish_reason
+        TAKEN_BACK; None if it had no token. Waits while an update goes on. Cancelling the await aborts the request;
+        ValueError when vLLM refuses it. ``shared``: see Admission.prompt; ``priority``: lower is decoded first.
+        """
         ...
 
     async def join_senders(self, senders: Plain) -> None:
@@ -39,7 +51,9 @@ class Engine(Protocol):
         ...
 
     async def begin_update(self) -> None:
-        """``start_weight_update``: no token is decoded until ``finish_update``. An update given up is begun again."""
+        """Do with the running requests as the rule says, and ``start_weight_update``: no token is decoded until
+        ``finish_update``. An update given up is begun again.
+        """
         ...
 
     async def update_weights(self, arrival: Plain) -> None:
@@ -47,8 +61,8 @@ class Engine(Protocol):
         ...
 
     async def finish_update(self, version: str) -> list[dict[str, str]]:
-        """``finish_weight_update``, drop every cached key and value, decode again; returns the digest of each tensor as
-        it arrived, from each of the engine's processes.
+        """``finish_weight_update``, drop cached keys and values as the rule says, decode again; returns the digest of
+        each tensor as it arrived, from each of the engine's processes.
         """
         ...
 
@@ -61,13 +75,28 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One that was added to the in-process engine, and has not ended. Only the engine's thread changes it."""
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[RequestOutput | None]
+    so_far: RequestOutput | None = None
+    """as far as vLLM has reported"""
+
+    def settle(self, result: RequestOutput | None, error: BaseException | None = None) -> None:
+        self.loop.call_soon_threadsafe(partial(_settle, self.future, result, error))
+
+
 class InprocessEngine:
     """LLMEngine on a thread of its own."""
 
-    def __init__(self, arguments: EngineArgs) -> None:
+    def __init__(self, arguments: EngineArgs, rule: Rule) -> None:
         """Blocks until the engine has loaded the model; raises what vLLM raises."""
+        self._rule = rule
+        self._admission = Admission()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Future[RequestOutput]]] = {}
+        self._requests: dict[str, _Request] = {}
         self._failure: BaseException | None = None
         self._updating = False
         ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -77,21 +106,38 @@ class InprocessEngine:
         if failure is not None:
             raise failure
 
-    async def generate(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> RequestOutput:
+    async def generate(
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+    ) -> RequestOutput | None:
         """See Engine."""
+        prompt = await self._admission.prompt(token_ids, shared=shared)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[RequestOutput] = loop.create_future()
-        self._waiting[request_id] = (loop, future)
-        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        request = _Request(loop, loop.create_future())
+        reported = self._reported(params)
+
+        def add() -> None:
+            self._engine.add_request(request_id, prompt, reported, priority=priority)
+            self._requests[request_id] = request
+
+        def abort() -> None:
+            if self._requests.pop(request_id, None):
+                self._engine.abort_request([request_id])
+
         try:
             with _refusals():
-                await self._on_thread(lambda: self._engine.add_request(request_id, prompt, params))
-            return await future
+                await self._on_thread(add)
+            return await request.future
         except asyncio.CancelledError:
-            self._work.put(lambda: self._engine.abort_request([request_id]))
+            self._work.put(abort)
             raise
-        finally:
-            self._waiting.pop(request_id, None)
+
+    def _reported(self, params: SamplingParams) -> SamplingParams:
+        """An in-process engine says nothing of a request that it aborts: what is to be taken back is reported on the
+        way. Who has no token is known from the report of the first.
+        """
+        if self._rule.pause == "abort":
+            return _streamed(params, every=REPORT_EVERY)
+        return _streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
 
     async def join_senders(self, senders: Plain) -> None:
         """See Engine."""
@@ -99,8 +145,34 @@ class InprocessEngine:
 
     async def begin_update(self) -> None:
         """See Engine."""
+        self._admission.close()
+        if running := await self._on_thread(self._pause):
+            await asyncio.wait(running)
+        await self._on_thread(self._restart_update)
+
+    def _pause(self) -> list[asyncio.Future[RequestOutput | None]]:
+        """Take back what the rule says; returns what must be decoded to its end first."""
+        everything = self._rule.pause == "abort"
+        unstarted = self._rule.begins_anew
+        taken = {i: r for i, r in self._requests.items() if everything or (unstarted and r.so_far is None)}
+        self._engine.abort_request(list(taken))
+        version = self._engine.get_weight_version()
+        for request_id, request in taken.items():
+            del self._requests[request_id]
+            if request.so_far is not None:
+                sampled = request.so_far.outputs[0]
+                sampled.finish_reason = TAKEN_BACK
+                # It was added after the last update, as all were taken back then.
+                sampled.weight_versions = [WeightVersionSpan(version, 0, len(sampled.token_ids))]
+            request.settle(request.so_far)
+        if self._rule.pause == "wait":
+            return [request.future for request in self._requests.values()]
         self._updating = True
-        await self._rpc("restart_weight_update")
+        return []
+
+    def _restart_update(self) -> None:
+        self._updating = True
+        self._engine.collective_rpc("restart_weight_update")
 
     async def update_weights(self, arrival: Plain) -> None:
         """See Engine."""
@@ -111,17 +183,16 @@ class InprocessEngine:
 
         def finish() -> list[dict[str, str]]:
             self._engine.collective_rpc("finish_weight_update")
-            self._reset_caches()
+            if self._rule.drops_caches and not self._engine.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("vLLM did not reset its prefix cache; cached prompts would serve the old weights")
+            self._engine.reset_encoder_cache()
             self._engine.set_weight_version(version)
             self._updating = False
             return self._engine.collective_rpc("received_digests")
 
-        return await self._on_thread(finish)
-
-    def _reset_caches(self) -> None:
-        if not self._engine.reset_prefix_cache(reset_running_requests=True):
-            raise RuntimeError("vLLM did not reset its prefix cache; cached prompts would serve the old weights")
-        self._engine.reset_encoder_cache()
+        digests = await self._on_thread(finish)
+        self._admission.reopen()
+        return digests
 
     async def _rpc(self, method: str, **arguments: Plain) -> None:
         await self._on_thread(lambda: self._engine.collective_rpc(method, kwargs=arguments))
@@ -162,13 +233,15 @@ class InprocessEngine:
         try:
             while self._serve():
                 for output in self._engine.step():
+                    request = self._requests[output.request_id]
+                    request.so_far = _joined(request.so_far, cast(RequestOutput, output))
                     if output.finished:
-                        loop, future = self._waiting[output.request_id]
-                        loop.call_soon_threadsafe(partial(_settle, future, cast(RequestOutput, output), None))
+                        del self._requests[output.request_id]
+                        request.settle(request.so_far)
         except BaseException as error:  # noqa: BLE001 - the engine is gone; every waiter must hear why
             self._failure = error
-            for loop, future in list(self._waiting.values()):
-                loop.call_soon_threadsafe(partial(_settle, future, None, error))
+            for request in self._requests.values():
+                request.settle(None, error)
 
     def _serve(self) -> bool:
         """Run what was handed over; wait for it while there is nothing to decode, or nothing may be. False: close."""
@@ -185,19 +258,40 @@ class InprocessEngine:
 class AsynchronousEngine:
     """AsyncLLM: the engine core in a process of its own."""
 
-    def __init__(self, arguments: AsyncEngineArgs) -> None:
+    def __init__(self, arguments: AsyncEngineArgs, rule: Rule) -> None:
+        self._rule = rule
+        self._admission = Admission()
         self._engine = AsyncLLM.from_engine_args(arguments)
+        self._unstarted: set[asyncio.Task[RequestOutput]] = set()
 
-    async def generate(self, request_id: str, token_ids: Sequence[int], params: SamplingParams) -> RequestOutput:
+    async def generate(
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+    ) -> RequestOutput | None:
         """See Engine."""
-        finished: RequestOutput | None = None
-        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        prompt = await self._admission.prompt(token_ids, shared=shared)
+        request = asyncio.create_task(self._decode(prompt, params, request_id, priority))
+        self._unstarted.add(request)
+        request.add_done_callback(self._unstarted.discard)
+        try:
+            await asyncio.wait([request])
+        finally:
+            request.cancel()
+        output = None if request.cancelled() else request.result()
+        return output if output is not None and output.outputs[0].token_ids else None
+
+    async def _decode(
+        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int
+    ) -> RequestOutput:
+        so_far: RequestOutput | None = None
+        # Who has no token is known from the report of the first.
+        reported = _streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
         with _refusals():
-            async for output in self._engine.generate(prompt, params, request_id):
-                finished = output
-        if finished is None:
+            async for output in self._engine.generate(prompt, reported, request_id, priority=priority):
+                self._unstarted.discard(cast("asyncio.Task[RequestOutput]", asyncio.current_task()))
+                so_far = _joined(so_far, output)
+        if so_far is None:
             raise RuntimeError(f"vLLM ended request {request_id} without an output")
-        return finished
+        return so_far
 
     async def join_senders(self, senders: Plain) -> None:
         """See Engine."""
@@ -205,7 +299,12 @@ class AsynchronousEngine:
 
     async def begin_update(self) -> None:
         """See Engine. The scheduler is paused first: while layers are reloaded no step may run."""
-        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        self._admission.close()
+        await self._engine.pause_generation(mode=self._rule.pause, clear_cache=self._rule.drops_caches)
+        if self._rule.begins_anew and (unstarted := list(self._unstarted)):
+            for request in unstarted:
+                request.cancel()
+            await asyncio.wait(unstarted)
         await self._engine.collective_rpc("restart_weight_update")
 
     async def update_weights(self, arrival: Plain) -> None:
@@ -215,10 +314,12 @@ class AsynchronousEngine:
     async def finish_update(self, version: str) -> list[dict[str, str]]:
         """See Engine."""
         await self._engine.finish_weight_update(weight_version=version)
-        await self._engine.reset_prefix_cache(reset_running_requests=True)
+        if self._rule.drops_caches:
+            await self._engine.reset_prefix_cache(reset_running_requests=True)
         await self._engine.reset_encoder_cache()
         digests = await self._engine.collective_rpc("received_digests")
         await self._engine.resume_generation()
+        self._admission.reopen()
         return digests
 
     def check(self) -> None:
@@ -238,6 +339,20 @@ def _refusals() -> Iterator[None]:
         yield
     except VLLMValidationError as error:
         raise ValueError(str(error)) from error
+
+
+def _streamed(params: SamplingParams, every: int | None) -> SamplingParams:
+    """Reported at the first token, then after so many, and at the end; each time what is new."""
+    params = params.clone()
+    params.output_kind, params.stream_interval = RequestOutputKind.DELTA, every
+    return params
+
+
+def _joined(so_far: RequestOutput | None, new: RequestOutput) -> RequestOutput:
+    if so_far is None:
+        return new
+    so_far.add(new, aggregate=True)
+    return so_far
 
 
 def _settle(future: asyncio.Future[T], result: T | None, error: BaseException | None) -> None:

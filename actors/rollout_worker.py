@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import ray
 
+from actors.inflight import RULES, TAKEN_BACK
 from actors.inspection import current_process
+from lpo_ray.config.schema import Inflight
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import FloatArray, IntArray, Process, Prompt, PromptGroup, Response, Sampling
 from lpo_ray.seeds import derive_seed
@@ -40,6 +42,7 @@ class EngineSettings:
     """on CPU; a GPU takes what gpu_memory_utilization leaves"""
     receiver: str
     """name of the weight-transfer engine; see transports.Transport"""
+    inflight: Inflight
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class RolloutWorker:
 
     def __init__(self, name: str, settings: EngineSettings) -> None:
         self._name, self._settings = name, settings
+        self._rule = RULES[settings.inflight]
 
     async def start(self) -> Process:
         """Load the model (seconds to minutes)."""
@@ -94,12 +98,13 @@ class RolloutWorker:
             weight_transfer_config=WeightTransferConfig(backend=settings.receiver),
             disable_log_stats=True,
             generation_config="vllm",
+            scheduling_policy="priority",  # of probes
             **(on_cpu if settings.on_cpu else {}),
         )
         if settings.asynchronous:
-            self._engine = AsynchronousEngine(arguments)
+            self._engine = AsynchronousEngine(arguments, self._rule)
         else:
-            self._engine = await asyncio.to_thread(InprocessEngine, arguments)
+            self._engine = await asyncio.to_thread(InprocessEngine, arguments, self._rule)
         self._released = asyncio.Event()
         return current_process()
 
@@ -175,35 +180,66 @@ class RolloutWorker:
         return found, sampled.num_cached_tokens or 0
 
     async def _probe(self, sequence: IntArray, params: SamplingParams) -> RequestOutput:
-        return await self._engine.generate(f"probe-{os.urandom(8).hex()}", sequence.tolist(), params)
+        """Where caches are dropped, the probe shares keys and values with every probe before, so that one that was not
+        dropped shows; where they are kept, it must not find them, as no other request may. It goes before all requests
+        that wait for their turn: until it is answered no group is given out.
+        """
+        request_id, shared = f"probe-{os.urandom(8).hex()}", self._rule.drops_caches
+        output = await self._engine.generate(request_id, sequence.tolist(), params, shared=shared, priority=-1)
+        if output is None or output.outputs[0].finish_reason == TAKEN_BACK:
+            raise RuntimeError(f"{self._name} began to take new weights before it had answered a probe")
+        return output
 
     async def close(self) -> None:
         """End the engine and its processes."""
         self._engine.close()
 
     async def _one(self, prompt: Prompt, sampling: Sampling, attempt: int, index: int) -> Response:
-        params = self._params(
+        """One response, in parts when the engine takes it back for new weights. A part that was taken back is never
+        complete: vLLM ends a request in the step that samples its last token.
+        """
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        versions: list[int] = []
+        name, part = (prompt.prompt_id, attempt, index), 0
+        while True:
+            seed = derive_seed(sampling.seed, *name, part) if part else derive_seed(sampling.seed, *name)
+            params = self._sampling_params(sampling, sampling.max_tokens - len(token_ids), seed)
+            request_id = f"{'/'.join(map(str, name))}/{sampling.seed}-{os.urandom(4).hex()}"
+            so_far = [*prompt.token_ids.tolist(), *token_ids]
+            output = await self._engine.generate(request_id, so_far, params, shared=False)
+            if output is None:
+                continue  # it had no token yet: the same again
+            sampled = output.outputs[0]
+            token_ids += sampled.token_ids
+            logprobs += cast("FlatLogprobs", sampled.logprobs).logprobs
+            for span in sampled.weight_versions or ():
+                versions += [int(span.version)] * (span.end - span.start)
+            if sampled.finish_reason == TAKEN_BACK:
+                part += 1
+            elif sampled.finish_reason in ("stop", "length"):
+                return Response(
+                    np.asarray(token_ids, dtype=np.int64),
+                    np.asarray(logprobs, dtype=np.float32),
+                    np.asarray(versions, dtype=np.int64),
+                    sampled.finish_reason,
+                )
+            else:
+                raise RuntimeError(f"vLLM ended response {index} with finish_reason={sampled.finish_reason!r}")
+
+    def _sampling_params(self, sampling: Sampling, max_tokens: int, seed: int) -> SamplingParams:
+        return self._params(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            max_tokens=sampling.max_tokens,
-            seed=derive_seed(sampling.seed, prompt.prompt_id, attempt, index),
+            max_tokens=max_tokens,
+            seed=seed,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
             output_kind=self._kind.FINAL_ONLY,
         )
-        request_id = f"{prompt.prompt_id}/{attempt}/{index}/{sampling.seed}-{os.urandom(4).hex()}"
-        output = (await self._engine.generate(request_id, prompt.token_ids.tolist(), params)).outputs[0]
-        if output.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM ended response {index} with finish_reason={output.finish_reason!r}")
-        count = len(output.token_ids)
-        versions = np.zeros(count, dtype=np.int64)
-        for span in output.weight_versions or []:
-            versions[span.start : span.end] = int(span.version)
-        logprobs = np.asarray(cast("FlatLogprobs", output.logprobs).logprobs, dtype=np.float32)
-        return Response(np.asarray(output.token_ids, dtype=np.int64), logprobs, versions, output.finish_reason)
 
 
 def _prompt_logprobs(output: RequestOutput, sequence: IntArray) -> FloatArray:

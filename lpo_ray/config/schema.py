@@ -50,6 +50,15 @@ class EqualRewards(Enum):
     drop = "drop"
 
 
+class Inflight(Enum):
+    """What becomes of responses that are being decoded when new weights are published; see actors.inflight."""
+
+    finish = "finish"
+    keep_recompute = "keep_recompute"
+    keep_cache = "keep_cache"
+    abort_resume = "abort_resume"
+
+
 class EngineKind(Enum):
     """In-process LLMEngine (CPU), AsyncLLM (GPU), or whichever fits the hardware."""
 
@@ -190,6 +199,10 @@ class PipelineConfig:
     """optimiser updates per step, on disjoint parts of it"""
     max_staleness: int = 0
     """steps by which a group's oldest token may lag the weights that train on it; 0 is on-policy"""
+    inflight: Inflight = Inflight.keep_recompute
+    """responses that are being decoded when new weights are published: are ended first (finish), go on with the new
+    weights and keys and values computed again (keep_recompute) or not (keep_cache: no single policy has their
+    log-probs), or are ended and sent again with their tokens so far (abort_resume)"""
     tokens_per_micro_batch: int = 16384
     """prompt + response tokens of one forward; a group above it is split, at the price of a second pass"""
     share_prompt: bool = False
