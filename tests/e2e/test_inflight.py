@@ -96,7 +96,7 @@ async def overtakes(cluster: Cluster) -> bool:
     await asyncio.sleep(0.2)
     short = asyncio.create_task(sample(prompt(0), replace(sampling(0), max_tokens=1), 2))
     await asyncio.sleep(0.2)
-    await member.handle.logprobs.remote([prompt(1).token_ids])
+    await member.worker.handle.logprobs.remote([prompt(1).token_ids])
     early = not short.done()
     await asyncio.gather(short, *long)
     return early
@@ -119,7 +119,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         found.models.append(await reference(learner, folder / "step0", "float32"))
         await cluster.transport.publish(0)
         for step, mode in enumerate(Inflight, start=1):
-            assert await member.handle.__ray_call__.remote(follow, mode) is first
+            assert await member.worker.handle.__ray_call__.remote(follow, mode) is first
             await on_ranks(learner, perturb, step)
             found.models.append(await reference(learner, folder / f"step{step}", "float32"))
             case = found.cases[mode] = Case(step)

@@ -1,0 +1,92 @@
+"""What a deliberate lag does to LPO with and without its anchor, and to GRPO with and without TIS; three seeds each.
+
+    PYTHONPATH=. .venv/bin/python tests/benchmarks/lag.py OUT.json OUT.svg [--lags 4,8] [--seeds 0,1,2] [--steps 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+CONFIG = Path(__file__).parent.parent.parent / "configs" / "lagged.yaml"
+GRPO = ["objective.divergence=first_order", "objective.token_clip.kind=ppo_ratio", "objective.behaviour=recomputed"]
+METHODS = {
+    "LPO, anchor": [],
+    "LPO, no anchor": ["objective.behaviour=recomputed"],
+    "GRPO, TIS": [*GRPO, "objective.importance_cap=2"],
+    "GRPO": GRPO,
+}
+COLOURS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True))
+KEPT = ("reward", "pass_rate", "effective_sample_size", "token_entropy", "staleness", "gradient_norm", "engine_mismatch")
+
+
+def train(folder: Path, name: str, overrides: list[str]) -> dict[str, list[float]]:
+    command = [
+        sys.executable, "-m", "lpo_ray", "train", str(CONFIG), f"run.dir={folder}", f"run.name={name}", *overrides
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    return {key: [row[key] for row in rows] for key in KEPT}
+
+
+def draw(curves: dict[str, dict[str, list[float]]], lags: list[int], seeds: list[int], out: Path) -> None:
+    figure, axes = plt.subplots(2, len(lags), figsize=(5.2 * len(lags), 6.4), layout="constrained", squeeze=False)
+    for column, lag in enumerate(lags):
+        for method in METHODS:
+            runs = [curves[f"{method} / {lag} / {seed}"] for seed in seeds]
+            for row, key in enumerate(("reward", "effective_sample_size")):
+                lines = np.array([run[key] for run in runs])
+                if key == "reward":
+                    window = np.ones(5) / 5
+                    lines = np.array([np.convolve(line, window, mode="valid") for line in lines])
+                steps = np.arange(lines.shape[1]) + 1
+                axes[row, column].plot(steps, lines.mean(0), color=COLOURS[method], label=method)
+                axes[row, column].fill_between(steps, lines.min(0), lines.max(0), color=COLOURS[method], alpha=0.15, lw=0)
+        axes[0, column].set_title(f"staleness {lag}")
+        axes[0, column].set_ylabel("mean reward, 5 steps")
+        axes[1, column].set_ylabel("effective sample size of 8")
+        for row in (0, 1):
+            axes[row, column].set_xlabel("step")
+            axes[row, column].grid(alpha=0.25)
+            axes[row, column].spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(out, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--lags", default="4,8")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    lags, seeds = ([int(n) for n in text.split(",")] for text in (arguments.lags, arguments.seeds))
+    folder = Path(tempfile.mkdtemp(prefix="lpo-ray-lag-"))
+    curves: dict[str, dict[str, list[float]]] = {}
+    for seed in seeds:
+        for lag in lags:
+            for method, overrides in METHODS.items():
+                name = f"{method} / {lag} / {seed}"
+                fixed = [f"pipeline.max_staleness={lag}", f"run.seed={seed}", f"run.steps={arguments.steps}"]
+                safe = name.replace(" ", "").replace(",", "-").replace("/", "_")
+                curves[name] = train(folder, safe, [*fixed, *overrides, *arguments.overrides])
+                last = curves[name]
+                print(name, {key: round(float(np.mean(last[key][-10:])), 4) for key in KEPT}, flush=True)
+                arguments.out.write_text(json.dumps(curves) + "\n")
+    draw(curves, lags, seeds, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
