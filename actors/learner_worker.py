@@ -17,7 +17,7 @@ from actors.transports import Transport
 from actors.transports.sender import Sender
 from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
 from lpo_ray.plugins import resolve
-from lpo_ray.records import FloatArray, IntArray, Key, MicroBatch, ScoredGroup, TrainBatch, UpdateReport
+from lpo_ray.records import AnchorPiece, FloatArray, IntArray, MicroBatch, ScoredGroup, TrainBatch, UpdateReport
 from lpo_ray.scoring import sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import Manifest, TensorMeta, is_published, make_manifest
@@ -91,10 +91,8 @@ class LearnerWorker:
             self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
         return Process.current()
 
-    def log_ratios(
-        self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]
-    ) -> list[tuple[Key, tuple[int, ...], FloatArray]]:
-        """s_t of this rank's share of the pieces."""
+    def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
+        """The anchor of this rank's share of the pieces."""
         return log_ratios_to_engine(self._policy, shares[self._rank], self._settings.objective)
 
     def project(self, batch: TrainBatch) -> list[UpdateReport]:

@@ -28,7 +28,8 @@ from torch import Tensor
 from lpo_ray.objective import clipped_token_loss, project, response_log_ratio
 from lpo_ray.packing import Packing
 from lpo_ray.records import (
-    FloatArray,
+    AnchorGroup,
+    AnchorPiece,
     G,
     Key,
     MicroBatch,
@@ -115,8 +116,8 @@ def score_pieces(scorer: Scorer, pieces: Sequence[Piece[G]], temperature: float)
 
 def log_ratios_to_engine(
     policy: Scorer, micro_batches: Sequence[MicroBatch[ScoredGroup]], objective: Objective
-) -> list[tuple[Key, tuple[int, ...], FloatArray]]:
-    """s_t of each piece's responses: the current policy over the engine's own log-probs."""
+) -> list[AnchorPiece]:
+    """The anchor of each piece's responses: the current policy against the engine's own log-probs."""
     found = []
     for micro_batch in micro_batches:
         pieces = micro_batch.pieces
@@ -126,8 +127,10 @@ def log_ratios_to_engine(
                 continue
             delta = scores.logprobs - _engine_logprobs(pieces, scores)
             log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
-        for piece, part in zip(pieces, _by_piece(log_ratio, pieces), strict=True):
-            found.append((piece.item.group.key, piece.responses, part.float().cpu().numpy()))
+            means = (response_log_ratio(values, scores.mask, "mean") for values in (delta.abs(), k3(delta)))
+            columns = torch.stack([log_ratio, *means]).float().cpu()
+        for piece, part in zip(pieces, _by_piece(columns.T, pieces), strict=True):
+            found.append(AnchorPiece(piece.item.group.key, piece.responses, AnchorGroup(*part.T.numpy())))
     return found
 
 
@@ -210,7 +213,7 @@ def _split_log_ratios(
     if not split:
         return {}, 0
     if number == 0:
-        return {key: torch.from_numpy(np.array(target.anchor)) for key, target in split.items()}, 0
+        return {key: torch.from_numpy(np.array(target.anchor.log_ratio)) for key, target in split.items()}, 0
     offsets = dict(zip(split, np.cumsum([0, *(len(t.anchor) for t in split.values())]), strict=False))
     values = torch.zeros(sum(len(target.anchor) for target in split.values()), dtype=torch.float64)
     mine = [position for position, micro_batch in enumerate(update.shares[rank]) if micro_batch.is_split]
@@ -289,8 +292,8 @@ _COLUMNS = (
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """Per token, exp(x) - x - 1 with x = log pi_ref - log pi: an estimate of KL(pi || pi_ref) that is never negative
-    (Schulman, "Approximating KL divergence", 2020).
+    """Per token, exp(x) - x - 1 with x = log q - log p and the token from p: an estimate of KL(p || q) that is never
+    negative (Schulman, "Approximating KL divergence", 2020).
     """
     return torch.expm1(log_ratio) - log_ratio
 

@@ -16,8 +16,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import numpy as np
-
 from lpo_ray.checkpoint import CheckpointRules, CheckpointState, save_checkpoint
 from lpo_ray.data.source import PromptSource
 from lpo_ray.errors import GroupLost, Interrupted, NumbersNotFinite, TooManyLost
@@ -35,6 +33,7 @@ from lpo_ray.records import (
     TrainBatch,
     UpdateReport,
     WeightsVersion,
+    zero_anchor,
 )
 from lpo_ray.staleness import StalenessGate, take_fresh
 
@@ -252,7 +251,7 @@ class TrainingLoop:
         """s_t. Zero by definition when the behaviour is the anchor itself: no forward is spent on it."""
         if self._settings.behaviour_from_engine:
             return await self._components.learner.log_ratios(groups)
-        return tuple(np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
+        return zero_anchor(groups)
 
     async def _checkpoint(self, version: WeightsVersion) -> None:
         """Begin to save; the next step's sampling goes on meanwhile. The learner takes the call now, so what follows

@@ -6,17 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lpo_ray.records import FloatArray, Key, ProjectedGroup, ScoredGroup, StepReport, UpdateReport
+from lpo_ray.records import (
+    Anchor,
+    AnchorGroup,
+    AnchorPiece,
+    FloatArray,
+    Key,
+    ProjectedGroup,
+    ScoredGroup,
+    StepReport,
+    UpdateReport,
+)
 
 
-def merge_log_ratios(
-    groups: Sequence[ScoredGroup], found: Sequence[tuple[Key, tuple[int, ...], FloatArray]]
-) -> tuple[FloatArray, ...]:
-    """s_t [K] of each group, in the groups' order, from all pieces of all ranks."""
-    result = {scored.group.key: np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups}
-    for key, responses, values in found:
-        result[key][list(responses)] = values
-    return tuple(result[scored.group.key] for scored in groups)
+def merge_log_ratios(groups: Sequence[ScoredGroup], found: Sequence[AnchorPiece]) -> Anchor:
+    """The anchor of each group, in the groups' order, from all pieces of all ranks."""
+    columns = {scored.group.key: np.zeros((3, len(scored.rewards)), dtype=np.float32) for scored in groups}
+    for piece in found:
+        anchor = piece.anchor
+        columns[piece.key][:, list(piece.responses)] = (anchor.log_ratio, anchor.drift, anchor.mismatch_kl)
+    return tuple(AnchorGroup(*columns[scored.group.key]) for scored in groups)
 
 
 def merge_reports(by_rank: Sequence[Sequence[UpdateReport]]) -> StepReport:

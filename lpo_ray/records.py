@@ -7,7 +7,7 @@ Arrays are numpy: pickled without copies by Ray, and read-only after it. Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -129,22 +129,59 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class AnchorGroup:
+    """How the policy before the step's first update, pi_t, sees the responses of a group that pi_b sampled: the anchor
+    of its target, and how far the two are apart. Made by the learner in one pass without gradient; zeros where pi_b is
+    pi_t by definition (``zero_anchor``). With delta = log pi_t - log pi_b of a token:
+
+    Example: ``AnchorGroup(np.array([0.1, -0.2]), np.array([0.15, 0.2]), np.array([0.012, 0.021]))``
+    """
+
+    log_ratio: FloatArray
+    """[K] s_t: mean (or sum) of delta over the response's tokens"""
+    drift: FloatArray
+    """[K] mean over tokens of abs(delta), nats"""
+    mismatch_kl: FloatArray
+    """[K] mean over tokens of the k3 estimate of KL(pi_b || pi_t), expm1(delta) - delta, nats"""
+
+    def __post_init__(self) -> None:
+        _same_length("anchor", len(self.log_ratio), drift=len(self.drift), mismatch_kl=len(self.mismatch_kl))
+
+    def __len__(self) -> int:
+        return len(self.log_ratio)
+
+
+Anchor = tuple[AnchorGroup, ...]
+"""of each group of a step, in the groups' order"""
+
+
+def zero_anchor(groups: Sequence[ScoredGroup]) -> Anchor:
+    """The anchor of groups whose behaviour is the policy before the step's first update: nothing differs."""
+    zeros = (np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
+    return tuple(AnchorGroup(array, array, array) for array in zeros)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TargetGroup:
     """A scored group with its target on the simplex. Made by the target builder (LPO, Theorem 1)."""
 
     scored: ScoredGroup
     log_target: FloatArray
     """[K] log w*; for K = 1 the log of the virtual group's sigmoid((R - b)/tau)"""
-    anchor: FloatArray
-    """[K] s_t: log-ratio of the pre-update policy to the behaviour; zeros when on-policy"""
+    anchor: AnchorGroup
+    """as the learner measured it; zeros when on-policy"""
     temperature: float
     """tau"""
+    tempering: float = 1.0
+    """lambda in [0, 1]: the group counts as sampled from pi_b^lambda pi_t^(1 - lambda); 1 is pi_b itself"""
 
     def __post_init__(self) -> None:
         size = len(self.scored.rewards)
         _same_length(
             f"group {self.group.prompt.prompt_id}", size, log_target=len(self.log_target), anchor=len(self.anchor)
         )
+        if not 0.0 <= self.tempering <= 1.0:
+            raise ValueError(f"group {self.group.prompt.prompt_id}: tempering is {self.tempering}, expected 0 to 1")
 
     @property
     def group(self) -> PromptGroup:
@@ -162,6 +199,18 @@ class Grouped(Protocol):
 
 
 G = TypeVar("G", bound=Grouped)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnchorPiece:
+    """The anchor of some responses of a group, as one rank found it."""
+
+    key: Key
+    """of the group"""
+    responses: tuple[int, ...]
+    """their indices in the group"""
+    anchor: AnchorGroup
+    """of these responses"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -363,7 +412,3 @@ class Publication:
     """largest, between the engines' log-probs of the probe and the learner's"""
     phases: Mapping[str, float]
     """prepare, transfer, prove -> seconds, of the attempt that succeeded"""
-
-
-Anchor = tuple[FloatArray, ...]
-"""s_t of each group, [K] each, in the groups' order"""

@@ -37,7 +37,7 @@ def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRul
     for row, (scored, s_t) in enumerate(zip(groups, anchor, strict=True)):
         size = len(scored.rewards)
         rewards[row, :size] = torch.from_numpy(scored.rewards.astype("float64"))
-        shift[row, :size] = torch.from_numpy(s_t.astype("float64"))
+        shift[row, :size] = torch.from_numpy(s_t.log_ratio.astype("float64"))
         mask[row, :size] = True
     tau = target_temperature(rewards, rule.temperature, ddof=rule.ddof, floor=rule.floor, mask=mask)
     log_target = gibbs_target(rewards, tau, shift if rule.anchored else None, mask=mask)

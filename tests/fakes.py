@@ -32,6 +32,7 @@ from lpo_ray.records import (
     UpdateReport,
     WeightsVersion,
     WorkerStatus,
+    zero_anchor,
 )
 
 
@@ -75,7 +76,7 @@ class FakeComponents:
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         self.events.append("anchor")
-        return tuple(np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
+        return zero_anchor(groups)
 
     async def project(self, batch: TrainBatch) -> StepReport:
         if batch.step == self.fail_project_at:

@@ -26,7 +26,7 @@ from lpo_ray.learning import (
 from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS, clipped_token_loss, listwise, project
 from lpo_ray.packing import Packing, balance, pack_step, pack_update
-from lpo_ray.records import Piece, StepNorms, StepReport, TargetGroup, Update
+from lpo_ray.records import Anchor, AnchorGroup, Piece, StepNorms, StepReport, TargetGroup, Update
 from tests.builders import make_target
 
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
@@ -74,7 +74,11 @@ def make_targets(kind: Sequence[tuple[int, ...]] = LENGTHS, anchored: bool = Fal
     return near
 
 
-def anchors(policy: TorchPolicy, targets: Sequence[TargetGroup], length_norm: str = "mean") -> tuple[np.ndarray, ...]:
+def picked(anchor: AnchorGroup, order: Sequence[int]) -> AnchorGroup:
+    return AnchorGroup(anchor.log_ratio[order], anchor.drift[order], anchor.mismatch_kl[order])
+
+
+def anchors(policy: TorchPolicy, targets: Sequence[TargetGroup], length_norm: str = "mean") -> Anchor:
     scored = [target.scored for target in targets]
     shares = balance(scored, Packing(1, WHOLE, policy.share_prompt))
     return merge_log_ratios(
@@ -191,7 +195,7 @@ def test_the_gradient_does_not_depend_on_the_order_of_groups_and_responses(
         group = replace(target.group, responses=tuple(target.group.responses[k] for k in order))
         scored = replace(target.scored, group=group, rewards=target.scored.rewards[order])
         shuffled.append(
-            replace(target, scored=scored, log_target=target.log_target[order], anchor=target.anchor[order])
+            replace(target, scored=scored, log_target=target.log_target[order], anchor=picked(target.anchor, order))
         )
     attention, share = layout
     found, _ = accumulated([pack_update(shuffled, Packing(2, budget, share))], OBJECTIVE, attention, share)
@@ -311,7 +315,20 @@ def test_log_ratios_to_the_engine_keep_the_order_over_pieces_and_ranks() -> None
         shares = balance(scored, Packing(3, budget, share_prompt=False))
         parts = [found for share in shares for found in log_ratios_to_engine(policy, share, OBJECTIVE)]
         for left, right in zip(merge_log_ratios(scored, parts), together, strict=True):
-            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+            for name in ("log_ratio", "drift", "mismatch_kl"):
+                np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=1e-5, atol=1e-6)
+
+
+def test_the_anchor_pass_measures_ratio_drift_and_divergence() -> None:
+    policy, targets = make_policy(), make_targets(LENGTHS[:2])
+    for target, anchor in zip(targets, anchors(policy, targets), strict=True):
+        for k, response in enumerate(target.group.responses):
+            ours = score_pieces(policy, [Piece(target, (k,))], 1.0).logprobs[0].detach().numpy()
+            delta = ours - response.behaviour_logprobs
+            assert anchor.log_ratio[k] == pytest.approx(delta.mean(), rel=1e-5, abs=1e-7)
+            assert anchor.drift[k] == pytest.approx(np.abs(delta).mean(), rel=1e-5)
+            assert anchor.mismatch_kl[k] == pytest.approx((np.exp(delta) - 1 - delta).mean(), rel=1e-5)
+            assert anchor.mismatch_kl[k] > 0
 
 
 def poisoned(delta: torch.Tensor, coefficient: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lpo_ray.records import ScoredGroup
+from lpo_ray.records import AnchorGroup, ScoredGroup, zero_anchor
 from lpo_ray.targets import TargetRule, build_targets
 from tests.builders import make_group
 
@@ -16,13 +16,14 @@ def scored(number: int, rewards: list[float]) -> ScoredGroup:
     return ScoredGroup(make_group(number, (3,) * len(rewards)), np.array(rewards, dtype=np.float32))
 
 
-def zeros(*groups: ScoredGroup) -> tuple[np.ndarray, ...]:
-    return tuple(np.zeros(len(group.rewards), dtype=np.float32) for group in groups)
+def anchor_of(log_ratio: list[float], drift: float = 0.0) -> AnchorGroup:
+    s_t = np.array(log_ratio, dtype=np.float32)
+    return AnchorGroup(s_t, np.full_like(s_t, drift), np.full_like(s_t, drift**2 / 2))
 
 
 def test_targets_by_hand_and_groups_of_unequal_size() -> None:
     groups = [scored(0, [1.0, 0.0]), scored(1, [1.0, 0.0, 0.0, 1.0])]
-    first, second = build_targets(groups, zeros(*groups), RULE)
+    first, second = build_targets(groups, zero_anchor(groups), RULE)
     odds = math.exp(2)  # tau = 0.5 in both
     assert np.exp(first.log_target).tolist() == pytest.approx([odds / (odds + 1), 1 / (odds + 1)], rel=1e-4)
     assert np.exp(second.log_target).sum() == pytest.approx(1.0)
@@ -31,7 +32,7 @@ def test_targets_by_hand_and_groups_of_unequal_size() -> None:
 
 def test_the_anchor_enters_the_target_unless_it_is_first_order() -> None:
     groups = [scored(0, [1.0, 1.0])]
-    anchor = (np.array([0.5, -0.5], dtype=np.float32),)
+    anchor = (anchor_of([0.5, -0.5]),)
     anchored = build_targets(groups, anchor, RULE)[0]
     plain = build_targets(groups, anchor, TargetRule("group_std", 0, 1e-6, anchored=False))[0]
     assert anchored.log_target[0] - anchored.log_target[1] == pytest.approx(1.0)
@@ -40,7 +41,7 @@ def test_the_anchor_enters_the_target_unless_it_is_first_order() -> None:
 
 def test_single_responses_are_measured_against_the_batch() -> None:
     groups = [scored(n, [float(n % 2)]) for n in range(4)]
-    targets = build_targets(groups, zeros(*groups), TargetRule("one", 0, 1e-6, anchored=True))
+    targets = build_targets(groups, zero_anchor(groups), TargetRule("one", 0, 1e-6, anchored=True))
     assert np.exp([t.log_target[0] for t in targets]) == pytest.approx([1 / (1 + math.exp(0.5)), 0.62245933] * 2)
 
 

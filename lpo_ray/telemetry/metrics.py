@@ -95,7 +95,7 @@ def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGro
     for row, (target, group) in enumerate(zip(targets, found, strict=True)):
         size = len(target.log_target)
         mask[row, :size] = True
-        values = (target.scored.rewards, target.anchor, group.log_ratio, target.log_target)
+        values = (target.scored.rewards, target.anchor.log_ratio, group.log_ratio, target.log_target)
         for column, value in zip(columns, values, strict=True):
             column[row, :size] = torch.from_numpy(np.array(value, dtype=np.float64))
     tau = torch.tensor([target.temperature for target in targets], dtype=torch.float64)

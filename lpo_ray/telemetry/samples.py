@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpo_ray.records import (
+    AnchorGroup,
     FloatArray,
     IntArray,
     Prompt,
@@ -67,9 +68,12 @@ def write_samples(
                     "reward": float(target.scored.rewards[index]),
                     "divergence": divergence,
                     "temperature": target.temperature,
+                    "tempering": target.tempering,
                     "log_target": float(target.log_target[index]),
                     "target": float(np.exp(target.log_target[index])),
-                    "anchor": float(target.anchor[index]),
+                    "anchor": float(target.anchor.log_ratio[index]),
+                    "drift": float(target.anchor.drift[index]),
+                    "mismatch_kl": float(target.anchor.mismatch_kl[index]),
                     "log_ratio": float(found.log_ratio[index]),
                     "coefficient": float(found.coefficient[index]),
                     "surrogate": float(found.surrogate[index]),
@@ -124,7 +128,8 @@ def _target(rows: Sequence[dict]) -> TargetGroup:
         for row in rows
     )
     scored = ScoredGroup(PromptGroup(prompt, first["attempt"], responses), floats("reward"))
-    return TargetGroup(scored, floats("log_target"), floats("anchor"), first["temperature"])
+    anchor = AnchorGroup(floats("anchor"), floats("drift"), floats("mismatch_kl"))
+    return TargetGroup(scored, floats("log_target"), anchor, first["temperature"], first["tempering"])
 
 
 def _printable(text: str) -> str:

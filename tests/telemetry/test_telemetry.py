@@ -17,6 +17,7 @@ from lpo_ray.config.schema import ProgressKind
 from lpo_ray.objective import project
 from lpo_ray.packing import Packing, pack_step
 from lpo_ray.records import (
+    AnchorGroup,
     NotFinite,
     ProjectedGroup,
     Publication,
@@ -137,7 +138,15 @@ def test_the_parquet_reproduces_the_logged_loss(tmp_path: Path) -> None:
 
 
 def test_targets_come_back_bit_for_bit_and_in_order(tmp_path: Path) -> None:
-    targets = [make_target(n, (3, 5, 2)) for n in (2, 0, 1)]
+    rng = np.random.default_rng(0)
+    targets = [
+        replace(
+            make_target(n, (3, 5, 2)),
+            anchor=AnchorGroup(*(rng.normal(size=3).astype(np.float32) for _ in range(3))),
+            tempering=rng.random(),
+        )
+        for n in (2, 0, 1)
+    ]
     path = tmp_path / "step_000001.parquet"
     write_samples(path, targets, report_of(targets), step=1, learning_rate=1 / 3, divergence="forward_kl", decode=str)
     step = read_step(path)
@@ -145,8 +154,10 @@ def test_targets_come_back_bit_for_bit_and_in_order(tmp_path: Path) -> None:
     for read, written in zip(step.targets, targets, strict=True):
         assert read.group.prompt.prompt_id == written.group.prompt.prompt_id
         assert read.temperature == written.temperature
-        for name in ("log_target", "anchor"):
-            np.testing.assert_array_equal(getattr(read, name), getattr(written, name), strict=True)
+        assert read.tempering == written.tempering
+        np.testing.assert_array_equal(read.log_target, written.log_target, strict=True)
+        for name in ("log_ratio", "drift", "mismatch_kl"):
+            np.testing.assert_array_equal(getattr(read.anchor, name), getattr(written.anchor, name), strict=True)
         np.testing.assert_array_equal(read.scored.rewards, written.scored.rewards, strict=True)
         np.testing.assert_array_equal(read.group.prompt.token_ids, written.group.prompt.token_ids, strict=True)
         for ours, theirs in zip(read.group.responses, written.group.responses, strict=True):
