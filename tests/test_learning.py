@@ -230,6 +230,17 @@ def test_a_group_shared_by_ranks_that_outnumber_the_groups() -> None:
     assert_same(found, reference(targets, OBJECTIVE))
 
 
+def test_one_response_for_two_ranks_leaves_one_an_empty_share() -> None:
+    """What a step can shrink to: the rank without work runs the same forwards, and the gradient is that of one rank."""
+    target = replace(make_targets([(4,)])[0], log_target=np.log([0.8]).astype(np.float32))
+    alone, _ = accumulated([pack_update([target], Packing(1, WHOLE, False))], OBJECTIVE)
+    batch = pack_step([target], Packing(2, WHOLE, False), step=0, seed=0, updates=2, learning_rate=0.1)
+    assert [sum(len(mb.pieces) for mb in share) for share in batch.updates[0].shares] == [1, 0]
+    found, report = accumulated(batch.updates, OBJECTIVE)
+    assert_same(found, alone, 1e-12)
+    assert len(report.updates) == 1
+
+
 def test_groups_of_unequal_size_are_masked_not_padded() -> None:
     targets = make_targets([(3, 5), (1, 9, 4, 4), (6, 2, 2)], anchored=True)
     found, _ = accumulated([pack_update(targets, Packing(2, WHOLE, share_prompt=False))], OBJECTIVE)
