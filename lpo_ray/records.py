@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 FinishReason = Literal["stop", "length"]
 Key = tuple[str, int]
 """(prompt id, attempt): names a group in the run"""
@@ -184,6 +185,18 @@ class TargetGroup:
             raise ValueError(f"group {self.group.prompt.prompt_id}: tempering is {self.tempering}, expected 0 to 1")
 
     @property
+    def offset(self) -> DoubleArray:
+        """[K] (1 - lambda) s_t: log-ratio of the mixture that the group counts as sampled from to pi_b. What is
+        subtracted from a log-ratio to pi_b to have the one to the mixture; exactly 0 when lambda is 1.
+        """
+        return (1.0 - self.tempering) * self.anchor.log_ratio.astype(np.float64)
+
+    @property
+    def start(self) -> DoubleArray:
+        """[K] lambda s_t: log-ratio of pi_t to that mixture, which is the anchor in the target."""
+        return self.anchor.log_ratio.astype(np.float64) - self.offset
+
+    @property
     def group(self) -> PromptGroup:
         """The sampled group inside."""
         return self.scored.group
@@ -279,7 +292,7 @@ class ProjectedGroup:
     responses: tuple[int, ...]
     """their indices in the group"""
     log_ratio: FloatArray
-    """s_theta before this update"""
+    """s_theta before this update, to pi_b itself; the simplex is that of s_theta minus the target's ``offset``"""
     surrogate: FloatArray
     """what each response adds to the differentiated loss: its coefficient times its clipped log-ratio"""
     coefficient: FloatArray
@@ -292,6 +305,10 @@ class ProjectedGroup:
     """share of tokens outside the clip band"""
     engine_mismatch: FloatArray
     """mean over tokens of log pi_engine - log pi_behaviour; 0 up to rounding when engine and learner agree"""
+    engine_drift: FloatArray
+    """mean over tokens of the same, absolute: AnchorGroup's drift, for a behaviour that the learner recomputed"""
+    engine_kl: FloatArray
+    """mean over tokens of the k3 estimate of KL(pi_engine || pi_behaviour), nats: AnchorGroup's mismatch_kl likewise"""
     reference_kl: FloatArray
     """mean over tokens of the k3 estimate of KL(policy || reference), nats; 0 without a reference"""
 

@@ -129,6 +129,8 @@ def projected(target: TargetGroup, update: int) -> ProjectedGroup:
         entropy=zeros,
         clip_fraction=zeros,
         engine_mismatch=zeros,
+        engine_drift=zeros,
+        engine_kl=zeros,
         reference_kl=zeros,
     )
 

@@ -43,8 +43,9 @@ def write_samples(
 ) -> None:
     """Write the rows, whole or not at all.
 
-    The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, log_ratio, log_target).loss``; the
-    differentiated one is the sum of ``surrogate`` over an update's rows by its number of prompts.
+    The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, s, log_target).loss`` with
+    s = log_ratio - (1 - tempering) anchor; the differentiated one is the sum of ``surrogate`` over an update's rows by
+    its number of prompts.
     """
     projected = {group.key: group for group in report.groups}
     rows: list[dict[str, object]] = []

@@ -61,6 +61,8 @@ def report_of(targets: list[TargetGroup]) -> StepReport:
                 entropy=noise,
                 clip_fraction=noise,
                 engine_mismatch=noise,
+                engine_drift=noise,
+                engine_kl=noise,
                 reference_kl=noise,
             )
         )
