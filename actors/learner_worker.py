@@ -15,9 +15,18 @@ from actors.abandon import Abandonable
 from actors.inspection import current_process
 from actors.transports import Transport
 from actors.transports.sender import Sender
-from lpo_ray.learning import AnchorPiece, LearnerSettings, log_ratios_to_engine, run_updates
+from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
 from lpo_ray.plugins import resolve
-from lpo_ray.records import FloatArray, IntArray, MicroBatch, Process, ScoredGroup, TrainBatch, UpdateReport
+from lpo_ray.records import (
+    AnchorPiece,
+    FloatArray,
+    IntArray,
+    MicroBatch,
+    Process,
+    ScoredGroup,
+    TrainBatch,
+    UpdateReport,
+)
 from lpo_ray.scoring import sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import Manifest, TensorMeta, is_published, make_manifest
@@ -92,7 +101,7 @@ class LearnerWorker:
         return current_process()
 
     def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
-        """s_t of this rank's share of the pieces."""
+        """The anchor of this rank's share of the pieces."""
         return log_ratios_to_engine(self._policy, shares[self._rank], self._settings.objective)
 
     def project(self, batch: TrainBatch) -> list[UpdateReport]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from lpo_ray.errors import NothingToTrain
 from lpo_ray.interfaces import Learner, Observer
-from lpo_ray.records import Anchor, AnchorGroup, ScoredGroup, on_policy_anchor
+from lpo_ray.records import Anchor, AnchorGroup, ScoredGroup, zero_anchor
 from lpo_ray.sample_lane import SampleLane
 from lpo_ray.seeds import derive_seed
 from lpo_ray.targets import StaleRule, why_dropped
@@ -142,10 +142,10 @@ class Assembly:
         if self._settings.behaviour_from_engine and groups:
             with self._observer.stage("anchor"):
                 return await self._learner.log_ratios(groups)
-        return on_policy_anchor(groups)
+        return zero_anchor(groups)
 
-    def _why_dropped(self, anchor: AnchorGroup) -> str:
-        return why_dropped(anchor, self._settings.stale) if self._settings.behaviour_from_engine else ""
+    def _why_dropped(self, anchor: AnchorGroup) -> str | None:
+        return why_dropped(anchor, self._settings.stale) if self._settings.behaviour_from_engine else None
 
     async def _draw(self, step: int) -> list[tuple[ScoredGroup, AnchorGroup]]:
         """Groups to train again, drawn by (seed, step) from those that are fresh enough and not too far off."""

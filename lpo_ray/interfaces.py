@@ -59,7 +59,7 @@ class Learner(Protocol):
     world_size: int
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
-        """s_t = log pi_t - log pi_b of each response (mean or sum over tokens), pi_b being the engine's log-probs."""
+        """The current policy against the engine's log-probs, response by response; see AnchorGroup."""
         ...
 
     async def project(self, batch: TrainBatch) -> StepReport:

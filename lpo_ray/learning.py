@@ -5,8 +5,8 @@ Legend: N responses of a micro-batch, P its groups, K responses of a group, T to
 For each update the loss is (App. D.3)
 ``1/B sum_x sum_k sg(c_k) A_i(clip(delta_k,i))`` with B the global number of prompts, A the mean (or sum) over the
 response's tokens, delta the token log-ratio to the behaviour, and c_k the projection's coefficient, computed in fp64
-from the *raw* fp32 log-ratios of all K responses (less the group's offset where it is tempered). The token clip sees
-delta itself also then: it bounds how far a token may go from the weights that sampled it, which tempering does not move.
+from the *raw* fp32 log-ratios of all K responses. A tempered group counts as sampled from the geometric mixture
+pi_b^lambda pi_t^(1 - lambda): its log-ratios are those to pi_b minus (1 - lambda) s_t, in the simplex and in the clip.
 
 How many forwards. A group that is whole in its micro-batch needs none but its own: the coefficients come from the
 forward that is differentiated. A group that is split needs its K log-ratios first: at the first update they are the
@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpo_ray.objective import clipped_token_loss, project, response_log_ratio
-from lpo_ray.objective.off_policy import importance_weights
+from lpo_ray.objective import clipped_token_loss, project, response_log_ratio, truncated_importance
 from lpo_ray.packing import Packing
 from lpo_ray.records import (
     AnchorGroup,
+    AnchorPiece,
     G,
     Key,
     MicroBatch,
@@ -60,7 +60,9 @@ class Objective:
     reference_kl: float
     """weight of the k3 estimate of KL(policy || reference), mean over tokens, responses and prompts; 0: no reference"""
     importance_cap: float | None = None
-    """of the token-level truncated importance weights from the engine to a recomputed behaviour; null: none"""
+    """with a recomputed behaviour, the policy's loss of a token is multiplied by min(pi_behaviour / pi_engine, this);
+    None: it is not
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +119,10 @@ def score_pieces(scorer: Scorer, pieces: Sequence[Piece[G]], temperature: float)
     return score_bundles(scorer, bundles, temperature)
 
 
-AnchorPiece = tuple[Key, tuple[int, ...], AnchorGroup]
-"""a group's name, the responses of a piece of it, and their part of its anchor"""
-
-
 def log_ratios_to_engine(
     policy: Scorer, micro_batches: Sequence[MicroBatch[ScoredGroup]], objective: Objective
 ) -> list[AnchorPiece]:
-    """s_t of each piece's responses: the current policy over the engine's own log-probs."""
+    """The anchor of each piece's responses: the current policy against the engine's own log-probs."""
     found = []
     for micro_batch in micro_batches:
         pieces = micro_batch.pieces
@@ -137,7 +135,7 @@ def log_ratios_to_engine(
             means = (response_log_ratio(values, scores.mask, "mean") for values in (delta.abs(), k3(delta)))
             columns = torch.stack([log_ratio, *means]).float().cpu()
         for piece, part in zip(pieces, _by_piece(columns.T, pieces), strict=True):
-            found.append((piece.item.group.key, piece.responses, AnchorGroup(*part.T.numpy())))
+            found.append(AnchorPiece(piece.item.group.key, piece.responses, AnchorGroup(*part.T.numpy())))
     return found
 
 
@@ -221,8 +219,8 @@ def _split_log_ratios(
         return {}, 0
     if number == 0:
         return {key: torch.from_numpy(np.array(target.anchor.log_ratio)) for key, target in split.items()}, 0
-    offsets = dict(zip(split, np.cumsum([0, *(len(t.log_target) for t in split.values())]), strict=False))
-    values = torch.zeros(sum(len(target.log_target) for target in split.values()), dtype=torch.float64)
+    offsets = dict(zip(split, np.cumsum([0, *(len(t.anchor) for t in split.values())]), strict=False))
+    values = torch.zeros(sum(len(target.anchor) for target in split.values()), dtype=torch.float64)
     mine = [position for position, micro_batch in enumerate(update.shares[rank]) if micro_batch.is_split]
     passes = max(sum(micro_batch.is_split for micro_batch in share) for share in update.shares)
     with torch.no_grad():
@@ -241,7 +239,7 @@ def _split_log_ratios(
                 if not piece.is_whole:
                     values[[int(offsets[piece.item.group.key]) + k for k in piece.responses]] = part.double().cpu()
     values = policy.sum_over_ranks(values)
-    sizes = [len(target.log_target) for target in split.values()]
+    sizes = [len(target.anchor) for target in split.values()]
     return dict(zip(split, values.split(sizes), strict=True)), passes
 
 
@@ -256,6 +254,14 @@ def _micro_batch_loss(
 ) -> tuple[Tensor, list[ProjectedGroup], list[NotFinite]]:
     """Sum over the micro-batch's responses of sg(c_k) A(clip(delta_k)), what telemetry wants of each piece, and the
     first number that is not finite.
+
+    Of a tempered group the clip sees delta minus a constant of the response, such that A over its tokens gives the
+    log-ratio that stands in the simplex. So the band is where the coefficient is: around the mixture that the group
+    counts as sampled from. Around pi_b, a response whose delta is outside of the band already at pi_t would have a
+    coefficient and no gradient, and tempering would mend nothing. The mixture's own token log-ratios would centre each
+    token; the anchor keeps one number a response, so what varies inside of it stays in delta. Inside of the band the
+    constant does not change the gradient of ``clamp``, ``one_sided`` and ``none``; ``ppo_ratio`` weights by the ratio
+    to the mixture.
     """
     engine = _engine_logprobs(pieces, scores)
     behaviour = engine if objective.behaviour_from_engine else _recomputed(scores, cached)
@@ -264,11 +270,12 @@ def _micro_batch_loss(
     with torch.no_grad():
         log_ratio = response_log_ratio(delta, mask, objective.length_norm)
         loss_P, coefficient_N = _coefficients(pieces, log_ratio, known, objective.divergence)
+    from_mixture = delta - _token_offsets(pieces, mask, objective.length_norm).to(delta)
     token_loss = clipped_token_loss(
-        objective.token_clip, delta, coefficient_N, low=objective.clip_low, high=objective.clip_high
+        objective.token_clip, from_mixture, coefficient_N, low=objective.clip_low, high=objective.clip_high
     )
-    if objective.importance_cap is not None:
-        token_loss = token_loss * importance_weights(behaviour, engine, objective.importance_cap)
+    if objective.importance_cap is not None and not objective.behaviour_from_engine:
+        token_loss = token_loss * truncated_importance(behaviour - engine, objective.importance_cap)
     response_loss = response_log_ratio(token_loss, mask, objective.length_norm)
     total = response_loss.sum()
     penalty = torch.zeros_like(log_ratio)
@@ -278,8 +285,10 @@ def _micro_batch_loss(
         total = total + objective.reference_kl * (penalty / sizes).sum()
     with torch.no_grad():
         low, high = math.log1p(-objective.clip_low), math.log1p(objective.clip_high)
-        outside = ((delta < low) | (delta > high)).to(delta.dtype)
-        means = (response_log_ratio(values, mask, "mean") for values in (scores.entropy, outside, engine - behaviour))
+        outside = ((from_mixture < low) | (from_mixture > high)).to(delta.dtype)
+        mismatch = engine - behaviour
+        per_token = (scores.entropy, outside, mismatch, mismatch.abs(), k3(-mismatch))
+        means = (response_log_ratio(values, mask, "mean") for values in per_token)
         columns = torch.stack([log_ratio, response_loss, coefficient_N, *means, penalty]).float().cpu()
         first = _first_not_finite(pieces, (("log-prob", scores.logprobs), ("loss", token_loss)))
     losses = iter(loss_P.tolist())
@@ -296,13 +305,14 @@ def _micro_batch_loss(
 
 
 _COLUMNS = (
-    "log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "reference_kl",
+    "log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "engine_drift", "engine_kl",
+    "reference_kl",
 )  # fmt: skip
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """Per token, exp(x) - x - 1 with x = log q - log p, for tokens sampled from p: an estimate of KL(p || q) that is
-    never negative (Schulman, "Approximating KL divergence", 2020).
+    """Per token, exp(x) - x - 1 with x = log q - log p and the token from p: an estimate of KL(p || q) that is never
+    negative (Schulman, "Approximating KL divergence", 2020).
     """
     return torch.expm1(log_ratio) - log_ratio
 
@@ -310,7 +320,8 @@ def k3(log_ratio: Tensor) -> Tensor:
 def _coefficients(
     pieces: Sequence[Piece[TargetGroup]], log_ratio: Tensor, known: Mapping[Key, Tensor], divergence: str
 ) -> tuple[Tensor, Tensor]:
-    """Divergence of each piece's whole group [P] and coefficient of each response here [N], in fp64.
+    """Divergence of each piece's whole group [P] and coefficient of each response here [N], in fp64. ``log_ratio`` [N]
+    and ``known`` are to pi_b; what stands in the simplex is the log-ratio to the mixture of a tempered group.
 
     A group of one response is its own virtual group (C.2): the target builder stored log sigmoid((R - b)/tau), and
     c = 1/2 - sigmoid((R - b)/tau); its divergence is that of the two Bernoulli distributions.
@@ -324,8 +335,8 @@ def _coefficients(
         log_target = torch.from_numpy(np.array(piece.item.log_target, dtype=np.float64))
         size = sizes[row]
         if size > 1:
-            raw = part if piece.is_whole else known[piece.item.group.key]
-            ratio_PK[row, :size] = raw - torch.from_numpy(piece.item.offset)
+            ratio_PK[row, :size] = part if piece.is_whole else known[piece.item.group.key]
+            ratio_PK[row, :size] -= torch.from_numpy(piece.item.offset)
         else:
             target_PK[row, 1] = torch.log1p(-log_target.exp().clamp(max=1 - 1e-7))[0]
         target_PK[row, :size] = log_target
@@ -333,6 +344,13 @@ def _coefficients(
     projection = project(divergence, ratio_PK, target_PK, mask=mask)
     picked = [projection.coefficient[row, list(piece.responses)] for row, piece in enumerate(pieces)]
     return projection.loss, torch.cat(picked).to(log_ratio)
+
+
+def _token_offsets(pieces: Sequence[Piece[TargetGroup]], mask: Tensor, length_norm: str) -> Tensor:
+    """[N, 1] what each token of a response is shifted by so that their mean (or sum) is shifted by the offset; fp64."""
+    offsets = torch.tensor([piece.item.offset[k] for piece in pieces for k in piece.responses], dtype=torch.float64)
+    tokens = mask.sum(-1).cpu() if length_norm == "sum" else 1.0
+    return (offsets / tokens)[:, None]
 
 
 def _recomputed(scores: TokenScores, cached: Tensor | None) -> Tensor:

@@ -6,17 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lpo_ray.records import Anchor, AnchorGroup, FloatArray, Key, ProjectedGroup, ScoredGroup, StepReport, UpdateReport
+from lpo_ray.records import (
+    Anchor,
+    AnchorGroup,
+    AnchorPiece,
+    FloatArray,
+    Key,
+    ProjectedGroup,
+    ScoredGroup,
+    StepReport,
+    UpdateReport,
+)
 
 
-def merge_log_ratios(
-    groups: Sequence[ScoredGroup], found: Sequence[tuple[Key, tuple[int, ...], AnchorGroup]]
-) -> Anchor:
+def merge_log_ratios(groups: Sequence[ScoredGroup], found: Sequence[AnchorPiece]) -> Anchor:
     """The anchor of each group, in the groups' order, from all pieces of all ranks."""
-    result = {scored.group.key: np.zeros((3, len(scored.rewards)), dtype=np.float32) for scored in groups}
-    for key, responses, part in found:
-        result[key][:, list(responses)] = (part.log_ratio, part.drift, part.mismatch_kl)
-    return tuple(AnchorGroup(*result[scored.group.key]) for scored in groups)
+    columns = {scored.group.key: np.zeros((3, len(scored.rewards)), dtype=np.float32) for scored in groups}
+    for piece in found:
+        anchor = piece.anchor
+        columns[piece.key][:, list(piece.responses)] = (anchor.log_ratio, anchor.drift, anchor.mismatch_kl)
+    return tuple(AnchorGroup(*columns[scored.group.key]) for scored in groups)
 
 
 def merge_reports(by_rank: Sequence[Sequence[UpdateReport]]) -> StepReport:
@@ -48,7 +57,10 @@ def _whole(pieces: Sequence[ProjectedGroup]) -> ProjectedGroup:
     def joined(name: str) -> FloatArray:
         return np.concatenate([getattr(piece, name) for piece in pieces])[order]
 
-    arrays = ("log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "reference_kl")
+    arrays = (
+        "log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "engine_drift",
+        "engine_kl", "reference_kl",
+    )  # fmt: skip
     return ProjectedGroup(
         prompt_id=first.prompt_id,
         attempt=first.attempt,

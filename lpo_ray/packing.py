@@ -36,15 +36,17 @@ class Packing:
 def pack_step(
     targets: Sequence[TargetGroup], packing: Packing, *, step: int, seed: int, updates: int, learning_rate: float
 ) -> TrainBatch:
-    """Split a step's groups, in the order of (seed, step), into ``updates`` equal parts, each packed over the ranks.
+    """Split a step's groups, in the order of (seed, step), into ``updates`` parts, each packed over the ranks.
 
-    Raises ValueError when the groups do not divide; the configuration is checked for it before.
+    Where groups were dropped from the step the parts differ by one group at most, each with denominators of its own;
+    fewer groups than updates make fewer updates, for an update without groups would step on weight decay alone.
+    Raises ValueError when there are no groups: whether a step may be empty is the caller's decision.
     """
-    if not targets:
-        raise ValueError("a step has no groups; expected at least one")
+    if not targets or updates < 1:
+        raise ValueError(f"{len(targets)} groups for {updates} updates; expected at least one of each")
     order = np.random.default_rng(derive_seed(seed, "updates", step)).permutation(len(targets))
-    split = np.array_split(order, min(updates, len(targets)))
-    parts = [[targets[number] for number in part] for part in split]
+    numbers = np.array_split(order, min(updates, len(targets)))
+    parts = [[targets[number] for number in part] for part in numbers]
     return TrainBatch(
         step=step, updates=tuple(pack_update(part, packing) for part in parts), learning_rate=learning_rate
     )

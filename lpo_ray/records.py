@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 FinishReason = Literal["stop", "length"]
 Key = tuple[str, int]
 """(prompt id, attempt): names a group in the run"""
@@ -136,14 +137,47 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnchorGroup:
-    """How the policy before the update, pi_t, relates to the behaviour pi_b of one group. Made by the learner."""
+    """How the policy before the step's first update, pi_t, sees the responses of a group that pi_b sampled: the anchor
+    of its target, and how far the two are apart. Made by the learner in one pass without gradient; zeros where pi_b is
+    pi_t by definition (``zero_anchor``). With delta = log pi_t - log pi_b of a token:
+
+    Example: ``AnchorGroup(np.array([0.1, -0.2]), np.array([0.15, 0.2]), np.array([0.012, 0.021]))``
+    """
 
     log_ratio: FloatArray
-    """[K] s_t"""
+    """[K] s_t: mean (or sum) of delta over the response's tokens"""
     drift: FloatArray
-    """[K] mean over tokens of |log pi_t - log pi_b|, nats"""
+    """[K] mean over tokens of abs(delta), nats"""
     mismatch_kl: FloatArray
-    """[K] mean over tokens of the k3 estimate of KL(pi_b || pi_t), nats"""
+    """[K] mean over tokens of the k3 estimate of KL(pi_b || pi_t), expm1(delta) - delta, nats"""
+
+    def __post_init__(self) -> None:
+        _same_length("anchor", len(self.log_ratio), drift=len(self.drift), mismatch_kl=len(self.mismatch_kl))
+
+    def __len__(self) -> int:
+        return len(self.log_ratio)
+
+
+Anchor = tuple[AnchorGroup, ...]
+"""of each group of a step, in the groups' order"""
+
+
+def zero_anchor(groups: Sequence[ScoredGroup]) -> Anchor:
+    """The anchor of groups whose behaviour is the policy before the step's first update: nothing differs."""
+    zeros = (np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
+    return tuple(AnchorGroup(array, array, array) for array in zeros)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnchorPiece:
+    """The anchor of some responses of a group, as one rank found it."""
+
+    key: Key
+    """of the group"""
+    responses: tuple[int, ...]
+    """their indices in the group"""
+    anchor: AnchorGroup
+    """of these responses"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,27 +188,36 @@ class TargetGroup:
     log_target: FloatArray
     """[K] log w*; for K = 1 the log of the virtual group's sigmoid((R - b)/tau)"""
     anchor: AnchorGroup
+    """as the learner measured it; zeros when on-policy"""
     temperature: float
     """tau"""
     tempering: float = 1.0
-    """lambda: on the simplex the group counts as sampled from pi_b^lambda pi_t^(1 - lambda); see objective.off_policy"""
+    """lambda in [0, 1]: the group counts as sampled from pi_b^lambda pi_t^(1 - lambda); 1 is pi_b itself"""
 
     def __post_init__(self) -> None:
         size = len(self.scored.rewards)
-        what, anchor = f"group {self.group.prompt.prompt_id}", len(self.anchor.log_ratio)
-        _same_length(what, size, log_target=len(self.log_target), anchor=anchor)
+        _same_length(
+            f"group {self.group.prompt.prompt_id}", size, log_target=len(self.log_target), anchor=len(self.anchor)
+        )
+        if not 0.0 <= self.tempering <= 1.0:
+            raise ValueError(f"group {self.group.prompt.prompt_id}: tempering is {self.tempering}, expected 0 to 1")
+
+    @property
+    def offset(self) -> DoubleArray:
+        """[K] (1 - lambda) s_t: log-ratio of the mixture that the group counts as sampled from to pi_b. What is
+        subtracted from a log-ratio to pi_b to have the one to the mixture; exactly 0 when lambda is 1.
+        """
+        return (1.0 - self.tempering) * self.anchor.log_ratio.astype(np.float64)
+
+    @property
+    def start(self) -> DoubleArray:
+        """[K] lambda s_t: log-ratio of pi_t to that mixture, which is the anchor in the target."""
+        return self.anchor.log_ratio.astype(np.float64) - self.offset
 
     @property
     def group(self) -> PromptGroup:
         """The sampled group inside."""
         return self.scored.group
-
-    @property
-    def offset(self) -> FloatArray:
-        """[K] (1 - lambda) s_t, which is taken from log-ratios to the behaviour before the simplex is formed: at theta_t
-        it is softmax(lambda s_t) then, as in the target, and equal rewards have no gradient.
-        """
-        return np.float32(1.0 - self.tempering) * self.anchor.log_ratio
 
 
 class Grouped(Protocol):
@@ -255,7 +298,7 @@ class ProjectedGroup:
     responses: tuple[int, ...]
     """their indices in the group"""
     log_ratio: FloatArray
-    """s_theta before this update"""
+    """s_theta before this update, to pi_b itself; the simplex is that of s_theta minus the target's ``offset``"""
     surrogate: FloatArray
     """what each response adds to the differentiated loss: its coefficient times its clipped log-ratio"""
     coefficient: FloatArray
@@ -268,6 +311,10 @@ class ProjectedGroup:
     """share of tokens outside the clip band"""
     engine_mismatch: FloatArray
     """mean over tokens of log pi_engine - log pi_behaviour; 0 up to rounding when engine and learner agree"""
+    engine_drift: FloatArray
+    """mean over tokens of the same, absolute: AnchorGroup's drift, for a behaviour that the learner recomputed"""
+    engine_kl: FloatArray
+    """mean over tokens of the k3 estimate of KL(pi_engine || pi_behaviour), nats: AnchorGroup's mismatch_kl likewise"""
     reference_kl: FloatArray
     """mean over tokens of the k3 estimate of KL(policy || reference), nats; 0 without a reference"""
 
@@ -398,16 +445,6 @@ class Publication:
     """largest, between the engines' log-probs of the probe and the learner's"""
     phases: Mapping[str, float]
     """prepare, transfer, prove -> seconds, of the attempt that succeeded"""
-
-
-Anchor = tuple[AnchorGroup, ...]
-"""of each group, in the groups' order"""
-
-
-def on_policy_anchor(groups: Sequence[ScoredGroup]) -> Anchor:
-    """Zeros: the behaviour is pi_t itself."""
-    zeros = (np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
-    return tuple(AnchorGroup(zero, zero, zero) for zero in zeros)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from lpo_ray.interfaces import Components
 from lpo_ray.ledger import Ledger
 from lpo_ray.loop import BatchSettings, make_batch
-from lpo_ray.records import on_policy_anchor
+from lpo_ray.records import zero_anchor
 
 
 async def redo(components: Components, ledger: Ledger, settings: BatchSettings, step: int, *, from_engine: bool) -> int:
@@ -20,7 +20,7 @@ async def redo(components: Components, ledger: Ledger, settings: BatchSettings, 
         groups = ledger.batch(version.step)
         if not groups:
             break
-        anchor = await components.learner.log_ratios(groups) if from_engine else on_policy_anchor(groups)
+        anchor = await components.learner.log_ratios(groups) if from_engine else zero_anchor(groups)
         _, batch = await make_batch(components, groups, anchor, settings, step)
         await components.learner.project(batch)
         step = version.step

@@ -1,61 +1,81 @@
-"""Scored groups -> target groups: the paper's Theorem 1 applied to the records of one step."""
+"""Scored groups -> target groups: the paper's Theorem 1 applied to the records of one step; and what is done with
+groups whose behaviour is no longer the policy.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 
-from lpo_ray.objective import gibbs_target, target_temperature
-from lpo_ray.objective.off_policy import effective_sample_size, temper
+from lpo_ray.objective import effective_sample_size, gibbs_target, target_temperature, temper
+from lpo_ray.objective.off_policy import SLACK
 from lpo_ray.records import Anchor, AnchorGroup, ScoredGroup, TargetGroup
 
 
 @dataclass(frozen=True, slots=True)
 class StaleRule:
-    """What becomes of groups that are far from the policy that trains them."""
+    """What is done with a group whose behaviour has drifted from the policy. All of it is read off the anchor, so it
+    has no effect where the behaviour is recomputed.
+    """
 
-    policy: str
-    """keep; drop: left out, and issued again; temper: s_t is shrunk until the responses are worth min_ess of them"""
+    policy: Literal["keep", "drop", "temper"]
+    """keep: nothing. drop: see ``why_dropped``. temper: shrink its anchor until the effective sample size is enough"""
     min_ess: float
-    """share of K that the effective sample size has to reach"""
+    """least effective sample size, as a share of K"""
     max_drift: float
-    """nats: mean over tokens of |log pi_t - log pi_b|; drop only"""
+    """nats; mean over responses of the mean over tokens of abs(log pi_t - log pi_b). Only drop reads it"""
+
+
+KEEP = StaleRule("keep", 0.0, math.inf)
+
+
+def why_dropped(anchor: AnchorGroup, rule: StaleRule) -> str | None:
+    """Why a group is not to be trained on, with the numbers; None: it is. Call it before targets are built, whose
+    batch-wide statistics are over the groups that are trained.
+
+    One response is an effective sample of one of one, so K = 1 is dropped for drift only.
+    """
+    if rule.policy != "drop":
+        return None
+    size = len(anchor)
+    effective = float(effective_sample_size(torch.from_numpy(anchor.log_ratio.astype("float64"))[None])[0])
+    drift = float(anchor.drift.mean(dtype="float64"))
+    reasons = []
+    if effective < rule.min_ess * size * (1 - SLACK):
+        reasons.append(
+            f"its effective sample size is {effective:.2f} of {size} responses, expected at least "
+            f"{rule.min_ess * size:.2f} (objective.stale.min_ess={rule.min_ess:g})"
+        )
+    if drift > rule.max_drift:
+        reasons.append(
+            f"its mean drift is {drift:.4f} nats, expected at most {rule.max_drift:.4f} (objective.stale.max_drift)"
+        )
+    return "; ".join(reasons) or None
 
 
 @dataclass(frozen=True, slots=True)
 class TargetRule:
     """How targets are built. ``anchored=False`` leaves s_t out, as the first-order (policy gradient) rows read A_k
-    off a target without it.
+    off a target without it. ``stale`` matters to the target when it tempers.
     """
 
     temperature: str | float
     ddof: int
     floor: float
     anchored: bool
-    stale: StaleRule
-
-
-def why_dropped(anchor: AnchorGroup, rule: StaleRule) -> str:
-    """Why the rule leaves the group out of its step; empty when it does not."""
-    if rule.policy != "drop":
-        return ""
-    size, drift = len(anchor.log_ratio), float(anchor.drift.mean())
-    worth = effective_sample_size(torch.from_numpy(np.array(anchor.log_ratio)))
-    if worth < rule.min_ess * size:
-        return f"its {size} responses are worth {worth:.2f}, less than {rule.min_ess:g} of them"
-    if drift > rule.max_drift:
-        return f"its tokens' log-probs have moved by {drift:.3g} nats on average, more than {rule.max_drift:.3g}"
-    return ""
+    stale: StaleRule = KEEP
 
 
 def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRule) -> list[TargetGroup]:
-    """w* = softmax(R/tau + lambda s_t) of each group, in order; lambda is 1 unless the stale rule tempers it. Groups of
-    unequal K are masked, K = 1 is a virtual group.
+    """w* = softmax(R/tau + s_t) of each group, in order. Groups of unequal K are masked, K = 1 is a virtual group.
 
-    Batch-wide statistics (batch_std, and the baseline of K = 1) are over exactly these groups.
+    A tempered group has w* = softmax(R/tau + lambda s_t): it counts as sampled from pi_b^lambda pi_t^(1 - lambda), and
+    the learner measures its log-ratios from there (``TargetGroup.offset``). Batch-wide statistics (batch_std, and the
+    baseline of K = 1) are over exactly these groups.
     """
     if len(groups) != len(anchor):
         raise ValueError(f"{len(groups)} groups but {len(anchor)} anchors; expected one s_t of [K] for each group")
@@ -63,14 +83,16 @@ def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRul
     rewards = torch.zeros(len(groups), width, dtype=torch.float64)
     shift = torch.zeros_like(rewards)
     mask = torch.zeros(len(groups), width, dtype=torch.bool)
-    tempering = [_tempering(found, rule.stale) for found in anchor]
-    for row, (scored, found) in enumerate(zip(groups, anchor, strict=True)):
+    for row, (scored, s_t) in enumerate(zip(groups, anchor, strict=True)):
         size = len(scored.rewards)
         rewards[row, :size] = torch.from_numpy(scored.rewards.astype("float64"))
-        shift[row, :size] = tempering[row] * torch.from_numpy(found.log_ratio.astype("float64"))
+        shift[row, :size] = torch.from_numpy(s_t.log_ratio.astype("float64"))
         mask[row, :size] = True
+    tempering = torch.ones(len(groups), dtype=torch.float64)
+    if rule.stale.policy == "temper":
+        tempering = temper(shift, rule.stale.min_ess * mask.sum(-1), mask=mask)
     tau = target_temperature(rewards, rule.temperature, ddof=rule.ddof, floor=rule.floor, mask=mask)
-    log_target = gibbs_target(rewards, tau, shift if rule.anchored else None, mask=mask)
+    log_target = gibbs_target(rewards, tau, tempering[:, None] * shift if rule.anchored else None, mask=mask)
     single = mask.sum(1) == 1
     if single.any():
         baseline, spread = _batch_statistics(rewards[mask], rule)
@@ -82,17 +104,10 @@ def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRul
             log_target[row, : len(scored.rewards)].float().numpy(),
             anchor[row],
             float(tau[row]),
-            tempering[row],
+            float(tempering[row]),
         )
         for row, scored in enumerate(groups)
     ]
-
-
-def _tempering(anchor: AnchorGroup, rule: StaleRule) -> float:
-    if rule.policy != "temper":
-        return 1.0
-    log_ratio = torch.from_numpy(np.array(anchor.log_ratio))
-    return temper(log_ratio, max(1.0, rule.min_ess * len(log_ratio)))
 
 
 def _batch_statistics(rewards: torch.Tensor, rule: TargetRule) -> tuple[torch.Tensor, torch.Tensor]:

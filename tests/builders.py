@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, on_policy_anchor
+from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, zero_anchor
 
 
 def make_prompt(number: int = 0, length: int = 4, vocabulary: int = 50) -> Prompt:
@@ -47,4 +47,4 @@ def make_target(number: int = 0, lengths: Sequence[int] = (3, 5), **kwargs: int)
     scored = make_scored(number, lengths, **kwargs)
     logits = np.random.default_rng(3000 + number).normal(size=len(lengths))
     log_target = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
-    return TargetGroup(scored, log_target, on_policy_anchor([scored])[0], 1.0)
+    return TargetGroup(scored, log_target, zero_anchor([scored])[0], 1.0)

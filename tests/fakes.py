@@ -32,7 +32,7 @@ from lpo_ray.records import (
     UpdateReport,
     WeightsVersion,
     WorkerStatus,
-    on_policy_anchor,
+    zero_anchor,
 )
 
 
@@ -76,7 +76,7 @@ class FakeComponents:
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         self.events.append("anchor")
-        return on_policy_anchor(groups)
+        return zero_anchor(groups)
 
     async def project(self, batch: TrainBatch) -> StepReport:
         if batch.step == self.fail_project_at:
@@ -129,6 +129,8 @@ def projected(target: TargetGroup, update: int) -> ProjectedGroup:
         entropy=zeros,
         clip_fraction=zeros,
         engine_mismatch=zeros,
+        engine_drift=zeros,
+        engine_kl=zeros,
         reference_kl=zeros,
     )
 

@@ -27,6 +27,7 @@ from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS, clipped_token_loss, listwise, project
 from lpo_ray.packing import Packing, balance, pack_step, pack_update
 from lpo_ray.records import Anchor, AnchorGroup, Piece, StepNorms, StepReport, TargetGroup, Update
+from lpo_ray.targets import StaleRule, TargetRule, build_targets
 from tests.builders import make_target
 
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
@@ -72,6 +73,10 @@ def make_targets(kind: Sequence[tuple[int, ...]] = LENGTHS, anchored: bool = Fal
         s_t = anchors(policy, near)
         near = [replace(target, anchor=part) for target, part in zip(near, s_t, strict=True)]
     return near
+
+
+def picked(anchor: AnchorGroup, order: Sequence[int]) -> AnchorGroup:
+    return AnchorGroup(anchor.log_ratio[order], anchor.drift[order], anchor.mismatch_kl[order])
 
 
 def anchors(policy: TorchPolicy, targets: Sequence[TargetGroup], length_norm: str = "mean") -> Anchor:
@@ -129,27 +134,38 @@ def accumulated(
 def reference(targets: Sequence[TargetGroup], objective: Objective) -> torch.Tensor:
     """Autograd on one unpadded sequence at a time, in float64.
 
-    Without a clip through the divergence itself; with one, through sum_k sg(c_k) A(clip(delta_k)) (App. D.3).
+    Without a clip through the divergence itself; with one, through sum_k sg(c_k) A(clip(delta_k)) (App. D.3). Tempered
+    groups: both see log-ratios from which the response's offset is taken. A cap weights the loss of each token by
+    min(pi_old / pi_engine, cap), where pi_old is this policy and delta is to pi_old.
     """
     policy = make_policy("padded")
     total = torch.zeros((), dtype=torch.float64)
     for target in targets:
-        rows = []
-        for response in target.group.responses:
+        rows, weights = [], []
+        for k, response in enumerate(target.group.responses):
             prompt = target.group.prompt.token_ids
             tokens = torch.from_numpy(np.concatenate([prompt, response.token_ids]))[None]
             logits = policy.model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             logprobs = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
-            rows.append(logprobs - torch.from_numpy(response.behaviour_logprobs).double())
+            delta = logprobs - torch.from_numpy(response.behaviour_logprobs).double()
+            tokens = len(response.token_ids) if objective.length_norm == "sum" else 1
+            if objective.behaviour_from_engine:
+                rows.append(delta - (1 - target.tempering) * float(target.anchor.log_ratio[k]) / tokens)
+                weights.append(torch.ones_like(delta))
+            else:
+                rows.append(logprobs - logprobs.detach())
+                weights.append(delta.detach().exp().clamp(max=objective.importance_cap or math.inf))
         average = torch.mean if objective.length_norm == "mean" else torch.sum
         log_ratio = torch.stack([average(row) for row in rows])[None]
         log_target = torch.from_numpy(target.log_target).double()[None]
-        if objective.token_clip == "none" and objective.divergence == "forward_kl":
+        capped = objective.importance_cap is not None
+        if objective.token_clip == "none" and objective.divergence == "forward_kl" and not capped:
             total = total + (log_target.exp() * (log_target - listwise(log_ratio))).sum()
             continue
         c = project(objective.divergence, log_ratio.detach(), log_target).coefficient[0]
         for k, row in enumerate(rows):
-            total = total + average(clipped_token_loss(objective.token_clip, row[None], c[k : k + 1])[0])
+            loss = clipped_token_loss(objective.token_clip, row[None], c[k : k + 1])[0]
+            total = total + average(loss * weights[k] if capped else loss)
     (total / len(targets)).backward()
     return gradient(policy)
 
@@ -178,6 +194,130 @@ def test_the_gradient_does_not_depend_on_the_split(divergence: str, clip: str, l
                 assert_same(found, expected)
 
 
+@pytest.mark.parametrize("length_norm", ["mean", "sum"])
+@pytest.mark.parametrize("clip", TOKEN_CLIPS)
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "first_order"])
+def test_a_tempered_group_is_projected_from_the_mixture(divergence: str, clip: str, length_norm: str) -> None:
+    objective = replace(OBJECTIVE, divergence=divergence, token_clip=clip, length_norm=length_norm)
+    targets = tempered(make_targets(), length_norm)
+    assert sum(target.tempering < 1 for target in targets) > 2
+    expected = reference(targets, objective)
+    for world_size, budget, (attention, share) in ((1, WHOLE, LAYOUTS[0]), (2, ONE_RESPONSE, LAYOUTS[2])):
+        update = pack_update(targets, Packing(world_size, budget, share))
+        found, report = accumulated([update], objective, attention, share)
+        assert_same(found, expected)
+        raw = [group.log_ratio for group in report.groups]
+        for measured, target in zip(raw, sorted(targets, key=lambda target: target.group.key), strict=True):
+            np.testing.assert_allclose(measured, target.anchor.log_ratio, atol=1e-5)
+
+
+def tempered(targets: Sequence[TargetGroup], length_norm: str = "mean", rewards: float | None = None):
+    """The targets of the tempering rule; ``rewards``: all the same."""
+    s_t = anchors(make_policy(), targets, length_norm)
+    scored = [target.scored for target in targets]
+    if rewards is not None:
+        scored = [replace(each, rewards=np.full_like(each.rewards, rewards)) for each in scored]
+    rule = TargetRule("one", 0, 1e-6, anchored=True, stale=StaleRule("temper", 0.995, 1.0))
+    return build_targets(scored, s_t, rule)
+
+
+@pytest.mark.parametrize("budget", [WHOLE, ONE_RESPONSE])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_a_tempered_group_of_equal_rewards_is_left_alone_at_first_and_pulled_back_later(
+    divergence: str, budget: int
+) -> None:
+    """At pi_t the policy's simplex is the target's, softmax(lambda s_t). Without the offset it would be pushed."""
+    objective = replace(OBJECTIVE, divergence=divergence)
+    targets = tempered(make_targets(), rewards=1.0)
+    update = pack_update(targets, Packing(1, budget, share_prompt=False))
+    policy = make_policy()
+    first = merge_reports([run_updates(policy, [update], 0, objective, 0.0)])
+    assert max(np.abs(group.coefficient).max() for group in first.groups) < 1e-6
+    forgotten = [replace(target, tempering=1.0) for target in targets]
+    pushed = run_updates(policy, [pack_update(forgotten, Packing(1, WHOLE, False))], 0, objective, 0.0)
+    assert max(np.abs(group.coefficient).max() for group in merge_reports([pushed]).groups) > 1e-3
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.mul_(1.3)
+    whole_update = pack_update(targets, Packing(1, WHOLE, share_prompt=False))
+    later = merge_reports([run_updates(policy, [whole_update], 0, objective, 0.0)])
+    assert max(np.abs(group.coefficient).max() for group in later.groups) > 1e-3
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_later_update_subtracts_the_offset_from_what_it_collects(world_size: int) -> None:
+    """The weights stay, so the second update, which collects split groups from all ranks, must equal the first."""
+    objective = replace(OBJECTIVE, divergence="reverse_kl", token_clip="clamp")
+    targets = tempered(make_targets())
+    update = pack_update(targets, Packing(world_size, ONE_RESPONSE, share_prompt=False))
+    found, report = accumulated([update, update], objective)
+    assert_same(found, 2 * reference(targets, objective))
+    for first, second in zip(report.updates[0].groups, report.updates[1].groups, strict=True):
+        np.testing.assert_allclose(first.coefficient, second.coefficient, atol=1e-6)
+
+
+@pytest.mark.parametrize("length_norm", ["mean", "sum"])
+def test_the_clip_band_lies_around_the_mixture(length_norm: str) -> None:
+    """A response all of whose tokens have drifted out of pi_b's band: tempered to nothing it learns, untouched not."""
+    target = make_targets(LENGTHS[:1])[0]
+    responses = [
+        replace(response, behaviour_logprobs=response.behaviour_logprobs - np.float32(2.0 * (k == 0)))
+        for k, response in enumerate(target.group.responses)
+    ]
+    group = replace(target.group, responses=tuple(responses))
+    target = replace(target, scored=replace(target.scored, group=group))
+    anchor = anchors(make_policy(), [target], length_norm)[0]
+    objective = replace(OBJECTIVE, token_clip="clamp", length_norm=length_norm, clip_low=0.6, clip_high=1.0)
+    fractions = []
+    for tempering in (1.0, 0.0):
+        stale = replace(target, anchor=anchor, tempering=tempering)
+        update = pack_update([stale], Packing(1, WHOLE, share_prompt=False))
+        fractions.append(run_updates(make_policy(), [update], 0, objective, 0.1)[0].groups[0].clip_fraction[0])
+    assert fractions == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("length_norm", ["mean", "sum"])
+@pytest.mark.parametrize("clip", TOKEN_CLIPS)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_importance_weights_multiply_the_loss_of_each_token(divergence: str, clip: str, length_norm: str) -> None:
+    """Weights are those of the policy before the first update, at later updates too."""
+    objective = replace(
+        OBJECTIVE, divergence=divergence, token_clip=clip, length_norm=length_norm, behaviour_from_engine=False,
+        importance_cap=1.1,
+    )  # fmt: skip
+    targets = make_targets()
+    expected = reference(targets, objective)
+    for world_size, budget, (attention, share) in ((1, WHOLE, LAYOUTS[0]), (2, ONE_RESPONSE, LAYOUTS[2])):
+        update = pack_update(targets, Packing(world_size, budget, share))
+        found, _ = accumulated([update, update], objective, attention, share)
+        assert_same(found, 2 * expected)
+
+
+def test_importance_weights_cost_no_forward_and_the_cap_matters() -> None:
+    targets = make_targets()
+    update = pack_update(targets, Packing(1, WHOLE, share_prompt=False))
+    found = [
+        accumulated([update, update], replace(OBJECTIVE, behaviour_from_engine=False, importance_cap=cap))
+        for cap in (None, 1.0, 1e9)
+    ]
+    assert len({tuple(update.forwards for update in report.updates) for _, report in found}) == 1
+    none, tight, loose = (gradient for gradient, _ in found)
+    assert min(float((a - b).norm()) for a, b in ((none, tight), (none, loose), (tight, loose))) > 1e-3
+
+
+def test_a_recomputed_behaviour_reports_its_distance_to_the_engine() -> None:
+    """The numbers that the anchor pass would have measured, without the pass."""
+    targets = make_targets(anchored=True)
+    updates = [pack_update(targets, Packing(1, WHOLE, share_prompt=False))]
+    recomputed = run_updates(make_policy(), updates, 0, replace(OBJECTIVE, behaviour_from_engine=False), 0.1)[0]
+    for target in targets:
+        found = next(group for group in recomputed.groups if group.key == target.group.key)
+        np.testing.assert_allclose(found.engine_drift, target.anchor.drift, rtol=1e-5)
+        np.testing.assert_allclose(found.engine_kl, target.anchor.mismatch_kl, rtol=1e-4)
+    engine = run_updates(make_policy(), updates, 0, OBJECTIVE, 0.1)[0]
+    assert not any(group.engine_drift.any() or group.engine_kl.any() for group in engine.groups)
+
+
 @settings(max_examples=25)
 @given(data=st.data(), budget=st.sampled_from([ONE_RESPONSE, 40, WHOLE]), layout=st.sampled_from(LAYOUTS))
 def test_the_gradient_does_not_depend_on_the_order_of_groups_and_responses(
@@ -190,9 +330,9 @@ def test_the_gradient_does_not_depend_on_the_order_of_groups_and_responses(
         order = data.draw(st.permutations(range(len(target.log_target))))
         group = replace(target.group, responses=tuple(target.group.responses[k] for k in order))
         scored = replace(target.scored, group=group, rewards=target.scored.rewards[order])
-        columns = (target.anchor.log_ratio, target.anchor.drift, target.anchor.mismatch_kl)
-        anchor = AnchorGroup(*(column[order] for column in columns))
-        shuffled.append(replace(target, scored=scored, log_target=target.log_target[order], anchor=anchor))
+        shuffled.append(
+            replace(target, scored=scored, log_target=target.log_target[order], anchor=picked(target.anchor, order))
+        )
     attention, share = layout
     found, _ = accumulated([pack_update(shuffled, Packing(2, budget, share))], OBJECTIVE, attention, share)
     assert_same(found, expected)
@@ -224,6 +364,17 @@ def test_a_group_shared_by_ranks_that_outnumber_the_groups() -> None:
     assert all(any(micro_batch.pieces for micro_batch in share) for share in update.shares)
     found, _ = accumulated([update], OBJECTIVE)
     assert_same(found, reference(targets, OBJECTIVE))
+
+
+def test_one_response_for_two_ranks_leaves_one_an_empty_share() -> None:
+    """What a step can shrink to: the rank without work runs the same forwards, and the gradient is that of one rank."""
+    target = replace(make_targets([(4,)])[0], log_target=np.log([0.8]).astype(np.float32))
+    alone, _ = accumulated([pack_update([target], Packing(1, WHOLE, False))], OBJECTIVE)
+    batch = pack_step([target], Packing(2, WHOLE, False), step=0, seed=0, updates=2, learning_rate=0.1)
+    assert [sum(len(mb.pieces) for mb in share) for share in batch.updates[0].shares] == [1, 0]
+    found, report = accumulated(batch.updates, OBJECTIVE)
+    assert_same(found, alone, 1e-12)
+    assert len(report.updates) == 1
 
 
 def test_groups_of_unequal_size_are_masked_not_padded() -> None:
@@ -313,9 +464,18 @@ def test_log_ratios_to_the_engine_keep_the_order_over_pieces_and_ranks() -> None
         for left, right in zip(merge_log_ratios(scored, parts), together, strict=True):
             for name in ("log_ratio", "drift", "mismatch_kl"):
                 np.testing.assert_allclose(getattr(left, name), getattr(right, name), rtol=1e-5, atol=1e-6)
-    for found in together:
-        assert (found.drift >= np.abs(found.log_ratio) - 1e-6).all()
-        assert (found.mismatch_kl >= 0).all()
+
+
+def test_the_anchor_pass_measures_ratio_drift_and_divergence() -> None:
+    policy, targets = make_policy(), make_targets(LENGTHS[:2])
+    for target, anchor in zip(targets, anchors(policy, targets), strict=True):
+        for k, response in enumerate(target.group.responses):
+            ours = score_pieces(policy, [Piece(target, (k,))], 1.0).logprobs[0].detach().numpy()
+            delta = ours - response.behaviour_logprobs
+            assert anchor.log_ratio[k] == pytest.approx(delta.mean(), rel=1e-5, abs=1e-7)
+            assert anchor.drift[k] == pytest.approx(np.abs(delta).mean(), rel=1e-5)
+            assert anchor.mismatch_kl[k] == pytest.approx((np.exp(delta) - 1 - delta).mean(), rel=1e-5)
+            assert anchor.mismatch_kl[k] > 0
 
 
 def poisoned(delta: torch.Tensor, coefficient: torch.Tensor, low: float, high: float) -> torch.Tensor:

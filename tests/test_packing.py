@@ -98,23 +98,29 @@ def test_imbalance_is_the_share_of_time_spent_waiting() -> None:
     assert replace(batch.updates[0], tokens_by_rank=(7, 7)).imbalance == 0.0
 
 
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
-def test_a_short_step_is_split_into_updates_that_differ_by_one_group_at_most(
-    groups: int, updates: int, world_size: int
+@given(GROUPS, st.integers(1, 6), st.integers(1, 3), st.sampled_from([1, 40, 10**6]), st.integers(0, 99))
+def test_groups_that_do_not_divide_make_updates_that_differ_by_one(
+    lengths: list[list[int]], updates: int, world_size: int, budget: int, step: int
 ) -> None:
-    targets = [make_target(number) for number in range(groups)]
-    batch = pack_step(targets, Packing(world_size, 20, False), step=0, seed=0, updates=updates, learning_rate=0.1)
-    sizes = [update.num_prompts for update in batch.updates]
-    assert len(sizes) == min(updates, groups)
-    assert sum(sizes) == groups
-    assert max(sizes) - min(sizes) <= 1
-    pieces = [p for update in batch.updates for share in update.shares for mb in share for p in mb.pieces]
-    responses = sorted((piece.item.group.key, k) for piece in pieces for k in piece.responses)
-    assert responses == sorted((target.group.key, k) for target in targets for k in range(2))
+    targets = groups_of(lengths)
+    by_name = {target.group.prompt.prompt_id: target for target in targets}
+    packing = Packing(world_size, budget, share_prompt=False)
+    batch = pack_step(targets, packing, step=step, seed=0, updates=updates, learning_rate=0.1)
+    trained: list[str] = []
     for update in batch.updates:
+        pieces = [piece for share in update.shares for mb in share for piece in mb.pieces]
+        names = sorted({piece.item.group.prompt.prompt_id for piece in pieces})
+        assert update.num_prompts == len(names)
+        assert update.num_tokens == sum(by_name[name].group.num_tokens for name in names)
+        assert sum(len(piece.responses) for piece in pieces) == sum(len(by_name[name].log_target) for name in names)
         assert len({len(share) for share in update.shares}) == 1
+        trained += names
+    assert sorted(trained) == sorted(by_name)
+    sizes = [update.num_prompts for update in batch.updates]
+    assert len(sizes) == min(updates, len(targets))
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_a_step_without_groups_is_refused() -> None:
-    with pytest.raises(ValueError, match="a step has no groups"):
+    with pytest.raises(ValueError, match="0 groups for 2 updates; expected at least one of each"):
         pack_step([], Packing(1, 10, False), step=0, seed=0, updates=2, learning_rate=0.1)

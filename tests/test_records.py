@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lpo_ray import errors
-from lpo_ray.records import AnchorGroup, Prompt, Response, ScoredGroup, TargetGroup
+from lpo_ray.records import AnchorGroup, Prompt, Response, ScoredGroup, TargetGroup, zero_anchor
 from lpo_ray.seeds import derive_seed
-from tests.builders import make_group, make_scored
+from tests.builders import make_group, make_scored, make_target
 
 
 def test_lengths_are_checked_with_both_numbers() -> None:
@@ -17,7 +18,11 @@ def test_lengths_are_checked_with_both_numbers() -> None:
     with pytest.raises(ValueError, match="rewards has 3 entries, expected 2"):
         ScoredGroup(make_group(0), np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="anchor has 1 entries, expected 2"):
-        TargetGroup(make_scored(0), np.zeros(2, np.float32), AnchorGroup(*np.zeros((3, 1), np.float32)), 1.0)
+        TargetGroup(make_scored(0), np.zeros(2, np.float32), zero_anchor([make_scored(0, (3,))])[0], 1.0)
+    with pytest.raises(ValueError, match=r"tempering is 1\.5, expected 0 to 1"):
+        replace(make_target(0), tempering=1.5)
+    with pytest.raises(ValueError, match="drift has 1 entries, expected 2"):
+        AnchorGroup(np.zeros(2, np.float32), np.zeros(1, np.float32), np.zeros(2, np.float32))
     with pytest.raises(ValueError, match="has no tokens"):
         Prompt("p", np.array([], dtype=np.int64), "", "countdown")
     with pytest.raises(ValueError, match="expected finite numbers"):

@@ -1,10 +1,11 @@
 """The paper's objective: torch and the standard library, tensors in, tensors out.
 
-Read in this order: simplex, temperature, target, divergence, token_clip, diagnostics.
+Read in this order: simplex, temperature, target, divergence, token_clip, off_policy, diagnostics.
 """
 
 from lpo_ray.objective.diagnostics import Diagnostics, diagnose
 from lpo_ray.objective.divergence import DIVERGENCES, Projection, project
+from lpo_ray.objective.off_policy import effective_sample_size, temper, truncated_importance
 from lpo_ray.objective.simplex import listwise, response_log_ratio
 from lpo_ray.objective.target import gibbs_target, virtual_group_coefficient
 from lpo_ray.objective.temperature import TEMPERATURES, target_temperature
@@ -18,10 +19,13 @@ __all__ = [
     "Projection",
     "clipped_token_loss",
     "diagnose",
+    "effective_sample_size",
     "gibbs_target",
     "listwise",
     "project",
     "response_log_ratio",
     "target_temperature",
+    "temper",
+    "truncated_importance",
     "virtual_group_coefficient",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lpo_ray.objective.off_policy import effective_sample_size
 from lpo_ray.objective.simplex import check_mask, finite_log, masked_log_softmax, masked_sum
 
 
@@ -59,6 +60,6 @@ def diagnose(
         total_variation=0.5 * masked_sum((policy - target).abs(), kept),
         predicted_gain=masked_sum(target * rewards, kept) - expected,
         realised_gain=masked_sum(policy * rewards, kept) - expected,
-        effective_sample_size=1.0 / masked_sum(start**2, kept),
+        effective_sample_size=effective_sample_size(anchor, mask=kept),
         equal_rewards=best == worst,
     )

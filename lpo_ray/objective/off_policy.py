@@ -1,49 +1,65 @@
-"""Groups that other weights than pi_t have sampled. The listwise softmax over s_t is self-normalised importance sampling:
-P_t = softmax(s_t) are the normalised weights, and 1 / sum P_t^2 says how many responses they are worth.
+"""Groups that older weights, or an engine that differs from the learner, have sampled: how much of such a group is left
+to learn from, and how much of its anchor to believe. P groups, K responses, N rows, T tokens.
+
+The listwise simplex over s_t = log pi_t - log pi_b is self-normalised importance sampling. When pi_b has drifted from
+pi_t a few responses carry all of the weight, and the group then says what they say, with the noise of so few.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from lpo_ray.objective.simplex import listwise
+from lpo_ray.objective.simplex import check_mask, masked_log_softmax, masked_sum
 
 HALVINGS = 60
-"""of [0, 1]: below the spacing of float64"""
+"""of [0, 1]: to the last bit of fp64"""
+SLACK = 1e-12
+"""relative: K equal weights do not sum to exactly K"""
 
 
-def effective_sample_size(log_ratio: Tensor) -> float:
-    """1 / sum P_t^2 in [1, K] of one group's s_t [K] (Kish); K when on-policy."""
-    if log_ratio.ndim != 1:
-        raise ValueError(f"log_ratio has shape {tuple(log_ratio.shape)}; expected [K]")
-    return float(1.0 / listwise(log_ratio[None].double()).exp().square().sum())
-
-
-def temper(log_ratio: Tensor, least: float) -> float:
-    """The largest lambda in [0, 1] with an effective sample size of lambda s_t of at least ``least``; s_t is [K].
-
-    The effective sample size falls as lambda grows (softmax(lambda s) has inverse temperature lambda), from K at 0; so
-    bisection finds it. The group then counts as sampled from the geometric mixture pi_b^lambda pi_t^(1 - lambda).
-    ValueError when ``least`` is more than K.
+def effective_sample_size(log_ratio: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """[P, K] s_t -> [P] 1 / sum P_t^2 with P_t = softmax(s_t): how many of the K responses carry the weight (Kish,
+    "Survey Sampling", 1965), in [1, K].
     """
-    if least > len(log_ratio):
-        raise ValueError(f"least is {least}, of {len(log_ratio)} responses; expected at most as many")
-    if effective_sample_size(log_ratio) >= least:
-        return 1.0
-    low, high = 0.0, 1.0
+    if log_ratio.ndim != 2:
+        raise ValueError(f"log_ratio has shape {tuple(log_ratio.shape)}; expected [P, K]")
+    kept = check_mask(log_ratio, mask)
+    return 1.0 / masked_sum(masked_log_softmax(log_ratio, kept).exp() ** 2, kept)
+
+
+def temper(log_ratio: Tensor, least: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """[P] the largest lambda in [0, 1] whose softmax(lambda s_t) has an effective sample size of at least ``least``;
+    in fp64. ``log_ratio`` is s_t [P, K], ``least`` [P] is at most K.
+
+    lambda s_t is the log-ratio of pi_t to the geometric mixture pi_b^lambda pi_t^(1 - lambda), up to a constant. The
+    effective sample size falls as lambda grows (d log sum P^2 / d lambda = 2 (E under P^2 of s - E under P of s) >= 0),
+    so halving finds it. A group that has enough keeps lambda = 1; one response is one of one, and keeps it too.
+    """
+    kept = check_mask(log_ratio, mask)
+    if least.shape != log_ratio.shape[:1] or bool((least > kept.sum(-1)).any()):
+        raise ValueError(
+            f"least is {least.tolist()} for groups of {kept.sum(-1).tolist()} responses; expected [P], at most K each"
+        )
+    s_t, wanted = log_ratio.double(), least.double() * (1 - SLACK)
+    enough = effective_sample_size(s_t, mask=kept) >= wanted
+    low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if effective_sample_size(middle * log_ratio.double()) >= least:
-            low = middle
-        else:
-            high = middle
-    return low
+        reached = effective_sample_size(middle[:, None] * s_t, mask=kept) >= wanted
+        low, high = torch.where(reached, middle, low), torch.where(reached, high, middle)
+    return torch.where(enough, 1.0, low)
 
 
-def importance_weights(behaviour: Tensor, engine: Tensor, cap: float) -> Tensor:
-    """[N, T] token-level truncated importance weights min(pi_old / pi_engine, cap), without gradient (TIS; Yao et al.,
-    "Your efficient RL framework secretly brings you off-policy RL training", 2025).
+def truncated_importance(log_ratio: Tensor, cap: float) -> Tensor:
+    """[N, T] log pi_old - log pi_engine of sampled tokens -> [N, T] min(pi_old / pi_engine, cap), constants.
+
+    Truncated importance sampling (Ionides, 2008) of the token, as the baselines use it against the mismatch of engine
+    and learner (Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025). ``cap`` of
+    1 or more: below it tokens on which the two agree would be scaled down too.
     """
-    limit = torch.tensor(cap, dtype=torch.float64).log().item()
-    return (behaviour - engine).detach().clamp(max=limit).exp()
+    if not cap >= 1.0:
+        raise ValueError(f"cap is {cap!r}; expected a number of 1 or more")
+    return log_ratio.detach().clamp(max=math.log(cap)).exp()

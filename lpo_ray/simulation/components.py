@@ -34,7 +34,7 @@ from lpo_ray.records import (
     TrainBatch,
     UpdateReport,
     WeightsVersion,
-    on_policy_anchor,
+    zero_anchor,
 )
 from lpo_ray.seeds import derive_seed
 
@@ -197,7 +197,7 @@ class SimulatedLearner:
         """See interfaces.Learner."""
         tokens = sum(scored.group.num_tokens for scored in groups)
         await asyncio.sleep(self.hardware.anchor_share * tokens / self.hardware.train_rate)
-        return on_policy_anchor(groups)
+        return zero_anchor(groups)
 
     async def project(self, batch: TrainBatch) -> StepReport:
         """See interfaces.Learner."""
@@ -247,6 +247,9 @@ class SimulatedTransport:
 
 def _projected(target: TargetGroup, update: int) -> ProjectedGroup:
     zeros = np.zeros(len(target.log_target), np.float32)
+    names = ("log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "engine_drift",
+             "engine_kl", "reference_kl")  # fmt: skip
+    prompt_id, attempt = target.group.key
     return ProjectedGroup(
-        *target.group.key, update, tuple(range(len(zeros))), zeros, zeros, zeros, 0.0, zeros, zeros, zeros, zeros
+        prompt_id, attempt, update, tuple(range(len(zeros))), loss=0.0, **dict.fromkeys(names, zeros)
     )

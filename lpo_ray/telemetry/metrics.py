@@ -8,11 +8,8 @@ import numpy as np
 import torch
 
 from lpo_ray.objective import Diagnostics, diagnose
-from lpo_ray.objective.off_policy import effective_sample_size
 from lpo_ray.records import ProjectedGroup, Publication, StepReport, TargetGroup, TrainBatch
 
-PASS_RATE_BINS = 11
-"""of a group's share of passing responses, from 0 to 1: with K = 8 each possible share has a bin of its own"""
 Value = int | float | str | list[float] | list[str]
 
 
@@ -36,8 +33,6 @@ def step_metrics(
     ages = [step - 1 - target.group.oldest_version for target in targets]
     projected = report.groups
     found = diagnostics(targets, projected)
-    worth = [effective_sample_size(torch.from_numpy(np.array(target.anchor.log_ratio))) for target in targets]
-    passing = [(target.scored.rewards >= pass_reward).mean() for target in targets]
     tokens, total = int(lengths.sum()), sum(seconds.values())
     return {
         "step": step,
@@ -62,12 +57,7 @@ def step_metrics(
         "total_variation": _mean(found.total_variation),
         "predicted_gain": _mean(found.predicted_gain),
         "realised_gain": _mean(found.realised_gain),
-        "effective_sample_size": float(np.mean(worth)),
-        "effective_sample_size_min": float(np.min(worth)),
-        "anchor_drift": float(np.mean([target.anchor.drift.mean() for target in targets])),
-        "mismatch_kl": float(np.mean([target.anchor.mismatch_kl.mean() for target in targets])),
-        "tempering": float(np.mean([target.tempering for target in targets])),
-        "tempered_fraction": float(np.mean([target.tempering < 1 for target in targets])),
+        "effective_sample_size": _mean(found.effective_sample_size),
         "equal_reward_fraction": _mean(found.equal_rewards),
         "clip_fraction": float(np.mean(np.concatenate([group.clip_fraction for group in projected]))),
         "largest_coefficient": float(max(np.abs(group.coefficient).max() for group in projected)),
@@ -77,8 +67,6 @@ def step_metrics(
         "truncated_fraction": float(np.mean([response.finish_reason == "length" for response in responses])),
         "staleness": float(np.mean(ages)),
         "staleness_max": int(max(ages)),
-        "staleness_histogram": np.bincount(np.maximum(ages, 0)).tolist(),
-        "pass_rate_histogram": np.histogram(passing, bins=PASS_RATE_BINS, range=(0, 1))[0].tolist(),
         "tokens": tokens,
         "tokens_per_second": tokens / total if total else 0.0,
         "padding_fraction": float(np.mean([update.padding for update in report.updates])),
@@ -107,8 +95,7 @@ def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGro
     for row, (target, group) in enumerate(zip(targets, found, strict=True)):
         size = len(target.log_target)
         mask[row, :size] = True
-        anchor = target.tempering * target.anchor.log_ratio
-        values = (target.scored.rewards, anchor, group.log_ratio - target.offset, target.log_target)
+        values = (target.scored.rewards, target.anchor.log_ratio, group.log_ratio, target.log_target)
         for column, value in zip(columns, values, strict=True):
             column[row, :size] = torch.from_numpy(np.array(value, dtype=np.float64))
     tau = torch.tensor([target.temperature for target in targets], dtype=torch.float64)

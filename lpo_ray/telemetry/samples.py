@@ -43,8 +43,9 @@ def write_samples(
 ) -> None:
     """Write the rows, whole or not at all.
 
-    The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, log_ratio - (1 - tempering) anchor,
-    log_target).loss``; the differentiated one is the sum of ``surrogate`` over an update's rows by its number of prompts.
+    The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, s, log_target).loss`` with
+    s = log_ratio - (1 - tempering) anchor; the differentiated one is the sum of ``surrogate`` over an update's rows by
+    its number of prompts.
     """
     projected = {group.key: group for group in report.groups}
     rows: list[dict[str, object]] = []
@@ -68,9 +69,9 @@ def write_samples(
                     "reward": float(target.scored.rewards[index]),
                     "divergence": divergence,
                     "temperature": target.temperature,
+                    "tempering": target.tempering,
                     "log_target": float(target.log_target[index]),
                     "target": float(np.exp(target.log_target[index])),
-                    "tempering": target.tempering,
                     "anchor": float(target.anchor.log_ratio[index]),
                     "drift": float(target.anchor.drift[index]),
                     "mismatch_kl": float(target.anchor.mismatch_kl[index]),

@@ -1,6 +1,6 @@
 """20 random SIGKILLs of driver, rollout worker, verifier process and learner rank over a whole quickstart.
 
-    PYTHONPATH=. .venv/bin/python tests/benchmarks/chaos.py OUT.json [--kills 20] [--seed 0]
+PYTHONPATH=. .venv/bin/python tests/benchmarks/chaos.py OUT.json [--kills 20] [--seed 0]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a deliberate lag does to LPO with and without its anchor, and to GRPO with and without TIS; three seeds each.
 
-    PYTHONPATH=. .venv/bin/python tests/benchmarks/lag.py OUT.json OUT.svg [--lags 4,8] [--seeds 0,1,2] [--steps 40]
+PYTHONPATH=. .venv/bin/python tests/benchmarks/lag.py OUT.json OUT.svg [--lags 4,8] [--seeds 0,1,2] [--steps 40]
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ METHODS = {
     "GRPO": GRPO,
 }
 COLOURS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True))
-KEPT = ("reward", "pass_rate", "effective_sample_size", "token_entropy", "staleness", "gradient_norm", "engine_mismatch")
+KEPT = (
+    "reward",
+    "pass_rate",
+    "effective_sample_size",
+    "token_entropy",
+    "staleness",
+    "gradient_norm",
+    "engine_mismatch",
+)
 
 
 def train(folder: Path, name: str, overrides: list[str]) -> dict[str, list[float]]:
@@ -51,7 +59,9 @@ def draw(curves: dict[str, dict[str, list[float]]], lags: list[int], seeds: list
                     lines = np.array([np.convolve(line, window, mode="valid") for line in lines])
                 steps = np.arange(lines.shape[1]) + 1
                 axes[row, column].plot(steps, lines.mean(0), color=COLOURS[method], label=method)
-                axes[row, column].fill_between(steps, lines.min(0), lines.max(0), color=COLOURS[method], alpha=0.15, lw=0)
+                axes[row, column].fill_between(
+                    steps, lines.min(0), lines.max(0), color=COLOURS[method], alpha=0.15, lw=0
+                )
         axes[0, column].set_title(f"staleness {lag}")
         axes[0, column].set_ylabel("mean reward, 5 steps")
         axes[1, column].set_ylabel("effective sample size of 8")

@@ -46,7 +46,7 @@ from lpo_ray.layout import Layout, lay_out
 from lpo_ray.learning import Objective, OptimiserSettings, run_updates
 from lpo_ray.model import load_policy
 from lpo_ray.packing import Packing, pack_update
-from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup
+from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, zero_anchor
 from lpo_ray.warmup import Recipe, cached_base_policy
 from tests.benchmarks.smollm2 import smollm2
 
@@ -105,7 +105,7 @@ def make_groups(shape: Shape, vocabulary: int) -> list[TargetGroup]:
         rewards = rng.integers(0, 2, shape.size).astype(np.float32)
         log_target = np.log(rng.dirichlet(np.ones(shape.size))).astype(np.float32)
         scored = ScoredGroup(PromptGroup(prompt, 0, responses), rewards)
-        groups.append(TargetGroup(scored, log_target, np.zeros(shape.size, np.float32), 1.0))
+        groups.append(TargetGroup(scored, log_target, zero_anchor([scored])[0], 1.0))
     return groups
 
 

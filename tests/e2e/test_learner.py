@@ -19,7 +19,7 @@ from lpo_ray.errors import DeadlineExceeded
 from lpo_ray.objective import gibbs_target, target_temperature
 from lpo_ray.packing import pack_step
 from lpo_ray.plan import Plan
-from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup
+from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
 from lpo_ray.run import run_until_signal
 from tests.e2e.test_real_stack import plan_of
 
@@ -49,7 +49,7 @@ def make_targets(number_of_groups: int = 6, size: int = 4) -> list[TargetGroup]:
         log_target = gibbs_target(torch.from_numpy(rewards)[None], tau)[0].numpy()
         prompt = Prompt(f"train-{number:08d}", rng.integers(4, VOCABULARY, 5 + number), "{}", "countdown")
         scored = ScoredGroup(PromptGroup(prompt, 0, tuple(responses)), rewards)
-        targets.append(TargetGroup(scored, log_target, np.zeros(size, np.float32), float(tau[0])))
+        targets.append(TargetGroup(scored, log_target, zero_anchor([scored])[0], float(tau[0])))
     return targets
 
 

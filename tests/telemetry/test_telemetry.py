@@ -17,6 +17,7 @@ from lpo_ray.config.schema import ProgressKind
 from lpo_ray.objective import project
 from lpo_ray.packing import Packing, pack_step
 from lpo_ray.records import (
+    AnchorGroup,
     NotFinite,
     ProjectedGroup,
     Publication,
@@ -60,6 +61,8 @@ def report_of(targets: list[TargetGroup]) -> StepReport:
                 entropy=noise,
                 clip_fraction=noise,
                 engine_mismatch=noise,
+                engine_drift=noise,
+                engine_kl=noise,
                 reference_kl=noise,
             )
         )
@@ -137,7 +140,15 @@ def test_the_parquet_reproduces_the_logged_loss(tmp_path: Path) -> None:
 
 
 def test_targets_come_back_bit_for_bit_and_in_order(tmp_path: Path) -> None:
-    targets = [make_target(n, (3, 5, 2)) for n in (2, 0, 1)]
+    rng = np.random.default_rng(0)
+    targets = [
+        replace(
+            make_target(n, (3, 5, 2)),
+            anchor=AnchorGroup(*(rng.normal(size=3).astype(np.float32) for _ in range(3))),
+            tempering=rng.random(),
+        )
+        for n in (2, 0, 1)
+    ]
     path = tmp_path / "step_000001.parquet"
     write_samples(path, targets, report_of(targets), step=1, learning_rate=1 / 3, divergence="forward_kl", decode=str)
     step = read_step(path)
