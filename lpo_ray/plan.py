@@ -17,6 +17,7 @@ from lpo_ray import warmup
 from lpo_ray.checkpoint import CheckpointRules
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClusterKind, Config, Resume
+from lpo_ray.config.validate import warnings
 from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.data.dataset import DatasetSource
 from lpo_ray.data.source import PromptEncoder, PromptSource
@@ -28,7 +29,7 @@ from lpo_ray.packing import Packing
 from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.records import Sampling
 from lpo_ray.schedule import learning_rates
-from lpo_ray.targets import TargetRule
+from lpo_ray.targets import StaleRule, TargetRule
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.verifiers import VERIFIERS
 
@@ -158,6 +159,7 @@ class Plan:
             sampling_temperature=self.config.sampling.temperature,
             behaviour_from_engine=objective.behaviour is Behaviour.engine,
             reference_kl=objective.reference_kl,
+            importance_cap=objective.importance_cap,
         )
 
     def target_rule(self) -> TargetRule:
@@ -168,7 +170,13 @@ class Plan:
             objective.ddof,
             objective.temperature_floor,
             anchored=objective.divergence != "first_order",
+            stale=self.stale_rule(),
         )
+
+    def stale_rule(self) -> StaleRule:
+        """What is done with groups that have drifted."""
+        stale = self.config.objective.stale
+        return StaleRule(stale.policy.value, stale.min_ess, stale.max_drift)
 
     def optimiser(self) -> OptimiserSettings:
         """AdamW."""
@@ -352,6 +360,7 @@ def build_model(plan: Plan, on_progress: warmup.Progress | None = None) -> str:
 
 
 def render(plan: Plan, lines: Sequence[str] = ()) -> str:
-    """The derived numbers as aligned text."""
+    """The derived numbers as aligned text, and below them what the configuration's author may not have meant."""
     width = max(len(name) for name in plan.numbers())
-    return "\n".join([*lines, *(f"{name:<{width}}  {value}" for name, value in plan.numbers().items())])
+    numbers = (f"{name:<{width}}  {value}" for name, value in plan.numbers().items())
+    return "\n".join([*lines, *numbers, *(f"Warning: {text}" for text in warnings(plan.config))])

@@ -33,6 +33,16 @@ class Behaviour(Enum):
     engine = "engine"
 
 
+class StalePolicy(Enum):
+    """What is done with a group whose behaviour has drifted from the policy: train on it as it is, do not train on it,
+    or shrink its anchor.
+    """
+
+    keep = "keep"
+    drop = "drop"
+    temper = "temper"
+
+
 class EngineKind(Enum):
     """In-process LLMEngine (CPU), AsyncLLM (GPU), or whichever fits the hardware."""
 
@@ -137,6 +147,17 @@ class TokenClipConfig:
 
 
 @dataclass
+class StaleConfig:
+    """Groups that have drifted; read with behaviour=engine only."""
+
+    policy: StalePolicy = StalePolicy.drop
+    min_ess: float = 0.3
+    """least effective sample size 1 / sum P_t^2, as a share of K: drop below it, temper up to it"""
+    max_drift: float = 0.18232
+    """nats, log 1.2: drop a group whose mean abs(log pi_t - log pi_b) is above"""
+
+
+@dataclass
 class ObjectiveConfig:
     divergence: str = "forward_kl"
     target_temperature: str | float | int = "group_std"
@@ -145,6 +166,9 @@ class ObjectiveConfig:
     token_clip: TokenClipConfig = field(default_factory=TokenClipConfig)
     length_norm: LengthNorm = LengthNorm.mean
     behaviour: Behaviour = Behaviour.recomputed
+    stale: StaleConfig = field(default_factory=StaleConfig)
+    importance_cap: float | None = None
+    """behaviour=recomputed: each token's loss times min(pi_behaviour / pi_engine, this), for baselines; null: off"""
     reference_kl: float = 0.0
     """weight of the k3 estimate of KL(policy || reference); 0: no reference is loaded"""
     reference_path: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from lpo_ray.config.schema import Attention, Behaviour, Config, LengthNorm
+from lpo_ray.config.schema import Attention, Behaviour, Config, LengthNorm, StaleConfig, StalePolicy
 from lpo_ray.errors import ConfigError
 from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
 from lpo_ray.plugins import UnknownName, resolve
@@ -17,6 +17,69 @@ def validate(config: Config) -> None:
     _ranges(config)
     _objective(config)
     _combinations(config)
+
+
+def warnings(config: Config) -> list[str]:
+    """What a valid configuration does that its author may not have meant, one sentence each: shown by --dry-run and at
+    the start of a run.
+    """
+    return [*_warn_of_behaviour(config), *_warn_of_what_has_no_effect(config)]
+
+
+def _warn_of_behaviour(config: Config) -> list[str]:
+    objective, pipeline = config.objective, config.pipeline
+    found = []
+    if objective.behaviour is Behaviour.recomputed:
+        weighted = objective.importance_cap is not None
+        if pipeline.max_staleness:
+            found.append(
+                f"pipeline.max_staleness={pipeline.max_staleness} with objective.behaviour=recomputed: responses of "
+                "older weights count as the current policy's and targets have no anchor"
+                + (", only their tokens are weighted (objective.importance_cap)" if weighted else "")
+                + "; objective.behaviour=engine has the anchor"
+            )
+        if truncated := _truncated(config):
+            found.append(
+                f"{truncated} cuts the support of the sampling distribution, and objective.behaviour=recomputed scores "
+                "the responses under the whole one: the policy that is trained is not quite the one that sampled"
+            )
+        if config.model.dtype != config.rollout.dtype and not weighted:
+            found.append(
+                f"rollout.dtype={config.rollout.dtype} with model.dtype={config.model.dtype} and "
+                "objective.behaviour=recomputed: the engine's log-probs differ from the learner's and nothing corrects "
+                "for it; objective.behaviour=engine does, and so does objective.importance_cap"
+            )
+    elif objective.length_norm is LengthNorm.sum and objective.stale.policy is not StalePolicy.keep:
+        found.append(
+            f"objective.length_norm=sum with objective.stale.policy={objective.stale.policy.value}: summed log-ratios "
+            "of long responses are far apart after a small drift, so most groups may fall below objective.stale.min_ess"
+        )
+    return found
+
+
+def _warn_of_what_has_no_effect(config: Config) -> list[str]:
+    objective, found = config.objective, []
+    if objective.behaviour is Behaviour.recomputed and objective.stale != StaleConfig():
+        found.append(
+            "objective.stale has no effect with objective.behaviour=recomputed, which measures no drift before the "
+            "update; set objective.behaviour=engine"
+        )
+    if objective.reference_path is not None and not objective.reference_kl:
+        found.append("objective.reference_path has no effect while objective.reference_kl=0")
+    best, evaluation = config.checkpoint.best, config.evaluation
+    if best is not None and best.startswith("pass@") and not evaluation.every:
+        found.append(
+            f"checkpoint.best={best} with evaluation.every=0: the policy is evaluated before and after the run only, "
+            "so no checkpoint of the run has a value; set evaluation.every"
+        )
+    return found
+
+
+def _truncated(config: Config) -> str:
+    """The sampling options that cut the support, as they are set; empty when none does."""
+    sampling = config.sampling
+    options = (("top_p", sampling.top_p, 1.0), ("top_k", sampling.top_k, 0), ("min_p", sampling.min_p, 0.0))
+    return ", ".join(f"sampling.{name}={value}" for name, value, off in options if value != off)
 
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -117,6 +180,10 @@ def _objective(config: Config) -> None:
         _known(tau, TEMPERATURES, "objective.target_temperature")
     else:
         _require(tau > 0, "objective.target_temperature", tau, "a number above 0, or a rule's name")
+    stale, cap = objective.stale, objective.importance_cap
+    _require(0 <= stale.min_ess <= 1, "objective.stale.min_ess", stale.min_ess, "a share of K, in [0, 1]")
+    _require(stale.max_drift > 0, "objective.stale.max_drift", stale.max_drift, "a number of nats above 0")
+    _require(cap is None or cap >= 1, "objective.importance_cap", cap, "a number of 1 or more, or null")
     clip = objective.token_clip
     _require(0 < clip.low < 1, "objective.token_clip.low", clip.low, "in (0, 1)")
     _require(clip.high > 0, "objective.token_clip.high", clip.high, "above 0")
@@ -144,24 +211,16 @@ def _combinations(config: Config) -> None:
             "pipeline.share_prompt=true with learner.attention=padded; one copy of a prompt needs packed attention: "
             "set learner.attention=auto, or pipeline.share_prompt=false"
         )
-    truncated = [
-        f"sampling.{name}={value}"
-        for name, value, off in (
-            ("top_p", sampling.top_p, 1.0),
-            ("top_k", sampling.top_k, 0),
-            ("min_p", sampling.min_p, 0.0),
-        )
-        if value != off
-    ]
+    truncated = _truncated(config)
     if truncated and config.objective.behaviour is Behaviour.engine:
         raise ConfigError(
-            f"{', '.join(truncated)} cuts the support of the sampling distribution, which biases the ratios to the "
+            f"{truncated} cuts the support of the sampling distribution, which biases the ratios to the "
             "engine's log-probs; use objective.behaviour=recomputed or sample from the whole distribution"
         )
-    if pipeline.max_staleness and config.objective.behaviour is Behaviour.recomputed:
+    if config.objective.importance_cap is not None and config.objective.behaviour is Behaviour.engine:
         raise ConfigError(
-            f"pipeline.max_staleness is {pipeline.max_staleness} with objective.behaviour=recomputed; responses of "
-            "older weights need the log-probs they were sampled with: set objective.behaviour=engine"
+            f"objective.importance_cap is {config.objective.importance_cap} with objective.behaviour=engine, whose "
+            "log-ratios are to the engine already; expected null there, or objective.behaviour=recomputed"
         )
     if config.objective.length_norm is LengthNorm.sum and sampling.max_tokens > 4096:
         raise ConfigError(
