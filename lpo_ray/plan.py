@@ -177,6 +177,11 @@ class Plan:
             stale=self.stale_rule(),
         )
 
+    def stale_rule(self) -> StaleRule:
+        """What is done with groups that have drifted."""
+        stale = self.config.objective.stale
+        return StaleRule(stale.policy.value, stale.min_ess, stale.max_drift)
+
     def optimiser(self) -> OptimiserSettings:
         """AdamW."""
         learner = self.config.learner
@@ -445,4 +450,4 @@ def render(plan: Plan) -> str:
     """The derived numbers as aligned text, and what may not be meant."""
     width = max(len(name) for name in plan.numbers())
     lines = [f"{name:<{width}}  {value}" for name, value in plan.numbers().items()]
-    return "\n".join([*lines, *(f"warning: {text}" for text in warnings(plan.config))])
+    return "\n".join([*lines, *(f"Warning: {text}" for text in warnings(plan.config))])

@@ -8,7 +8,8 @@ import pytest
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.validate import warnings
 from lpo_ray.errors import ConfigError
-from lpo_ray.plan import make_plan
+from lpo_ray.plan import make_plan, render
+from lpo_ray.targets import StaleRule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
@@ -57,9 +58,11 @@ def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -
         ("learner.lr_schedule_kwargs={slope: 1}", "learner.lr_schedule=cosine_with_min_lr with"),
         ("objective.reference_kl=-1", "objective.reference_kl is -1.0; expected 0 or more"),
         ("pipeline.reused_groups_per_step=4", "set max_staleness >= 1 and behaviour=engine"),
-        ("objective.importance_cap=0", "objective.importance_cap is 0.0; expected a number above 0, or null"),
-        ("objective.stale.min_ess=2", "objective.stale.min_ess is 2.0; expected a share of K"),
         ("pipeline.max_gib=1e-6", "expected room for a step at least: set pipeline.max_gib="),
+        ("objective.stale.min_ess=1.5", "objective.stale.min_ess is 1.5; expected a share of K, in [0, 1]"),
+        ("objective.stale.max_drift=0", "objective.stale.max_drift is 0.0; expected a number of nats above 0"),
+        ("objective.stale.policy=forget", "objective.stale.policy"),
+        ("objective.importance_cap=0.5", "objective.importance_cap is 0.5; expected a number of 1 or more, or null"),
         ("objective.divergence=kl", "objective.divergence is 'kl'; expected one of"),
         ("objective.target_temperature=hot", "objective.target_temperature is 'hot'"),
         ("objective.target_temperature=-1", "expected a number above 0"),
@@ -86,22 +89,64 @@ def test_bad_values_are_named_with_what_was_expected(override: str, expected: st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_importance_weights_to_an_engine_that_is_the_behaviour_are_refused() -> None:
-    message = failure("objective.importance_cap=2", "objective.behaviour=engine")
-    assert "expected behaviour=recomputed, or importance_cap=null" in message
-
-
-def test_stale_groups_without_a_correction_are_warned_of() -> None:
-    recomputed = load_config(QUICKSTART, ["pipeline.max_staleness=1"])
-    (warning,) = warnings(recomputed)
-    assert "stale groups are trained as if the policy had sampled them" in warning
-    for override in ("objective.behaviour=engine", "objective.importance_cap=2"):
-        assert warnings(load_config(QUICKSTART, ["pipeline.max_staleness=1", override])) == []
-
-
 def test_truncated_sampling_with_engine_behaviour_is_refused() -> None:
     message = failure("sampling.top_p=0.9", "objective.behaviour=engine")
     assert "sampling.top_p=0.9 cuts the support" in message
+
+
+def test_an_importance_cap_with_engine_behaviour_is_refused() -> None:
+    message = failure("objective.importance_cap=2", "objective.behaviour=engine")
+    assert "objective.importance_cap is 2.0 with objective.behaviour=engine" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), []),
+        (("pipeline.max_staleness=2", "objective.behaviour=engine"), []),
+        (("pipeline.max_staleness=2",), ["older weights count as the current policy's"]),
+        (("pipeline.max_staleness=2", "objective.importance_cap=2"), ["only their tokens are weighted"]),
+        (("sampling.top_p=0.9", "sampling.top_k=5"), ["sampling.top_p=0.9, sampling.top_k=5 cuts the support"]),
+        (("rollout.dtype=bfloat16",), ["nothing corrects for it"]),
+        (("rollout.dtype=bfloat16", "objective.importance_cap=2"), []),
+        (("rollout.dtype=bfloat16", "objective.behaviour=engine"), []),
+        (("objective.stale.policy=temper",), ["objective.stale has no effect with objective.behaviour=recomputed"]),
+        (("objective.stale.policy=temper", "objective.behaviour=engine"), []),
+        (("objective.length_norm=sum", "objective.behaviour=engine"), ["most groups may fall below"]),
+        (("objective.reference_path=/some/model",), ["objective.reference_path has no effect"]),
+        (("checkpoint.best=pass@1",), ["no checkpoint of the run has a value"]),
+        (("checkpoint.best=pass@1", "evaluation.every=10"), []),
+        (
+            ("pipeline.max_staleness=1", "sampling.top_p=0.5"),
+            ["pipeline.max_staleness=1 with objective.behaviour=recomputed", "sampling.top_p=0.5 cuts the support"],
+        ),
+    ],
+)
+def test_what_the_author_may_not_have_meant_is_said_once_each(
+    overrides: tuple[str, ...], expected: list[str], tmp_path: Path
+) -> None:
+    plan = make_plan(load_config(QUICKSTART, [f"run.dir={tmp_path}", *overrides]))
+    found = warnings(plan.config)
+    assert len(found) == len(expected)
+    for text, part in zip(found, expected, strict=True):
+        assert part in text
+        assert f"\nWarning: {text}" in render(plan)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_shipped_config_is_warned_about(path: Path) -> None:
+    assert warnings(load_config(path)) == []
+
+
+def test_values_of_stale_groups_reach_targets_and_learner(tmp_path: Path) -> None:
+    overrides = [f"run.dir={tmp_path}", "objective.behaviour=engine"]
+    plan = make_plan(load_config(QUICKSTART, overrides))
+    assert plan.stale_rule() == StaleRule("drop", 0.3, 0.18232)
+    assert plan.objective().importance_cap is None
+    tempering = [*overrides, "objective.stale.policy=temper", "objective.stale.min_ess=0.5"]
+    assert make_plan(load_config(QUICKSTART, tempering)).target_rule().stale == StaleRule("temper", 0.5, 0.18232)
+    capped = make_plan(load_config(QUICKSTART, [overrides[0], "objective.importance_cap=2"]))
+    assert capped.objective().importance_cap == 2.0
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ class Behaviour(Enum):
 
 
 class StalePolicy(Enum):
-    """What becomes of groups that are far from the policy that trains them."""
+    """What is done with a group whose behaviour has drifted from the policy: train on it as it is, do not train on it,
+    or shrink its anchor.
+    """
 
     keep = "keep"
     drop = "drop"
@@ -164,12 +166,13 @@ class TokenClipConfig:
 
 @dataclass
 class StaleConfig:
+    """Groups that have drifted; read with behaviour=engine only."""
+
     policy: StalePolicy = StalePolicy.drop
-    """drop: left out, and its prompt issued again; temper: s_t is shrunk until min_ess holds; keep"""
     min_ess: float = 0.3
-    """effective sample size 1 / sum P_t^2 of a group, as a share of its K responses"""
-    max_drift: float = 0.1823215567939546
-    """nats (log 1.2): mean over tokens of |log pi_t - log pi_engine|; drop only"""
+    """least effective sample size 1 / sum P_t^2, as a share of K: drop below it, temper up to it"""
+    max_drift: float = 0.18232
+    """nats, log 1.2: drop a group whose mean abs(log pi_t - log pi_b) is above"""
 
 
 @dataclass
@@ -182,9 +185,8 @@ class ObjectiveConfig:
     length_norm: LengthNorm = LengthNorm.mean
     behaviour: Behaviour = Behaviour.recomputed
     stale: StaleConfig = field(default_factory=StaleConfig)
-    """with behaviour=engine"""
     importance_cap: float | None = None
-    """with behaviour=recomputed: each token's loss is weighted by min(pi_old / pi_engine, importance_cap); null: by 1"""
+    """behaviour=recomputed: each token's loss times min(pi_behaviour / pi_engine, this), for baselines; null: off"""
     reference_kl: float = 0.0
     """weight of the k3 estimate of KL(policy || reference); 0: no reference is loaded"""
     reference_path: str | None = None

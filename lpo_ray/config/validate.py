@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from lpo_ray.config.schema import Attention, Behaviour, Config, EqualRewards, LengthNorm
+from lpo_ray.config.schema import Attention, Behaviour, Config, EqualRewards, LengthNorm, StaleConfig, StalePolicy
 from lpo_ray.errors import ConfigError
 from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
 from lpo_ray.plugins import UnknownName, resolve
@@ -20,26 +20,75 @@ def validate(config: Config) -> None:
 
 
 def warnings(config: Config) -> list[str]:
-    """What can be carried out, but may not be what is meant."""
+    """What a valid configuration does that its author may not have meant, one sentence each: shown by --dry-run and at
+    the start of a run.
+    """
+    return [*_warn_of_behaviour(config), *_warn_of_what_has_no_effect(config)]
+
+
+def _warn_of_behaviour(config: Config) -> list[str]:
+    objective, pipeline = config.objective, config.pipeline
     found = []
-    pipeline, objective, sampling = config.pipeline, config.objective, config.sampling
-    if pipeline.max_staleness and objective.behaviour is Behaviour.recomputed and objective.importance_cap is None:
-        found.append(
-            f"pipeline.max_staleness={pipeline.max_staleness} with objective.behaviour=recomputed: stale groups are trained "
-            "as if the policy had sampled them; objective.behaviour=engine corrects for it, as does "
-            "objective.importance_cap=2 for the baselines"
-        )
-    if sampling.top_p < 1 or sampling.top_k or sampling.min_p:
-        found.append(
-            f"sampling.top_p={sampling.top_p:g}, top_k={sampling.top_k}, min_p={sampling.min_p:g} cut the support of the "
-            "sampling distribution: the policy is trained on samples that are not quite its own"
-        )
+    if objective.behaviour is Behaviour.recomputed:
+        weighted = objective.importance_cap is not None
+        if pipeline.max_staleness:
+            found.append(
+                f"pipeline.max_staleness={pipeline.max_staleness} with objective.behaviour=recomputed: responses of "
+                "older weights count as the current policy's and targets have no anchor"
+                + (", only their tokens are weighted (objective.importance_cap)" if weighted else "")
+                + "; objective.behaviour=engine has the anchor"
+            )
+        if truncated := _truncated(config):
+            found.append(
+                f"{truncated} cuts the support of the sampling distribution, and objective.behaviour=recomputed scores "
+                "the responses under the whole one: the policy that is trained is not quite the one that sampled"
+            )
+        if config.model.dtype != config.rollout.dtype and not weighted:
+            found.append(
+                f"rollout.dtype={config.rollout.dtype} with model.dtype={config.model.dtype} and "
+                "objective.behaviour=recomputed: the engine's log-probs differ from the learner's and nothing corrects "
+                "for it; objective.behaviour=engine does, and so does objective.importance_cap"
+            )
     if pipeline.equal_rewards is EqualRewards.drop and (pipeline.max_staleness or pipeline.updates_per_step > 1):
         found.append(
             "pipeline.equal_rewards=drop off-policy or with several updates a step: groups of equal rewards would pull "
             "the policy back to the anchor, and that is dropped too"
         )
+    if (
+        objective.behaviour is Behaviour.engine
+        and objective.length_norm is LengthNorm.sum
+        and (objective.stale.policy is not StalePolicy.keep)
+    ):
+        found.append(
+            f"objective.length_norm=sum with objective.stale.policy={objective.stale.policy.value}: summed log-ratios "
+            "of long responses are far apart after a small drift, so most groups may fall below objective.stale.min_ess"
+        )
     return found
+
+
+def _warn_of_what_has_no_effect(config: Config) -> list[str]:
+    objective, found = config.objective, []
+    if objective.behaviour is Behaviour.recomputed and objective.stale != StaleConfig():
+        found.append(
+            "objective.stale has no effect with objective.behaviour=recomputed, which measures no drift before the "
+            "update; set objective.behaviour=engine"
+        )
+    if objective.reference_path is not None and not objective.reference_kl:
+        found.append("objective.reference_path has no effect while objective.reference_kl=0")
+    best, evaluation = config.checkpoint.best, config.evaluation
+    if best is not None and best.startswith("pass@") and not evaluation.every:
+        found.append(
+            f"checkpoint.best={best} with evaluation.every=0: the policy is evaluated before and after the run only, "
+            "so no checkpoint of the run has a value; set evaluation.every"
+        )
+    return found
+
+
+def _truncated(config: Config) -> str:
+    """The sampling options that cut the support, as they are set; empty when none does."""
+    sampling = config.sampling
+    options = (("top_p", sampling.top_p, 1.0), ("top_k", sampling.top_k, 0), ("min_p", sampling.min_p, 0.0))
+    return ", ".join(f"sampling.{name}={value}" for name, value, off in options if value != off)
 
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -80,7 +129,6 @@ def _ranges(config: Config) -> None:
         "model.warmup.steps": config.model.warmup.steps,
         "model.warmup.batch_size": config.model.warmup.batch_size,
         "cluster.object_store_gib": config.cluster.object_store_gib,
-        "objective.stale.max_drift": config.objective.stale.max_drift,
         "simulation.mean_tokens": config.simulation.mean_tokens,
         "simulation.decode_rate": config.simulation.decode_rate,
         "simulation.train_rate": config.simulation.train_rate,
@@ -156,14 +204,9 @@ def _objective(config: Config) -> None:
     else:
         _require(tau > 0, "objective.target_temperature", tau, "a number above 0, or a rule's name")
     stale, cap = objective.stale, objective.importance_cap
-    _require(0 <= stale.min_ess <= 1, "objective.stale.min_ess", stale.min_ess, "a share of K, 0 to 1")
-    if cap is not None:
-        _require(cap > 0, "objective.importance_cap", cap, "a number above 0, or null")
-        if objective.behaviour is Behaviour.engine:
-            raise ConfigError(
-                f"objective.importance_cap is {cap:g} with objective.behaviour=engine, whose ratios are to the engine "
-                "already; expected behaviour=recomputed, or importance_cap=null"
-            )
+    _require(0 <= stale.min_ess <= 1, "objective.stale.min_ess", stale.min_ess, "a share of K, in [0, 1]")
+    _require(stale.max_drift > 0, "objective.stale.max_drift", stale.max_drift, "a number of nats above 0")
+    _require(cap is None or cap >= 1, "objective.importance_cap", cap, "a number of 1 or more, or null")
     clip = objective.token_clip
     _require(0 < clip.low < 1, "objective.token_clip.low", clip.low, "in (0, 1)")
     _require(clip.high > 0, "objective.token_clip.high", clip.high, "above 0")
@@ -191,27 +234,24 @@ def _combinations(config: Config) -> None:
             "pipeline.share_prompt=true with learner.attention=padded; one copy of a prompt needs packed attention: "
             "set learner.attention=auto, or pipeline.share_prompt=false"
         )
-    truncated = [
-        f"sampling.{name}={value}"
-        for name, value, off in (
-            ("top_p", sampling.top_p, 1.0),
-            ("top_k", sampling.top_k, 0),
-            ("min_p", sampling.min_p, 0.0),
-        )
-        if value != off
-    ]
+    truncated = _truncated(config)
     if truncated and config.objective.behaviour is Behaviour.engine:
         raise ConfigError(
-            f"{', '.join(truncated)} cuts the support of the sampling distribution, which biases the ratios to the "
+            f"{truncated} cuts the support of the sampling distribution, which biases the ratios to the "
             "engine's log-probs; use objective.behaviour=recomputed or sample from the whole distribution"
+        )
+    if config.objective.importance_cap is not None and config.objective.behaviour is Behaviour.engine:
+        raise ConfigError(
+            f"objective.importance_cap is {config.objective.importance_cap} with objective.behaviour=engine, whose "
+            "log-ratios are to the engine already; expected null there, or objective.behaviour=recomputed"
         )
     if pipeline.reused_groups_per_step and (
         not pipeline.max_staleness or config.objective.behaviour is not Behaviour.engine
     ):
         raise ConfigError(
             f"pipeline.reused_groups_per_step is {pipeline.reused_groups_per_step} with pipeline.max_staleness="
-            f"{pipeline.max_staleness} and objective.behaviour={config.objective.behaviour.value}; groups are reused while "
-            "they are fresh, with the log-probs they were sampled with: set max_staleness >= 1 and behaviour=engine"
+            f"{pipeline.max_staleness} and objective.behaviour={config.objective.behaviour.value}; groups are reused "
+            "while they are fresh, by the log-probs they were sampled with: set max_staleness >= 1 and behaviour=engine"
         )
     if config.objective.length_norm is LengthNorm.sum and sampling.max_tokens > 4096:
         raise ConfigError(

@@ -250,6 +250,4 @@ def _projected(target: TargetGroup, update: int) -> ProjectedGroup:
     names = ("log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "engine_drift",
              "engine_kl", "reference_kl")  # fmt: skip
     prompt_id, attempt = target.group.key
-    return ProjectedGroup(
-        prompt_id, attempt, update, tuple(range(len(zeros))), loss=0.0, **dict.fromkeys(names, zeros)
-    )
+    return ProjectedGroup(prompt_id, attempt, update, tuple(range(len(zeros))), loss=0.0, **dict.fromkeys(names, zeros))

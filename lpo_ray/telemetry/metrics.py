@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from lpo_ray.objective import Diagnostics, diagnose
-from lpo_ray.records import ProjectedGroup, Publication, StepReport, TargetGroup, TrainBatch
+from lpo_ray.objective import Diagnostics, diagnose, effective_sample_size
+from lpo_ray.records import FloatArray, ProjectedGroup, Publication, StepReport, TargetGroup, TrainBatch
 
-Value = int | float | str | list[float] | list[str]
+Value = int | float | str | list[int] | list[float] | list[str]
+
+PASS_RATE_BINS = 11
+"""no response passes | 9 equal bins in between | all pass"""
 
 
 def step_metrics(
@@ -33,11 +37,13 @@ def step_metrics(
     ages = [step - 1 - target.group.oldest_version for target in targets]
     projected = report.groups
     found = diagnostics(targets, projected)
+    tempering = np.array([target.tempering for target in targets])
     tokens, total = int(lengths.sum()), sum(seconds.values())
     return {
         "step": step,
         "reward": float(rewards.mean()),
         "pass_rate": float((rewards >= pass_reward).mean()),
+        "pass_rate_histogram": pass_rate_histogram([target.scored.rewards for target in targets], pass_reward),
         "loss": report.loss,
         "loss_per_update": [update.loss for update in report.updates],
         "surrogate": float(np.mean([group.surrogate.sum() for group in projected])),
@@ -58,6 +64,10 @@ def step_metrics(
         "predicted_gain": _mean(found.predicted_gain),
         "realised_gain": _mean(found.realised_gain),
         "effective_sample_size": _mean(found.effective_sample_size),
+        "effective_sample_size_min": float(found.effective_sample_size.min()),
+        **_apart(targets, projected),
+        "tempering": float(tempering.mean()),
+        "tempered_fraction": float((tempering < 1.0).mean()),
         "equal_reward_fraction": _mean(found.equal_rewards),
         "clip_fraction": float(np.mean(np.concatenate([group.clip_fraction for group in projected]))),
         "largest_coefficient": float(max(np.abs(group.coefficient).max() for group in projected)),
@@ -67,6 +77,7 @@ def step_metrics(
         "truncated_fraction": float(np.mean([response.finish_reason == "length" for response in responses])),
         "staleness": float(np.mean(ages)),
         "staleness_max": int(max(ages)),
+        "staleness_histogram": np.bincount(ages).tolist(),
         "tokens": tokens,
         "tokens_per_second": tokens / total if total else 0.0,
         "padding_fraction": float(np.mean([update.padding for update in report.updates])),
@@ -86,21 +97,49 @@ def step_metrics(
 
 
 def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGroup]) -> Diagnostics:
-    """Diagnostics of a step's groups, padded to the largest K."""
+    """Diagnostics of a step's groups, padded to the largest K. Of a tempered group P_t and P_theta are those from the
+    mixture that it counts as sampled from; only the effective sample size is of its anchor before tempering.
+    """
     by_name = {group.key: group for group in projected}
     found = [by_name[target.group.key] for target in targets]
     width = max(len(target.log_target) for target in targets)
     mask = torch.zeros(len(targets), width, dtype=torch.bool)
-    columns = [torch.zeros(len(targets), width, dtype=torch.float64) for _ in range(4)]
+    columns = [torch.zeros(len(targets), width, dtype=torch.float64) for _ in range(5)]
     for row, (target, group) in enumerate(zip(targets, found, strict=True)):
         size = len(target.log_target)
         mask[row, :size] = True
-        values = (target.scored.rewards, target.anchor.log_ratio, group.log_ratio, target.log_target)
+        s_t, log_ratio = target.anchor.log_ratio, group.log_ratio - target.offset
+        values = (target.scored.rewards, s_t, target.start, log_ratio, target.log_target)
         for column, value in zip(columns, values, strict=True):
             column[row, :size] = torch.from_numpy(np.array(value, dtype=np.float64))
     tau = torch.tensor([target.temperature for target in targets], dtype=torch.float64)
-    rewards, anchor, log_ratio, log_target = columns
-    return diagnose(rewards, tau, anchor, log_ratio, log_target, mask=mask)
+    rewards, anchor, start, log_ratio, log_target = columns
+    found = diagnose(rewards, tau, start, log_ratio, log_target, mask=mask)
+    return replace(found, effective_sample_size=effective_sample_size(anchor, mask=mask))
+
+
+def pass_rate_histogram(rewards: Sequence[FloatArray], pass_reward: float) -> list[int]:
+    """Number of groups by the share of their responses that pass, in PASS_RATE_BINS bins: what the data is worth to the
+    policy. Groups at either end have equal rewards where rewards are binary, so they have bins of their own.
+    """
+    counts = [0] * PASS_RATE_BINS
+    inner = PASS_RATE_BINS - 2
+    for values in rewards:
+        passing, size = int((values >= pass_reward).sum()), len(values)
+        counts[0 if passing == 0 else PASS_RATE_BINS - 1 if passing == size else 1 + inner * passing // size] += 1
+    return counts
+
+
+def _apart(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGroup]) -> dict[str, Value]:
+    """How far the policy before the step was from what sampled the groups. Either the anchor pass measured it, or the
+    learner at the update, for a behaviour that it recomputed; the other holds zeros.
+    """
+    drift = [target.anchor.drift.mean() for target in targets], [group.engine_drift.mean() for group in projected]
+    kl = [target.anchor.mismatch_kl.mean() for target in targets], [group.engine_kl.mean() for group in projected]
+    return {
+        "anchor_drift": float(sum(np.mean(part) for part in drift)),
+        "mismatch_kl": float(sum(np.mean(part) for part in kl)),
+    }
 
 
 def _by_kind(name: str, updates: Sequence[Mapping[str, float]]) -> dict[str, Value]:

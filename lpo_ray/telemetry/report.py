@@ -52,6 +52,15 @@ CHARTS = (
          "truncated_fraction": "truncated responses"},
     ),
     Chart("Response length", "tokens", {"response_length": "mean"}),
+    Chart("Staleness", "steps", {"staleness": "mean", "staleness_max": "oldest group"}),
+    Chart(
+        "Effective sample size", "responses",
+        {"effective_sample_size": "mean of groups", "effective_sample_size_min": "smallest"},
+    ),
+    Chart(
+        "Behaviour against policy", "nats",
+        {"anchor_drift": "mean drift of a token", "mismatch_kl": "KL (k3)"},
+    ),
     Chart("Throughput", "response tokens per second", {"tokens_per_second": "whole step"}),
     Chart(
         "Where the time goes", "share of the step",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +29,9 @@ from lpo_ray.records import (
     WeightsVersion,
     WorkerStatus,
 )
-from lpo_ray.telemetry.metrics import step_metrics
+from lpo_ray.telemetry.metrics import diagnostics, pass_rate_histogram, step_metrics
 from lpo_ray.telemetry.progress import Progress
-from lpo_ray.telemetry.report import write_report
+from lpo_ray.telemetry.report import CHARTS, write_report
 from lpo_ray.telemetry.samples import read_step, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, write_json
 from lpo_ray.telemetry.stages import PRIORITY, StageClock
@@ -82,10 +83,10 @@ def publication_of(step: int) -> Publication:
     return Publication(version, 6_000_000, 0.5, workers, 1e-6, {"prepare": 0.1})
 
 
-def metrics_of(step: int, targets: list[TargetGroup]) -> dict:
+def metrics_of(step: int, targets: list[TargetGroup], report: StepReport | None = None) -> dict:
     batch = pack_step(targets, Packing(1, 10**6, False), step=step, seed=0, updates=2, learning_rate=0.1)
     return step_metrics(
-        step, targets, batch, report_of(targets), pass_reward=1.0, seconds=SECONDS,
+        step, targets, batch, report or report_of(targets), pass_reward=1.0, seconds=SECONDS,
         groups={"issued": 4, "trained": 4}, publication=publication_of(step),
     )  # fmt: skip
 
@@ -112,6 +113,68 @@ def test_metrics_by_hand() -> None:
     assert metrics["not_finite"] == ["loss of train-00000001 (attempt 0), response 1, token 2"]
     assert metrics["kl_target_policy"] == pytest.approx(metrics["loss"], rel=1e-5)
     json.dumps(metrics)
+
+
+def test_the_distance_of_behaviour_and_policy_has_metrics() -> None:
+    """Two groups on-policy and two with s_t = (log 3, 0), of which one is tempered to P_t = (2/3, 1/3)."""
+    s_t = np.log([3.0, 1.0]).astype(np.float32)
+    far = AnchorGroup(s_t, np.full(2, 0.4, np.float32), np.full(2, 0.1, np.float32))
+    targets = [make_target(n, (3, 5), version=v) for n, v in enumerate((2, 2, 1, 0))]
+    targets[2] = replace(targets[2], anchor=far)
+    targets[3] = replace(targets[3], anchor=far, tempering=math.log(2) / math.log(3))
+    report = report_of(targets)
+    quiet = tuple(
+        replace(
+            update,
+            groups=tuple(
+                replace(g, engine_drift=np.zeros(2, np.float32), engine_kl=np.zeros(2, np.float32))
+                for g in update.groups
+            ),
+        )
+        for update in report.updates
+    )
+    metrics = metrics_of(3, targets, StepReport(quiet))
+    assert metrics["effective_sample_size"] == pytest.approx((2 + 2 + 1.6 + 1.6) / 4)
+    assert metrics["effective_sample_size_min"] == pytest.approx(1.6)
+    assert metrics["anchor_drift"] == pytest.approx(0.2)
+    assert metrics["mismatch_kl"] == pytest.approx(0.05)
+    assert metrics["tempering"] == pytest.approx((3 + math.log(2) / math.log(3)) / 4)
+    assert metrics["tempered_fraction"] == 0.25
+    assert (metrics["staleness_histogram"], metrics["staleness_max"]) == ([2, 1, 1], 2)
+    assert sum(metrics["pass_rate_histogram"]) == 4
+    json.dumps(metrics)
+
+
+def test_a_recomputed_behaviour_has_its_distance_from_the_update() -> None:
+    targets = [make_target(n, (3, 5)) for n in range(4)]
+    report, metrics = report_of(targets), metrics_of(1, targets)
+    expected = np.mean([group.engine_drift for group in report.groups])
+    assert metrics["anchor_drift"] == metrics["mismatch_kl"] == pytest.approx(expected)
+    assert (metrics["tempering"], metrics["tempered_fraction"]) == (1.0, 0.0)
+
+
+def test_diagnostics_of_a_tempered_group_are_those_from_the_mixture() -> None:
+    """With nothing learned yet and equal rewards policy, target and start are the same: no gap, no gain."""
+    s_t = np.log([3.0, 1.0]).astype(np.float32)
+    far = AnchorGroup(s_t, np.abs(s_t), np.abs(s_t))
+    target = replace(
+        make_target(0, (3, 5)), anchor=far, tempering=math.log(2) / math.log(3),
+        log_target=np.log([2 / 3, 1 / 3]).astype(np.float32),
+    )  # fmt: skip
+    group = replace(report_of([target]).groups[0], log_ratio=s_t)
+    found = diagnostics([target], [group])
+    for gap in (found.kl_target_policy, found.kl_policy_target, found.total_variation, found.realised_gain):
+        assert float(gap) == pytest.approx(0.0, abs=1e-6)
+    assert float(found.effective_sample_size) == pytest.approx(1.6)
+
+
+def test_pass_rates_are_counted_with_none_and_all_apart() -> None:
+    def counts(*passing: int, size: int = 8) -> list[int]:
+        return pass_rate_histogram([(np.arange(size) < n).astype(np.float32) for n in passing], 1.0)
+
+    assert counts(*range(9)) == [1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1]
+    assert counts(0, 0, 1, 31, 32, size=32) == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert counts(0, 1, size=1) == [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
 
 
 def test_groups_of_unequal_size_have_metrics() -> None:
@@ -254,7 +317,7 @@ def test_the_report_is_one_offline_page(steps: int, tmp_path: Path) -> None:
         write_json(tmp_path / "summary.json", summary())
         write_json(tmp_path / "evaluations.json", {"0": summary()["evaluation"]["before"]})
     page = write_report(tmp_path).read_text()
-    assert page.count("<svg") == 11
+    assert page.count("<svg") == len(CHARTS)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     for fetched in ("src=", 'href="http', "url(http", "@import"):
