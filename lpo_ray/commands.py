@@ -26,6 +26,7 @@ from lpo_ray.recorder import Recorder, RecorderSettings
 from lpo_ray.records import WorkerStatus
 from lpo_ray.replay import OpenLearner, recorded_digests, replay
 from lpo_ray.run import Build, interrupt_on_signal, run_until_signal, train
+from lpo_ray.telemetry.advice import Setup
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.telemetry.status import render_status
 from lpo_ray.tokenizer import Tokenizer
@@ -195,5 +196,11 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
         tensorboard=config.telemetry.tensorboard,
         entropy_alarm=config.telemetry.entropy_alarm,
         progress=config.telemetry.progress,
+        setup=Setup(
+            max_staleness=config.pipeline.max_staleness,
+            num_workers=config.rollout.num_workers,
+            world_size=config.learner.world_size,
+            num_processes=config.verifier.num_processes,
+        ),
     )
     return Recorder(settings, console, Tokenizer.load(model_path))

@@ -16,6 +16,7 @@ from lpo_ray.errors import GroupLost
 from lpo_ray.evaluation import Evaluation
 from lpo_ray.loop import StepRecord
 from lpo_ray.records import WorkerStatus
+from lpo_ray.telemetry.advice import Adviser, Setup
 from lpo_ray.telemetry.metrics import Value, step_metrics
 from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
@@ -44,6 +45,7 @@ class RecorderSettings:
     tensorboard: bool
     entropy_alarm: float
     progress: ProgressKind
+    setup: Setup
 
 
 class Recorder:
@@ -59,6 +61,7 @@ class Recorder:
         self._evaluations: dict[int, dict[str, object]] = {}
         self._last: Mapping[str, Value] = {}
         self._tokens = 0
+        self._adviser = Adviser(settings.setup)
         self._status = StatusFile(settings.folder, settings.run, settings.steps)
         self.step = 0
 
@@ -76,7 +79,6 @@ class Recorder:
         if self._evaluations_file.exists():
             stored = json.loads(self._evaluations_file.read_text())
             self._evaluations = {int(at): value for at, value in stored.items() if int(at) <= step}
-        self._tokens = sum(int(str(row["tokens"])) for row in self._metrics.read())
         if self._settings.tensorboard:
             self._tensorboard = TensorBoard(folder / "tensorboard", step + 1)
         self.step = self._status.step = step
@@ -97,14 +99,14 @@ class Recorder:
 
     def step_done(self, record: StepRecord) -> None:
         """See loop.Observer."""
-        settings = self._settings
+        settings, seconds = self._settings, self._clock.lap()
         metrics = step_metrics(
             record.step,
             record.targets,
             record.batch,
             record.report,
             pass_reward=settings.pass_reward,
-            seconds=self._clock.lap(),
+            seconds=seconds,
             groups=record.groups,
             publication=record.publication,
         )
@@ -128,6 +130,8 @@ class Recorder:
             )
         self._progress.step(metrics)
         self._last = metrics
+        if advice := self._adviser.step(seconds):
+            self._progress.note(f"step {record.step}: {advice}")
         if metrics["skipped_updates"]:
             where = "; ".join(cast("list[str]", metrics["not_finite"])[:3])
             self._progress.note(
@@ -189,6 +193,7 @@ class Recorder:
                 after=self._evaluations.get(self.step) if self.step else None,
                 seconds=self._clock.totals(),
                 tokens=self._tokens,
+                advice=self._adviser.latest,
                 groups=groups,
             ),
         )

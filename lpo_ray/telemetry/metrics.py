@@ -9,6 +9,7 @@ import torch
 
 from lpo_ray.objective import Diagnostics, diagnose
 from lpo_ray.records import ProjectedGroup, Publication, StepReport, TargetGroup, TrainBatch
+from lpo_ray.telemetry.stages import Seconds, shares
 
 Value = int | float | str | list[float] | list[str]
 
@@ -20,11 +21,11 @@ def step_metrics(
     report: StepReport,
     *,
     pass_reward: float,
-    seconds: Mapping[str, float],
+    seconds: Seconds,
     groups: Mapping[str, int],
     publication: Publication,
 ) -> dict[str, Value]:
-    """Metrics of one step. ``seconds``: by stage, of this step. Entropies and divergences in nats; means over groups
+    """Metrics of one step. ``seconds``: of this step. Entropies and divergences in nats; means over groups
     unless the name says otherwise.
     """
     rewards = np.concatenate([target.scored.rewards for target in targets])
@@ -33,7 +34,7 @@ def step_metrics(
     ages = [step - 1 - target.group.oldest_version for target in targets]
     projected = report.groups
     found = diagnostics(targets, projected)
-    tokens, total = int(lengths.sum()), sum(seconds.values())
+    tokens, total = int(lengths.sum()), sum(seconds.run.values())
     return {
         "step": step,
         "reward": float(rewards.mean()),
@@ -73,7 +74,9 @@ def step_metrics(
         "imbalance_fraction": float(np.mean([update.imbalance for update in batch.updates])),
         "forwards": sum(update.forwards for update in report.updates),
         "seconds": total,
-        **{f"seconds_{stage}": value for stage, value in seconds.items()},
+        **{f"seconds_{stage}": value for stage, value in seconds.run.items()},
+        **{f"engines_{stage}": share for stage, share in shares(seconds.engines).items()},
+        **{f"learner_{stage}": share for stage, share in shares(seconds.learner).items()},
         **{f"groups_{state}": count for state, count in groups.items()},
         "weights_version": str(publication.version),
         "publish_bytes": publication.num_bytes,
