@@ -12,12 +12,12 @@ import torch
 from ray.util import get_node_ip_address
 
 from actors.abandon import Abandonable
-from actors.inspection import Process
+from actors.inspection import current_process
 from actors.transports import Transport
 from actors.transports.sender import Sender
 from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
 from lpo_ray.plugins import resolve
-from lpo_ray.records import FloatArray, IntArray, Key, MicroBatch, ScoredGroup, TrainBatch, UpdateReport
+from lpo_ray.records import FloatArray, IntArray, Key, MicroBatch, Process, ScoredGroup, TrainBatch, UpdateReport
 from lpo_ray.scoring import sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import Manifest, TensorMeta, is_published, make_manifest
@@ -89,7 +89,7 @@ class LearnerWorker:
         if settings.objective.reference_kl:
             frozen = load_policy(settings.reference_path, settings.dtype)
             self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
-        return Process.current()
+        return current_process()
 
     def log_ratios(
         self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]

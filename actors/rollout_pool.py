@@ -7,18 +7,29 @@ groups are lost and issued again. The replacement gives out nothing before it ha
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 from ray.actor import ActorProxy
 
 from actors.calls import call, call_all, call_each
-from actors.inspection import Process, end, inspect
+from actors.inspection import end, inspect
 from actors.rollout_worker import RolloutWorker
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost, LpoRayError
 from lpo_ray.interfaces import Events
-from lpo_ray.records import Prompt, PromptGroup, Sampling, WeightsVersion, WorkerState, WorkerStatus
+from lpo_ray.records import (
+    Holder,
+    Key,
+    Process,
+    Prompt,
+    PromptGroup,
+    Sampling,
+    WeightsVersion,
+    WorkerState,
+    WorkerStatus,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +41,8 @@ class Member:
     handle: ActorProxy[RolloutWorker]
     process: Process
     version: WeightsVersion | None = None
-    in_flight: int = 0
+    groups: dict[Key, float] = field(default_factory=dict)
+    """in flight there, and since when in unix seconds"""
 
 
 @dataclass(slots=True)
@@ -80,8 +92,9 @@ class RolloutPool:
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         """See interfaces.RolloutEngine. Waits at most the rollout deadline."""
         serving = await self._wait_for(lambda: [member for member in self.members if member.version is not None])
-        member = min(serving, key=lambda member: member.in_flight)
-        member.in_flight += 1
+        member = min(serving, key=lambda member: len(member.groups))
+        key = (prompt.prompt_id, attempt)
+        member.groups[key] = time.time()
         what = f"sample {prompt.prompt_id}"
         try:
             reference = member.handle.sample.remote(prompt, sampling, attempt)
@@ -90,7 +103,7 @@ class RolloutPool:
             self.take_out(member, error)
             raise GroupLost(prompt.prompt_id, attempt, str(error)) from error
         finally:
-            member.in_flight -= 1
+            member.groups.pop(key, None)
 
     async def started(self) -> list[Member]:
         """The members whose engines are up, at least one; waits for a replacement at most the rollout deadline."""
@@ -121,6 +134,16 @@ class RolloutPool:
             WorkerStatus(place.name, place.state, versions.get(index), place.restarts, place.detail)
             for index, place in enumerate(self._places)
         )
+
+    def holders(self) -> list[Holder]:
+        """The members that hold groups; when none does, the workers that are being started, for which groups wait."""
+        holding = [Holder.of_groups(m.name, m.groups, m.process) for m in self.members if m.groups]
+        starting = [Holder(place.name, place.state, None, None) for place in self._places if place.state != "serving"]
+        return holding or starting
+
+    def receivers(self) -> list[Holder]:
+        """The members, as those that take new weights."""
+        return [Holder(m.name, f"takes new weights, has {m.version or 'none'}", None, m.process) for m in self.members]
 
     async def close(self) -> None:
         """End the engines and their actors; gives each ten seconds to end what it started. Never raises."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import ray
 
-from actors.inspection import Process
+from actors.inspection import current_process
 from lpo_ray.errors import GroupLost
-from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Response, Sampling
+from lpo_ray.records import FloatArray, IntArray, Process, Prompt, PromptGroup, Response, Sampling
 from lpo_ray.seeds import derive_seed
 from lpo_ray.weights import Plain
 
@@ -101,7 +101,7 @@ class RolloutWorker:
         else:
             self._engine = await asyncio.to_thread(InprocessEngine, arguments)
         self._released = asyncio.Event()
-        return Process.current()
+        return current_process()
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         """All K responses, each with a seed of its own; none before the weights are proved. Raises GroupLost when vLLM

@@ -29,6 +29,7 @@ from lpo_ray.run import Build, interrupt_on_signal, run_until_signal, train
 from lpo_ray.telemetry.advice import Setup
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.telemetry.status import render_status
+from lpo_ray.telemetry.why import render_why
 from lpo_ray.tokenizer import Tokenizer
 
 
@@ -77,6 +78,11 @@ def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
 def status_command(run_dir: Path) -> None:
     """Print where a run is and which worker serves which weights."""
     Console().print(render_status(run_dir))
+
+
+def why_command(run_dir: Path) -> None:
+    """Print what a run waits for, who has it, and what they are doing."""
+    sys.stdout.write(f"{render_why(run_dir)}\n")
 
 
 class StandardError:
@@ -202,5 +208,6 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
             world_size=config.learner.world_size,
             num_processes=config.verifier.num_processes,
         ),
+        stall_seconds=config.telemetry.stall_seconds,
     )
     return Recorder(settings, console, Tokenizer.load(model_path))

@@ -13,7 +13,9 @@ from typing import Protocol
 from lpo_ray.records import (
     Anchor,
     FloatArray,
+    Holder,
     IntArray,
+    Process,
     Prompt,
     PromptGroup,
     Publication,
@@ -130,6 +132,16 @@ class Components(Protocol):
     @property
     def transport(self) -> WeightTransport:
         """Moves the weights."""
+        ...
+
+    def holders(self, stage: str) -> list[Holder]:
+        """Who is at work on ``stage`` (a name of Observer.stage) at this moment, as far as it is known here: nobody is
+        asked. Never raises.
+        """
+        ...
+
+    async def inspect(self, process: Process) -> str:
+        """What a process is doing: state, stack and last log lines. Never raises, and takes seconds at most."""
         ...
 
     async def close(self) -> None:

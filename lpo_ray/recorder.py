@@ -25,6 +25,7 @@ from lpo_ray.telemetry.sinks import MetricsLog, TensorBoard, write_json
 from lpo_ray.telemetry.stages import StageClock
 from lpo_ray.telemetry.status import StatusFile
 from lpo_ray.telemetry.summary import build_summary
+from lpo_ray.telemetry.watchdog import Watchdog
 from lpo_ray.tokenizer import Tokenizer
 
 
@@ -46,6 +47,7 @@ class RecorderSettings:
     entropy_alarm: float
     progress: ProgressKind
     setup: Setup
+    stall_seconds: float
 
 
 class Recorder:
@@ -68,6 +70,10 @@ class Recorder:
     def stage(self, name: str) -> AbstractContextManager[None]:
         """See loop.Observer."""
         return self._clock.stage(name)
+
+    def watchdog(self) -> Watchdog:
+        """What looks at this run, from beside it."""
+        return Watchdog(self._clock, self._settings.stall_seconds, self.note, self._status.show_waiting)
 
     def resumed(self, step: int) -> None:
         """The run goes on after ``step`` (0: it starts). What was written beyond it is dropped, to be written again."""
@@ -154,6 +160,7 @@ class Recorder:
 
     def evaluating(self, done: int, total: int) -> None:
         """How far an evaluation is."""
+        self._clock.moved()
         self._progress.doing(f"{done}/{total} prompts" if done < total else "")
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:

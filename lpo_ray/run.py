@@ -137,10 +137,13 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
 
 @contextlib.asynccontextmanager
 async def _open(build: Build, plan: Plan, model_path: str, recorder: Recorder) -> AsyncIterator[Components]:
-    with recorder.stage("start"):
-        components = await build(plan, model_path, recorder)
+    watchdog = recorder.watchdog()
+    async with watchdog.running(None):
+        with recorder.stage("start"):
+            components = await build(plan, model_path, recorder)
     try:
-        yield components
+        async with watchdog.running(components):
+            yield components
     finally:
         await components.close()
 

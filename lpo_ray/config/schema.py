@@ -267,6 +267,8 @@ class TelemetryConfig:
     entropy_alarm: float = 0.02
     """nats: a note is shown when the mean token entropy falls below it; 0: never"""
     progress: ProgressKind = ProgressKind.auto
+    stall_seconds: float = 30.0
+    """without any stage entered or left, after which a note says who the run waits for; 0: never"""
 
 
 @dataclass

@@ -40,8 +40,12 @@ class StageClock:
     """Counts seconds by stage. Not thread-safe: one event loop."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._since = now, now()
+        self.now, self._since = now, now()
         self._active: Counter[str] = Counter()
+        self.active_since: dict[str, float] = {}
+        """stages at work, and when the first of each was entered"""
+        self.moved_at = self._since
+        """when a stage was entered or left last, or ``moved`` was called"""
         self._total, self._lap = _Lanes(), _Lanes()
 
     @contextlib.contextmanager
@@ -51,11 +55,20 @@ class StageClock:
             raise ValueError(f"stage {name!r}; expected one of {', '.join(PRIORITY)}")
         self._attribute()
         self._active[name] += 1
+        self.moved()
+        self.active_since.setdefault(name, self.moved_at)
         try:
             yield
         finally:
             self._attribute()
             self._active[name] -= 1
+            self.moved()
+            if not self._active[name]:
+                del self.active_since[name]
+
+    def moved(self) -> None:
+        """The stage at work got on, such as an evaluation by one group."""
+        self.moved_at = self.now()
 
     def active(self) -> dict[str, int]:
         """Stages at work and how many times."""
@@ -73,7 +86,7 @@ class StageClock:
         return seconds
 
     def _attribute(self) -> None:
-        now = self._now()
+        now = self.now()
         active = self.active()
         for lanes in (self._total, self._lap):
             lanes.add(now - self._since, active)
