@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.calls import call, call_all, call_each
+from actors.inspection import inspect
 from actors.learner_group import LearnerGroup
 from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
 from actors.placement import Request, bundle, check_capacity, reserve
@@ -36,7 +38,7 @@ from lpo_ray.plan import Plan
 from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import probe_sequences
-from lpo_ray.records import Anchor, PromptGroup, ScoredGroup, TargetGroup
+from lpo_ray.records import Anchor, Holder, Key, Process, PromptGroup, ScoredGroup, TargetGroup
 from lpo_ray.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -52,14 +54,25 @@ class RemoteVerifier:
     """Verifier over the service actor."""
 
     handle: ActorProxy[VerifierService]
+    process: Process
     deadline_seconds: float
+    groups: dict[Key, float] = field(default_factory=dict)
+    """being scored, and since when in unix seconds"""
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
         """See interfaces.Verifier."""
         what = f"score {group.prompt.prompt_id}"
-        return await call(
-            self.handle.score.remote(group), who="verifier service", what=what, seconds=self.deadline_seconds
-        )
+        self.groups[group.key] = time.time()
+        try:
+            return await call(
+                self.handle.score.remote(group), who="verifier service", what=what, seconds=self.deadline_seconds
+            )
+        finally:
+            self.groups.pop(group.key, None)
+
+    def holders(self) -> list[Holder]:
+        """The service, when it has groups to score."""
+        return [Holder.of_groups("verifier service", self.groups, self.process)] if self.groups else []
 
 
 @dataclass(slots=True)
@@ -67,6 +80,7 @@ class RemoteTargetBuilder:
     """TargetBuilder over its actor."""
 
     handle: ActorProxy[TargetBuilder]
+    process: Process
 
     async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
         """See interfaces.TargetBuilder."""
@@ -87,8 +101,26 @@ class Cluster:
     handles: list[ActorProxy]
     """of everything but the rollout workers, which the pool replaces"""
     placements: list[PlacementGroup]
-    pids: dict[str, int] = field(default_factory=dict)
-    """process id that each actor started with, by name"""
+    processes: dict[str, Process] = field(default_factory=dict)
+    """that each actor started with, by name"""
+
+    def holders(self, stage: str) -> list[Holder]:
+        """See interfaces.Components."""
+        if stage in ("sample", "evaluate", "verify"):
+            sampling = self.rollout.holders() if stage != "verify" else []
+            return sampling + (self.verifier.holders() if stage != "sample" else [])
+        ranks = self.learner.holders()
+        if stage == "publish":
+            return ranks + self.rollout.receivers()
+        if stage == "anchor":
+            return ranks or [Holder("target builder", "builds targets", None, self.target_builder.process)]
+        if stage == "project":
+            return ranks or self.rollout.receivers()  # a new engine is given the weights before they change
+        return ranks
+
+    async def inspect(self, process: Process) -> str:
+        """See interfaces.Components."""
+        return await inspect(process)
 
     async def close(self) -> None:
         """See interfaces.Components."""
@@ -172,7 +204,7 @@ async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
         )
         handles += [*ranks, service, builder]
         learner = _learner_group(plan, ranks)
-        pids = await _start(learner, rollout, service, builder)
+        processes = await _start(learner, rollout, service, builder)
         publisher = await _publisher(plan, model_path, learner, rollout, transport)
     except BaseException:
         if rollout is not None:
@@ -183,8 +215,8 @@ async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
     waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // verifier.num_processes)
     deadline = SERVICE_SECONDS + verifier.deadline_seconds * attempts * waves
     return Cluster(
-        rollout, RemoteVerifier(service, deadline), RemoteTargetBuilder(builder), learner, publisher, handles,
-        placements, pids,
+        rollout, RemoteVerifier(service, processes["verifier service"], deadline),
+        RemoteTargetBuilder(builder, processes["target builder"]), learner, publisher, handles, placements, processes,
     )  # fmt: skip
 
 
@@ -302,7 +334,7 @@ async def _start(
     rollout: RolloutPool[RemoteWorker],
     service: ActorProxy[VerifierService],
     builder: ActorProxy[TargetBuilder],
-) -> dict[str, int]:
+) -> dict[str, Process]:
     light = ["verifier service", "target builder"]
     async with asyncio.TaskGroup() as starting:
         starting.create_task(learner.start())
@@ -311,8 +343,8 @@ async def _start(
             call_all([service.start.remote(), builder.start.remote()], who=light, what="start", seconds=SERVICE_SECONDS)
         )
     return {
-        **{name: process.pid for name, process in zip(learner.names, learner.processes, strict=True)},
-        **{member.name: member.process.pid for member in rollout.members},
+        **dict(zip(learner.names, learner.processes, strict=True)),
+        **{member.name: member.process for member in rollout.members},
         **dict(zip(light, services.result(), strict=True)),
     }
 

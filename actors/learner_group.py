@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,7 @@ from actors.transports import Transport
 from lpo_ray.errors import DeadlineExceeded, WeightsNotProved
 from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.packing import Packing, balance
-from lpo_ray.records import Anchor, FloatArray, IntArray, Process, ScoredGroup, StepReport, TrainBatch
+from lpo_ray.records import Anchor, FloatArray, Holder, IntArray, Process, ScoredGroup, StepReport, TrainBatch
 from lpo_ray.weights import Manifest
 
 T = TypeVar("T")
@@ -45,6 +46,8 @@ class LearnerGroup:
         """held while the weights change, and while they are being published"""
         self.published = False
         """every engine that serves has these weights; false from the moment they may change"""
+        self._calls: list[tuple[str, float]] = []
+        """what the ranks are asked for and have not all answered, oldest first, and since when in unix seconds"""
         self._packing, self._deadline, self._shards_on_disk = packing, deadline_seconds, shards_on_disk
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
@@ -111,6 +114,13 @@ class LearnerGroup:
             self.published = False
             await self._all("restore", lambda rank: self.ranks[rank].restore.remote(folder.absolute(), written_by))
 
+    def holders(self) -> list[Holder]:
+        """The ranks, with the call that they work on; none when nothing is asked of them."""
+        if not self._calls:
+            return []
+        (what, since), *_ = self._calls  # a rank takes its calls in order
+        return [Holder(name, what, since, process) for name, process in zip(self.names, self.processes, strict=False)]
+
     async def start(self) -> None:
         """Form the process group and load the policy."""
         (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote())
@@ -118,9 +128,12 @@ class LearnerGroup:
 
     async def _all(self, what: str, remote: Callable[[int], ray.ObjectRef[T]], seconds: float | None = None) -> list[T]:
         references = [remote(rank) for rank in range(self.world_size)]
+        self._calls.append(asked := (what, time.time()))
         try:
             return await call_all(references, who=self.names, what=what, seconds=seconds or self._deadline)
         except DeadlineExceeded as late:
             processes = dict(zip(self.names, self.processes, strict=False))  # none before the start is done
             found = [processes[name] for name in late.who.split(", ") if name in processes]
             raise late.with_evidence([await inspect(process) for process in found]) from late
+        finally:
+            self._calls.remove(asked)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from lpo_ray.records import Anchor, ScoredGroup, TargetGroup
+from actors.inspection import current_process
+from lpo_ray.records import Anchor, Process, ScoredGroup, TargetGroup
 from lpo_ray.targets import TargetRule, build_targets
 
 
@@ -15,9 +15,9 @@ class TargetBuilder:
     def __init__(self, rule: TargetRule) -> None:
         self._rule = rule
 
-    def start(self) -> int:
-        """Returns the process id."""
-        return os.getpid()
+    def start(self) -> Process:
+        """Returns where it runs."""
+        return current_process()
 
     def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
         """See interfaces.TargetBuilder."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import multiprocessing
-import os
 import signal
 from concurrent.futures import TimeoutError as FutureTimeout
 
@@ -17,7 +16,7 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from lpo_ray.errors import GroupLost
-from lpo_ray.records import PromptGroup, ScoredGroup
+from lpo_ray.records import Process, PromptGroup, ScoredGroup
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.run import verify
 
@@ -32,8 +31,10 @@ class VerifierService:
         self._model_path, self._num_processes = model_path, num_processes
         self._deadline, self._max_retries = deadline_seconds, max_retries
 
-    async def start(self) -> int:
-        """Start the pool; returns the service's process id."""
+    async def start(self) -> Process:
+        """Start the pool; returns where the service runs."""
+        # here, since the verifier processes import this module, and need neither Ray nor a tokenizer
+        from actors.inspection import current_process
         from lpo_ray.tokenizer import Tokenizer
 
         self._tokenizer = Tokenizer.load(self._model_path)
@@ -44,7 +45,7 @@ class VerifierService:
             max_workers=self._num_processes, max_tasks=10_000, initializer=_follow_parent, context=context
         )
         await self._verdict("countdown", "", "", '{"numbers": [1], "target": 1}')
-        return os.getpid()
+        return current_process()
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
         """See interfaces.Verifier."""

@@ -71,8 +71,12 @@ def audit(run_dir: Path) -> Accounting:
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         db.execute("BEGIN")  # one moment for all that follows
         attempts = dict(db.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall())
-        last = "SELECT state FROM attempts AS a WHERE attempt = (SELECT MAX(attempt) FROM attempts WHERE prompt_id = a.prompt_id)"
-        prompts = dict(db.execute(f"SELECT state, COUNT(*) FROM ({last}) GROUP BY state").fetchall())
+        prompts = dict(
+            db.execute(
+                "SELECT state, COUNT(*) FROM attempts AS a WHERE attempt = "
+                "(SELECT MAX(attempt) FROM attempts WHERE prompt_id = a.prompt_id) GROUP BY state"
+            ).fetchall()
+        )
         reasons = db.execute(
             "SELECT state, reason, COUNT(*) FROM attempts WHERE reason IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC"
         ).fetchall()

@@ -1,4 +1,5 @@
-"""The command line: ``lpo-ray train|evaluate|warmup|simulate|export|replay|status|ledger``; ``python -m lpo_ray`` is the same.
+"""The command line: ``lpo-ray train | evaluate | warmup | simulate | export | replay | status | why | ledger``, or
+``python -m lpo_ray``.
 
 Exit codes: 0 done, 1 a component failed, 2 the request cannot be carried out as written, 130/143 stopped by a signal.
 Ray and vLLM are imported only once the configuration is known to be good.
@@ -126,6 +127,15 @@ def ledger(run: Path) -> None:
     from lpo_ray.commands import ledger_command
 
     ledger_command(run)
+
+
+@cli.command()
+@RUN
+def why(run: Path) -> None:
+    """What RUN (a run's folder) waits for: the stage, since when, which worker has it, and what that worker does."""
+    from lpo_ray.commands import why_command
+
+    why_command(run)
 
 
 def main() -> None:

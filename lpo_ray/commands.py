@@ -30,8 +30,10 @@ from lpo_ray.replay import OpenLearner, recorded_digests, replay
 from lpo_ray.run import Build, interrupt_on_signal, run_until_signal, train
 from lpo_ray.simulation import run as simulation
 from lpo_ray.simulation.run import simulate_each
+from lpo_ray.telemetry.advice import Setup
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.telemetry.status import render_status
+from lpo_ray.telemetry.why import render_why
 from lpo_ray.tokenizer import Tokenizer
 
 
@@ -106,6 +108,11 @@ def simulate_command(config: Config, engines: str, *, as_json: bool) -> None:
             sys.stdout.flush()
     if not as_json:
         Console().print(simulation.render(outcomes))
+
+
+def why_command(run_dir: Path) -> None:
+    """Print what a run waits for, who has it, and what they are doing."""
+    sys.stdout.write(f"{render_why(run_dir)}\n")
 
 
 class StandardError:
@@ -225,5 +232,12 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
         tensorboard=config.telemetry.tensorboard,
         entropy_alarm=config.telemetry.entropy_alarm,
         progress=config.telemetry.progress,
+        setup=Setup(
+            max_staleness=config.pipeline.max_staleness,
+            num_workers=config.rollout.num_workers,
+            world_size=config.learner.world_size,
+            num_processes=config.verifier.num_processes,
+        ),
+        stall_seconds=config.telemetry.stall_seconds,
     )
     return Recorder(settings, console, Tokenizer.load(model_path))

@@ -168,9 +168,9 @@ class NothingToTrain(LpoRayError):
 
     def __str__(self) -> str:
         return (
-            f"step {self.step + 1} has nothing to train: all {self.dropped} groups were left out (objective.stale), the "
-            f"last because {self.reason}. Expected engine and learner to agree better: lower pipeline.max_staleness or "
-            "learner.lr, set objective.stale.policy=temper, or compare rollout.dtype with model.dtype"
+            f"step {self.step + 1} has nothing to train: all {self.dropped} groups were left out (objective.stale), "
+            f"the last because {self.reason}. Expected engine and learner to agree better: lower "
+            "pipeline.max_staleness or learner.lr, set objective.stale.policy=temper, or compare rollout.dtype with model.dtype"
         )
 
 

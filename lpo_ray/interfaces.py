@@ -15,7 +15,9 @@ from lpo_ray.errors import GroupLost
 from lpo_ray.records import (
     Anchor,
     FloatArray,
+    Holder,
     IntArray,
+    Process,
     Prompt,
     PromptGroup,
     Publication,
@@ -157,6 +159,16 @@ class Components(Protocol):
     @property
     def transport(self) -> WeightTransport:
         """Moves the weights."""
+        ...
+
+    def holders(self, stage: str) -> list[Holder]:
+        """Who is at work on ``stage`` (a name of Observer.stage) at this moment, as far as it is known here: nobody is
+        asked. Never raises.
+        """
+        ...
+
+    async def inspect(self, process: Process) -> str:
+        """What a process is doing: state, stack and last log lines. Never raises, and takes seconds at most."""
         ...
 
     async def close(self) -> None:

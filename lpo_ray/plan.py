@@ -217,11 +217,6 @@ class Plan:
         stored, wanted = OmegaConf.load(path), OmegaConf.create(dump_config(self.config))
         return all(OmegaConf.select(stored, key) == OmegaConf.select(wanted, key) for key in DECIDES_A_STEP)
 
-    def stale_rule(self) -> StaleRule:
-        """What becomes of groups that are far from the policy."""
-        stale = self.config.objective.stale
-        return StaleRule(stale.policy.value, stale.min_ess, stale.max_drift)
-
     def batch_settings(self) -> BatchSettings:
         """How a step's groups become a batch."""
         config = self.config

@@ -16,7 +16,17 @@ from typing import Generic, Protocol, TypeVar
 
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost, LpoRayError
 from lpo_ray.interfaces import Events
-from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, WeightsVersion, WorkerState, WorkerStatus
+from lpo_ray.records import (
+    Holder,
+    Key,
+    Process,
+    Prompt,
+    PromptGroup,
+    Sampling,
+    WeightsVersion,
+    WorkerState,
+    WorkerStatus,
+)
 
 
 class Worker(Protocol):
@@ -157,6 +167,16 @@ class RolloutPool(Generic[W]):
             WorkerStatus(place.name, place.state, versions.get(index), place.restarts, place.detail)
             for index, place in enumerate(self._places)
         )
+
+    def holders(self) -> list[Holder]:
+        """The members that hold groups; when none does, the workers that are being started, for which groups wait."""
+        holding = [Holder.of_groups(m.name, m.groups, m.process) for m in self.members if m.groups]
+        starting = [Holder(place.name, place.state, None, None) for place in self._places if place.state != "serving"]
+        return holding or starting
+
+    def receivers(self) -> list[Holder]:
+        """The members, as those that take new weights."""
+        return [Holder(m.name, f"takes new weights, has {m.version or 'none'}", None, m.process) for m in self.members]
 
     async def close(self) -> None:
         """End the engines and their actors; gives each ten seconds to end what it started. Never raises."""

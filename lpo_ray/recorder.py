@@ -16,6 +16,7 @@ from lpo_ray.errors import GroupLost
 from lpo_ray.evaluation import Evaluation
 from lpo_ray.loop import StepRecord
 from lpo_ray.records import WorkerStatus
+from lpo_ray.telemetry.advice import Adviser, Setup
 from lpo_ray.telemetry.metrics import Value, step_metrics
 from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
@@ -24,6 +25,7 @@ from lpo_ray.telemetry.sinks import MetricsLog, TensorBoard, write_json
 from lpo_ray.telemetry.stages import StageClock
 from lpo_ray.telemetry.status import StatusFile
 from lpo_ray.telemetry.summary import build_summary
+from lpo_ray.telemetry.watchdog import Watchdog
 from lpo_ray.tokenizer import Tokenizer
 
 
@@ -44,6 +46,8 @@ class RecorderSettings:
     tensorboard: bool
     entropy_alarm: float
     progress: ProgressKind
+    setup: Setup
+    stall_seconds: float
 
 
 class Recorder:
@@ -59,12 +63,17 @@ class Recorder:
         self._evaluations: dict[int, dict[str, object]] = {}
         self._last: Mapping[str, Value] = {}
         self._tokens = 0
+        self._adviser = Adviser(settings.setup)
         self._status = StatusFile(settings.folder, settings.run, settings.steps)
         self.step = 0
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """See loop.Observer."""
         return self._clock.stage(name)
+
+    def watchdog(self) -> Watchdog:
+        """What looks at this run, from beside it."""
+        return Watchdog(self._clock, self._settings.stall_seconds, self.note, self._status.show_waiting)
 
     def resumed(self, step: int) -> None:
         """The run goes on after ``step`` (0: it starts). What was written beyond it is dropped, to be written again."""
@@ -76,7 +85,6 @@ class Recorder:
         if self._evaluations_file.exists():
             stored = json.loads(self._evaluations_file.read_text())
             self._evaluations = {int(at): value for at, value in stored.items() if int(at) <= step}
-        self._tokens = sum(int(str(row["tokens"])) for row in self._metrics.read())
         if self._settings.tensorboard:
             self._tensorboard = TensorBoard(folder / "tensorboard", step + 1)
         self.step = self._status.step = step
@@ -97,16 +105,18 @@ class Recorder:
 
     def step_done(self, record: StepRecord) -> None:
         """See loop.Observer."""
-        settings = self._settings
+        settings, seconds = self._settings, self._clock.lap()
         metrics = step_metrics(
             record.step,
             record.targets,
             record.batch,
             record.report,
             pass_reward=settings.pass_reward,
-            seconds=self._clock.lap(),
+            seconds=seconds,
             groups=record.groups,
             publication=record.publication,
+            left_out=record.left_out,
+            reused=record.reused,
         )
         self.step = self._status.step = record.step
         self._status.version = str(record.publication.version)
@@ -128,6 +138,8 @@ class Recorder:
             )
         self._progress.step(metrics)
         self._last = metrics
+        if advice := self._adviser.step(seconds):
+            self._progress.note(f"step {record.step}: {advice}")
         if metrics["skipped_updates"]:
             where = "; ".join(cast("list[str]", metrics["not_finite"])[:3])
             self._progress.note(
@@ -150,6 +162,7 @@ class Recorder:
 
     def evaluating(self, done: int, total: int) -> None:
         """How far an evaluation is."""
+        self._clock.moved()
         self._progress.doing(f"{done}/{total} prompts" if done < total else "")
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
@@ -189,6 +202,7 @@ class Recorder:
                 after=self._evaluations.get(self.step) if self.step else None,
                 seconds=self._clock.totals(),
                 tokens=self._tokens,
+                advice=self._adviser.latest,
                 groups=groups,
             ),
         )

@@ -404,16 +404,6 @@ class WeightsVersion:
         return f"{self.step}:{self.digest[:12]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
-    """Where a component runs. ``logs``: files of its standard output and error."""
-
-    pid: int
-    node_id: str
-    host: str
-    logs: tuple[str, ...]
-
-
 WorkerState = Literal["starting", "serving", "out"]
 
 
@@ -429,6 +419,44 @@ class WorkerStatus:
     restarts: int
     detail: str
     """why it was taken out last; empty if it never was"""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Where a component runs.
+
+    Example: ``Process(4711, "0f3c...", "10.0.0.3", ("/tmp/ray/.../worker-1.out", "/tmp/ray/.../worker-1.err"))``
+    """
+
+    pid: int
+    node_id: str
+    """Ray's name of the machine; empty without Ray"""
+    host: str
+    """address or name of the machine"""
+    logs: tuple[str, ...]
+    """files of its standard output and error"""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who is at work on a stage, and on what. Made by components, read by the watchdog.
+
+    Example: ``Holder("rollout worker 1", "12 groups, oldest train-00000012 attempt 0", 1_700_000_000.0, process)``
+    """
+
+    name: str
+    doing: str
+    since: float | None
+    """unix seconds; None: for as long as the stage"""
+    process: Process | None
+    """None: it has none, such as a worker whose process is being started"""
+
+    @staticmethod
+    def of_groups(name: str, groups: Mapping[Key, float], process: Process | None) -> Holder:
+        """Who holds ``groups``, at least one: key -> unix seconds since when."""
+        oldest = min(groups, key=lambda key: groups[key])
+        count = f"{len(groups)} group{'s' * (len(groups) > 1)}"
+        return Holder(name, f"{count}, oldest {oldest[0]} attempt {oldest[1]}", groups[oldest], process)
 
 
 @dataclass(frozen=True, slots=True)

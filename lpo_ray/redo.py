@@ -1,4 +1,4 @@
-"""Going on after a kill: the steps since the newest checkpoint are computed again from exactly the groups that made them.
+"""Going on after a kill: steps since the newest checkpoint are computed again from exactly the groups that made them.
 
 The ledger is the log of what was trained, a checkpoint is where that log may be cut. What comes out has the digest that
 the run had recorded, so its metrics, its samples and the groups that wait to be trained stay as they are.

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from lpo_ray import checkpoint
 from lpo_ray.config import dump_config
+from lpo_ray.config.validate import warnings
 from lpo_ray.errors import CheckpointDamaged, Interrupted, LpoRayError, ReplayDiffers
 from lpo_ray.evaluation import Evaluation, evaluate
 from lpo_ray.interfaces import Components, Events
@@ -121,6 +122,8 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
                     )
                 recorder.evaluated(step, evaluations[step])
 
+            for warning in warnings(config):
+                recorder.note(f"Warning: {warning}")
             start = await _restore(plan, model_path, components, ledger, recorder, unchanged=unchanged)
             if plan.is_evaluated(start.version.step):
                 await evaluation(start.version.step)
@@ -138,10 +141,13 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
 
 @contextlib.asynccontextmanager
 async def _open(build: Build, plan: Plan, model_path: str, recorder: Recorder) -> AsyncIterator[Components]:
-    with recorder.stage("start"):
-        components = await build(plan, model_path, recorder)
+    watchdog = recorder.watchdog()
+    async with watchdog.running(None):
+        with recorder.stage("start"):
+            components = await build(plan, model_path, recorder)
     try:
-        yield components
+        async with watchdog.running(components):
+            yield components
     finally:
         await components.close()
 

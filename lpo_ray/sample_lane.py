@@ -128,7 +128,7 @@ class SampleLane:
                 self._gate.release(place)
 
     def cut(self, before: int, reason: str) -> int:
-        """End the groups that were issued to weights before version ``before``, and leave them out; returns how many."""
+        """End the groups that were issued to weights before ``before``, and leave them out; returns how many."""
         late = [flight for flight in self._flights if flight.version < before]
         for flight in late:
             self._ledger.filtered(flight.key, reason)

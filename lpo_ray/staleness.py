@@ -28,8 +28,8 @@ class StalenessGate:
         """ValueError for a capacity that never admits anything."""
         if capacity < 1 or not 0 <= largest_group <= max_bytes:
             raise ValueError(
-                f"capacity={capacity} groups and {max_bytes} bytes, for groups of up to {largest_group} bytes; expected "
-                "room for at least one group"
+                f"capacity={capacity} groups and {max_bytes} bytes, for groups of up to {largest_group} bytes; "
+                "expected room for at least one group"
             )
         self.capacity, self.max_bytes, self.largest_group = capacity, max_bytes, largest_group
         self.num_bytes = 0
@@ -42,7 +42,7 @@ class StalenessGate:
         return len(self._held)
 
     async def acquire(self) -> Place:
-        """Take one place. Waits for room, which ``release`` and ``resize`` make; the loop releases after each publish."""
+        """Take one place. Waits for room, which ``release`` (after each publish) and ``resize`` make."""
         while len(self._held) >= self.capacity or self.num_bytes + self.largest_group > self.max_bytes:
             self._room.clear()
             await self._room.wait()

@@ -15,8 +15,10 @@ from lpo_ray.errors import GroupLost
 from lpo_ray.records import (
     Anchor,
     FloatArray,
+    Holder,
     IntArray,
     NotFinite,
+    Process,
     ProjectedGroup,
     Prompt,
     PromptGroup,
@@ -49,6 +51,10 @@ class FakeComponents:
     sampled_at: dict[str, int] = field(default_factory=dict)
     world_size: int = 2
     sample_seconds: float = 0.0
+    holding: dict[str, list[Holder]] = field(default_factory=dict)
+    """stage -> who is at work on it"""
+    inspected: list[int] = field(default_factory=list)
+    """process ids, in order"""
 
     def __post_init__(self) -> None:
         self.rollout = self.verifier = self.target_builder = self.learner = self.transport = self
@@ -109,6 +115,13 @@ class FakeComponents:
 
     async def restore(self, folder: Path, written_by: int) -> None:
         self.step = int((folder / "weights").read_text())
+
+    def holders(self, stage: str) -> list[Holder]:
+        return list(self.holding.get(stage, []))
+
+    async def inspect(self, process: Process) -> str:
+        self.inspected.append(process.pid)
+        return f"process {process.pid} is stopped, 1 MiB resident\n  a frame\n  log: a line"
 
     async def close(self) -> None:
         self.events.append("close")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,13 @@ async def test_an_unscored_response_loses_its_group(tmp_path: Path, tiny_policy:
     group = await parts.rollout.sample(source.train(0), plan.sampling(), 0)
     with pytest.raises(GroupLost, match="response 0 stayed unscored: RuntimeError: no network"):
         await parts.verifier.score(group)
+
+
+async def test_whatever_the_stage_it_is_this_process_and_it_can_be_looked_at(tmp_path: Path, tiny_policy: Path) -> None:
+    _, parts = prepare(tmp_path, tiny_policy)
+    (holder,) = parts.holders("project")
+    assert holder.process is not None
+    assert holder.process.pid == os.getpid()
+    text = await parts.inspect(holder.process)
+    assert text.startswith(f"process {os.getpid()} is ")
+    assert "MiB resident" in text

@@ -164,8 +164,8 @@ def test_any_history_balances(tmp_path_factory: pytest.TempPathFactory, moves: l
 
 
 BROKEN = {
-    "UPDATE attempts SET attempt = 5 WHERE prompt_id = 'train-00000001'": "an attempt of prompt train-00000001 is missing",
-    "INSERT INTO attempts SELECT data_index, prompt_id, 1, 'trained', 2, NULL, 0, 0, 0 FROM attempts WHERE data_index = 0":
+    "UPDATE attempts SET attempt = 5 WHERE data_index = 1": "an attempt of prompt train-00000001 is missing",
+    "INSERT INTO attempts SELECT 0, prompt_id, 1, 'trained', 2, NULL, 0, 0, 0 FROM attempts WHERE data_index = 0":
         "prompt train-00000000 was issued again after attempt 0, which was trained",
     "DELETE FROM attempts WHERE data_index = 1": "data index 1 was never issued, though 2 was",
     "UPDATE attempts SET state = 'lost', reason = '' WHERE data_index = 2": "(attempt 0) is lost without a reason",

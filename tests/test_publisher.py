@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from actors.inspection import Process
 from actors.learner_worker import Staged
 from actors.publisher import Publisher
 from actors.remote_worker import RemoteWorker
@@ -18,7 +17,7 @@ from actors.rollout_worker import Delivery
 from actors.transports import TRANSPORTS
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LpoRayError, WeightsNotProved
 from lpo_ray.pool import Member
-from lpo_ray.records import FloatArray, WeightsVersion
+from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.weights import Manifest, TensorMeta, make_manifest
 
 PROBE = [np.arange(3), np.arange(4)]

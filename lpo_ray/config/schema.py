@@ -221,8 +221,8 @@ class PipelineConfig:
     trained with what it has. null: groups_per_step
     """
     oversample_groups: int = 0
-    """on their way beyond those that a step needs; when it has them, what was issued too early for the next step is cut,
-    and counted as filtered. Cuts long responses more often than short ones
+    """on their way beyond those that a step needs; when it has them, what was issued too early for the next step is
+    cut, and counted as filtered. Cuts long responses more often than short ones
     """
     reused_groups_per_step: int = 0
     """trained groups, at most max_staleness steps old, that each step trains once more; needs behaviour=engine"""
@@ -328,6 +328,8 @@ class TelemetryConfig:
     entropy_alarm: float = 0.02
     """nats: a note is shown when the mean token entropy falls below it; 0: never"""
     progress: ProgressKind = ProgressKind.auto
+    stall_seconds: float = 30.0
+    """without any stage entered or left, after which a note says who the run waits for; 0: never"""
 
 
 @dataclass

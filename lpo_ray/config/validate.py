@@ -139,6 +139,7 @@ def _ranges(config: Config) -> None:
         "run.seed": config.run.seed,
         "objective.reference_kl": config.objective.reference_kl,
         "learner.warmup_steps": config.learner.warmup_steps,
+        "telemetry.stall_seconds": config.telemetry.stall_seconds,
         "telemetry.entropy_alarm": config.telemetry.entropy_alarm,
         "pipeline.max_staleness": config.pipeline.max_staleness,
         "pipeline.oversample_groups": config.pipeline.oversample_groups,

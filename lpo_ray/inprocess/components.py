@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,19 @@ from lpo_ray.inprocess.learner import InprocessLearner, TorchPolicy, TorchScorer
 from lpo_ray.learning import LearnerSettings
 from lpo_ray.model import load_policy
 from lpo_ray.proof import largest_difference, probe_sequences
-from lpo_ray.records import Anchor, PromptGroup, Publication, ScoredGroup, TargetGroup, WeightsVersion, WorkerStatus
+from lpo_ray.records import (
+    Anchor,
+    Holder,
+    Process,
+    PromptGroup,
+    Publication,
+    ScoredGroup,
+    TargetGroup,
+    WeightsVersion,
+    WorkerStatus,
+)
 from lpo_ray.targets import TargetRule, build_targets
+from lpo_ray.telemetry.process import describe, this_process
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.verifiers.run import verify
 
@@ -83,6 +95,14 @@ class InprocessComponents:
     target_builder: InprocessTargetBuilder
     learner: InprocessLearner
     transport: InprocessTransport
+
+    def holders(self, stage: str) -> list[Holder]:
+        """See interfaces.Components. It is always this process."""
+        return [Holder("this process", stage, None, this_process())]
+
+    async def inspect(self, process: Process) -> str:
+        """See interfaces.Components."""
+        return await asyncio.to_thread(describe, process)
 
     async def close(self) -> None:
         """There is nothing to end."""

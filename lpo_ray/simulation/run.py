@@ -26,7 +26,7 @@ from lpo_ray.ledger import Ledger
 from lpo_ray.loop import LoopSettings, TrainingLoop
 from lpo_ray.plan import Plan
 from lpo_ray.pool import RolloutPool
-from lpo_ray.records import Prompt, StepRecord, WorkerStatus
+from lpo_ray.records import Holder, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.seeds import derive_seed
 from lpo_ray.simulation import virtual_time
 from lpo_ray.simulation.components import (
@@ -38,7 +38,7 @@ from lpo_ray.simulation.components import (
     SimulatedTransport,
     SimulatedVerifier,
 )
-from lpo_ray.telemetry.stages import StageClock
+from lpo_ray.telemetry.stages import WAIT, StageClock
 
 PROMPT_TOKENS = 64
 
@@ -79,6 +79,14 @@ class _Components:
     learner: SimulatedLearner
     transport: SimulatedTransport
 
+    def holders(self, stage: str) -> list[Holder]:
+        """See interfaces.Components."""
+        return []
+
+    async def inspect(self, process: Process) -> str:
+        """See interfaces.Components."""
+        return "simulated"
+
     async def close(self) -> None:
         """See interfaces.Components."""
         await self.rollout.close()
@@ -118,7 +126,7 @@ class _Notes:
             self.warm_since, self.warm_cpu = asyncio.get_running_loop().time(), time.process_time()
             self.warm_decoded = self._engines.decoded
             return
-        self.idle += sum(seconds for stage, seconds in lap.items() if stage in ("sample", "verify", "wait"))
+        self.idle += lap.learner[WAIT]
         self.groups += len(record.targets)
         self.staleness.update(record.step - 1 - target.group.oldest_version for target in record.targets)
 

@@ -10,6 +10,7 @@ import torch
 
 from lpo_ray.objective import Diagnostics, diagnose, effective_sample_size
 from lpo_ray.records import FloatArray, ProjectedGroup, Publication, StepReport, TargetGroup, TrainBatch
+from lpo_ray.telemetry.stages import Seconds, shares
 
 Value = int | float | str | list[int] | list[float] | list[str]
 
@@ -24,11 +25,13 @@ def step_metrics(
     report: StepReport,
     *,
     pass_reward: float,
-    seconds: Mapping[str, float],
+    seconds: Seconds,
     groups: Mapping[str, int],
     publication: Publication,
+    left_out: Mapping[str, int],
+    reused: int,
 ) -> dict[str, Value]:
-    """Metrics of one step. ``seconds``: by stage, of this step. Entropies and divergences in nats; means over groups
+    """Metrics of one step. ``seconds``: of this step. Entropies and divergences in nats; means over groups
     unless the name says otherwise.
     """
     rewards = np.concatenate([target.scored.rewards for target in targets])
@@ -38,7 +41,7 @@ def step_metrics(
     projected = report.groups
     found = diagnostics(targets, projected)
     tempering = np.array([target.tempering for target in targets])
-    tokens, total = int(lengths.sum()), sum(seconds.values())
+    tokens, total = int(lengths.sum()), sum(seconds.run.values())
     return {
         "step": step,
         "reward": float(rewards.mean()),
@@ -84,8 +87,13 @@ def step_metrics(
         "imbalance_fraction": float(np.mean([update.imbalance for update in batch.updates])),
         "forwards": sum(update.forwards for update in report.updates),
         "seconds": total,
-        **{f"seconds_{stage}": value for stage, value in seconds.items()},
+        **{f"seconds_{stage}": value for stage, value in seconds.run.items()},
+        **{f"engines_{stage}": share for stage, share in shares(seconds.engines).items()},
+        **{f"learner_{stage}": share for stage, share in shares(seconds.learner).items()},
         **{f"groups_{state}": count for state, count in groups.items()},
+        **{f"left_out_{why}": count for why, count in left_out.items()},
+        "left_out_fraction": sum(left_out.values()) / (sum(left_out.values()) + len(targets) - reused),
+        "reused": reused,
         "weights_version": str(publication.version),
         "publish_bytes": publication.num_bytes,
         **{f"publish_seconds_{phase}": seconds for phase, seconds in publication.phases.items()},

@@ -67,6 +67,16 @@ CHARTS = (
         {f"seconds_{stage}": stage for stage in ("sample", "verify", "anchor", "project", "publish", "wait")},
         stacked=True,
     ),
+    Chart(
+        "What the engines do", "share of the step",
+        {f"engines_{stage}": stage for stage in ("sample", "verify", "publish", "evaluate", "wait")},
+        stacked=True,
+    ),
+    Chart(
+        "What the learner does", "share of the step",
+        {f"learner_{stage}": stage for stage in ("anchor", "project", "publish", "checkpoint", "evaluate", "wait")},
+        stacked=True,
+    ),
 )  # fmt: skip
 
 

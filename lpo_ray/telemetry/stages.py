@@ -1,27 +1,52 @@
-"""Where the time goes: every instant of a run belongs to exactly one stage, so the shares add up to one."""
+"""Where the time goes: every instant of a run belongs to exactly one stage, so the shares add up to one.
+
+The same holds for each of the two lanes that work at the same time, the engines and the learner: what one of them does
+while the other holds the run up is not seen in the run's own stages.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
-PRIORITY = ("start", "project", "publish", "anchor", "evaluate", "sample", "verify", "checkpoint")
+PRIORITY: tuple[str, ...] = ("start", "project", "publish", "anchor", "evaluate", "sample", "verify", "checkpoint")
 """when several stages are at work, the instant belongs to the first of them: sampling that goes on behind a projection,
 or a checkpoint behind sampling, costs the run nothing"""
+ENGINES: tuple[str, ...] = ("start", "publish", "sample", "evaluate", "verify")
+"""PRIORITY for the engines alone: a publish first, for they decode nothing meanwhile; verifying only when they have
+nothing to sample"""
+LEARNER: tuple[str, ...] = ("start", "project", "anchor", "publish", "evaluate", "checkpoint")
+"""PRIORITY for the learner alone"""
 WAIT = "wait"
 """no stage is at work"""
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Seconds by stage. Made by StageClock; read by metrics, summary and advice. All three have the same sum."""
+
+    run: Mapping[str, float]
+    """of PRIORITY, and wait"""
+    engines: Mapping[str, float]
+    """of ENGINES, and wait: there was nothing to sample, since the gate was closed"""
+    learner: Mapping[str, float]
+    """of LEARNER, and wait: for groups"""
 
 
 class StageClock:
     """Counts seconds by stage. Not thread-safe: one event loop."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._since = now, now()
+        self.now, self._since = now, now()
         self._active: Counter[str] = Counter()
-        self._total: defaultdict[str, float] = defaultdict(float)
-        self._lap: defaultdict[str, float] = defaultdict(float)
+        self.active_since: dict[str, float] = {}
+        """stages at work, and when the first of each was entered"""
+        self.moved_at = self._since
+        """when a stage was entered or left last, or ``moved`` was called"""
+        self._total, self._lap = _Lanes(), _Lanes()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -30,31 +55,60 @@ class StageClock:
             raise ValueError(f"stage {name!r}; expected one of {', '.join(PRIORITY)}")
         self._attribute()
         self._active[name] += 1
+        self.moved()
+        self.active_since.setdefault(name, self.moved_at)
         try:
             yield
         finally:
             self._attribute()
             self._active[name] -= 1
+            self.moved()
+            if not self._active[name]:
+                del self.active_since[name]
+
+    def moved(self) -> None:
+        """The stage at work got on, such as an evaluation by one group."""
+        self.moved_at = self.now()
 
     def active(self) -> dict[str, int]:
         """Stages at work and how many times."""
         return {name: self._active[name] for name in PRIORITY if self._active[name]}
 
-    def totals(self) -> dict[str, float]:
-        """Seconds by stage since the start."""
+    def totals(self) -> Seconds:
+        """Since the start."""
         self._attribute()
-        return {name: self._total[name] for name in (*PRIORITY, WAIT)}
+        return self._total.seconds()
 
-    def lap(self) -> dict[str, float]:
-        """Seconds by stage since the last lap."""
+    def lap(self) -> Seconds:
+        """Since the last lap."""
         self._attribute()
-        seconds = {name: self._lap[name] for name in (*PRIORITY, WAIT)}
-        self._lap.clear()
+        seconds, self._lap = self._lap.seconds(), _Lanes()
         return seconds
 
     def _attribute(self) -> None:
-        now = self._now()
-        name = next((name for name in PRIORITY if self._active[name]), WAIT)
-        for counter in (self._total, self._lap):
-            counter[name] += now - self._since
+        now = self.now()
+        active = self.active()
+        for lanes in (self._total, self._lap):
+            lanes.add(now - self._since, active)
         self._since = now
+
+
+class _Lanes:
+    """The counters behind one Seconds."""
+
+    def __init__(self) -> None:
+        self._lanes = [(order, dict.fromkeys((*order, WAIT), 0.0)) for order in (PRIORITY, ENGINES, LEARNER)]
+
+    def add(self, seconds: float, active: Mapping[str, int]) -> None:
+        for order, counter in self._lanes:
+            counter[next((name for name in order if name in active), WAIT)] += seconds
+
+    def seconds(self) -> Seconds:
+        return Seconds(*(dict(counter) for _, counter in self._lanes))
+
+
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Of the time since the components were up, by stage: 0..1, sum 1; all 0 when no time has passed since."""
+    counted = {name: value for name, value in seconds.items() if name != "start"}
+    total = sum(counted.values())
+    return {name: value / total if total else 0.0 for name, value in counted.items()}

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class StatusFile:
     version: str | None = None
     workers: dict[str, dict[str, object]] = field(default_factory=dict)
     ended: bool = False
+    waiting: dict[str, object] | None = None
+    """see watchdog.Watchdog"""
 
     def update_workers(self, workers: Sequence[WorkerStatus]) -> None:
         """The rollout workers changed. ``since`` is kept where the state and the version are as before."""
@@ -46,24 +48,34 @@ class StatusFile:
             self.workers[worker.name] = {**new, "since": old["since"] if same else time.time()}
         self.write()
 
+    def show_waiting(self, waiting: dict[str, object]) -> None:
+        """What the run waits for changed."""
+        self.waiting = waiting
+        self.write()
+
     def write(self) -> None:
         """Replace the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "run": self.run, "host": socket.gethostname(), "pid": os.getpid(), "ended": self.ended, "step": self.step,
-            "steps": self.steps, "weights_version": self.version, "workers": self.workers, "updated": time.time(),
+            "steps": self.steps, "weights_version": self.version, "workers": self.workers, "waiting": self.waiting,
+            "updated": time.time(),
         }  # fmt: skip
         write_json(self.folder / FILE, content)
 
 
-def render_status(folder: Path) -> Table:
-    """The file of a run's folder for a terminal. ConfigError when there is none."""
+def read_status(folder: Path) -> dict:
+    """The file of a run's folder. ConfigError when there is none."""
     path = folder / FILE
     if not path.is_file():
         raise ConfigError(f"{folder} has no {FILE}; expected the folder of a run, such as runs/NAME")
-    status = json.loads(path.read_text())
-    now = time.time()
-    head = f"{status['run']}: {_state(status)}, step {status['step']}/{status['steps']}, weights "
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def render_status(folder: Path) -> Table:
+    """The file of a run's folder for a terminal. ConfigError when there is none."""
+    status, now = read_status(folder), time.time()
+    head = f"{status['run']}: {state_of(status)}, step {status['step']}/{status['steps']}, weights "
     head += f"{status['weights_version'] or 'none yet'}, {now - status['updated']:.0f} s ago"
     table = Table(title=head, title_justify="left")
     for column in ("worker", "state", "weights", "since", "restarts", "taken out last because"):
@@ -75,7 +87,8 @@ def render_status(folder: Path) -> Table:
     return table
 
 
-def _state(status: dict[str, object]) -> str:
+def state_of(status: Mapping[str, object]) -> str:
+    """Whether the run goes on, as far as it can be told from here."""
     if status["ended"]:
         return "ended"
     if status["host"] != socket.gethostname():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lpo_ray.telemetry.stages import Seconds, shares
+
 SHARES = ("sample", "verify", "anchor", "project", "publish", "wait", "evaluate", "checkpoint")
 
 
@@ -18,16 +20,18 @@ def build_summary(
     objective: Mapping[str, object],
     before: Mapping[str, object] | None,
     after: Mapping[str, object] | None,
-    seconds: Mapping[str, float],
+    seconds: Seconds,
     tokens: int,
+    advice: str | None,
     groups: Mapping[str, int],
 ) -> dict[str, object]:
-    """``steps``: done, not planned. ``seconds`` by stage; shares are of the time since the components were up.
-    ``tokens``: response tokens that were trained. ``before``, ``after``: Evaluation.to_json(), null when not made.
+    """``steps``: done, not planned. Shares are of the time since the components were up. ``tokens``: response
+    tokens that were trained in ``seconds``; tokens per second are of the time that each lane was busy. ``advice``: of
+    advice.advise, null when there was none to give. ``before``, ``after``: Evaluation.to_json(), null when not made.
     """
-    total = sum(seconds.get(name, 0.0) for name in SHARES)
-    sampling = seconds.get("sample", 0.0) + seconds.get("verify", 0.0)
-    training = seconds.get("project", 0.0) + seconds.get("anchor", 0.0)
+    sampling = seconds.engines["sample"] + seconds.engines["verify"]
+    training = seconds.learner["project"] + seconds.learner["anchor"]
+    of_run = shares(seconds.run)
     return {
         "run": run,
         "seed": seed,
@@ -37,7 +41,9 @@ def build_summary(
         "wall_seconds": wall_seconds,
         "objective": dict(objective),
         "evaluation": {"before": before, "after": after},
-        "time_share": {name: seconds.get(name, 0.0) / total if total else 0.0 for name in SHARES},
+        "time_share": {name: of_run[name] for name in SHARES},
+        "lanes": {"engines": shares(seconds.engines), "learner": shares(seconds.learner)},
+        "advice": advice,
         "tokens_per_second": {
             "sampled": tokens / sampling if sampling else 0.0,
             "trained": tokens / training if training else 0.0,

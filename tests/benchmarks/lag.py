@@ -34,7 +34,7 @@ KEPT = (
     "token_entropy",
     "staleness",
     "gradient_norm",
-    "engine_mismatch",
+    "mismatch_kl",
 )
 
 
@@ -93,7 +93,9 @@ def main() -> None:
                 safe = name.replace(" ", "").replace(",", "-").replace("/", "_")
                 curves[name] = train(folder, safe, [*fixed, *overrides, *arguments.overrides])
                 last = curves[name]
-                print(name, {key: round(float(np.mean(last[key][-10:])), 4) for key in KEPT}, flush=True)
+                shown = {key: round(float(np.mean(last[key][-10:])), 4) for key in KEPT}
+                sys.stdout.write(f"{name} {shown}\n")
+                sys.stdout.flush()
                 arguments.out.write_text(json.dumps(curves) + "\n")
     draw(curves, lags, seeds, arguments.picture)
 

@@ -54,7 +54,7 @@ def main() -> None:
         "faster_than_synchronous": {n: runs[0]["seconds"] / runs[n]["seconds"] for n in (1, 2)},
     }
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

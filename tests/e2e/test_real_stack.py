@@ -55,7 +55,7 @@ class Watched:
         cluster, seen = self._cluster, self._finished
         try:
             probe = probe_sequences(90, 64)
-            seen.pids = cluster.pids
+            seen.pids = {name: process.pid for name, process in cluster.processes.items()}
             seen.expected = await cluster.learner.logprobs(probe)
             seen.served = await cluster.rollout.members[0].worker.handle.logprobs.remote(probe)
             seen.shards = await cluster.learner.shard_digests()

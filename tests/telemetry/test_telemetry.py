@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -34,11 +35,20 @@ from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import CHARTS, write_report
 from lpo_ray.telemetry.samples import read_step, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, write_json
-from lpo_ray.telemetry.stages import PRIORITY, StageClock
+from lpo_ray.telemetry.stages import ENGINES, LEARNER, PRIORITY, Seconds, StageClock, shares
 from lpo_ray.telemetry.summary import build_summary
 from tests.builders import make_target
 
-SECONDS = {"sample": 1.0, "verify": 0.5, "anchor": 0.0, "project": 2.0, "publish": 0.5, "wait": 0.0}
+
+def by_stage(order: tuple[str, ...], **seconds: float) -> dict[str, float]:
+    return {**dict.fromkeys((*order, "wait"), 0.0), **seconds}
+
+
+SECONDS = Seconds(
+    by_stage(PRIORITY, sample=1.0, verify=0.5, project=2.0, publish=0.5),
+    by_stage(ENGINES, sample=2.0, verify=0.5, publish=0.5, wait=1.0),
+    by_stage(LEARNER, project=2.0, anchor=0.5, publish=0.5, wait=1.0),
+)
 
 
 def report_of(targets: list[TargetGroup]) -> StepReport:
@@ -88,6 +98,7 @@ def metrics_of(step: int, targets: list[TargetGroup], report: StepReport | None 
     return step_metrics(
         step, targets, batch, report or report_of(targets), pass_reward=1.0, seconds=SECONDS,
         groups={"issued": 4, "trained": 4}, publication=publication_of(step),
+        left_out={"equal_rewards": 1, "off_policy": 0, "cut": 0}, reused=0,
     )  # fmt: skip
 
 
@@ -99,6 +110,8 @@ def test_metrics_by_hand() -> None:
     assert metrics["pass_rate"] == pytest.approx((rewards >= 1).mean())
     assert metrics["response_length"] == 4.0
     assert metrics["tokens"] == 32
+    assert metrics["left_out_equal_rewards"] == 1
+    assert metrics["left_out_fraction"] == 1 / 5
     assert metrics["tokens_per_second"] == 8.0
     assert metrics["staleness"] == 2
     assert metrics["effective_sample_size"] == pytest.approx(2.0)
@@ -106,6 +119,12 @@ def test_metrics_by_hand() -> None:
     assert metrics["weights_version"] == "3:abc"
     assert metrics["publish_gb_per_second"] == pytest.approx(0.012)
     assert metrics["workers_serving"] == 1
+    assert [metrics[f"engines_{name}"] for name in ("sample", "verify", "publish", "evaluate", "wait")] == [
+        0.5, 0.125, 0.125, 0.0, 0.25,
+    ]  # fmt: skip
+    assert [metrics[f"learner_{name}"] for name in ("project", "anchor", "publish", "checkpoint", "wait")] == [
+        0.5, 0.125, 0.125, 0.0, 0.25,
+    ]  # fmt: skip
     assert metrics["workers"] == ["rollout worker 0: serving 3:abc", "rollout worker 1: out -"]
     assert (metrics["gradient_norm_mlp"], metrics["update_ratio_mlp"]) == (0.3, 1e-3)
     assert (metrics["padding_fraction"], metrics["imbalance_fraction"]) == (0.125, 0.0)
@@ -251,10 +270,10 @@ def test_an_instant_belongs_to_the_first_stage_in_priority() -> None:
             clock_time.now = 7.0
         clock_time.now = 8.0
     clock_time.now = 10.0
-    totals = clock.totals()
+    totals = clock.totals().run
     assert (totals["wait"], totals["sample"], totals["project"]) == (3.0, 3.0, 4.0)
-    assert clock.lap() == totals
-    assert sum(clock.lap().values()) == 0.0
+    assert clock.lap() == clock.totals()
+    assert sum(clock.lap().run.values()) == 0.0
     with pytest.raises(ValueError, match="expected one of"), clock.stage("lunch"):
         pass
 
@@ -267,7 +286,41 @@ def test_stage_seconds_always_add_up_to_the_time_that_passed(work: list[tuple[st
         with clock.stage(name):
             clock_time.now += inside
         clock_time.now += outside
-    assert sum(clock.totals().values()) == pytest.approx(clock_time.now)
+    totals = clock.totals()
+    for lane in (totals.run, totals.engines, totals.learner):
+        assert sum(lane.values()) == pytest.approx(clock_time.now)
+
+
+def test_each_lane_has_its_own_account_of_the_same_time() -> None:
+    """One step with sampling ahead: sample 4 s, of which 3 beside a projection; then a checkpoint beside sampling."""
+    clock_time = Ticking()
+    clock = StageClock(clock_time)
+
+    def passes(seconds: float, *stages: str) -> None:
+        with contextlib.ExitStack() as inside:
+            for name in stages:
+                inside.enter_context(clock.stage(name))
+            clock_time.now += seconds
+
+    passes(5.0, "start")
+    passes(1.0, "sample", "verify")  # the learner waits for groups
+    passes(3.0, "sample", "project")
+    passes(2.0, "verify", "project")  # the engines have nothing to sample
+    passes(0.5, "project")  # the gate is closed
+    passes(1.5, "publish", "sample")  # groups in flight are paused
+    passes(1.0, "sample", "anchor")
+    passes(2.0, "sample", "checkpoint")
+    passes(1.0, "evaluate")
+    found = clock.totals()
+    assert found.engines == by_stage(ENGINES, start=5.0, sample=7.0, verify=2.0, publish=1.5, evaluate=1.0, wait=0.5)
+    assert found.learner == by_stage(
+        LEARNER, start=5.0, wait=1.0, project=5.5, publish=1.5, anchor=1.0, checkpoint=2.0, evaluate=1.0
+    )
+    assert shares(found.engines)["sample"] == pytest.approx(7 / 12)
+    assert sum(shares(found.learner).values()) == pytest.approx(1.0)
+    assert "start" not in shares(found.learner)
+    assert set(shares(clock.lap().run).values()) != {0.0}
+    assert set(shares(clock.lap().run).values()) == {0.0}
 
 
 def test_metrics_have_neither_gap_nor_repeat_after_a_kill(tmp_path: Path) -> None:
@@ -291,8 +344,8 @@ def summary() -> dict[str, object]:
         run="r", seed=0, steps=3, model="m", task="countdown", wall_seconds=12.5,
         objective={"divergence": "forward_kl", "target_temperature": "group_std", "token_clip": "clamp 0.2/0.2",
                    "length_norm": "mean"},
-        before=evaluation, after=None, seconds={**SECONDS, "start": 9.0, "evaluate": 4.0}, tokens=800,
-        groups={"issued": 4, "trained": 4},
+        before=evaluation, after=None, tokens=800, groups={"issued": 4, "trained": 4}, advice="more of it",
+        seconds=Seconds({**SECONDS.run, "start": 9.0, "evaluate": 4.0}, SECONDS.engines, SECONDS.learner),
     )  # fmt: skip
 
 
@@ -303,7 +356,9 @@ def test_the_summary_keeps_its_contract() -> None:
         "tokens_per_second", "groups",
     }  # fmt: skip
     assert sum(found["time_share"].values()) == pytest.approx(1.0)
-    assert found["tokens_per_second"] == {"sampled": pytest.approx(800 / 1.5), "trained": pytest.approx(400.0)}
+    assert found["tokens_per_second"] == {"sampled": pytest.approx(320.0), "trained": pytest.approx(320.0)}
+    assert (found["lanes"]["engines"]["sample"], found["lanes"]["learner"]["wait"]) == (0.5, 0.25)
+    assert found["advice"] == "more of it"
     assert found["groups"] == {"issued": 4, "trained": 4, "lost": 0, "stale": 0, "filtered": 0}
 
 
@@ -323,6 +378,8 @@ def test_the_report_is_one_offline_page(steps: int, tmp_path: Path) -> None:
     for fetched in ("src=", 'href="http', "url(http", "@import"):
         assert fetched not in page
     assert ("0.800" in page) == bool(steps)
+    assert ("engines: publish 12.5 %, sample 50.0 %, verify 12.5 %, wait 25.0 %; learner: " in page) == bool(steps)
+    assert ("more of it." in page) == bool(steps)
 
 
 class Terminal(io.StringIO):

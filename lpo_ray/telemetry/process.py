@@ -1,0 +1,75 @@
+"""What a process that does not answer, or is gone, was doing: its state, its stack and the end of its log.
+
+Looked at from outside, since the process itself cannot answer; on the host where it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from lpo_ray.records import Process
+
+LINES = 8
+"""of each log"""
+FRAMES = 24
+"""of the stacks, of all threads together"""
+SECONDS = 10.0
+"""for the stack"""
+
+
+def this_process(node_id: str = "", host: str = "") -> Process:
+    """Of the caller. ``host``: the machine's own name if not given."""
+    logs = []
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            found = os.readlink(f"/proc/self/fd/{descriptor}")
+            if Path(found).is_file():  # a terminal or a pipe cannot be read again
+                logs.append(found)
+    return Process(os.getpid(), node_id, host or socket.gethostname(), tuple(logs))
+
+
+def describe(process: Process) -> str:
+    """State, stack and last log lines in a few lines of text, on the process's own host; never raises."""
+    lines = [_state(process.pid), *_stack(process.pid)]
+    for log in process.logs:
+        lines += [f"  log: {line}" for line in _tail(Path(log))]
+    return "\n".join(lines)
+
+
+def _state(pid: int) -> str:
+    try:
+        found = psutil.Process(pid)
+        return f"process {pid} is {found.status()}, {found.memory_info().rss / 2**20:.0f} MiB resident"
+    except psutil.Error:
+        return f"process {pid} is gone"
+
+
+def _stack(pid: int) -> list[str]:
+    """Python frames of the threads, by py-spy, which reads them also from a stopped process."""
+    if not psutil.pid_exists(pid):
+        return []
+    command = [str(Path(sys.executable).with_name("py-spy")), "dump", "--nonblocking", "--pid", str(pid)]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"  no stack: {error}"]
+    if finished.returncode:
+        return [f"  no stack: {finished.stderr.strip().splitlines()[-1] if finished.stderr else 'py-spy failed'}"]
+    frames = [line.strip() for line in finished.stdout.splitlines() if line.startswith(("    ", "Thread"))]
+    return [f"  {frame}" for frame in frames[:FRAMES]]
+
+
+def _tail(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16_384))
+            return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()][-LINES:]
+    except OSError:
+        return []

@@ -1,0 +1,75 @@
+"""``lpo-ray why``: what a run waits for at this moment, for whoever sits in front of one that does not get on.
+
+The run itself writes what it waits for and who has it; the processes are looked at from here, when they are on this
+host: that works also when the run is too stuck, or too dead, to say anything.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from lpo_ray.records import Holder, Process
+from lpo_ray.telemetry.process import describe
+from lpo_ray.telemetry.status import read_status, state_of
+from lpo_ray.telemetry.watchdog import describe_holder
+
+LOOPBACK = "127.0.0.1"
+
+
+def render_why(folder: Path, look: Callable[[Process], str] = describe) -> str:
+    """Text for a terminal. ``look``: at a process of this host. ConfigError when ``folder`` has no status.json."""
+    status, now = read_status(folder), time.time()
+    state = state_of(status)
+    head = f"{status['run']}: {state}, step {status['step']}/{status['steps']}"
+    if status["ended"]:
+        return f"{head}; it waits for nothing"
+    waiting = status.get("waiting")
+    if waiting is None:
+        return f"{head}; what it waits for is not on record: it was written by an older version, or has only begun"
+    head += f", last progress {now - waiting['progress_at']:.0f} s ago"
+    alive = state.startswith("running")
+    lines = [head if alive else f"{head}; this is what it waited for:"]
+    recorded = False
+    for entry in waiting["stages"]:
+        holders = [_holder(stored) for stored in entry["holders"]]
+        names = ", ".join(holder.name for holder in holders) or "nobody who is known"
+        lines.append(f"waits for {entry['stage']} since {now - entry['since']:.0f} s: {names}")
+        for holder in holders:
+            lines.append(f"  {describe_holder(holder, now)}")
+            if holder.process is None:
+                continue
+            if alive and _is_here(holder.process, status):
+                lines += [f"    {line}" for line in look(holder.process).splitlines()]
+            else:
+                lines.append(f"    process {holder.process.pid} on {holder.process.host}, not looked at from here")
+                recorded = True
+    if not waiting["stages"]:
+        lines.append("no stage is at work; the driver is:")
+        driver = Process(status["pid"], "", status["host"], ())
+        local = alive and status["host"] == socket.gethostname()
+        lines += [f"  {line}" for line in (look(driver) if local else f"on {status['host']}").splitlines()]
+    if recorded:
+        evidence = waiting["evidence"] or "nothing: that is done once nothing moved for telemetry.stall_seconds"
+        lines.append(f"recorded by the run when it stood still:\n{evidence}")
+    return "\n".join(lines)
+
+
+def _holder(stored: Mapping) -> Holder:
+    process = stored["process"]
+    if process is not None:
+        process = Process(process["pid"], process["node_id"], process["host"], tuple(process["logs"]))
+    return Holder(stored["name"], stored["doing"], stored["since"], process)
+
+
+def _is_here(process: Process, status: Mapping[str, object]) -> bool:
+    """Whether it runs on this host. A loopback address means the driver's host."""
+    name = socket.gethostname()
+    if process.host in (name, LOOPBACK):
+        return status["host"] == name
+    addresses = {found.address for interface in psutil.net_if_addrs().values() for found in interface}
+    return process.host in addresses

@@ -1,0 +1,115 @@
+"""Who is known to be at work, without asking anybody: the pool, the learner's ranks and the cluster of both."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from actors.rollout_pool import Member, RolloutPool
+
+from actors.cluster import Cluster, RemoteTargetBuilder, RemoteVerifier
+from actors.learner_group import LearnerGroup
+from lpo_ray.packing import Packing
+from lpo_ray.records import Holder, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
+from tests.fakes import FakeEvents
+
+
+class Remote:
+    """A handle: every method is called with ``.remote`` and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.pending: list[Future] = []
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        def remote(*_: object) -> SimpleNamespace:
+            self.pending.append(future := Future())
+            return SimpleNamespace(future=lambda: future)
+
+        return SimpleNamespace(remote=remote)
+
+    def answer(self, result: object) -> None:
+        self.pending.pop(0).set_result(result)
+
+
+def process(pid: int) -> Process:
+    return Process(pid, "node", "10.0.0.1", ())
+
+
+def prompt(number: int) -> Prompt:
+    return Prompt(f"train-{number:08d}", np.array([1]), "", "countdown")
+
+
+SAMPLING = Sampling(group_size=1, temperature=1.0, max_tokens=4, seed=0)
+RESPONSE = Response(np.array([1]), np.zeros(1, np.float32), np.zeros(1, np.int64), "stop")
+
+
+def make_cluster() -> Cluster:
+    pool = RolloutPool(lambda index, name: Remote(), 2, deadline_seconds=5, max_restarts=0, events=FakeEvents())
+    learner = LearnerGroup([Remote(), Remote()], Packing(2, 100, False), 5)
+    learner.processes = [process(1), process(2)]
+    verifier, builder = RemoteVerifier(Remote(), process(3), 5), RemoteTargetBuilder(Remote(), process(4))
+    return Cluster(pool, verifier, builder, learner, SimpleNamespace(), [], [])
+
+
+def names(holders: list[Holder]) -> list[str]:
+    return [f"{holder.name}: {holder.doing}" for holder in holders]
+
+
+async def started(work) -> asyncio.Task:
+    task = asyncio.ensure_future(work)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return task
+
+
+async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = make_cluster()
+    assert names(at.holders("sample")) == ["rollout worker 0: starting", "rollout worker 1: starting"]
+    members = [Member(n, f"rollout worker {n}", Remote(), process(10 + n)) for n in (0, 1)]
+    at.rollout.members = list(members)
+    at.rollout.serve(members, WeightsVersion(3, "abc"))
+    assert at.holders("sample") == []
+    seconds = iter([50.0, 51.0, 52.0])
+    monkeypatch.setattr("actors.rollout_pool.time", SimpleNamespace(time=lambda: next(seconds)))
+    tasks = [await started(at.rollout.sample(prompt(n), SAMPLING, n % 2)) for n in (7, 8, 9)]
+    first, second = at.holders("sample")
+    assert first == Holder("rollout worker 0", "2 groups, oldest train-00000007 attempt 1", 50.0, process(10))
+    assert second == Holder("rollout worker 1", "1 group, oldest train-00000008 attempt 0", 51.0, process(11))
+    members[0].handle.answer("a group")
+    assert await tasks[0] == "a group"
+    assert at.holders("evaluate")[0].doing == "1 group, oldest train-00000009 attempt 1"
+    assert names(at.holders("publish")) == [
+        "rollout worker 0: takes new weights, has 3:abc", "rollout worker 1: takes new weights, has 3:abc",
+    ]  # fmt: skip
+    members[0].handle.answer("a group")
+    members[1].handle.answer("a group")
+    await asyncio.gather(*tasks)
+    assert at.holders("sample") == []
+
+
+async def test_the_verifier_knows_its_groups() -> None:
+    at = make_cluster()
+    assert at.holders("verify") == []
+    task = await started(at.verifier.score(PromptGroup(prompt(7), 2, (RESPONSE,))))
+    assert names(at.holders("verify")) == ["verifier service: 1 group, oldest train-00000007 attempt 2"]
+    assert at.holders("verify") == at.holders("evaluate")[-1:]
+    at.verifier.handle.answer("scored")
+    await task
+    assert at.holders("verify") == []
+
+
+async def test_ranks_hold_what_is_asked_of_them_and_nothing_after_it() -> None:
+    at = make_cluster()
+    assert names(at.holders("anchor")) == ["target builder: builds targets"]
+    assert at.holders("project") == at.holders("checkpoint") == []
+    task = await started(at.learner.logprobs([]))
+    for stage in ("anchor", "project", "checkpoint", "publish"):
+        assert names(at.holders(stage)) == ["learner rank 0: logprobs", "learner rank 1: logprobs"]
+    assert [holder.process for holder in at.holders("project")] == [process(1), process(2)]
+    for rank in at.learner.ranks:
+        rank.answer([])
+    await task
+    assert at.learner.holders() == []
