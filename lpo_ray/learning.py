@@ -348,7 +348,7 @@ def _coefficients(
 
 def _token_offsets(pieces: Sequence[Piece[TargetGroup]], mask: Tensor, length_norm: str) -> Tensor:
     """[N, 1] what each token of a response is shifted by so that their mean (or sum) is shifted by the offset; fp64."""
-    offsets = torch.tensor([piece.item.offset[k] for piece in pieces for k in piece.responses], dtype=torch.float64)
+    offsets = torch.from_numpy(np.concatenate([piece.item.offset[list(piece.responses)] for piece in pieces]))
     tokens = mask.sum(-1).cpu() if length_norm == "sum" else 1.0
     return (offsets / tokens)[:, None]
 
