@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from lpo_ray.ledger import STATES
 
 REASONS = 8
 """most frequent, shown"""
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _RULES = {
     "an attempt of prompt {0} is missing: it has {1} attempts, numbered up to {2}":
         "SELECT prompt_id, COUNT(*), MAX(attempt) FROM attempts GROUP BY prompt_id HAVING COUNT(*) <> MAX(attempt) + 1",
@@ -55,7 +58,7 @@ class Accounting:
     prompts: Mapping[str, int]
     """by the state of their last attempt"""
     reasons: tuple[tuple[str, str, int], ...]
-    """(state, reason without its numbers, attempts), most frequent first"""
+    """(state, reason with N for its numbers, attempts), most frequent first"""
     steps: int
     reused: int
     """times that a trained group was trained again (pipeline.reused_groups_per_step)"""
@@ -77,16 +80,16 @@ def audit(run_dir: Path) -> Accounting:
                 "(SELECT MAX(attempt) FROM attempts WHERE prompt_id = a.prompt_id) GROUP BY state"
             ).fetchall()
         )
-        reasons = db.execute(
-            "SELECT state, reason, COUNT(*) FROM attempts WHERE reason IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC"
-        ).fetchall()
+        reasons = Counter[tuple[str, str]]()
+        for state, reason in db.execute("SELECT state, reason FROM attempts WHERE reason IS NOT NULL"):
+            reasons[state, _NUMBER.sub("N", reason)] += 1
         violations = [text.format(*row) for text, query in _RULES.items() for row in db.execute(query).fetchmany(3)]
         steps = db.execute("SELECT COUNT(*) FROM commits").fetchone()[0]
         reused = db.execute("SELECT COUNT(*) FROM reused").fetchone()[0]
     return Accounting(
         {state: attempts.get(state, 0) for state in STATES},
         {state: prompts.get(state, 0) for state in STATES},
-        tuple(reasons[:REASONS]),
+        tuple((state, reason, count) for (state, reason), count in reasons.most_common(REASONS)),
         steps,
         reused,
         tuple(violations),
