@@ -170,7 +170,8 @@ class NothingToTrain(LpoRayError):
         return (
             f"step {self.step + 1} has nothing to train: all {self.dropped} groups were left out (objective.stale), "
             f"the last because {self.reason}. Expected engine and learner to agree better: lower "
-            "pipeline.max_staleness or learner.lr, set objective.stale.policy=temper, or compare rollout.dtype with model.dtype"
+            "pipeline.max_staleness or learner.lr, set objective.stale.policy=temper, or compare rollout.dtype with "
+            "model.dtype"
         )
 
 

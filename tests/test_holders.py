@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from actors.rollout_pool import Member, RolloutPool
-
 from actors.cluster import Cluster, RemoteTargetBuilder, RemoteVerifier
 from actors.learner_group import LearnerGroup
+from actors.remote_worker import RemoteWorker
 from lpo_ray.packing import Packing
+from lpo_ray.pool import Member, RolloutPool
 from lpo_ray.records import Holder, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
 from tests.fakes import FakeEvents
 
@@ -47,7 +47,9 @@ RESPONSE = Response(np.array([1]), np.zeros(1, np.float32), np.zeros(1, np.int64
 
 
 def make_cluster() -> Cluster:
-    pool = RolloutPool(lambda index, name: Remote(), 2, deadline_seconds=5, max_restarts=0, events=FakeEvents())
+    pool = RolloutPool(
+        lambda index, name: RemoteWorker(name, Remote()), 2, deadline_seconds=5, max_restarts=0, events=FakeEvents()
+    )
     learner = LearnerGroup([Remote(), Remote()], Packing(2, 100, False), 5)
     learner.processes = [process(1), process(2)]
     verifier, builder = RemoteVerifier(Remote(), process(3), 5), RemoteTargetBuilder(Remote(), process(4))
@@ -68,24 +70,25 @@ async def started(work) -> asyncio.Task:
 async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     at = make_cluster()
     assert names(at.holders("sample")) == ["rollout worker 0: starting", "rollout worker 1: starting"]
-    members = [Member(n, f"rollout worker {n}", Remote(), process(10 + n)) for n in (0, 1)]
+    workers = [RemoteWorker(f"rollout worker {n}", Remote()) for n in (0, 1)]
+    members = [Member(n, worker.name, worker, process(10 + n)) for n, worker in enumerate(workers)]
     at.rollout.members = list(members)
     at.rollout.serve(members, WeightsVersion(3, "abc"))
     assert at.holders("sample") == []
     seconds = iter([50.0, 51.0, 52.0])
-    monkeypatch.setattr("actors.rollout_pool.time", SimpleNamespace(time=lambda: next(seconds)))
+    monkeypatch.setattr("lpo_ray.pool.time", SimpleNamespace(time=lambda: next(seconds)))
     tasks = [await started(at.rollout.sample(prompt(n), SAMPLING, n % 2)) for n in (7, 8, 9)]
     first, second = at.holders("sample")
     assert first == Holder("rollout worker 0", "2 groups, oldest train-00000007 attempt 1", 50.0, process(10))
     assert second == Holder("rollout worker 1", "1 group, oldest train-00000008 attempt 0", 51.0, process(11))
-    members[0].handle.answer("a group")
+    members[0].worker.handle.answer("a group")
     assert await tasks[0] == "a group"
     assert at.holders("evaluate")[0].doing == "1 group, oldest train-00000009 attempt 1"
     assert names(at.holders("publish")) == [
         "rollout worker 0: takes new weights, has 3:abc", "rollout worker 1: takes new weights, has 3:abc",
     ]  # fmt: skip
-    members[0].handle.answer("a group")
-    members[1].handle.answer("a group")
+    members[0].worker.handle.answer("a group")
+    members[1].worker.handle.answer("a group")
     await asyncio.gather(*tasks)
     assert at.holders("sample") == []
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from lpo_ray.accounting import audit
 from lpo_ray.checkpoint import CheckpointRules
 from lpo_ray.config.schema import Config
-from lpo_ray.errors import GroupLost
+from lpo_ray.errors import ConfigError, GroupLost
 from lpo_ray.ledger import Ledger
 from lpo_ray.loop import LoopSettings, TrainingLoop
 from lpo_ray.plan import Plan
@@ -45,8 +45,8 @@ PROMPT_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came out of a simulated run. Shares are of the time after the first ``max_staleness`` steps, in which the
-    lanes fill up; seconds are virtual unless the name says otherwise.
+    """What came out of a simulated run, without its first and last steps, in which the lanes fill up and run empty.
+    Seconds are virtual unless the name says otherwise.
     """
 
     engines: int
@@ -104,16 +104,25 @@ class _Source:
         return []
 
 
-class _Notes:
-    """Observer and Events: counts what the outcome is made of."""
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """Totals at the end of a step."""
 
-    def __init__(self, warm_steps: int, engines: ActiveClock) -> None:
+    seconds: float
+    cpu: float
+    decoded: int
+
+
+class _Notes:
+    """Observer and Events: counts what the outcome is made of, between the end of two steps."""
+
+    def __init__(self, first: int, last: int, engines: ActiveClock) -> None:
+        """Counts the steps after ``first`` up to ``last``."""
         self._clock = StageClock(lambda: asyncio.get_running_loop().time())
-        self._warm_steps, self._engines = warm_steps, engines
+        self._first, self._last, self._engines = first, last, engines
+        self.begin = self.end = _Moment(0.0, 0.0, 0)
         self.staleness: Counter[int] = Counter()
-        self.warm_since, self.warm_cpu, self.warm_decoded = 0.0, 0.0, 0
-        self.idle, self.groups = 0.0, 0
-        self.restarts = 0
+        self.idle, self.groups, self.restarts = 0.0, 0, 0
 
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         """See interfaces.Observer."""
@@ -122,13 +131,14 @@ class _Notes:
     def step_done(self, record: StepRecord) -> None:
         """See interfaces.Observer."""
         lap = self._clock.lap()
-        if record.step <= self._warm_steps:
-            self.warm_since, self.warm_cpu = asyncio.get_running_loop().time(), time.process_time()
-            self.warm_decoded = self._engines.decoded
-            return
-        self.idle += lap.learner[WAIT]
-        self.groups += len(record.targets)
-        self.staleness.update(record.step - 1 - target.group.oldest_version for target in record.targets)
+        now = _Moment(asyncio.get_running_loop().time(), time.process_time(), self._engines.decoded)
+        if record.step == self._first:
+            self.begin = now
+        elif self._first < record.step <= self._last:
+            self.end = now
+            self.idle += lap.learner[WAIT]
+            self.groups += len(record.targets)
+            self.staleness.update(record.step - 1 - target.group.oldest_version for target in record.targets)
 
     def lost(self, lost: GroupLost) -> None:
         """See interfaces.Observer."""
@@ -153,6 +163,12 @@ def simulate(config: Config, engines: int) -> Outcome:
     """Run the loop of ``config`` to its last step in virtual time, with ``engines`` engines, and with groups and
     learner ranks in proportion to those it has for rollout.num_workers. In a folder of its own.
     """
+    least = 2 * config.pipeline.max_staleness + 2
+    if config.run.steps < least:
+        raise ConfigError(
+            f"run.steps is {config.run.steps}; with pipeline.max_staleness={config.pipeline.max_staleness} a simulation "
+            f"needs {least} or more: in the first and last steps the lanes fill up and run empty"
+        )
     sim, scale = config.simulation, engines / config.rollout.num_workers
     pipeline = config.pipeline
     per_update = max(1, round(pipeline.groups_per_step * scale / pipeline.updates_per_step))
@@ -191,15 +207,15 @@ def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[Outcome]:
 
 def render(outcomes: Sequence[Outcome]) -> Table:
     """One row for each number of engines."""
-    table = Table(title="simulated in virtual time, after the lanes have filled up", title_justify="left")
-    for column in ("engines", "groups/s", "learner idle", "engines idle", "staleness 0, 1, ...", "stale", "lost",
-                   "controller, share of a core", "microseconds a group", "peak MiB", "ledger"):  # fmt: skip
-        table.add_column(column, justify="right")
+    table = Table(title="in virtual time, without the steps in which lanes fill up or run empty", title_justify="left")
+    for column in ("engines", "groups/s", "learner idle", "engines idle", "staleness", "stale", "lost", "core", "us/group",
+                   "MiB", "books"):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=True)
     for o in outcomes:
         table.add_row(
             f"{o.engines:,}", f"{o.groups_per_second:.1f}", f"{o.learner_idle:.1%}", f"{o.engines_idle:.1%}",
-            " ".join(f"{share:.2f}" for share in o.staleness), str(o.stale), str(o.lost), f"{o.controller_core:.3f}",
-            f"{o.controller_microseconds_per_group:.0f}", f"{o.peak_mib:.0f}", "balances" if o.balances else "DOES NOT",
+            f"{sum(age * share for age, share in enumerate(o.staleness)):.2f}", str(o.stale), str(o.lost), f"{o.controller_core:.3f}",
+            f"{o.controller_microseconds_per_group:.0f}", f"{o.peak_mib:.0f}", "balance" if o.balances else "DO NOT",
         )  # fmt: skip
     return table
 
@@ -208,7 +224,8 @@ async def _simulated(
     settings: LoopSettings, hardware: Hardware, engines: int, max_restarts: int, folder: Path
 ) -> Outcome:
     clock = ActiveClock()
-    notes = _Notes(settings.assembly.max_staleness + 1, clock)
+    ahead = settings.assembly.max_staleness
+    notes = _Notes(ahead + 1, settings.steps - ahead, clock)
     made: list[SimulatedEngine] = []
 
     def spawn(index: int, name: str) -> SimulatedEngine:
@@ -234,9 +251,8 @@ async def _simulated(
     finally:
         ledger.close()
         await components.close()
-    now = asyncio.get_running_loop().time()
-    seconds, cpu = now - notes.warm_since, time.process_time() - notes.warm_cpu
-    decoded = clock.decoded - notes.warm_decoded
+    seconds, cpu = notes.end.seconds - notes.begin.seconds, notes.end.cpu - notes.begin.cpu
+    decoded = notes.end.decoded - notes.begin.decoded
     trained = sum(notes.staleness.values())
     return Outcome(
         engines=engines,
