@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from actors.cluster import Cluster, RemoteTargetBuilder, RemoteVerifier
 from actors.learner_group import LearnerGroup
 from actors.remote_worker import RemoteWorker

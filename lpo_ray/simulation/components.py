@@ -93,18 +93,17 @@ class ActiveClock:
 
 
 class SimulatedEngine:
-    """pool.Worker: one engine."""
+    """pool.Worker: one engine. Make it inside a running event loop."""
 
     def __init__(self, name: str, hardware: Hardware, clock: ActiveClock, seed: int, start_seconds: float) -> None:
         self._name, self._hardware, self._clock, self._start_seconds = name, hardware, clock, start_seconds
         self._rng = np.random.default_rng(seed)
         self._free = [0.0] * hardware.slots
-        self._broken: asyncio.Future[None]
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self, seconds: float) -> Process:
         """See pool.Worker."""
         await asyncio.sleep(self._start_seconds)
-        self._broken = asyncio.get_running_loop().create_future()
         if self._hardware.hours_between_failures:
             life = self._rng.exponential(3600 * self._hardware.hours_between_failures)
             asyncio.get_running_loop().call_later(life, self.kill)

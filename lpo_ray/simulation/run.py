@@ -41,6 +41,10 @@ from lpo_ray.simulation.components import (
 from lpo_ray.telemetry.stages import WAIT, StageClock
 
 PROMPT_TOKENS = 64
+COLUMNS = (
+    "engines", "groups/s", "learner idle", "engines idle", "staleness", "stale", "lost", "core", "us/group", "MiB",
+    "books",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,8 @@ def simulate(config: Config, engines: int) -> Outcome:
     least = 2 * config.pipeline.max_staleness + 2
     if config.run.steps < least:
         raise ConfigError(
-            f"run.steps is {config.run.steps}; with pipeline.max_staleness={config.pipeline.max_staleness} a simulation "
-            f"needs {least} or more: in the first and last steps the lanes fill up and run empty"
+            f"run.steps is {config.run.steps}; with pipeline.max_staleness={config.pipeline.max_staleness} a "
+            f"simulation needs {least} or more: in the first and last steps the lanes fill up and run empty"
         )
     sim, scale = config.simulation, engines / config.rollout.num_workers
     pipeline = config.pipeline
@@ -208,13 +212,13 @@ def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[Outcome]:
 def render(outcomes: Sequence[Outcome]) -> Table:
     """One row for each number of engines."""
     table = Table(title="in virtual time, without the steps in which lanes fill up or run empty", title_justify="left")
-    for column in ("engines", "groups/s", "learner idle", "engines idle", "staleness", "stale", "lost", "core", "us/group",
-                   "MiB", "books"):  # fmt: skip
+    for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for o in outcomes:
+        mean = sum(age * share for age, share in enumerate(o.staleness))
         table.add_row(
             f"{o.engines:,}", f"{o.groups_per_second:.1f}", f"{o.learner_idle:.1%}", f"{o.engines_idle:.1%}",
-            f"{sum(age * share for age, share in enumerate(o.staleness)):.2f}", str(o.stale), str(o.lost), f"{o.controller_core:.3f}",
+            f"{mean:.2f}", str(o.stale), str(o.lost), f"{o.controller_core:.3f}",
             f"{o.controller_microseconds_per_group:.0f}", f"{o.peak_mib:.0f}", "balance" if o.balances else "DO NOT",
         )  # fmt: skip
     return table
