@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -24,8 +25,10 @@ class Chaos:
     overrides: list[str]
     kills: int
     seed: int
-    pauses: tuple[float, float] = (1.0, 25.0)
-    """seconds between two kills, uniformly distributed"""
+    pauses: tuple[float, float] = (1.0, 15.0)
+    """seconds between two kills, uniformly distributed; after a start they count from its first step, but for one start
+    in five, which may be killed before it is up
+    """
     killed: Counter[str] = field(default_factory=Counter)
     starts: int = 0
     output: list[str] = field(default_factory=list)
@@ -35,8 +38,8 @@ class Chaos:
         """Exit code of the last start. AssertionError when it takes longer than ``limit`` seconds."""
         rng, deadline = random.Random(self.seed), time.monotonic() + limit
         self.mark = f"LPO_RAY_TEST_RUN={os.urandom(8).hex()}"
-        process = self._start()
-        moment = time.monotonic() + rng.uniform(*self.pauses)
+        process, moment = self._start(), math.inf
+        early = False
         try:
             while True:
                 assert time.monotonic() < deadline, f"not done after {limit:.0f} s:\n{self.output[-1][-3000:]}"
@@ -47,7 +50,11 @@ class Chaos:
                         return 0
                     if process.returncode not in (0, 1, -9):
                         return process.returncode
-                    process = self._start()
+                    process, moment = self._start(), math.inf
+                    early = rng.random() < 0.2
+                elif moment == math.inf:
+                    if early or "\nstep " in Path(self._log.name).read_text(errors="replace"):
+                        moment = time.monotonic() + rng.uniform(*self.pauses)
                 elif self.killed.total() < self.kills and time.monotonic() >= moment:
                     victim = rng.choice(VICTIMS)
                     if self._kill(victim, process, rng):
@@ -59,13 +66,13 @@ class Chaos:
 
     def _start(self) -> subprocess.Popen[str]:
         self.starts += 1
-        self._log = open(f"{self.overrides_dir()}/start-{self.starts:02d}.log", "w+")  # noqa: SIM115 - closed in _collect
+        self._log = open(f"{self._folder()}/start-{self.starts:02d}.log", "w+")  # noqa: SIM115 - closed in _collect
         name, _, value = self.mark.partition("=")
         command = [sys.executable, "-m", "lpo_ray", "train", str(self.config), "run.resume=auto", *self.overrides]
         environment = {**os.environ, name: value}
         return subprocess.Popen(command, env=environment, stdout=self._log, stderr=subprocess.STDOUT, text=True)
 
-    def overrides_dir(self) -> str:
+    def _folder(self) -> str:
         """Where the outputs of the starts go: run.dir of the overrides."""
         return next(o.removeprefix("run.dir=") for o in self.overrides if o.startswith("run.dir="))
 

@@ -23,7 +23,7 @@ def test_killed_anywhere_the_run_ends_complete_and_balanced(tmp_path: Path, tiny
         f"pipeline.max_staleness={staleness}", "objective.behaviour=engine", "objective.stale.policy=keep",
         "rollout.max_restarts=20",
     ]  # fmt: skip
-    chaos = Chaos(Path(QUICKSTART), overrides, kills=5, seed=staleness, pauses=(6.0, 20.0))
+    chaos = Chaos(Path(QUICKSTART), overrides, kills=5, seed=staleness, pauses=(1.0, 6.0))
     assert chaos.run(limit=400) == 0, chaos.output[-1]
     assert chaos.killed.total() == 5
     run = tmp_path / "quickstart"
