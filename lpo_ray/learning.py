@@ -59,6 +59,10 @@ class Objective:
     behaviour_from_engine: bool
     reference_kl: float
     """weight of the k3 estimate of KL(policy || reference), mean over tokens, responses and prompts; 0: no reference"""
+    clip_around_anchor: bool = False
+    """with the engine's behaviour, the token clip is a band around pi_t, the policy before the step's first update, and
+    not around pi_b; with a recomputed one the two are the same
+    """
     importance_cap: float | None = None
     """with a recomputed behaviour, the policy's loss of a token is multiplied by min(pi_behaviour / pi_engine, this);
     None: it is not
@@ -154,19 +158,19 @@ def run_updates(
     """
     temperature = objective.sampling_temperature
     forwards = 0
-    behaviour: dict[tuple[int, int], Tensor] = {}
+    before: dict[tuple[int, int], Tensor] = {}
     references: dict[tuple[int, int], Tensor] = {}
     with torch.no_grad():
         for number, update in enumerate(updates):
             for position, micro_batch in enumerate(update.shares[rank]):
-                if number and not objective.behaviour_from_engine:
-                    behaviour[number, position] = score_pieces(policy, micro_batch.pieces, temperature).logprobs
+                if number and (objective.clip_around_anchor or not objective.behaviour_from_engine):
+                    before[number, position] = score_pieces(policy, micro_batch.pieces, temperature).logprobs
                     forwards += 1
                 if reference is not None:
                     references[number, position] = score_pieces(reference, micro_batch.pieces, temperature).logprobs
     reports = []
     for number, update in enumerate(updates):
-        known, extra = _split_log_ratios(policy, update, number, rank, objective, behaviour)
+        known, extra = _split_log_ratios(policy, update, number, rank, objective, before)
         forwards += extra
         groups: list[ProjectedGroup] = []
         not_finite: list[NotFinite] = []
@@ -180,7 +184,7 @@ def run_updates(
                 continue
             at = (number, position)
             loss, projected, first = _micro_batch_loss(
-                scores, micro_batch.pieces, behaviour.get(at), references.get(at), known, number, objective
+                scores, micro_batch.pieces, before.get(at), references.get(at), known, number, objective
             )
             policy.backward(loss / update.num_prompts)
             groups += projected
@@ -201,7 +205,7 @@ def _split_log_ratios(
     number: int,
     rank: int,
     objective: Objective,
-    behaviour: Mapping[tuple[int, int], Tensor],
+    before: Mapping[tuple[int, int], Tensor],
 ) -> tuple[dict[Key, Tensor], int]:
     """Raw log-ratios [K] of the groups that are split over micro-batches or ranks, and the forwards it took.
 
@@ -233,7 +237,7 @@ def _split_log_ratios(
             if objective.behaviour_from_engine:
                 delta = scores.logprobs - _engine_logprobs(pieces, scores)
             else:
-                delta = scores.logprobs - _recomputed(scores, behaviour.get((number, position)))
+                delta = scores.logprobs - _recomputed(scores, before.get((number, position)))
             log_ratio = response_log_ratio(delta, scores.mask, objective.length_norm)
             for piece, part in zip(pieces, _by_piece(log_ratio, pieces), strict=True):
                 if not piece.is_whole:
@@ -255,13 +259,16 @@ def _micro_batch_loss(
     """Sum over the micro-batch's responses of sg(c_k) A(clip(delta_k)), what telemetry wants of each piece, and the
     first number that is not finite.
 
-    Of a tempered group the clip sees delta minus a constant of the response, such that A over its tokens gives the
-    log-ratio that stands in the simplex. So the band is where the coefficient is: around the mixture that the group
-    counts as sampled from. Around pi_b, a response whose delta is outside of the band already at pi_t would have a
-    coefficient and no gradient, and tempering would mend nothing. The mixture's own token log-ratios would centre each
-    token; the anchor keeps one number a response, so what varies inside of it stays in delta. Inside of the band the
-    constant does not change the gradient of ``clamp``, ``one_sided`` and ``none``; ``ppo_ratio`` weights by the ratio
-    to the mixture.
+    Around pi_t the clip sees log pi_theta - log pi_t: it bounds what this step does to a token. Around pi_b, tokens
+    that have left the band since they were sampled would have no gradient any more, in either direction. (The proximal
+    policy apart from the behaviour: Hilton et al., "Batch size-invariance for policy optimization", 2022.)
+
+    Around pi_b, of a tempered group the clip sees delta minus a constant of the response, such that A over its tokens
+    gives the log-ratio that stands in the simplex. So the band is where the coefficient is: around the mixture that the
+    group counts as sampled from; a response whose delta is outside of the band already at pi_t would have a coefficient
+    and no gradient, and tempering would mend nothing. The mixture's own token log-ratios would centre each token; the
+    anchor keeps one number a response, so what varies inside of it stays in delta. Inside of the band the constant does
+    not change the gradient of ``clamp``, ``one_sided`` and ``none``; ``ppo_ratio`` weights by the ratio to the mixture.
     """
     engine = _engine_logprobs(pieces, scores)
     behaviour = engine if objective.behaviour_from_engine else _recomputed(scores, cached)
@@ -270,9 +277,12 @@ def _micro_batch_loss(
     with torch.no_grad():
         log_ratio = response_log_ratio(delta, mask, objective.length_norm)
         loss_P, coefficient_N = _coefficients(pieces, log_ratio, known, objective.divergence)
-    from_mixture = delta - _token_offsets(pieces, mask, objective.length_norm).to(delta)
+    if objective.clip_around_anchor:
+        clipped = scores.logprobs - _recomputed(scores, cached)
+    else:
+        clipped = delta - _token_offsets(pieces, mask, objective.length_norm).to(delta)
     token_loss = clipped_token_loss(
-        objective.token_clip, from_mixture, coefficient_N, low=objective.clip_low, high=objective.clip_high
+        objective.token_clip, clipped, coefficient_N, low=objective.clip_low, high=objective.clip_high
     )
     if objective.importance_cap is not None and not objective.behaviour_from_engine:
         token_loss = token_loss * truncated_importance(behaviour - engine, objective.importance_cap)
@@ -285,7 +295,7 @@ def _micro_batch_loss(
         total = total + objective.reference_kl * (penalty / sizes).sum()
     with torch.no_grad():
         low, high = math.log1p(-objective.clip_low), math.log1p(objective.clip_high)
-        outside = ((from_mixture < low) | (from_mixture > high)).to(delta.dtype)
+        outside = ((clipped < low) | (clipped > high)).to(delta.dtype)
         mismatch = engine - behaviour
         per_token = (scores.entropy, outside, mismatch, mismatch.abs(), k3(-mismatch))
         means = (response_log_ratio(values, mask, "mean") for values in per_token)

@@ -18,7 +18,7 @@ from lpo_ray import warmup
 from lpo_ray.assembly import AssemblySettings
 from lpo_ray.checkpoint import CheckpointRules
 from lpo_ray.config.load import dump_config
-from lpo_ray.config.schema import Behaviour, ClusterKind, Config, EqualRewards, Resume
+from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards, Resume
 from lpo_ray.config.validate import warnings
 from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.data.dataset import DatasetSource
@@ -163,6 +163,7 @@ class Plan:
             sampling_temperature=self.config.sampling.temperature,
             behaviour_from_engine=objective.behaviour is Behaviour.engine,
             reference_kl=objective.reference_kl,
+            clip_around_anchor=objective.token_clip.around is ClipCentre.anchor,
             importance_cap=objective.importance_cap,
         )
 

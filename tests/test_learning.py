@@ -409,6 +409,33 @@ def test_forwards_are_counted(budget: int, engine: bool) -> None:
     assert forwards == [first + recomputed, second + collected]
 
 
+def test_around_the_anchor_the_clip_sees_what_the_step_does_and_not_how_old_a_token_is() -> None:
+    """Every token has left the band around pi_b: around pi_b there is no gradient, around pi_t there is that of no clip
+    at the first update, and at the second the step's own movement is clipped.
+    """
+    targets = []
+    for target in make_targets(LENGTHS[:4], anchored=True):
+        old = tuple(
+            replace(response, behaviour_logprobs=response.behaviour_logprobs - np.float32(2))
+            for response in target.group.responses
+        )
+        targets.append(replace(target, scored=replace(target.scored, group=replace(target.group, responses=old))))
+    clamp = replace(OBJECTIVE, token_clip="clamp")
+    around = replace(clamp, clip_around_anchor=True)
+    update = pack_update(targets, Packing(2, ONE_GROUP, share_prompt=False))
+    frozen, _ = accumulated([update], clamp)
+    assert frozen.abs().max() == 0
+    found, report = accumulated([update], around)
+    expected, _ = accumulated([update], OBJECTIVE)
+    assert_same(found, expected)
+    assert all(group.clip_fraction.max() == 0 for group in report.groups)
+    batch = pack_step(targets, Packing(1, WHOLE, False), step=0, seed=0, updates=2, learning_rate=0.1)
+    first, second = run_updates(make_policy(), batch.updates, 0, around, 0.1)
+    assert max(group.clip_fraction.max() for group in first.groups) == 0
+    assert max(group.clip_fraction.max() for group in second.groups) > 0
+    assert first.forwards == 2  # its own, and the second update's before the weights change
+
+
 def test_lpo_runs_as_many_forwards_as_grpo() -> None:
     targets = make_targets(anchored=True)
     batch = pack_step(targets, Packing(1, 80, False), step=0, seed=0, updates=2, learning_rate=0.1)

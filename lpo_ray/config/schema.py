@@ -33,6 +33,13 @@ class Behaviour(Enum):
     engine = "engine"
 
 
+class ClipCentre(Enum):
+    """The policy that the token clip's band is around: the one before the step (pi_t), or the behaviour (pi_b)."""
+
+    anchor = "anchor"
+    behaviour = "behaviour"
+
+
 class StalePolicy(Enum):
     """What is done with a group whose behaviour has drifted from the policy: train on it as it is, do not train on it,
     or shrink its anchor.
@@ -162,6 +169,10 @@ class TokenClipConfig:
     low: float = 0.2
     """the band is [log(1 - low), log(1 + high)]"""
     high: float = 0.2
+    around: ClipCentre = ClipCentre.anchor
+    """what the band is around; matters with behaviour=engine, where it is one pass without gradient for updates after a
+    step's first
+    """
 
 
 @dataclass

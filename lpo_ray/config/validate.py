@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from lpo_ray.config.schema import Attention, Behaviour, Config, EqualRewards, LengthNorm, StaleConfig, StalePolicy
+from lpo_ray.config.schema import (
+    Attention,
+    Behaviour,
+    Config,
+    EqualRewards,
+    LengthNorm,
+    StaleConfig,
+    StalePolicy,
+)
 from lpo_ray.errors import ConfigError
 from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
 from lpo_ray.plugins import UnknownName, resolve
