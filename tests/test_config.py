@@ -89,6 +89,13 @@ def test_bad_values_are_named_with_what_was_expected(override: str, expected: st
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_ratio_to_the_anchor_that_leaves_stale_tokens_unweighted_is_warned_of() -> None:
+    ratio = ["objective.behaviour=engine", "objective.token_clip.kind=ppo_ratio"]
+    (warning,) = warnings(load_config(QUICKSTART, ratio))
+    assert "set token_clip.around=behaviour" in warning
+    assert warnings(load_config(QUICKSTART, [*ratio, "objective.token_clip.around=behaviour"])) == []
+
+
 def test_truncated_sampling_with_engine_behaviour_is_refused() -> None:
     message = failure("sampling.top_p=0.9", "objective.behaviour=engine")
     assert "sampling.top_p=0.9 cuts the support" in message

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from lpo_ray.config.schema import (
     Attention,
     Behaviour,
+    ClipCentre,
     Config,
     EqualRewards,
     LengthNorm,
@@ -61,6 +62,13 @@ def _warn_of_behaviour(config: Config) -> list[str]:
         found.append(
             "pipeline.equal_rewards=drop off-policy or with several updates a step: groups of equal rewards would pull "
             "the policy back to the anchor, and that is dropped too"
+        )
+    clip = objective.token_clip
+    if objective.behaviour is Behaviour.engine and clip.kind == "ppo_ratio" and clip.around is ClipCentre.anchor:
+        found.append(
+            "objective.token_clip.kind=ppo_ratio with objective.behaviour=engine and token_clip.around=anchor: its ratio "
+            "is to the policy before the step, so stale tokens are not weighted; set token_clip.around=behaviour, or "
+            "behaviour=recomputed with objective.importance_cap"
         )
     if (
         objective.behaviour is Behaviour.engine
