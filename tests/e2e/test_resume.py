@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from lpo_ray.accounting import audit
 from lpo_ray.checkpoint import list_checkpoints
 from tests.e2e.test_signals import Run
 
@@ -82,6 +85,31 @@ def test_a_replay_from_a_checkpoint_notices_a_changed_sample(resumed: Path, tmp_
     assert finished.returncode == 2
     assert "the samples of step 5 were not recorded" in finished.stderr
     assert "committed steps: 1 to 6" in lpo_ray("replay", str(copy), "--step", "7").stderr
+
+
+def test_steps_since_the_checkpoint_are_computed_again_and_not_sampled_again(tmp_path: Path, tiny_policy: Path) -> None:
+    options = (DIGITS, "learner.lr=1e-3", "run.steps=9", "checkpoint.every=4", "run.resume=auto")
+    first = Run(tmp_path, tiny_policy, *options)
+    first.wait_for_step(7)
+    for process in first.descendants():
+        process.kill()
+    first.process.wait()
+    before = (first.folder / "metrics.jsonl").read_text().splitlines()
+    output = finish(second := Run(tmp_path, tiny_policy, *options))
+    assert second.process.returncode == 0, output
+    done = int(re.search(r"computing steps 5 to (\d+) again", output)[1])
+    assert done >= 7
+    assert f"resumed after step {done}" in output
+    after = (second.folder / "metrics.jsonl").read_text().splitlines()
+    assert after[:done] == before[:done]  # what was written stays, to the byte
+    assert second.steps() == list(range(1, 10))
+    books = audit(second.folder)
+    assert books.violations == ()
+    with sqlite3.connect(second.folder / "ledger.sqlite") as ledger:
+        again = ledger.execute("SELECT COUNT(*) FROM attempts WHERE attempt > 0 AND step <= ?", (done,)).fetchone()
+    assert again == (0,)
+    finished = lpo_ray("replay", str(second.folder), "--step", "9", "--from-start")
+    assert finished.returncode == 0, finished.stderr  # and all nine are the steps of one run that was never killed
 
 
 VLLM = """
