@@ -6,10 +6,13 @@ PYTHONPATH=. .venv/bin/python tests/benchmarks/lag.py OUT.json OUT.svg [--lags 4
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -42,7 +45,7 @@ def train(folder: Path, name: str, overrides: list[str]) -> dict[str, list[float
     command = [
         sys.executable, "-m", "lpo_ray", "train", str(CONFIG), f"run.dir={folder}", f"run.name={name}", *overrides
     ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return {key: [row[key] for row in rows] for key in KEPT}
 
@@ -80,23 +83,25 @@ def main() -> None:
     parser.add_argument("--lags", default="4,8")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--parallel", type=int, default=2, help="runs at once, of one thread each")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     lags, seeds = ([int(n) for n in text.split(",")] for text in (arguments.lags, arguments.seeds))
     folder = Path(tempfile.mkdtemp(prefix="lpo-ray-lag-"))
     curves: dict[str, dict[str, list[float]]] = {}
-    for seed in seeds:
-        for lag in lags:
-            for method, overrides in METHODS.items():
-                name = f"{method} / {lag} / {seed}"
-                fixed = [f"pipeline.max_staleness={lag}", f"run.seed={seed}", f"run.steps={arguments.steps}"]
-                safe = name.replace(" ", "").replace(",", "-").replace("/", "_")
-                curves[name] = train(folder, safe, [*fixed, *overrides, *arguments.overrides])
-                last = curves[name]
-                shown = {key: round(float(np.mean(last[key][-10:])), 4) for key in KEPT}
-                sys.stdout.write(f"{name} {shown}\n")
-                sys.stdout.flush()
-                arguments.out.write_text(json.dumps(curves) + "\n")
+
+    def one(seed: int, lag: int, method: str) -> None:
+        name = f"{method} / {lag} / {seed}"
+        fixed = [f"pipeline.max_staleness={lag}", f"run.seed={seed}", f"run.steps={arguments.steps}"]
+        safe = name.replace(" ", "").replace(",", "-").replace("/", "_")
+        curves[name] = train(folder, safe, [*fixed, *METHODS[method], *arguments.overrides])
+        shown = {key: round(float(np.mean(curves[name][key][-10:])), 4) for key in KEPT}
+        sys.stdout.write(f"{name} {shown}\n")
+        sys.stdout.flush()
+        arguments.out.write_text(json.dumps(dict(sorted(curves.items()))) + "\n")
+
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        list(pool.map(lambda point: one(*point), itertools.product(seeds, lags, METHODS)))
     draw(curves, lags, seeds, arguments.picture)
 
 
