@@ -67,8 +67,8 @@ def _warn_of_behaviour(config: Config) -> list[str]:
     if objective.behaviour is Behaviour.engine and clip.kind == "ppo_ratio" and clip.around is ClipCentre.anchor:
         found.append(
             "objective.token_clip.kind=ppo_ratio with objective.behaviour=engine and token_clip.around=anchor: its "
-            "ratio is to the policy before the step, so stale tokens are not weighted; set token_clip.around=behaviour, "
-            "or behaviour=recomputed with objective.importance_cap"
+            "ratio is to the policy before the step, so stale tokens are not weighted; set "
+            "token_clip.around=behaviour, or behaviour=recomputed with objective.importance_cap"
         )
     if (
         objective.behaviour is Behaviour.engine
