@@ -14,7 +14,7 @@ import numpy as np
 
 from lpo_ray.errors import NothingToTrain
 from lpo_ray.interfaces import Learner, Observer
-from lpo_ray.records import Anchor, AnchorGroup, ScoredGroup, zero_anchor
+from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, zero_anchor
 from lpo_ray.sample_lane import SampleLane
 from lpo_ray.seeds import derive_seed
 from lpo_ray.targets import StaleRule, why_dropped
@@ -49,6 +49,11 @@ class StepGroups:
     num_reused: int
     left_out: Mapping[str, int]
     """equal_rewards, off_policy (by the stale rule), cut (stragglers) -> groups"""
+
+    @property
+    def anchors(self) -> dict[Key, AnchorGroup]:
+        """By the groups' names."""
+        return {scored.group.key: anchor for scored, anchor in zip(self.groups, self.anchor, strict=True)}
 
     @property
     def fresh(self) -> list[ScoredGroup]:

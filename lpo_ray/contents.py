@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from safetensors.numpy import load, save
 
-from lpo_ray.records import FinishReason, Prompt, PromptGroup, Response, ScoredGroup
+from lpo_ray.records import AnchorGroup, FinishReason, Prompt, PromptGroup, Response, ScoredGroup
 
 _FINISHED: tuple[FinishReason, ...] = ("stop", "length")
 
@@ -48,3 +48,13 @@ def from_bytes(content: bytes) -> ScoredGroup:
     prompt = Prompt(prompt_id, found["prompt"].astype(np.int64), answer, verifier)
     group = PromptGroup(prompt, int(found["attempt"][0]), responses)
     return ScoredGroup(group, cast("np.ndarray", found["rewards"]))
+
+
+def anchor_to_bytes(anchor: AnchorGroup) -> bytes:
+    """A group's anchor, 12 bytes a response."""
+    return np.stack([anchor.log_ratio, anchor.drift, anchor.mismatch_kl]).astype("<f4").tobytes()
+
+
+def anchor_from_bytes(content: bytes) -> AnchorGroup:
+    """The anchor that ``anchor_to_bytes`` was given."""
+    return AnchorGroup(*np.frombuffer(content, dtype="<f4").reshape(3, -1))

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpo_ray.contents import from_bytes, to_bytes
-from lpo_ray.records import Key, ScoredGroup, WeightsVersion
+from lpo_ray.contents import anchor_from_bytes, anchor_to_bytes, from_bytes, to_bytes
+from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, WeightsVersion
 
 STATES = ("issued", "sampled", "scored", "trained", "lost", "stale", "filtered")
 IN_FLIGHT = STATES[:3]
@@ -49,6 +49,10 @@ CREATE TABLE IF NOT EXISTS contents (
     prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, content BLOB NOT NULL, PRIMARY KEY (prompt_id, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS commits (step INTEGER PRIMARY KEY, digest TEXT NOT NULL, committed_at REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS anchors (
+    step INTEGER NOT NULL, prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, anchor BLOB NOT NULL,
+    PRIMARY KEY (step, prompt_id, attempt)
+) STRICT;
 CREATE TABLE IF NOT EXISTS reused (
     step INTEGER NOT NULL, prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (step, prompt_id, attempt)
 ) STRICT;
@@ -125,10 +129,14 @@ class Ledger:
         trained: Sequence[Key],
         skipped: Mapping[Key, str] | None = None,
         reused: Sequence[Key] = (),
+        anchors: Mapping[Key, AnchorGroup] | None = None,
     ) -> Iterator[None]:
         """One transaction around what else belongs to the step: the groups are trained by it, or skipped by an update
-        for the reason given, or trained again. It commits, durably, when the block ends, and leaves no trace when the
-        block raises or the process dies in it. ValueError for a group that is not scored.
+        for the reason given, or trained again. ``anchors``: of all of these, as they were when the step was made; they
+        are kept with the groups, since another pass over them might round differently.
+
+        It commits, durably, when the block ends, and leaves no trace when the block raises or the process dies in it.
+        ValueError for a group that is not scored.
         """
         with self._transaction(durable=True):
             for key in trained:
@@ -136,6 +144,8 @@ class Ledger:
             for key, reason in (skipped or {}).items():
                 self._move(key, ("scored",), "filtered", reason=reason, step=version.step)
             self._db.executemany("INSERT INTO reused VALUES (?, ?, ?)", [(version.step, *key) for key in reused])
+            rows = [(version.step, *key, anchor_to_bytes(anchor)) for key, anchor in (anchors or {}).items()]
+            self._db.executemany("INSERT INTO anchors VALUES (?, ?, ?, ?)", rows)
             self._db.execute("INSERT INTO commits VALUES (?, ?, ?)", (version.step, version.digest, time.time()))
             yield
 
@@ -148,23 +158,28 @@ class Ledger:
             "(SELECT prompt_id, attempt FROM attempts WHERE step IS NOT NULL AND step <= ?)",
             (step - keep_steps,),
         )
+        self._db.execute("DELETE FROM anchors WHERE step <= ?", (step,))
 
     def commits_after(self, step: int) -> list[WeightsVersion]:
         """Steps that were committed after ``step``, in order."""
         rows = self._db.execute("SELECT step, digest FROM commits WHERE step > ? ORDER BY step", (step,)).fetchall()
         return [WeightsVersion(*row) for row in rows]
 
-    def batch(self, step: int) -> list[ScoredGroup]:
-        """The groups that made ``step``, in their order there: those it trained (or skipped), then those it reused.
-        Empty when what they held is not here any more.
+    def batch(self, step: int) -> tuple[list[ScoredGroup], Anchor]:
+        """The groups that made ``step``, in their order there: those it trained (or skipped), then those it reused; and
+        their anchor. Empty when that is not here any more.
         """
         rows = self._db.execute(
-            "SELECT content FROM (SELECT 0 AS again, prompt_id, attempt FROM attempts WHERE step = ?1 UNION ALL "
-            "SELECT 1, prompt_id, attempt FROM reused WHERE step = ?1) LEFT JOIN contents USING (prompt_id, attempt) "
+            "SELECT content, anchor FROM (SELECT 0 AS again, prompt_id, attempt FROM attempts WHERE step = ?1 "
+            "UNION ALL SELECT 1, prompt_id, attempt FROM reused WHERE step = ?1) "
+            "LEFT JOIN contents USING (prompt_id, attempt) "
+            "LEFT JOIN (SELECT prompt_id, attempt, anchor FROM anchors WHERE step = ?1) USING (prompt_id, attempt) "
             "ORDER BY again, prompt_id",
             (step,),
         ).fetchall()
-        return [] if (None,) in rows else [from_bytes(content) for (content,) in rows]
+        if any(None in row for row in rows):
+            return [], ()
+        return [from_bytes(content) for content, _ in rows], tuple(anchor_from_bytes(anchor) for _, anchor in rows)
 
     def trained_since(self, step: int) -> list[ScoredGroup]:
         """Groups that were trained after ``step`` and whose contents are still here."""
@@ -204,6 +219,7 @@ class Ledger:
             )
             self._db.execute("DELETE FROM commits WHERE step > ?", (step,))
             self._db.execute("DELETE FROM reused WHERE step > ?", (step,))
+            self._db.execute("DELETE FROM anchors WHERE step > ?", (step,))
             self._db.execute(
                 "DELETE FROM contents WHERE (prompt_id, attempt) IN "
                 "(SELECT prompt_id, attempt FROM attempts WHERE state IN ('lost', 'stale'))"

@@ -156,7 +156,8 @@ class TrainingLoop:
                 publication = await parts.transport.publish(step + 1)
             version = publication.version
             trained, skipped = _outcome(found.fresh, report)
-            with self._ledger.step(version, trained, skipped, [scored.group.key for scored in found.reused]):
+            reused = [scored.group.key for scored in found.reused]
+            with self._ledger.step(version, trained, skipped, reused, found.anchors):
                 self._observer.step_done(
                     StepRecord(
                         version.step, batch, targets, report, publication, self._ledger.counts(), found.left_out,

@@ -9,18 +9,16 @@ from __future__ import annotations
 from lpo_ray.interfaces import Components
 from lpo_ray.ledger import Ledger
 from lpo_ray.loop import BatchSettings, make_batch
-from lpo_ray.records import zero_anchor
 
 
-async def redo(components: Components, ledger: Ledger, settings: BatchSettings, step: int, *, from_engine: bool) -> int:
+async def redo(components: Components, ledger: Ledger, settings: BatchSettings, step: int) -> int:
     """Compute the steps that were committed after ``step``, whose weights the learner holds, again; returns the last.
     It ends early at a step whose groups are not in the ledger any more.
     """
     for version in ledger.commits_after(step):
-        groups = ledger.batch(version.step)
+        groups, anchor = ledger.batch(version.step)
         if not groups:
             break
-        anchor = await components.learner.log_ratios(groups) if from_engine else zero_anchor(groups)
         _, batch = await make_batch(components, groups, anchor, settings, step)
         await components.learner.project(batch)
         step = version.step

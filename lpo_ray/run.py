@@ -177,7 +177,7 @@ async def _restore(
     if unchanged and recorded:
         recorder.note(f"computing steps {saved + 1} to {max(recorded)} again from the groups that made them")
         with recorder.stage("project"):
-            step = await redo(components, ledger, plan.batch_settings(), saved, from_engine=plan.from_engine)
+            step = await redo(components, ledger, plan.batch_settings(), saved)
     with recorder.stage("publish"):
         version = (await components.transport.publish(step)).version
     if step > saved and version != recorded[step]:

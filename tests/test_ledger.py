@@ -4,13 +4,14 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpo_ray.accounting import audit
 from lpo_ray.ledger import Ledger
-from lpo_ray.records import Key, ScoredGroup, WeightsVersion
+from lpo_ray.records import AnchorGroup, Key, ScoredGroup, WeightsVersion
 from tests.builders import make_scored
 
 
@@ -29,8 +30,15 @@ def scored_by(ledger: Ledger, number: int, version: int = 0) -> ScoredGroup:
     return group
 
 
-def commit(ledger: Ledger, step: int, groups: Sequence[ScoredGroup], **more: object) -> None:
-    with ledger.step(WeightsVersion(step, f"digest-{step}"), [group.group.key for group in groups], **more):
+def anchor_of(key: Key) -> AnchorGroup:
+    values = np.arange(6, dtype=np.float32).reshape(3, 2) + int(key[0][6:])
+    return AnchorGroup(*values)
+
+
+def commit(ledger: Ledger, step: int, groups: Sequence[ScoredGroup], reused: Sequence[Key] = ()) -> None:
+    names = keys(groups)
+    anchors = {key: anchor_of(key) for key in (*names, *reused)}
+    with ledger.step(WeightsVersion(step, f"digest-{step}"), names, None, reused, anchors):
         pass
 
 
@@ -91,7 +99,7 @@ def test_going_back_keeps_groups_of_weights_that_stay_and_loses_those_of_weights
     first, second, third = scored_by(ledger, 0), scored_by(ledger, 1), scored_by(ledger, 2, version=1)
     commit(ledger, 1, [first])
     commit(ledger, 2, [second, third])
-    assert keys(ledger.batch(2)) == keys([second, third])
+    assert keys(ledger.batch(2)[0]) == keys([second, third])
     owed = ledger.resume(1)
     assert keys(owed.scored) == [second.group.key, third.group.key]
     owed = ledger.resume(0)
@@ -104,9 +112,10 @@ def test_settled_groups_are_forgotten_but_for_those_that_may_be_reused(ledger: L
     groups = [scored_by(ledger, number) for number in range(3)]
     for step, group in enumerate(groups, start=1):
         commit(ledger, step, [group], reused=[groups[0].group.key] if step == 3 else ())
-    assert keys(ledger.batch(3)) == keys([groups[2], groups[0]])
+    assert keys(ledger.batch(3)[0]) == keys([groups[2], groups[0]])
+    assert ledger.batch(3)[1][1].drift.tolist() == anchor_of(groups[0].group.key).drift.tolist()
     ledger.settle(2, keep_steps=1)
-    assert [bool(ledger.batch(step)) for step in (1, 2, 3)] == [False, True, False]
+    assert [bool(ledger.batch(step)[0]) for step in (1, 2, 3)] == [False, False, False]
     assert keys(ledger.trained_since(0)) == keys(groups[1:])
     owed = ledger.resume(0)  # to before what was settled: its groups are gone, and owed
     assert owed.prompts == ((0, "train-00000000"),)
