@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import marked
+
 VICTIMS = ("driver", "rollout worker", "verifier process", "learner rank")
 
 
@@ -61,7 +63,7 @@ class Chaos:
                         self.killed[victim] += 1
                     moment = time.monotonic() + rng.uniform(*self.pauses)
         finally:
-            for left in self._processes():
+            for left in marked(self.mark):
                 left.kill()
 
     def _start(self) -> subprocess.Popen[str]:
@@ -98,18 +100,7 @@ class Chaos:
         return [process for process in below if not _below(process)]
 
     def _actors(self, name: str) -> list[psutil.Process]:
-        return [process for process in self._processes() if f"ray::{name}" in _command(process)]
-
-    def _processes(self) -> list[psutil.Process]:
-        """Every process that carries the mark: Ray's daemons and workers detach, but keep the environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if self.mark in {f"{k}={v}" for k, v in process.environ().items()}:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return [process for process in marked(self.mark) if f"ray::{name}" in _command(process)]
 
 
 def _below(process: psutil.Process) -> list[psutil.Process]:

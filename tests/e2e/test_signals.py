@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from lpo_ray.checkpoint import list_checkpoints
+from tests.processes import marked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")
@@ -52,15 +53,8 @@ class Run:
         return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
     def descendants(self) -> list[psutil.Process]:
-        """Every process that carries the mark: Ray's daemons and workers detach, but keep the environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if self.mark in {f"{k}={v}" for k, v in process.environ().items()}:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        """Every process that carries the mark."""
+        return marked(self.mark)
 
     def __enter__(self) -> Run:
         return self
