@@ -112,7 +112,9 @@ class RolloutPool(Generic[W]):
         self._failure: LpoRayError | None = None
 
     async def start(self) -> None:
-        """Build all engines at once; the first error is raised."""
+        """Build all engines at once, in place of those there were; the first error is raised."""
+        for member in self.members:
+            member.up = False
         workers = [self._make(index) for index in range(len(self._places))]
         async with asyncio.TaskGroup() as starting:
             tasks = [starting.create_task(worker.start(self._deadline)) for worker in workers]
