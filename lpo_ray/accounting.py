@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lpo_ray.errors import ConfigError
-from lpo_ray.ledger import STATES
+from lpo_ray.ledger import STATES, read_ledger
 
 REASONS = 8
 """most frequent, shown"""
@@ -68,10 +65,7 @@ class Accounting:
 
 def audit(run_dir: Path) -> Accounting:
     """Read the books of a run's folder. ConfigError when it has none."""
-    path = run_dir / "ledger.sqlite"
-    if not path.is_file():
-        raise ConfigError(f"{run_dir} has no ledger.sqlite; expected the folder of a run, such as runs/NAME")
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+    with read_ledger(run_dir) as db:
         db.execute("BEGIN")  # one moment for all that follows
         attempts = dict(db.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall())
         prompts = dict(

@@ -81,7 +81,7 @@ class Assembly:
     ) -> None:
         """``trained``: what may be reused from before a resume."""
         self._lane, self._learner, self._settings, self._observer = lane, learner, settings, observer
-        self._reusable = list(trained) if settings.reused_groups_per_step else []
+        self._reusable = list(trained)
 
     async def groups(self, step: int) -> StepGroups:
         """The groups of ``step``, with their anchor. Waits for the sample lane. NothingToTrain when the stale rule left

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lpo_ray.contents import anchor_from_bytes, anchor_to_bytes, from_bytes, to_bytes
+from lpo_ray.errors import ConfigError
 from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, WeightsVersion
 
 STATES = ("issued", "sampled", "scored", "trained", "lost", "stale", "filtered")
@@ -57,6 +58,16 @@ CREATE TABLE IF NOT EXISTS reused (
     step INTEGER NOT NULL, prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (step, prompt_id, attempt)
 ) STRICT;
 """
+
+
+@contextlib.contextmanager
+def read_ledger(run_dir: Path) -> Iterator[sqlite3.Connection]:
+    """The ledger of a run's folder, to read only. ConfigError when it has none."""
+    path = run_dir / "ledger.sqlite"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} has no ledger.sqlite; expected the folder of a run, such as runs/NAME")
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        yield db
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +305,8 @@ class Ledger:
     def _transaction(self, *, durable: bool = False) -> Iterator[None]:
         """All or nothing; ``durable``: also after a power cut, with everything before it."""
         before = self._counts.copy()
-        self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        if durable:
+            self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -303,3 +315,6 @@ class Ledger:
             self._db.execute("ROLLBACK")
             self._counts = before
             raise
+        finally:
+            if durable:
+                self._db.execute("PRAGMA synchronous=NORMAL")

@@ -141,7 +141,8 @@ class TrainingLoop:
     ) -> WeightsVersion:
         """Consumes scored groups, produces weights. Waits for the sample lane, and unblocks it through the gate."""
         settings, parts = self._settings, self._components
-        reusable = self._ledger.trained_since(version.step - settings.assembly.max_staleness)
+        since = version.step - settings.assembly.max_staleness
+        reusable = self._ledger.trained_since(since) if settings.assembly.reused_groups_per_step else []
         assembly = Assembly(lane, parts.learner, settings.assembly, self._observer, reusable)
         for step in range(version.step, settings.steps):
             found = await self._unless_stopped(assembly.groups(step))

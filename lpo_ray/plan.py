@@ -161,7 +161,7 @@ class Plan:
             clip_high=objective.token_clip.high,
             length_norm=objective.length_norm.value,
             sampling_temperature=self.config.sampling.temperature,
-            behaviour_from_engine=objective.behaviour is Behaviour.engine,
+            behaviour_from_engine=self.from_engine,
             reference_kl=objective.reference_kl,
             clip_around_anchor=objective.token_clip.around is ClipCentre.anchor,
             importance_cap=objective.importance_cap,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from lpo_ray import checkpoint
 from lpo_ray.errors import ConfigError, ReplayDiffers
 from lpo_ray.interfaces import Learner
+from lpo_ray.ledger import read_ledger
 from lpo_ray.packing import pack_step
 from lpo_ray.plan import Plan
 from lpo_ray.telemetry.samples import read_step, samples_path
@@ -59,10 +59,7 @@ async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearn
 
 def recorded_digests(run_dir: Path, step: int) -> dict[int, str]:
     """Digest of the weights that each committed step made, as the ledger has it; ConfigError when ``step`` is none."""
-    path = run_dir / "ledger.sqlite"
-    if not path.is_file():
-        raise ConfigError(f"{run_dir} has no ledger.sqlite; expected the folder of a run, such as runs/NAME")
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as ledger:
+    with read_ledger(run_dir) as ledger:
         commits = dict(ledger.execute("SELECT step, digest FROM commits").fetchall())
     if step not in commits:
         known = f"1 to {max(commits)}" if commits else "none"

@@ -168,6 +168,11 @@ async def _restore(
     """The newest checkpoint (or the model's own weights), then, if the run learns as it did (``unchanged``), the steps
     that were committed since, computed again; published and proved.
     """
+
+    async def publish(step: int) -> WeightsVersion:
+        with recorder.stage("publish"):
+            return (await components.transport.publish(step)).version
+
     found = checkpoint.list_checkpoints(plan.run_dir / "checkpoints")
     state = await asyncio.to_thread(checkpoint.verify, found[-1], model_path) if found else None
     if state is not None:
@@ -178,8 +183,7 @@ async def _restore(
         recorder.note(f"computing steps {saved + 1} to {max(recorded)} again from the groups that made them")
         with recorder.stage("project"):
             step = await redo(components, ledger, plan.batch_settings(), saved)
-    with recorder.stage("publish"):
-        version = (await components.transport.publish(step)).version
+    version = await publish(step)
     if step > saved and version != recorded[step]:
         why = f"step {step}, computed again, gave weights {version}; the run had recorded {recorded[step]}"
         if state is None:
@@ -189,9 +193,7 @@ async def _restore(
             )
         recorder.note(f"{why}: the run goes back to the checkpoint of step {saved}")
         await components.learner.restore(found[-1], state.world_size)
-        step = saved
-        with recorder.stage("publish"):
-            version = (await components.transport.publish(step)).version
+        step, version = saved, await publish(saved)
     if state is not None and step == saved and version.digest != state.digest:
         raise CheckpointDamaged(
             str(found[-1]), f"it restored to weights {version}, but was saved as {state.digest[:12]}"

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from lpo_ray.accounting import audit
+from lpo_ray.telemetry.sinks import MetricsLog
 from tests.chaos import Chaos
 
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
@@ -31,7 +32,7 @@ def main() -> None:
     started = time.monotonic()
     code = chaos.run(limit=3000)
     run, books = folder / "chaos", audit(folder / "chaos")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = MetricsLog(run / "metrics.jsonl").read()
     summary = json.loads((run / "summary.json").read_text())
     result = {
         "exit_code": code,

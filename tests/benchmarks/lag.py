@@ -18,6 +18,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from lpo_ray.telemetry.sinks import MetricsLog
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -46,7 +48,7 @@ def train(folder: Path, name: str, overrides: list[str]) -> dict[str, list[float
         sys.executable, "-m", "lpo_ray", "train", str(CONFIG), f"run.dir={folder}", f"run.name={name}", *overrides
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    rows = MetricsLog(folder / name / "metrics.jsonl").read()
     return {key: [row[key] for row in rows] for key in KEPT}
 
 

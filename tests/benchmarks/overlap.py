@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from lpo_ray.telemetry.sinks import MetricsLog
+
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "quickstart_async.yaml"
 WARM = 5
 """steps that fill the lanes, left out"""
@@ -27,7 +29,7 @@ def train(folder: Path, staleness: int, overrides: list[str]) -> dict[str, objec
         f"pipeline.max_staleness={staleness}", *overrides,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()][WARM:]
+    rows = MetricsLog(folder / name / "metrics.jsonl").read()[WARM:]
     stages = ("sample", "verify", "anchor", "project", "publish", "wait", "checkpoint")
     return {
         "seconds": statistics.median(row["seconds"] for row in rows),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from lpo_ray.accounting import audit
+from lpo_ray.telemetry.sinks import MetricsLog
 from tests.chaos import Chaos
 from tests.e2e.test_signals import QUICKSTART
 
@@ -32,6 +32,6 @@ def test_killed_anywhere_the_run_ends_complete_and_balanced(tmp_path: Path, tiny
     assert books.steps == STEPS
     assert books.attempts["trained"] == STEPS * GROUPS
     assert books.attempts["issued"] == books.attempts["sampled"] == 0
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = MetricsLog(run / "metrics.jsonl").read()
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(row["staleness_max"] <= staleness for row in rows)
