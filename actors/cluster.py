@@ -60,13 +60,12 @@ class RemoteVerifier:
     """being scored, and since when in unix seconds"""
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
-        """See interfaces.Verifier."""
-        what = f"score {group.prompt.prompt_id}"
+        """See interfaces.Verifier. Only the rewards come back."""
+        what, seconds = f"score {group.prompt.prompt_id}", self.deadline_seconds
         self.groups[group.key] = time.time()
         try:
-            return await call(
-                self.handle.score.remote(group), who="verifier service", what=what, seconds=self.deadline_seconds
-            )
+            rewards = await call(self.handle.score.remote(group), who="verifier service", what=what, seconds=seconds)
+            return ScoredGroup(group, rewards)
         finally:
             self.groups.pop(group.key, None)
 
@@ -154,6 +153,7 @@ def connect(config: Config) -> None:
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.WARNING)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see actors.priority
     # Ray warns that it turned its token authentication on, which is what a cluster of our own should have.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     wanted = sum(b["CPU"] for request in _requests(config) for b in request.bundles) + 1

@@ -13,6 +13,7 @@ import ray
 
 from actors.inflight import RULES, TAKEN_BACK
 from actors.inspection import current_process
+from actors.priority import give_way
 from lpo_ray.config.schema import Inflight
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import FloatArray, IntArray, Process, Prompt, PromptGroup, Response, Sampling
@@ -73,6 +74,7 @@ class RolloutWorker:
 
         from actors.engines import AsynchronousEngine, InprocessEngine
 
+        give_way()
         settings = self._settings
         self._params, self._kind = SamplingParams, RequestOutputKind
         # On CPU a seeded request whose prompt is prefilled in chunks kills the engine ("CPU Generator does not use

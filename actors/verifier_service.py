@@ -16,7 +16,7 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from lpo_ray.errors import GroupLost
-from lpo_ray.records import Process, PromptGroup, ScoredGroup
+from lpo_ray.records import FloatArray, Process, PromptGroup
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.run import verify
 
@@ -35,8 +35,10 @@ class VerifierService:
         """Start the pool; returns where the service runs."""
         # here, since the verifier processes import this module, and need neither Ray nor a tokenizer
         from actors.inspection import current_process
+        from actors.priority import give_way
         from lpo_ray.tokenizer import Tokenizer
 
+        give_way()
         self._tokenizer = Tokenizer.load(self._model_path)
         # forkserver: a clean parent without this actor's threads, from which a replacement forks in milliseconds
         context = multiprocessing.get_context("forkserver")
@@ -47,8 +49,8 @@ class VerifierService:
         await self._verdict("countdown", "", "", '{"numbers": [1], "target": 1}')
         return current_process()
 
-    async def score(self, group: PromptGroup) -> ScoredGroup:
-        """See interfaces.Verifier."""
+    async def score(self, group: PromptGroup) -> FloatArray:
+        """[K] rewards of the group's responses; see interfaces.Verifier."""
         prompt = self._tokenizer.decode(group.prompt.token_ids)
         texts = [self._tokenizer.decode(r.token_ids) for r in group.responses]
         verifier, answer = group.prompt.verifier, group.prompt.answer
@@ -62,7 +64,7 @@ class VerifierService:
                     f"response {number} stayed unscored after {self._max_retries} retries: {verdict.detail}",
                 )
             rewards.append(verdict.reward)
-        return ScoredGroup(group, np.asarray(rewards, dtype=np.float32))
+        return np.asarray(rewards, dtype=np.float32)
 
     async def close(self) -> None:
         """Kill the pool's processes."""

@@ -10,25 +10,25 @@ from typing import cast
 import numpy as np
 from safetensors.numpy import load, save
 
-from lpo_ray.records import AnchorGroup, FinishReason, Prompt, PromptGroup, Response, ScoredGroup
+from lpo_ray.records import AnchorGroup, FinishReason, GroupColumns, Prompt, PromptGroup, ScoredGroup
 
 _FINISHED: tuple[FinishReason, ...] = ("stop", "length")
 
 
 def to_bytes(scored: ScoredGroup) -> bytes:
     """The group, 12 bytes a token and the prompt."""
-    group, responses = scored.group, scored.group.responses
+    group, columns = scored.group, scored.group.columns()
     text = "\0".join((group.prompt.prompt_id, group.prompt.verifier, group.prompt.answer))
     return save(
         {
             "text": np.frombuffer(text.encode("utf-8", errors="surrogatepass"), dtype=np.uint8),
             "attempt": np.array([group.attempt], dtype=np.int32),
             "prompt": group.prompt.token_ids.astype(np.int32),
-            "lengths": np.array([len(response.token_ids) for response in responses], dtype=np.int32),
-            "token_ids": np.concatenate([response.token_ids for response in responses]).astype(np.int32),
-            "versions": np.concatenate([response.versions for response in responses]).astype(np.int32),
-            "logprobs": np.concatenate([response.behaviour_logprobs for response in responses]).astype(np.float32),
-            "finished": np.array([_FINISHED.index(response.finish_reason) for response in responses], dtype=np.uint8),
+            "lengths": np.array(columns.lengths, dtype=np.int32),
+            "token_ids": columns.token_ids.astype(np.int32),
+            "versions": columns.versions.astype(np.int32),
+            "logprobs": columns.behaviour_logprobs.astype(np.float32),
+            "finished": np.array([_FINISHED.index(reason) for reason in columns.finish_reasons], dtype=np.uint8),
             "rewards": scored.rewards.astype(np.float32),
         }
     )
@@ -39,14 +39,15 @@ def from_bytes(content: bytes) -> ScoredGroup:
     found = load(content)
     text = found["text"].tobytes().decode("utf-8", errors="surrogatepass")
     prompt_id, verifier, answer = text.split("\0", 2)
-    ends = np.cumsum(found["lengths"])[:-1]
-    columns = (np.split(found[name], ends) for name in ("token_ids", "logprobs", "versions"))
-    responses = tuple(
-        Response(token_ids.astype(np.int64), logprobs, versions.astype(np.int64), _FINISHED[int(finished)])
-        for token_ids, logprobs, versions, finished in zip(*columns, found["finished"], strict=True)
+    columns = GroupColumns(
+        tuple(found["lengths"].tolist()),
+        found["token_ids"].astype(np.int64),
+        cast("np.ndarray", found["logprobs"]),
+        found["versions"].astype(np.int64),
+        tuple(_FINISHED[number] for number in found["finished"].tolist()),
     )
     prompt = Prompt(prompt_id, found["prompt"].astype(np.int64), answer, verifier)
-    group = PromptGroup(prompt, int(found["attempt"][0]), responses)
+    group = PromptGroup.of_columns(prompt, int(found["attempt"][0]), columns)
     return ScoredGroup(group, cast("np.ndarray", found["rewards"]))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,21 @@ class Response:
         )
 
 
+class GroupColumns(NamedTuple):
+    """The responses of a group end to end, T_sum tokens in all: how a group travels and is stored."""
+
+    lengths: tuple[int, ...]
+    """[K]"""
+    token_ids: IntArray
+    """[T_sum]"""
+    behaviour_logprobs: FloatArray
+    """[T_sum]"""
+    versions: IntArray
+    """[T_sum]"""
+    finish_reasons: tuple[FinishReason, ...]
+    """[K]"""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptGroup:
     """One prompt and its K responses: the atom of the system. Made by a rollout engine."""
@@ -98,6 +113,31 @@ class PromptGroup:
     def __post_init__(self) -> None:
         if not self.responses:
             raise ValueError(f"group {self.prompt.prompt_id} has no responses")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as columns: a group crosses five borders, and a record and three arrays for each response cost the
+        driver more than the rest of its work.
+        """
+        return _group_of_columns, (self.prompt, self.attempt, *self.columns())
+
+    def columns(self) -> GroupColumns:
+        """Its responses end to end."""
+        rows = self.responses
+        return GroupColumns(
+            tuple(len(response.token_ids) for response in rows),
+            np.concatenate([response.token_ids for response in rows]),
+            np.concatenate([response.behaviour_logprobs for response in rows]),
+            np.concatenate([response.versions for response in rows]),
+            tuple(response.finish_reason for response in rows),
+        )
+
+    @classmethod
+    def of_columns(cls, prompt: Prompt, attempt: int, columns: GroupColumns) -> PromptGroup:
+        """The group whose ``columns`` these are. Its arrays are views of them."""
+        lengths, *arrays, reasons = columns
+        ends = np.cumsum(lengths)[:-1]
+        rows = zip(*(np.split(array, ends) for array in arrays), reasons, strict=True)
+        return cls(prompt, attempt, tuple(Response(*row) for row in rows))
 
     @property
     def key(self) -> Key:
@@ -119,6 +159,10 @@ class PromptGroup:
         """Of its arrays."""
         arrays = [a for r in self.responses for a in (r.token_ids, r.behaviour_logprobs, r.versions)]
         return self.prompt.token_ids.nbytes + sum(array.nbytes for array in arrays)
+
+
+def _group_of_columns(prompt: Prompt, attempt: int, *columns: Any) -> PromptGroup:  # noqa: ANN401 - from pickle
+    return PromptGroup.of_columns(prompt, attempt, GroupColumns(*columns))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,6 +29,20 @@ def test_lengths_are_checked_with_both_numbers() -> None:
         ScoredGroup(make_group(0), np.array([np.nan, 0], np.float32))
 
 
+def test_a_group_that_travelled_is_the_same_and_is_a_few_arrays() -> None:
+    group = make_group(3, (5, 1, 9), version=2)
+    buffers: list[pickle.PickleBuffer] = []
+    sent = pickle.dumps(group, protocol=5, buffer_callback=buffers.append)
+    found = pickle.loads(sent, buffers=buffers)
+    assert len(buffers) == 4  # the prompt's tokens and three columns, however many responses there are
+    assert (found.key, found.prompt.answer) == (group.key, group.prompt.answer)
+    for mine, theirs in zip(found.responses, group.responses, strict=True):
+        assert mine.finish_reason == theirs.finish_reason
+        for name in ("token_ids", "behaviour_logprobs", "versions"):
+            assert getattr(mine, name).dtype == getattr(theirs, name).dtype
+            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ class Finished:
 
     folder: Path
     pids: dict[str, int] = field(default_factory=dict)
+    niceness: dict[str, set[int]] = field(default_factory=dict)
+    """of the threads of each process"""
     served: list[np.ndarray] = field(default_factory=list)
     expected: list[np.ndarray] = field(default_factory=list)
     shards: list[dict[str, float]] = field(default_factory=list)
@@ -56,12 +59,17 @@ class Watched:
         try:
             probe = probe_sequences(90, 64)
             seen.pids = {name: process.pid for name, process in cluster.processes.items()}
+            seen.niceness = {name: _niceness(pid) for name, pid in seen.pids.items()}
             seen.expected = await cluster.learner.logprobs(probe)
             seen.served = await cluster.rollout.members[0].worker.handle.logprobs.remote(probe)
             seen.shards = await cluster.learner.shard_digests()
             seen.verdicts = await _verdicts(cluster)
         finally:
             await cluster.close()
+
+
+def _niceness(pid: int) -> set[int]:
+    return {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in psutil.Process(pid).threads()}
 
 
 async def _verdicts(cluster: object) -> dict[str, object]:
@@ -207,6 +215,14 @@ def test_the_run_folder_is_complete(finished: Finished) -> None:
     summary = json.loads((finished.folder / "summary.json").read_text())
     assert summary["steps"] == STEPS
     assert summary["evaluation"]["after"]["num_prompts"] == 6
+
+
+def test_engines_and_verifiers_give_way_to_the_ranks(finished: Finished) -> None:
+    """With every thread: the one that decodes is not the main one."""
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    ranks = [niceness for name, niceness in finished.niceness.items() if name.startswith("learner rank")]
+    assert len(ranks) == 2 and all(niceness == {mine} for niceness in ranks)
+    assert min(finished.niceness["verifier service"] | finished.niceness["rollout worker 0"]) > mine
 
 
 def test_no_process_stays_behind(finished: Finished) -> None:
