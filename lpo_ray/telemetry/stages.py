@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -41,7 +40,7 @@ class StageClock:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.now, self._since = now, now()
-        self._active: Counter[str] = Counter()
+        self._active: dict[str, int] = {}
         self.active_since: dict[str, float] = {}
         """stages at work, and when the first of each was entered"""
         self.moved_at = self._since
@@ -53,18 +52,19 @@ class StageClock:
         """``name`` (one of PRIORITY) is at work inside; may be entered many times at once."""
         if name not in PRIORITY:
             raise ValueError(f"stage {name!r}; expected one of {', '.join(PRIORITY)}")
-        self._attribute()
-        self._active[name] += 1
+        if name not in self._active:
+            self._attribute()
+        self._active[name] = self._active.get(name, 0) + 1
         self.moved()
         self.active_since.setdefault(name, self.moved_at)
         try:
             yield
         finally:
-            self._attribute()
             self._active[name] -= 1
             self.moved()
             if not self._active[name]:
-                del self.active_since[name]
+                self._attribute()
+                del self._active[name], self.active_since[name]
 
     def moved(self) -> None:
         """The stage at work got on, such as an evaluation by one group."""
@@ -72,7 +72,7 @@ class StageClock:
 
     def active(self) -> dict[str, int]:
         """Stages at work and how many times."""
-        return {name: self._active[name] for name in PRIORITY if self._active[name]}
+        return {name: self._active[name] for name in PRIORITY if name in self._active}
 
     def totals(self) -> Seconds:
         """Since the start."""
@@ -87,9 +87,8 @@ class StageClock:
 
     def _attribute(self) -> None:
         now = self.now()
-        active = self.active()
         for lanes in (self._total, self._lap):
-            lanes.add(now - self._since, active)
+            lanes.add(now - self._since, self._active)
         self._since = now
 
 
