@@ -1,6 +1,8 @@
 """What a deliberate lag does to LPO with and without its anchor, and to GRPO with and without TIS; three seeds each.
 
 PYTHONPATH=. .venv/bin/python tests/benchmarks/lag.py OUT.json OUT.svg [--lags 4,8] [--seeds 0,1,2] [--steps 40]
+
+OUT.json is added to: seeds and methods can be run in parts; the picture shows the seeds of the last part.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ CONFIG = Path(__file__).parent.parent.parent / "configs" / "lagged.yaml"
 GRPO = ["objective.divergence=first_order", "objective.token_clip.kind=ppo_ratio", "objective.behaviour=recomputed"]
 METHODS = {
     "LPO, anchor": [],
+    "LPO, anchor, half rate": ["learner.lr=5e-5"],
     "LPO, no anchor": ["objective.behaviour=recomputed"],
     "GRPO, TIS": [*GRPO, "objective.importance_cap=2"],
     "GRPO": GRPO,
 }
-COLOURS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00"), strict=True))
+COLOURS = dict(zip(METHODS, ("#0072B2", "#009E73", "#56B4E9", "#D55E00", "#E69F00"), strict=True))
 KEPT = (
     "reward",
     "pass_rate",
@@ -56,6 +59,8 @@ def draw(curves: dict[str, dict[str, list[float]]], lags: list[int], seeds: list
     figure, axes = plt.subplots(2, len(lags), figsize=(5.2 * len(lags), 6.4), layout="constrained", squeeze=False)
     for column, lag in enumerate(lags):
         for method in METHODS:
+            if f"{method} / {lag} / {seeds[0]}" not in curves:
+                continue
             runs = [curves[f"{method} / {lag} / {seed}"] for seed in seeds]
             for row, key in enumerate(("reward", "effective_sample_size")):
                 lines = np.array([run[key] for run in runs])
@@ -86,11 +91,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--parallel", type=int, default=2, help="runs at once, of one thread each")
+    parser.add_argument("--methods", default=";".join(METHODS), help="by name, with ; between")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     lags, seeds = ([int(n) for n in text.split(",")] for text in (arguments.lags, arguments.seeds))
     folder = Path(tempfile.mkdtemp(prefix="lpo-ray-lag-"))
-    curves: dict[str, dict[str, list[float]]] = {}
+    # what is there already is drawn with the rest
+    curves: dict[str, dict[str, list[float]]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
 
     def one(seed: int, lag: int, method: str) -> None:
         name = f"{method} / {lag} / {seed}"
@@ -103,7 +110,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(dict(sorted(curves.items()))) + "\n")
 
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        list(pool.map(lambda point: one(*point), itertools.product(seeds, lags, METHODS)))
+        list(pool.map(lambda point: one(*point), itertools.product(seeds, lags, arguments.methods.split(";"))))
     draw(curves, lags, seeds, arguments.picture)
 
 
