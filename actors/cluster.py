@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import ray
+import torch
 from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -147,8 +148,10 @@ def connect(config: Config) -> None:
     """Join the cluster at cluster.address, or start one on this machine that ends with this process.
 
     The local cluster announces as many logical CPUs as the roles ask for: stages of a synchronous run take turns, so
-    more roles than cores is the normal case on a small machine.
+    more roles than cores is the normal case on a small machine. What this process computes with torch, the metrics, is
+    too little for a second thread, and waiting for one that finds no free core took a third of the time between steps.
     """
+    torch.set_num_threads(1)
     if config.cluster.address:
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.WARNING)
         return
