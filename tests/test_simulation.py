@@ -13,7 +13,7 @@ from lpo_ray.simulation.virtual_time import Deadlock, run
 
 RECIPE = Path(__file__).parent.parent / "configs" / "simulate.yaml"
 SMALL = [
-    "rollout.num_workers=4", "pipeline.groups_per_step=32", "learner.world_size=1", "simulation.train_rate=800",
+    "rollout.num_workers=4", "pipeline.groups_per_step=32", "learner.world_size=1", "simulation.train_rate=100",
     "simulation.hours_between_failures=0",
 ]  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_a_learner_that_is_the_slower_lane_is_never_idle_and_its_rate_is_the_sim
     outcome = simulate(load_config(RECIPE, SMALL), engines=4)
     assert outcome.balances
     assert outcome.learner_idle < 0.01
-    seconds_a_step = 32 * 8 * 256 / 800 * 1.3 + 2
+    seconds_a_step = 32 * 8 * 32 / 100 * 1.3 + 2
     assert outcome.groups_per_second == pytest.approx(32 / seconds_a_step, rel=0.1)
     assert sum(outcome.staleness) == pytest.approx(1)
     assert outcome.lost == outcome.restarts == 0
