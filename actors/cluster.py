@@ -149,7 +149,8 @@ def connect(config: Config) -> None:
 
     The local cluster announces as many logical CPUs as the roles ask for: stages of a synchronous run take turns, so
     more roles than cores is the normal case on a small machine. What this process computes with torch, the metrics, is
-    too little for a second thread, and one that finds no free core is waited for: milliseconds for a softmax of [64, 8].
+    too little for a second thread, and one that finds no free core is waited for: milliseconds for a softmax of
+    [64, 8].
     """
     torch.set_num_threads(1)
     if config.cluster.address:

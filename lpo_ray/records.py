@@ -115,8 +115,8 @@ class PromptGroup:
             raise ValueError(f"group {self.prompt.prompt_id} has no responses")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled as columns: a group crosses five borders, and a record and three arrays for each response take 2.5 times
-        as long to pickle.
+        """Pickled as columns: a group crosses five borders, and a record and three arrays for each response take 2.5
+        times as long to pickle.
         """
         return _group_of_columns, (self.prompt, self.attempt, *self.columns())
 
