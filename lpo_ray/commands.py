@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import signal
 import sys
@@ -131,7 +132,7 @@ def _open_learner(plan: Plan) -> OpenLearner:
         return _open_inprocess_learner
     from actors.cluster import open_learner
 
-    return open_learner
+    return functools.partial(open_learner, events=StandardError())
 
 
 @contextlib.asynccontextmanager
