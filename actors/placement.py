@@ -94,9 +94,10 @@ async def reserve(request: Request, seconds: float, note: Callable[[str], None])
     """The role's placement group once its resources are held. NoRoom when they are not within ``seconds``; while it
     waits, ``note`` is told what for.
     """
-    selectors = [dict(request.labels) for _ in request.bundles] if request.labels else []
     group = placement_group(
-        [dict(wanted) for wanted in request.bundles], strategy=request.strategy, bundle_label_selector=selectors
+        [dict(wanted) for wanted in request.bundles],
+        strategy=request.strategy,
+        bundle_label_selector=[dict(request.labels) for _ in request.bundles],
     )
     waiting = asyncio.ensure_future(_ready(group))
     started = time.monotonic()
