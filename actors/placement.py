@@ -94,11 +94,12 @@ async def reserve(request: Request, seconds: float, note: Callable[[str], None])
     """The role's placement group once its resources are held. NoRoom when they are not within ``seconds``; while it
     waits, ``note`` is told what for.
     """
-    group = placement_group(
-        [dict(wanted) for wanted in request.bundles],
-        strategy=request.strategy,
-        bundle_label_selector=[dict(request.labels) for _ in request.bundles],
-    )
+    bundles = [dict(wanted) for wanted in request.bundles]
+    if request.labels:
+        selectors = [dict(request.labels) for _ in bundles]
+        group = placement_group(bundles, strategy=request.strategy, bundle_label_selector=selectors)
+    else:
+        group = placement_group(bundles, strategy=request.strategy)
     waiting = asyncio.ensure_future(_ready(group))
     started = time.monotonic()
     try:
