@@ -20,6 +20,7 @@ from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.attendant import Attendant
 from actors.inspection import inspect
 from actors.learner_group import Formation, LearnerGroup, LearnerRules
 from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
@@ -147,6 +148,16 @@ def connect(config: Config) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+
+
+def attendant(config: Config, note: Callable[[str], None]) -> Attendant:
+    """For the run of ``config``, on the cluster that this process is connected to."""
+    return Attendant(config.run.name, note)
+
+
+def address() -> str:
+    """Of the cluster that this process is connected to."""
+    return ray.get_runtime_context().gcs_address
 
 
 def disconnect() -> None:

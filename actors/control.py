@@ -1,9 +1,9 @@
-"""A run's control actor: detached and named, so that it can be reached from any machine of the cluster, and outlives the
-driver that made it.
+"""A run's control actor: detached and named, so that it can be reached from any machine of the cluster, and outlives
+the driver that made it.
 
 ```
- driver  ── exchange (status, answers) ──▶  control of RUN  ◀── status, order ──  lpo-ray status | why | scale, from anywhere
-         ◀── orders, as soon as there are ──
+ driver ── exchange (status, answers) ──▶ control of RUN ◀── status, order ── lpo-ray status | why | scale
+        ◀── orders, as soon as there are ──
 ```
 The driver asks for orders about once a second, and says where the run is: whoever asks gets an answer also when the
 driver is stuck or dead, and is told how long it has been silent.
@@ -16,6 +16,7 @@ import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import ray
 from ray.actor import ActorProxy
@@ -142,8 +143,9 @@ def find(run: str) -> ActorProxy[RunControl]:
     try:
         return ray.get_actor(control_name(run), namespace=NAMESPACE)
     except ValueError:
-        names = (entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True))
-        known = sorted(name.removeprefix("control of ") for name in names if name.startswith("control of "))
+        entries = cast("list[dict[str, str]]", ray.util.list_named_actors(all_namespaces=True))
+        names = [entry["name"] for entry in entries if entry["namespace"] == NAMESPACE]
+        known = sorted(name.removeprefix("control of ") for name in names)
         raise ConfigError(
             f"no run named {run} goes on in this cluster; expected one of {', '.join(known) or '(there is none)'}"
         ) from None

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from lpo_ray import checkpoint
 from lpo_ray.checkpoint import CheckpointState
 from lpo_ray.config import dump_config
 from lpo_ray.config.validate import warnings
-from lpo_ray.errors import CheckpointDamaged, Interrupted, LearnerLost, LpoRayError, ReplayDiffers
+from lpo_ray.errors import CheckpointDamaged, ConfigError, Interrupted, LearnerLost, LpoRayError, ReplayDiffers
 from lpo_ray.evaluation import Evaluation, evaluate
 from lpo_ray.interfaces import Components, Events
 from lpo_ray.ledger import Ledger, Owed
@@ -38,6 +39,16 @@ class Outcome:
     run_dir: Path
     before: Evaluation | None
     after: Evaluation | None
+
+
+class Attendant(Protocol):
+    """Lets others ask a run where it is, and scale it, while it goes on."""
+
+    def attend(
+        self, status: Callable[[], Mapping[str, object]], scale: Callable[[str, int], Awaitable[str]]
+    ) -> AbstractAsyncContextManager[None]:
+        """Until the end of the context. Raises RunBusy when the run is in other hands."""
+        ...
 
 
 class Signals:
@@ -93,8 +104,39 @@ def run_until_signal(work: Callable[[Signals], Coroutine[object, object, T]]) ->
     return asyncio.run(main())
 
 
-async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, signals: Signals) -> Outcome:
+async def train(
+    plan: Plan,
+    model_path: str,
+    build: Build,
+    recorder: Recorder,
+    signals: Signals,
+    attendant: Attendant | None = None,
+) -> Outcome:
     """Carry out the plan. Raises Interrupted after a signal (work committed), or the first error of a component."""
+    steering = _Steering()
+    async with contextlib.AsyncExitStack() as stack:
+        if attendant is not None:
+            await stack.enter_async_context(attendant.attend(recorder.status, steering.scale))
+        return await _train(plan, model_path, build, recorder, signals, steering)
+
+
+@dataclass(slots=True)
+class _Steering:
+    """What an attendant may do to the run."""
+
+    components: Components | None = None
+    """None: they are not up"""
+
+    async def scale(self, role: str, count: int) -> str:
+        """See interfaces.Components."""
+        if self.components is None:
+            raise ConfigError(f"{role}={count}: the run is starting, or ending; expected one that trains: ask again")
+        return await self.components.scale(role, count)
+
+
+async def _train(
+    plan: Plan, model_path: str, build: Build, recorder: Recorder, signals: Signals, steering: _Steering
+) -> Outcome:
     config = plan.config
     source = plan.source(Tokenizer.load(model_path))
     heldout = source.heldout(config.evaluation.num_prompts)
@@ -105,7 +147,7 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
     started = time.monotonic()
     evaluations: dict[int, Evaluation] = {}
     try:
-        async with _open(build, plan, model_path, recorder) as components:
+        async with _open(build, plan, model_path, recorder, steering) as components:
 
             async def evaluation(step: int) -> None:
                 if not heldout or recorder.has_evaluated(step):
@@ -145,15 +187,19 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
 
 
 @contextlib.asynccontextmanager
-async def _open(build: Build, plan: Plan, model_path: str, recorder: Recorder) -> AsyncIterator[Components]:
+async def _open(
+    build: Build, plan: Plan, model_path: str, recorder: Recorder, steering: _Steering
+) -> AsyncIterator[Components]:
     watchdog = recorder.watchdog()
     async with watchdog.running(None):
         with recorder.stage("start"):
             components = await build(plan, model_path, recorder)
     try:
         async with watchdog.running(components):
+            steering.components = components
             yield components
     finally:
+        steering.components = None
         await components.close()
 
 

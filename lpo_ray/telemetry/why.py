@@ -66,6 +66,18 @@ def render_why(status: Mapping, look: Callable[[Process], str | None]) -> str:
     return "\n".join(lines)
 
 
+def processes_of(status: Mapping) -> list[Process]:
+    """Those that the run waits for, each once."""
+    waiting = status.get("waiting") or {"stages": []}
+    holders = (_holder(stored) for entry in waiting["stages"] for stored in entry["holders"])
+    return list({place(h.process): h.process for h in holders if h.process is not None}.values())
+
+
+def place(process: Process) -> str:
+    """What tells it from all others of a cluster."""
+    return f"{process.host}:{process.pid}"
+
+
 def _holder(stored: Mapping) -> Holder:
     process = stored["process"]
     if process is not None:
