@@ -30,8 +30,9 @@ STOP_SECONDS = 600
 """that a run has to end its update and write its checkpoint, before Ray kills it"""
 QUESTION_SECONDS = 90.0
 MAX_MIB = 256
-LEFT_OUT = (".git", ".venv", "venv", "__pycache__", "runs", "checkpoints", "node_modules", ".mypy_cache", ".pytest_cache",
-            ".ruff_cache", ".env", "*.pyc", "*.token", "auth_token", "*.safetensors", "*.gguf", "*.ckpt")  # fmt: skip
+LEFT_OUT = (".git", ".venv", "venv", "__pycache__", "runs", "checkpoints", "node_modules", ".mypy_cache",
+            ".pytest_cache", ".ruff_cache", ".env", "*.pyc", "*.token", "auth_token", "*.safetensors", "*.gguf",
+            "*.ckpt")  # fmt: skip
 """of the working folder: what is large, made here, or secret"""
 ALIVE = (JobStatus.PENDING, JobStatus.RUNNING)
 
@@ -50,7 +51,9 @@ class RunJob:
 
 
 class Jobs:
-    """The job server of one cluster. Every method raises ConfigError in one line when it cannot be reached or refuses."""
+    """The job server of one cluster. Every method raises ConfigError, in one line, when it cannot be reached or
+    refuses.
+    """
 
     def __init__(self, address: str) -> None:
         """``address``: http://HEAD:8265."""
@@ -70,8 +73,8 @@ class Jobs:
             job = self.find(run)
             if job.state in ALIVE:
                 raise RunBusy(
-                    f"run {run} goes on as job {job.job_id} ({job.state}) since {_ago(job.since)}; expected a name that "
-                    "is free: take another run.name, or stop it with lpo-ray stop"
+                    f"run {run} goes on as job {job.job_id} ({job.state}) since {_ago(job.since)}; expected a name "
+                    "that is free: take another run.name, or stop it with lpo-ray stop"
                 )
         job_id = f"{run}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
@@ -137,8 +140,8 @@ class Jobs:
         job = self.find(run)
         if job.state not in ALIVE:
             raise ConfigError(
-                f"run {run} has ended ({job.state}, job {job.job_id}): {job.message or 'no message'}. Expected one that "
-                f"goes on; what it left is in its folder, what it said in `lpo-ray logs {run}`"
+                f"run {run} has ended ({job.state}, job {job.job_id}): {job.message or 'no message'}. Expected one "
+                f"that goes on; what it left is in its folder, what it said in `lpo-ray logs {run}`"
             )
         text = shlex.quote(json.dumps({"run": run, **question}))
         with self._explained():
@@ -173,13 +176,13 @@ class Jobs:
             yield
         except AuthenticationError as error:
             raise ConfigError(
-                f"{self._address} refused the token: {str(error).splitlines()[0]} Expected the cluster's own: put it into "
-                "~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to its file, with RAY_AUTH_MODE=token"
+                f"{self._address} refused the token: {str(error).splitlines()[0]} Expected the cluster's own: put it "
+                "into ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to its file, with RAY_AUTH_MODE=token"
             ) from error
         except (ConnectionError, requests.exceptions.RequestException, OSError) as error:
             raise ConfigError(
-                f"{self._address} cannot be reached: {str(error).splitlines()[0][:300]}. Expected the address of the head's "
-                "job server (`ray start --head --dashboard-host`): check host, port and firewall"
+                f"{self._address} cannot be reached: {str(error).splitlines()[0][:300]}. Expected the address of the "
+                "head's job server (`ray start --head --dashboard-host`): check host, port and firewall"
             ) from error
         except RuntimeError as error:
             raise ConfigError(f"{self._address} refused: {_last_line(str(error))}") from error
@@ -216,8 +219,9 @@ def _check_size(folder: Path, working_dir: Path | None) -> None:
         largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
         named = ", ".join(f"{path.relative_to(folder)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
         raise ConfigError(
-            f"--working-dir {working_dir} has {total:.0f} MiB, the largest: {named}; expected at most {MAX_MIB} MiB, since "
-            "every node gets a copy: leave them out with --exclude PATTERN, and give data by paths that all nodes see"
+            f"--working-dir {working_dir} has {total:.0f} MiB, the largest: {named}; expected at most {MAX_MIB} MiB, "
+            "since every node gets a copy: leave them out with --exclude PATTERN, and give data by paths that all nodes "
+            "see"
         )
 
 

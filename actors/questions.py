@@ -53,8 +53,8 @@ def ask_here(address: str, question: Mapping[str, object]) -> dict[str, object]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="lpo-ray-questions")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the cluster at {address} cannot be joined: {str(error).splitlines()[0]}. Expected a run that goes on, in a "
-            "cluster of which this machine is a part"
+            f"the cluster at {address} cannot be joined: {str(error).splitlines()[0]}. Expected a run that goes on, in "
+            "a cluster of which this machine is a part"
         ) from error
     try:
         return asyncio.run(answer(question))

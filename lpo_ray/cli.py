@@ -1,5 +1,5 @@
-"""The command line, ``lpo-ray`` or ``python -m lpo_ray``. Commands about a run take its folder, or with --address its name
-in a cluster.
+"""The command line, ``lpo-ray`` or ``python -m lpo_ray``. Commands about a run take its folder, or with --address its
+name in a cluster.
 
 Exit codes: 0 done, 1 a component failed, 2 the request cannot be carried out as written, 130/143 stopped by a signal.
 Ray and vLLM are imported only once the configuration is known to be good.
@@ -171,7 +171,7 @@ def logs(run: str, address: str, follow: bool) -> None:
 @NAME
 @ADDRESS
 def stop(run: str, address: str | None) -> None:
-    """Have RUN end its update, write a checkpoint and end: a name with --address, or the folder of a run of this host."""
+    """Have RUN end its update, write a checkpoint and end. RUN: a name with --address, or the folder of a run here."""
     from lpo_ray.commands import stop_command, stop_here_command
 
     stop_here_command(Path(run)) if address is None else stop_command(run, address)
