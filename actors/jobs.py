@@ -220,8 +220,8 @@ def _check_size(folder: Path, working_dir: Path | None) -> None:
         named = ", ".join(f"{path.relative_to(folder)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
         raise ConfigError(
             f"--working-dir {working_dir} has {total:.0f} MiB, the largest: {named}; expected at most {MAX_MIB} MiB, "
-            "since every node gets a copy: leave them out with --exclude PATTERN, and give data by paths that all nodes "
-            "see"
+            "since every node gets a copy: leave them out with --exclude PATTERN, and give data by paths that "
+            "all nodes see"
         )
 
 

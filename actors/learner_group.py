@@ -41,6 +41,8 @@ T = TypeVar("T")
 LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "disterror",
              "distbackenderror", "distnetworkerror", "diststoreerror")  # fmt: skip
 """in the error of a rank whose collective failed because another rank is gone"""
+START_SECONDS = 300.0
+"""for the start of the ranks at least, however short the deadline of their calls is"""
 LAST_WORDS_SECONDS = 5.0
 """in which a rank that died is found, after another has complained"""
 
@@ -135,17 +137,21 @@ class LearnerGroup:
 
     async def offer(self, num_peers: int, seconds: float) -> list[object]:
         """What engines need to reach each rank."""
-        return await self._all("offer its weights", lambda rank: self.ranks[rank].offer.remote(num_peers), seconds)
+        return await self._all(
+            "offer its weights", lambda rank: self.ranks[rank].offer.remote(num_peers), seconds, alone=False
+        )
 
     async def accept(self, seconds: float) -> None:
         """Return when the engines have joined every rank."""
         what = "wait for the engines to join"
-        await self._all(what, lambda rank: self.ranks[rank].accept.remote(INNER * seconds), seconds)
+        await self._all(what, lambda rank: self.ranks[rank].accept.remote(INNER * seconds), seconds, alone=False)
 
     async def advance(self, sent: int | None, seconds: float) -> list[Staged]:
         """Send the staged bucket ``sent`` while the next is staged; see LearnerWorker. Empty after the last."""
         what = "stage the first bucket" if sent is None else f"send bucket {sent}"
-        parts = await self._all(what, lambda rank: self.ranks[rank].advance.remote(sent, INNER * seconds), seconds)
+        parts = await self._all(
+            what, lambda rank: self.ranks[rank].advance.remote(sent, INNER * seconds), seconds, alone=False
+        )
         return [part for part in parts if part is not None]
 
     async def shard_digests(self) -> list[dict[str, float]]:
@@ -218,10 +224,14 @@ class LearnerGroup:
     async def load(self) -> None:
         """Form the process group of the ranks that there are, and load the policy."""
         self.generation += 1
-        (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote())
-        self.processes = await self._all("start", lambda rank: self.ranks[rank].start.remote(host, port))
+        seconds = max(self._rules.deadline_seconds, START_SECONDS)
+        (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote(), seconds)
+        self.processes = await self._all("start", lambda rank: self.ranks[rank].start.remote(host, port), seconds)
 
-    async def _all(self, what: str, remote: Callable[[int], ray.ObjectRef[T]], seconds: float | None = None) -> list[T]:
+    async def _all(
+        self, what: str, remote: Callable[[int], ray.ObjectRef[T]], seconds: float | None = None, *, alone: bool = True
+    ) -> list[T]:
+        """``alone``: nobody but ranks takes part; then a rank that is late, or complains about its peers, is lost."""
         references = [remote(rank) for rank in range(self.world_size)]
         self._calls.append(asked := (what, time.time()))
         try:
@@ -232,26 +242,24 @@ class LearnerGroup:
             processes = dict(zip(self.names, self.processes, strict=False))  # none before the start is done
             found = [processes[name] for name in late.who.split(", ") if name in processes]
             account = late.with_evidence([await inspect(process) for process in found])
-            if seconds is None:
+            if alone:
                 raise LearnerLost(late.who, str(account)) from late
             raise account from late
         except ComponentDied as died:
             raise LearnerLost(died.who, died.cause) from died
         except ComponentFailed as failed:
-            raise await self._why_failed(failed, references, what, among_ranks=seconds is None) from failed
+            raise await self._why_failed(failed, references, what, alone=alone) from failed
         finally:
             self._calls.remove(asked)
 
     async def _why_failed(
-        self, failed: ComponentFailed, references: Sequence[ray.ObjectRef[T]], what: str, *, among_ranks: bool
+        self, failed: ComponentFailed, references: Sequence[ray.ObjectRef[T]], what: str, *, alone: bool
     ) -> LpoRayError:
-        """A rank that complains about its peers is not the one that is at fault, if another has died.
-        ``among_ranks``: nobody but ranks takes part in the call.
-        """
+        """A rank that complains about its peers is not the one that is at fault, if another has died."""
         if not any(sign in failed.cause.lower() for sign in LOST_PEER):
             return failed
         results = await call_each(references, who=self.names, what=what, seconds=LAST_WORDS_SECONDS)
         died = next((result for result in results if isinstance(result, ComponentDied)), None)
         if died is not None:
             return LearnerLost(died.who, died.cause)
-        return LearnerLost(failed.who, str(failed)) if among_ranks else failed
+        return LearnerLost(failed.who, str(failed)) if alone else failed

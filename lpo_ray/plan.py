@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from lpo_ray import warmup
 from lpo_ray.assembly import AssemblySettings
+from lpo_ray.autoscale import AutoscaleRule
 from lpo_ray.checkpoint import CheckpointRules
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards, Resume
@@ -211,6 +212,11 @@ class Plan:
         """How often what dies is started again."""
         rule = self.config.supervision
         return RestartRule(rule.max_restarts, rule.window_seconds, rule.backoff_seconds)
+
+    def autoscale_rule(self) -> AutoscaleRule:
+        """How the number of rollout workers follows who waits for whom."""
+        rule = self.config.rollout.autoscale
+        return AutoscaleRule(rule.min, rule.max, rule.target_learner_wait)
 
     def pool_settings(self) -> PoolSettings:
         """The rollout pool's values. A worker is given twice what it decodes at once, so that it never runs dry."""

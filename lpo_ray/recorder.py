@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from lpo_ray.telemetry.progress import Progress
 from lpo_ray.telemetry.report import write_report
 from lpo_ray.telemetry.samples import samples_path, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, TensorBoard, write_json
-from lpo_ray.telemetry.stages import StageClock
+from lpo_ray.telemetry.stages import Seconds, StageClock
 from lpo_ray.telemetry.status import StatusFile
 from lpo_ray.telemetry.summary import build_summary
 from lpo_ray.telemetry.watchdog import Watchdog
@@ -66,6 +66,8 @@ class Recorder:
         self._adviser = Adviser(settings.setup)
         self._status = StatusFile(settings.folder, settings.run, settings.steps)
         self.step = 0
+        self.on_step: Callable[[Seconds], None] | None = None
+        """told after each step where its time went"""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """See loop.Observer."""
@@ -78,6 +80,11 @@ class Recorder:
     def status(self) -> Mapping[str, object]:
         """What status.json says."""
         return self._status.content()
+
+    def serving(self) -> int:
+        """Rollout workers that serve; 0 while others come or go."""
+        states = [worker["state"] for worker in self._status.workers.values()]
+        return len(states) if all(state == "serving" for state in states) else 0
 
     def on_cluster(self, address: str) -> None:
         """The run is on the Ray cluster at ``address``."""
@@ -146,6 +153,8 @@ class Recorder:
             )
         self._progress.step(metrics)
         self._last = metrics
+        if self.on_step is not None:
+            self.on_step(seconds)
         if advice := self._adviser.step(seconds):
             self._progress.note(f"step {record.step}: {advice}")
         if metrics["skipped_updates"]:

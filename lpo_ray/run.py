@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from lpo_ray import checkpoint
+from lpo_ray.autoscale import Autoscaler
 from lpo_ray.checkpoint import CheckpointState
 from lpo_ray.config import dump_config
 from lpo_ray.config.validate import warnings
@@ -26,6 +27,7 @@ from lpo_ray.recorder import Recorder
 from lpo_ray.records import WeightsVersion
 from lpo_ray.redo import redo
 from lpo_ray.telemetry.sinks import write_text
+from lpo_ray.telemetry.stages import Seconds
 from lpo_ray.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -170,6 +172,8 @@ async def _train(
             start = await _restore(plan, model_path, components, ledger, recorder, unchanged=unchanged)
             if plan.is_evaluated(start.version.step):
                 await evaluation(start.version.step)
+            if plan.config.rollout.autoscale.max:
+                recorder.on_step = _autoscaling(Autoscaler(plan.autoscale_rule()), components, recorder)
             settings = plan.loop_settings()
             signals.loop = TrainingLoop(components, source, ledger, settings, recorder)
             signals.step = start.version.step
@@ -184,6 +188,22 @@ async def _train(
         recorder.close(ledger.counts(), time.monotonic() - started)
         ledger.close()
     return Outcome(plan.run_dir, evaluations.get(0), evaluations.get(version.step))
+
+
+def _autoscaling(scaler: Autoscaler, components: Components, recorder: Recorder) -> Callable[[Seconds], None]:
+    """What each step has to say to the number of rollout workers."""
+    scaling: set[asyncio.Task[None]] = set()
+
+    async def scale(count: int) -> None:
+        recorder.note(f"rollout.autoscale: {await components.scale('rollout', count)}")
+
+    def step(seconds: Seconds) -> None:
+        wanted = scaler.step(seconds, recorder.serving())
+        if wanted is not None:
+            scaling.add(task := asyncio.get_running_loop().create_task(scale(wanted)))
+            task.add_done_callback(scaling.discard)
+
+    return step
 
 
 @contextlib.asynccontextmanager

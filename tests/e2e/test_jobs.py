@@ -119,7 +119,9 @@ def test_what_is_wrong_is_said_in_one_line(lpo_ray, tmp_path: Path, head: Head) 
 
     small = [QUICKSTART, "run.steps=2", *SMALL]
     nowhere = "http://127.0.0.1:9"
-    one_line(lpo_ray("submit", *small, address=nowhere), f"{nowhere} cannot be reached", "expected" or "Expected")
+    one_line(
+        lpo_ray("submit", *small, address=nowhere), f"{nowhere} cannot be reached", "Expected the address of the head"
+    )
     one_line(lpo_ray("submit", *small, address="head:8265"), "--address is 'head:8265'", "http://HEAD:8265")
     other = tmp_path / "other-token"
     other.write_text("0" * 32)
