@@ -481,6 +481,8 @@ class Process:
     """address or name of the machine"""
     logs: tuple[str, ...]
     """files of its standard output and error"""
+    oom_kills: int = 0
+    """processes that the machine's kernel had killed for lack of memory when this one started"""
 
 
 @dataclass(frozen=True, slots=True)

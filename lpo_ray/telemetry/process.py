@@ -32,23 +32,35 @@ def this_process(node_id: str = "", host: str = "") -> Process:
             found = os.readlink(f"/proc/self/fd/{descriptor}")
             if Path(found).is_file():  # a terminal or a pipe cannot be read again
                 logs.append(found)
-    return Process(os.getpid(), node_id, host or socket.gethostname(), tuple(logs))
+    return Process(os.getpid(), node_id, host or socket.gethostname(), tuple(logs), _oom_kills())
 
 
 def describe(process: Process) -> str:
     """State, stack and last log lines in a few lines of text, on the process's own host; never raises."""
-    lines = [_state(process.pid), *_stack(process.pid)]
+    lines = [_state(process), *_stack(process.pid)]
     for log in process.logs:
         lines += [f"  log: {line}" for line in _tail(Path(log))]
     return "\n".join(lines)
 
 
-def _state(pid: int) -> str:
+def _state(process: Process) -> str:
+    pid = process.pid
     try:
         found = psutil.Process(pid)
         return f"process {pid} is {found.status()}, {found.memory_info().rss / 2**20:.0f} MiB resident"
     except psutil.Error:
-        return f"process {pid} is gone"
+        killed = _oom_kills() - process.oom_kills
+        why = f"; since it started, the kernel killed {killed} for lack of memory here" if killed > 0 else ""
+        return f"process {pid} is gone{why}"
+
+
+def _oom_kills() -> int:
+    """Of this machine, since it was booted."""
+    try:
+        rows = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(row.split()[1]) for row in rows if row.startswith("oom_kill ")), 0)
 
 
 def _stack(pid: int) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import Holder, Process
-from lpo_ray.telemetry.process import describe, this_process
+from lpo_ray.telemetry.process import _oom_kills, describe
 from lpo_ray.telemetry.status import FILE, StatusFile
 from lpo_ray.telemetry.why import why_from_folder
 
@@ -113,4 +113,6 @@ def test_a_stopped_process_is_described_from_outside(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert describe(Process(process.pid, "", "", ())) == f"process {process.pid} is gone"
+    assert describe(Process(process.pid, "", "", (), _oom_kills())) == f"process {process.pid} is gone"
+    starved = describe(Process(process.pid, "", "", (), _oom_kills() - 2))
+    assert starved.endswith("is gone; since it started, the kernel killed 2 for lack of memory here")
