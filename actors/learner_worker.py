@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from ray.util import get_node_ip_address
 
@@ -57,6 +58,12 @@ class Staged:
     ticket: object
 
 
+def _interface_of(address: str) -> str | None:
+    """Name of the network interface that has ``address``."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, entries in found if any(entry.address == address for entry in entries)), None)
+
+
 class LearnerWorker:
     """Plain class; ``cluster.py`` makes it an actor with one call at a time, so the ranks' collectives stay in step."""
 
@@ -83,6 +90,8 @@ class LearnerWorker:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
+        if interface := _interface_of(get_node_ip_address()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it goes by what the host's name resolves to
         join_group()
         self._tokenizer = Tokenizer.load(settings.model_path)
         attention, share = settings.attention, settings.packing.share_prompt

@@ -15,7 +15,7 @@ import pytest
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import Holder, Process
-from lpo_ray.telemetry.process import _oom_kills, describe
+from lpo_ray.telemetry.process import _oom_kills, describe, this_process
 from lpo_ray.telemetry.status import FILE, StatusFile
 from lpo_ray.telemetry.why import why_from_folder
 
