@@ -102,7 +102,8 @@ def test_a_host_is_cut_off_and_comes_back_then_a_rank_dies(hosts: Hosts, tmp_pat
         return hosts.lpo_ray("status", run).count("serving")
 
     hosts.lpo_ray(
-        "submit", QUICKSTART, f"run.name={run}", f"run.dir={folder.parent}", "run.steps=5000", f"model.path={tiny_policy}",
+        "submit", QUICKSTART, f"run.name={run}", f"run.dir={folder.parent}", f"model.path={tiny_policy}",
+        "run.steps=5000",
         "pipeline.groups_per_step=8", "sampling.group_size=4", "evaluation.num_prompts=0", "checkpoint.every=5",
         "learner.world_size=2", "learner.labels={lpo-ray/role: learner}",
         "rollout.num_workers=2", "rollout.labels={lpo-ray/role: rollout}", "rollout.cpus_per_worker=3",
