@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -62,6 +63,7 @@ class Jobs:
             raise ConfigError(
                 f"--address is {address!r}; expected that of the head's job server, such as http://HEAD:8265"
             )
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of packages and tokens; what matters is an error
         with self._explained():
             self._client = JobSubmissionClient(address)
 
@@ -69,13 +71,12 @@ class Jobs:
         """Start the run of a resolved configuration (YAML); returns the job's id. ``working_dir``: a folder that goes
         along, for verifiers and data of one's own. RunBusy when a run of this name goes on.
         """
-        with contextlib.suppress(ConfigError):
-            job = self.find(run)
-            if job.state in ALIVE:
-                raise RunBusy(
-                    f"run {run} goes on as job {job.job_id} ({job.state}) since {_ago(job.since)}; expected a name "
-                    "that is free: take another run.name, or stop it with lpo-ray stop"
-                )
+        job = next((job for job in self.runs() if job.run == run and job.state in ALIVE), None)
+        if job is not None:
+            raise RunBusy(
+                f"run {run} goes on as job {job.job_id} ({job.state}) since {time.time() - job.since:.0f} s; expected a "
+                "name that is free: take another run.name, or stop it with lpo-ray stop"
+            )
         job_id = f"{run}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
         with staged(config, working_dir, exclude) as folder, self._explained():
@@ -228,7 +229,3 @@ def _check_size(folder: Path, working_dir: Path | None) -> None:
 def _last_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1][:500] if lines else "no reason given"
-
-
-def _ago(moment: float) -> str:
-    return f"{time.time() - moment:.0f} s"
