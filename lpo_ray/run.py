@@ -133,6 +133,9 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
             version = await signals.loop.run(start.version, start.owed, evaluation, saved=start.saved)
             signals.loop, signals.step = None, version.step
             await evaluation(version.step)
+    except BaseException as error:
+        recorder.ended(first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
+        raise
     finally:
         recorder.close(ledger.counts(), time.monotonic() - started)
         ledger.close()
