@@ -10,6 +10,7 @@ import importlib.util
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ QUEUED = 1024
 """steps that may wait for a tracker before it is turned off"""
 CLOSE_SECONDS = 15.0
 """for a tracker to send what is queued when the run is over; then it is left behind"""
+OPEN_SECONDS = 30.0
+"""for W&B's server to answer first"""
 PROJECT = "lpo-ray"
 """W&B's project and MLflow's experiment, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise"""
 PARAMETERS_AT_ONCE = 100
@@ -67,9 +70,17 @@ class WandbTracker:
     """A run at Weights & Biases. Where and how is W&B's own matter: WANDB_MODE, WANDB_BASE_URL, WANDB_ENTITY, ..."""
 
     def __init__(self, run: TrackedRun) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] - of an extra
 
-        settings = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            x_disable_stats=True,
+            # W&B waits for its server when the process exits, too: without end, were it not told otherwise.
+            init_timeout=OPEN_SECONDS,
+            finish_timeout=CLOSE_SECONDS,
+        )
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.name,
@@ -97,11 +108,11 @@ class MlflowTracker:
     """A run at MLflow: at MLFLOW_TRACKING_URI, or in the run's folder."""
 
     def __init__(self, run: TrackedRun) -> None:
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports] - of an extra
+        from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (run.folder / "mlruns").absolute().as_uri()
-        self._client = MlflowClient(tracking_uri=uri)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder.absolute() / 'mlflow.db'}"
+        self._client, self._metric = MlflowClient(tracking_uri=uri), Metric
         if run.run_id is not None:
             self.run_id = run.run_id
             self._client.update_run(self.run_id, status="RUNNING")
@@ -116,14 +127,9 @@ class MlflowTracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """See Tracker."""
-        import time
-
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        self._client.log_batch(
-            self.run_id, metrics=[Metric(mlflow_name(name), value, now, step) for name, value in values.items()]
-        )
+        points = [self._metric(mlflow_name(name), value, now, step) for name, value in values.items()]
+        self._client.log_batch(self.run_id, metrics=points)
 
     def close(self) -> None:
         """See Tracker."""
@@ -211,9 +217,7 @@ class TrackerSink:
 
     def _turn_off(self, why: str) -> None:
         self._off = True
-        self._note(
-            f"telemetry.trackers: {self._name} is off from here on: {why}. The run goes on; metrics.jsonl has all"
-        )
+        self._note(f"telemetry.trackers: {self._name} is off from here on: {why}. The run goes on without it")
 
     def _work(self) -> None:
         try:
