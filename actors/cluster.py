@@ -162,6 +162,7 @@ def connect(config: Config) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     wanted = sum(b["CPU"] for request in _requests(config) for b in request.bundles) + 1
     ray.init(
+        address="local",  # not a cluster that happens to run on this machine
         num_cpus=max(int(wanted + 0.999), os.cpu_count() or 1),
         include_dashboard=False,
         object_store_memory=int(config.cluster.object_store_gib * 2**30),
