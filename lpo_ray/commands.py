@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast
 
 import psutil
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
@@ -38,6 +39,7 @@ from lpo_ray.simulation import run as simulation
 from lpo_ray.simulation.run import simulate_each
 from lpo_ray.telemetry.advice import Setup
 from lpo_ray.telemetry.progress import render_evaluation
+from lpo_ray.telemetry.sinks import MetricsSink
 from lpo_ray.telemetry.status import read_status, render_status, state_of
 from lpo_ray.telemetry.why import place, render_why, why_from_folder
 from lpo_ray.tokenizer import Tokenizer
@@ -347,6 +349,8 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
         pass_reward=config.evaluation.pass_reward,
         samples_every=config.telemetry.samples_every,
         tensorboard=config.telemetry.tensorboard,
+        trackers=tuple(config.telemetry.trackers),
+        config=yaml.safe_load(dump_config(config)),
         entropy_alarm=config.telemetry.entropy_alarm,
         progress=config.telemetry.progress,
         setup=Setup(
@@ -357,4 +361,13 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
         ),
         stall_seconds=config.telemetry.stall_seconds,
     )
-    return Recorder(settings, console, Tokenizer.load(model_path))
+    return Recorder(settings, console, Tokenizer.load(model_path), _cluster_sinks(config))
+
+
+def _cluster_sinks(config: Config) -> list[MetricsSink]:
+    """Where the cluster itself shows the metrics."""
+    if config.cluster.kind is ClusterKind.inprocess:
+        return []
+    from actors.metrics import RayMetrics
+
+    return [RayMetrics(config.run.name)]

@@ -172,7 +172,7 @@ class TrainingLoop:
                 self._observer.step_done(
                     StepRecord(
                         version.step, batch, targets, report, publication, self._ledger.counts(), found.left_out,
-                        len(found.reused),
+                        len(found.reused), lane.backlog(),
                     )
                 )  # fmt: skip
             assembly.trained(step, [scored for scored in found.fresh if scored.group.key not in skipped])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from lpo_ray.sample_lane import SampleSettings
 from lpo_ray.schedule import learning_rates
 from lpo_ray.supervision import RestartRule
 from lpo_ray.targets import StaleRule, TargetRule
+from lpo_ray.telemetry.trackers import tracker_named
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.verifiers import VERIFIERS
 
@@ -328,6 +329,7 @@ def make_plan(config: Config, *, for_training: bool = True) -> Plan:
     plan = Plan(config, run_dir, model_path, context, _verifier(config), tolerance)
     plan.learning_rates()
     _check_reference(config)
+    _check_trackers(config.telemetry.trackers)
     if for_training:
         _check_run_folder(plan)
     _check_memory(plan)
@@ -341,6 +343,13 @@ def _check_reference(config: Config) -> None:
     path = config.objective.reference_path
     if config.objective.reference_kl and path is not None:
         context_length(path)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    for name in names:
+        tracker_named(name)
+        if names.count(name) > 1:
+            raise ConfigError(f"telemetry.trackers is {list(names)}; expected {name!r} once")
 
 
 def _check_data(plan: Plan, tokenizer: Tokenizer) -> None:

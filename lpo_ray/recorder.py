@@ -1,13 +1,13 @@
-"""The run's observer: turns what the loop reports into metrics, samples, summary, report and progress."""
+"""The run's observer: turns what the loop reports into metrics, samples, log, summary, report and progress."""
 
 from __future__ import annotations
 
-import json
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from rich.console import Console
 
@@ -17,14 +17,18 @@ from lpo_ray.evaluation import Evaluation
 from lpo_ray.loop import StepRecord
 from lpo_ray.records import WorkerStatus
 from lpo_ray.telemetry.advice import Adviser, Setup
-from lpo_ray.telemetry.metrics import Value, step_metrics
-from lpo_ray.telemetry.progress import Progress
+from lpo_ray.telemetry.alarms import alarms
+from lpo_ray.telemetry.evaluations import Evaluations
+from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine, secrets_of
+from lpo_ray.telemetry.metrics import Value, step_metrics, worker_metrics
+from lpo_ray.telemetry.progress import Progress, step_line
 from lpo_ray.telemetry.report import write_report
 from lpo_ray.telemetry.samples import samples_path, write_samples
-from lpo_ray.telemetry.sinks import MetricsLog, TensorBoard, write_json
+from lpo_ray.telemetry.sinks import MetricsLog, MetricsSink, TensorBoard, write_json
 from lpo_ray.telemetry.stages import Seconds, StageClock
 from lpo_ray.telemetry.status import StatusFile
 from lpo_ray.telemetry.summary import build_summary
+from lpo_ray.telemetry.trackers import TrackedRun, tracker_sinks
 from lpo_ray.telemetry.watchdog import Watchdog
 from lpo_ray.tokenizer import Tokenizer
 
@@ -44,6 +48,9 @@ class RecorderSettings:
     pass_reward: float
     samples_every: int
     tensorboard: bool
+    trackers: tuple[str, ...]
+    config: Mapping[str, object]
+    """resolved, for the trackers"""
     entropy_alarm: float
     progress: ProgressKind
     setup: Setup
@@ -53,18 +60,25 @@ class RecorderSettings:
 class Recorder:
     """Observer of one run. ``resumed`` opens the sinks, ``close`` writes summary and report."""
 
-    def __init__(self, settings: RecorderSettings, console: Console, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, settings: RecorderSettings, console: Console, tokenizer: Tokenizer, sinks: Sequence[MetricsSink] = ()
+    ) -> None:
+        """``sinks``: beside metrics.jsonl and those that the settings name."""
+        folder = settings.folder
         self._settings, self._tokenizer = settings, tokenizer
         self._clock = StageClock()
         self._progress = Progress(settings.progress, console, self._clock, settings.steps)
-        self._metrics = MetricsLog(settings.folder / "metrics.jsonl")
-        self._evaluations_file = settings.folder / "evaluations.json"
-        self._tensorboard: TensorBoard | None = None
-        self._evaluations: dict[int, dict[str, object]] = {}
+        self._log = LogFile(folder / "log.jsonl", secrets_of(os.environ))
+        self._sinks: list[MetricsSink] = [MetricsLog(folder / "metrics.jsonl")]
+        if settings.tensorboard:
+            self._sinks.append(TensorBoard(folder / "tensorboard"))
+        self._sinks += tracker_sinks(settings.trackers, TrackedRun(settings.run, folder, settings.config), self.note)
+        self._sinks += sinks
+        self._evaluations = Evaluations(folder / "evaluations.json")
         self._last: Mapping[str, Value] = {}
         self._tokens = 0
         self._adviser = Adviser(settings.setup)
-        self._status = StatusFile(settings.folder, settings.run, settings.steps)
+        self._status = StatusFile(folder, settings.run, settings.steps)
         self.step = 0
         self.on_step: Callable[[Seconds], None] | None = None
         """told after each step where its time went"""
@@ -92,54 +106,48 @@ class Recorder:
 
     def resumed(self, step: int) -> None:
         """The run goes on after ``step`` (0: it starts). What was written beyond it is dropped, to be written again."""
-        folder = self._settings.folder
-        self._metrics.truncate_after(step)
-        for path in (folder / "samples").glob("step_*.parquet"):
+        for path in (self._settings.folder / "samples").glob("step_*.parquet"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
-        if self._evaluations_file.exists():
-            stored = json.loads(self._evaluations_file.read_text())
-            self._evaluations = {int(at): value for at, value in stored.items() if int(at) <= step}
-        if self._settings.tensorboard:
-            self._tensorboard = TensorBoard(folder / "tensorboard", step + 1)
+        self._evaluations.resumed(step)
+        for sink in self._sinks:
+            sink.resumed(step)
         self.step = self._status.step = step
         if step:
-            self._progress.note(f"resumed after step {step}")
+            self.note(f"resumed after step {step}")
 
     def lost(self, lost: GroupLost) -> None:
         """See loop.Observer."""
-        self._progress.note(str(lost))
+        self.log(self._line("warning", str(lost)))
 
     def note(self, text: str) -> None:
         """See interfaces.Events."""
-        self._progress.note(text)
+        self.log(self._line("info", text))
+
+    def ended(self, error: BaseException) -> None:
+        """The run ends with ``error``."""
+        self._log.append(self._line("error", str(error) or type(error).__name__))  # who runs the command shows it
+
+    def log(self, line: LogLine) -> None:
+        """A line of the driver or of a worker: to log.jsonl, and shown."""
+        self._progress.say(self._log.append(line))
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """See interfaces.Events."""
         self._status.update_workers(workers)
+        for sink in self._sinks:
+            sink.changed(worker_metrics(workers))
 
     def step_done(self, record: StepRecord) -> None:
         """See loop.Observer."""
         settings, seconds = self._settings, self._clock.lap()
-        metrics = step_metrics(
-            record.step,
-            record.targets,
-            record.batch,
-            record.report,
-            pass_reward=settings.pass_reward,
-            seconds=seconds,
-            groups=record.groups,
-            publication=record.publication,
-            left_out=record.left_out,
-            reused=record.reused,
-        )
+        metrics = step_metrics(record, pass_reward=settings.pass_reward, seconds=seconds)
         self.step = self._status.step = record.step
         self._status.version = str(record.publication.version)
         self._status.write()
         self._tokens += int(str(metrics["tokens"]))
-        self._metrics.append(metrics)
-        if self._tensorboard is not None:
-            self._tensorboard.append(metrics)
+        for sink in self._sinks:
+            sink.append(metrics)
         due = settings.samples_every and record.step % settings.samples_every == 0
         if due or metrics["skipped_updates"]:
             write_samples(
@@ -151,26 +159,19 @@ class Recorder:
                 divergence=settings.divergence,
                 decode=self._tokenizer.decode,
             )
-        self._progress.step(metrics)
         self._last = metrics
         if self.on_step is not None:
             self.on_step(seconds)
+        self._progress.step(metrics, self._log.append(self._line("info", step_line(metrics, settings.steps))))
         if advice := self._adviser.step(seconds):
-            self._progress.note(f"step {record.step}: {advice}")
-        if metrics["skipped_updates"]:
-            where = "; ".join(cast("list[str]", metrics["not_finite"])[:3])
-            self._progress.note(
-                f"step {record.step}: {metrics['skipped_updates']} updates skipped, not finite: {where}"
-            )
-        if float(str(metrics["token_entropy"])) < settings.entropy_alarm:
-            self._progress.note(
-                f"step {record.step}: token entropy is {metrics['token_entropy']:.4f} nats, below "
-                f"telemetry.entropy_alarm={settings.entropy_alarm:g}: the policy hardly explores any more"
-            )
+            self.note(f"step {record.step}: {advice}")
+        for alarm in alarms(metrics, settings.entropy_alarm):
+            self.log(self._line("warning", alarm))
 
     def score(self, name: str) -> float | None:
         """See loop.Observer."""
-        found = self._evaluations.get(self.step, {}).get(name, self._last.get(name))
+        evaluated = self._evaluations.after(self.step) or {}
+        found = evaluated.get(name, self._last.get(name))
         return float(found) if isinstance(found, int | float) else None
 
     def evidence(self) -> str:
@@ -184,18 +185,20 @@ class Recorder:
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """The policy after ``step`` was evaluated."""
-        self._evaluations[step] = evaluation.to_json()
-        write_json(self._evaluations_file, {str(at): value for at, value in self._evaluations.items()})
+        self._evaluations.add(step, evaluation)
+        scores = {f"evaluation_pass@{k}": value for k, value in evaluation.pass_at.items()}
+        for sink in self._sinks:
+            sink.evaluated(step, scores)
         shown = "  ".join(
             f"pass@{k} {value:.3f} [{evaluation.ci95[k][0]:.3f}, {evaluation.ci95[k][1]:.3f}]"
             for k, value in evaluation.pass_at.items()
         )
-        self._progress.note(f"evaluation after step {step}: {shown}")
+        self.note(f"evaluation after step {step}: {shown}")
         self._clock.lap()
 
     def has_evaluated(self, step: int) -> bool:
         """Whether an evaluation of the policy after ``step`` is on record."""
-        return step in self._evaluations
+        return self._evaluations.after(step) is not None
 
     def close(self, groups: dict[str, int], wall_seconds: float) -> None:
         """Write summary.json and report.html from what there is, and give the terminal back."""
@@ -203,8 +206,6 @@ class Recorder:
         self._progress.close()
         self._status.ended = True
         self._status.write()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
         write_json(
             settings.folder / "summary.json",
             build_summary(
@@ -215,8 +216,8 @@ class Recorder:
                 task=settings.task,
                 wall_seconds=wall_seconds,
                 objective=settings.objective,
-                before=self._evaluations.get(0),
-                after=self._evaluations.get(self.step) if self.step else None,
+                before=self._evaluations.after(0),
+                after=self._evaluations.after(self.step) if self.step else None,
                 seconds=self._clock.totals(),
                 tokens=self._tokens,
                 advice=self._adviser.latest,
@@ -224,3 +225,9 @@ class Recorder:
             ),
         )
         write_report(settings.folder)
+        for sink in self._sinks:
+            sink.close()
+        self._log.close()
+
+    def _line(self, level: Level, text: str) -> LogLine:
+        return LogLine(time.time(), level, DRIVER, "", self.step, text)

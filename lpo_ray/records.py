@@ -523,6 +523,23 @@ class Publication:
     """prepare, transfer, prove -> seconds, of the attempt that succeeded"""
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the sample lane holds when a step is done. Made by the sample lane, read by telemetry.
+
+    Example: ``Backlog(on_the_way=40, waiting=24, num_bytes=9_000_000, sampled_tokens=11_500)``
+    """
+
+    on_the_way: int
+    """groups that are being sampled or verified"""
+    waiting: int
+    """scored groups that wait to be trained"""
+    num_bytes: int
+    """of the groups that have a place, those of the step included; a group on its way counts as the largest possible"""
+    sampled_tokens: int
+    """response tokens of the groups that were scored since the step before"""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRecord:
     """One finished step, for the observer. ``step`` counts from 1: it is the version of the weights it made."""
@@ -538,3 +555,4 @@ class StepRecord:
     """why -> groups that were collected for the step and not trained by it: equal_rewards, off_policy, cut"""
     reused: int
     """groups that were trained before"""
+    backlog: Backlog

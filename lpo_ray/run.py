@@ -184,6 +184,9 @@ async def _train(
             version = await signals.loop.run(start.version, start.owed, evaluation, saved=start.saved, recover=recover)
             signals.loop, signals.step = None, version.step
             await evaluation(version.step)
+    except BaseException as error:
+        recorder.ended(first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
+        raise
     finally:
         recorder.close(ledger.counts(), time.monotonic() - started)
         ledger.close()

@@ -19,7 +19,7 @@ from lpo_ray.data.source import PromptSource
 from lpo_ray.errors import GroupLost, TooManyLost
 from lpo_ray.interfaces import Components, Observer
 from lpo_ray.ledger import Ledger, Owed
-from lpo_ray.records import Key, Prompt, Sampling, ScoredGroup
+from lpo_ray.records import Backlog, Key, Prompt, Sampling, ScoredGroup
 from lpo_ray.staleness import Place, ReadyGroups, StalenessGate
 
 
@@ -77,6 +77,7 @@ class SampleLane:
         self._again: deque[tuple[int, Prompt]] = deque()
         self._flights: set[_Flight] = set()
         self._places: dict[Key, Place] = {}
+        self._sampled_tokens = 0
         self.version = 0
         """step of the weights that engines serve now"""
 
@@ -136,6 +137,11 @@ class SampleLane:
         self._end(late)
         return len(late)
 
+    def backlog(self) -> Backlog:
+        """What is here now, and the tokens that were sampled since the last call."""
+        tokens, self._sampled_tokens = self._sampled_tokens, 0
+        return Backlog(len(self._flights), len(self._ready), self._gate.num_bytes, tokens)
+
     def close(self) -> None:
         """End every group that is on its way."""
         self._end(list(self._flights))
@@ -172,6 +178,7 @@ class SampleLane:
                 continue
             self._ledger.scored(scored)
             self._flights.discard(flight)
+            self._sampled_tokens += scored.group.num_tokens
             self._arrived(scored, flight.place)
             return
         raise TooManyLost(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lpo_ray.telemetry.log import read_log
+from lpo_ray.telemetry.trackers import TrackedRun, Tracker
 
 QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
 
@@ -34,6 +38,10 @@ def test_dry_run_prints_the_config_and_every_number_and_writes_nothing(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def broken_tracker(run: TrackedRun) -> Tracker:
+    raise RuntimeError(f"no such server for {run.name}")
+
+
 @pytest.mark.slow
 def test_a_run_in_one_process_then_resume_export_and_evaluate(tiny_policy: Path, tmp_path: Path) -> None:
     common = (
@@ -41,8 +49,10 @@ def test_a_run_in_one_process_then_resume_export_and_evaluate(tiny_policy: Path,
         f"model.path={tiny_policy}", "pipeline.groups_per_step=4", "evaluation.num_prompts=3",
         "evaluation.samples_per_prompt=4", "evaluation.ks=[1,4]", "sampling.max_tokens=8", "checkpoint.every=1",
     )  # fmt: skip
-    first = lpo_ray("train", QUICKSTART, *common, "run.steps=2")
+    first = lpo_ray("train", QUICKSTART, *common, "run.steps=2", "telemetry.trackers=['tests.test_cli:broken_tracker']")
     assert first.returncode == 0, first.stderr
+    assert re.search(r"^\d\d:\d\d:\d\d info driver - 2 step 2/2  reward ", first.stdout, re.MULTILINE)
+    assert first.stdout.count("tests.test_cli:broken_tracker is off from here on: RuntimeError: no such server") == 1
     assert "pass@1" in first.stdout
     folder = tmp_path / "one"
     again = lpo_ray("train", QUICKSTART, *common, "run.steps=4")
@@ -53,6 +63,10 @@ def test_a_run_in_one_process_then_resume_export_and_evaluate(tiny_policy: Path,
     assert "resumed after step 2" in resumed.stdout
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+    told = list(read_log(folder / "log.jsonl"))
+    assert [line.step for line in told if line.text.startswith("step ")] == [1, 2, 3, 4]
+    assert sum(line.text.startswith("evaluation after step ") for line in told) == 3
+    assert {(line.level, line.role) for line in told} == {("info", "driver")}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == 4
     assert summary["groups"] == {"issued": 16, "trained": 16, "lost": 0, "stale": 0, "filtered": 0}

@@ -102,6 +102,19 @@ async def test_with_staleness_the_lanes_overlap_and_the_bound_holds(tmp_path: Pa
     assert "anchor" in parts.events
 
 
+async def test_the_backlog_is_what_the_lane_holds_when_a_step_is_done(tmp_path: Path) -> None:
+    parts = FakeComponents(lose={"train-00000001": 1})
+    observer, _ = await run(tmp_path, parts, max_staleness=1, behaviour_from_engine=True, steps=3)
+    found = [record.backlog for record in observer.steps]
+    tokens = 4 * 2 * len(observer.steps[0].targets[0].log_target)
+    for backlog in found:
+        groups = backlog.on_the_way + backlog.waiting
+        assert 0 <= groups <= 4
+        assert backlog.num_bytes > 0
+    assert (found[-1].on_the_way, found[-1].waiting) == (0, 0)
+    assert sum(backlog.sampled_tokens for backlog in found) == 3 * tokens  # a lost attempt adds none
+
+
 async def test_a_lost_group_is_reissued_and_never_trained_as_zero(tmp_path: Path) -> None:
     parts = FakeComponents(lose={"train-00000001": 2})
     observer, ledger = await run(tmp_path, parts)

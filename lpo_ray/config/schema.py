@@ -357,6 +357,8 @@ class TelemetryConfig:
     samples_every: int = 1
     """steps between samples/*.parquet; 0: none"""
     tensorboard: bool = True
+    trackers: list[str] = field(default_factory=list)
+    """rows of telemetry.trackers.TRACKERS, wandb | mlflow (each is an extra of ours), or "module:function" """
     entropy_alarm: float = 0.02
     """nats: a note is shown when the mean token entropy falls below it; 0: never"""
     progress: ProgressKind = ProgressKind.auto

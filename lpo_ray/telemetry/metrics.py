@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import torch
 
 from lpo_ray.objective import Diagnostics, diagnose, effective_sample_size
-from lpo_ray.records import FloatArray, ProjectedGroup, Publication, StepReport, TargetGroup, TrainBatch
+from lpo_ray.records import (
+    FloatArray,
+    ProjectedGroup,
+    Publication,
+    StepRecord,
+    TargetGroup,
+    WorkerState,
+    WorkerStatus,
+)
 from lpo_ray.telemetry.stages import Seconds, shares
 
 Value = int | float | str | list[int] | list[float] | list[str]
@@ -18,46 +28,81 @@ PASS_RATE_BINS = 11
 """no response passes | 9 equal bins in between | all pass"""
 
 
-def step_metrics(
-    step: int,
-    targets: Sequence[TargetGroup],
-    batch: TrainBatch,
-    report: StepReport,
-    *,
-    pass_reward: float,
-    seconds: Seconds,
-    groups: Mapping[str, int],
-    publication: Publication,
-    left_out: Mapping[str, int],
-    reused: int,
-) -> dict[str, Value]:
+def step_metrics(record: StepRecord, *, pass_reward: float, seconds: Seconds) -> dict[str, Value]:
     """Metrics of one step. ``seconds``: of this step. Entropies and divergences in nats; means over groups
     unless the name says otherwise.
     """
+    return {
+        "step": record.step,
+        **_of_responses(record, pass_reward),
+        **_of_updates(record),
+        **_of_groups(record),
+        **_of_time(record, seconds),
+        **_of_flow(record),
+        **_of_publication(record.publication),
+    }
+
+
+def worker_metrics(workers: Sequence[WorkerStatus]) -> dict[str, int]:
+    """How many rollout workers are in each state, and how often the processes of each role were replaced."""
+    rollout = [worker for worker in workers if role_of(worker.name) == "rollout_worker"]
+    restarts: Counter[str] = Counter()
+    for worker in workers:
+        restarts[role_of(worker.name)] += worker.restarts
+    return {
+        **{f"workers_{state}": sum(worker.state == state for worker in rollout) for state in get_args(WorkerState)},
+        **{f"restarts_{role}": count for role, count in restarts.items()},
+    }
+
+
+def role_of(name: str) -> str:
+    """The role of a process by its name: "rollout_worker" of "rollout worker 3"."""
+    return name.rstrip("0123456789 ").replace(" ", "_")
+
+
+def _of_responses(record: StepRecord, pass_reward: float) -> dict[str, Value]:
+    targets = record.targets
     rewards = np.concatenate([target.scored.rewards for target in targets])
     responses = [response for target in targets for response in target.group.responses]
-    lengths = np.array([len(response.token_ids) for response in responses])
-    ages = [step - 1 - target.group.oldest_version for target in targets]
-    projected = report.groups
-    found = diagnostics(targets, projected)
-    tempering = np.array([target.tempering for target in targets])
-    tokens, total = int(lengths.sum()), sum(seconds.run.values())
     return {
-        "step": step,
         "reward": float(rewards.mean()),
         "pass_rate": float((rewards >= pass_reward).mean()),
         "pass_rate_histogram": pass_rate_histogram([target.scored.rewards for target in targets], pass_reward),
-        "loss": report.loss,
-        "loss_per_update": [update.loss for update in report.updates],
+        "response_length": float(np.mean([len(response.token_ids) for response in responses])),
+        "truncated_fraction": float(np.mean([response.finish_reason == "length" for response in responses])),
+    }
+
+
+def _of_updates(record: StepRecord) -> dict[str, Value]:
+    updates, projected = record.report.updates, record.report.groups
+    return {
+        "loss": record.report.loss,
+        "loss_per_update": [update.loss for update in updates],
         "surrogate": float(np.mean([group.surrogate.sum() for group in projected])),
-        "gradient_norm": float(np.mean([update.norms.gradient for update in report.updates])),
-        "gradient_norm_per_update": [update.norms.gradient for update in report.updates],
-        **_by_kind("gradient_norm", [update.norms.gradient_by_kind for update in report.updates]),
-        **_by_kind("update_ratio", [update.norms.update_ratio_by_kind for update in report.updates]),
-        "skipped_updates": sum(not update.norms.applied for update in report.updates),
-        "not_finite": [str(found) for update in report.updates for found in update.not_finite],
-        "learning_rate": batch.learning_rate,
+        "gradient_norm": float(np.mean([update.norms.gradient for update in updates])),
+        "gradient_norm_per_update": [update.norms.gradient for update in updates],
+        **_by_kind("gradient_norm", [update.norms.gradient_by_kind for update in updates]),
+        **_by_kind("update_ratio", [update.norms.update_ratio_by_kind for update in updates]),
+        "skipped_updates": sum(not update.norms.applied for update in updates),
+        "not_finite": [str(found) for update in updates for found in update.not_finite],
+        "learning_rate": record.batch.learning_rate,
         "token_entropy": float(np.mean(np.concatenate([group.entropy for group in projected]))),
+        "clip_fraction": float(np.mean(np.concatenate([group.clip_fraction for group in projected]))),
+        "largest_coefficient": float(max(np.abs(group.coefficient).max() for group in projected)),
+        "reference_kl": float(np.mean(np.concatenate([group.reference_kl for group in projected]))),
+        "engine_mismatch": float(max(np.abs(group.engine_mismatch).max() for group in projected)),
+        "padding_fraction": float(np.mean([update.padding for update in updates])),
+        "imbalance_fraction": float(np.mean([update.imbalance for update in record.batch.updates])),
+        "forwards": sum(update.forwards for update in updates),
+    }
+
+
+def _of_groups(record: StepRecord) -> dict[str, Value]:
+    targets, projected = record.targets, record.report.groups
+    found = diagnostics(targets, projected)
+    tempering = np.array([target.tempering for target in targets])
+    ages = [record.step - 1 - target.group.oldest_version for target in targets]
+    return {
         "target_temperature": float(np.mean([target.temperature for target in targets])),
         "target_entropy": _mean(found.target_entropy),
         "policy_entropy": _mean(found.policy_entropy),
@@ -72,34 +117,51 @@ def step_metrics(
         "tempering": float(tempering.mean()),
         "tempered_fraction": float((tempering < 1.0).mean()),
         "equal_reward_fraction": _mean(found.equal_rewards),
-        "clip_fraction": float(np.mean(np.concatenate([group.clip_fraction for group in projected]))),
-        "largest_coefficient": float(max(np.abs(group.coefficient).max() for group in projected)),
-        "reference_kl": float(np.mean(np.concatenate([group.reference_kl for group in projected]))),
-        "engine_mismatch": float(max(np.abs(group.engine_mismatch).max() for group in projected)),
-        "response_length": float(lengths.mean()),
-        "truncated_fraction": float(np.mean([response.finish_reason == "length" for response in responses])),
         "staleness": float(np.mean(ages)),
         "staleness_max": int(max(ages)),
         "staleness_histogram": np.bincount(ages).tolist(),
+    }
+
+
+def _of_time(record: StepRecord, seconds: Seconds) -> dict[str, Value]:
+    """Tokens per second: of the whole step, and (sampled, trained) of the time that each lane was busy."""
+    total = sum(seconds.run.values())
+    tokens, sampled = sum(target.group.num_tokens for target in record.targets), record.backlog.sampled_tokens
+    return {
         "tokens": tokens,
-        "tokens_per_second": tokens / total if total else 0.0,
-        "padding_fraction": float(np.mean([update.padding for update in report.updates])),
-        "imbalance_fraction": float(np.mean([update.imbalance for update in batch.updates])),
-        "forwards": sum(update.forwards for update in report.updates),
+        "tokens_sampled": sampled,
+        "tokens_per_second": _rate(tokens, total),
+        "tokens_per_second_sampled": _rate(sampled, seconds.engines["sample"] + seconds.engines["verify"]),
+        "tokens_per_second_trained": _rate(tokens, seconds.learner["project"] + seconds.learner["anchor"]),
         "seconds": total,
         **{f"seconds_{stage}": value for stage, value in seconds.run.items()},
         **{f"engines_{stage}": share for stage, share in shares(seconds.engines).items()},
         **{f"learner_{stage}": share for stage, share in shares(seconds.learner).items()},
-        **{f"groups_{state}": count for state, count in groups.items()},
-        **{f"left_out_{why}": count for why, count in left_out.items()},
-        "left_out_fraction": sum(left_out.values()) / (sum(left_out.values()) + len(targets) - reused),
-        "reused": reused,
+    }
+
+
+def _of_flow(record: StepRecord) -> dict[str, Value]:
+    left_out = sum(record.left_out.values())
+    return {
+        **{f"groups_{state}": count for state, count in record.groups.items()},
+        **{f"left_out_{why}": count for why, count in record.left_out.items()},
+        "left_out_fraction": left_out / (left_out + len(record.targets) - record.reused),
+        "reused": record.reused,
+        "queue_on_the_way": record.backlog.on_the_way,
+        "queue_waiting": record.backlog.waiting,
+        "held_bytes": record.backlog.num_bytes,
+    }
+
+
+def _of_publication(publication: Publication) -> dict[str, Value]:
+    return {
         "weights_version": str(publication.version),
         "publish_bytes": publication.num_bytes,
+        "publish_seconds": publication.seconds,
         **{f"publish_seconds_{phase}": seconds for phase, seconds in publication.phases.items()},
         "publish_gb_per_second": publication.num_bytes / 1e9 / publication.seconds,
         "publish_difference": publication.difference,
-        "workers_serving": sum(worker.state == "serving" for worker in publication.workers),
+        **worker_metrics(publication.workers),
         "workers": [f"{worker.name}: {worker.state} {worker.version or '-'}" for worker in publication.workers],
     }
 
@@ -158,3 +220,7 @@ def _by_kind(name: str, updates: Sequence[Mapping[str, float]]) -> dict[str, Val
 
 def _mean(values: torch.Tensor) -> float:
     return float(values.double().mean())
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds else 0.0

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.evaluation import Evaluation
+from lpo_ray.telemetry.log import DRIVER, LogLine
 from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.stages import StageClock
 
@@ -49,22 +50,20 @@ class Progress:
         if kind is ProgressKind.live:
             self._live.start()
 
-    def step(self, metrics: Mapping[str, Value]) -> None:
-        """A step is done."""
-        self._step = int(str(metrics["step"]))
-        numbers = {name: float(str(metrics[name])) for name in (*SHOWN, "seconds")}
-        self._line = "  ".join(form.format(numbers[name]) for name, form in SHOWN.items())
-        stages = "  ".join(
-            f"{stage} {float(str(metrics[f'seconds_{stage}'])):.1f}"
-            for stage in ("sample", "verify", "project", "publish")
-        )
+    def step(self, metrics: Mapping[str, Value], line: LogLine) -> None:
+        """A step is done; ``line`` says so where there is no panel."""
+        self._step, self._line = int(str(metrics["step"])), _shown(metrics)
         if self._kind is ProgressKind.plain:
-            self._say(f"step {self._step}/{self._steps}  {self._line}  {numbers['seconds']:.1f} s ({stages})")
+            self.say(line)
 
-    def note(self, text: str) -> None:
-        """Something that happened once; printed above the panel."""
-        if self._kind is not ProgressKind.quiet:
-            self._say(text)
+    def say(self, line: LogLine) -> None:
+        """Something that happened once; printed above the panel, without what the panel's reader knows."""
+        if self._kind is ProgressKind.quiet:
+            return
+        bare = self._kind is ProgressKind.live and line.role == DRIVER
+        for part in line.lines():
+            text = part.text if bare else part.render()
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def doing(self, text: str) -> None:
         """How far the stage at work is, such as "evaluating 12/256"; live panel only."""
@@ -74,9 +73,6 @@ class Progress:
         """Give the terminal back."""
         if self._live.is_started:
             self._live.stop()
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _panel(self) -> RenderableType:
         working = [
@@ -90,6 +86,19 @@ class Progress:
         for row in (head, bar, Text(f"{', '.join(working) or 'waiting'}  {self._note}", style="dim")):
             panel.add_row(row)
         return panel
+
+
+def step_line(metrics: Mapping[str, Value], steps: int) -> str:
+    """A step in one line: its numbers, and where its time went."""
+    stages = "  ".join(
+        f"{stage} {float(str(metrics[f'seconds_{stage}'])):.1f}" for stage in ("sample", "verify", "project", "publish")
+    )
+    seconds = float(str(metrics["seconds"]))
+    return f"step {metrics['step']}/{steps}  {_shown(metrics)}  {seconds:.1f} s ({stages})"
+
+
+def _shown(metrics: Mapping[str, Value]) -> str:
+    return "  ".join(form.format(float(str(metrics[name]))) for name, form in SHOWN.items())
 
 
 def render_evaluation(before: Evaluation, after: Evaluation) -> Table:

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl (the record), TensorBoard (a view of it), and whole JSON files."""
+"""Where metrics go: metrics.jsonl (the record), TensorBoard (a view of it); and whole JSON files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,36 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from lpo_ray.telemetry.metrics import Value
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+
+class MetricsSink(Protocol):
+    """Takes what a run measures. Called from one thread: ``resumed`` once, before the first step or evaluation."""
+
+    def resumed(self, step: int) -> None:
+        """The run goes on after ``step`` (0: it starts). What was taken of later steps will come again."""
+        ...
+
+    def append(self, metrics: Mapping[str, Value]) -> None:
+        """A step is done; see metrics.step_metrics."""
+        ...
+
+    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
+        """The policy after ``step`` was evaluated. Names begin with "evaluation_", such as "evaluation_pass@1"."""
+        ...
+
+    def changed(self, values: Mapping[str, int]) -> None:
+        """Some of the metrics are no longer those of the last step; see metrics.worker_metrics. At any time."""
+        ...
+
+    def close(self) -> None:
+        """The run is over. Also called when ``resumed`` never was."""
+        ...
 
 
 class MetricsLog:
@@ -34,33 +62,66 @@ class MetricsLog:
                 break
         return rows
 
-    def truncate_after(self, step: int) -> None:
-        """Drop what a resumed run will write again: every line after ``step``."""
+    def resumed(self, step: int) -> None:
+        """Drop what the run will write again: every line after ``step``."""
         kept = [row for row in self.read() if int(str(row["step"])) <= step]
         if kept or self._path.exists():
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
+        """They have a file of their own."""
+
+    def changed(self, values: Mapping[str, int]) -> None:
+        """The next step's line has it."""
+
+    def close(self) -> None:
+        """Every line is written already."""
 
 
 class TensorBoard:
     """Scalars by group, for ``tensorboard --logdir``."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """``first_step``: events from there on are purged; the resumed run writes them again."""
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def resumed(self, step: int) -> None:
+        """Events after ``step`` are purged; the run writes them again."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def append(self, metrics: Mapping[str, Value]) -> None:
         """Write every number of one step."""
-        step = int(str(metrics["step"]))
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(f"{name.partition('_')[0]}/{name}", value, step)
-        self._writer.flush()
+        self._add(int(str(metrics["step"])), numbers(metrics))
+
+    def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
+        """Write the scores."""
+        self._add(step, scores)
+
+    def changed(self, values: Mapping[str, int]) -> None:
+        """The next step has it."""
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add(self, step: int, values: Mapping[str, float]) -> None:
+        assert self._writer is not None
+        for name, value in values.items():
+            self._writer.add_scalar(in_group(name), value, step)
+        self._writer.flush()
+
+
+def numbers(metrics: Mapping[str, Value]) -> dict[str, float]:
+    """The metrics that are one number, but for the step."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float) and name != "step"}
+
+
+def in_group(name: str) -> str:
+    """A metric's name under its first word, by which viewers group charts: "publish/publish_bytes"."""
+    return f"{name.partition('_')[0]}/{name}"
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

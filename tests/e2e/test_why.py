@@ -16,10 +16,12 @@ import pytest
 from tests.e2e.test_signals import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+COLUMNS = re.compile(r"^\d\d:\d\d:\d\d (\S+ ){4}")
+"""in front of each text, see telemetry.log"""
 
 
 class Output:
-    """What a run has printed so far; read all the time, since a full pipe would stop the run."""
+    """The texts of what a run has printed so far; read all the time, since a full pipe would stop the run."""
 
     def __init__(self, run: Run) -> None:
         self.lines: list[str] = []
@@ -42,7 +44,7 @@ class Output:
 
     def _read(self) -> None:
         for line in self._run.process.stdout:
-            self.lines.append(line.rstrip("\n"))
+            self.lines.append(COLUMNS.sub("", line.rstrip("\n")))
 
 
 def why(folder: Path) -> str:

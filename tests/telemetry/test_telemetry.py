@@ -20,24 +20,28 @@ from lpo_ray.objective import project
 from lpo_ray.packing import Packing, pack_step
 from lpo_ray.records import (
     AnchorGroup,
+    Backlog,
     NotFinite,
     ProjectedGroup,
     Publication,
     StepNorms,
+    StepRecord,
     StepReport,
     TargetGroup,
     UpdateReport,
     WeightsVersion,
     WorkerStatus,
 )
+from lpo_ray.telemetry.log import LogLine
 from lpo_ray.telemetry.metrics import diagnostics, pass_rate_histogram, step_metrics
-from lpo_ray.telemetry.progress import Progress
+from lpo_ray.telemetry.progress import Progress, step_line
 from lpo_ray.telemetry.report import CHARTS, write_report
 from lpo_ray.telemetry.samples import read_step, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, write_json
 from lpo_ray.telemetry.stages import ENGINES, LEARNER, PRIORITY, Seconds, StageClock, shares
 from lpo_ray.telemetry.summary import build_summary
 from tests.builders import make_target
+from tests.telemetry.test_log import NOON
 
 
 def by_stage(order: tuple[str, ...], **seconds: float) -> dict[str, float]:
@@ -95,11 +99,11 @@ def publication_of(step: int) -> Publication:
 
 def metrics_of(step: int, targets: list[TargetGroup], report: StepReport | None = None) -> dict:
     batch = pack_step(targets, Packing(1, 10**6, False), step=step, seed=0, updates=2, learning_rate=0.1)
-    return step_metrics(
-        step, targets, batch, report or report_of(targets), pass_reward=1.0, seconds=SECONDS,
-        groups={"issued": 4, "trained": 4}, publication=publication_of(step),
-        left_out={"equal_rewards": 1, "off_policy": 0, "cut": 0}, reused=0,
+    record = StepRecord(
+        step, batch, targets, report or report_of(targets), publication_of(step), {"issued": 4, "trained": 4},
+        {"equal_rewards": 1, "off_policy": 0, "cut": 0}, 0, Backlog(5, 3, 4096, 50),
     )  # fmt: skip
+    return step_metrics(record, pass_reward=1.0, seconds=SECONDS)
 
 
 def test_metrics_by_hand() -> None:
@@ -118,7 +122,13 @@ def test_metrics_by_hand() -> None:
     assert metrics["forwards"] == 4
     assert metrics["weights_version"] == "3:abc"
     assert metrics["publish_gb_per_second"] == pytest.approx(0.012)
-    assert metrics["workers_serving"] == 1
+    assert [metrics[f"workers_{state}"] for state in ("starting", "serving", "out")] == [0, 1, 1]
+    assert metrics["restarts_rollout_worker"] == 1
+    assert (metrics["queue_on_the_way"], metrics["queue_waiting"], metrics["held_bytes"]) == (5, 3, 4096)
+    assert metrics["tokens_sampled"] == 50
+    assert metrics["tokens_per_second_sampled"] == pytest.approx(50 / 2.5)  # sample and verify of the engines' lane
+    assert metrics["tokens_per_second_trained"] == pytest.approx(32 / 2.5)  # project and anchor of the learner's
+    assert metrics["publish_seconds"] == 0.5
     assert [metrics[f"engines_{name}"] for name in ("sample", "verify", "publish", "evaluate", "wait")] == [
         0.5, 0.125, 0.125, 0.0, 0.25,
     ]  # fmt: skip
@@ -329,7 +339,7 @@ def test_metrics_have_neither_gap_nor_repeat_after_a_kill(tmp_path: Path) -> Non
         log.append({"step": step, "reward": float("nan")})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')
-    log.truncate_after(2)
+    log.resumed(2)
     log.append({"step": 3})
     assert [row["step"] for row in log.read()] == [1, 2, 3]
     assert log.read()[0]["reward"] is None
@@ -395,8 +405,10 @@ def test_progress_shows_the_step_and_what_each_stage_is_doing(kind: ProgressKind
     clock = StageClock(Ticking())
     progress = Progress(kind, Console(file=output, width=120), clock, steps=9)
     with clock.stage("sample"), clock.stage("sample"), clock.stage("project"):
-        progress.step(metrics_of(4, [make_target(n, (3, 5)) for n in range(4)]))
-        progress.note("something happened")
+        metrics = metrics_of(4, [make_target(n, (3, 5)) for n in range(4)])
+        progress.step(metrics, LogLine(NOON, "info", "driver", "", 4, step_line(metrics, 9)))
+        progress.say(LogLine(NOON, "warning", "driver", "", 4, "something happened\nbadly"))
+        progress.say(LogLine(NOON, "error", "rollout", "rollout worker 1", None, "no memory"))
         progress.doing("7/8 prompts")
         progress.close()
     shown = output.getvalue()
@@ -404,7 +416,13 @@ def test_progress_shows_the_step_and_what_each_stage_is_doing(kind: ProgressKind
         assert shown == ""
         return
     assert "step 4/9" in shown
-    assert "something happened" in shown
+    assert "12:00:05 error rollout rollout-worker-1 - no memory\n" in shown
+    if kind is ProgressKind.live:  # whoever sits there knows the time and the step
+        assert "something happened\n" in shown
+        assert "12:00:05 warning" not in shown
+    else:
+        assert shown.startswith("12:00:05 info driver - 4 step 4/9  reward ")
+        assert "12:00:05 warning driver - 4 something happened\n12:00:05 warning driver - 4 badly\n" in shown
     for name in ("reward", "pass", "entropy", "grad", "tok/s"):
         assert name in shown
     if kind is ProgressKind.live:

@@ -1,0 +1,148 @@
+"""``log.jsonl`` of a run's folder: what the driver and its workers said, one JSON object a line, for people and tools.
+
+Made by the recorder (the driver's own lines) and by whoever brings it the lines of workers. It is a history: a run that
+goes on adds to it, and what it does again stands there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+Level = Literal["info", "warning", "error"]
+DRIVER = "driver"
+"""role of the process that runs the loop"""
+NAMES_OF_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+"""a variable of the environment whose name has one of these holds a secret"""
+SHORTEST_SECRET = 8
+"""characters; less is a switch, such as TOKENIZERS_PARALLELISM=false"""
+LARGEST_SECRET_FILE = 65_536
+"""bytes"""
+MASK = "***"
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """Something that one process said.
+
+    Example: ``LogLine(1_700_000_000.0, "info", "rollout", "rollout worker 1", 12, "its engine is up")``
+    """
+
+    time: float
+    """unix seconds"""
+    level: str
+    """info | warning | error, or what the worker's own logger calls it"""
+    role: str
+    worker: str
+    """empty: the role has one process"""
+    step: int | None
+    """that was done last; None: not known"""
+    text: str
+
+    def render(self) -> str:
+        """``HH:MM:SS level role worker step text`` on one line, in local time; "-" stands for what is not known."""
+        clock = time.strftime("%H:%M:%S", time.localtime(self.time))
+        names = (self.level, self.role, self.worker, "" if self.step is None else str(self.step))
+        columns = " ".join(name.replace(" ", "-") or "-" for name in names)
+        return f"{clock} {columns} {self.text}".replace("\r", "\\r").replace("\n", "\\n")
+
+    def lines(self) -> Iterator[LogLine]:
+        """Itself, once for each line of its text: what is printed."""
+        for text in self.text.splitlines() or [""]:
+            yield replace(self, text=text)
+
+    @staticmethod
+    def from_json(line: str) -> LogLine:
+        """Of a line of log.jsonl. ValueError when it is none."""
+        try:
+            return LogLine(**json.loads(line))
+        except TypeError as error:
+            raise ValueError(f"{line[:200]!r} is not a line of log.jsonl: {error}") from error
+
+
+class LogFile:
+    """Appends lines, each in one write. A last line that a kill cut short is dropped before the first of them."""
+
+    def __init__(self, path: Path, secrets: tuple[str, ...] = ()) -> None:
+        """``secrets``: never written, see secrets_of."""
+        self._path, self._secrets = path, secrets
+        self._descriptor: int | None = None
+
+    def append(self, line: LogLine) -> LogLine:
+        """Write the line; returns it as it was written, with MASK for every secret."""
+        masked = replace(line, text=mask(line.text, self._secrets))
+        if self._descriptor is None:
+            self._descriptor = self._open()
+        os.write(self._descriptor, (json.dumps(asdict(masked)) + "\n").encode())
+        return masked
+
+    def close(self) -> None:
+        """Close the file; a later line opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self) -> int:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        os.ftruncate(descriptor, _whole_lines(descriptor))
+        return descriptor
+
+
+def read_log(path: Path) -> Iterator[LogLine]:
+    """All lines that are whole and ours; none when there is no file."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                yield LogLine.from_json(text)
+            except ValueError:
+                continue
+
+
+def mask(text: str, secrets: tuple[str, ...]) -> str:
+    """``text`` with MASK in place of every secret."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    return text
+
+
+def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Values of the variables whose names have one of NAMES_OF_SECRETS, longest first, by line. Where the value is the
+    path of a file (RAY_AUTH_TOKEN_PATH), what the file holds is the secret.
+    """
+    found: set[str] = set()
+    for name, value in environment.items():
+        if any(part in name.upper() for part in NAMES_OF_SECRETS):
+            lines = (line.strip() for line in (_file_named(value) or value).splitlines())
+            found |= {line for line in lines if len(line) >= SHORTEST_SECRET}
+    return tuple(sorted(found, key=lambda secret: (-len(secret), secret)))
+
+
+def _file_named(value: str) -> str | None:
+    """What the file at this path holds; None if it is no file that this process can read."""
+    try:
+        path = Path(value).expanduser()
+        if path.is_file() and path.stat().st_size <= LARGEST_SECRET_FILE:
+            return path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError, RuntimeError):  # a value with a zero byte, too long for a name, of no user's home
+        pass
+    return None
+
+
+def _whole_lines(descriptor: int) -> int:
+    """Bytes up to the end of the last whole line."""
+    end, block = os.lseek(descriptor, 0, os.SEEK_END), 65_536
+    while end > 0:
+        start = max(0, end - block)
+        at = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if at >= 0:
+            return start + at + 1
+        end = start
+    return 0

@@ -1,0 +1,98 @@
+"""log.jsonl: whole lines after a kill, no secrets, and what a terminal shows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from lpo_ray.telemetry.log import MASK, LogFile, LogLine, mask, read_log, secrets_of
+
+NOON = time.mktime((2026, 7, 1, 12, 0, 5, 0, 0, -1))
+LINE = LogLine(NOON, "warning", "rollout", "rollout worker 1", 12, "its engine is slow")
+
+
+def test_a_line_is_rendered_in_columns_without_spaces() -> None:
+    assert LINE.render() == "12:00:05 warning rollout rollout-worker-1 12 its engine is slow"
+    assert LogLine(NOON, "info", "driver", "", None, "a\nb\r").render() == "12:00:05 info driver - - a\\nb\\r"
+
+
+def test_a_text_of_several_lines_is_shown_as_several() -> None:
+    lines = list(LogLine(NOON, "info", "driver", "", 0, "it died:\n  a frame").lines())
+    start = "12:00:05 info driver - 0 "
+    assert [line.render() for line in lines] == [f"{start}it died:", f"{start}  a frame"]
+    assert [line.text for line in LogLine(NOON, "info", "driver", "", 0, "").lines()] == [""]
+
+
+def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "run" / "log.jsonl")
+    lines = [LINE, LogLine(NOON, "info", "driver", "", None, 'a "quote"\nand \ud800 half a character, ü')]
+    assert [file.append(line) for line in lines] == lines
+    file.close()
+    assert list(read_log(tmp_path / "run" / "log.jsonl")) == lines
+    assert list(read_log(tmp_path / "nothing.jsonl")) == []
+    first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert list(first) == ["time", "level", "role", "worker", "step", "text"]
+
+
+@pytest.mark.parametrize("cut", ['{"time": 1.0, "lev', "{", " " * 200_000, ""])
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_a_last_line_that_a_kill_cut_short_is_dropped(cut: str, before: int, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    first = LogFile(path)
+    for _ in range(before):
+        first.append(LINE)
+    first.close()
+    with path.open("a") as file:
+        file.write(cut)
+    again = LogFile(path)
+    again.append(LINE)
+    again.append(LINE)
+    assert len(path.read_text().splitlines()) == before + 2
+    assert list(read_log(path)) == [LINE] * (before + 2)
+
+
+def test_what_is_no_line_of_ours_is_left_out_when_reading(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    LogFile(path).append(LINE)
+    with path.open("ab") as file:
+        file.write(b'not json\n{"time": 1}\n[1, 2]\n\xff\xfe\n')
+    assert list(read_log(path)) == [LINE]
+    with pytest.raises(ValueError, match=r"is not a line of log\.jsonl"):
+        LogLine.from_json('{"time": 1}')
+
+
+def test_values_of_secret_variables_are_never_written(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("the-token-in-a-file\n")
+    environment = {
+        "WANDB_API_KEY": "0123456789abcdef", "my_password": "hunter2hunter2", "HOME": "/home/somebody",
+        "TOKENIZERS_PARALLELISM": "false", "RAY_AUTH_TOKEN_PATH": str(token), "A_SECRET": "0123456789abcdef-and-more",
+        "EMPTY_TOKEN": "", "BAD_KEY": "no\0path", "PEM_KEY": "-----BEGIN-----\nc2VjcmV0IGtleQ==\n",
+    }  # fmt: skip
+    secrets = secrets_of(environment)
+    file = LogFile(tmp_path / "log.jsonl", secrets)
+    text = "0123456789abcdef-and-more hunter2hunter2 false /home/somebody the-token-in-a-file c2VjcmV0IGtleQ=="
+    line = LogLine(NOON, "info", "driver", "", 0, text)
+    shown = f"{MASK} {MASK} false /home/somebody {MASK} {MASK}"
+    assert file.append(line).text == shown == mask(text, secrets)
+    written = (tmp_path / "log.jsonl").read_text()
+    assert all(secret not in written for secret in secrets)
+    assert str(token) not in secrets  # the path is no secret, what the file holds is
+
+
+def test_a_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that append at once do not mix their lines."""
+    written: list[bytes] = []
+
+    def write(descriptor: int, data: bytes) -> int:
+        written.append(data)
+        return len(data)
+
+    monkeypatch.setattr(os, "write", write)
+    LogFile(tmp_path / "log.jsonl").append(LINE)
+    assert len(written) == 1
+    assert written[0].endswith(b"}\n")
