@@ -13,6 +13,7 @@ from ray.util import get_node_ip_address
 
 from actors.abandon import Abandonable
 from actors.inspection import current_process
+from actors.rendezvous import join_store, listen, meeting_address, open_store
 from actors.transports import Transport
 from actors.transports.sender import Sender
 from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
@@ -31,6 +32,8 @@ from lpo_ray.scoring import sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import Manifest, TensorMeta, is_published, make_manifest
 
+JOIN_SECONDS = 600.0
+"""for the ranks to meet"""
 KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """environment of a rank on CPU: malloc keeps large blocks. Each step needs the same ones again, and having the kernel
 map and zero them anew costs 7 to 10 % of it."""
@@ -62,12 +65,13 @@ class LearnerWorker:
 
     def __init__(self, rank: int, world_size: int, settings: LearnerSettings) -> None:
         self._rank, self._world_size, self._settings = rank, world_size, settings
+        self._listener: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
-        """Address of the host and a free port, for the ranks' meeting point."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return get_node_ip_address(), probe.getsockname()[1]
+        """Where the other ranks would meet this one; only the ranks' own host or network reaches it."""
+        host = meeting_address()
+        self._listener = listen(host)
+        return host, self._listener.getsockname()[1]
 
     def start(self, host: str, port: int) -> Process:
         """Join the other ranks at ``host:port`` and load the policy."""
@@ -75,6 +79,7 @@ class LearnerWorker:
         from lpo_ray.model import load_policy
 
         settings = self._settings
+        trust = settings.trust_remote_code
         torch.set_num_threads(settings.threads)
         os.environ.update(
             RANK=str(self._rank),
@@ -83,11 +88,18 @@ class LearnerWorker:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        join_group()
-        self._tokenizer = Tokenizer.load(settings.model_path)
+        listener, self._listener = self._listener, None
+        assert listener is not None
+        if self._rank == 0:
+            store = open_store(host, listener, self._world_size, seconds=JOIN_SECONDS)
+        else:
+            listener.close()
+            store = join_store(host, port, self._world_size, seconds=JOIN_SECONDS)
+        join_group(store, self._rank, self._world_size)
+        self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
         attention, share = settings.attention, settings.packing.share_prompt
         self._policy = Zero3Policy(
-            load_policy(settings.model_path, settings.dtype),
+            load_policy(settings.model_path, settings.dtype, trust_remote_code=trust),
             settings.zero,
             attention=attention,
             share_prompt=share,
@@ -96,7 +108,7 @@ class LearnerWorker:
         )
         self._reference = None
         if settings.objective.reference_kl:
-            frozen = load_policy(settings.reference_path, settings.dtype)
+            frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
             self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
         return current_process()
 

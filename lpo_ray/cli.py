@@ -1,5 +1,5 @@
-"""The command line: ``lpo-ray train | evaluate | warmup | simulate | export | replay | status | why | ledger``, or
-``python -m lpo_ray``.
+"""The command line: ``lpo-ray train | evaluate | warmup | simulate | export | replay | status | why | ledger |
+doctor``, or ``python -m lpo_ray``.
 
 Exit codes: 0 done, 1 a component failed, 2 the request cannot be carried out as written, 130/143 stopped by a signal.
 Ray and vLLM are imported only once the configuration is known to be good.
@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from lpo_ray.errors import Interrupted, LpoRayError
+from lpo_ray.redaction import redact
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
@@ -138,6 +139,19 @@ def why(run: Path) -> None:
     why_command(run)
 
 
+@cli.command()
+@click.option("--address", default=None, help="Of a live Ray cluster, to examine all its nodes: HOST:PORT or auto.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@click.option("--quick", is_flag=True, help="Leave out the collectives and the engine.")
+def doctor(address: str | None, as_json: bool, quick: bool) -> None:
+    """Check whether this machine (or a cluster) can run lpo-ray: what was found, what was expected, what to do. Exit
+    code 0 only if nothing fails.
+    """
+    from lpo_ray.commands import doctor_command
+
+    doctor_command(address, as_json=as_json, quick=quick)
+
+
 def main() -> None:
     """Entry point: errors become one message on standard error and an exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -154,10 +168,10 @@ def main() -> None:
         errors.print(str(stopped), markup=False)
         sys.exit(stopped.exit_code)
     except LpoRayError as error:
-        errors.print(f"{type(error).__name__}: {error}", markup=False)
+        errors.print(redact(f"{type(error).__name__}: {error}"), markup=False)
         sys.exit(error.exit_code)
     except OSError as error:
-        errors.print(f"{type(error).__name__}: {error}; what was committed before it is kept", markup=False)
+        errors.print(redact(f"{type(error).__name__}: {error}; what was committed before it is kept"), markup=False)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(128 + signal.SIGINT)

@@ -24,7 +24,6 @@ from lpo_ray.recorder import Recorder
 from lpo_ray.records import WeightsVersion
 from lpo_ray.redo import redo
 from lpo_ray.telemetry.sinks import write_text
-from lpo_ray.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Build = Callable[[Plan, str, Events], Awaitable[Components]]
@@ -95,7 +94,7 @@ def run_until_signal(work: Callable[[Signals], Coroutine[object, object, T]]) ->
 async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, signals: Signals) -> Outcome:
     """Carry out the plan. Raises Interrupted after a signal (work committed), or the first error of a component."""
     config = plan.config
-    source = plan.source(Tokenizer.load(model_path))
+    source = plan.source(plan.tokenizer(model_path))
     heldout = source.heldout(config.evaluation.num_prompts)
     plan.run_dir.mkdir(parents=True, exist_ok=True)
     unchanged = plan.learns_as_begun()

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.evaluation import Evaluation
+from lpo_ray.redaction import redact
 from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.stages import StageClock
 
@@ -76,7 +77,7 @@ class Progress:
             self._live.stop()
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(redact(text), highlight=False, markup=False, soft_wrap=True)
 
     def _panel(self) -> RenderableType:
         working = [
