@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -101,9 +102,9 @@ def join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ConfigError(
-            f"--address is {address!r}, whose Ray cluster cannot be joined: {reason} Expected HOST:PORT of a head, on "
+            f"--address is {address!r}, whose Ray cluster cannot be joined: {reason}; expected HOST:PORT of a head, on "
             "a machine that is a node of its cluster, or auto; with token authentication, RAY_AUTH_MODE=token and the "
             "head's token in RAY_AUTH_TOKEN_PATH"
         ) from error
@@ -133,7 +134,8 @@ async def _examine(
     )
     late = {name: error for name, error in zip(names, versions, strict=True) if isinstance(error, LpoRayError)}
     present = [node for node in nodes if node.name not in late]
-    between = [same_everywhere({n: v for n, v in zip(names, versions, strict=True) if not isinstance(v, LpoRayError)})]
+    between = [authentication(os.environ.get("RAY_AUTH_MODE", ""))]
+    between += [same_everywhere({n: v for n, v in zip(names, versions, strict=True) if not isinstance(v, LpoRayError)})]
     between += [_skew(node.name, await _measure(node)) for node in present]
     results = await call_each(
         [node.handle.examine.remote(checks, surroundings, quick) for node in present],
@@ -180,6 +182,13 @@ def skew(name: str, found: Skew) -> Finding:
         problem = State.fail
     text = f"{found.ahead:+.3f} s from this one, +-{found.uncertainty:.3f} s"
     return judge(name, problem, text, f"within {SKEW_WANTED:g} s", "let chrony or systemd-timesyncd set the clock")
+
+
+def authentication(mode: str) -> Finding:
+    """Whether the cluster asks for a token. ``mode``: RAY_AUTH_MODE of this process, which has joined it."""
+    problem = State.warn if mode.lower() == "disabled" else None
+    advice = "anybody who reaches its ports runs code on every node: start it with RAY_AUTH_MODE=token"
+    return judge("authentication", problem, mode or "token (Ray's default)", "token", advice)
 
 
 async def _collectives(nodes: Sequence[Node]) -> list[Finding]:

@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor
 from actors.transports.cuda_ipc import from_plain, to_plain
 from lpo_ray.checkpoint import _digests
 from lpo_ray.config import load_config
-from lpo_ray.errors import CheckpointDamaged, ConfigError
+from lpo_ray.data.dataset import _texts
+from lpo_ray.errors import CheckpointDamaged, ConfigError, DataError
 from lpo_ray.inprocess.components import build_inprocess
 from lpo_ray.model import context_length, load_policy
 from lpo_ray.plan import make_plan
@@ -145,6 +146,23 @@ def test_the_flag_reaches_the_engine(flag: bool, tiny_policy: Path) -> None:
     )
     assert engine_arguments(settings).trust_remote_code is flag
     assert engine_environment(settings, 1)["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "0"
+
+
+# Code of a data set
+
+
+@pytest.mark.parametrize(("version", "said"), [("3.6.0", "would run a script"), ("4.0.0", "could not be loaded: 404")])
+def test_a_datasets_library_that_would_run_scripts_is_refused(
+    version: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "datasets.py").write_text(
+        f"__version__ = '{version}'\ndef load_dataset(path, split):\n    raise OSError('404')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    with pytest.raises(DataError, match=said):
+        _texts("somebody/data", ("prompt", "answer"))
+    monkeypatch.delitem(sys.modules, "datasets")
 
 
 # Code of a checkpoint

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.doctor_cluster import BETWEEN, Skew, examine_cluster, skew
+from actors.doctor_cluster import BETWEEN, Skew, authentication, examine_cluster, skew
 from lpo_ray.doctor import CHECKS, Check, Finding, State, Surroundings
 from lpo_ray.errors import ConfigError
 
@@ -45,6 +46,15 @@ def cluster() -> Iterator[str]:
         nodes.add_node(num_cpus=1)
         yield nodes.address
         nodes.shutdown()
+
+
+def test_auto_without_a_cluster_is_one_line() -> None:
+    if any(process.name() == "gcs_server" for process in psutil.process_iter(["name"])):
+        pytest.skip("a Ray cluster runs on this machine, and auto finds it")
+    finished = doctor("--quick", "--address", "auto")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("ConfigError: --address is 'auto', whose Ray cluster cannot be joined: ")
+    assert finished.stderr.count("\n") == 1
 
 
 def test_this_machine_passes_with_a_real_engine_and_a_real_collective() -> None:
@@ -95,7 +105,9 @@ def test_a_node_whose_check_hangs_or_dies_is_a_finding(cluster: str, check: obje
     assert not ray.is_initialized()
     assert len(groups) == 3
     assert all(said in finding.found for name, findings in groups.items() if name != BETWEEN for finding in findings)
-    assert {finding.state for finding in groups[BETWEEN]} == {State.ok}
+    found = {finding.name: finding.state for finding in groups[BETWEEN]}
+    assert found.pop("authentication") is State.warn
+    assert set(found.values()) == {State.ok}
 
 
 @pytest.mark.parametrize(
@@ -116,13 +128,6 @@ def test_a_wrong_address_is_one_line_at_once(address: str, said: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_auto_without_a_cluster_is_one_line() -> None:
-    finished = doctor("--quick", "--address", "auto")
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("ConfigError: --address is 'auto', whose Ray cluster cannot be joined: ")
-    assert finished.stderr.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("ahead", "uncertainty", "state"),
     [(0.3, 0.001, "OK"), (-5.0, 0.01, "WARN"), (5.0, 6.0, "OK"), (3600.0, 0.1, "FAIL"), (-61.5, 0.5, "FAIL")],
@@ -131,6 +136,10 @@ def test_clocks(ahead: float, uncertainty: float, state: str) -> None:
     finding = skew("clock", Skew(ahead, uncertainty))
     assert finding.state.value == state
     assert f"{ahead:+.3f} s" in finding.found
+
+
+def test_a_cluster_without_authentication_is_pointed_at() -> None:
+    assert [authentication(mode).state for mode in ("", "token", "disabled")] == [State.ok, State.ok, State.warn]
 
 
 def test_every_check_can_be_sent_to_a_node() -> None:
