@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from ray.util import get_node_ip_address
+from torch.distributed import TCPStore
 
 from actors.abandon import Abandonable
 from actors.inspection import current_process
@@ -88,14 +89,8 @@ class LearnerWorker:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        listener, self._listener = self._listener, None
-        assert listener is not None
-        if self._rank == 0:
-            store = open_store(host, listener, self._world_size, seconds=JOIN_SECONDS)
-        else:
-            listener.close()
-            store = join_store(host, port, self._world_size, seconds=JOIN_SECONDS)
-        join_group(store, self._rank, self._world_size)
+        if not torch.distributed.is_initialized():  # ranks may be started again, with another model
+            join_group(self._meet(host, port), self._rank, self._world_size)
         self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
         attention, share = settings.attention, settings.packing.share_prompt
         self._policy = Zero3Policy(
@@ -111,6 +106,14 @@ class LearnerWorker:
             frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
             self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
         return current_process()
+
+    def _meet(self, host: str, port: int) -> TCPStore:
+        listener, self._listener = self._listener, None
+        assert listener is not None
+        if self._rank == 0:
+            return open_store(host, listener, self._world_size, seconds=JOIN_SECONDS)
+        listener.close()
+        return join_store(host, port, self._world_size, seconds=JOIN_SECONDS)
 
     def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
         """The anchor of this rank's share of the pieces."""

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
+from actors.rendezvous import join_store, listen, open_store
 from actors.transports.cuda_ipc import from_plain, to_plain
 from lpo_ray.checkpoint import _digests
 from lpo_ray.config import load_config
@@ -212,6 +214,21 @@ def test_a_handle_of_anything_but_flat_bytes_is_refused() -> None:
     kind, size, _, *rest = handle()
     with pytest.raises(TypeError, match="expected a flat buffer of bytes"):
         to_plain((kind, size, (2,), *rest))
+
+
+# Ports
+
+
+def test_a_store_listens_at_one_address_and_serves_its_members() -> None:
+    listener = listen("127.0.0.1")
+    port = listener.getsockname()[1]
+    store = open_store("127.0.0.1", listener, None, seconds=10)
+    join_store("127.0.0.1", port, None, seconds=10).set("rank 1", "here")
+    assert store.get("rank 1") == b"here"
+    with socket.socket() as other:  # every other address of this machine is still free at that port
+        other.bind(("127.0.0.2", port))
+    with pytest.raises(OSError):
+        listen("192.0.2.255")  # not an address of this machine
 
 
 # Secrets
