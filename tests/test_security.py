@@ -228,7 +228,7 @@ def test_a_store_listens_at_one_address_and_serves_its_members() -> None:
     with socket.socket() as other:  # every other address of this machine is still free at that port
         other.bind(("127.0.0.2", port))
     with pytest.raises(OSError):
-        listen("192.0.2.255")  # not an address of this machine
+        listen("203.0.113.7")  # of nobody: a documentation address
 
 
 # Secrets
