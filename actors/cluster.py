@@ -27,7 +27,7 @@ from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
 from actors.placement import Request, bundle, check_room, nodes, reserve
 from actors.publisher import Publisher
 from actors.remote_worker import RemoteWorker
-from actors.rollout_worker import EngineSettings, RolloutWorker
+from actors.rollout_worker import EngineSettings, RolloutWorker, engine_environment
 from actors.services import RemoteTargetBuilder, RemoteVerifier
 from actors.supervised import Supervised
 from actors.target_builder import TargetBuilder
@@ -42,7 +42,6 @@ from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import probe_sequences
 from lpo_ray.records import Holder, Process
-from lpo_ray.tokenizer import Tokenizer
 
 SERVICE_SECONDS = 120.0
 """that the verifier service has beside the deadlines of its responses"""
@@ -285,7 +284,13 @@ def _verifier(plan: Plan, model_path: str, events: Events) -> RemoteVerifier:
     )
 
     def make(num_processes: int) -> ActorProxy[VerifierService]:
-        return actor.remote(model_path, num_processes, verifier.deadline_seconds, verifier.max_retries)
+        return actor.remote(
+            model_path,
+            num_processes,
+            verifier.deadline_seconds,
+            verifier.max_retries,
+            trust_remote_code=config.model.trust_remote_code,
+        )
 
     def deadline_of(num_processes: int) -> float:
         waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // num_processes)
@@ -316,18 +321,6 @@ def _rollout_spawner(
     rollout = plan.config.rollout
     on_gpu = rollout.gpus_per_worker > 0
     asynchronous = rollout.engine is EngineKind.asynchronous or (rollout.engine is EngineKind.auto and on_gpu)
-    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **_offline(model_path)}
-    if not asynchronous:
-        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if on_gpu:
-        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory are pickled to the engine core
-    else:
-        environment |= {
-            "OMP_NUM_THREADS": str(rollout.threads),
-            # Compiling the first log-prob batch costs seconds, and there is no Triton for CPUs.
-            "TORCHDYNAMO_DISABLE": "1",
-            **KEEP_BLOCKS,
-        }
     settings = EngineSettings(
         model_path=model_path,
         dtype=rollout.dtype,
@@ -341,7 +334,9 @@ def _rollout_spawner(
         kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
         receiver=transport.receiver,
         inflight=plan.config.pipeline.inflight,
+        trust_remote_code=plan.config.model.trust_remote_code,
     )
+    environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
     actor = ray.remote(RolloutWorker)
     request = dataclasses.replace(_requests(plan.config)[1], bundles=_requests(plan.config)[1].bundles[:1])
 
@@ -400,7 +395,7 @@ async def _publisher(
         learner,
         rollout,
         transport,
-        probe=probe_sequences(len(Tokenizer.load(model_path)), plan.context),
+        probe=probe_sequences(len(plan.tokenizer(model_path)), plan.context),
         tolerance=plan.tolerance,
         processes_per_engine=plan.config.rollout.tensor_parallel_size,
         prepare_seconds=_prepare_seconds(plan.config),

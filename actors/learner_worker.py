@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 import torch
 from ray.util import get_node_ip_address
+from torch.distributed import TCPStore
 
 from actors.abandon import Abandonable
 from actors.inspection import current_process
+from actors.rendezvous import join_store, listen, meeting_address, open_store
 from actors.transports import Transport
 from actors.transports.sender import Sender
 from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
@@ -32,6 +34,8 @@ from lpo_ray.scoring import sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import Manifest, TensorMeta, is_published, make_manifest
 
+JOIN_SECONDS = 600.0
+"""for the ranks to meet"""
 KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """environment of a rank on CPU: malloc keeps large blocks. Each step needs the same ones again, and having the kernel
 map and zero them anew costs 7 to 10 % of it."""
@@ -69,12 +73,13 @@ class LearnerWorker:
 
     def __init__(self, rank: int, world_size: int, settings: LearnerSettings) -> None:
         self._rank, self._world_size, self._settings = rank, world_size, settings
+        self._listener: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
-        """Address of the host and a free port, for the ranks' meeting point."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return get_node_ip_address(), probe.getsockname()[1]
+        """Where the other ranks would meet this one; only the ranks' own host or network reaches it."""
+        host = meeting_address()
+        self._listener = listen(host)
+        return host, self._listener.getsockname()[1]
 
     def start(self, host: str, port: int) -> Process:
         """Join the other ranks at ``host:port`` and load the policy."""
@@ -82,6 +87,7 @@ class LearnerWorker:
         from lpo_ray.model import load_policy
 
         settings = self._settings
+        trust = settings.trust_remote_code
         torch.set_num_threads(settings.threads)
         os.environ.update(
             RANK=str(self._rank),
@@ -92,11 +98,12 @@ class LearnerWorker:
         )
         if interface := _interface_of(get_node_ip_address()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it goes by what the host's name resolves to
-        join_group()
-        self._tokenizer = Tokenizer.load(settings.model_path)
+        if not torch.distributed.is_initialized():  # ranks may be started again, with another model
+            join_group(self._meet(host, port), self._rank, self._world_size)
+        self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
         attention, share = settings.attention, settings.packing.share_prompt
         self._policy = Zero3Policy(
-            load_policy(settings.model_path, settings.dtype),
+            load_policy(settings.model_path, settings.dtype, trust_remote_code=trust),
             settings.zero,
             attention=attention,
             share_prompt=share,
@@ -105,9 +112,17 @@ class LearnerWorker:
         )
         self._reference = None
         if settings.objective.reference_kl:
-            frozen = load_policy(settings.reference_path, settings.dtype)
+            frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
             self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
         return current_process()
+
+    def _meet(self, host: str, port: int) -> TCPStore:
+        listener, self._listener = self._listener, None
+        assert listener is not None
+        if self._rank == 0:
+            return open_store(host, listener, self._world_size, seconds=JOIN_SECONDS)
+        listener.close()
+        return join_store(host, port, self._world_size, seconds=JOIN_SECONDS)
 
     def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
         """The anchor of this rank's share of the pieces."""

@@ -13,6 +13,7 @@ import ray
 
 from actors.inflight import RULES, TAKEN_BACK
 from actors.inspection import current_process
+from actors.learner_worker import KEEP_BLOCKS
 from actors.priority import give_way
 from lpo_ray.config.schema import Inflight
 from lpo_ray.errors import GroupLost
@@ -23,6 +24,7 @@ from lpo_ray.weights import Plain
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.config.model import ModelDType
+    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.logprobs import FlatLogprobs
 
 
@@ -44,6 +46,8 @@ class EngineSettings:
     receiver: str
     """name of the weight-transfer engine; see transports.Transport"""
     inflight: Inflight
+    trust_remote_code: bool
+    """see model.trust_remote_code"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,61 @@ class Delivery:
     """of the probe that were not computed with these weights"""
 
 
+def engine_environment(settings: EngineSettings, threads: int) -> dict[str, str]:
+    """Environment of the process that builds the engine: vLLM reads it when it is imported, torch when it starts."""
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # Whatever the user's own environment says, what arrives at the engine core is not unpickled. No transport needs
+        # it, nor does cuda_ipc: see cuda_ipc.to_plain.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
+    }
+    if not settings.asynchronous:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if settings.on_cpu:
+        environment |= {
+            "OMP_NUM_THREADS": str(threads),
+            # Compiling the first log-prob batch costs seconds, and there is no Triton for CPUs.
+            "TORCHDYNAMO_DISABLE": "1",
+            **KEEP_BLOCKS,
+        }
+    return environment
+
+
+def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
+    """VLLM's own settings."""
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    # On CPU a seeded request whose prompt is prefilled in chunks kills the engine ("CPU Generator does not use
+    # offset": vLLM rolls the generator back after a partial prefill); so prompts are prefilled whole there.
+    on_cpu = {
+        "kv_cache_memory_bytes": settings.kv_cache_bytes,
+        "enable_chunked_prefill": False,
+        # vLLM's default of 128 is longer than many prompts: then the K responses of a group share no prefix.
+        "block_size": 32,
+        "max_num_batched_tokens": max(settings.max_model_len, 8192),
+    }
+    return AsyncEngineArgs(
+        model=settings.model_path,
+        trust_remote_code=settings.trust_remote_code,
+        dtype=cast("ModelDType", settings.dtype),
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        enforce_eager=settings.enforce_eager,
+        # Log-probs of the distribution that was really sampled from, temperature included.
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls="actors.worker_extension.WorkerExtension",
+        weight_transfer_config=WeightTransferConfig(backend=settings.receiver),
+        disable_log_stats=True,
+        generation_config="vllm",
+        scheduling_policy="priority",  # of probes
+        **(on_cpu if settings.on_cpu else {}),
+    )
+
+
 class RolloutWorker:
     """Plain class; ``cluster.py`` makes it an actor. All methods but ``start`` may run concurrently."""
 
@@ -68,42 +127,14 @@ class RolloutWorker:
     async def start(self) -> Process:
         """Load the model (seconds to minutes)."""
         from vllm import SamplingParams
-        from vllm.config import WeightTransferConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.sampling_params import RequestOutputKind
 
         from actors.engines import AsynchronousEngine, InprocessEngine
 
         give_way()
-        settings = self._settings
         self._params, self._kind = SamplingParams, RequestOutputKind
-        # On CPU a seeded request whose prompt is prefilled in chunks kills the engine ("CPU Generator does not use
-        # offset": vLLM rolls the generator back after a partial prefill); so prompts are prefilled whole there.
-        on_cpu = {
-            "kv_cache_memory_bytes": settings.kv_cache_bytes,
-            "enable_chunked_prefill": False,
-            # vLLM's default of 128 is longer than many prompts: then the K responses of a group share no prefix.
-            "block_size": 32,
-            "max_num_batched_tokens": max(settings.max_model_len, 8192),
-        }
-        arguments = AsyncEngineArgs(
-            model=settings.model_path,
-            dtype=cast("ModelDType", settings.dtype),
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            tensor_parallel_size=settings.tensor_parallel_size,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            enforce_eager=settings.enforce_eager,
-            # Log-probs of the distribution that was really sampled from, temperature included.
-            logprobs_mode="processed_logprobs",
-            worker_extension_cls="actors.worker_extension.WorkerExtension",
-            weight_transfer_config=WeightTransferConfig(backend=settings.receiver),
-            disable_log_stats=True,
-            generation_config="vllm",
-            scheduling_policy="priority",  # of probes
-            **(on_cpu if settings.on_cpu else {}),
-        )
-        if settings.asynchronous:
+        arguments = engine_arguments(self._settings)
+        if self._settings.asynchronous:
             self._engine = AsynchronousEngine(arguments, self._rule)
         else:
             self._engine = await asyncio.to_thread(InprocessEngine, arguments, self._rule)

@@ -26,9 +26,19 @@ _PR_SET_PDEATHSIG = 1
 class VerifierService:
     """Plain class; ``cluster.py`` makes it an actor with many concurrent calls."""
 
-    def __init__(self, model_path: str, num_processes: int, deadline_seconds: float, max_retries: int) -> None:
-        """``model_path``: whose tokenizer turns responses into text. ``deadline_seconds``: for one response."""
-        self._model_path, self._num_processes = model_path, num_processes
+    def __init__(
+        self,
+        model_path: str,
+        num_processes: int,
+        deadline_seconds: float,
+        max_retries: int,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """``model_path``: whose tokenizer turns responses into text. ``deadline_seconds``: for one response.
+        ``trust_remote_code``: see model.trust_remote_code.
+        """
+        self._model_path, self._num_processes, self._trust_remote_code = model_path, num_processes, trust_remote_code
         self._deadline, self._max_retries = deadline_seconds, max_retries
 
     async def start(self) -> Process:
@@ -39,7 +49,7 @@ class VerifierService:
         from lpo_ray.tokenizer import Tokenizer
 
         give_way()
-        self._tokenizer = Tokenizer.load(self._model_path)
+        self._tokenizer = Tokenizer.load(self._model_path, trust_remote_code=self._trust_remote_code)
         # forkserver: a clean parent without this actor's threads, from which a replacement forks in milliseconds
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["lpo_ray.verifiers.run"])

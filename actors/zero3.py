@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.constants import default_pg_timeout
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad, safe_get_local_optimizer_state
 from torch import Tensor, nn
+from torch.distributed import Store
 from transformers import PreTrainedModel
 
+from actors.shards import to_universal, without_code
 from lpo_ray.errors import CheckpointDamaged
 from lpo_ray.layout import Layout
 from lpo_ray.learning import OptimiserSettings
@@ -27,13 +29,17 @@ PIECE_BYTES = 1 << 24
 """of parameters that are gathered at once, counted as float32"""
 
 
-def join_group() -> None:
-    """Join the ranks' process group from RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT. All ranks call this at once."""
+def join_group(store: Store, rank: int, world_size: int) -> None:
+    """Join the ranks' process group, whose members meet at ``store``. All ranks call this at once."""
     if not torch.cuda.is_available():
         # Built with ninja and a C++ compiler at first use, and an error without one; training does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    device = torch.device("cuda", 0) if backend == "nccl" and world_size > 1 else None  # as DeepSpeed itself does it
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=default_pg_timeout, device_id=device
+    )
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # finds torch's
 
 
 class Zero3Scorer:
@@ -188,7 +194,7 @@ class Zero3Policy(Zero3Scorer):
             return
         universal = folder.with_name(f".partial-universal-{folder.name}")
         if torch.distributed.get_rank() == 0:
-            _to_universal(folder / SHARDS, universal / SHARDS)
+            to_universal(folder / SHARDS, universal / SHARDS)
         torch.distributed.barrier()
         config = self.engine._config
         assert config is not None
@@ -202,7 +208,8 @@ class Zero3Policy(Zero3Scorer):
                 shutil.rmtree(universal, ignore_errors=True)
 
     def _load(self, folder: Path, tag: str) -> None:
-        loaded, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        with without_code(folder):
+            loaded, _ = self.engine.load_checkpoint(str(folder), tag=tag)
         if loaded is None:
             raise CheckpointDamaged(str(folder), f"DeepSpeed found no {tag} in it")
 
@@ -232,16 +239,3 @@ def _adamw(model: PreTrainedModel, settings: OptimiserSettings) -> torch.optim.A
         weight_decay=settings.weight_decay,
         fused=True,  # one pass over weights and moments instead of a dozen
     )
-
-
-def _to_universal(shards: Path, target: Path) -> None:
-    """DeepSpeed's own converter, in a process of its own as it is meant to run. Raises CheckpointDamaged."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(shards),
-        "--output_folder", str(target), "--num_extract_workers", "1", "--num_merge_workers", "1",
-    ]  # fmt: skip
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        raise CheckpointDamaged(str(shards), f"ds_to_universal failed: {finished.stderr.strip().splitlines()[-1]}")

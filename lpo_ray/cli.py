@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 
 from lpo_ray.errors import ConfigError, Interrupted, LpoRayError
+from lpo_ray.redaction import redact
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
@@ -220,6 +221,19 @@ def why(run: str, address: str | None) -> None:
     why_command(run, address)
 
 
+@cli.command()
+@click.option("--address", default=None, help="Of a live Ray cluster, to examine all its nodes: HOST:PORT or auto.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+@click.option("--quick", is_flag=True, help="Leave out the collectives and the engine.")
+def doctor(address: str | None, as_json: bool, quick: bool) -> None:
+    """Check whether this machine (or a cluster) can run lpo-ray: what was found, what was expected, what to do. Exit
+    code 0 only if nothing fails.
+    """
+    from lpo_ray.commands import doctor_command
+
+    doctor_command(address, as_json=as_json, quick=quick)
+
+
 def main() -> None:
     """Entry point: errors become one message on standard error and an exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -236,10 +250,10 @@ def main() -> None:
         errors.print(str(stopped), markup=False)
         sys.exit(stopped.exit_code)
     except LpoRayError as error:
-        errors.print(f"{type(error).__name__}: {error}", markup=False)
+        errors.print(redact(f"{type(error).__name__}: {error}"), markup=False)
         sys.exit(error.exit_code)
     except OSError as error:
-        errors.print(f"{type(error).__name__}: {error}; what was committed before it is kept", markup=False)
+        errors.print(redact(f"{type(error).__name__}: {error}; what was committed before it is kept"), markup=False)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(128 + signal.SIGINT)

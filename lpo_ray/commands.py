@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,17 +23,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from lpo_ray import accounting
+from lpo_ray import accounting, doctor
 from lpo_ray.accounting import audit
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import ClusterKind, Config, ProgressKind
-from lpo_ray.errors import ComponentFailed, ConfigError, Interrupted, LedgerUnbalanced
+from lpo_ray.errors import ChecksFailed, ComponentFailed, ConfigError, Interrupted, LedgerUnbalanced
 from lpo_ray.evaluation import evaluate
 from lpo_ray.inprocess.components import build_inprocess, build_learner
 from lpo_ray.interfaces import Components, Events, Learner
 from lpo_ray.plan import Plan, build_model, make_plan
 from lpo_ray.recorder import Recorder, RecorderSettings
 from lpo_ray.records import WorkerStatus
+from lpo_ray.redaction import redact
 from lpo_ray.replay import OpenLearner, recorded_digests, replay
 from lpo_ray.run import Attendant, Build, interrupt_on_signal, run_until_signal, train
 from lpo_ray.simulation import run as simulation
@@ -42,7 +44,7 @@ from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.telemetry.sinks import MetricsSink
 from lpo_ray.telemetry.status import read_status, render_status, state_of
 from lpo_ray.telemetry.why import place, render_why, why_from_folder
-from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.warmup import default_cache_dir
 
 
 def train_command(plan: Plan) -> None:
@@ -200,15 +202,34 @@ def simulate_command(config: Config, engines: str, *, as_json: bool) -> None:
         Console().print(simulation.render(outcomes))
 
 
+def doctor_command(address: str | None, *, as_json: bool, quick: bool) -> None:
+    """Print what was found on this machine, or on every node of the cluster at ``address``; ChecksFailed names what
+    fails.
+    """
+    surroundings = doctor.Surroundings(Path("runs").absolute(), default_cache_dir(), Path(tempfile.gettempdir()))
+    if address is None:
+        groups = {socket.gethostname(): doctor.examine(doctor.CHECKS, surroundings, quick=quick)}
+    else:
+        from actors.doctor_cluster import examine_cluster
+
+        groups = examine_cluster(address, surroundings, quick=quick)
+    if as_json:
+        sys.stdout.write(json.dumps(doctor.as_json(groups), indent=2) + "\n")
+    else:
+        Console(width=None if sys.stdout.isatty() else doctor.WIDTH).print(doctor.render(groups))
+    if failed := doctor.failures(groups):
+        raise ChecksFailed(failed)
+
+
 def why_command(run: str, address: str | None) -> None:
     """Print what a run waits for, who has it, and what they are doing."""
     if address is None:
-        sys.stdout.write(f"{why_from_folder(Path(run))}\n")
+        sys.stdout.write(f"{redact(why_from_folder(Path(run)))}\n")
         return
     found = _ask(run, address, {"kind": "why"})
     seen = cast("Mapping[str, str]", found["seen"])
     text = render_why(cast("Mapping", found["status"]), lambda process: seen.get(place(process)))
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{redact(text)}\n")
 
 
 def _ask(run: str, address: str | None, question: Mapping[str, object]) -> Mapping[str, object]:
@@ -230,7 +251,7 @@ class StandardError:
 
     def note(self, text: str) -> None:
         """See interfaces.Events."""
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{redact(text)}\n")
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """See interfaces.Events. What needs a reader's attention is noted."""
@@ -310,7 +331,7 @@ def _model(plan: Plan, console: Console) -> str:
 async def _evaluated(plan: Plan, model_path: str) -> dict[str, object]:
     """Publish (which proves the engines' weights), then evaluate."""
     evaluation = plan.config.evaluation
-    source = plan.source(Tokenizer.load(model_path))
+    source = plan.source(plan.tokenizer(model_path))
     components = await _build(plan)(plan, model_path, StandardError())
     try:
         await components.transport.publish(0)
@@ -361,7 +382,7 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
         ),
         stall_seconds=config.telemetry.stall_seconds,
     )
-    return Recorder(settings, console, Tokenizer.load(model_path), _cluster_sinks(config))
+    return Recorder(settings, console, plan.tokenizer(model_path), _cluster_sinks(config))
 
 
 def _cluster_sinks(config: Config) -> list[MetricsSink]:

@@ -171,6 +171,20 @@ class LedgerUnbalanced(LpoRayError):
         )
 
 
+class ChecksFailed(LpoRayError):
+    """Something that a run needs is missing or broken on a machine."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.names)} checks failed: {', '.join(self.names)}. Expected none; the table says what to do about "
+            "each"
+        )
+
+
 class NothingToTrain(LpoRayError):
     """Every group of a step was left out as too far from the policy."""
 

@@ -96,6 +96,8 @@ class LearnerSettings:
     threads: int
     zero: Mapping[str, object]
     """merged over DeepSpeed's zero_optimization; ranks only"""
+    trust_remote_code: bool = False
+    """see model.trust_remote_code"""
 
 
 class TrainablePolicy(Scorer, Protocol):

@@ -24,6 +24,7 @@ from pathlib import Path
 from lpo_ray.contents import anchor_from_bytes, anchor_to_bytes, from_bytes, to_bytes
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, WeightsVersion
+from lpo_ray.redaction import redact
 
 STATES = ("issued", "sampled", "scored", "trained", "lost", "stale", "filtered")
 IN_FLIGHT = STATES[:3]
@@ -122,8 +123,8 @@ class Ledger:
             self._db.execute("INSERT INTO contents VALUES (?, ?, ?)", (*key, to_bytes(scored)))
 
     def lost(self, key: Key, reason: str) -> None:
-        """The attempt cannot be completed."""
-        self._move(key, ("issued", "sampled"), "lost", reason=reason)
+        """The attempt cannot be completed. Of a reason, which a plug-in may have worded, secrets are left out."""
+        self._move(key, ("issued", "sampled"), "lost", reason=redact(reason))
 
     def stale(self, key: Key, reason: str) -> None:
         """The attempt is not trained because of its age, or of how far the policy has moved since."""
@@ -250,7 +251,7 @@ class Ledger:
         """The run is over: what is on its way is lost. Scored groups stay, for a run that goes on."""
         self._db.execute(
             "UPDATE attempts SET state = 'lost', reason = ?, updated_at = ? WHERE state IN ('issued', 'sampled')",
-            (reason, time.time()),
+            (redact(reason), time.time()),
         )
         self._count()
 

@@ -6,25 +6,34 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lpo_ray.errors import ConfigError
+from lpo_ray.foreign_code import not_loaded
 
 
-def load_policy(path: str, dtype: str) -> PreTrainedModel:
-    """The model of a Hugging Face folder, every dropout off.
+def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a Hugging Face folder, every dropout off. ConfigError when it cannot be loaded, or brings code of
+    its own that is not trusted.
 
     Dropout would make the anchor's forward and the update's differ at equal weights: a log-ratio that is not there.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = _config(path, trust_remote_code=trust_remote_code)
     for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
-    return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=getattr(torch, dtype))
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise not_loaded(path, "weights", error) from error
 
 
-def context_length(path: str) -> int:
-    """Positions the model was built for. ConfigError when the folder is not a model."""
+def context_length(path: str, *, trust_remote_code: bool = False) -> int:
+    """Positions the model was built for. ConfigError when the folder is not a model, or brings code of its own that is
+    not trusted.
+    """
     folder = Path(path)
     if folder.is_absolute() or folder.exists():
         if not (folder / "config.json").is_file():
@@ -36,12 +45,15 @@ def context_length(path: str) -> int:
             json.loads((folder / "config.json").read_text())
         except json.JSONDecodeError as error:
             raise ConfigError(f"{folder / 'config.json'} is not JSON: {error}; the model folder is damaged") from error
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model.path is {path!r}, which could not be loaded: {reason}") from error
+    config = _config(path, trust_remote_code=trust_remote_code)
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(length, int):
         raise ConfigError(f"the config of {path!r} has no max_position_embeddings, so its context is not known")
     return length
+
+
+def _config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise not_loaded(path, "config", error) from error

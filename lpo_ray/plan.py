@@ -138,7 +138,12 @@ class Plan:
             reference_path=objective.reference_path or model_path,
             threads=learner.threads,
             zero=dict(learner.zero),
+            trust_remote_code=self.config.model.trust_remote_code,
         )
+
+    def tokenizer(self, model_path: str) -> Tokenizer:
+        """Of the model in ``model_path``. Raises ConfigError."""
+        return Tokenizer.load(model_path, trust_remote_code=self.config.model.trust_remote_code)
 
     def sampling(self) -> Sampling:
         """How training responses are drawn."""
@@ -314,7 +319,8 @@ class Plan:
 def make_plan(config: Config, *, for_training: bool = True) -> Plan:
     """Check everything that can be checked without starting a process. Raises ConfigError."""
     model_path = config.model.path
-    context = warmup.CONTEXT_LENGTH if model_path is None else context_length(model_path)
+    trust = config.model.trust_remote_code
+    context = warmup.CONTEXT_LENGTH if model_path is None else context_length(model_path, trust_remote_code=trust)
     if config.sampling.max_tokens >= context:
         raise ConfigError(
             f"sampling.max_tokens is {config.sampling.max_tokens}, but the model has {context} positions for prompt "
@@ -335,14 +341,14 @@ def make_plan(config: Config, *, for_training: bool = True) -> Plan:
     _check_memory(plan)
     _check_room(plan)
     if model_path is not None:
-        _check_data(plan, Tokenizer.load(model_path))
+        _check_data(plan, plan.tokenizer(model_path))
     return plan
 
 
 def _check_reference(config: Config) -> None:
     path = config.objective.reference_path
     if config.objective.reference_kl and path is not None:
-        context_length(path)
+        context_length(path, trust_remote_code=config.model.trust_remote_code)
 
 
 def _check_trackers(names: Sequence[str]) -> None:
@@ -465,7 +471,7 @@ def build_model(plan: Plan, on_progress: warmup.Progress | None = None) -> str:
     if plan.model_path is not None:
         return plan.model_path
     recipe = plan.config.model.warmup
-    cache = recipe.cache_dir or os.environ.get("LPO_RAY_CACHE") or str(Path.home() / ".cache" / "lpo-ray")
+    cache = recipe.cache_dir or warmup.default_cache_dir()
     settings = warmup.Recipe(recipe.seed, recipe.steps, recipe.batch_size, recipe.lr, tuple(plan.config.task.counts))
     return str(warmup.cached_base_policy(Path(cache), settings, on_progress))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from lpo_ray.records import WorkerStatus
 from lpo_ray.telemetry.advice import Adviser, Setup
 from lpo_ray.telemetry.alarms import alarms
 from lpo_ray.telemetry.evaluations import Evaluations
-from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine, secrets_of
+from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine
 from lpo_ray.telemetry.metrics import Value, step_metrics, worker_metrics
 from lpo_ray.telemetry.progress import Progress, step_line
 from lpo_ray.telemetry.report import write_report
@@ -68,7 +67,7 @@ class Recorder:
         self._settings, self._tokenizer = settings, tokenizer
         self._clock = StageClock()
         self._progress = Progress(settings.progress, console, self._clock, settings.steps)
-        self._log = LogFile(folder / "log.jsonl", secrets_of(os.environ))
+        self._log = LogFile(folder / "log.jsonl")
         self._sinks: list[MetricsSink] = [MetricsLog(folder / "metrics.jsonl")]
         if settings.tensorboard:
             self._sinks.append(TensorBoard(folder / "tensorboard"))

@@ -28,7 +28,6 @@ from lpo_ray.records import WeightsVersion
 from lpo_ray.redo import redo
 from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.telemetry.stages import Seconds
-from lpo_ray.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Build = Callable[[Plan, str, Events], Awaitable[Components]]
@@ -140,7 +139,7 @@ async def _train(
     plan: Plan, model_path: str, build: Build, recorder: Recorder, signals: Signals, steering: _Steering
 ) -> Outcome:
     config = plan.config
-    source = plan.source(Tokenizer.load(model_path))
+    source = plan.source(plan.tokenizer(model_path))
     heldout = source.heldout(config.evaluation.num_prompts)
     plan.run_dir.mkdir(parents=True, exist_ok=True)
     unchanged = plan.learns_as_begun()

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpo_ray.errors import ConfigError
+from lpo_ray.foreign_code import not_loaded
 from lpo_ray.records import IntArray
 
 
@@ -19,13 +20,14 @@ class Tokenizer:
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, path: str) -> Tokenizer:
-        """The tokenizer of a model folder. ConfigError when there is none."""
+    def load(cls, path: str, *, trust_remote_code: bool = False) -> Tokenizer:
+        """The tokenizer of a model folder. ConfigError when there is none, or when it brings code of its own that is
+        not trusted.
+        """
         try:
-            return cls(AutoTokenizer.from_pretrained(path))
+            return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"model.path is {path!r}, whose tokenizer could not be loaded: {reason}") from error
+            raise not_loaded(path, "tokenizer", error) from error
 
     def __len__(self) -> int:
         """Tokens of the vocabulary, added ones included."""

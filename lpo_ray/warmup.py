@@ -42,6 +42,11 @@ class Recipe:
     counts: tuple[int, ...] = (3,)
 
 
+def default_cache_dir() -> Path:
+    """$LPO_RAY_CACHE, else ~/.cache/lpo-ray."""
+    return Path(os.environ.get("LPO_RAY_CACHE") or Path.home() / ".cache" / "lpo-ray")
+
+
 def cached_base_policy(cache_dir: Path, recipe: Recipe, on_progress: Progress | None = None) -> Path:
     """Folder of the recipe's policy in ``cache_dir``, built on first use. Processes that ask at once build it once."""
     key = blake2b(json.dumps([FORMAT, asdict(recipe)]).encode(), digest_size=8).hexdigest()

@@ -5,10 +5,30 @@ Every rank gathers whole buckets, since the engine process on its GPU can only r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
 from actors.staging import Staging
+
+
+def to_plain(handle: tuple[object, ...]) -> list[object]:
+    """What ``reduce_tensor`` says of a buffer [n] of bytes, without the classes in it: numbers and bytes. Those travel
+    to the engine core as they are; classes would make vLLM unpickle what arrives there.
+    """
+    kind, size, stride, offset, storage, dtype, *rest = handle
+    if (kind, stride, storage, dtype) != (torch.Tensor, (1,), torch.storage.TypedStorage, torch.uint8):
+        raise TypeError(f"a handle of {kind}, strides {stride}, {dtype}; expected a flat buffer of bytes")
+    assert isinstance(size, torch.Size)
+    return [size.numel(), offset, *rest]
+
+
+def from_plain(plain: Sequence[object]) -> tuple[object, ...]:
+    """The handle that ``to_plain`` was given, as ``rebuild_cuda_tensor`` takes it."""
+    numel, offset, *rest = plain
+    assert isinstance(numel, int)
+    return (torch.Tensor, torch.Size([numel]), (1,), offset, torch.storage.TypedStorage, torch.uint8, *rest)
 
 
 class CudaIpcSender:
@@ -29,7 +49,7 @@ class CudaIpcSender:
         """See Sender: this GPU's name and a handle of the slot. Each export is opened and released once."""
         torch.cuda.current_stream().synchronize()
         _, handle = reduce_tensor(self._staging.slots.held(bucket).view(torch.uint8))
-        return {self._gpu: handle}
+        return {self._gpu: to_plain(handle)}
 
     def send(self, bucket: int) -> None:
         """See Sender. The engines read it."""

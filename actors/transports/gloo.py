@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 
+from actors.rendezvous import listen, open_store
 from actors.staging import Staging
 
 SECONDS = 1800.0
@@ -30,9 +31,7 @@ class GlooSender:
     def offer(self, num_peers: int) -> object:
         """See Sender: where the group's members meet."""
         self._group, self._size = None, 1 + num_peers
-        self._store = TCPStore(
-            self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=SECONDS)
-        )
+        self._store = open_store(self._host, listen(self._host), None, seconds=SECONDS)
         return [self._host, self._store.port]
 
     def accept(self, seconds: float) -> None:

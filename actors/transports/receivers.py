@@ -39,6 +39,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.abandon import Abandonable
 from actors.staging import SharedMemory
+from actors.transports.cuda_ipc import from_plain
 from actors.transports.gloo import SECONDS, broadcast, form_group
 from lpo_ray.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
 
@@ -282,7 +283,7 @@ class CudaIpcReceiver(Receiver, IPCWeightTransferEngine):  # pyright: ignore[rep
         handles: dict[str, tuple[object, ...]] = {}
         for ticket in arrival.tickets:
             assert isinstance(ticket, dict)
-            handles |= ticket
+            handles |= {gpu: from_plain(handle) for gpu, handle in ticket.items()}
         itemsize = self.manifest.torch_dtype.itemsize
         native = IPCWeightTransferUpdateInfo(
             **_described(bucket, self.manifest.dtype),  # pyright: ignore[reportArgumentType]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from lpo_ray.config.schema import Config
 from lpo_ray.config.validate import validate
 from lpo_ray.errors import ConfigError
+from lpo_ray.redaction import secret_in
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -36,12 +37,28 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} does not set {', '.join(missing)}; add it to the file or pass {missing[0]}=...")
     config = cast("Config", OmegaConf.to_object(merged))
     validate(config)
+    _refuse_secrets("", OmegaConf.to_container(merged, resolve=True), str(path))
     return config
 
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML; ``load_config`` of it gives the same run."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _refuse_secrets(key: str, value: object, source: str) -> None:
+    """A run's folder keeps the resolved configuration, and is passed on."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_secrets(f"{key}.{name}" if key else str(name), item, source)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_secrets(key, item, source)
+    elif isinstance(value, str) and (variable := secret_in(value)):
+        raise ConfigError(
+            f"{source}: {key} holds the value of ${variable}, and config.yaml of the run's folder would keep it; "
+            "expected no secret in a configuration: what needs one reads it from the environment"
+        )
 
 
 def _read(path: Path) -> DictConfig:

@@ -128,6 +128,9 @@ class ModelConfig:
     """a Hugging Face folder (or hub name); null builds the tiny base policy of `warmup`"""
     dtype: str = "float32"
     """learner parameters: float32 | bfloat16"""
+    trust_remote_code: bool = False
+    """run the Python code that the model's folder or hub page brings along (auto_map), in learner, engines and
+    tokenizer alike; see SECURITY.md"""
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
 
 

@@ -13,6 +13,8 @@ from lpo_ray.records import Prompt
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, object]
+SAFE_DATASETS = 4
+"""major version of the datasets library from which on it runs no code of a data set"""
 
 
 class DatasetSource:
@@ -138,6 +140,11 @@ def _hub(path: str) -> Iterator[Row]:
         raise DataError(
             f"task.path is {path!r}: neither .jsonl nor .parquet, and a hub's needs `pip install datasets`"
         ) from error
+    if int(datasets.__version__.partition(".")[0]) < SAFE_DATASETS:
+        raise DataError(
+            f"task.path is {path!r}, and datasets {datasets.__version__} would run a script that a data set brings "
+            f"along; expected version {SAFE_DATASETS} or later: pip install --upgrade datasets"
+        )
     try:
         local = Path(path).is_dir()
         loaded = datasets.load_from_disk(path) if local else datasets.load_dataset(path, split="train")

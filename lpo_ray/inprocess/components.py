@@ -117,26 +117,25 @@ class InprocessComponents:
 def build_inprocess(settings: LearnerSettings, rule: TargetRule, context: int, tolerance: float) -> InprocessComponents:
     """All components around one model folder."""
     learner = build_learner(settings)
-    tokenizer = Tokenizer.load(settings.model_path)
-    engine = TransformersEngine(
-        load_policy(settings.model_path, settings.dtype), tokenizer.eos_token_id, tokenizer.pad_token_id
-    )
+    trust = settings.trust_remote_code
+    tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
+    model = load_policy(settings.model_path, settings.dtype, trust_remote_code=trust)
+    engine = TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id)
     transport = InprocessTransport(learner, engine, context, tolerance)
     return InprocessComponents(engine, InprocessVerifier(tokenizer), InprocessTargetBuilder(rule), learner, transport)
 
 
 def build_learner(settings: LearnerSettings) -> InprocessLearner:
     """The learner alone."""
-    share = settings.packing.share_prompt
-    model = load_policy(settings.model_path, settings.dtype)
+    share, trust = settings.packing.share_prompt, settings.trust_remote_code
+    model = load_policy(settings.model_path, settings.dtype, trust_remote_code=trust)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
     policy = TorchPolicy(model, settings.optimiser, attention=settings.attention, share_prompt=share)
     reference = None
     if settings.objective.reference_kl:
-        frozen = load_policy(settings.reference_path, settings.dtype)
+        frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
         reference = TorchScorer(frozen, attention=settings.attention, share_prompt=share)
-    return InprocessLearner(
-        policy, Tokenizer.load(settings.model_path), settings.objective, settings.packing, reference
-    )
+    tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
+    return InprocessLearner(policy, tokenizer, settings.objective, settings.packing, reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lpo_ray.errors import LearnerLost
+from lpo_ray.errors import CheckpointDamaged, LearnerLost
 from lpo_ray.layout import Layout
 from lpo_ray.learning import (
     Objective,
@@ -166,8 +167,13 @@ class InprocessLearner:
         torch.save(self.policy.state(), folder / "shards" / "state.pt")
 
     async def restore(self, folder: Path, written_by: int) -> None:
-        """Weights and optimiser state of ``save``."""
-        self.policy.load_state(torch.load(folder / "shards" / "state.pt", weights_only=True))
+        """Weights and optimiser state of ``save``. Raises CheckpointDamaged when the file has more than tensors."""
+        try:
+            state = torch.load(folder / "shards" / "state.pt", weights_only=True)
+        except pickle.UnpicklingError as error:
+            why = "shards/state.pt has more than tensors, which could run code when read"
+            raise CheckpointDamaged(str(folder), why) from error
+        self.policy.load_state(state)
 
     async def reform(self, lost: LearnerLost) -> None:
         """See interfaces.Learner. It cannot be lost: it is this process."""

@@ -9,21 +9,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from lpo_ray.redaction import redact
+
 Level = Literal["info", "warning", "error"]
 DRIVER = "driver"
 """role of the process that runs the loop"""
-NAMES_OF_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-"""a variable of the environment whose name has one of these holds a secret"""
-SHORTEST_SECRET = 8
-"""characters; less is a switch, such as TOKENIZERS_PARALLELISM=false"""
-LARGEST_SECRET_FILE = 65_536
-"""bytes"""
-MASK = "***"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +63,13 @@ class LogLine:
 class LogFile:
     """Appends lines, each in one write. A last line that a kill cut short is dropped before the first of them."""
 
-    def __init__(self, path: Path, secrets: tuple[str, ...] = ()) -> None:
-        """``secrets``: never written, see secrets_of."""
-        self._path, self._secrets = path, secrets
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor: int | None = None
 
     def append(self, line: LogLine) -> LogLine:
-        """Write the line; returns it as it was written, with MASK for every secret."""
-        masked = replace(line, text=mask(line.text, self._secrets))
+        """Write the line; returns it as it was written, without secrets."""
+        masked = replace(line, text=redact(line.text))
         if self._descriptor is None:
             self._descriptor = self._open()
         os.write(self._descriptor, (json.dumps(asdict(masked)) + "\n").encode())
@@ -104,36 +98,6 @@ def read_log(path: Path) -> Iterator[LogLine]:
                 yield LogLine.from_json(text)
             except ValueError:
                 continue
-
-
-def mask(text: str, secrets: tuple[str, ...]) -> str:
-    """``text`` with MASK in place of every secret."""
-    for secret in secrets:
-        text = text.replace(secret, MASK)
-    return text
-
-
-def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Values of the variables whose names have one of NAMES_OF_SECRETS, longest first, by line. Where the value is the
-    path of a file (RAY_AUTH_TOKEN_PATH), what the file holds is the secret.
-    """
-    found: set[str] = set()
-    for name, value in environment.items():
-        if any(part in name.upper() for part in NAMES_OF_SECRETS):
-            lines = (line.strip() for line in (_file_named(value) or value).splitlines())
-            found |= {line for line in lines if len(line) >= SHORTEST_SECRET}
-    return tuple(sorted(found, key=lambda secret: (-len(secret), secret)))
-
-
-def _file_named(value: str) -> str | None:
-    """What the file at this path holds; None if it is no file that this process can read."""
-    try:
-        path = Path(value).expanduser()
-        if path.is_file() and path.stat().st_size <= LARGEST_SECRET_FILE:
-            return path.read_text(encoding="utf-8", errors="replace")
-    except (OSError, ValueError, RuntimeError):  # a value with a zero byte, too long for a name, of no user's home
-        pass
-    return None
 
 
 def _whole_lines(descriptor: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from lpo_ray.redaction import redact
 from lpo_ray.telemetry.metrics import Value
 
 if TYPE_CHECKING:
@@ -130,9 +131,11 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file's content at once: a reader sees the old or the new text."""
+    """Replace the file's content at once: a reader sees the old or the new text. Folders of runs are passed on, so the
+    value of a secret, which the last words of a process may contain, becomes its name.
+    """
     partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text, encoding="utf-8", errors="replace")
+    partial.write_text(redact(text), encoding="utf-8", errors="replace")
     os.replace(partial, path)
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 THREADS = 2
 os.environ.update(
     OMP_NUM_THREADS=str(THREADS), HF_HUB_OFFLINE="1", DS_ACCELERATOR="cpu", TRANSFORMERS_VERBOSITY="error",
-    RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29531",
+    RANK="0", LOCAL_RANK="0", WORLD_SIZE="1",
 )  # fmt: skip
 
 import numpy as np
@@ -133,7 +133,7 @@ def plain(path: str, dtype: str, shape: Shape) -> Callable[[], None]:
 def make_policy(path: str, dtype: str) -> Zero3Policy:
     """One ZeRO-3 rank, as the learner makes it."""
     if not torch.distributed.is_initialized():
-        join_group()
+        join_group(torch.distributed.HashStore(), 0, 1)
     return Zero3Policy(
         load_policy(path, dtype), {}, attention="packed", share_prompt=False, settings=ADAMW,
         gradient_checkpointing=False,

@@ -1,0 +1,41 @@
+"""Secrets of the environment (tokens, keys, passwords) stay out of what is printed or written. Stdlib only.
+
+What is a secret is known by the name of its variable, as in RAY_AUTH_TOKEN, HF_TOKEN or WANDB_API_KEY; and Ray's token
+file is one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+_NAMES = re.compile(
+    r"(TOKEN|(API|ACCESS|AUTH|PRIVATE|SECRET)_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS)(_ID)?$", re.IGNORECASE
+)
+LEAST_LENGTH = 8
+"""characters; a shorter value would be found everywhere in ordinary text"""
+TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
+
+
+def secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Value of each secret that this process knows -> the name of its variable."""
+    found = {value.strip(): name for name, value in environment.items() if _NAMES.search(name)}
+    token_file = Path(environment.get(TOKEN_FILE) or Path.home() / ".ray" / "auth_token")
+    with suppress(OSError, UnicodeDecodeError):  # no token, or not ours to read
+        found.setdefault(token_file.read_text(encoding="utf-8").strip(), TOKEN_FILE)
+    return {value: name for value, name in found.items() if len(value) >= LEAST_LENGTH}
+
+
+def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The text with ``<NAME>`` in place of each secret's value; longer secrets first, as one may contain another."""
+    for value, name in sorted(secrets(environment).items(), key=lambda item: -len(item[0])):
+        text = text.replace(value, f"<{name}>")
+    return text
+
+
+def secret_in(text: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Name of a variable whose secret value is in ``text``; None: there is none."""
+    return next((name for value, name in secrets(environment).items() if value in text), None)

@@ -1,0 +1,148 @@
+"""`lpo-ray doctor` on this machine, and on a live cluster of two nodes; a cluster that is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from actors.doctor_cluster import BETWEEN, Skew, authentication, examine_cluster, skew
+from lpo_ray.doctor import CHECKS, Check, Finding, State, Surroundings
+from lpo_ray.errors import ConfigError
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+HERE = Surroundings(Path("/tmp"), Path("/tmp"), Path("/tmp"))
+
+
+def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lpo_ray", "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+
+
+def states(findings: list[dict[str, str]]) -> dict[str, str]:
+    return {finding["name"]: finding["state"] for finding in findings}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Two Ray nodes on this machine; without authentication, as the cluster's processes share no token file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
+        yield nodes.address
+        nodes.shutdown()
+
+
+def test_auto_without_a_cluster_is_one_line() -> None:
+    if any(process.name() == "gcs_server" for process in psutil.process_iter(["name"])):
+        pytest.skip("a Ray cluster runs on this machine, and auto finds it")
+    finished = doctor("--quick", "--address", "auto")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("ConfigError: --address is 'auto', whose Ray cluster cannot be joined: ")
+    assert finished.stderr.count("\n") == 1
+
+
+def test_this_machine_passes_with_a_real_engine_and_a_real_collective() -> None:
+    finished = doctor("--json")
+    result = json.loads(finished.stdout)
+    assert finished.returncode == 0, (finished.stderr, result)
+    assert result["passed"]
+    [findings] = result["groups"].values()
+    found = {finding["name"]: finding for finding in findings}
+    assert [found[name]["state"] for name in ("engine", "gloo collective", "vllm's extension")] == ["OK"] * 3
+    assert found["engine"]["found"].startswith("10 tokens in ")
+
+
+def test_a_live_cluster_has_a_group_for_each_node_and_one_between_them(cluster: str) -> None:
+    finished = doctor("--json", "--address", cluster)
+    assert finished.returncode == 0, finished.stderr + finished.stdout
+    groups = json.loads(finished.stdout)["groups"]
+    assert len(groups) == 3
+    between = states(groups.pop(BETWEEN))
+    for node, findings in groups.items():
+        assert states(findings)["engine"] == "OK"
+        assert between[f"clock of {node}"] == "OK"
+    assert between["versions"] == "OK"
+    assert [state for name, state in between.items() if name.startswith("gloo, ")] == ["OK"]
+
+
+def test_quick_on_a_cluster_as_a_table(cluster: str) -> None:
+    finished = doctor("--quick", "--address", cluster)
+    assert finished.returncode == 0, finished.stderr + finished.stdout
+    assert "between nodes" in finished.stdout
+    assert "engine" not in finished.stdout
+    assert finished.stdout.count("/dev/shm") == 2
+
+
+def _hangs(_: Surroundings) -> list[Finding]:
+    time.sleep(600)
+    return []
+
+
+def _ends_its_node(_: Surroundings) -> list[Finding]:
+    os._exit(9)
+
+
+@pytest.mark.parametrize(("check", "said"), [(_hangs, "no answer within 1 s"), (_ends_its_node, "died")])
+def test_a_node_whose_check_hangs_or_dies_is_a_finding(cluster: str, check: object, said: str) -> None:
+    checks = [Check("bad", check, 1.0)]  # pyright: ignore[reportArgumentType]
+    groups = examine_cluster(cluster, HERE, quick=True, checks=checks)
+    assert not ray.is_initialized()
+    assert len(groups) == 3
+    assert all(said in finding.found for name, findings in groups.items() if name != BETWEEN for finding in findings)
+    found = {finding.name: finding.state for finding in groups[BETWEEN]}
+    assert found.pop("authentication") is State.warn
+    assert set(found.values()) == {State.ok}
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "where nobody answers"),
+        ("no-such-host.invalid:6379", "where nobody answers"),
+        ("127.0.0.1", "expected HOST:PORT"),
+        ("127.0.0.1:99999999", "where nobody answers"),
+    ],
+)
+def test_a_wrong_address_is_one_line_at_once(address: str, said: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as refused:
+        examine_cluster(address, HERE, quick=True)
+    assert time.monotonic() - started < 30
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "uncertainty", "state"),
+    [(0.3, 0.001, "OK"), (-5.0, 0.01, "WARN"), (5.0, 6.0, "OK"), (3600.0, 0.1, "FAIL"), (-61.5, 0.5, "FAIL")],
+)
+def test_clocks(ahead: float, uncertainty: float, state: str) -> None:
+    finding = skew("clock", Skew(ahead, uncertainty))
+    assert finding.state.value == state
+    assert f"{ahead:+.3f} s" in finding.found
+
+
+def test_a_cluster_without_authentication_is_pointed_at() -> None:
+    assert [authentication(mode).state for mode in ("", "token", "disabled")] == [State.ok, State.ok, State.warn]
+
+
+def test_every_check_can_be_sent_to_a_node() -> None:
+    import pickle
+
+    assert pickle.loads(pickle.dumps(CHECKS)) == CHECKS
