@@ -28,6 +28,7 @@ wait_for_head() {
     local host="${1%:*}" port="${1##*:}" seconds="${RAY_HEAD_SECONDS:-300}"
     [[ "$1" == *:* && "$port" =~ ^[0-9]+$ ]] || fail "RAY_HEAD is '$1'; expected HOST:PORT, as in head:6379"
     local deadline=$((SECONDS + seconds))
+    # shellcheck disable=SC2016 # the inner shell expands these
     until timeout 2 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$host" "$port" 2>/dev/null; do
         ((SECONDS < deadline)) || fail "no head answered at $1 for $seconds s; check that it runs and RAY_HEAD"
         sleep 1

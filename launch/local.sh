@@ -8,7 +8,7 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PATH="$here/.venv/bin:$PATH"
 START_SECONDS=60
-STOP_SECONDS=20
+STOP_SECONDS=40 # Ray waits for its own processes for up to 30
 
 fail() {
     echo "local.sh: $1" >&2
@@ -23,12 +23,13 @@ done
 config="$1"
 shift
 
-work="$(mktemp -d /tmp/lpo-ray-XXXXXX)" # short: paths of Unix sockets may have 107 characters
-head=""
+work="$(mktemp -d /tmp/lpo-local-XXXXXX)" # short: paths of Unix sockets may have 107 characters
+head="" job=""
 
 stop() {
     local status=$?
     trap - EXIT
+    if [[ -n "$job" ]]; then kill -TERM "$job" 2>/dev/null || true; fi
     if [[ -n "$head" ]] && kill -TERM "$head" 2>/dev/null; then
         for ((second = 0; second < STOP_SECONDS; second++)); do
             kill -0 "$head" 2>/dev/null || break
@@ -65,10 +66,14 @@ ray start --head --block --port "$port" --dashboard-host 127.0.0.1 --dashboard-p
     --num-cpus "${RAY_NUM_CPUS:-$((cores > 8 ? cores : 8))}" >"$work/head.log" 2>&1 &
 head=$!
 
+answers() {
+    python3 -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=2)' "$1" 2>/dev/null
+}
+
+# Both: the dashboard answers before the node is complete, and a node that is not complete takes a signal badly.
 url="http://127.0.0.1:$dashboard"
 deadline=$((SECONDS + START_SECONDS))
-until python3 -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=2)' \
-    "$url/api/gcs_healthz" 2>/dev/null; do
+until grep -q "Ray runtime started" "$work/head.log" && answers "$url/api/gcs_healthz"; do
     if ! kill -0 "$head" 2>/dev/null || ((SECONDS >= deadline)); then
         tail -n 5 "$work/head.log" >&2
         echo "local.sh: the head did not answer at $url within $START_SECONDS s; its last lines are above" >&2
@@ -79,4 +84,5 @@ done
 
 # In the background, so that a signal is acted on at once and not when the job ends.
 lpo-ray submit "$config" "run.dir=$PWD/runs" "$@" --address "$url" --follow &
-wait $!
+job=$!
+wait "$job"

@@ -34,6 +34,10 @@ def manifest(name: str) -> dict[str, Any]:
     return yaml.safe_load((KUBERAY / name).read_text())
 
 
+def schema_of(name: str) -> dict[str, Any]:
+    return json.loads(gzip.decompress((ROOT / "tests" / "data" / f"{name}.schema.json.gz").read_bytes()))
+
+
 def strict(schema: Any) -> Any:
     """The schema without room for fields that it does not name, as the Kubernetes API server prunes them."""
     if isinstance(schema, list):
@@ -48,8 +52,7 @@ def strict(schema: Any) -> Any:
 
 
 def kuberay_schema(kind: str) -> dict[str, Any]:
-    path = ROOT / "tests" / "data" / "kuberay" / f"{SCHEMAS[kind]}.v1.schema.json.gz"
-    return strict(json.loads(gzip.decompress(path.read_bytes())))
+    return strict(schema_of(f"kuberay/{SCHEMAS[kind]}.v1"))
 
 
 def problems(document: dict[str, Any]) -> list[str]:
@@ -96,18 +99,21 @@ def test_a_group_without_its_bounds_is_refused() -> None:
     assert problems(document) == ["spec.workerGroupSpecs.1: 'maxReplicas' is a required property"]
 
 
+def kubernetes_problems(document: dict[str, Any]) -> list[str]:
+    schema = schema_of("kubernetes/core.v1.37")
+    root = {**schema, "$ref": f"#/$defs/{document['kind']}"}
+    return [error.message for error in jsonschema.Draft202012Validator(root).iter_errors(document)]
+
+
 def test_pods_and_the_claim_are_what_kubernetes_takes() -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    version = kubernetes_validate.latest_version()
     templates = [cluster()["headGroupSpec"]["template"]] + [group["template"] for group in groups().values()]
     for template in templates:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template}
-        kubernetes_validate.validate(pod, version, strict=True)
-    kubernetes_validate.validate(manifest("runs.yaml"), version, strict=True)
+        assert kubernetes_problems(pod) == []
+    assert kubernetes_problems(manifest("runs.yaml")) == []
     wrong = copy.deepcopy(pod)
     wrong["spec"]["containers"][0]["gpu"] = 1
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, version, strict=True)
+    assert kubernetes_problems(wrong) == ["Additional properties are not allowed ('gpu' was unexpected)"]
 
 
 def test_the_job_runs_on_the_same_cluster() -> None:
