@@ -1,5 +1,5 @@
 """docker/: the Dockerfiles by hadolint, compose.yaml by its schema, entrypoint and health check with stand-ins.
-No image is built here: no Docker engine is at hand. test_dockerfile_run.py runs the steps of Dockerfile.cpu without one.
+No image is built here, which takes a Docker engine; test_dockerfile_run.py runs the steps of Dockerfile.cpu without.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gzip
-import importlib.util
 import json
 import re
 import shlex
@@ -160,19 +159,22 @@ def test_a_token_is_named_and_never_written(path: Path) -> None:
         assert "authOptions: {mode: token, secretName: lpo-ray-token}" in text
 
 
+def launcher() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "launch" / "ray_up.yaml").read_text())
+
+
 def test_the_cluster_launcher_takes_its_file() -> None:
-    config = yaml.safe_load((ROOT / "launch" / "ray_up.yaml").read_text())
-    ray = importlib.util.find_spec("ray")
-    assert ray is not None
-    assert ray.submodule_search_locations is not None
-    schema = json.loads((Path(ray.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json").read_text())
-    jsonschema.Draft7Validator(schema).validate(config)
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(launcher()))
     with pytest.raises(jsonschema.ValidationError, match="max_nodes"):
-        jsonschema.Draft7Validator(schema).validate({**config, "max_nodes": 3})
+        validate_config(prepare_config({**launcher(), "max_nodes": 3}))
+    with pytest.raises(ValueError, match="head_node_type"):
+        validate_config(prepare_config({**launcher(), "head_node_type": "chief"}))
 
 
 def test_the_launchers_nodes_have_roles_and_bounds() -> None:
-    config = yaml.safe_load((ROOT / "launch" / "ray_up.yaml").read_text())
+    config = launcher()
     kinds = config["available_node_types"]
     assert list(kinds) == [config["head_node_type"], *ROLES]
     assert config["max_workers"] == sum(kinds[role]["max_workers"] for role in ROLES)
@@ -238,7 +240,7 @@ def test_what_the_example_asks_for_is_what_the_groups_have() -> None:
 
 
 def test_ray_knows_every_flag_of_the_launcher() -> None:
-    config = yaml.safe_load((ROOT / "launch" / "ray_up.yaml").read_text())
+    config = launcher()
     for role in ("head", "worker"):
         words = shlex.split(config[f"{role}_start_ray_commands"][-1])
         parse_ray(words[words.index("ray") :])
