@@ -7,31 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import ray
 import torch
 from ray.actor import ActorProxy
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.calls import call, call_all, call_each
+from actors.attendant import Attendant
 from actors.inspection import inspect
-from actors.learner_group import LearnerGroup
+from actors.learner_group import Formation, LearnerGroup, LearnerRules
 from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
-from actors.placement import Request, bundle, check_capacity, reserve
+from actors.placement import Request, bundle, check_room, nodes, reserve
 from actors.publisher import Publisher
 from actors.remote_worker import RemoteWorker
 from actors.rollout_worker import EngineSettings, RolloutWorker
+from actors.services import RemoteTargetBuilder, RemoteVerifier
+from actors.supervised import Supervised
 from actors.target_builder import TargetBuilder
 from actors.transports import TRANSPORTS, Transport
 from actors.verifier_service import VerifierService
+from actors.watch import watch_nodes
 from lpo_ray.config.schema import Config, EngineKind, Inflight
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, WeightTransport
@@ -39,54 +41,13 @@ from lpo_ray.plan import Plan
 from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import probe_sequences
-from lpo_ray.records import Anchor, Holder, Key, Process, PromptGroup, ScoredGroup, TargetGroup
+from lpo_ray.records import Holder, Process
 from lpo_ray.tokenizer import Tokenizer
 
-T = TypeVar("T")
 SERVICE_SECONDS = 120.0
-"""deadline of the light services' start and of a target build"""
-PLACEMENT_SECONDS = 120.0
+"""that the verifier service has beside the deadlines of its responses"""
 AUTO = "auto"
 """transport.kind: by placement"""
-
-
-@dataclass(slots=True)
-class RemoteVerifier:
-    """Verifier over the service actor."""
-
-    handle: ActorProxy[VerifierService]
-    process: Process
-    deadline_seconds: float
-    groups: dict[Key, float] = field(default_factory=dict)
-    """being scored, and since when in unix seconds"""
-
-    async def score(self, group: PromptGroup) -> ScoredGroup:
-        """See interfaces.Verifier. Only the rewards come back."""
-        what, seconds = f"score {group.prompt.prompt_id}", self.deadline_seconds
-        self.groups[group.key] = time.time()
-        try:
-            rewards = await call(self.handle.score.remote(group), who="verifier service", what=what, seconds=seconds)
-            return ScoredGroup(group, rewards)
-        finally:
-            self.groups.pop(group.key, None)
-
-    def holders(self) -> list[Holder]:
-        """The service, when it has groups to score."""
-        return [Holder.of_groups("verifier service", self.groups, self.process)] if self.groups else []
-
-
-@dataclass(slots=True)
-class RemoteTargetBuilder:
-    """TargetBuilder over its actor."""
-
-    handle: ActorProxy[TargetBuilder]
-    process: Process
-
-    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
-        """See interfaces.TargetBuilder."""
-        return await call(
-            self.handle.build.remote(groups, anchor), who="target builder", what="build", seconds=SERVICE_SECONDS
-        )
 
 
 @dataclass(slots=True)
@@ -98,11 +59,18 @@ class Cluster:
     target_builder: RemoteTargetBuilder
     learner: LearnerGroup
     transport: WeightTransport
-    handles: list[ActorProxy]
-    """of everything but the rollout workers, which the pool replaces"""
-    placements: list[PlacementGroup]
-    processes: dict[str, Process] = field(default_factory=dict)
-    """that each actor started with, by name"""
+    background: list[asyncio.Task[None]] = field(default_factory=list)
+    """what looks after the cluster while the run goes on"""
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        """Of every actor, by name."""
+        return {
+            **dict(zip(self.learner.names, self.learner.processes, strict=False)),
+            **{member.name: member.process for member in self.rollout.members},
+            self.verifier.service.name: self.verifier.service.process,
+            self.target_builder.builder.name: self.target_builder.builder.process,
+        }
 
     def holders(self, stage: str) -> list[Holder]:
         """See interfaces.Components."""
@@ -113,7 +81,7 @@ class Cluster:
         if stage == "publish":
             return ranks + self.rollout.receivers()
         if stage == "anchor":
-            return ranks or [Holder("target builder", "builds targets", None, self.target_builder.process)]
+            return ranks or [self.target_builder.holder()]
         if stage == "project":
             return ranks or self.rollout.receivers()  # a new engine is given the weights before they change
         return ranks
@@ -122,11 +90,22 @@ class Cluster:
         """See interfaces.Components."""
         return await inspect(process)
 
+    async def scale(self, role: str, count: int) -> str:
+        """See interfaces.Components."""
+        least = {"rollout": 0, "verifier": 1}
+        if role not in least:
+            raise ConfigError(f"{role}={count}; expected rollout=N or verifier=N: other roles have a fixed number")
+        if count < least[role]:
+            raise ConfigError(f"{role}={count}; expected {least[role]} or more")
+        return self.rollout.scale(count) if role == "rollout" else await self.verifier.scale(count)
+
     async def close(self) -> None:
         """See interfaces.Components."""
-        service = call_each([self.verifier.handle.close.remote()], who=["verifier service"], what="close", seconds=10)
-        await asyncio.gather(self.rollout.close(), service)  # it owns processes; what is left dies with the actor
-        _release(self.handles, self.placements)
+        for task in self.background:
+            task.cancel()
+        await asyncio.gather(self.rollout.close(), self.verifier.close())
+        self.target_builder.builder.kill()
+        self.learner.kill()
 
 
 def check(config: Config) -> None:
@@ -162,12 +141,23 @@ def connect(config: Config) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     wanted = sum(b["CPU"] for request in _requests(config) for b in request.bundles) + 1
     ray.init(
+        address="local",  # without it Ray joins whatever cluster it finds on this machine
         num_cpus=max(int(wanted + 0.999), os.cpu_count() or 1),
         include_dashboard=False,
         object_store_memory=int(config.cluster.object_store_gib * 2**30),
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+
+
+def attendant(config: Config, note: Callable[[str], None]) -> Attendant:
+    """For the run of ``config``, on the cluster that this process is connected to."""
+    return Attendant(config.run.name, note)
+
+
+def address() -> str:
+    """Of the cluster that this process is connected to."""
+    return ray.get_runtime_context().gcs_address
 
 
 def disconnect() -> None:
@@ -178,77 +168,67 @@ def disconnect() -> None:
 async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
     """Start every actor of the run, in parallel, and wait until all are ready. On an error none stays behind."""
     config = plan.config
-    handles: list[ActorProxy] = []
-    placements: list[PlacementGroup] = []
-    rollout: RolloutPool[RemoteWorker] | None = None
+    requests = _requests(config)
+    if not config.cluster.autoscaling:
+        check_room(requests)
+    transport = _transport_named(transport_kind(config, len(nodes()) + config.cluster.autoscaling))
+    learner = _learner_group(plan, model_path, events)
+    rollout = RolloutPool(
+        _rollout_spawner(plan, model_path, transport, events),
+        config.rollout.num_workers,
+        settings=plan.pool_settings(),
+        events=events,
+    )
+    verifier = _verifier(plan, model_path, events)
+    builder = _target_builder(plan, events)
     try:
-        learner_request, rollout_request, *_ = requests = _requests(config)
-        check_capacity(requests)
-        placements += [await reserve(learner_request, PLACEMENT_SECONDS)]
-        placements += [await reserve(rollout_request, PLACEMENT_SECONDS)]
-        ranks = _learner_ranks(plan, model_path, placements[0])
-        transport = _transport_named(transport_kind(config, _num_nodes(placements)))
-        rollout = RolloutPool(
-            _rollout_spawner(plan, model_path, placements[1], transport.receiver),
-            config.rollout.num_workers,
-            deadline_seconds=config.rollout.deadline_seconds,
-            max_restarts=config.rollout.max_restarts,
-            events=events,
-        )
-        verifier = config.verifier
-        service = (
-            ray.remote(VerifierService)
-            .options(num_cpus=1, max_concurrency=10_000, runtime_env={"env_vars": _environment({})})
-            .remote(model_path, verifier.num_processes, verifier.deadline_seconds, verifier.max_retries)
-        )
-        builder = (
-            ray.remote(TargetBuilder)
-            .options(num_cpus=0, runtime_env={"env_vars": _environment({"OMP_NUM_THREADS": "1"})})
-            .remote(plan.target_rule())
-        )
-        handles += [*ranks, service, builder]
-        learner = _learner_group(plan, ranks)
-        processes = await _start(learner, rollout, service, builder)
+        async with asyncio.TaskGroup() as starting:
+            starting.create_task(learner.start())
+            starting.create_task(rollout.start())
+            starting.create_task(verifier.service.start())
+            starting.create_task(builder.builder.start())
         publisher = await _publisher(plan, model_path, learner, rollout, transport)
     except BaseException:
-        if rollout is not None:
-            await rollout.close()
-        _release(handles, placements)
+        await rollout.close()
+        verifier.service.kill()
+        builder.builder.kill()
+        learner.kill()
         raise
-    attempts = 1 + verifier.max_retries
-    waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // verifier.num_processes)
-    deadline = SERVICE_SECONDS + verifier.deadline_seconds * attempts * waves
-    return Cluster(
-        rollout, RemoteVerifier(service, processes["verifier service"], deadline),
-        RemoteTargetBuilder(builder, processes["target builder"]), learner, publisher, handles, placements, processes,
-    )  # fmt: skip
+    watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
+    return Cluster(rollout, verifier, builder, learner, publisher, [watching])
 
 
 @contextlib.asynccontextmanager
-async def open_learner(plan: Plan, model_path: str) -> AsyncIterator[LearnerGroup]:
+async def open_learner(plan: Plan, model_path: str, events: Events) -> AsyncIterator[LearnerGroup]:
     """The learner's ranks alone, ended with the context."""
-    handles: list[ActorProxy] = []
-    placements: list[PlacementGroup] = []
+    learner = _learner_group(plan, model_path, events)
+    check_room(_requests(plan.config)[:1])
     try:
-        request, *_ = _requests(plan.config)
-        check_capacity([request])
-        placements += [await reserve(request, PLACEMENT_SECONDS)]
-        handles += (ranks := _learner_ranks(plan, model_path, placements[0]))
-        learner = _learner_group(plan, ranks)
         await learner.start()
         await _open_export(plan, learner, TRANSPORTS["object_store"])  # what is sent has a digest; nobody receives it
         yield learner
     finally:
-        _release(handles, placements)
+        learner.kill()
 
 
 def _requests(config: Config) -> list[Request]:
     learner, rollout = config.learner, config.rollout
     return [
-        Request("learner", [bundle(learner.cpus_per_rank, learner.gpus_per_rank)] * learner.world_size, "PACK"),
-        Request("rollout", [bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers, "SPREAD"),
-        Request("verifier", [bundle(1, 0)], "PACK"),
+        _learner_request(config, learner.world_size),
+        Request(
+            "rollout",
+            [bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers,
+            "SPREAD",
+            rollout.labels,
+        ),
+        Request("verifier", [bundle(1, 0)], "PACK", config.verifier.labels),
     ]
+
+
+def _learner_request(config: Config, world_size: int) -> Request:
+    learner = config.learner
+    bundles = [bundle(learner.cpus_per_rank, learner.gpus_per_rank)] * world_size
+    return Request("learner", bundles, "PACK", learner.labels)
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
@@ -260,35 +240,79 @@ def _offline(model_path: str) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1"} if Path(model_path).exists() else {}
 
 
-def _learner_ranks(plan: Plan, model_path: str, group: PlacementGroup) -> list[ActorProxy[LearnerWorker]]:
-    learner = plan.config.learner
+def _learner_group(plan: Plan, model_path: str, events: Events) -> LearnerGroup:
+    config, learner = plan.config, plan.config.learner
+    offload = learner.zero.get("offload_param", {})
+    rules = LearnerRules(
+        learner.world_size,
+        learner.world_size if learner.min_world_size is None else learner.min_world_size,
+        plan.packing(),
+        learner.deadline_seconds,
+        plan.restart_rule(),
+        shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
+    )
     environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(model_path)}
     if not learner.gpus_per_rank:
         environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
-    settings = plan.learner_settings(model_path)
-    actor = ray.remote(LearnerWorker)
-    return [
-        actor.options(
-            num_cpus=learner.cpus_per_rank,
-            num_gpus=learner.gpus_per_rank,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            runtime_env={"env_vars": _environment(environment)},
-        ).remote(rank, learner.world_size, settings)
-        for rank in range(learner.world_size)
-    ]
+    settings, actor = plan.learner_settings(model_path), ray.remote(LearnerWorker)
+
+    async def form(world_size: int) -> Formation:
+        request = _learner_request(config, world_size)
+        if not config.cluster.autoscaling:
+            check_room([request])
+        group = await reserve(request, config.cluster.placement_seconds, events.note)
+        ranks = [
+            actor.options(
+                num_cpus=learner.cpus_per_rank,
+                num_gpus=learner.gpus_per_rank,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                runtime_env={"env_vars": _environment(environment)},
+            ).remote(rank, world_size, settings)
+            for rank in range(world_size)
+        ]
+        return Formation(ranks, group)
+
+    return LearnerGroup(form, rules, events)
 
 
-def _learner_group(plan: Plan, ranks: list[ActorProxy[LearnerWorker]]) -> LearnerGroup:
-    learner = plan.config.learner
-    offload = learner.zero.get("offload_param", {})
-    on_disk = isinstance(offload, Mapping) and offload.get("device") == "nvme"
-    return LearnerGroup(ranks, plan.packing(), learner.deadline_seconds, shards_on_disk=on_disk)
+def _verifier(plan: Plan, model_path: str, events: Events) -> RemoteVerifier:
+    config, verifier = plan.config, plan.config.verifier
+    actor = ray.remote(VerifierService).options(
+        num_cpus=1,
+        max_concurrency=10_000,
+        runtime_env={"env_vars": _environment({})},
+        label_selector=dict(verifier.labels) or None,
+    )
+
+    def make(num_processes: int) -> ActorProxy[VerifierService]:
+        return actor.remote(model_path, num_processes, verifier.deadline_seconds, verifier.max_retries)
+
+    def deadline_of(num_processes: int) -> float:
+        waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // num_processes)
+        return SERVICE_SECONDS + verifier.deadline_seconds * (1 + verifier.max_retries) * waves
+
+    return RemoteVerifier(make, verifier.num_processes, deadline_of, plan.restart_rule(), events)
+
+
+def _target_builder(plan: Plan, events: Events) -> RemoteTargetBuilder:
+    environment = _environment({"OMP_NUM_THREADS": "1"})
+    actor = ray.remote(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
+    rule = plan.target_rule()
+    return RemoteTargetBuilder(
+        Supervised(
+            "target builder",
+            lambda: actor.remote(rule),
+            lambda builder: builder.start.remote(),
+            plan.restart_rule(),
+            events,
+        )
+    )
 
 
 def _rollout_spawner(
-    plan: Plan, model_path: str, group: PlacementGroup, receiver: str
+    plan: Plan, model_path: str, transport: Transport, events: Events
 ) -> Callable[[int, str], RemoteWorker]:
-    """Makes the actor of a rollout worker, by number and name, in the worker's own bundle."""
+    """Makes a rollout worker, by number and name. Each has a placement group of its own, so that it can come and go."""
     rollout = plan.config.rollout
     on_gpu = rollout.gpus_per_worker > 0
     asynchronous = rollout.engine is EngineKind.asynchronous or (rollout.engine is EngineKind.auto and on_gpu)
@@ -315,52 +339,38 @@ def _rollout_spawner(
         asynchronous=asynchronous,
         on_cpu=not on_gpu,
         kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
-        receiver=receiver,
+        receiver=transport.receiver,
         inflight=plan.config.pipeline.inflight,
     )
     actor = ray.remote(RolloutWorker)
+    request = dataclasses.replace(_requests(plan.config)[1], bundles=_requests(plan.config)[1].bundles[:1])
 
     def spawn(index: int, name: str) -> RemoteWorker:
-        handle = actor.options(
-            num_cpus=rollout.cpus_per_worker,
-            num_gpus=rollout.gpus_per_worker,
-            max_concurrency=100_000,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-            runtime_env={"env_vars": _environment(environment)},
-        ).remote(name, settings)
-        return RemoteWorker(name, handle)
+        def make(group: PlacementGroup) -> ActorProxy[RolloutWorker]:
+            return actor.options(
+                num_cpus=rollout.cpus_per_worker,
+                num_gpus=rollout.gpus_per_worker,
+                max_concurrency=100_000,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+                runtime_env={"env_vars": _environment(environment)},
+            ).remote(name, settings)
+
+        def note(text: str) -> None:
+            events.note(f"{name}: {text}")
+
+        return RemoteWorker(name, request, make, note, plan.config.cluster.placement_seconds)
 
     return spawn
 
 
-async def _start(
-    learner: LearnerGroup,
-    rollout: RolloutPool[RemoteWorker],
-    service: ActorProxy[VerifierService],
-    builder: ActorProxy[TargetBuilder],
-) -> dict[str, Process]:
-    light = ["verifier service", "target builder"]
-    async with asyncio.TaskGroup() as starting:
-        starting.create_task(learner.start())
-        starting.create_task(rollout.start())
-        services = starting.create_task(
-            call_all([service.start.remote(), builder.start.remote()], who=light, what="start", seconds=SERVICE_SECONDS)
-        )
-    return {
-        **dict(zip(learner.names, learner.processes, strict=True)),
-        **{member.name: member.process for member in rollout.members},
-        **dict(zip(light, services.result(), strict=True)),
-    }
-
-
 def transport_kind(config: Config, num_nodes: int) -> str:
-    """transport.kind, or for auto the fastest that ``num_nodes``, on which learner and engines are, allow. Raises
-    ConfigError when the one that was named cannot work there.
+    """transport.kind, or for auto the fastest that works on all ``num_nodes`` of the cluster, since engines may join
+    anywhere. Raises ConfigError when the one that was named cannot work there.
     """
     kind, gpus = config.transport.kind, (config.learner.gpus_per_rank, config.rollout.gpus_per_worker)
     if kind == "shared_memory" and num_nodes > 1:
         raise ConfigError(
-            f"transport.kind=shared_memory, but learner and engines are on {num_nodes} nodes; expected one: set "
+            f"transport.kind=shared_memory, but the cluster has {num_nodes} nodes; expected one: set "
             "transport.kind=auto"
         )
     if kind in ("nccl", "cuda_ipc") and not all(gpus):
@@ -375,11 +385,6 @@ def transport_kind(config: Config, num_nodes: int) -> str:
     if num_nodes == 1:
         return "shared_memory"
     return "object_store" if any(gpus) else "gloo"
-
-
-def _num_nodes(placements: Sequence[PlacementGroup]) -> int:
-    tables = [placement_group_table(group)["bundles_to_node_id"] for group in placements]
-    return len({node for table in tables for node in table.values()})
 
 
 async def _open_export(plan: Plan, learner: LearnerGroup, transport: Transport) -> None:
@@ -410,10 +415,3 @@ def _prepare_seconds(config: Config) -> float:
     if config.pipeline.inflight is not Inflight.finish:
         return config.transport.prepare_seconds
     return config.transport.prepare_seconds + config.rollout.deadline_seconds * min(config.rollout.num_workers, 2)
-
-
-def _release(handles: list[ActorProxy], placements: list[PlacementGroup]) -> None:
-    for handle in handles:
-        ray.kill(handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
-    for group in placements:
-        remove_placement_group(group)

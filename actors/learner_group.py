@@ -1,58 +1,105 @@
-"""The ZeRO-3 ranks as one Learner."""
+"""The ZeRO-3 ranks as one Learner. They live and die together: one that is lost takes the group with it, and all are
+started again (``reform``), on fewer machines if need be.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import ray
 from ray.actor import ActorProxy
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from actors.calls import INNER, call_all
-from actors.inspection import inspect
+from actors.calls import INNER, call_all, call_each
+from actors.inspection import end, inspect
 from actors.learner_worker import Export, LearnerWorker, Staged
 from actors.transports import Transport
-from lpo_ray.errors import DeadlineExceeded, WeightsNotProved
+from lpo_ray.errors import (
+    ComponentDied,
+    ComponentFailed,
+    DeadlineExceeded,
+    LearnerLost,
+    LpoRayError,
+    NoRoom,
+    WeightsNotProved,
+)
+from lpo_ray.interfaces import Events
 from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.packing import Packing, balance
 from lpo_ray.records import Anchor, FloatArray, Holder, IntArray, Process, ScoredGroup, StepReport, TrainBatch
+from lpo_ray.supervision import RestartBudget, RestartRule
 from lpo_ray.weights import Manifest
 
 T = TypeVar("T")
+LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "disterror",
+             "distbackenderror", "distnetworkerror", "diststoreerror")  # fmt: skip
+"""in the error of a rank whose collective failed because another rank is gone"""
+LAST_WORDS_SECONDS = 5.0
+"""in which a rank that died is found, after another has complained"""
+
+
+@dataclass(frozen=True, slots=True)
+class Formation:
+    """The actors of all ranks, and their place."""
+
+    ranks: list[ActorProxy[LearnerWorker]]
+    placement: PlacementGroup
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerRules:
+    """How many ranks there are, how long they may take, and how often they are started again."""
+
+    world_size: int
+    min_world_size: int
+    packing: Packing
+    deadline_seconds: float
+    restarts: RestartRule
+    shards_on_disk: bool = False
+    """parameters are offloaded to NVMe"""
 
 
 class LearnerGroup:
     """Learner over Ray: each method calls all ranks at once and waits for all of them."""
 
-    def __init__(
-        self,
-        ranks: Sequence[ActorProxy[LearnerWorker]],
-        packing: Packing,
-        deadline_seconds: float,
-        *,
-        shards_on_disk: bool = False,
-    ) -> None:
-        """``shards_on_disk``: parameters are offloaded to NVMe."""
-        self.ranks = list(ranks)
-        self.world_size = len(self.ranks)
-        self.names = [f"learner rank {rank}" for rank in range(self.world_size)]
+    def __init__(self, form: Callable[[int], Awaitable[Formation]], rules: LearnerRules, events: Events) -> None:
+        """``form``: find room for so many ranks and make their actors. Raises NoRoom."""
+        self._form, self._rules, self._events = form, rules, events
+        self._budget = RestartBudget(rules.restarts)
+        self._formation: Formation | None = None
+        self.generation = 0
+        """how often the ranks were started"""
+        self.world_size = rules.world_size
         self.processes: list[Process] = []
         self.manifest: Manifest
+        self._export: tuple[Transport, str, int] | None = None
         self.weights_lock = asyncio.Lock()
         """held while the weights change, and while they are being published"""
         self.published = False
         """every engine that serves has these weights; false from the moment they may change"""
         self._calls: list[tuple[str, float]] = []
         """what the ranks are asked for and have not all answered, oldest first, and since when in unix seconds"""
-        self._packing, self._deadline, self._shards_on_disk = packing, deadline_seconds, shards_on_disk
+
+    @property
+    def ranks(self) -> list[ActorProxy[LearnerWorker]]:
+        """The actors, by rank."""
+        return [] if self._formation is None else self._formation.ranks
+
+    @property
+    def names(self) -> list[str]:
+        """Of the ranks."""
+        return [f"learner rank {rank}" for rank in range(self.world_size)]
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         """See interfaces.Learner. Groups are balanced over the ranks and returned in their own order."""
-        shares = ray.put(balance(groups, self._packing))
+        shares = ray.put(balance(groups, dataclasses.replace(self._rules.packing, world_size=self.world_size)))
         parts = await self._all("log_ratios", lambda rank: self.ranks[rank].log_ratios.remote(shares))
         return merge_log_ratios(groups, [found for part in parts for found in part])
 
@@ -78,8 +125,9 @@ class LearnerGroup:
 
     async def open_export(self, transport: Transport, dtype: str, bucket_bytes: int) -> Manifest:
         """Prepare the ranks to send their weights in ``dtype``. May be called again, for another transport."""
+        self._export = (transport, dtype, bucket_bytes)
         nodes = {process.node_id for process in self.processes}
-        share_memory = not transport.on_device and len(nodes) == 1 and not self._shards_on_disk
+        share_memory = not transport.on_device and len(nodes) == 1 and not self._rules.shards_on_disk
         export = Export(transport, dtype, bucket_bytes, share_memory)
         what = "prepare to send its weights"
         self.manifest, *_ = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
@@ -121,8 +169,55 @@ class LearnerGroup:
         (what, since), *_ = self._calls  # a rank takes its calls in order
         return [Holder(name, what, since, process) for name, process in zip(self.names, self.processes, strict=False)]
 
-    async def start(self) -> None:
-        """Form the process group and load the policy."""
+    async def reform(self, lost: LearnerLost) -> None:
+        """See interfaces.Learner. The engines stay as they are."""
+        texts = await asyncio.gather(*(inspect(process) for process in self.processes))
+        evidence = "\n".join(f"{name}: {text}" for name, text in zip(self.names, texts, strict=False))
+        self._events.note(f"the learner's ranks are started again: {lost}\n{evidence}")
+        async with self.weights_lock:
+            self.published = False
+            self.kill()
+            pause = self._budget.spend()
+            if pause is None:
+                raise ComponentDied(lost.who, f"{lost.cause}; the learner's {self._budget} are spent (supervision)")
+            await asyncio.sleep(pause)
+            await self._start_where_there_is_room()
+            if self._export is not None:
+                await self.open_export(*self._export)
+
+    def kill(self) -> None:
+        """End all ranks at once, and give their place back."""
+        for process in self.processes:
+            end(process)
+        self.processes = []
+        if self._formation is None:
+            return
+        for rank in self._formation.ranks:
+            ray.kill(rank)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
+        remove_placement_group(self._formation.placement)
+        self._formation = None
+
+    async def _start_where_there_is_room(self) -> None:
+        rules = self._rules
+        for size in range(rules.world_size, rules.min_world_size - 1, -1):
+            try:
+                return await self.start(size)
+            except NoRoom as error:
+                if size == rules.min_world_size:
+                    raise
+                self._events.note(f"{error}; trying {size - 1} learner ranks (learner.min_world_size)")
+        return None
+
+    async def start(self, world_size: int | None = None) -> None:
+        """Find room for the ranks (learner.world_size of them if not given), make them, and ``load``. Raises NoRoom."""
+        size = self._rules.world_size if world_size is None else world_size
+        self._formation = await self._form(size)
+        self.world_size = size
+        await self.load()
+
+    async def load(self) -> None:
+        """Form the process group of the ranks that there are, and load the policy."""
+        self.generation += 1
         (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote())
         self.processes = await self._all("start", lambda rank: self.ranks[rank].start.remote(host, port))
 
@@ -130,10 +225,33 @@ class LearnerGroup:
         references = [remote(rank) for rank in range(self.world_size)]
         self._calls.append(asked := (what, time.time()))
         try:
-            return await call_all(references, who=self.names, what=what, seconds=seconds or self._deadline)
+            return await call_all(
+                references, who=self.names, what=what, seconds=seconds or self._rules.deadline_seconds
+            )
         except DeadlineExceeded as late:
             processes = dict(zip(self.names, self.processes, strict=False))  # none before the start is done
             found = [processes[name] for name in late.who.split(", ") if name in processes]
-            raise late.with_evidence([await inspect(process) for process in found]) from late
+            account = late.with_evidence([await inspect(process) for process in found])
+            if seconds is None:
+                raise LearnerLost(late.who, str(account)) from late
+            raise account from late
+        except ComponentDied as died:
+            raise LearnerLost(died.who, died.cause) from died
+        except ComponentFailed as failed:
+            raise await self._why_failed(failed, references, what, among_ranks=seconds is None) from failed
         finally:
             self._calls.remove(asked)
+
+    async def _why_failed(
+        self, failed: ComponentFailed, references: Sequence[ray.ObjectRef[T]], what: str, *, among_ranks: bool
+    ) -> LpoRayError:
+        """A rank that complains about its peers is not the one that is at fault, if another has died.
+        ``among_ranks``: nobody but ranks takes part in the call.
+        """
+        if not any(sign in failed.cause.lower() for sign in LOST_PEER):
+            return failed
+        results = await call_each(references, who=self.names, what=what, seconds=LAST_WORDS_SECONDS)
+        died = next((result for result in results if isinstance(result, ComponentDied)), None)
+        if died is not None:
+            return LearnerLost(died.who, died.cause)
+        return LearnerLost(failed.who, str(failed)) if among_ranks else failed

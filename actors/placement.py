@@ -1,23 +1,51 @@
-"""Where actors run: learner ranks together, rollout workers spread; refused early when impossible."""
+"""Where actors run: learner ranks together, rollout workers spread. What cannot be met is said at once, and why."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from lpo_ray.errors import ConfigError, DeadlineExceeded
+from lpo_ray.errors import NoRoom
+
+Bundle = Mapping[str, float]
+EPSILON = 1e-6
+NOTE_SECONDS = 15.0
+"""between two notes about a placement that is waited for"""
+MOST = 8
+"""nodes that a message names"""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Bundles of one role."""
+    """Bundles of one role, one for each of its actors."""
 
     role: str
-    bundles: list[dict[str, float]]
+    bundles: Sequence[Bundle]
     strategy: str
+    """of Ray's placement groups"""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """that a node must have"""
+
+    def __str__(self) -> str:
+        asked = ", ".join(f"{amount:g} {resource}" for resource, amount in self.bundles[0].items())
+        labels = f" on nodes with {_pairs(self.labels)}" if self.labels else ""
+        return f"{self.role} asks for {len(self.bundles)} x ({asked}){labels}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of the cluster."""
+
+    name: str
+    """its address"""
+    resources: Bundle
+    """all that it has, in use or not"""
+    labels: Mapping[str, str]
 
 
 def bundle(cpus: float, gpus: float) -> dict[str, float]:
@@ -25,32 +53,103 @@ def bundle(cpus: float, gpus: float) -> dict[str, float]:
     return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
 
 
-def check_capacity(requests: list[Request]) -> None:
-    """ConfigError when the whole cluster has less than the roles ask for."""
-    have = ray.cluster_resources()
-    for resource in ("CPU", "GPU"):
-        wanted = {r.role: sum(b.get(resource, 0.0) for b in r.bundles) for r in requests}
-        total = sum(wanted.values())
-        if total > have.get(resource, 0.0):
-            asked = ", ".join(f"{role} {amount:g}" for role, amount in wanted.items() if amount)
-            raise ConfigError(
-                f"the run asks for {total:g} {resource} ({asked}), the Ray cluster has {have.get(resource, 0.0):g}; "
-                "add nodes, or lower rollout.num_workers, learner.world_size or their cpus_per_/gpus_per_ settings"
-            )
+def nodes() -> list[Node]:
+    """Of the cluster that this process is connected to, those that are alive."""
+    return [
+        Node(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
-async def reserve(request: Request, seconds: float) -> PlacementGroup:
-    """The role's placement group once its resources are held. Raises DeadlineExceeded naming the role."""
-    group = placement_group(request.bundles, strategy=request.strategy)
+def explain(requests: Sequence[Request], machines: Sequence[Node]) -> str | None:
+    """Why ``requests`` do not fit on ``machines``, were all of them free: which bundle lacks what, and where. None when
+    they fit one after the other, each bundle on the machine that has least left.
+    """
+    left = [dict(machine.resources) for machine in machines]
+    for request in requests:
+        for number, wanted in enumerate(request.bundles):
+            allowed = [n for n, machine in enumerate(machines) if _has_labels(machine, request.labels)]
+            fitting = [n for n in allowed if not _lacking(left[n], wanted)]
+            if not fitting:
+                return f"{request}; bundle {number} fits on no node: {_why(wanted, request, machines, left, allowed)}"
+            chosen = min(fitting, key=lambda n: sorted(left[n].get(r, 0.0) for r in wanted))
+            for resource, amount in wanted.items():
+                left[chosen][resource] -= amount
+    return None
+
+
+def check_room(requests: Sequence[Request]) -> None:
+    """NoRoom when the cluster cannot hold the roles, even if nothing else ran on it."""
+    why = explain(requests, nodes())
+    if why is not None:
+        raise NoRoom(
+            f"the cluster has no room: {why}. Expected all roles to fit: add nodes, lower rollout.num_workers, "
+            "learner.world_size or their cpus_per_/gpus_per_ settings, or set cluster.autoscaling=true if nodes join "
+            "on demand"
+        )
+
+
+async def reserve(request: Request, seconds: float, note: Callable[[str], None]) -> PlacementGroup:
+    """The role's placement group once its resources are held. NoRoom when they are not within ``seconds``; while it
+    waits, ``note`` is told what for.
+    """
+    bundles = [dict(wanted) for wanted in request.bundles]
+    if request.labels:
+        selectors = [dict(request.labels) for _ in bundles]
+        group = placement_group(bundles, strategy=request.strategy, bundle_label_selector=selectors)
+    else:
+        group = placement_group(bundles, strategy=request.strategy)
+    waiting = asyncio.ensure_future(_ready(group))
+    started = time.monotonic()
     try:
-        await asyncio.wait_for(_ready(group), timeout=seconds)
-    except TimeoutError:
+        while (left := started + seconds - time.monotonic()) > 0:
+            if (await asyncio.wait({waiting}, timeout=min(left, NOTE_SECONDS)))[0]:
+                waiting.result()
+                return group
+            note(f"waiting for room since {time.monotonic() - started:.0f} s: {_occupied(request)}")
+        raise NoRoom(f"no room within {seconds:g} s (cluster.placement_seconds): {_occupied(request)}")
+    except BaseException:
+        waiting.cancel()
         remove_placement_group(group)
-        raise DeadlineExceeded(
-            f"the Ray scheduler ({request.role})", f"place {request.bundles} with {request.strategy}", seconds
-        ) from None
-    return group
+        raise
 
 
 async def _ready(group: PlacementGroup) -> None:
     await group.ready()
+
+
+def _occupied(request: Request) -> str:
+    why = explain([request], nodes())
+    if why is not None:
+        return why
+    free = ray.available_resources()
+    have = ", ".join(f"{free.get(resource, 0.0):g} {resource}" for resource in request.bundles[0])
+    return f"{request}; it would fit, but others hold it: {have} free in the whole cluster"
+
+
+def _has_labels(machine: Node, labels: Mapping[str, str]) -> bool:
+    return all(machine.labels.get(key) == value for key, value in labels.items())
+
+
+def _lacking(have: Bundle, wanted: Bundle) -> list[str]:
+    return [
+        f"{have.get(resource, 0.0):g} of {amount:g} {resource}"
+        for resource, amount in wanted.items()
+        if have.get(resource, 0.0) + EPSILON < amount
+    ]
+
+
+def _why(
+    wanted: Bundle, request: Request, machines: Sequence[Node], left: Sequence[Bundle], allowed: Sequence[int]
+) -> str:
+    if not machines:
+        return "the cluster has no nodes"
+    if not allowed:
+        return f"none of {len(machines)} nodes has {_pairs(request.labels)}"
+    found = [f"{machines[n].name} has {' and '.join(_lacking(left[n], wanted))} left" for n in allowed[:MOST]]
+    return "; ".join(found) + (f"; and {len(allowed) - MOST} more" if len(allowed) > MOST else "")
+
+
+def _pairs(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in labels.items())

@@ -26,7 +26,7 @@ from actors.learner_group import LearnerGroup
 from actors.remote_worker import RemoteWorker
 from actors.rollout_worker import Delivery
 from actors.transports import Transport
-from lpo_ray.errors import ComponentDied, DeadlineExceeded, LpoRayError, WeightsNotProved
+from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
 from lpo_ray.pool import Member as PoolMember
 from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import check_delivery
@@ -67,6 +67,7 @@ class Publisher:
         self._prepare_seconds, self._transfer_seconds = prepare_seconds, transfer_seconds
         self._joined: set[Member] = set()
         self._current: WeightsVersion | None = None
+        self._generation = learner.generation
         pool.admit = self.admit
 
     async def publish(self, step: int) -> Publication:
@@ -80,8 +81,8 @@ class Publisher:
         return Publication(self._current, num_bytes, seconds, workers, attempt.difference, attempt.phases)
 
     async def admit(self, member: Member) -> None:
-        """Bring a new engine to the current version. Returns without it when the weights have changed since: then they
-        are about to be published, to this engine too.
+        """Bring a new engine to the current version. Returns without it when the weights have changed since, or the
+        learner is lost meanwhile: then weights are about to be published, to this engine too.
         """
         async with self._learner.weights_lock:
             if self._current is None or not self._learner.published or member.version == self._current:
@@ -89,24 +90,36 @@ class Publisher:
             delivery = _Attempt(self, [member], self._transfer_seconds)
             try:
                 await delivery.run(self._current.step)
+            except (LearnerLost, DeadlineExceeded):  # of an engine they are in delivery.lost
+                self._joined.discard(member)
+                return
             except _Broken as broken:
                 delivery.lost.setdefault(member, broken.cause or ComponentDied(member.name, "it did not join"))
             self._take_out(delivery.lost)
 
     async def _until_served(self, step: int) -> tuple[WeightsVersion, _Attempt]:
-        """Deliver until every engine that is up has the version, leaving out those that fail."""
+        """Deliver until every engine that is up has the version, leaving out those that fail. LearnerLost when the
+        learner's side fails again with all engines joined anew.
+        """
         left, unexplained = self._transfer_seconds, 0
+        if self._generation != self._learner.generation:  # these ranks have met nobody yet
+            self._generation = self._learner.generation
+            self._joined.clear()
         while True:
             members = await self._pool.started()
+            if not members:
+                return WeightsVersion(step, await self._learner.digest()), _Attempt(self, [], left)
             attempt = _Attempt(self, members, left)
             try:
                 version = await attempt.run(step)
+            except DeadlineExceeded as late:  # of an engine it is in attempt.lost
+                raise LearnerLost(late.who, str(late)) from late
             except _Broken as broken:
                 culprits = {m: e for m, e in attempt.lost.items() if isinstance(e, ComponentDied | DeadlineExceeded)}
                 unexplained += not culprits
                 self._joined.clear()
                 if broken.cause is not None and unexplained > 1:
-                    raise broken.cause from None
+                    raise LearnerLost("the learner", str(broken.cause)) from None
                 self._take_out(culprits if unexplained < 2 else attempt.lost)
                 left = attempt.left if self._pool.members else self._transfer_seconds
                 continue

@@ -41,13 +41,20 @@ class VerifierService:
         give_way()
         self._tokenizer = Tokenizer.load(self._model_path)
         # forkserver: a clean parent without this actor's threads, from which a replacement forks in milliseconds
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lpo_ray.verifiers.run"])
-        self._pool = ProcessPool(
-            max_workers=self._num_processes, max_tasks=10_000, initializer=_follow_parent, context=context
-        )
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["lpo_ray.verifiers.run"])
+        self._pool = self._make_pool()
         await self._verdict("countdown", "", "", '{"numbers": [1], "target": 1}')
         return current_process()
+
+    async def resize(self, num_processes: int) -> None:
+        """Verify with another number of processes from now on. What the old ones are at work on they end."""
+        if num_processes == self._num_processes:
+            return
+        old, self._num_processes = self._pool, num_processes
+        self._pool = self._make_pool()
+        old.close()
+        self._closing = asyncio.ensure_future(asyncio.to_thread(old.join))
 
     async def score(self, group: PromptGroup) -> FloatArray:
         """[K] rewards of the group's responses; see interfaces.Verifier."""
@@ -70,6 +77,11 @@ class VerifierService:
         """Kill the pool's processes."""
         self._pool.stop()
         await asyncio.to_thread(self._pool.join, 10)
+
+    def _make_pool(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._num_processes, max_tasks=10_000, initializer=_follow_parent, context=self._context
+        )
 
     async def _retried(self, verifier: str, prompt: str, response: str, answer: str) -> Verdict:
         verdict = await self._verdict(verifier, prompt, response, answer)

@@ -7,13 +7,13 @@ denominators are those of the groups that it has.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lpo_ray.errors import NothingToTrain
-from lpo_ray.interfaces import Learner, Observer
+from lpo_ray.interfaces import Observer
 from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, zero_anchor
 from lpo_ray.sample_lane import SampleLane
 from lpo_ray.seeds import derive_seed
@@ -74,13 +74,13 @@ class Assembly:
     def __init__(
         self,
         lane: SampleLane,
-        learner: Learner,
+        log_ratios: Callable[[Sequence[ScoredGroup]], Awaitable[Anchor]],
         settings: AssemblySettings,
         observer: Observer,
         trained: Sequence[ScoredGroup],
     ) -> None:
-        """``trained``: what may be reused from before a resume."""
-        self._lane, self._learner, self._settings, self._observer = lane, learner, settings, observer
+        """``log_ratios``: see interfaces.Learner. ``trained``: what may be reused from before a resume."""
+        self._lane, self._log_ratios, self._settings, self._observer = lane, log_ratios, settings, observer
         self._reusable = list(trained)
 
     async def groups(self, step: int) -> StepGroups:
@@ -146,7 +146,7 @@ class Assembly:
         """s_t. Zero by definition when the behaviour is the anchor itself: no forward is spent on it."""
         if self._settings.behaviour_from_engine and groups:
             with self._observer.stage("anchor"):
-                return await self._learner.log_ratios(groups)
+                return await self._log_ratios(groups)
         return zero_anchor(groups)
 
     def _why_dropped(self, anchor: AnchorGroup) -> str | None:

@@ -1,5 +1,5 @@
-"""The command line: ``lpo-ray train | evaluate | warmup | simulate | export | replay | status | why | ledger``, or
-``python -m lpo_ray``.
+"""The command line, ``lpo-ray`` or ``python -m lpo_ray``. Commands about a run take its folder, or with --address its name
+in a cluster.
 
 Exit codes: 0 done, 1 a component failed, 2 the request cannot be carried out as written, 130/143 stopped by a signal.
 Ray and vLLM are imported only once the configuration is known to be good.
@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from lpo_ray.errors import Interrupted, LpoRayError
+from lpo_ray.errors import ConfigError, Interrupted, LpoRayError
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OVERRIDES = click.argument("overrides", nargs=-1)
@@ -111,13 +111,94 @@ def replay(run: Path, step: int, from_start: bool) -> None:
     replay_command(run, step, from_start=from_start)
 
 
+NAME = click.argument("run")
+ADDRESS = click.option(
+    "--address", envvar="LPO_RAY_ADDRESS", help="The cluster's job server, http://HEAD:8265; or set LPO_RAY_ADDRESS."
+)
+NEEDED = click.option(
+    "--address", envvar="LPO_RAY_ADDRESS", required=True, help="The cluster's job server, http://HEAD:8265."
+)
+
+
 @cli.command()
-@RUN
-def status(run: Path) -> None:
-    """Where RUN (a run's folder) is, and which rollout worker serves which weights."""
+@CONFIG
+@OVERRIDES
+@NEEDED
+@click.option("--follow", "-f", is_flag=True, help="Print what the run says, until it ends.")
+@click.option(
+    "--working-dir", type=click.Path(path_type=Path), help="A folder that goes along: verifiers, small data files."
+)
+@click.option("--exclude", multiple=True, help="Pattern of what stays behind; may be given several times.")
+def submit(
+    config: Path,
+    overrides: tuple[str, ...],
+    address: str,
+    follow: bool,
+    working_dir: Path | None,
+    exclude: tuple[str, ...],
+) -> None:
+    """Train as a job of a Ray cluster. A relative run.dir is taken from the current folder, and made on the head."""
+    from lpo_ray.commands import follow_command, submit_command
+    from lpo_ray.config import load_config
+
+    loaded = load_config(config, overrides)
+    submit_command(loaded, address, working_dir, exclude)
+    if follow:
+        follow_command(loaded.run.name, address, follow=True)
+
+
+@cli.command(name="list")
+@NEEDED
+def list_runs(address: str) -> None:
+    """All runs of a cluster."""
+    from lpo_ray.commands import list_command
+
+    list_command(address)
+
+
+@cli.command()
+@NAME
+@NEEDED
+@click.option("--follow", "-f", is_flag=True, help="Until the run ends.")
+def logs(run: str, address: str, follow: bool) -> None:
+    """What RUN (a name) says: one stream, each line with role, worker and step."""
+    from lpo_ray.commands import follow_command
+
+    follow_command(run, address, follow=follow)
+
+
+@cli.command()
+@NAME
+@ADDRESS
+def stop(run: str, address: str | None) -> None:
+    """Have RUN end its update, write a checkpoint and end: a name with --address, or the folder of a run of this host."""
+    from lpo_ray.commands import stop_command, stop_here_command
+
+    stop_here_command(Path(run)) if address is None else stop_command(run, address)
+
+
+@cli.command()
+@NAME
+@click.argument("workers", metavar="ROLE=N")
+@ADDRESS
+def scale(run: str, workers: str, address: str | None) -> None:
+    """Have N workers of a role (rollout=N, verifier=N) while RUN trains. RUN: a name with --address, or its folder."""
+    from lpo_ray.commands import scale_command
+
+    role, _, count = workers.partition("=")
+    if not count.isdigit():
+        raise ConfigError(f"{workers!r} does not say how many; expected rollout=N or verifier=N, such as rollout=4")
+    scale_command(run, address, role, int(count))
+
+
+@cli.command()
+@NAME
+@ADDRESS
+def status(run: str, address: str | None) -> None:
+    """Where RUN is, and which rollout worker serves which weights. RUN: a name with --address, or its folder."""
     from lpo_ray.commands import status_command
 
-    status_command(run)
+    status_command(run, address)
 
 
 @cli.command()
@@ -130,12 +211,13 @@ def ledger(run: Path) -> None:
 
 
 @cli.command()
-@RUN
-def why(run: Path) -> None:
-    """What RUN (a run's folder) waits for: the stage, since when, which worker has it, and what that worker does."""
+@NAME
+@ADDRESS
+def why(run: str, address: str | None) -> None:
+    """What RUN waits for: the stage, since when, which worker has it, and what that worker does."""
     from lpo_ray.commands import why_command
 
-    why_command(run)
+    why_command(run, address)
 
 
 def main() -> None:

@@ -25,6 +25,14 @@ class DataError(ConfigError):
     """A dataset is missing, empty or malformed; names the file and the row."""
 
 
+class NoRoom(ConfigError):
+    """The cluster cannot hold a role; names the bundle, what it lacks, and on which nodes."""
+
+
+class RunBusy(ConfigError):
+    """A run of this name is being driven by somebody else."""
+
+
 class GroupLost(LpoRayError):
     """One group could not be sampled or scored. The loop reissues its prompt; it is never trained as reward 0."""
 
@@ -68,6 +76,10 @@ class ComponentDied(LpoRayError):
 
     def __str__(self) -> str:
         return f"{self.who} died: {self.cause}"
+
+
+class LearnerLost(ComponentDied):
+    """A rank died, hangs, or has lost the others: the ranks can only go on when all are started again."""
 
 
 class ComponentFailed(LpoRayError):

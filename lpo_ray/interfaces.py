@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from lpo_ray.errors import GroupLost
+from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
     FloatArray,
@@ -84,6 +84,12 @@ class Learner(Protocol):
 
     async def restore(self, folder: Path, written_by: int) -> None:
         """Continue from ``save`` by ``written_by`` ranks; bit-equal when that is this world size."""
+        ...
+
+    async def reform(self, lost: LearnerLost) -> None:
+        """Start again after ``lost``, with the model's own weights, on as many ranks as there is room for. Raises
+        ComponentDied when it has been started too often.
+        """
         ...
 
 
@@ -169,6 +175,12 @@ class Components(Protocol):
 
     async def inspect(self, process: Process) -> str:
         """What a process is doing: state, stack and last log lines. Never raises, and takes seconds at most."""
+        ...
+
+    async def scale(self, role: str, count: int) -> str:
+        """Have ``count`` workers of a role (rollout, verifier) from now on, in the background; returns what happens.
+        ConfigError when there is no such role.
+        """
         ...
 
     async def close(self) -> None:

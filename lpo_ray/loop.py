@@ -8,25 +8,30 @@
 The gate is the only place where the lanes wait for each other: the sample lane stops when groups_per_step x
 (max_staleness + 1) groups are on their way, the project lane frees places when every engine has proved new weights.
 With max_staleness = 0 the lanes take turns, on-policy; with more, sampling of the next steps overlaps with learning.
+A learner that is lost (``_with_learner``) is brought back to the last commit under the project lane's feet: the step's
+groups are still in its hands, and the sample lane does not hear of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lpo_ray.assembly import Assembly, AssemblySettings
+from lpo_ray.assembly import Assembly, AssemblySettings, StepGroups
 from lpo_ray.checkpoint import CheckpointRules, CheckpointState, save_checkpoint
 from lpo_ray.data.source import PromptSource
-from lpo_ray.errors import Interrupted, NumbersNotFinite
+from lpo_ray.errors import ComponentDied, Interrupted, LearnerLost, NumbersNotFinite
 from lpo_ray.interfaces import Components, Observer
 from lpo_ray.ledger import Ledger, Owed
 from lpo_ray.packing import Packing, pack_step
 from lpo_ray.records import (
     Anchor,
     Key,
+    Publication,
     ScoredGroup,
     StepRecord,
     StepReport,
@@ -38,7 +43,12 @@ from lpo_ray.records import (
 from lpo_ray.sample_lane import SampleLane, SampleSettings
 
 T = TypeVar("T")
+Recover = Callable[[LearnerLost], Awaitable[None]]
 NOTHING_OWED = Owed((), ())
+
+
+async def _no_recovery(lost: LearnerLost) -> None:
+    raise ComponentDied(lost.who, lost.cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +79,11 @@ class LoopSettings:
 async def make_batch(
     components: Components, groups: Sequence[ScoredGroup], anchor: Anchor, settings: BatchSettings, step: int
 ) -> tuple[list[TargetGroup], TrainBatch]:
-    """Targets of a step's groups and the updates that project the policy onto them."""
+    """Targets of a step's groups and the updates that project the policy onto them, for as many ranks as there are."""
     targets = await components.target_builder.build(groups, anchor)
     batch = pack_step(
         targets,
-        settings.packing,
+        dataclasses.replace(settings.packing, world_size=components.learner.world_size),
         step=step,
         seed=settings.seed,
         updates=settings.updates_per_step,
@@ -95,6 +105,9 @@ class TrainingLoop:
         self._saved = -1
         self._saving: asyncio.Task[None] | None = None
         self._skipped = 0
+        self._recover: Recover
+        self._recovering = asyncio.Lock()
+        self._recoveries = 0
 
     def stop(self, signal_number: int) -> None:
         """Ask the run to end after the update that is being computed. Safe to call more than once."""
@@ -108,13 +121,15 @@ class TrainingLoop:
         evaluate: Callable[[int], Awaitable[None]] | None = None,
         *,
         saved: int = 0,
+        recover: Recover = _no_recovery,
     ) -> WeightsVersion:
         """Train from ``first`` (already published) to the last step; returns the last version.
 
         ``saved``: step of the newest checkpoint; when steps were computed again since, a new one is written first.
+        ``recover``: start the learner that was lost again, with the weights of the last commit.
         Raises Interrupted, with a checkpoint written, after ``stop``; or the first error of a component.
         """
-        settings, self._saved = self._settings, saved
+        settings, self._saved, self._recover = self._settings, saved, recover
         remaining = (settings.steps - first.step) * settings.assembly.groups_per_step
         async with asyncio.TaskGroup() as self._lanes:
             lane = SampleLane(
@@ -140,21 +155,16 @@ class TrainingLoop:
         self, version: WeightsVersion, lane: SampleLane, evaluate: Callable[[int], Awaitable[None]] | None
     ) -> WeightsVersion:
         """Consumes scored groups, produces weights. Waits for the sample lane, and unblocks it through the gate."""
-        settings, parts = self._settings, self._components
+        settings = self._settings
         since = version.step - settings.assembly.max_staleness
         reusable = self._ledger.trained_since(since) if settings.assembly.reused_groups_per_step else []
-        assembly = Assembly(lane, parts.learner, settings.assembly, self._observer, reusable)
+        assembly = Assembly(lane, self._log_ratios, settings.assembly, self._observer, reusable)
         for step in range(version.step, settings.steps):
             found = await self._unless_stopped(assembly.groups(step))
             if found is None:
                 break
-            with self._observer.stage("anchor"):
-                targets, batch = await make_batch(parts, found.groups, found.anchor, settings.batch, step)
-            await self._until_saved()
-            with self._observer.stage("project"):
-                report = await parts.learner.project(batch)
-            with self._observer.stage("publish"):
-                publication = await parts.transport.publish(step + 1)
+            made = await self._with_learner(functools.partial(self._make_step, step, found))
+            targets, batch, report, publication = made
             version = publication.version
             trained, skipped = _outcome(found.fresh, report)
             reused = [scored.group.key for scored in found.reused]
@@ -174,6 +184,41 @@ class TrainingLoop:
                 await self._checkpoint(version)
             await self._stop_if_not_finite(version, report)
         return version
+
+    async def _make_step(
+        self, step: int, found: StepGroups
+    ) -> tuple[list[TargetGroup], TrainBatch, StepReport, Publication]:
+        """From a step's groups to published weights. Nothing of it is on record before the caller commits it."""
+        parts = self._components
+        with self._observer.stage("anchor"):
+            targets, batch = await make_batch(parts, found.groups, found.anchor, self._settings.batch, step)
+        await self._until_saved()
+        with self._observer.stage("project"):
+            report = await parts.learner.project(batch)
+        with self._observer.stage("publish"):
+            return targets, batch, report, await parts.transport.publish(step + 1)
+
+    async def _log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
+        return await self._with_learner(lambda: self._components.learner.log_ratios(groups))
+
+    async def _with_learner(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of ``work``; when the learner is lost in it, the learner is brought back to the last commit, and
+        the work is done again. Of several that lose it together, one brings it back.
+        """
+        while True:
+            before = self._recoveries
+            try:
+                return await work()
+            except LearnerLost as error:
+                lost = error
+            async with self._recovering:
+                while self._recoveries == before:
+                    try:
+                        with self._observer.stage("project"):
+                            await self._recover(lost)
+                        self._recoveries += 1
+                    except LearnerLost as again:
+                        lost = again
 
     async def _stop_if_not_finite(self, version: WeightsVersion, report: StepReport) -> None:
         for update in report.updates:
@@ -201,10 +246,14 @@ class TrainingLoop:
         """Once the checkpoint is whole the ledger forgets what only a resume from the one before it needs."""
         rules = self._settings.checkpoints
         score = self._observer.score(rules.best) if rules.best else None
-        state = CheckpointState(version.step, version.digest, self._components.learner.world_size, score)
-        self._saved = version.step
-        with self._observer.stage("checkpoint"):
-            await save_checkpoint(rules, state, self._components.learner)
+        learner, self._saved = self._components.learner, version.step
+
+        async def save() -> None:
+            state = CheckpointState(version.step, version.digest, learner.world_size, score)
+            with self._observer.stage("checkpoint"):
+                await save_checkpoint(rules, state, learner)
+
+        await self._with_learner(save)
         self._ledger.settle(version.step, self._settings.assembly.max_staleness)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T | None:

@@ -29,9 +29,11 @@ from lpo_ray.loop import BatchSettings, LoopSettings
 from lpo_ray.model import context_length
 from lpo_ray.packing import Packing
 from lpo_ray.plugins import UnknownName, resolve
+from lpo_ray.pool import PoolSettings
 from lpo_ray.records import Sampling
 from lpo_ray.sample_lane import SampleSettings
 from lpo_ray.schedule import learning_rates
+from lpo_ray.supervision import RestartRule
 from lpo_ray.targets import StaleRule, TargetRule
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.verifiers import VERIFIERS
@@ -204,6 +206,17 @@ class Plan:
         """Groups that may be on their way or waiting to be trained."""
         pipeline = self.config.pipeline
         return (pipeline.groups_per_step + pipeline.oversample_groups) * (pipeline.max_staleness + 1)
+
+    def restart_rule(self) -> RestartRule:
+        """How often what dies is started again."""
+        rule = self.config.supervision
+        return RestartRule(rule.max_restarts, rule.window_seconds, rule.backoff_seconds)
+
+    def pool_settings(self) -> PoolSettings:
+        """The rollout pool's values. A worker is given twice what it decodes at once, so that it never runs dry."""
+        rollout = self.config.rollout
+        slots = 2 * rollout.max_num_seqs
+        return PoolSettings(rollout.deadline_seconds, rollout.drain_seconds, slots, self.restart_rule())
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the policy after ``step`` is evaluated before the run goes on."""

@@ -1,7 +1,14 @@
-"""Rollout workers as one RolloutEngine: each group goes to the worker with the fewest groups in flight.
+"""Rollout workers as one RolloutEngine: each group goes to the worker with the fewest responses on their way.
 
-A worker that fails is taken out, looked at, ended and replaced in the background; the run goes on with the others. Its
-groups are lost and issued again. The replacement gives out nothing before it has proved the current weights.
+```
+ scale ──▶ starting ──▶ serving ──▶ leaving ──▶ gone       no new groups; what it has it ends, or hands back
+              ▲            │
+              └── pause ◀──┴── out                          its groups are lost and issued again
+```
+A worker that fails is taken out, looked at, ended and replaced in the background; the run goes on with the others. Who
+is new, a joiner or a replacement, gives out nothing before it has proved the current weights. A worker is given as many
+responses as keep it busy; further groups wait here, so that whoever joins finds work at once, and whoever leaves has
+little to hand back. With no workers wanted, groups wait for as long as it stays so.
 """
 
 from __future__ import annotations
@@ -10,6 +17,7 @@ import asyncio
 import heapq
 import itertools
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -27,6 +35,7 @@ from lpo_ray.records import (
     WorkerState,
     WorkerStatus,
 )
+from lpo_ray.supervision import RestartBudget, RestartRule
 
 
 class Worker(Protocol):
@@ -35,7 +44,7 @@ class Worker(Protocol):
     """
 
     async def start(self, seconds: float) -> Process:
-        """Build the engine, within ``seconds``."""
+        """Find a place for the engine, then build it within ``seconds``. NoRoom when there is none."""
         ...
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
@@ -51,11 +60,25 @@ class Worker(Protocol):
         ...
 
     def kill(self) -> None:
-        """End it at once, also when it is stopped."""
+        """End it at once, also when it is stopped, and give its place back. May be called again."""
         ...
 
 
 W = TypeVar("W", bound=Worker)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How long workers may take, and what they are given."""
+
+    deadline_seconds: float
+    """for one group, and for an engine's start"""
+    drain_seconds: float
+    """that a leaver has to end its groups"""
+    slots: int
+    """responses that one worker is given at once; a group that is larger goes to a worker that has none"""
+    restarts: RestartRule
+    """of each worker"""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,111 +92,186 @@ class Member(Generic[W]):
     version: WeightsVersion | None = None
     groups: dict[Key, float] = field(default_factory=dict)
     """in flight -> since when (unix seconds)"""
+    responses: int = 0
+    """in flight"""
     up: bool = True
-    """not taken out"""
+    """takes groups and new weights: neither taken out nor leaving"""
+    leaving: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    """set when its last group ends"""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Place(Generic[W]):
     """What is known of a worker across its replacements."""
 
+    index: int
     name: str
+    budget: RestartBudget
     worker: W | None = None
     """null before the start"""
+    member: Member[W] | None = None
     state: WorkerState = "starting"
-    restarts: int = 0
     detail: str = ""
+    task: asyncio.Task[None] | None = None
+    """that brings it up, or ends it"""
+
+    @property
+    def stays(self) -> bool:
+        """Whether it counts as one of the workers that are wanted."""
+        return self.state != "leaving"
 
 
 class RolloutPool(Generic[W]):
     """RolloutEngine over workers. Make it inside a running event loop."""
 
     def __init__(
-        self,
-        spawn: Callable[[int, str], W],
-        num_workers: int,
-        *,
-        deadline_seconds: float,
-        max_restarts: int,
-        events: Events,
+        self, spawn: Callable[[int, str], W], num_workers: int, *, settings: PoolSettings, events: Events
     ) -> None:
         """``spawn``: make a worker by number and name."""
         self.members: list[Member[W]] = []
+        """those that are up"""
         self.admit: Callable[[Member[W]], Awaitable[None]]
-        """brings a replacement to the current weights; set by who publishes them"""
-        self._spawn, self._deadline, self._max_restarts = spawn, deadline_seconds, max_restarts
-        self._events = events
-        self._places: list[_Place[W]] = [_Place(f"rollout worker {index}") for index in range(num_workers)]
+        """brings a new member to the current weights; set by who publishes them"""
+        self.wanted = num_workers
+        self._spawn, self._settings, self._events = spawn, settings, events
+        self._places: dict[int, _Place[W]] = {}
+        self._indices = itertools.count()
         self._by_load: list[tuple[int, int, int, Member[W]]] = []
-        """heap of (groups in flight, worker, number of the entry, member); what is out of date is skipped"""
+        """heap of (responses in flight, worker, number of the entry, member); what is out of date is skipped"""
         self._entries = itertools.count()
-        self._replacing: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Condition()
+        self._waiting: deque[tuple[int, asyncio.Future[Member[W]]]] = deque()
+        """groups that wait for a worker, by their responses"""
+        self._changed = asyncio.Event()
+        """set, and a new one put in its place, when members, failure or what is wanted change"""
         self._failure: LpoRayError | None = None
+        self._unserved_since: float | None = asyncio.get_running_loop().time()
+        """since when somebody is wanted and nobody serves; None: it is as it should be"""
+        for _ in range(num_workers):
+            self._add()
 
     async def start(self) -> None:
         """Build all engines at once, in place of those there were; the first error is raised."""
         for member in self.members:
             member.up = False
-        workers = [self._make(index) for index in range(len(self._places))]
+        places = list(self._places.values())
         async with asyncio.TaskGroup() as starting:
-            tasks = [starting.create_task(worker.start(self._deadline)) for worker in workers]
-        processes = (task.result() for task in tasks)
-        self.members = [
-            Member(index, self._places[index].name, worker, process)
-            for index, (worker, process) in enumerate(zip(workers, processes, strict=True))
-        ]
+            tasks = [starting.create_task(self._make(place).start(self._settings.deadline_seconds)) for place in places]
+        self.members = [self._joined(place, task.result()) for place, task in zip(places, tasks, strict=True)]
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        """See interfaces.RolloutEngine. Waits at most the rollout deadline."""
-        member, key = await self._idlest(), (prompt.prompt_id, attempt)
+        """See interfaces.RolloutEngine. Waits for a worker with room, then at most the rollout deadline."""
+        size, key = sampling.group_size, (prompt.prompt_id, attempt)
+        member = await self._admitted(size)
         member.groups[key] = time.time()
-        self._offer(member)
         try:
-            return await member.worker.sample(prompt, sampling, attempt, self._deadline)
+            return await member.worker.sample(prompt, sampling, attempt, self._settings.deadline_seconds)
         except (ComponentDied, ComponentFailed, DeadlineExceeded) as error:
+            if member.leaving:
+                raise GroupLost(prompt.prompt_id, attempt, f"{member.name} left before it had sampled it") from error
             self.take_out(member, error)
             raise GroupLost(prompt.prompt_id, attempt, str(error)) from error
         finally:
             member.groups.pop(key, None)
-            self._offer(member)
+            if not member.groups:
+                member.done.set()
+            self._give_back(member, size)
 
     async def started(self) -> list[Member[W]]:
-        """The members whose engines are up, at least one; waits for a replacement at most the rollout deadline."""
-        return await self._wait_for(lambda: list(self.members))
+        """The members whose engines are up; where workers are wanted at least one, for which it waits at most the
+        rollout deadline.
+        """
+        if not self.wanted:
+            return []
+        try:
+            async with asyncio.timeout(self._settings.deadline_seconds):
+                while self.wanted and not self.members and self._failure is None:
+                    await self._changed.wait()
+        except TimeoutError:
+            raise self._nobody() from None
+        if self._failure is not None and not self.members:
+            raise self._failure
+        return list(self.members)
 
     def serve(self, members: Sequence[Member[W]], version: WeightsVersion) -> None:
         """The members have proved ``version``."""
         for member in members:
             member.version = version
-            self._places[member.index].state = "serving"
-            self._offer(member)
+            if member.up:
+                self._places[member.index].state = "serving"
+                self._offer(member)
+        self._look_who_serves()
+        self._report()
+        self._dispatch()
+
+    def scale(self, count: int) -> str:
+        """Aim at ``count`` workers, from now on and in the background; returns what will happen. Those that do not
+        serve leave first, then those that came last.
+        """
+        for place in [place for place in self._places.values() if place.state == "out" and place.task is None]:
+            self._forget(place)  # given up: it is not what is wanted
+        staying = [place for place in self._places.values() if place.stays]
+        order = sorted(staying, key=lambda place: (place.state != "serving", place.index), reverse=True)
+        leavers = order[: max(len(staying) - count, 0)]
+        joiners = [self._add() for _ in range(count - len(staying))]
+        self.wanted = count
+        self._look_who_serves()
+        self._notify()
+        for place in leavers:
+            self._leave(place)
+        for place in joiners:
+            self._begin(place, self._bring_up(place, None))
+        self._report()
+        going = [
+            f"{', '.join(place.name for place in places)} {verb}"
+            for places, verb in ((leavers, "leaving"), (joiners, "joining"))
+            if places
+        ]
+        return f"{count} rollout workers: {'; '.join(going) if going else 'as it was'}"
+
+    def vacate(self, node_ids: Sequence[str], why: str) -> None:
+        """The nodes are about to go: their workers leave, and as many others are started elsewhere."""
+        for place in list(self._places.values()):
+            if place.member is None or place.member.process.node_id not in node_ids or not place.stays:
+                continue
+            self._events.note(f"{place.name} leaves: {why}")
+            self._leave(place)
+            fresh = self._add()
+            self._begin(fresh, self._bring_up(fresh, None))
         self._report()
 
     def take_out(self, member: Member[W], error: LpoRayError) -> None:
         """Stop using a member that failed with ``error``, and replace it. Only the first call for a member counts."""
         if not member.up:
             return
-        member.up = False
-        self.members.remove(member)
         place = self._places[member.index]
+        self._retire(member)
         place.state, place.detail = "out", str(error)
         self._report()
-        self._replacing.add(task := asyncio.get_running_loop().create_task(self._replace(member, error)))
-        task.add_done_callback(self._replacing.discard)
+        self._begin(place, self._replace(place, member, error))
 
     def statuses(self) -> tuple[WorkerStatus, ...]:
         """All workers, by number."""
-        versions = {member.index: member.version for member in self.members}
         return tuple(
-            WorkerStatus(place.name, place.state, versions.get(index), place.restarts, place.detail)
-            for index, place in enumerate(self._places)
+            WorkerStatus(
+                place.name,
+                place.state,
+                None if place.member is None else place.member.version,
+                place.budget.spent,
+                place.detail,
+            )
+            for place in self._places.values()
         )
 
     def holders(self) -> list[Holder]:
         """The members that hold groups; when none does, the workers that are being started, for which groups wait."""
-        holding = [Holder.of_groups(m.name, m.groups, m.process) for m in self.members if m.groups]
-        starting = [Holder(place.name, place.state, None, None) for place in self._places if place.state != "serving"]
+        members = [place.member for place in self._places.values() if place.member is not None]
+        holding = [Holder.of_groups(m.name, m.groups, m.process) for m in members if m.groups]
+        starting = [Holder(p.name, p.state, None, None) for p in self._places.values() if p.state != "serving"]
+        if not self.wanted and self._waiting:
+            starting = [
+                Holder("nobody", f"no rollout workers are wanted, {len(self._waiting)} groups wait", None, None)
+            ]
         return holding or starting
 
     def receivers(self) -> list[Holder]:
@@ -182,87 +280,216 @@ class RolloutPool(Generic[W]):
 
     async def close(self) -> None:
         """End the engines and their actors; gives each ten seconds to end what it started. Never raises."""
-        for task in self._replacing:
-            task.cancel()
-        await asyncio.gather(*(member.worker.close(10) for member in self.members))
-        for place in self._places:
+        places = list(self._places.values())
+        for place in places:
+            if place.task is not None:
+                place.task.cancel()
+        await asyncio.gather(*(place.member.worker.close(10) for place in places if place.member is not None))
+        for place in places:
             if place.worker is not None:
                 place.worker.kill()
 
-    async def _replace(self, member: Member[W], error: LpoRayError) -> None:
+    # How workers come and go.
+
+    def _add(self) -> _Place[W]:
+        index = next(self._indices)
+        place = _Place[W](index, f"rollout worker {index}", RestartBudget(self._settings.restarts))
+        self._places[index] = place
+        return place
+
+    def _begin(self, place: _Place[W], work: Awaitable[None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            finally:
+                if place.task is task:
+                    place.task = None
+
+        place.task = task = asyncio.get_running_loop().create_task(run())
+
+    def _make(self, place: _Place[W]) -> W:
+        place.worker = worker = self._spawn(place.index, place.name)
+        return worker
+
+    def _joined(self, place: _Place[W], process: Process) -> Member[W]:
+        assert place.worker is not None
+        place.member = Member(place.index, place.name, place.worker, process)
+        return place.member
+
+    def _retire(self, member: Member[W]) -> None:
+        member.up = False
+        if member in self.members:
+            self.members.remove(member)
+        self._look_who_serves()
+
+    async def _replace(self, place: _Place[W], member: Member[W], error: LpoRayError) -> None:
         evidence = await member.worker.inspect()
         self._events.note(f"{member.name} is taken out of the pool: {error}\n{evidence}")
-        worker, index, place = member.worker, member.index, self._places[member.index]
+        member.worker.kill()
+        place.member = None
+        await self._bring_up(place, error)
+
+    async def _bring_up(self, place: _Place[W], error: LpoRayError | None) -> None:
+        """Start the worker until it is up; ``error``: why it has to be started again, None for a joiner."""
+        started = time.monotonic()
         while True:
-            worker.kill()
-            if place.restarts >= self._max_restarts:
-                return await self._give_up(place, error)
-            place.restarts += 1
+            if error is not None and not await self._may_start_again(place, error):
+                return
             place.state = "starting"
             self._report()
-            worker = self._make(index)
+            worker = self._make(place)
             try:
-                process = await worker.start(self._deadline)
+                process = await worker.start(self._settings.deadline_seconds)
                 break
             except LpoRayError as failed:
-                error = failed
-                self._events.note(f"{place.name} did not come back: {failed}")
-        fresh = Member(index, place.name, worker, process)
-        async with self._changed:
-            self.members.append(fresh)
-            self._changed.notify_all()
+                worker.kill()
+                error, place.state, place.detail = failed, "out", str(failed)
+                self._events.note(f"{place.name} did not start: {failed}")
+        fresh = self._joined(place, process)
+        self.members.append(fresh)
+        self._notify()
         try:
             await self.admit(fresh)
         except LpoRayError as failed:
-            return self.take_out(fresh, failed)
-        self._events.note(f"{place.name} is back (restart {place.restarts} of {self._max_restarts})")
-        async with self._changed:
-            self._changed.notify_all()
+            self.take_out(fresh, failed)
+            return
+        again = f" ({place.budget})" if place.budget.spent else ""
+        serves = f"serves {fresh.version}" if fresh.version else "is up, and takes the next weights"
+        self._events.note(f"{place.name} {serves} after {time.monotonic() - started:.1f} s{again}")
 
-    async def _give_up(self, place: _Place[W], error: LpoRayError) -> None:
-        text = f"{error}; it was replaced {place.restarts} times (rollout.max_restarts) and is given up"
+    async def _may_start_again(self, place: _Place[W], error: LpoRayError) -> bool:
+        pause = place.budget.spend()
+        if pause is not None:
+            await asyncio.sleep(pause)
+            return True
+        text = f"{error}; its {place.budget} are spent (supervision) and it is given up"
         self._events.note(f"{place.name}: {text}")
-        async with self._changed:
-            if not self.members and not self._replacing - {asyncio.current_task()}:
-                self._failure = ComponentDied(place.name, f"{text}; no rollout worker is left")
-            self._changed.notify_all()
+        place.detail, place.task = text, None
+        if not self.members and all(p.task is None for p in self._places.values() if p.stays):
+            self._fail(ComponentDied(place.name, f"{text}; no rollout worker is left"))
+        self._report()
+        return False
 
-    def _make(self, index: int) -> W:
-        place = self._places[index]
-        place.worker = worker = self._spawn(index, place.name)
-        return worker
+    def _leave(self, place: _Place[W]) -> None:
+        if place.task is not None:
+            place.task.cancel()
+        place.state = "leaving"
+        if place.member is None:
+            if place.worker is not None:
+                place.worker.kill()
+            self._forget(place)
+            return
+        self._retire(place.member)
+        place.member.leaving = True
+        self._begin(place, self._drain(place, place.member))
+
+    async def _drain(self, place: _Place[W], member: Member[W]) -> None:
+        """What it has it may end; then its process ends, and what is left of its groups is lost and issued again."""
+        if left := len(member.groups):
+            member.done.clear()
+            try:
+                await asyncio.wait_for(member.done.wait(), self._settings.drain_seconds)
+            except TimeoutError:
+                text = f"{len(member.groups)} of its {left} groups go back after {self._settings.drain_seconds:g} s"
+                self._events.note(f"{member.name} leaves: {text}")
+        await member.worker.close(10)
+        member.worker.kill()
+        self._forget(place)
+        self._events.note(f"{member.name} has left")
+        self._report()
+
+    def _forget(self, place: _Place[W]) -> None:
+        self._places.pop(place.index, None)
+
+    # Who gets the next group.
+
+    async def _admitted(self, size: int) -> Member[W]:
+        """The member with the fewest responses once it has room for ``size`` more, first come first served."""
+        if self._failure is not None:
+            raise self._failure
+        if not self._waiting and (member := self._with_room(size)) is not None:
+            self._take(member, size)
+            return member
+        ticket: asyncio.Future[Member[W]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, ticket))
+        try:
+            while not (await asyncio.wait({ticket}, timeout=self._patience()))[0]:
+                if self._patience() <= 0:
+                    raise self._nobody()
+            return ticket.result()
+        except asyncio.CancelledError:
+            if ticket.done() and not ticket.cancelled() and ticket.exception() is None:
+                self._give_back(ticket.result(), size)
+            raise
+        finally:
+            ticket.cancel()
+
+    def _dispatch(self) -> None:
+        """Somebody has room: whoever waits longest goes first. O(log workers) for each group."""
+        while self._waiting:
+            size, ticket = self._waiting[0]
+            if not ticket.done():
+                member = self._with_room(size)
+                if member is None:
+                    return
+                self._take(member, size)
+                ticket.set_result(member)
+            self._waiting.popleft()
+
+    def _with_room(self, size: int) -> Member[W] | None:
+        while self._by_load:
+            load, *_, member = self._by_load[0]
+            if load == member.responses and member.up and member.version is not None:
+                return member if not load or load + size <= self._settings.slots else None
+            heapq.heappop(self._by_load)
+        return None
+
+    def _take(self, member: Member[W], size: int) -> None:
+        member.responses += size
+        self._offer(member)
+
+    def _give_back(self, member: Member[W], size: int) -> None:
+        member.responses -= size
+        if member.up and member.version is not None:
+            self._offer(member)
+            self._dispatch()
 
     def _offer(self, member: Member[W]) -> None:
         """Its load has changed. The heap holds a few entries a member at most, whatever the number of groups."""
         if len(self._by_load) > 8 * len(self._places):
-            self._by_load = [(len(m.groups), m.index, next(self._entries), m) for m in self._serving()]
+            serving = (m for m in self.members if m.version is not None)
+            self._by_load = [(m.responses, m.index, next(self._entries), m) for m in serving]
             heapq.heapify(self._by_load)
-        heapq.heappush(self._by_load, (len(member.groups), member.index, next(self._entries), member))
+        heapq.heappush(self._by_load, (member.responses, member.index, next(self._entries), member))
 
-    async def _idlest(self) -> Member[W]:
-        """The serving member with the fewest groups; O(log workers)."""
-        while True:
-            while self._by_load:
-                load, *_, member = heapq.heappop(self._by_load)
-                if load == len(member.groups) and member.up and member.version is not None:
-                    return member
-            for member in await self._wait_for(self._serving):
-                self._offer(member)
+    def _look_who_serves(self) -> None:
+        if not self.wanted or any(member.version is not None for member in self.members):
+            self._unserved_since = None
+        elif self._unserved_since is None:
+            self._unserved_since = asyncio.get_running_loop().time()
 
-    def _serving(self) -> list[Member[W]]:
-        return [member for member in self.members if member.version is not None]
+    def _patience(self) -> float:
+        """Seconds until a group that waits has waited for too long: never, while anybody serves."""
+        deadline = self._settings.deadline_seconds
+        if self._unserved_since is None:
+            return deadline
+        return deadline - (asyncio.get_running_loop().time() - self._unserved_since)
 
-    async def _wait_for(self, find: Callable[[], list[Member[W]]]) -> list[Member[W]]:
-        try:
-            async with asyncio.timeout(self._deadline), self._changed:
-                await self._changed.wait_for(lambda: bool(find()) or self._failure is not None)
-        except TimeoutError:
-            who = ", ".join(place.name for place in self._places)
-            raise DeadlineExceeded(who, "serve", self._deadline) from None
-        if found := find():
-            return found
-        assert self._failure is not None
-        raise self._failure
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _fail(self, failure: LpoRayError) -> None:
+        self._failure = failure
+        self._notify()
+        for _, ticket in self._waiting:
+            if not ticket.done():
+                ticket.set_exception(failure)
+        self._waiting.clear()
+
+    def _nobody(self) -> DeadlineExceeded:
+        who = ", ".join(place.name for place in self._places.values() if place.stays)
+        return DeadlineExceeded(who, "serve", self._settings.deadline_seconds)
 
     def _report(self) -> None:
         self._events.workers(self.statuses())

@@ -75,6 +75,14 @@ class Recorder:
         """What looks at this run, from beside it."""
         return Watchdog(self._clock, self._settings.stall_seconds, self.note, self._status.show_waiting)
 
+    def status(self) -> Mapping[str, object]:
+        """What status.json says."""
+        return self._status.content()
+
+    def on_cluster(self, address: str) -> None:
+        """The run is on the Ray cluster at ``address``."""
+        self._status.cluster = address
+
     def resumed(self, step: int) -> None:
         """The run goes on after ``step`` (0: it starts). What was written beyond it is dropped, to be written again."""
         folder = self._settings.folder

@@ -448,7 +448,7 @@ class WeightsVersion:
         return f"{self.step}:{self.digest[:12]}"
 
 
-WorkerState = Literal["starting", "serving", "out"]
+WorkerState = Literal["starting", "serving", "out", "leaving"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,7 +457,9 @@ class WorkerStatus:
 
     name: str
     state: WorkerState
-    """starting: its engine is being built, or waits for its first weights; out: it failed and is being replaced"""
+    """starting: its engine is being built, or waits for its first weights; out: it failed and is being replaced, or was
+    given up; leaving: it gets no new groups, and ends those that it has
+    """
     version: WeightsVersion | None
     """of the weights it has proved to serve"""
     restarts: int

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from lpo_ray import checkpoint
+from lpo_ray.checkpoint import CheckpointState
 from lpo_ray.config import dump_config
 from lpo_ray.config.validate import warnings
-from lpo_ray.errors import CheckpointDamaged, Interrupted, LpoRayError, ReplayDiffers
+from lpo_ray.errors import CheckpointDamaged, ConfigError, Interrupted, LearnerLost, LpoRayError, ReplayDiffers
 from lpo_ray.evaluation import Evaluation, evaluate
 from lpo_ray.interfaces import Components, Events
 from lpo_ray.ledger import Ledger, Owed
@@ -37,6 +39,16 @@ class Outcome:
     run_dir: Path
     before: Evaluation | None
     after: Evaluation | None
+
+
+class Attendant(Protocol):
+    """Lets others ask a run where it is, and scale it, while it goes on."""
+
+    def attend(
+        self, status: Callable[[], Mapping[str, object]], scale: Callable[[str, int], Awaitable[str]]
+    ) -> AbstractAsyncContextManager[None]:
+        """Until the end of the context. Raises RunBusy when the run is in other hands."""
+        ...
 
 
 class Signals:
@@ -92,8 +104,39 @@ def run_until_signal(work: Callable[[Signals], Coroutine[object, object, T]]) ->
     return asyncio.run(main())
 
 
-async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, signals: Signals) -> Outcome:
+async def train(
+    plan: Plan,
+    model_path: str,
+    build: Build,
+    recorder: Recorder,
+    signals: Signals,
+    attendant: Attendant | None = None,
+) -> Outcome:
     """Carry out the plan. Raises Interrupted after a signal (work committed), or the first error of a component."""
+    steering = _Steering()
+    async with contextlib.AsyncExitStack() as stack:
+        if attendant is not None:
+            await stack.enter_async_context(attendant.attend(recorder.status, steering.scale))
+        return await _train(plan, model_path, build, recorder, signals, steering)
+
+
+@dataclass(slots=True)
+class _Steering:
+    """What an attendant may do to the run."""
+
+    components: Components | None = None
+    """None: they are not up"""
+
+    async def scale(self, role: str, count: int) -> str:
+        """See interfaces.Components."""
+        if self.components is None:
+            raise ConfigError(f"{role}={count}: the run is starting, or ending; expected one that trains: ask again")
+        return await self.components.scale(role, count)
+
+
+async def _train(
+    plan: Plan, model_path: str, build: Build, recorder: Recorder, signals: Signals, steering: _Steering
+) -> Outcome:
     config = plan.config
     source = plan.source(Tokenizer.load(model_path))
     heldout = source.heldout(config.evaluation.num_prompts)
@@ -104,7 +147,7 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
     started = time.monotonic()
     evaluations: dict[int, Evaluation] = {}
     try:
-        async with _open(build, plan, model_path, recorder) as components:
+        async with _open(build, plan, model_path, recorder, steering) as components:
 
             async def evaluation(step: int) -> None:
                 if not heldout or recorder.has_evaluated(step):
@@ -130,7 +173,11 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
             settings = plan.loop_settings()
             signals.loop = TrainingLoop(components, source, ledger, settings, recorder)
             signals.step = start.version.step
-            version = await signals.loop.run(start.version, start.owed, evaluation, saved=start.saved)
+
+            async def recover(lost: LearnerLost) -> None:
+                await _recover(plan, model_path, components, ledger, recorder, lost)
+
+            version = await signals.loop.run(start.version, start.owed, evaluation, saved=start.saved, recover=recover)
             signals.loop, signals.step = None, version.step
             await evaluation(version.step)
     finally:
@@ -140,15 +187,19 @@ async def train(plan: Plan, model_path: str, build: Build, recorder: Recorder, s
 
 
 @contextlib.asynccontextmanager
-async def _open(build: Build, plan: Plan, model_path: str, recorder: Recorder) -> AsyncIterator[Components]:
+async def _open(
+    build: Build, plan: Plan, model_path: str, recorder: Recorder, steering: _Steering
+) -> AsyncIterator[Components]:
     watchdog = recorder.watchdog()
     async with watchdog.running(None):
         with recorder.stage("start"):
             components = await build(plan, model_path, recorder)
     try:
         async with watchdog.running(components):
+            steering.components = components
             yield components
     finally:
+        steering.components = None
         await components.close()
 
 
@@ -173,10 +224,7 @@ async def _restore(
         with recorder.stage("publish"):
             return (await components.transport.publish(step)).version
 
-    found = checkpoint.list_checkpoints(plan.run_dir / "checkpoints")
-    state = await asyncio.to_thread(checkpoint.verify, found[-1], model_path) if found else None
-    if state is not None:
-        await components.learner.restore(found[-1], state.world_size)
+    found, state = await _from_checkpoint(plan, model_path, components)
     step = saved = 0 if state is None else state.step
     recorded = {version.step: version for version in ledger.commits_after(saved)}
     if unchanged and recorded:
@@ -201,6 +249,45 @@ async def _restore(
     owed = ledger.resume(step)
     recorder.resumed(step)
     return _Start(version, owed, saved)
+
+
+async def _from_checkpoint(
+    plan: Plan, model_path: str, components: Components
+) -> tuple[list[Path], CheckpointState | None]:
+    """The learner takes the newest checkpoint, which is verified first; without one it stays as it is."""
+    found = checkpoint.list_checkpoints(plan.run_dir / "checkpoints")
+    state = await asyncio.to_thread(checkpoint.verify, found[-1], model_path) if found else None
+    if state is not None:
+        await components.learner.restore(found[-1], state.world_size)
+    return found, state
+
+
+async def _recover(
+    plan: Plan, model_path: str, components: Components, ledger: Ledger, recorder: Recorder, lost: LearnerLost
+) -> None:
+    """The learner is lost while the run goes on: it is started again, and brought to the last commit, from the newest
+    checkpoint and the groups that were trained since.
+    ReplayDiffers when its weights are not those of the commit.
+    """
+    learner, started = components.learner, time.monotonic()
+    ranks = learner.world_size
+    await learner.reform(lost)
+    _, state = await _from_checkpoint(plan, model_path, components)
+    saved = 0 if state is None else state.step
+    recorded = ledger.commits_after(saved)
+    step = await redo(components, ledger, plan.batch_settings(), saved)
+    wanted = recorded[-1] if recorded else WeightsVersion(saved, "" if state is None else state.digest)
+    reached = WeightsVersion(step, await learner.digest())
+    if step < wanted.step or (wanted.digest and reached != wanted and learner.world_size == ranks):
+        raise ReplayDiffers(
+            f"the learner was brought back to {reached}, but the last commit is {wanted}. Expected the same weights "
+            "from the same groups; go on from the newest checkpoint with run.resume=auto"
+        )
+    again = f", {step - saved} steps computed again" if step > saved else ""
+    rounding = "" if reached.digest == wanted.digest or not wanted.digest else "; they differ from before by rounding"
+    if learner.world_size != ranks:
+        again += f", with {learner.world_size} ranks instead of {ranks}{rounding}"
+    recorder.note(f"the learner is back at step {step} after {time.monotonic() - started:.1f} s{again}")
 
 
 def first_cause(group: BaseExceptionGroup) -> BaseException:

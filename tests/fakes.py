@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lpo_ray.errors import GroupLost
+from actors.placement import Request
+from actors.remote_worker import RemoteWorker
+from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
     FloatArray,
@@ -123,6 +125,13 @@ class FakeComponents:
         self.inspected.append(process.pid)
         return f"process {process.pid} is stopped, 1 MiB resident\n  a frame\n  log: a line"
 
+    async def reform(self, lost: LearnerLost) -> None:
+        self.events.append("reform")
+
+    async def scale(self, role: str, count: int) -> str:
+        self.events.append(f"scale {role}={count}")
+        return f"{count} {role}"
+
     async def close(self) -> None:
         self.events.append("close")
 
@@ -196,3 +205,10 @@ class FakeEvents:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.reports.append(tuple(workers))
+
+
+def remote_worker(name: str, handle: object) -> RemoteWorker:
+    """A worker whose actor is up: ``handle``."""
+    worker = RemoteWorker(name, Request("rollout", [{}], "SPREAD"), lambda group: handle, sys.stderr.write, 5)
+    worker.handle = handle
+    return worker

@@ -9,13 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from actors.cluster import Cluster, RemoteTargetBuilder, RemoteVerifier
-from actors.learner_group import LearnerGroup
-from actors.remote_worker import RemoteWorker
+from actors.cluster import Cluster
+from actors.learner_group import Formation, LearnerGroup, LearnerRules
+from actors.services import RemoteTargetBuilder, RemoteVerifier
+from actors.supervised import Supervised
+from lpo_ray.errors import NoRoom
 from lpo_ray.packing import Packing
-from lpo_ray.pool import Member, RolloutPool
+from lpo_ray.pool import Member, PoolSettings, RolloutPool
 from lpo_ray.records import Holder, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
-from tests.fakes import FakeEvents
+from lpo_ray.supervision import RestartRule
+from tests.fakes import FakeEvents, remote_worker
 
 
 class Remote:
@@ -48,13 +51,21 @@ RESPONSE = Response(np.array([1]), np.zeros(1, np.float32), np.zeros(1, np.int64
 
 
 def make_cluster() -> Cluster:
+    never, events = RestartRule(0, 1.0, 0.0), FakeEvents()
     pool = RolloutPool(
-        lambda index, name: RemoteWorker(name, Remote()), 2, deadline_seconds=5, max_restarts=0, events=FakeEvents()
+        lambda index, name: remote_worker(name, Remote()), 2, settings=PoolSettings(5, 5, 100, never), events=events
     )
-    learner = LearnerGroup([Remote(), Remote()], Packing(2, 100, False), 5)
+    learner = LearnerGroup(no_room, LearnerRules(2, 2, Packing(2, 100, False), 5, never), events)
+    learner._formation = Formation([Remote(), Remote()], SimpleNamespace())
     learner.processes = [process(1), process(2)]
-    verifier, builder = RemoteVerifier(Remote(), process(3), 5), RemoteTargetBuilder(Remote(), process(4))
-    return Cluster(pool, verifier, builder, learner, SimpleNamespace(), [], [])
+    verifier = RemoteVerifier(lambda count: Remote(), 2, lambda count: 5, never, events)
+    builder = RemoteTargetBuilder(Supervised("target builder", Remote, lambda actor: actor.start(), never, events))
+    verifier.service.process, builder.builder.process = process(3), process(4)
+    return Cluster(pool, verifier, builder, learner, SimpleNamespace())
+
+
+async def no_room(world_size: int) -> Formation:
+    raise NoRoom("there is none")
 
 
 def names(holders: list[Holder]) -> list[str]:
@@ -71,9 +82,11 @@ async def started(work) -> asyncio.Task:
 async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     at = make_cluster()
     assert names(at.holders("sample")) == ["rollout worker 0: starting", "rollout worker 1: starting"]
-    workers = [RemoteWorker(f"rollout worker {n}", Remote()) for n in (0, 1)]
+    workers = [remote_worker(f"rollout worker {n}", Remote()) for n in (0, 1)]
     members = [Member(n, worker.name, worker, process(10 + n)) for n, worker in enumerate(workers)]
     at.rollout.members = list(members)
+    for place, member in zip(at.rollout._places.values(), members, strict=True):
+        place.member = member
     at.rollout.serve(members, WeightsVersion(3, "abc"))
     assert at.holders("sample") == []
     seconds = iter([50.0, 51.0, 52.0])
@@ -100,7 +113,7 @@ async def test_the_verifier_knows_its_groups() -> None:
     task = await started(at.verifier.score(PromptGroup(prompt(7), 2, (RESPONSE,))))
     assert names(at.holders("verify")) == ["verifier service: 1 group, oldest train-00000007 attempt 2"]
     assert at.holders("verify") == at.holders("evaluate")[-1:]
-    at.verifier.handle.answer(np.array([0.5], dtype=np.float32))
+    at.verifier.service.handle.answer(np.array([0.5], dtype=np.float32))
     scored = await task
     assert (scored.group.key, scored.rewards.tolist()) == (("train-00000007", 2), [0.5])
     assert at.holders("verify") == []

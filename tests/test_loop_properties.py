@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpo_ray.accounting import audit
-from lpo_ray.errors import GroupLost
+from lpo_ray.errors import ComponentDied, GroupLost, LearnerLost
 from lpo_ray.ledger import Ledger
 from lpo_ray.loop import TrainingLoop
 from lpo_ray.records import (
@@ -47,6 +47,8 @@ class Weather:
     delays: list[float]
     fates: list[str]
     equal: list[bool]
+    strikes: list[bool]
+    """whether the learner is lost in the next of its calls"""
 
 
 class Storm(FakeComponents):
@@ -56,6 +58,12 @@ class Storm(FakeComponents):
         super().__init__(step=step)
         self._delays, self._fates = itertools.cycle(weather.delays), itertools.cycle(weather.fates)
         self._equal = itertools.cycle(weather.equal)
+        self._strikes = itertools.chain(weather.strikes, itertools.repeat(False))  # nor does lightning
+        self.learner_at: int | None = step
+        """the commit whose weights the learner has; None: it is lost"""
+        self.moved = False
+        """whether it has learned since"""
+        self.recoveries = 0
         self._unscored: set[tuple[str, int]] = set()
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
@@ -84,13 +92,40 @@ class Storm(FakeComponents):
         rewards = np.zeros(2, np.float32) if next(self._equal) else np.array([0, 1], np.float32)
         return ScoredGroup(group, rewards)
 
+    def _strike(self) -> None:
+        if self.learner_at is None or next(self._strikes):
+            self.learner_at = None
+            raise LearnerLost("learner rank 1", "lightning")
+
+    async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
+        self._strike()
+        return await super().log_ratios(groups)
+
     async def project(self, batch: TrainBatch) -> StepReport:
         await asyncio.sleep(next(self._delays))
+        self._strike()
+        assert (self.learner_at, self.moved) == (batch.step, False)  # exactly the weights of the last commit
+        self.moved = True
         return await super().project(batch)
 
     async def publish(self, step: int) -> Publication:
         await asyncio.sleep(next(self._delays))
+        self._strike()
+        assert (self.learner_at, self.moved) == (step - 1, True)
+        self.learner_at, self.moved = step, False
         return await super().publish(step)
+
+    async def save(self, folder: Path) -> None:
+        self._strike()
+        await super().save(folder)
+
+    async def recover(self, lost: LearnerLost) -> None:
+        """What run.py does: the learner comes back with the weights of the last commit, unless it is struck again."""
+        await asyncio.sleep(next(self._delays))
+        if next(self._strikes):
+            raise LearnerLost("learner rank 0", "lightning again")
+        self.recoveries += 1
+        self.learner_at, self.moved = self.step, False
 
 
 weathers = st.builds(
@@ -98,6 +133,7 @@ weathers = st.builds(
     st.lists(st.floats(0, 20), min_size=1, max_size=12),
     st.lists(st.sampled_from(FATES), min_size=1, max_size=15),
     st.lists(st.booleans(), min_size=1, max_size=6),
+    st.lists(st.booleans(), max_size=12),
 )
 pipelines = st.fixed_dictionaries(
     {
@@ -117,8 +153,8 @@ kills = st.lists(st.floats(1, 300), max_size=3)
 def test_whatever_happens_the_promises_hold(
     tmp_path_factory: pytest.TempPathFactory, weather: Weather, pipeline: dict[str, object], kills: list[float]
 ) -> None:
-    """Killed and resumed any number of times, the run ends (no deadlock: virtual time would raise it), staleness keeps
-    to its bound, no group is trained twice, none vanishes, and what is held is bounded.
+    """Killed and resumed any number of times, its learner lost at any call, the run ends (no deadlock: virtual time
+    would raise it), staleness keeps to its bound, no group is trained twice, none vanishes, what is held is bounded.
     """
     folder = tmp_path_factory.mktemp("run")
     chosen = loop_settings(folder, steps=STEPS, lease_seconds=LEASE, max_attempts=10, **pipeline)
@@ -128,10 +164,10 @@ def test_whatever_happens_the_promises_hold(
         ledger = Ledger(folder / "ledger.sqlite")
         done = len(ledger.commits_after(0))  # the steps since a checkpoint are computed again: here that is no work
         version, owed = WeightsVersion(done, f"digest-{done}"), ledger.resume(done)
-        loop = TrainingLoop(Storm(weather, done), FakeSource(), ledger, chosen, observer)
+        loop = TrainingLoop(storm := Storm(weather, done), FakeSource(), ledger, chosen, observer)
         try:
             async with asyncio.timeout(seconds):
-                await loop.run(version, owed, saved=done)
+                await loop.run(version, owed, saved=done, recover=storm.recover)
         except TimeoutError:
             return False
         finally:
@@ -201,7 +237,7 @@ def test_a_crash_of_any_component_ends_the_run_with_its_own_traceback(tmp_path: 
 
 
 def test_an_answer_that_comes_after_its_lease_is_discarded(tmp_path: Path) -> None:
-    weather = Weather([1.0], ["answers late", *["answers"] * 30], [False])
+    weather = Weather([1.0], ["answers late", *["answers"] * 30], [False], [])
     observer = FakeObserver()
 
     async def main() -> None:
@@ -218,7 +254,7 @@ def test_an_answer_that_comes_after_its_lease_is_discarded(tmp_path: Path) -> No
 
 
 def test_a_short_step_is_trained_when_the_budget_for_refills_is_spent(tmp_path: Path) -> None:
-    weather = Weather([1.0], ["answers"], [True, True, True, True, True, True, False, False])
+    weather = Weather([1.0], ["answers"], [True, True, True, True, True, True, False, False], [])
     observer = FakeObserver()
 
     async def main() -> None:
@@ -242,7 +278,7 @@ def test_a_step_whose_groups_are_all_equal_trains_those(tmp_path: Path) -> None:
     async def main() -> None:
         ledger = Ledger(tmp_path / "ledger.sqlite")
         chosen = loop_settings(tmp_path, steps=1, drop_equal_rewards=True, refill_groups=0)
-        storm = Storm(Weather([1.0], ["answers"], [True]))
+        storm = Storm(Weather([1.0], ["answers"], [True], []))
         await TrainingLoop(storm, FakeSource(), ledger, chosen, observer).run(WeightsVersion(0, "digest-0"))
 
     run(main())
@@ -250,7 +286,7 @@ def test_a_step_whose_groups_are_all_equal_trains_those(tmp_path: Path) -> None:
 
 
 def test_stragglers_are_cut_when_the_step_has_its_groups(tmp_path: Path) -> None:
-    weather = Weather([1.0], ["answers", "answers", "answers late", "answers", "answers"], [False])
+    weather = Weather([1.0], ["answers", "answers", "answers late", "answers", "answers"], [False], [])
     observer = FakeObserver()
 
     async def main() -> float:
@@ -293,3 +329,33 @@ def test_a_group_far_from_the_policy_is_dropped_replaced_and_issued_again(tmp_pa
     books = audit(tmp_path)
     assert books.violations == ()
     assert (books.attempts["stale"], books.prompts["stale"]) == (1, 0)
+
+
+def test_a_learner_lost_while_it_is_saved_and_asked_at_once_is_brought_back_once(tmp_path: Path) -> None:
+    weather = Weather([1.0], ["answers"], [False], [False] * 4 + [True] + [False] * 200)
+    storm, observer = Storm(weather), FakeObserver()
+    chosen = loop_settings(tmp_path, steps=6, max_staleness=1, behaviour_from_engine=True, checkpoint_every=1)
+
+    async def main() -> None:
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        loop = TrainingLoop(storm, FakeSource(), ledger, chosen, observer)
+        await loop.run(WeightsVersion(0, "digest-0"), recover=storm.recover)
+        ledger.close()
+
+    run(main())
+    assert storm.recoveries == 1
+    assert [record.step for record in observer.steps] == list(range(1, 7))
+    assert audit(tmp_path).attempts["lost"] == 0
+
+
+def test_without_a_way_back_a_lost_learner_ends_the_run(tmp_path: Path) -> None:
+    storm = Storm(Weather([1.0], ["answers"], [False], [False, True]))
+
+    async def main() -> None:
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        chosen = loop_settings(tmp_path, steps=6)
+        await TrainingLoop(storm, FakeSource(), ledger, chosen, FakeObserver()).run(WeightsVersion(0, "digest-0"))
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run(main())
+    assert isinstance(first_cause(caught.value), ComponentDied)

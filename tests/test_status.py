@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import WeightsVersion, WorkerStatus
-from lpo_ray.telemetry.status import FILE, StatusFile, render_status
+from lpo_ray.telemetry.status import FILE, StatusFile, read_status, render_status
 
 SERVING = WorkerStatus("rollout worker 0", "serving", WeightsVersion(3, "abcdef"), 0, "")
 OUT = WorkerStatus("rollout worker 1", "out", None, 1, "it died: exit code 137\nits stack")
@@ -17,7 +17,7 @@ OUT = WorkerStatus("rollout worker 1", "out", None, 1, "it died: exit code 137\n
 
 def shown(folder: Path) -> str:
     console = Console(width=160, file=(folder / "out").open("w+"))
-    console.print(render_status(folder))
+    console.print(render_status(read_status(folder)))
     console.file.seek(0)
     return console.file.read()
 
@@ -59,4 +59,4 @@ def test_a_run_that_was_killed_is_not_called_running(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected the folder of a run"):
-        render_status(tmp_path)
+        read_status(tmp_path)

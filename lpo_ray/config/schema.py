@@ -240,8 +240,21 @@ class PipelineConfig:
 
 
 @dataclass
+class AutoscaleConfig:
+    """How many rollout workers there are follows from who waits for whom; needs pipeline.max_staleness above 0."""
+
+    min: int = 1
+    max: int = 0
+    """0: the number stays what num_workers and `lpo-ray scale` say"""
+    target_learner_wait: float = 0.1
+    """share of its time that the learner may wait for groups"""
+
+
+@dataclass
 class RolloutConfig:
     num_workers: int = 1
+    """to begin with; `lpo-ray scale RUN rollout=N` changes it while the run goes on"""
+    autoscale: AutoscaleConfig = field(default_factory=AutoscaleConfig)
     engine: EngineKind = EngineKind.auto
     dtype: str = "float32"
     cpus_per_worker: float = 1.0
@@ -256,8 +269,10 @@ class RolloutConfig:
     enforce_eager: bool = True
     deadline_seconds: float = 600.0
     """for one group, and for an engine's start"""
-    max_restarts: int = 3
-    """of one worker that fails, before it is given up; without any worker the run ends"""
+    drain_seconds: float = 60.0
+    """that a worker which leaves has to end the groups it has; what is left is issued again"""
+    labels: dict[str, str] = field(default_factory=dict)
+    """of the nodes that workers may be on, as in `ray start --labels`; {}: any"""
 
 
 @dataclass
@@ -267,11 +282,17 @@ class VerifierConfig:
     """for one response; its process is killed then"""
     max_retries: int = 2
     """of an unscored response, before its group is lost"""
+    labels: dict[str, str] = field(default_factory=dict)
+    """of the nodes that the service may be on; {}: any"""
 
 
 @dataclass
 class LearnerConfig:
     world_size: int = 2
+    min_world_size: int | None = None
+    """ranks that may go on when the cluster has no room for world_size any more; null: world_size, it never shrinks"""
+    labels: dict[str, str] = field(default_factory=dict)
+    """of the nodes that ranks may be on; {}: any"""
     cpus_per_rank: float = 1.0
     gpus_per_rank: float = 0.0
     threads: int = 1
@@ -365,12 +386,29 @@ class SimulationConfig:
 
 
 @dataclass
+class SupervisionConfig:
+    """What dies is started again: each rollout worker, the verifier service, the target builder, and the learner's
+    ranks as one group.
+    """
+
+    max_restarts: int = 3
+    """within the window, of each; then a rollout worker is given up, and anything else ends the run"""
+    window_seconds: float = 3600.0
+    backoff_seconds: float = 1.0
+    """before the second restart in the window; doubled with each further one"""
+
+
+@dataclass
 class ClusterConfig:
     kind: ClusterKind = ClusterKind.ray
     address: str | None = None
     """of a running Ray cluster; null starts one on this machine for the run"""
     object_store_gib: float = 1.0
     """local cluster only"""
+    autoscaling: bool = False
+    """nodes may join when they are asked for: what has no room now is waited for instead of refused"""
+    placement_seconds: float = 120.0
+    """for the resources of a role"""
 
 
 @dataclass
@@ -390,5 +428,6 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)

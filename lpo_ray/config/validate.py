@@ -129,6 +129,9 @@ def _ranges(config: Config) -> None:
         "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size,
         "rollout.kv_cache_gib": config.rollout.kv_cache_gib,
         "rollout.deadline_seconds": config.rollout.deadline_seconds,
+        "rollout.drain_seconds": config.rollout.drain_seconds,
+        "supervision.window_seconds": config.supervision.window_seconds,
+        "cluster.placement_seconds": config.cluster.placement_seconds,
         "verifier.num_processes": config.verifier.num_processes,
         "verifier.deadline_seconds": config.verifier.deadline_seconds,
         "learner.world_size": config.learner.world_size,
@@ -163,7 +166,10 @@ def _ranges(config: Config) -> None:
         "pipeline.refill_groups": config.pipeline.refill_groups or 0,
         "sampling.top_k": config.sampling.top_k,
         "verifier.max_retries": config.verifier.max_retries,
-        "rollout.max_restarts": config.rollout.max_restarts,
+        "rollout.autoscale.min": config.rollout.autoscale.min,
+        "rollout.autoscale.max": config.rollout.autoscale.max,
+        "supervision.max_restarts": config.supervision.max_restarts,
+        "supervision.backoff_seconds": config.supervision.backoff_seconds,
         "learner.weight_decay": config.learner.weight_decay,
         "evaluation.num_prompts": config.evaluation.num_prompts,
         "evaluation.every": config.evaluation.every,
@@ -232,6 +238,25 @@ def _objective(config: Config) -> None:
         _require(objective.ddof < size, "objective.ddof", objective.ddof, f"below sampling.group_size ({size})")
 
 
+def _autoscale(config: Config) -> None:
+    rule = config.rollout.autoscale
+    if not rule.max:
+        return
+    key = "rollout.autoscale"
+    _require(rule.min <= rule.max, f"{key}.min", rule.min, f"at most {key}.max ({rule.max})")
+    wait = rule.target_learner_wait
+    _require(0 < wait < 1, f"{key}.target_learner_wait", wait, "a share of time, in (0, 1)")
+    count = config.rollout.num_workers
+    _require(
+        rule.min <= count <= rule.max, "rollout.num_workers", count, f"{key}.min to max ({rule.min} to {rule.max})"
+    )
+    if not config.pipeline.max_staleness:
+        raise ConfigError(
+            "rollout.autoscale.max is set with pipeline.max_staleness=0, where learner and engines take turns, so that "
+            "waiting says nothing about their number; expected pipeline.max_staleness=1 or more, or autoscale.max=0"
+        )
+
+
 def _combinations(config: Config) -> None:
     pipeline, sampling, learner = config.pipeline, config.sampling, config.learner
     groups, updates = pipeline.groups_per_step, pipeline.updates_per_step
@@ -246,6 +271,12 @@ def _combinations(config: Config) -> None:
             f"{learner.world_size} ranks; expected at least one response a rank: raise pipeline.groups_per_step or "
             "lower learner.world_size"
         )
+    least = learner.min_world_size
+    if least is not None and not 1 <= least <= learner.world_size:
+        raise ConfigError(
+            f"learner.min_world_size is {least}; expected 1 to learner.world_size ({learner.world_size}), or null"
+        )
+    _autoscale(config)
     if pipeline.share_prompt and learner.attention is Attention.padded:
         raise ConfigError(
             "pipeline.share_prompt=true with learner.attention=padded; one copy of a prompt needs packed attention: "

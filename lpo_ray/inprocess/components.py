@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lpo_ray.errors import GroupLost, WeightsNotProved
+from lpo_ray.errors import ConfigError, GroupLost, WeightsNotProved
 from lpo_ray.inprocess.engine import TransformersEngine
 from lpo_ray.inprocess.learner import InprocessLearner, TorchPolicy, TorchScorer
 from lpo_ray.learning import LearnerSettings
@@ -103,6 +103,12 @@ class InprocessComponents:
     async def inspect(self, process: Process) -> str:
         """See interfaces.Components."""
         return await asyncio.to_thread(describe, process)
+
+    async def scale(self, role: str, count: int) -> str:
+        """See interfaces.Components. There are no workers here."""
+        raise ConfigError(
+            f"{role}={count} with cluster.kind=inprocess, which has no workers; expected cluster.kind=ray"
+        )
 
     async def close(self) -> None:
         """There is nothing to end."""

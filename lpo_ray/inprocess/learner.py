@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lpo_ray.errors import LearnerLost
 from lpo_ray.layout import Layout
 from lpo_ray.learning import (
     Objective,
@@ -167,3 +168,7 @@ class InprocessLearner:
     async def restore(self, folder: Path, written_by: int) -> None:
         """Weights and optimiser state of ``save``."""
         self.policy.load_state(torch.load(folder / "shards" / "state.pt", weights_only=True))
+
+    async def reform(self, lost: LearnerLost) -> None:
+        """See interfaces.Learner. It cannot be lost: it is this process."""
+        raise lost

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpo_ray.errors import ComponentDied
+from lpo_ray.errors import ComponentDied, LearnerLost
 from lpo_ray.pool import Member, RolloutPool
 from lpo_ray.records import (
     Anchor,
@@ -221,6 +221,10 @@ class SimulatedLearner:
 
     async def restore(self, folder: Path, written_by: int) -> None:
         """See interfaces.Learner."""
+
+    async def reform(self, lost: LearnerLost) -> None:
+        """See interfaces.Learner. No rank fails here."""
+        raise lost
 
 
 class SimulatedTransport:

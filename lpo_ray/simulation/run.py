@@ -25,7 +25,7 @@ from lpo_ray.errors import ConfigError, GroupLost
 from lpo_ray.ledger import Ledger
 from lpo_ray.loop import LoopSettings, TrainingLoop
 from lpo_ray.plan import Plan
-from lpo_ray.pool import RolloutPool
+from lpo_ray.pool import PoolSettings, RolloutPool
 from lpo_ray.records import Holder, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.seeds import derive_seed
 from lpo_ray.simulation import virtual_time
@@ -38,6 +38,7 @@ from lpo_ray.simulation.components import (
     SimulatedTransport,
     SimulatedVerifier,
 )
+from lpo_ray.supervision import RestartRule
 from lpo_ray.telemetry.stages import WAIT, StageClock
 
 PROMPT_TOKENS = 64
@@ -90,6 +91,10 @@ class _Components:
     async def inspect(self, process: Process) -> str:
         """See interfaces.Components."""
         return "simulated"
+
+    async def scale(self, role: str, count: int) -> str:
+        """See interfaces.Components."""
+        return self.rollout.scale(count)
 
     async def close(self) -> None:
         """See interfaces.Components."""
@@ -198,7 +203,7 @@ def simulate(config: Config, engines: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="lpo-ray-simulation-") as name:
         rules = CheckpointRules(Path(name) / "checkpoints", every=0, keep=1, best=None)
         settings = dataclasses.replace(plan.loop_settings(), checkpoints=rules, evaluate_every=0)
-        return virtual_time.run(_simulated(settings, hardware, engines, config.rollout.max_restarts, Path(name)))
+        return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
 
 
 def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[Outcome]:
@@ -224,9 +229,7 @@ def render(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-async def _simulated(
-    settings: LoopSettings, hardware: Hardware, engines: int, max_restarts: int, folder: Path
-) -> Outcome:
+async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, folder: Path) -> Outcome:
     clock = ActiveClock()
     ahead = settings.assembly.max_staleness
     notes = _Notes(ahead + 1, settings.steps - ahead, clock)
@@ -238,7 +241,8 @@ async def _simulated(
         made.append(SimulatedEngine(name, hardware, clock, seed, hardware.restart_seconds if replaces else 0.0))
         return made[-1]
 
-    pool = RolloutPool(spawn, engines, deadline_seconds=1e6, max_restarts=max_restarts, events=notes)
+    always = RestartRule(10**9, 1.0, 0.0)
+    pool = RolloutPool(spawn, engines, settings=PoolSettings(1e6, 60.0, 2 * hardware.slots, always), events=notes)
     components = _Components(
         pool,
         SimulatedVerifier(hardware.verify_seconds),

@@ -18,6 +18,8 @@ from lpo_ray.records import WorkerStatus
 from lpo_ray.telemetry.sinks import write_json
 
 FILE = "status.json"
+SILENT_SECONDS = 10.0
+"""after which a driver that says where it is about once a second is worth a word"""
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class StatusFile:
     ended: bool = False
     waiting: dict[str, object] | None = None
     """see watchdog.Watchdog"""
+    cluster: str | None = None
+    """address of the Ray cluster; None: without Ray"""
 
     def update_workers(self, workers: Sequence[WorkerStatus]) -> None:
         """The rollout workers changed. ``since`` is kept where the state and the version are as before."""
@@ -46,6 +50,8 @@ class StatusFile:
             old = self.workers.get(worker.name, {})
             same = all(old.get(key) == new[key] for key in ("state", "version"))
             self.workers[worker.name] = {**new, "since": old["since"] if same else time.time()}
+        for name in set(self.workers) - {worker.name for worker in workers}:
+            del self.workers[name]  # it has left
         self.write()
 
     def show_waiting(self, waiting: dict[str, object]) -> None:
@@ -53,15 +59,18 @@ class StatusFile:
         self.waiting = waiting
         self.write()
 
+    def content(self) -> dict[str, object]:
+        """What is in the file."""
+        return {
+            "run": self.run, "host": socket.gethostname(), "pid": os.getpid(), "ended": self.ended, "step": self.step,
+            "steps": self.steps, "weights_version": self.version, "workers": self.workers, "waiting": self.waiting,
+            "cluster": self.cluster, "folder": str(self.folder.absolute()), "updated": time.time(),
+        }  # fmt: skip
+
     def write(self) -> None:
         """Replace the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {
-            "run": self.run, "host": socket.gethostname(), "pid": os.getpid(), "ended": self.ended, "step": self.step,
-            "steps": self.steps, "weights_version": self.version, "workers": self.workers, "waiting": self.waiting,
-            "updated": time.time(),
-        }  # fmt: skip
-        write_json(self.folder / FILE, content)
+        write_json(self.folder / FILE, self.content())
 
 
 def read_status(folder: Path) -> dict:
@@ -72,9 +81,9 @@ def read_status(folder: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def render_status(folder: Path) -> Table:
-    """The file of a run's folder for a terminal. ConfigError when there is none."""
-    status, now = read_status(folder), time.time()
+def render_status(status: Mapping) -> Table:
+    """What the file, or the control actor of a run, says, for a terminal."""
+    now = time.time()
     head = f"{status['run']}: {state_of(status)}, step {status['step']}/{status['steps']}, weights "
     head += f"{status['weights_version'] or 'none yet'}, {now - status['updated']:.0f} s ago"
     table = Table(title=head, title_justify="left")
@@ -87,10 +96,13 @@ def render_status(folder: Path) -> Table:
     return table
 
 
-def state_of(status: Mapping[str, object]) -> str:
+def state_of(status: Mapping) -> str:
     """Whether the run goes on, as far as it can be told from here."""
     if status["ended"]:
         return "ended"
+    if "heard_at" in status:  # asked for, not read
+        silent = time.time() - status["heard_at"]
+        return "running" if silent < SILENT_SECONDS else f"its driver was last heard {silent:.0f} s ago (killed?)"
     if status["host"] != socket.gethostname():
         return f"running on {status['host']} when it last wrote"
     return "running" if psutil.pid_exists(int(str(status["pid"]))) else "gone without an end (killed?)"

@@ -21,9 +21,15 @@ from lpo_ray.telemetry.watchdog import describe_holder
 LOOPBACK = "127.0.0.1"
 
 
-def render_why(folder: Path, look: Callable[[Process], str] = describe) -> str:
+def why_from_folder(folder: Path, look: Callable[[Process], str] = describe) -> str:
     """Text for a terminal. ``look``: at a process of this host. ConfigError when ``folder`` has no status.json."""
-    status, now = read_status(folder), time.time()
+    status = read_status(folder)
+    return render_why(status, lambda process: look(process) if _is_here(process, status) else None)
+
+
+def render_why(status: Mapping, look: Callable[[Process], str | None]) -> str:
+    """Text for a terminal. ``look``: at a process; None when it cannot be seen from here."""
+    now = time.time()
     state = state_of(status)
     head = f"{status['run']}: {state}, step {status['step']}/{status['steps']}"
     if status["ended"]:
@@ -43,20 +49,33 @@ def render_why(folder: Path, look: Callable[[Process], str] = describe) -> str:
             lines.append(f"  {describe_holder(holder, now)}")
             if holder.process is None:
                 continue
-            if alive and _is_here(holder.process, status):
-                lines += [f"    {line}" for line in look(holder.process).splitlines()]
+            seen = look(holder.process) if alive else None
+            if seen is not None:
+                lines += [f"    {line}" for line in seen.splitlines()]
             else:
                 lines.append(f"    process {holder.process.pid} on {holder.process.host}, not looked at from here")
                 recorded = True
     if not waiting["stages"]:
         lines.append("no stage is at work; the driver is:")
         driver = Process(status["pid"], "", status["host"], ())
-        local = alive and status["host"] == socket.gethostname()
-        lines += [f"  {line}" for line in (look(driver) if local else f"on {status['host']}").splitlines()]
+        seen = look(driver) if alive else None
+        lines += [f"  {line}" for line in (seen or f"on {status['host']}").splitlines()]
     if recorded:
         evidence = waiting["evidence"] or "nothing: that is done once nothing moved for telemetry.stall_seconds"
         lines.append(f"recorded by the run when it stood still:\n{evidence}")
     return "\n".join(lines)
+
+
+def processes_of(status: Mapping) -> list[Process]:
+    """Those that the run waits for, each once."""
+    waiting = status.get("waiting") or {"stages": []}
+    holders = (_holder(stored) for entry in waiting["stages"] for stored in entry["holders"])
+    return list({place(h.process): h.process for h in holders if h.process is not None}.values())
+
+
+def place(process: Process) -> str:
+    """What tells it from all others of a cluster."""
+    return f"{process.host}:{process.pid}"
 
 
 def _holder(stored: Mapping) -> Holder:

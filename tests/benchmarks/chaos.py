@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="lpo-ray-chaos-"))
-    overrides = [f"run.dir={folder}", "run.name=chaos", "rollout.max_restarts=50", *arguments.overrides]
+    overrides = [f"run.dir={folder}", "run.name=chaos", "supervision.max_restarts=50", *arguments.overrides]
     chaos = Chaos(QUICKSTART, overrides, arguments.kills, arguments.seed)
     started = time.monotonic()
     code = chaos.run(limit=3000)

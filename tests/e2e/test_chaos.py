@@ -21,7 +21,7 @@ def test_killed_anywhere_the_run_ends_complete_and_balanced(tmp_path: Path, tiny
         f"run.dir={tmp_path}", f"model.path={tiny_policy}", f"run.steps={STEPS}", f"pipeline.groups_per_step={GROUPS}",
         "sampling.group_size=4", "evaluation.num_prompts=0", "checkpoint.every=5", "learner.world_size=1",
         f"pipeline.max_staleness={staleness}", "objective.behaviour=engine", "objective.stale.policy=keep",
-        "rollout.max_restarts=20",
+        "supervision.max_restarts=20",
     ]  # fmt: skip
     chaos = Chaos(Path(QUICKSTART), overrides, kills=5, seed=staleness, pauses=(1.0, 6.0))
     assert chaos.run(limit=400) == 0, chaos.output[-1]

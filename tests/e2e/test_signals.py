@@ -114,25 +114,29 @@ def test_a_killed_driver_leaves_no_orphan_and_the_run_resumes(run: Run, tmp_path
     assert set(states(resumed.folder)) <= {"trained", "lost"}
 
 
+def find(run: Run, actor: str) -> list[psutil.Process]:
+    return [process for process in run.descendants() if f"ray::{actor}" in " ".join(process.cmdline())]
+
+
 def kill(run: Run, actor: str) -> None:
-    victim = next(process for process in run.descendants() if f"ray::{actor}" in " ".join(process.cmdline()))
-    victim.kill()
+    find(run, actor)[0].kill()
 
 
-def test_a_learner_rank_that_dies_ends_the_run_with_its_name(tmp_path: Path, tiny_policy: Path) -> None:
+def test_a_learner_that_dies_too_often_ends_the_run_with_its_name(tmp_path: Path, tiny_policy: Path) -> None:
     """The other rank waits in a collective for ever; the run must not wait with it."""
-    with Run(tmp_path, tiny_policy, "learner.world_size=2") as run:
+    with Run(tmp_path, tiny_policy, "learner.world_size=2", "supervision.max_restarts=0") as run:
         run.wait_for_step(1)
         kill(run, "LearnerWorker")
         output, _ = run.process.communicate(timeout=90)
         assert run.process.returncode == 1, output
         assert "ComponentDied: learner rank" in output
+        assert "the learner's 0 of 0 restarts in 3600 s are spent (supervision)" in output
         assert json.loads((run.folder / "summary.json").read_text())["steps"] == run.steps()[-1]
         run.assert_nothing_is_left()
 
 
 def test_the_only_engine_is_replaced_until_its_restarts_are_spent(tmp_path: Path, tiny_policy: Path) -> None:
-    with Run(tmp_path, tiny_policy, "rollout.max_restarts=1") as run:
+    with Run(tmp_path, tiny_policy, "supervision.max_restarts=1") as run:
         run.wait_for_step(1)
         kill(run, "RolloutWorker")
         run.wait_for_step(run.steps()[-1] + 3)
@@ -140,8 +144,9 @@ def test_the_only_engine_is_replaced_until_its_restarts_are_spent(tmp_path: Path
         output, _ = run.process.communicate(timeout=90)
         assert run.process.returncode == 1, output
         assert "rollout worker 0 is taken out of the pool: rollout worker 0 died: " in output
-        assert "rollout worker 0 is back (restart 1 of 1)" in output
-        assert "it was replaced 1 times (rollout.max_restarts) and is given up; no rollout worker is left" in output
+        assert "(1 of 1 restarts in 3600 s)" in output
+        assert "its 1 of 1 restarts in 3600 s are spent (supervision) and it is given up" in output
+        assert "no rollout worker is left" in output
         assert run.steps() == list(range(1, run.steps()[-1] + 1))
         assert json.loads((run.folder / "summary.json").read_text())["groups"]["lost"] > 0
         run.assert_nothing_is_left()

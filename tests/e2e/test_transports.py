@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -31,13 +30,14 @@ from lpo_ray.weights import Bucket, tensor_digest
 from tests.builders import make_prompt
 from tests.clusters import on_cluster
 from tests.e2e.test_real_stack import plan_of
+from tests.fakes import FakeEvents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 KINDS = ("shared_memory", "gloo", "object_store")
 DTYPES = ("bfloat16", "float32")
 VOCABULARY = 333
 """not a multiple of 64: engines pad it"""
-SMALL = ("rollout.kv_cache_gib=0.2", "rollout.max_restarts=0", "rollout.deadline_seconds=60")
+SMALL = ("rollout.kv_cache_gib=0.2", "supervision.max_restarts=0", "rollout.deadline_seconds=60")
 GREEDY = Sampling(group_size=2, temperature=0.0, max_tokens=12, seed=0)
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
@@ -137,10 +137,10 @@ class Reusable:
         await on_ranks(learner, load)
         pool = self.cluster.rollout
         for member in pool.members:
-            ray.kill(member.worker.handle)
+            member.worker.kill()
         plan = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        pool._spawn = _rollout_spawner(plan, str(path), self.cluster.placements[1], "shared_memory")
-        await asyncio.gather(pool.start(), learner.start())
+        pool._spawn = _rollout_spawner(plan, str(path), TRANSPORTS["shared_memory"], FakeEvents())
+        await asyncio.gather(pool.start(), learner.load())
 
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:
         cluster, transport = self.cluster, TRANSPORTS[kind]

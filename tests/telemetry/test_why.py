@@ -17,7 +17,7 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.records import Holder, Process
 from lpo_ray.telemetry.process import describe, this_process
 from lpo_ray.telemetry.status import FILE, StatusFile
-from lpo_ray.telemetry.why import render_why
+from lpo_ray.telemetry.why import why_from_folder
 
 HERE = this_process()
 GONE = 2**22 - 1
@@ -43,7 +43,7 @@ def run_folder(folder: Path, waiting: dict[str, object] | None, **changes: objec
 
 
 def test_a_process_of_this_host_is_looked_at_now(tmp_path: Path) -> None:
-    assert render_why(run_folder(tmp_path, waiting_for(HERE)), looked).splitlines() == [
+    assert why_from_folder(run_folder(tmp_path, waiting_for(HERE)), looked).splitlines() == [
         "demo: running, step 3/10, last progress 40 s ago",
         "waits for sample since 47 s: rollout worker 1",
         "  rollout worker 1, 12 groups, oldest train-00000012 attempt 0 since 45 s",
@@ -55,48 +55,48 @@ def test_a_process_of_this_host_is_looked_at_now(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", socket.gethostname()])
 def test_loopback_means_the_driver_s_host(host: str, tmp_path: Path) -> None:
     process = Process(os.getpid(), "node", host, ())
-    assert "is stopped" in render_why(run_folder(tmp_path, waiting_for(process)), looked)
-    elsewhere = render_why(run_folder(tmp_path, waiting_for(process), host="another-machine"), looked)
+    assert "is stopped" in why_from_folder(run_folder(tmp_path, waiting_for(process)), looked)
+    elsewhere = why_from_folder(run_folder(tmp_path, waiting_for(process), host="another-machine"), looked)
     assert "is stopped" not in elsewhere
 
 
 def test_of_a_process_elsewhere_the_recorded_evidence_is_shown(tmp_path: Path) -> None:
     far = Process(7, "node", "192.0.2.1", ())
-    lines = render_why(run_folder(tmp_path, waiting_for(far, "its stack")), looked).splitlines()
+    lines = why_from_folder(run_folder(tmp_path, waiting_for(far, "its stack")), looked).splitlines()
     assert lines[-3:] == [
         "    process 7 on 192.0.2.1, not looked at from here", "recorded by the run when it stood still:", "its stack",
     ]  # fmt: skip
-    nothing = render_why(run_folder(tmp_path, waiting_for(far)), looked)
+    nothing = why_from_folder(run_folder(tmp_path, waiting_for(far)), looked)
     assert nothing.endswith("nothing: that is done once nothing moved for telemetry.stall_seconds")
 
 
 def test_a_driver_that_was_killed(tmp_path: Path) -> None:
-    text = render_why(run_folder(tmp_path, waiting_for(HERE, "its stack"), pid=GONE), looked)
+    text = why_from_folder(run_folder(tmp_path, waiting_for(HERE, "its stack"), pid=GONE), looked)
     assert text.startswith("demo: gone without an end (killed?), step 3/10, last progress 40 s ago; this is what it wa")
     assert "is stopped" not in text
     assert text.endswith("its stack")
 
 
 def test_a_worker_without_a_process(tmp_path: Path) -> None:
-    text = render_why(run_folder(tmp_path, waiting_for(None)), looked)
+    text = why_from_folder(run_folder(tmp_path, waiting_for(None)), looked)
     assert text.endswith("  rollout worker 1, 12 groups, oldest train-00000012 attempt 0 since 45 s")
 
 
 def test_no_stage_at_work_is_the_driver_s_own_work(tmp_path: Path) -> None:
     waiting = {"stages": [], "progress_at": time.time(), "evidence": ""}
-    text = render_why(run_folder(tmp_path, waiting), looked)
+    text = why_from_folder(run_folder(tmp_path, waiting), looked)
     assert f"no stage is at work; the driver is:\n  process {os.getpid()} is stopped" in text
 
 
 def test_runs_that_wait_for_nothing_or_do_not_say(tmp_path: Path) -> None:
-    assert render_why(run_folder(tmp_path, None, ended=True)) == "demo: ended, step 3/10; it waits for nothing"
-    assert "what it waits for is not on record" in render_why(run_folder(tmp_path, None))
+    assert why_from_folder(run_folder(tmp_path, None, ended=True)) == "demo: ended, step 3/10; it waits for nothing"
+    assert "what it waits for is not on record" in why_from_folder(run_folder(tmp_path, None))
     content = json.loads((tmp_path / FILE).read_text())
     del content["waiting"]
     (tmp_path / FILE).write_text(json.dumps(content))
-    assert "written by an older version" in render_why(tmp_path)
+    assert "written by an older version" in why_from_folder(tmp_path)
     with pytest.raises(ConfigError, match="expected the folder of a run"):
-        render_why(tmp_path / "nothing")
+        why_from_folder(tmp_path / "nothing")
 
 
 def test_a_stopped_process_is_described_from_outside(tmp_path: Path) -> None:
