@@ -83,6 +83,6 @@ until grep -q "Ray runtime started" "$work/head.log" && answers "$url/api/gcs_he
 done
 
 # In the background, so that a signal is acted on at once and not when the job ends.
-lpo-ray submit "$config" "run.dir=$PWD/runs" "$@" --address "$url" --follow &
+lpo-ray submit "$config" "$@" --address "$url" --follow &
 job=$!
 wait "$job"

@@ -17,7 +17,7 @@ from tests.launch import roots
 from tests.launch.commands import ROOT
 from tests.launch.dockerfile import parse_dockerfile
 from tests.launch.roots import Build, Root
-from tests.launch.test_images import ignored
+from tests.launch.test_images import docker_ignores
 
 FREE_GIB = 10
 USER = 1000
@@ -60,8 +60,7 @@ def test_the_steps_of_the_cpu_image_make_one_that_trains(tmp_path: Path) -> None
             pytest.skip(reason)
         found = Root(base).run(["python3", "--version"], timeout=60).stdout
         assert found.startswith(f"Python {python}."), f"{suite} has {found}, the image is of Python {python}"
-        rules = (ROOT / ".dockerignore").read_text()
-        build = Build(ROOT, lambda path: ignored(path, rules), timeout=400)
+        build = Build(ROOT, docker_ignores, timeout=400)
         built: dict[str, Root] = {}
         for number, stage in enumerate(stages):
             built[stage.name] = copy_root(base, tmp_path / f"stage-{number}")

@@ -85,7 +85,7 @@ def test_slurm_starts_a_head_and_workers_submits_and_ends_them(tmp_path: Path) -
         parse_ray(["ray", *call])
     assert tools.calls("lpo-ray") == [
         [
-            "submit", "config.yaml", f"run.dir={tmp_path}/runs", "run.resume=auto", "run.steps=2", "--address",
+            "submit", "config.yaml", "run.resume=auto", "run.steps=2", "--address",
             "http://127.0.0.1:8265", "--follow",
         ]
     ]  # fmt: skip
@@ -210,9 +210,9 @@ def test_local_runs_a_real_head_with_a_token_and_leaves_nothing(tmp_path: Path) 
     )
     assert finished.returncode == 5, finished.stderr
     (call,) = tools.calls("lpo-ray")
-    assert call[:4] == ["submit", "config.yaml", f"run.dir={tmp_path}/runs", "run.steps=2"]
-    assert call[4] == "--address"
-    assert call[6] == "--follow"
+    assert call[:3] == ["submit", "config.yaml", "run.steps=2"]
+    assert call[3] == "--address"
+    assert call[5] == "--follow"
     # without a token, with a wrong one, with the right one; the file's mode; command lines that show it
     assert (tmp_path / "seen").read_text().split() == ["401", "403", "200", "600", "0"]
     if shutil.which("wget"):
