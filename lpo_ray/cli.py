@@ -50,6 +50,49 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 @cli.command()
 @CONFIG
 @OVERRIDES
+@click.option(
+    "--cluster",
+    "clusters",
+    multiple=True,
+    help="A cluster that is not at hand: 8xH100, 2x8xH200. Several give a row each.",
+)
+@click.option(
+    "--address", default=None, help="Of a running Ray cluster; cluster.address if not given, else this machine."
+)
+@click.option(
+    "--from-run", type=click.Path(path_type=Path), default=None, help="Rates and lengths that a run measured."
+)
+@click.option("--prompt-tokens", type=float, default=None, help="Of a prompt, on average.")
+@click.option("--response-tokens", type=float, default=None, help="Of a response, on average.")
+@click.option("--sample-rate", type=float, default=None, help="Response tokens a second of one engine.")
+@click.option("--train-rate", type=float, default=None, help="Response tokens a second of one learner rank.")
+@click.option("--publish-rate", type=float, default=None, help="GB of weights a second.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def plan(
+    config: Path,
+    overrides: tuple[str, ...],
+    clusters: tuple[str, ...],
+    address: str | None,
+    from_run: Path | None,
+    prompt_tokens: float | None,
+    response_tokens: float | None,
+    sample_rate: float | None,
+    train_rate: float | None,
+    publish_rate: float | None,
+    as_json: bool,
+) -> None:
+    """Memory, tokens, time and places of a run before anything starts. Exit code 2 if it does not fit."""
+    from lpo_ray.commands import plan_command
+    from lpo_ray.config import load_config
+    from lpo_ray.forecast import Given
+
+    given = Given(prompt_tokens, response_tokens, sample_rate, train_rate, publish_rate)
+    plan_command(load_config(config, overrides), clusters, address, from_run, given, as_json=as_json)
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
 def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
     """Pass@k of a model on the held-out prompts, with 95 % intervals, as JSON on standard output."""
     from lpo_ray.commands import evaluate_command

@@ -33,6 +33,17 @@ class RunBusy(ConfigError):
     """A run of this name is being driven by somebody else."""
 
 
+class DoesNotFit(ConfigError):
+    """The configuration needs what the cluster lacks; each reason says what, how much is missing, what to do."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return "\n".join(["the run does not fit:", *(f"- {reason}" for reason in self.reasons)])
+
+
 class GroupLost(LpoRayError):
     """One group could not be sampled or scored. The loop reissues its prompt; it is never trained as reward 0."""
 

@@ -1,25 +1,22 @@
-"""From a configuration to the values of a run: every derived number, and every check that needs disk or memory.
+"""From a configuration to the values of a run: every derived number. What can be wrong with them is in ``checks.py``.
 
 ``make_plan`` starts nothing and writes nothing, so ``--dry-run`` and ``train`` see the same numbers and errors.
 """
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from omegaconf import OmegaConf
 
-from lpo_ray import warmup
+from lpo_ray import checks, warmup
 from lpo_ray.assembly import AssemblySettings
 from lpo_ray.autoscale import AutoscaleRule
 from lpo_ray.checkpoint import CheckpointRules
 from lpo_ray.config.load import dump_config
-from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards, Resume
+from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.config.validate import warnings
 from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.data.dataset import DatasetSource
@@ -29,7 +26,6 @@ from lpo_ray.learning import LearnerSettings, Objective, OptimiserSettings
 from lpo_ray.loop import BatchSettings, LoopSettings
 from lpo_ray.model import context_length
 from lpo_ray.packing import Packing
-from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.pool import PoolSettings
 from lpo_ray.records import Sampling
 from lpo_ray.sample_lane import SampleSettings
@@ -42,6 +38,13 @@ from lpo_ray.verifiers import VERIFIERS
 
 DEFAULT_VERIFIERS = {"countdown": "countdown"}
 """task.name -> verifier when task.verifier is null"""
+BYTES_PER_TOKEN = 20
+"""of a response: token id, log-prob, version"""
+DECIDES_A_STEP = (
+    "objective", "learner", "model", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch",
+    "pipeline.share_prompt", "rollout.dtype", "run.steps",
+)  # fmt: skip
+"""what the weights after a step depend on, beside its groups"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,13 @@ class Plan:
             "learning rate, last step": self.learning_rate(config.run.steps - 1),
             "weight proof tolerance (log-prob)": self.tolerance,
             "processes": self.num_processes,
-            "engine KV cache (GiB, all workers)": config.rollout.num_workers * config.rollout.kv_cache_gib,
+            **({} if config.rollout.gpus_per_worker else {"engine KV cache (GiB, all workers)": self.kv_cache_gib}),
         }
+
+    @property
+    def kv_cache_gib(self) -> float:
+        """Of all engines on CPU; on a GPU each takes what gpu_memory_utilization leaves."""
+        return self.config.rollout.num_workers * self.config.rollout.kv_cache_gib
 
     @property
     def num_processes(self) -> int:
@@ -321,28 +329,33 @@ def make_plan(config: Config, *, for_training: bool = True) -> Plan:
     model_path = config.model.path
     trust = config.model.trust_remote_code
     context = warmup.CONTEXT_LENGTH if model_path is None else context_length(model_path, trust_remote_code=trust)
-    if config.sampling.max_tokens >= context:
-        raise ConfigError(
-            f"sampling.max_tokens is {config.sampling.max_tokens}, but the model has {context} positions for prompt "
-            f"and response together; expected at most {context - 1}"
-        )
-    tolerance = config.transport.tolerance
-    if tolerance is None:
-        exact = config.model.dtype == config.rollout.dtype == "float32"
-        tolerance = 1e-3 if exact else 0.5
-    run_dir = Path(config.run.dir) / config.run.name
-    _check_task(config)
-    plan = Plan(config, run_dir, model_path, context, _verifier(config), tolerance)
+    checks.check_context(config.sampling.max_tokens, context)
+    checks.check_task(config.task, config.evaluation.num_prompts)
+    plan = outline(config, context)
+    checks.check_verifier(plan.verifier)
     plan.learning_rates()
     _check_reference(config)
     _check_trackers(config.telemetry.trackers)
     if for_training:
-        _check_run_folder(plan)
-    _check_memory(plan)
-    _check_room(plan)
+        checks.check_run_folder(plan.run_dir, config)
+    checks.check_memory(config)
+    checks.check_room(config.pipeline, plan.largest_group)
     if model_path is not None:
-        _check_data(plan, plan.tokenizer(model_path))
+        checks.check_data(plan.source(plan.tokenizer(model_path)), config.evaluation.num_prompts)
     return plan
+
+
+def outline(config: Config, context: int) -> Plan:
+    """The values of a run with a model of ``context`` positions, without a look at disk or hardware. Raises ConfigError
+    when the task has no verifier.
+    """
+    tolerance = config.transport.tolerance
+    if tolerance is None:
+        exact = config.model.dtype == config.rollout.dtype == "float32"
+        tolerance = 1e-3 if exact else 0.5
+    return Plan(
+        config, Path(config.run.dir) / config.run.name, config.model.path, context, _verifier(config), tolerance
+    )
 
 
 def _check_reference(config: Config) -> None:
@@ -358,13 +371,6 @@ def _check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"telemetry.trackers is {list(names)}; expected {name!r} once")
 
 
-def _check_data(plan: Plan, tokenizer: Tokenizer) -> None:
-    source = plan.source(tokenizer)
-    source.train(0)
-    if plan.config.evaluation.num_prompts:
-        source.heldout(plan.config.evaluation.num_prompts)
-
-
 def _verifier(config: Config) -> str:
     name = config.task.verifier or DEFAULT_VERIFIERS.get(config.task.name)
     if name is None:
@@ -372,98 +378,7 @@ def _verifier(config: Config) -> str:
             f"task.name={config.task.name} has no verifier of its own; set task.verifier to one of "
             f"{', '.join(VERIFIERS)}, or to 'module:function'"
         )
-    try:
-        resolve(name, VERIFIERS, "task.verifier")
-    except UnknownName as error:
-        raise ConfigError(str(error)) from error
     return name
-
-
-def _check_task(config: Config) -> None:
-    task = config.task
-    if task.name not in ("countdown", "dataset"):
-        raise ConfigError(f"task.name is {task.name!r}; expected countdown or dataset")
-    if task.num_train is not None and task.num_train < 1:
-        raise ConfigError(f"task.num_train is {task.num_train}; expected 1 or more, or null for all")
-    if not task.counts or any(count not in (3, 4) for count in task.counts):
-        raise ConfigError(f"task.counts is {task.counts}; expected a list of 3 and 4, as in [3, 4]")
-    if task.name == "dataset":
-        _check_files(task.path, task.heldout_path, config.evaluation.num_prompts)
-
-
-def _check_files(path: str | None, heldout_path: str | None, num_prompts: int) -> None:
-    if path is None:
-        raise ConfigError("task.path is null; task.name=dataset needs a .jsonl or .parquet file")
-    if heldout_path is None and num_prompts:
-        raise ConfigError(
-            "task.heldout_path is null, but evaluation.num_prompts is "
-            f"{num_prompts}; give a file of held-out prompts, or set evaluation.num_prompts=0"
-        )
-    for key, value in (("task.path", path), ("task.heldout_path", heldout_path)):
-        if value is not None and value.endswith((".jsonl", ".parquet")) and not Path(value).is_file():
-            raise ConfigError(f"{key} is {value!r}, which does not exist; expected a .jsonl or .parquet file")
-
-
-def _check_run_folder(plan: Plan) -> None:
-    folder = plan.run_dir
-    if folder.exists() and any(folder.iterdir()) and plan.config.run.resume is Resume.never:
-        raise ConfigError(
-            f"run folder {folder} exists and is not empty; take another run.name, continue it with run.resume=auto, "
-            "or remove it"
-        )
-    if (folder / "config.yaml").exists():
-        _check_resume(plan)
-    parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(f"run folder {folder} cannot be made: {parent} is not a writable folder; set run.dir")
-
-
-BYTES_PER_TOKEN = 20
-"""of a response: token id, log-prob, version"""
-DECIDES_A_STEP = (
-    "objective", "learner", "model", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch",
-    "pipeline.share_prompt", "rollout.dtype", "run.steps",
-)  # fmt: skip
-"""what the weights after a step depend on, beside its groups"""
-RESUMED_AS_BEGUN = ("run.seed", "model", "task", "sampling", "pipeline.groups_per_step")
-"""what a resumed run may not change: the ledger's prompts and the checkpoint's weights were made with it"""
-
-
-def _check_resume(plan: Plan) -> None:
-    stored = OmegaConf.load(plan.run_dir / "config.yaml")
-    wanted = OmegaConf.create(dump_config(plan.config))
-    for key in RESUMED_AS_BEGUN:
-        begun, now = OmegaConf.select(stored, key), OmegaConf.select(wanted, key)
-        if begun != now:
-            raise ConfigError(
-                f"run folder {plan.run_dir} was begun with {key}={begun}, now it is {now}; a run is resumed with the "
-                "values it was begun with: set it back, or take another run.name"
-            )
-
-
-def _check_memory(plan: Plan) -> None:
-    config = plan.config
-    if config.cluster.kind is not ClusterKind.ray or config.cluster.address or config.rollout.gpus_per_worker:
-        return
-    needed = config.rollout.num_workers * config.rollout.kv_cache_gib + config.cluster.object_store_gib
-    available = psutil.virtual_memory().available / 2**30
-    if needed > available:
-        raise ConfigError(
-            f"the engines' KV caches and the object store need {needed:.1f} GiB, but {available:.1f} GiB of memory are "
-            "free on this machine; lower rollout.kv_cache_gib, rollout.num_workers or cluster.object_store_gib"
-        )
-
-
-def _check_room(plan: Plan) -> None:
-    pipeline = plan.config.pipeline
-    groups = pipeline.groups_per_step + pipeline.oversample_groups
-    needed = groups * plan.largest_group / 2**30
-    if needed > pipeline.max_gib:
-        raise ConfigError(
-            f"pipeline.max_gib is {pipeline.max_gib:g}, but the {groups} groups of one step can have {needed:.2f} GiB; "
-            f"expected room for a step at least: set pipeline.max_gib={math.ceil(needed * 100) / 100:g}, or lower "
-            "pipeline.groups_per_step or sampling.max_tokens"
-        )
 
 
 def build_model(plan: Plan, on_progress: warmup.Progress | None = None) -> str:

@@ -1,0 +1,32 @@
+"""The nodes of a live cluster, as ``lpo-ray plan --address`` sees them."""
+
+from __future__ import annotations
+
+import pytest
+
+from lpo_ray.devices import DEVICES
+from lpo_ray.errors import ConfigError
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+
+
+def test_nodes_of_a_live_cluster() -> None:
+    import ray
+
+    from actors.inventory import nodes
+
+    resources = {"accelerator_type:H100": 1.0}
+    ray.init(num_cpus=3, num_gpus=4, resources=resources, include_dashboard=False, log_to_driver=False)
+    try:
+        (found,) = nodes()
+    finally:
+        ray.shutdown()
+    assert (found.cpus, found.gpus, found.device) == (3, 4, DEVICES["H100"])
+    assert 0.1 < found.memory_gib < 10_000
+
+
+def test_no_cluster_at_the_address() -> None:
+    from actors.inventory import nodes_at
+
+    with pytest.raises(ConfigError, match=r"nothing answers at '127\.0\.0\.1:1'"):
+        nodes_at("127.0.0.1:1")
