@@ -82,7 +82,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Memory, tokens, time and places of a run before anything starts. Exit code 2 if it does not fit."""
-    from lpo_ray.commands import plan_command
+    from lpo_ray.check_commands import plan_command
     from lpo_ray.config import load_config
     from lpo_ray.forecast import Given
 
@@ -123,7 +123,7 @@ def warmup(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each number of engines.")
 def simulate(config: Path, overrides: tuple[str, ...], engines: str, as_json: bool) -> None:
     """Run the same loop, gate, ledger and pool against simulated engines and learners, in virtual time."""
-    from lpo_ray.commands import simulate_command
+    from lpo_ray.check_commands import simulate_command
     from lpo_ray.config import load_config
 
     simulate_command(load_config(config, overrides), engines, as_json=as_json)
@@ -182,8 +182,8 @@ def submit(
     exclude: tuple[str, ...],
 ) -> None:
     """Train as a job of a Ray cluster. A relative run.dir is taken from the current folder, and made on the head."""
-    from lpo_ray.commands import follow_command, submit_command
     from lpo_ray.config import load_config
+    from lpo_ray.run_commands import follow_command, submit_command
 
     loaded = load_config(config, overrides)
     submit_command(loaded, address, working_dir, exclude)
@@ -195,7 +195,7 @@ def submit(
 @NEEDED
 def list_runs(address: str) -> None:
     """All runs of a cluster."""
-    from lpo_ray.commands import list_command
+    from lpo_ray.run_commands import list_command
 
     list_command(address)
 
@@ -206,7 +206,7 @@ def list_runs(address: str) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Until the run ends.")
 def logs(run: str, address: str, follow: bool) -> None:
     """What RUN (a name) says: one stream, each line with role, worker and step."""
-    from lpo_ray.commands import follow_command
+    from lpo_ray.run_commands import follow_command
 
     follow_command(run, address, follow=follow)
 
@@ -216,7 +216,7 @@ def logs(run: str, address: str, follow: bool) -> None:
 @ADDRESS
 def stop(run: str, address: str | None) -> None:
     """Have RUN end its update, write a checkpoint and end. RUN: a name with --address, or the folder of a run here."""
-    from lpo_ray.commands import stop_command, stop_here_command
+    from lpo_ray.run_commands import stop_command, stop_here_command
 
     stop_here_command(Path(run)) if address is None else stop_command(run, address)
 
@@ -227,7 +227,7 @@ def stop(run: str, address: str | None) -> None:
 @ADDRESS
 def scale(run: str, workers: str, address: str | None) -> None:
     """Have N workers of a role (rollout=N, verifier=N) while RUN trains. RUN: a name with --address, or its folder."""
-    from lpo_ray.commands import scale_command
+    from lpo_ray.run_commands import scale_command
 
     role, _, count = workers.partition("=")
     if not count.isdigit():
@@ -240,7 +240,7 @@ def scale(run: str, workers: str, address: str | None) -> None:
 @ADDRESS
 def status(run: str, address: str | None) -> None:
     """Where RUN is, and which rollout worker serves which weights. RUN: a name with --address, or its folder."""
-    from lpo_ray.commands import status_command
+    from lpo_ray.run_commands import status_command
 
     status_command(run, address)
 
@@ -249,7 +249,7 @@ def status(run: str, address: str | None) -> None:
 @RUN
 def ledger(run: Path) -> None:
     """What became of every prompt of RUN (a run's folder). Exit code 0 only if the books balance."""
-    from lpo_ray.commands import ledger_command
+    from lpo_ray.run_commands import ledger_command
 
     ledger_command(run)
 
@@ -259,7 +259,7 @@ def ledger(run: Path) -> None:
 @ADDRESS
 def why(run: str, address: str | None) -> None:
     """What RUN waits for: the stage, since when, which worker has it, and what that worker does."""
-    from lpo_ray.commands import why_command
+    from lpo_ray.run_commands import why_command
 
     why_command(run, address)
 
@@ -272,7 +272,7 @@ def doctor(address: str | None, as_json: bool, quick: bool) -> None:
     """Check whether this machine (or a cluster) can run lpo-ray: what was found, what was expected, what to do. Exit
     code 0 only if nothing fails.
     """
-    from lpo_ray.commands import doctor_command
+    from lpo_ray.check_commands import doctor_command
 
     doctor_command(address, as_json=as_json, quick=quick)
 

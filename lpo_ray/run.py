@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from lpo_ray.autoscale import Autoscaler
 from lpo_ray.checkpoint import CheckpointState
 from lpo_ray.config import dump_config
 from lpo_ray.config.validate import warnings
-from lpo_ray.errors import CheckpointDamaged, ConfigError, Interrupted, LearnerLost, LpoRayError, ReplayDiffers
+from lpo_ray.errors import CheckpointDamaged, ConfigError, LearnerLost, ReplayDiffers
 from lpo_ray.evaluation import Evaluation, evaluate
 from lpo_ray.interfaces import Components, Events
 from lpo_ray.ledger import Ledger, Owed
@@ -26,6 +25,7 @@ from lpo_ray.plan import Plan
 from lpo_ray.recorder import Recorder
 from lpo_ray.records import WeightsVersion
 from lpo_ray.redo import redo
+from lpo_ray.signals import Signals, first_cause
 from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.telemetry.stages import Seconds
 
@@ -50,59 +50,6 @@ class Attendant(Protocol):
     ) -> AbstractAsyncContextManager[None]:
         """Until the end of the context. Raises RunBusy when the run is in other hands."""
         ...
-
-
-class Signals:
-    """SIGINT and SIGTERM: the loop is asked to stop; without a loop, or at the second signal, the work is cancelled."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.loop: TrainingLoop | None = None
-        self.step = 0
-        self._task: asyncio.Task[object] | None = None
-
-    def install(self, task: asyncio.Task[T]) -> None:
-        """Handle signals for ``task`` from now on."""
-        self._task = task
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
-
-    def _on_signal(self, number: int) -> None:
-        again, self.received = self.received is not None, number
-        if self.loop is None or again:
-            assert self._task is not None
-            self._task.cancel()
-        else:
-            self.loop.stop(number)
-
-
-def interrupt_on_signal() -> None:
-    """Until an event loop takes over, SIGINT and SIGTERM raise Interrupted wherever the program is."""
-
-    def interrupt(number: int, _: object) -> None:
-        raise Interrupted(number, 0)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-
-
-def run_until_signal(work: Callable[[Signals], Coroutine[object, object, T]]) -> T:
-    """Run ``work`` in an event loop. Raises Interrupted after a signal, else the first error of a task group."""
-
-    async def main() -> T:
-        signals = Signals()
-        task = asyncio.ensure_future(work(signals))
-        signals.install(task)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if signals.received is None:
-                raise
-            raise Interrupted(signals.received, signals.step) from None
-        except BaseExceptionGroup as group:
-            raise first_cause(group) from group
-
-    return asyncio.run(main())
 
 
 async def train(
@@ -310,11 +257,3 @@ async def _recover(
     if learner.world_size != ranks:
         again += f", with {learner.world_size} ranks instead of {ranks}{rounding}"
     recorder.note(f"the learner is back at step {step} after {time.monotonic() - started:.1f} s{again}")
-
-
-def first_cause(group: BaseExceptionGroup) -> BaseException:
-    """The error that ended a task group: one of ours if there is one, else the first."""
-    errors: list[BaseException] = []
-    for error in group.exceptions:
-        errors.append(first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
-    return next((error for error in errors if isinstance(error, LpoRayError)), errors[0])

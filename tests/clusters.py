@@ -7,7 +7,7 @@ from pathlib import Path
 
 from actors.cluster import Cluster, build_cluster, connect, disconnect
 from lpo_ray.plan import Plan
-from lpo_ray.run import run_until_signal
+from lpo_ray.signals import run_until_signal
 from tests.fakes import FakeEvents
 
 

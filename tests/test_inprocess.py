@@ -15,7 +15,7 @@ from lpo_ray.ledger import Ledger
 from lpo_ray.loop import TrainingLoop
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS
 from lpo_ray.plan import Plan, make_plan
-from lpo_ray.run import first_cause
+from lpo_ray.signals import first_cause
 from lpo_ray.tokenizer import Tokenizer
 from tests.fakes import FakeObserver
 

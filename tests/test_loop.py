@@ -12,8 +12,8 @@ from lpo_ray.ledger import Ledger, Owed
 from lpo_ray.loop import NOTHING_OWED, BatchSettings, LoopSettings, TrainingLoop
 from lpo_ray.packing import Packing
 from lpo_ray.records import PromptGroup, Sampling, ScoredGroup, WeightsVersion
-from lpo_ray.run import first_cause
 from lpo_ray.sample_lane import SampleSettings
+from lpo_ray.signals import first_cause
 from lpo_ray.targets import StaleRule
 from tests.builders import make_scored
 from tests.fakes import FakeComponents, FakeObserver, FakeSource

@@ -30,7 +30,7 @@ from lpo_ray.records import (
     TrainBatch,
     WeightsVersion,
 )
-from lpo_ray.run import first_cause
+from lpo_ray.signals import first_cause
 from lpo_ray.simulation.virtual_time import run
 from tests.fakes import FakeComponents, FakeObserver, FakeSource
 from tests.test_loop import loop_settings

@@ -20,7 +20,7 @@ from lpo_ray.objective import gibbs_target, target_temperature
 from lpo_ray.packing import pack_step
 from lpo_ray.plan import Plan
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
-from lpo_ray.run import run_until_signal
+from lpo_ray.signals import run_until_signal
 from tests.e2e.test_real_stack import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from lpo_ray.commands import _recorder
-from lpo_ray.run import run_until_signal, train
+from lpo_ray.run import train
+from lpo_ray.signals import run_until_signal
 from tests.e2e.test_real_stack import GROUPS, plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]

@@ -23,7 +23,8 @@ from lpo_ray.loop import StepRecord
 from lpo_ray.plan import Plan
 from lpo_ray.recorder import Recorder
 from lpo_ray.records import WorkerStatus
-from lpo_ray.run import Signals, run_until_signal, train
+from lpo_ray.run import train
+from lpo_ray.signals import Signals, run_until_signal
 from tests.e2e.test_real_stack import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]

@@ -23,7 +23,8 @@ from lpo_ray.objective import project
 from lpo_ray.plan import Plan, make_plan
 from lpo_ray.proof import largest_difference, probe_sequences
 from lpo_ray.records import PromptGroup, Response
-from lpo_ray.run import run_until_signal, train
+from lpo_ray.run import train
+from lpo_ray.signals import run_until_signal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
