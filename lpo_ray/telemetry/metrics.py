@@ -20,9 +20,8 @@ from lpo_ray.records import (
     WorkerState,
     WorkerStatus,
 )
+from lpo_ray.telemetry.sinks import Value
 from lpo_ray.telemetry.stages import Seconds, shares
-
-Value = int | float | str | list[int] | list[float] | list[str]
 
 PASS_RATE_BINS = 11
 """no response passes | 9 equal bins in between | all pass"""

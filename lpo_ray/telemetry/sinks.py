@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lpo_ray.redaction import redact
-from lpo_ray.telemetry.metrics import Value
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
+
+Value = int | float | str | list[int] | list[float] | list[str]
 
 
 class MetricsSink(Protocol):
