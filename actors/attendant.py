@@ -15,6 +15,7 @@ from ray.actor import ActorProxy
 from actors.calls import call
 from actors.control import CALL_SECONDS, Order, RunControl, claim, control_name
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, LpoRayError, RunBusy
+from lpo_ray.telemetry.log import LogLine
 
 Scale = Callable[[str, int], Awaitable[str]]
 
@@ -22,8 +23,9 @@ Scale = Callable[[str, int], Awaitable[str]]
 class Attendant:
     """See run.Attendant."""
 
-    def __init__(self, run: str, note: Callable[[str], None]) -> None:
-        self._run, self._note = run, note
+    def __init__(self, run: str, note: Callable[[str], None], log: Callable[[LogLine], None]) -> None:
+        """``log``: is given what workers logged."""
+        self._run, self._note, self._log = run, note, log
         self._driver = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._answers: dict[int, str | LpoRayError] = {}
 
@@ -67,9 +69,11 @@ class Attendant:
     async def _exchange(self, handle: ActorProxy[RunControl], status: Mapping[str, object]) -> list[Order]:
         answers = dict(self._answers)
         said = handle.exchange.remote(self._driver, status, answers)
-        orders = await call(said, who=control_name(self._run), what="exchange", seconds=CALL_SECONDS)
+        orders, lines = await call(said, who=control_name(self._run), what="exchange", seconds=CALL_SECONDS)
         for number in answers:
             del self._answers[number]
+        for line in lines:
+            self._log(line)
         return orders
 
     async def _carried_out(self, order: Order, scale: Scale) -> str | LpoRayError:

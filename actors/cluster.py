@@ -34,6 +34,7 @@ from actors.target_builder import TargetBuilder
 from actors.transports import TRANSPORTS, Transport
 from actors.verifier_service import VerifierService
 from actors.watch import watch_nodes
+from actors.worker_log import in_run
 from lpo_ray.config.schema import Config, EngineKind, Inflight
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, WeightTransport
@@ -42,6 +43,7 @@ from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import probe_sequences
 from lpo_ray.records import Holder, Process
+from lpo_ray.telemetry.log import LogLine
 
 SERVICE_SECONDS = 120.0
 """that the verifier service has beside the deadlines of its responses"""
@@ -149,9 +151,9 @@ def connect(config: Config) -> None:
     )
 
 
-def attendant(config: Config, note: Callable[[str], None]) -> Attendant:
+def attendant(config: Config, note: Callable[[str], None], log: Callable[[LogLine], None]) -> Attendant:
     """For the run of ``config``, on the cluster that this process is connected to."""
-    return Attendant(config.run.name, note)
+    return Attendant(config.run.name, note, log)
 
 
 def address() -> str:
@@ -230,8 +232,8 @@ def _learner_request(config: Config, world_size: int) -> Request:
     return Request("learner", bundles, "PACK", learner.labels)
 
 
-def _environment(extra: dict[str, str]) -> dict[str, str]:
-    return {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0", **extra}
+def _environment(config: Config, extra: dict[str, str]) -> dict[str, str]:
+    return {**in_run(config.run.name), "TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0", **extra}
 
 
 def _offline(model_path: str) -> dict[str, str]:
@@ -265,7 +267,7 @@ def _learner_group(plan: Plan, model_path: str, events: Events) -> LearnerGroup:
                 num_cpus=learner.cpus_per_rank,
                 num_gpus=learner.gpus_per_rank,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-                runtime_env={"env_vars": _environment(environment)},
+                runtime_env={"env_vars": _environment(plan.config, environment)},
             ).remote(rank, world_size, settings)
             for rank in range(world_size)
         ]
@@ -279,7 +281,7 @@ def _verifier(plan: Plan, model_path: str, events: Events) -> RemoteVerifier:
     actor = ray.remote(VerifierService).options(
         num_cpus=1,
         max_concurrency=10_000,
-        runtime_env={"env_vars": _environment({})},
+        runtime_env={"env_vars": _environment(config, {})},
         label_selector=dict(verifier.labels) or None,
     )
 
@@ -300,7 +302,7 @@ def _verifier(plan: Plan, model_path: str, events: Events) -> RemoteVerifier:
 
 
 def _target_builder(plan: Plan, events: Events) -> RemoteTargetBuilder:
-    environment = _environment({"OMP_NUM_THREADS": "1"})
+    environment = _environment(plan.config, {"OMP_NUM_THREADS": "1"})
     actor = ray.remote(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
     rule = plan.target_rule()
     return RemoteTargetBuilder(
@@ -347,7 +349,7 @@ def _rollout_spawner(
                 num_gpus=rollout.gpus_per_worker,
                 max_concurrency=100_000,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-                runtime_env={"env_vars": _environment(environment)},
+                runtime_env={"env_vars": _environment(plan.config, environment)},
             ).remote(name, settings)
 
         def note(text: str) -> None:

@@ -12,9 +12,11 @@ driver is stuck or dead, and is told how long it has been silent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,12 +25,15 @@ from ray.actor import ActorProxy
 
 from actors.calls import INNER, call
 from lpo_ray.errors import ConfigError, LpoRayError, RunBusy
+from lpo_ray.telemetry.log import LogLine
 
 NAMESPACE = "lpo-ray"
 LEASE_SECONDS = 15.0
 """without a word, after which a driver is taken for dead, and another may drive the run"""
 POLL_SECONDS = 1.0
 CALL_SECONDS = 30.0
+MOST_LINES = 10_000
+"""of workers' logs that wait for the driver; older ones are dropped"""
 ANSWER_SECONDS = 20.0
 """that the driver has to answer an order"""
 
@@ -50,6 +55,7 @@ class RunControl:
         self._status: Mapping[str, object] = {}
         self._numbers = itertools.count()
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
+        self._lines: deque[LogLine] = deque(maxlen=MOST_LINES)
         self._answers: dict[int, asyncio.Future[str]] = {}
 
     async def attach(self, driver: str, host: str) -> None:
@@ -66,9 +72,9 @@ class RunControl:
 
     async def exchange(
         self, driver: str, status: Mapping[str, object], answers: Mapping[int, str | LpoRayError]
-    ) -> list[Order]:
-        """The driver says where the run is, answers orders, and waits up to POLL_SECONDS for new ones. RunBusy when it
-        was taken for dead and another drives the run now.
+    ) -> tuple[list[Order], list[LogLine]]:
+        """The driver says where the run is, answers orders, and waits up to POLL_SECONDS for new ones; it takes along
+        what workers have logged. RunBusy when it was taken for dead and another drives the run now.
         """
         if driver != self._driver:
             raise RunBusy(f"run {self._run} was taken over by another driver; this one was silent for too long")
@@ -81,13 +87,17 @@ class RunControl:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
-        try:
-            orders = [await asyncio.wait_for(self._orders.get(), POLL_SECONDS)]
-        except TimeoutError:
-            return []
+        orders: list[Order] = []
+        with contextlib.suppress(TimeoutError):
+            orders.append(await asyncio.wait_for(self._orders.get(), POLL_SECONDS))
         while not self._orders.empty():
             orders.append(self._orders.get_nowait())
-        return orders
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        return orders, lines
+
+    async def say(self, lines: Sequence[LogLine]) -> None:
+        """Of a worker, for the run's log."""
+        self._lines.extend(lines)
 
     async def order(self, role: str, count: int) -> str:
         """Have the driver scale ``role``; returns its answer. ConfigError when it does not take the order, or does not

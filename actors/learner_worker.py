@@ -18,6 +18,7 @@ from actors.inspection import current_process
 from actors.rendezvous import join_store, listen, meeting_address, open_store
 from actors.transports import Transport
 from actors.transports.sender import Sender
+from actors.worker_log import log, ship_log
 from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
 from lpo_ray.plugins import resolve
 from lpo_ray.records import (
@@ -86,6 +87,7 @@ class LearnerWorker:
         from actors.zero3 import Zero3Policy, Zero3Scorer, join_group
         from lpo_ray.model import load_policy
 
+        ship_log("learner", f"learner rank {self._rank}")
         settings = self._settings
         trust = settings.trust_remote_code
         torch.set_num_threads(settings.threads)
@@ -114,7 +116,9 @@ class LearnerWorker:
         if settings.objective.reference_kl:
             frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
             self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
-        return current_process()
+        process = current_process()
+        log.info("is up on %s, one of %d ranks, reached at %s", process.host, self._world_size, host)
+        return process
 
     def _meet(self, host: str, port: int) -> TCPStore:
         listener, self._listener = self._listener, None

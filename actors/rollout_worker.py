@@ -15,6 +15,7 @@ from actors.inflight import RULES, TAKEN_BACK
 from actors.inspection import current_process
 from actors.learner_worker import KEEP_BLOCKS
 from actors.priority import give_way
+from actors.worker_log import log, ship_log
 from lpo_ray.config.schema import Inflight
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import FloatArray, IntArray, Process, Prompt, PromptGroup, Response, Sampling
@@ -132,6 +133,7 @@ class RolloutWorker:
         from actors.engines import AsynchronousEngine, InprocessEngine
 
         give_way()
+        ship_log("rollout", self._name)
         self._params, self._kind = SamplingParams, RequestOutputKind
         arguments = engine_arguments(self._settings)
         if self._settings.asynchronous:
@@ -139,7 +141,9 @@ class RolloutWorker:
         else:
             self._engine = await asyncio.to_thread(InprocessEngine, arguments, self._rule)
         self._released = asyncio.Event()
-        return current_process()
+        process = current_process()
+        log.info("its engine is up on %s: %s in %s", process.host, self._settings.model_path, self._settings.dtype)
+        return process
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         """All K responses, each with a seed of its own; none before the weights are proved. Raises GroupLost when vLLM

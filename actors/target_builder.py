@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.inspection import current_process
+from actors.worker_log import ship_log
 from lpo_ray.records import Anchor, Process, ScoredGroup, TargetGroup
 from lpo_ray.targets import TargetRule, build_targets
 
@@ -17,6 +18,7 @@ class TargetBuilder:
 
     def start(self) -> Process:
         """Returns where it runs."""
+        ship_log("target", "target builder")
         return current_process()
 
     def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:

@@ -46,9 +46,11 @@ class VerifierService:
         # here, since the verifier processes import this module, and need neither Ray nor a tokenizer
         from actors.inspection import current_process
         from actors.priority import give_way
+        from actors.worker_log import ship_log
         from lpo_ray.tokenizer import Tokenizer
 
         give_way()
+        ship_log("verifier", "verifier service")
         self._tokenizer = Tokenizer.load(self._model_path, trust_remote_code=self._trust_remote_code)
         # forkserver: a clean parent without this actor's threads, from which a replacement forks in milliseconds
         self._context = multiprocessing.get_context("forkserver")

@@ -132,7 +132,7 @@ def _attendant(plan: Plan, recorder: Recorder) -> Attendant | None:
     from actors.cluster import address, attendant
 
     recorder.on_cluster(address())
-    return attendant(plan.config, recorder.note)
+    return attendant(plan.config, recorder.note, recorder.worker_log)
 
 
 def _build(plan: Plan) -> Build:

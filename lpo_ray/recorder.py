@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -130,6 +130,10 @@ class Recorder:
     def log(self, line: LogLine) -> None:
         """A line of the driver or of a worker: to log.jsonl, and shown."""
         self._progress.say(self._log.append(line))
+
+    def worker_log(self, line: LogLine) -> None:
+        """A worker logged something; the step is the one that was done last."""
+        self.log(replace(line, step=self.step))
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """See interfaces.Events."""

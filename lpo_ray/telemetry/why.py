@@ -81,7 +81,7 @@ def place(process: Process) -> str:
 def _holder(stored: Mapping) -> Holder:
     process = stored["process"]
     if process is not None:
-        process = Process(process["pid"], process["node_id"], process["host"], tuple(process["logs"]))
+        process = Process(**{**process, "logs": tuple(process["logs"])})
     return Holder(stored["name"], stored["doing"], stored["since"], process)
 
 
