@@ -47,6 +47,8 @@ from lpo_ray.telemetry.log import LogLine
 
 SERVICE_SECONDS = 120.0
 """that the verifier service has beside the deadlines of its responses"""
+NODE_SHARE = 0.001
+"""of the resource that each node has under its own name: enough to bind to it"""
 AUTO = "auto"
 """transport.kind: by placement"""
 
@@ -340,7 +342,11 @@ def _rollout_spawner(
     )
     environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
     actor = ray.remote(RolloutWorker)
-    request = dataclasses.replace(_requests(plan.config)[1], bundles=_requests(plan.config)[1].bundles[:1])
+    request = _requests(plan.config)[1]
+    place = dict(request.bundles[0])
+    if transport is TRANSPORTS["shared_memory"]:
+        place[f"node:{nodes()[0].name}"] = NODE_SHARE  # the learner's: the cluster has one, but more may join
+    request = dataclasses.replace(request, bundles=[place])
 
     def spawn(index: int, name: str) -> RemoteWorker:
         def make(group: PlacementGroup) -> ActorProxy[RolloutWorker]:

@@ -8,6 +8,7 @@ import socket
 
 import ray
 
+from actors.placement import nodes
 from lpo_ray.devices import CPU, device_reported
 from lpo_ray.errors import ConfigError
 from lpo_ray.machines import Machine
@@ -30,23 +31,21 @@ def nodes_at(address: str) -> list[Machine]:
             "10.0.0.1:6379, or auto; or describe a cluster with --cluster"
         ) from error
     try:
-        return nodes()
+        return machines()
     finally:
         ray.shutdown()
 
 
-def nodes() -> list[Machine]:
+def machines() -> list[Machine]:
     """Every node that is alive, with all that it has, whoever uses it now. Needs a connection."""
     found = []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        has: dict[str, float] = node["Resources"]
+    for node in nodes():
+        has = node.resources
         gpus = int(has.get("GPU", 0))
         kind = next((name.removeprefix(KIND) for name in has if name.startswith(KIND)), "")
         device = device_reported(kind) if gpus else CPU
         memory = has.get("memory", math.inf) / 2**30
-        found.append(Machine(node["NodeManagerAddress"], has.get("CPU", 0.0), gpus, device, memory))
+        found.append(Machine(node.name, has.get("CPU", 0.0), gpus, device, memory))
     return found
 
 

@@ -63,10 +63,12 @@ def ray_head(folder: Path, num_cpus: int = 8) -> Iterator[Head]:
         _wait_until_up(address, process, folder / "head.log")
         yield Head(address, f"127.0.0.1:{port}", environment)
     finally:
+        # by descent too: an agent that sets its title writes over its environment
+        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        left = marked(mark)
+        left = [*marked(mark), *below]
         for found in left:
             with contextlib.suppress(psutil.Error):
                 found.kill()

@@ -13,12 +13,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 def test_nodes_of_a_live_cluster() -> None:
     import ray
 
-    from actors.inventory import nodes
+    from actors.inventory import machines
 
     resources = {"accelerator_type:H100": 1.0}
     ray.init(num_cpus=3, num_gpus=4, resources=resources, include_dashboard=False, log_to_driver=False)
     try:
-        (found,) = nodes()
+        (found,) = machines()
     finally:
         ray.shutdown()
     assert (found.cpus, found.gpus, found.device) == (3, 4, DEVICES["H100"])
