@@ -84,6 +84,15 @@ wait_for_head() {
     die "Ray's head did not answer within $second s: see $STATE/1.log"
 }
 
+wait_for_nodes() {
+    local second
+    for second in $(seq 60); do
+        [ "$(ip netns exec "$(ns 1)" "$RAY" status 2>/dev/null | grep -c ' node_')" = "$1" ] && return
+        sleep 1
+    done
+    die "not all of $1 hosts joined within a minute or two: see $STATE/*.log"
+}
+
 up() {
     local count=${1:-3} host
     [[ "$count" =~ ^[1-9]$ ]] || die "up $count: expected 1 to 9 hosts"
@@ -97,6 +106,7 @@ up() {
     start 1
     wait_for_head
     for host in $(seq 2 "$count"); do start "$host"; done
+    wait_for_nodes "$count"
     echo "http://$(ip_of 1):8265  (RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$RAY_AUTH_TOKEN_PATH)"
 }
 
