@@ -92,6 +92,9 @@ class ComponentDied(LpoRayError):
 class LearnerLost(ComponentDied):
     """A rank died, hangs, or has lost the others: the ranks can only go on when all are started again."""
 
+    def __str__(self) -> str:
+        return self.cause if self.cause.startswith(self.who) else super().__str__()
+
 
 class ComponentFailed(LpoRayError):
     """A component is alive, but a call to it ended in an error that is not one of ours; carries it as text."""

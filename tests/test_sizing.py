@@ -314,7 +314,8 @@ def test_a_step_by_hand() -> None:
     rates = Rates(Rate(100, "given"), Rate(200, "given"), Rate(1, "given"))
     turns = step_time(WORK, rates, Setup(0, 2, 4, 1))
     assert (turns.sample, turns.train, turns.publish, turns.step, turns.lane) == (8, 2, 2, 12, "sampling")
-    assert turns.advice is not None and "add rollout workers (rollout.num_workers=8)" in turns.advice
+    assert turns.advice is not None
+    assert "add rollout workers (lpo-ray scale RUN rollout=8, or rollout.num_workers=8)" in turns.advice
     overlapped = step_time(WORK, rates, Setup(1, 2, 4, 1))
     assert overlapped.step == 10
     held_up = step_time(WORK, replace(rates, longest_seconds=30), Setup(1, 2, 4, 1))

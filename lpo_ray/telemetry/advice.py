@@ -51,11 +51,12 @@ def advise(engines: Mapping[str, float], learner: Mapping[str, float], setup: Se
         )
     if learner_waits > LIMIT and sampling > learning > 0:
         wanted = _times(setup.num_workers, sampling / learning)
-        return f"learner waits {_percent(learner_waits)} for groups: add rollout workers (rollout.num_workers={wanted})"
+        how = f"lpo-ray scale RUN rollout={wanted}, or rollout.num_workers={wanted}"
+        return f"learner waits {_percent(learner_waits)} for groups: add rollout workers ({how})"
     if engines_wait > LIMIT and learning > sampling > 0:
         wanted = _times(setup.world_size, learning / sampling)
         enough = math.ceil(setup.num_workers * sampling / learning)
-        fewer = f" or fewer rollout workers (rollout.num_workers={enough})" if enough < setup.num_workers else ""
+        fewer = f" or fewer rollout workers (lpo-ray scale RUN rollout={enough})" if enough < setup.num_workers else ""
         return (
             f"engines wait {_percent(engines_wait)} for the learner: more learner ranks (learner.world_size={wanted})"
             f"{fewer}"

@@ -43,7 +43,8 @@ def test_lanes_that_take_turns_can_overlap() -> None:
 def test_a_hungry_learner_needs_workers_by_the_ratio_of_busy_times(workers: int, sampling: float, wanted: int) -> None:
     found = advise({**HUNGRY[0], "sample": sampling}, HUNGRY[1], replace(OVERLAPPING, num_workers=workers))
     assert found is not None
-    assert found.startswith(f"learner waits 61 % for groups: add rollout workers (rollout.num_workers={wanted})")
+    how = f"lpo-ray scale RUN rollout={wanted}, or rollout.num_workers={wanted}"
+    assert found == f"learner waits 61 % for groups: add rollout workers ({how})"
 
 
 def test_no_more_than_four_times_as_many_are_proposed_at_once() -> None:
@@ -55,7 +56,7 @@ def test_no_more_than_four_times_as_many_are_proposed_at_once() -> None:
 def test_hungry_engines_need_ranks_or_are_too_many() -> None:
     assert advise(*SLOW, replace(OVERLAPPING, num_workers=4)) == (  # ceil(2 * 0.9 / 0.5), ceil(4 * 0.5 / 0.9)
         "engines wait 40 % for the learner: more learner ranks (learner.world_size=4) or fewer rollout workers "
-        "(rollout.num_workers=3)"
+        "(lpo-ray scale RUN rollout=3)"
     )
     alone = advise(*SLOW, OVERLAPPING)
     assert alone == "engines wait 40 % for the learner: more learner ranks (learner.world_size=4)"
