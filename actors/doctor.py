@@ -115,7 +115,7 @@ async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]
     if sampled is None or sampled.logprobs is None:
         raise RuntimeError("the engine gave no tokens")
     rows = zip(sampled.token_ids, sampled.logprobs, strict=True)
-    return list(sampled.token_ids), [row[token].logprob for token, row in rows]
+    return list(sampled.token_ids), [row[token].logprob for token, row in rows if row is not None]
 
 
 @torch.no_grad()
