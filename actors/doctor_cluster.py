@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from ray.actor import ActorProxy
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -97,9 +98,9 @@ def examine_cluster(
 
 def join(address: str) -> None:
     """Join the cluster as a driver. Raises ConfigError."""
-    if address != AUTO:
-        _reach(address)
     try:
+        # auto is RAY_ADDRESS, or what the last `ray start` left in a file, of a cluster that may have ended since
+        _reach(address, (canonicalize_bootstrap_address(AUTO) or "") if address == AUTO else address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -110,16 +111,17 @@ def join(address: str) -> None:
         ) from error
 
 
-def _reach(address: str) -> None:
-    """Ray waits for minutes for an address where nobody listens."""
-    host, _, port = address.rpartition(":")
+def _reach(address: str, found: str) -> None:
+    """Ray waits for minutes for an address where nobody listens. ``found``: what ``address`` stands for."""
+    host, _, port = found.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(f"--address is {address!r}; expected HOST:PORT as `ray start --head` shows it, or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
+        where = address if found == address else f"{address} ({found})"
         raise ConfigError(
-            f"--address is {address!r}, where nobody answers: {error}; expected the address that `ray start --head` "
+            f"--address is {where}, where nobody answers: {error}; expected the address that `ray start --head` "
             "shows, whose port is 6379 unless it was told otherwise"
         ) from error
 

@@ -57,6 +57,17 @@ def test_auto_without_a_cluster_is_one_line() -> None:
     assert finished.stderr.count("\n") == 1
 
 
+def test_auto_with_the_address_of_a_cluster_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    started = time.monotonic()
+    finished = doctor("--quick", "--address", "auto")
+    assert time.monotonic() - started < 60
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("ConfigError: --address is auto (")
+    assert "where nobody answers: " in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
 def test_this_machine_passes_with_a_real_engine_and_a_real_collective() -> None:
     finished = doctor("--json")
     result = json.loads(finished.stdout)
