@@ -85,12 +85,11 @@ wait_for_head() {
 }
 
 wait_for_nodes() {
-    local second
-    for second in $(seq 60); do
+    for _ in $(seq 60); do
         [ "$(ip netns exec "$(ns 1)" "$RAY" status 2>/dev/null | grep -c ' node_')" = "$1" ] && return
         sleep 1
     done
-    die "not all of $1 hosts joined within a minute or two: see $STATE/*.log"
+    die "host $1 has not joined: $(tail -n 3 "$STATE/$1.log")"
 }
 
 up() {
@@ -105,8 +104,11 @@ up() {
     for host in $(seq "$count"); do add_host "$host"; done
     start 1
     wait_for_head
-    for host in $(seq 2 "$count"); do start "$host"; done
-    wait_for_nodes "$count"
+    # One after the other: they share a file system, and two that begin at once take the same names in it.
+    for host in $(seq 2 "$count"); do
+        start "$host"
+        wait_for_nodes "$host"
+    done
     echo "http://$(ip_of 1):8265  (RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$RAY_AUTH_TOKEN_PATH)"
 }
 
