@@ -75,8 +75,8 @@ class Hosts:
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Hosts]:
     made = Hosts(tmp_path)
-    made("up", "3")
     try:
+        made("up", "3")
         yield made
     finally:
         made("down")
