@@ -32,7 +32,7 @@ class Attendant:
     @contextlib.asynccontextmanager
     async def attend(self, status: Callable[[], Mapping[str, object]], scale: Scale) -> AsyncIterator[None]:
         """Until the end of the context. RunBusy at once when another driver has the run."""
-        handle = await claim(self._run, self._driver, socket.gethostname())
+        handle = await claim(self._run, self._driver, status())
         task = asyncio.get_running_loop().create_task(self._serve(handle, status, scale))
         try:
             yield
@@ -61,7 +61,7 @@ class Attendant:
                 await asyncio.sleep(5)
                 if isinstance(error, ComponentDied):  # its node is gone
                     with contextlib.suppress(LpoRayError):
-                        handle = await claim(self._run, self._driver, socket.gethostname())
+                        handle = await claim(self._run, self._driver, status())
                 continue
             for order in orders:
                 self._answers[order.number] = await self._carried_out(order, scale)

@@ -22,6 +22,7 @@ from typing import cast
 
 import ray
 from ray.actor import ActorProxy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import INNER, call
 from lpo_ray.errors import ConfigError, LpoRayError, RunBusy
@@ -58,16 +59,15 @@ class RunControl:
         self._lines: deque[LogLine] = deque(maxlen=MOST_LINES)
         self._answers: dict[int, asyncio.Future[str]] = {}
 
-    async def attach(self, driver: str, host: str) -> None:
-        """``driver`` drives the run from now on. RunBusy while another does."""
+    async def attach(self, driver: str, status: Mapping[str, object]) -> None:
+        """``driver`` drives the run from now on, which is where ``status`` says. RunBusy while another does."""
         silent = time.time() - self._heard_at
         if self._driver not in ("", driver) and silent < LEASE_SECONDS:
             raise RunBusy(
                 f"run {self._run} is being driven on {self._status.get('host', 'another host')}, heard {silent:.0f} s "
                 f"ago; expected one driver for each run.name: take another run.name, or stop that one first"
             )
-        self._driver, self._heard_at = driver, time.time()
-        self._status = {"run": self._run, "host": host}
+        self._driver, self._heard_at, self._status = driver, time.time(), status
         self._fail("the driver that was asked has been replaced")
 
     async def exchange(
@@ -134,17 +134,20 @@ def control_name(run: str) -> str:
     return f"control of {run}"
 
 
-async def claim(run: str, driver: str, host: str) -> ActorProxy[RunControl]:
-    """The control actor of ``run``, made if there is none, with ``driver`` in charge. RunBusy when another is."""
+async def claim(run: str, driver: str, status: Mapping[str, object]) -> ActorProxy[RunControl]:
+    """The control actor of ``run``, with ``driver`` in charge. RunBusy when another is. If there is none it is made, on
+    the driver's own node: what cuts it off there cuts off the driver too.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     handle = (
         ray.remote(RunControl)
         .options(
             name=control_name(run), namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
-            max_concurrency=1000,
+            max_concurrency=1000, scheduling_strategy=here,
         )
         .remote(run)
     )  # fmt: skip
-    await call(handle.attach.remote(driver, host), who=control_name(run), what="attach", seconds=CALL_SECONDS / INNER)
+    await call(handle.attach.remote(driver, status), who=control_name(run), what="attach", seconds=CALL_SECONDS / INNER)
     return handle
 
 

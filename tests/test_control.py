@@ -25,7 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def attached(driver: str = "a") -> RunControl:
     made = RunControl("demo")
-    await made.attach(driver, "host-a")
+    await made.attach(driver, {"host": "host-a"})
     return made
 
 
@@ -33,11 +33,11 @@ async def test_a_second_driver_is_refused_until_the_first_is_silent(monkeypatch:
     made = await attached()
     await made.exchange("a", {"host": "host-a", "step": 3}, {})
     with pytest.raises(RunBusy, match="run demo is being driven on host-a, heard 0 s ago; expected one driver"):
-        await made.attach("b", "host-b")
-    await made.attach("a", "host-a")  # the same one may come again
+        await made.attach("b", {"host": "host-b"})
+    await made.attach("a", {"host": "host-a"})  # the same one may come again
     late = time.time() + control.LEASE_SECONDS + 1
     monkeypatch.setattr(control, "time", SimpleNamespace(time=lambda: late))
-    await made.attach("b", "host-b")
+    await made.attach("b", {"host": "host-b"})
     with pytest.raises(RunBusy, match="was taken over by another driver"):
         await made.exchange("a", {}, {})
 
@@ -69,7 +69,7 @@ async def test_orders_to_a_driver_that_was_replaced_fail(monkeypatch: pytest.Mon
     waiting = asyncio.ensure_future(made.order("rollout", 2))
     await asyncio.sleep(0.01)
     monkeypatch.setattr(control, "LEASE_SECONDS", 0.0)
-    await made.attach("b", "host-b")
+    await made.attach("b", {"host": "host-b"})
     with pytest.raises(ConfigError, match="rollout=2 was not carried out: the driver that was asked has been replaced"):
         await waiting
     assert (await made.exchange("b", {}, {}))[0] == []
