@@ -46,7 +46,7 @@ class Supervised(Generic[A]):
 
     async def start(self) -> Process:
         """Wait until the actor is ready."""
-        self.process = await call(self._start(self.handle), who=self.name, what="start", seconds=START_SECONDS)
+        self.process = await self._ready(self.handle)
         return self.process
 
     async def call(self, remote: Callable[[ActorProxy[A]], ray.ObjectRef[T]], what: str, seconds: float) -> T:
@@ -66,6 +66,9 @@ class Supervised(Generic[A]):
             end(self.process)
         ray.kill(self.handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
 
+    async def _ready(self, handle: ActorProxy[A]) -> Process:
+        return await call(self._start(handle), who=self.name, what="start", seconds=START_SECONDS)
+
     async def _replace(self, generation: int, error: ComponentDied | DeadlineExceeded) -> None:
         """Of those who find it dead the first replaces it, the others wait for that."""
         async with self._replacing:
@@ -74,18 +77,21 @@ class Supervised(Generic[A]):
             started = time.monotonic()
             evidence = await inspect(self.process)
             self._events.note(f"{self.name} is replaced: {error}\n{evidence}")
+            self.kill()
             while True:
-                self.kill()
                 pause = self._budget.spend()
                 if pause is None:
                     text = f"{error}; its {self._budget} are spent (supervision)"
                     raise ComponentDied(self.name, text) from error
                 await asyncio.sleep(pause)
-                self.handle = self._make()
+                fresh = self._make()
                 try:
-                    await self.start()
+                    process = await self._ready(fresh)
                     break
                 except (ComponentDied, DeadlineExceeded) as failed:
+                    ray.kill(fresh)  # pyright: ignore[reportArgumentType] - as in kill
                     error = failed
+            # Only now: whoever calls meanwhile finds the old one dead, and waits here for the new one.
+            self.handle, self.process = fresh, process
             self._generation += 1
             self._events.note(f"{self.name} is back after {time.monotonic() - started:.1f} s ({self._budget})")
