@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ class Chaos:
                     process, moment = self._start(), math.inf
                     early = rng.random() < 0.2
                 elif moment == math.inf:
-                    if early or "\nstep " in Path(self._log.name).read_text(errors="replace"):
+                    if early or re.search(r" step \d+/", Path(self._log.name).read_text(errors="replace")):
                         moment = time.monotonic() + rng.uniform(*self.pauses)
                 elif self.killed.total() < self.kills and time.monotonic() >= moment:
                     victim = rng.choice(VICTIMS)

@@ -37,6 +37,30 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def ray_node(head: Head, folder: Path, num_cpus: int) -> Iterator[psutil.Process]:
+    """One more node of the head's cluster, on this machine; its process, above all others of the node."""
+    command = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", f"--num-cpus={num_cpus}",
+               "--object-store-memory=100000000"]  # fmt: skip
+    with (folder / "node.log").open("w") as log:
+        process = subprocess.Popen(command, env=head.environment, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while "Ray runtime started" not in (folder / "node.log").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (folder / "node.log").read_text()[-3000:]
+        time.sleep(0.3)
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        kill_node(psutil.Process(process.pid)) if process.poll() is None else None
+
+
+def kill_node(process: psutil.Process) -> None:
+    """SIGKILL of everything on a node, at once."""
+    for found in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            found.kill()
+
+
+@contextlib.contextmanager
 def ray_head(folder: Path, num_cpus: int = 8) -> Iterator[Head]:
     """``ray start --head`` on this machine until the end of the context; nothing of it is left then."""
     token = folder / "token"

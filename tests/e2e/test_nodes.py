@@ -1,0 +1,105 @@
+"""A node is lost with a learner rank on it, and another is about to be drained: the run goes on with what is left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lpo_ray.accounting import audit
+from lpo_ray.telemetry.log import read_log
+from lpo_ray.telemetry.sinks import MetricsLog
+from tests.heads import BIN, Head, kill_node, ray_head, ray_node
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")
+SMALL = ("pipeline.groups_per_step=8", "sampling.group_size=4", "evaluation.num_prompts=0", "checkpoint.every=4",
+         "rollout.kv_cache_gib=0.2", "run.steps=5000", "cluster.placement_seconds=20", "transport.prepare_seconds=30",
+         "supervision.max_restarts=20", "cluster.address=auto", "telemetry.progress=quiet")  # fmt: skip
+
+
+class Training:
+    """``lpo-ray train`` on the head's cluster, as its own driver."""
+
+    def __init__(self, head: Head, folder: Path, policy: Path, *overrides: str) -> None:
+        self.folder = folder / "quickstart"
+        command = [sys.executable, "-m", "lpo_ray", "train", QUICKSTART, f"run.dir={folder}", f"model.path={policy}"]
+        environment = {**head.environment, "RAY_ADDRESS": head.gcs}
+        self.process = subprocess.Popen([*command, *SMALL, *overrides], env=environment)
+
+    def steps(self) -> list[int]:
+        return [int(str(row["step"])) for row in MetricsLog(self.folder / "metrics.jsonl").read()]
+
+    def wait_for(self, what: Callable[[], bool], seconds: float = 180) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline, "\n".join(line.text for line in read_log(self.folder / "log.jsonl"))
+            time.sleep(0.3)
+
+    def more_steps(self, count: int) -> None:
+        reached = len(self.steps()) + count
+        self.wait_for(lambda: len(self.steps()) >= reached)
+
+    def says(self, text: str) -> bool:
+        return any(text in line.text for line in read_log(self.folder / "log.jsonl"))
+
+    def end(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(90) == 143
+        books = audit(self.folder)
+        assert books.violations == ()
+        assert self.steps() == list(range(1, books.steps + 1))
+        assert books.attempts["trained"] == 8 * books.steps
+
+
+def on(node: psutil.Process, actor: str) -> list[psutil.Process]:
+    return [p for p in node.children(recursive=True) if f"ray::{actor}" in " ".join(p.cmdline())]
+
+
+def test_a_learner_whose_node_is_lost_goes_on_with_one_rank(tmp_path: Path, tiny_policy: Path) -> None:
+    with ray_head(tmp_path, num_cpus=5) as head, ray_node(head, tmp_path, 4) as node:
+        run = Training(
+            head, tmp_path / "runs", tiny_policy, "learner.world_size=2", "learner.min_world_size=1",
+            "learner.cpus_per_rank=3", "learner.deadline_seconds=60",
+        )  # fmt: skip
+        run.wait_for(lambda: len(run.steps()) >= 6)
+        assert len(on(node, "LearnerWorker")) == 1  # two of 3 CPUs do not fit the head's 5
+        kill_node(node)
+        run.wait_for(lambda: run.says("with 1 ranks instead of 2"))
+        run.more_steps(3)
+        run.end()
+
+
+def test_an_engine_leaves_a_node_that_is_drained(tmp_path: Path, tiny_policy: Path) -> None:
+    with ray_head(tmp_path, num_cpus=7) as head, ray_node(head, tmp_path, 3) as node:
+        run = Training(
+            head, tmp_path / "runs", tiny_policy, "learner.world_size=1", "rollout.num_workers=2",
+            "rollout.cpus_per_worker=3",
+        )  # fmt: skip
+        run.wait_for(lambda: len(run.steps()) >= 2)
+        (engine,) = on(node, "RolloutWorker")
+        status = json.loads((run.folder / "status.json").read_text())
+        assert [worker["state"] for worker in status["workers"].values()] == ["serving"] * 2
+        ids = subprocess.run(
+            [sys.executable, "-c", "import ray; ray.init(address='auto', log_to_driver=False); "
+             "print([n['NodeID'] for n in ray.nodes() if n['Resources'].get('CPU') == 3][0])"],
+            env={**head.environment, "RAY_ADDRESS": head.gcs}, capture_output=True, text=True, check=True,
+        ).stdout.split()  # fmt: skip
+        drained = subprocess.run(
+            [str(BIN / "ray"), "drain-node", "--address", head.gcs, "--node-id", ids[-1], "--reason",
+             "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "120"],
+            env=head.environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert drained.returncode == 0, drained.stdout + drained.stderr
+        run.wait_for(lambda: run.says("leaves: its node") and run.says("has left"))
+        run.wait_for(lambda: run.says("rollout worker 2 "))
+        run.more_steps(3)
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+        run.end()
