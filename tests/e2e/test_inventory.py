@@ -16,7 +16,7 @@ def test_nodes_of_a_live_cluster() -> None:
     from actors.inventory import machines
 
     resources = {"accelerator_type:H100": 1.0}
-    ray.init(num_cpus=3, num_gpus=4, resources=resources, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=3, num_gpus=4, resources=resources, include_dashboard=False, log_to_driver=False)
     try:
         (found,) = machines()
     finally:

@@ -22,6 +22,7 @@ from lpo_ray.plan import Plan
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
 from lpo_ray.signals import run_until_signal
 from tests.e2e.test_real_stack import plan_of
+from tests.fakes import FakeEvents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 VOCABULARY = 90
@@ -55,7 +56,7 @@ def make_targets(number_of_groups: int = 6, size: int = 4) -> list[TargetGroup]:
 
 def on(plan: Plan, policy: Path, work: Callable[[LearnerGroup], Awaitable[object]]) -> object:
     async def main(_: object) -> object:
-        async with open_learner(plan, str(policy)) as learner:
+        async with open_learner(plan, str(policy), FakeEvents()) as learner:
             return await work(learner)
 
     return run_until_signal(main)
