@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lpo_ray import commands
+from lpo_ray import check_commands
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError, DoesNotFit
 from lpo_ray.forecast import Given
@@ -26,13 +26,14 @@ def planned(
 ) -> dict[str, Any]:
     """JSON of one cluster; DoesNotFit goes through."""
     clusters = (cluster,) if cluster else ()
-    commands.plan_command(load_config(CONFIGS / name, overrides), clusters, None, None, given, as_json=True)
+    check_commands.plan_command(load_config(CONFIGS / name, overrides), clusters, None, None, given, as_json=True)
     return json.loads(capsys.readouterr().out)
 
 
 def refused(name: str, *overrides: str, cluster: str = "8xH100") -> str:
     with pytest.raises(DoesNotFit) as caught:
-        commands.plan_command(load_config(CONFIGS / name, overrides), (cluster,), None, None, NOTHING, as_json=True)
+        config = load_config(CONFIGS / name, overrides)
+        check_commands.plan_command(config, (cluster,), None, None, NOTHING, as_json=True)
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -114,7 +115,7 @@ def test_rates_given_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
     write_metrics(tmp_path, 5)
     (tmp_path / "config.yaml").write_text((CONFIGS / "quickstart.yaml").read_text())
     config = load_config(CONFIGS / "quickstart.yaml", ())
-    commands.plan_command(config, (), None, tmp_path, Given(train_rate=1000), as_json=True)
+    check_commands.plan_command(config, (), None, tmp_path, Given(train_rate=1000), as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["rates"]["sample"] == {"value": 500, "source": f"measured in {tmp_path} (3 steps)"}
     assert found["rates"]["train"] == {"value": 1000, "source": "given"}

@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from actors.cluster import connect, disconnect, open_learner
 from actors.learner_group import LearnerGroup
-from lpo_ray.errors import DeadlineExceeded
+from lpo_ray.errors import LearnerLost
 from lpo_ray.objective import gibbs_target, target_temperature
 from lpo_ray.packing import pack_step
 from lpo_ray.plan import Plan
@@ -222,11 +223,11 @@ def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, 
     plan = plan_of(tmp_path, tiny_policy)
 
     async def work(learner: LearnerGroup) -> str:
-        learner._deadline = 4.0
+        learner._rules = replace(learner._rules, deadline_seconds=4.0)
         process = learner.processes[1]
         os.kill(process.pid, signal.SIGSTOP)
         try:
-            with pytest.raises(DeadlineExceeded) as caught:
+            with pytest.raises(LearnerLost) as caught:
                 await learner.digest()
         finally:
             os.kill(process.pid, signal.SIGCONT)

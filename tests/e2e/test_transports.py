@@ -230,7 +230,7 @@ async def all_digests(host: Reusable) -> None:
     for rank in learner.ranks:
         size = await rank.__ray_call__.remote(lambda worker: worker._staging.slots._elements.nbytes)
         host.seen.slots.append(size / (2 * manifest.slot_numel * 2))
-    learner._shards_on_disk = True  # then DeepSpeed gathers, as it does between hosts
+    learner._rules = replace(learner._rules, shards_on_disk=True)  # then DeepSpeed gathers, as it does between hosts
     for kind in ("gloo", "object_store"):
         publication = await (await host.publisher(kind, "float32", 1 << 16)).publish(1)
         host.seen.digests.setdefault(publication.version.digest, []).append(f"{kind} gathered by DeepSpeed")
