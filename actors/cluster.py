@@ -269,7 +269,7 @@ def _learner_group(plan: Plan, model_path: str, events: Events) -> LearnerGroup:
                 num_cpus=learner.cpus_per_rank,
                 num_gpus=learner.gpus_per_rank,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-                runtime_env={"env_vars": _environment(plan.config, environment)},
+                runtime_env={"env_vars": _environment(config, environment)},
             ).remote(rank, world_size, settings)
             for rank in range(world_size)
         ]

@@ -36,9 +36,6 @@ from lpo_ray.telemetry.advice import Setup
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.telemetry.sinks import MetricsSink
 
-ROW_WIDTH = 200
-"""columns of a table that is not cut where the output is no terminal"""
-
 
 def train_command(plan: Plan) -> None:
     """Build the base policy if needed, train, and show what came out."""
