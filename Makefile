@@ -1,10 +1,13 @@
-# Two commands for users: `make train` and `make test`. `make check` is the developer's loop. All set up .venv first.
+# Two commands for users: `make train` and `make test`. `make check` is the developer's loop, `make soak` has what takes
+# long: chaos, lost hosts, every transport, every generator. All set up .venv first.
 PYTHON ?= $(firstword $(wildcard $(shell command -v python3.11)) python3)
 ACCEL ?= cpu
 ARGS ?=
 RUN = .venv/bin/python -m
+# Tests that start no cluster run side by side.
+SIDE_BY_SIDE = -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: setup train test gpu check lint types imports fast format clean
+.PHONY: setup train test soak gpu check lint types imports fast format clean
 
 setup:
 	@$(PYTHON) launch/setup_env.py --accelerator $(ACCEL)
@@ -13,7 +16,11 @@ train: setup
 	@$(RUN) lpo_ray train configs/quickstart.yaml $(ARGS)
 
 test: setup
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest $(SIDE_BY_SIDE) -m "not e2e and not gpu and not long" $(ARGS)
+	@$(RUN) pytest -m "e2e and not long" $(ARGS)
+
+soak: setup
+	@$(RUN) pytest -m long $(ARGS)
 
 # On a machine with a GPU: make gpu ACCEL=cuda
 gpu: setup
@@ -32,7 +39,7 @@ imports: setup
 	@.venv/bin/lint-imports
 
 fast: setup
-	@$(RUN) pytest -m "not slow and not e2e and not gpu" $(ARGS)
+	@$(RUN) pytest $(SIDE_BY_SIDE) -m "not slow and not e2e and not gpu" $(ARGS)
 
 format: setup
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.attendant import Attendant
 from actors.inspection import inspect
+from actors.join import join
 from actors.learner_group import Formation, LearnerGroup, LearnerRules
 from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
 from actors.placement import Request, bundle, check_room, nodes, reserve
@@ -33,11 +35,12 @@ from actors.supervised import Supervised
 from actors.target_builder import TargetBuilder
 from actors.transports import TRANSPORTS, Transport
 from actors.verifier_service import VerifierService
+from actors.verifier_settings import verifier_settings
 from actors.watch import watch_nodes
 from actors.worker_log import in_run
 from lpo_ray.config.schema import Config, EngineKind, Inflight
 from lpo_ray.errors import ConfigError
-from lpo_ray.interfaces import Events, WeightTransport
+from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
 from lpo_ray.plan import Plan
 from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.pool import RolloutPool
@@ -70,10 +73,14 @@ class Cluster:
         """Of every actor, by name."""
         return {
             **dict(zip(self.learner.names, self.learner.processes, strict=False)),
-            **{member.name: member.process for member in self.rollout.members},
+            **{member.name: member.process for member in self.rollout.up()},
             self.verifier.service.name: self.verifier.service.process,
             self.target_builder.builder.name: self.target_builder.builder.process,
         }
+
+    def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
+        """See interfaces.Components."""
+        return self.rollout.lend()
 
     def holders(self, stage: str) -> list[Holder]:
         """See interfaces.Components."""
@@ -136,7 +143,7 @@ def connect(config: Config) -> None:
     """
     torch.set_num_threads(1)
     if config.cluster.address:
-        ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.WARNING)
+        join(config.cluster.address, "cluster.address")
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see actors.priority
@@ -288,13 +295,8 @@ def _verifier(plan: Plan, model_path: str, events: Events) -> RemoteVerifier:
     )
 
     def make(num_processes: int) -> ActorProxy[VerifierService]:
-        return actor.remote(
-            model_path,
-            num_processes,
-            verifier.deadline_seconds,
-            verifier.max_retries,
-            trust_remote_code=config.model.trust_remote_code,
-        )
+        settings = verifier_settings(plan, num_processes)
+        return actor.remote(model_path, settings, trust_remote_code=config.model.trust_remote_code)
 
     def deadline_of(num_processes: int) -> float:
         waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // num_processes)

@@ -6,30 +6,26 @@ One actor per node, pinned to it, without resources: a cluster that is busy can 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address
 from ray.actor import ActorProxy
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import call_each
+from actors.join import joined
 from lpo_ray.doctor import CHECKS, Check, Finding, State, Surroundings, examine
 from lpo_ray.doctor.collective import GRACE, SECONDS, free_port, start_rank, summary
 from lpo_ray.doctor.findings import broken, judge
 from lpo_ray.doctor.probe import Outcome
 from lpo_ray.doctor.versions import all_versions, same_everywhere
-from lpo_ray.errors import ConfigError, LpoRayError
+from lpo_ray.errors import LpoRayError
 
 T = TypeVar("T")
-AUTO = "auto"
 START_SECONDS = 60.0
 """for the actor of a node; it imports torch"""
 CALL_SECONDS = 30.0
@@ -85,45 +81,13 @@ def examine_cluster(
     address: str, surroundings: Surroundings, *, quick: bool, checks: Sequence[Check] = CHECKS
 ) -> dict[str, list[Finding]]:
     """The findings by node, then those between nodes. Raises ConfigError when no cluster can be joined."""
-    join(address)
-    nodes: list[Node] = []
-    try:
-        nodes += [_node(found) for found in ray.nodes() if found["Alive"]]
-        return asyncio.run(_examine(nodes, checks, surroundings, quick=quick))
-    finally:
-        for node in nodes:
-            ray.kill(node.handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
-        ray.shutdown()
-
-
-def join(address: str) -> None:
-    """Join the cluster as a driver. Raises ConfigError."""
-    try:
-        # auto is RAY_ADDRESS, or what the last `ray start` left in a file, of a cluster that may have ended since
-        _reach(address, (canonicalize_bootstrap_address(AUTO) or "") if address == AUTO else address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ConfigError(
-            f"--address is {address!r}, whose Ray cluster cannot be joined: {reason}; expected HOST:PORT of a head, on "
-            "a machine that is a node of its cluster, or auto; with token authentication, RAY_AUTH_MODE=token and the "
-            "head's token in RAY_AUTH_TOKEN_PATH"
-        ) from error
-
-
-def _reach(address: str, found: str) -> None:
-    """Ray waits for minutes for an address where nobody listens. ``found``: what ``address`` stands for."""
-    host, _, port = found.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"--address is {address!r}; expected HOST:PORT as `ray start --head` shows it, or auto")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        where = address if found == address else f"{address} ({found})"
-        raise ConfigError(
-            f"--address is {where}, where nobody answers: {error}; expected the address that `ray start --head` "
-            "shows, whose port is 6379 unless it was told otherwise"
-        ) from error
+    with joined(address, "--address"):
+        nodes = [_node(found) for found in ray.nodes() if found["Alive"]]
+        try:
+            return asyncio.run(_examine(nodes, checks, surroundings, quick=quick))
+        finally:
+            for node in nodes:
+                ray.kill(node.handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle
 
 
 async def _examine(

@@ -113,7 +113,7 @@ class LearnerWorker:
             gradient_checkpointing=settings.gradient_checkpointing,
         )
         self._reference = None
-        if settings.objective.reference_kl:
+        if settings.objective.at(0).reference_kl:
             frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
             self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
         process = current_process()
@@ -130,16 +130,16 @@ class LearnerWorker:
 
     def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
         """The anchor of this rank's share of the pieces."""
-        return log_ratios_to_engine(self._policy, shares[self._rank], self._settings.objective)
+        return log_ratios_to_engine(self._policy, shares[self._rank], self._settings.objective.at(0))
 
     def project(self, batch: TrainBatch) -> list[UpdateReport]:
         """All updates of a step, on this rank's share."""
-        objective = self._settings.objective
+        objective = self._settings.objective.at(batch.step)
         return run_updates(self._policy, batch.updates, self._rank, objective, batch.learning_rate, self._reference)
 
-    def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
-        """Log-probs of tokens 1..T-1 of each sequence, [T-1]; the same on every rank."""
-        return sequence_logprobs(self._policy, sequences)
+    def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
+        """See interfaces.Learner; the same on every rank."""
+        return sequence_logprobs(self._policy, sequences, temperature)
 
     def open_export(self, export: Export) -> Manifest:
         """Prepare to send weights. May be called again, for another transport."""

@@ -12,12 +12,12 @@ import logging
 import sys
 from collections.abc import Mapping
 
-import ray
 from ray.actor import ActorProxy
 
 from actors.calls import call
 from actors.control import ANSWER_SECONDS, CALL_SECONDS, RunControl, control_name, find
 from actors.inspection import inspect
+from actors.join import joined
 from lpo_ray.errors import ConfigError, LpoRayError
 from lpo_ray.telemetry.why import place, processes_of
 
@@ -49,17 +49,8 @@ async def _status(handle: ActorProxy[RunControl], who: str) -> dict[str, object]
 def ask_here(address: str, question: Mapping[str, object]) -> dict[str, object]:
     """Join the cluster at ``address``, a machine of which this is, for one question."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="lpo-ray-questions")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"the cluster at {address} cannot be joined: {str(error).splitlines()[0]}. Expected a run that goes on, in "
-            "a cluster of which this machine is a part"
-        ) from error
-    try:
+    with joined(address, "the run's cluster", "lpo-ray-questions"):
         return asyncio.run(answer(question))
-    finally:
-        ray.shutdown()
 
 
 def main() -> None:

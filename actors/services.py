@@ -41,14 +41,14 @@ class RemoteVerifier:
         )
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
-        """See interfaces.Verifier. Only the rewards come back. A service that is gone is replaced, and scores the group
-        again: nothing of it is lost.
+        """See interfaces.Verifier. Rewards and details come back. A service that is gone is replaced, and scores the
+        group again: nothing of it is lost.
         """
         what, seconds = f"score {group.prompt.prompt_id}", self._deadline_of(self.num_processes)
         self.groups[group.key] = time.time()
         try:
-            rewards = await self.service.call(lambda actor: actor.score.remote(group), what, seconds)
-            return ScoredGroup(group, rewards)
+            scores = await self.service.call(lambda actor: actor.score.remote(group), what, seconds)
+            return ScoredGroup(group, *scores)
         finally:
             self.groups.pop(group.key, None)
 
@@ -74,9 +74,9 @@ class RemoteTargetBuilder:
 
     builder: Supervised[TargetBuilder]
 
-    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
+    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
         """See interfaces.TargetBuilder."""
-        return await self.builder.call(lambda actor: actor.build.remote(groups, anchor), "build", BUILD_SECONDS)
+        return await self.builder.call(lambda actor: actor.build.remote(groups, anchor, step), "build", BUILD_SECONDS)
 
     def holder(self) -> Holder:
         """The builder, as the one that is at work."""

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from actors.inspection import current_process
 from actors.worker_log import ship_log
 from lpo_ray.records import Anchor, Process, ScoredGroup, TargetGroup
+from lpo_ray.scheduled import Scheduled
 from lpo_ray.targets import TargetRule, build_targets
 
 
 class TargetBuilder:
     """Plain class; ``cluster.py`` makes it an actor."""
 
-    def __init__(self, rule: TargetRule) -> None:
+    def __init__(self, rule: Scheduled[TargetRule]) -> None:
         self._rule = rule
 
     def start(self) -> Process:
@@ -21,6 +22,6 @@ class TargetBuilder:
         ship_log("target", "target builder")
         return current_process()
 
-    def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
+    def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
         """See interfaces.TargetBuilder."""
-        return build_targets(groups, anchor, self._rule)
+        return build_targets(groups, anchor, self._rule.at(step))

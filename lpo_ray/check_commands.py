@@ -1,4 +1,4 @@
-"""What the command line does before anything is trained: plan, doctor, simulate."""
+"""What the command line does before anything is trained: plan, data, doctor, simulate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lpo_ray import doctor
+from lpo_ray import data_view, doctor
 from lpo_ray.architecture import read_architecture
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import ClusterKind, Config
@@ -21,11 +21,11 @@ from lpo_ray.errors import ChecksFailed, ConfigError, DoesNotFit
 from lpo_ray.forecast import Given, make_forecast
 from lpo_ray.forecast_view import render_forecast, render_rows
 from lpo_ray.machines import Machine, described, this_machine
-from lpo_ray.plan import Plan, outline
+from lpo_ray.plan import Plan, data_plan, outline
 from lpo_ray.rates import measured_in
 from lpo_ray.simulation import run as simulation
 from lpo_ray.simulation.run import simulate_each
-from lpo_ray.warmup import default_cache_dir
+from lpo_ray.warmup import character_tokenizer, default_cache_dir
 
 ROW_WIDTH = 200
 """columns of a table that is not cut where the output is no terminal"""
@@ -106,6 +106,19 @@ def _measured(given: Given, run_dir: Path) -> Given:
     found = measured_in(run_dir, num_workers=stored.rollout.num_workers, world_size=world_size)
     length = given.response_tokens if given.response_tokens is not None else found.response_tokens
     return dataclasses.replace(given, measured=found.rates, response_tokens=length)
+
+
+def data_command(config: Config, *, as_json: bool) -> None:
+    """Print the first prompts of a run as the engine will get them, and what is in its data. DataError when that cannot
+    be used.
+    """
+    plan = data_plan(config)
+    path = plan.model_path
+    report = data_view.read(plan, character_tokenizer() if path is None else plan.tokenizer(path))
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json(), indent=2) + "\n")
+    else:
+        Console(highlight=False).print(data_view.render(report))
 
 
 def doctor_command(address: str | None, *, as_json: bool, quick: bool) -> None:

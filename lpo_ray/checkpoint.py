@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentFailed
+from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentFailed, ConfigError
 from lpo_ray.interfaces import Learner
 
 _FOLDER = re.compile(r"step_(\d{6,})")
@@ -81,6 +81,17 @@ def list_checkpoints(root: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = [path for path in root.glob("step_*") if _FOLDER.fullmatch(path.name) and (path / _STATE).is_file()]
     return sorted(found, key=step_of)
+
+
+def chosen(run_dir: Path, step: int | None) -> Path:
+    """The checkpoint of ``step`` in a run's folder, or the newest. ConfigError when it has none."""
+    found = {step_of(path): path for path in list_checkpoints(run_dir / "checkpoints")}
+    if not found:
+        raise ConfigError(f"run folder {run_dir} has no checkpoint; expected the folder of a run that was trained")
+    step = max(found) if step is None else step
+    if step not in found:
+        raise ConfigError(f"{run_dir} has no checkpoint of step {step}; it has those of {', '.join(map(str, found))}")
+    return found[step]
 
 
 def step_of(checkpoint: Path) -> int:

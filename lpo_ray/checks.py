@@ -13,8 +13,9 @@ from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import ClusterKind, Config, PipelineConfig, Resume, TaskConfig
 from lpo_ray.data.source import PromptSource
 from lpo_ray.errors import ConfigError
-from lpo_ray.plugins import UnknownName, resolve
-from lpo_ray.verifiers import VERIFIERS
+from lpo_ray.plugins import UnknownName
+from lpo_ray.verifiers.mixture import is_remote, terms
+from lpo_ray.verifiers.run import judge_named
 
 RESUMED_AS_BEGUN = ("run.seed", "model", "task", "sampling", "pipeline.groups_per_step")
 """what a resumed run may not change: the ledger's prompts and the checkpoint's weights were made with it"""
@@ -29,44 +30,37 @@ def check_context(max_tokens: int, context: int) -> None:
         )
 
 
-def check_verifier(name: str) -> None:
-    """It is in the table, or can be imported."""
-    try:
-        resolve(name, VERIFIERS, "task.verifier")
-    except UnknownName as error:
-        raise ConfigError(str(error)) from error
+def check_verifier(verifier: str, cluster: ClusterKind) -> None:
+    """Each of its sum is in the table or can be imported, and is a function that can be asked; or is a service."""
+    for name in (term.name for term in terms(verifier)):
+        if is_remote(name):
+            if cluster is ClusterKind.inprocess:
+                raise ConfigError(f"task.verifier has {name} with cluster.kind=inprocess; expected cluster.kind=ray")
+            continue
+        try:
+            judge_named(name)
+        except UnknownName as error:
+            raise ConfigError(str(error)) from error
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"task.verifier={name} failed while it was made ready: {what}") from error
 
 
-def check_data(source: PromptSource, num_heldout: int) -> None:
-    """A prompt can be had, and as many held-out ones as an evaluation takes."""
-    source.train(0)
+def check_training_data(task: TaskConfig) -> None:
+    """Files of which there is one for the evaluation have one for training too."""
+    if task.heldout_path is not None and task.path is None:
+        raise ConfigError(
+            f"task.path is null with task.heldout_path={task.heldout_path}; expected a file to train on: only "
+            "lpo-ray evaluate does without"
+        )
+
+
+def check_data(source: PromptSource, num_heldout: int, *, for_training: bool) -> None:
+    """A training prompt can be had, and as many held-out ones as an evaluation takes."""
+    if for_training:
+        source.train(0)
     if num_heldout:
         source.heldout(num_heldout)
-
-
-def check_task(task: TaskConfig, num_heldout: int) -> None:
-    """A known task, whose files are there."""
-    if task.name not in ("countdown", "dataset"):
-        raise ConfigError(f"task.name is {task.name!r}; expected countdown or dataset")
-    if task.num_train is not None and task.num_train < 1:
-        raise ConfigError(f"task.num_train is {task.num_train}; expected 1 or more, or null for all")
-    if not task.counts or any(count not in (3, 4) for count in task.counts):
-        raise ConfigError(f"task.counts is {task.counts}; expected a list of 3 and 4, as in [3, 4]")
-    if task.name == "dataset":
-        _check_files(task.path, task.heldout_path, num_heldout)
-
-
-def _check_files(path: str | None, heldout_path: str | None, num_heldout: int) -> None:
-    if path is None:
-        raise ConfigError("task.path is null; task.name=dataset needs a .jsonl or .parquet file")
-    if heldout_path is None and num_heldout:
-        raise ConfigError(
-            "task.heldout_path is null, but evaluation.num_prompts is "
-            f"{num_heldout}; give a file of held-out prompts, or set evaluation.num_prompts=0"
-        )
-    for key, value in (("task.path", path), ("task.heldout_path", heldout_path)):
-        if value is not None and value.endswith((".jsonl", ".parquet")) and not Path(value).is_file():
-            raise ConfigError(f"{key} is {value!r}, which does not exist; expected a .jsonl or .parquet file")
 
 
 def check_run_folder(folder: Path, config: Config) -> None:

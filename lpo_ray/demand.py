@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lpo_ray.architecture import Architecture
@@ -57,16 +57,23 @@ def _read_prompts(plan: Plan) -> float | None:
     try:
         if path is not None and not Path(path).is_dir():
             return None
-        source = plan.source(character_tokenizer() if path is None else Tokenizer.load(path))
+        source = _few(plan).source(character_tokenizer() if path is None else Tokenizer.load(path))
         return sum(len(source.train(number).token_ids) for number in range(PROMPTS_READ)) / PROMPTS_READ
     except ConfigError:  # data or tokenizer are not here, which ``make_plan`` says better
         return None
 
 
+def _few(plan: Plan) -> Plan:
+    """The same plan with the first PROMPTS_READ prompts only, so that a large file is not read to its end."""
+    task = plan.config.task
+    few = replace(task, num_train=min(PROMPTS_READ, task.num_train or PROMPTS_READ), heldout_path=None)
+    return replace(plan, config=replace(plan.config, task=few))
+
+
 def step_work(plan: Plan, model: Architecture, lengths: Lengths) -> Work:
     """What a step of the plan has to do."""
     config = plan.config
-    objective = plan.objective()
+    objective = plan.objective().at(0)
     return Work(
         prompts=config.pipeline.groups_per_step,
         group_size=config.sampling.group_size,

@@ -219,6 +219,35 @@ class ReplayDiffers(LpoRayError):
     """A recorded step, computed again, gave other weights."""
 
 
+class RunFailed(LpoRayError):
+    """A run of a comparison ended with an error; carries its last lines."""
+
+    def __init__(self, run: str, code: int, log: str, last_lines: Sequence[str]) -> None:
+        super().__init__(run, code, log, last_lines)
+        self.run, self.code, self.log, self.last_lines = run, code, log, last_lines
+
+    def __str__(self) -> str:
+        said = "\n".join(f"    {line}" for line in self.last_lines)
+        return (
+            f"run {self.run} ended with exit code {self.code}. Expected 0; all it said is in {self.log}, at the end:\n"
+            f"{said}"
+        )
+
+
+class RunsFailed(LpoRayError):
+    """Some runs of a comparison failed; the others are compared."""
+
+    def __init__(self, runs: Sequence[str], total: int) -> None:
+        super().__init__(runs, total)
+        self.runs, self.total = runs, total
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.runs)} of {self.total} runs failed: {', '.join(self.runs)}. Expected none; the same command "
+            "goes on with them, and runs again only what has not finished"
+        )
+
+
 class Interrupted(LpoRayError):
     """A signal asked the run to end; the work done so far is committed."""
 
@@ -229,3 +258,10 @@ class Interrupted(LpoRayError):
 
     def __str__(self) -> str:
         return f"stopped by signal {self.signal_number} after step {self.step}; go on with run.resume=auto"
+
+
+class EvaluationInterrupted(Interrupted):
+    """A signal asked an evaluation to end; the results so far are kept."""
+
+    def __str__(self) -> str:
+        return f"stopped by signal {self.signal_number}; the results so far are kept: the same command goes on"

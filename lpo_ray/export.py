@@ -18,19 +18,15 @@ def export(run_dir: Path, target: Path, step: int | None = None) -> int:
 
     The folder needs nothing of this project: transformers and ``vllm serve`` load it.
     """
-    found = {checkpoint.step_of(path): path for path in checkpoint.list_checkpoints(run_dir / "checkpoints")}
-    if not found:
-        raise ConfigError(f"run folder {run_dir} has no checkpoint; expected the folder of a run that was trained")
-    step = max(found) if step is None else step
-    if step not in found:
-        raise ConfigError(f"{run_dir} has no checkpoint of step {step}; it has those of {', '.join(map(str, found))}")
+    saved = checkpoint.chosen(run_dir, step)
+    step = checkpoint.step_of(saved)
     if target.exists():
         raise ConfigError(f"{target} exists; give a folder that does not, so that nothing is overwritten")
-    checkpoint.verify(found[step], str(found[step] / "policy"))
+    checkpoint.verify(saved, str(saved / "policy"))
     partial = target.with_name(f".partial-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(found[step] / "policy", partial)
+        shutil.copytree(saved / "policy", partial)
         write_text(partial / "README.md", _card(run_dir, step))
         partial.rename(target)
     finally:

@@ -7,7 +7,7 @@ call has a deadline of its own and raises a named error of ``errors.py`` when th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -50,8 +50,8 @@ class Verifier(Protocol):
 class TargetBuilder(Protocol):
     """Builds targets on the simplex."""
 
-    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
-        """Targets of one step, in the order given; batch-wide statistics are over exactly these groups."""
+    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
+        """Targets of a step (counted from 0), in the order given; batch-wide statistics are over these groups only."""
         ...
 
 
@@ -68,8 +68,8 @@ class Learner(Protocol):
         """Run the updates of one step in order. The anchor is the policy before the first of them."""
         ...
 
-    async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
-        """Log-probs of tokens 1..T-1 of each sequence at temperature 1, [T-1] each: what engines must agree with."""
+    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
+        """Log-probs of tokens 1..T-1 of each sequence, [T-1] each; at temperature 1 what engines must agree with."""
         ...
 
     async def digest(self) -> str:
@@ -165,6 +165,12 @@ class Components(Protocol):
     @property
     def transport(self) -> WeightTransport:
         """Moves the weights."""
+        ...
+
+    def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
+        """An engine that keeps its weights until the context ends, while the run goes on without it. None when there is
+        none to spare. Its ``sample`` raises ComponentDied when it is lost.
+        """
         ...
 
     def holders(self, stage: str) -> list[Holder]:

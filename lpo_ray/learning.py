@@ -43,6 +43,7 @@ from lpo_ray.records import (
     Update,
     UpdateReport,
 )
+from lpo_ray.scheduled import Scheduled
 from lpo_ray.scoring import Scorer, TokenScores, score_bundles
 
 
@@ -85,7 +86,8 @@ class LearnerSettings:
     model_path: str
     dtype: str
     """float32, or bfloat16 with fp32 master weights"""
-    objective: Objective
+    objective: Scheduled[Objective]
+    """only its divergence changes"""
     optimiser: OptimiserSettings
     packing: Packing
     attention: str

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lpo_ray.after import NOTHING, Measurement, MeasureRule
 from lpo_ray.assembly import Assembly, AssemblySettings, StepGroups
 from lpo_ray.checkpoint import CheckpointRules, CheckpointState, save_checkpoint
 from lpo_ray.data.source import PromptSource
@@ -29,6 +30,7 @@ from lpo_ray.interfaces import Components, Observer
 from lpo_ray.ledger import Ledger, Owed
 from lpo_ray.packing import Packing, pack_step
 from lpo_ray.records import (
+    AfterGroup,
     Anchor,
     Key,
     Publication,
@@ -74,13 +76,14 @@ class LoopSettings:
     max_skipped_updates: int
     """in a row, before NumbersNotFinite"""
     evaluate_every: int
+    measure: MeasureRule = NOTHING
 
 
 async def make_batch(
     components: Components, groups: Sequence[ScoredGroup], anchor: Anchor, settings: BatchSettings, step: int
 ) -> tuple[list[TargetGroup], TrainBatch]:
     """Targets of a step's groups and the updates that project the policy onto them, for as many ranks as there are."""
-    targets = await components.target_builder.build(groups, anchor)
+    targets = await components.target_builder.build(groups, anchor, step)
     batch = pack_step(
         targets,
         dataclasses.replace(settings.packing, world_size=components.learner.world_size),
@@ -164,7 +167,7 @@ class TrainingLoop:
             if found is None:
                 break
             made = await self._with_learner(functools.partial(self._make_step, step, found))
-            targets, batch, report, publication = made
+            targets, batch, report, after, publication = made
             version = publication.version
             trained, skipped = _outcome(found.fresh, report)
             reused = [scored.group.key for scored in found.reused]
@@ -172,7 +175,7 @@ class TrainingLoop:
                 self._observer.step_done(
                     StepRecord(
                         version.step, batch, targets, report, publication, self._ledger.counts(), found.left_out,
-                        len(found.reused), lane.backlog(),
+                        len(found.reused), lane.backlog(), after,
                     )
                 )  # fmt: skip
             assembly.trained(step, [scored for scored in found.fresh if scored.group.key not in skipped])
@@ -187,16 +190,19 @@ class TrainingLoop:
 
     async def _make_step(
         self, step: int, found: StepGroups
-    ) -> tuple[list[TargetGroup], TrainBatch, StepReport, Publication]:
+    ) -> tuple[list[TargetGroup], TrainBatch, StepReport, dict[Key, AfterGroup], Publication]:
         """From a step's groups to published weights. Nothing of it is on record before the caller commits it."""
         parts = self._components
         with self._observer.stage("anchor"):
             targets, batch = await make_batch(parts, found.groups, found.anchor, self._settings.batch, step)
         await self._until_saved()
         with self._observer.stage("project"):
+            measurement = Measurement(parts.learner, targets, self._settings.measure)
+            await measurement.before()
             report = await parts.learner.project(batch)
+            after = await measurement.after()
         with self._observer.stage("publish"):
-            return targets, batch, report, await parts.transport.publish(step + 1)
+            return targets, batch, report, after, await parts.transport.publish(step + 1)
 
     async def _log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         return await self._with_learner(lambda: self._components.learner.log_ratios(groups))

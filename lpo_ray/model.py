@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lpo_ray.errors import ConfigError
@@ -35,11 +36,11 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
     not trusted.
     """
     folder = Path(path)
-    if folder.is_absolute() or folder.exists():
+    if folder.is_absolute() or path.startswith((".", "~")) or folder.exists():  # no hub name begins like that
         if not (folder / "config.json").is_file():
             raise ConfigError(
-                f"model.path is {path!r}, which has no config.json; expected a Hugging Face model folder, or null for "
-                "the tiny base policy"
+                f"model.path is {path!r}, which has no config.json; expected a Hugging Face model folder (`lpo-ray "
+                "import-gguf` makes one), or null for the tiny base policy"
             )
         try:
             json.loads((folder / "config.json").read_text())
@@ -50,6 +51,21 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
     if not isinstance(length, int):
         raise ConfigError(f"the config of {path!r} has no max_position_embeddings, so its context is not known")
     return length
+
+
+def identity(path: str, *, trust_remote_code: bool = False) -> str:
+    """What model this is: the digest of all files of a folder but its texts for people; of a hub's, the name and the
+    commit that is in use. ConfigError as context_length.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        commit = getattr(_config(path, trust_remote_code=trust_remote_code), "_commit_hash", None)
+        return f"{path}@{commit}"
+    digest = blake3()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix != ".md"):
+        of_file = blake3(max_threads=blake3.AUTO).update_mmap(file)
+        digest.update(f"{file.relative_to(folder)} {of_file.hexdigest()}\n".encode())
+    return digest.hexdigest(16)
 
 
 def _config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:

@@ -6,38 +6,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
 from lpo_ray import checks, warmup
+from lpo_ray.after import MeasureRule
 from lpo_ray.assembly import AssemblySettings
 from lpo_ray.autoscale import AutoscaleRule
 from lpo_ray.checkpoint import CheckpointRules
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.config.validate import warnings
-from lpo_ray.data.countdown_source import CountdownSource
-from lpo_ray.data.dataset import DatasetSource
 from lpo_ray.data.source import PromptEncoder, PromptSource
 from lpo_ray.errors import ConfigError
 from lpo_ray.learning import LearnerSettings, Objective, OptimiserSettings
 from lpo_ray.loop import BatchSettings, LoopSettings
 from lpo_ray.model import context_length
+from lpo_ray.objective import UNANCHORED
 from lpo_ray.packing import Packing
 from lpo_ray.pool import PoolSettings
 from lpo_ray.records import Sampling
 from lpo_ray.sample_lane import SampleSettings
+from lpo_ray.sandbox.limits import Limits
 from lpo_ray.schedule import learning_rates
+from lpo_ray.scheduled import Scheduled
 from lpo_ray.supervision import RestartRule
 from lpo_ray.targets import StaleRule, TargetRule
+from lpo_ray.tasks import check_task, task_named, verifier_of
+from lpo_ray.tasks.task import Given
 from lpo_ray.telemetry.trackers import tracker_named
 from lpo_ray.tokenizer import Tokenizer
-from lpo_ray.verifiers import VERIFIERS
+from lpo_ray.verifiers.overlong import Overlong
 
-DEFAULT_VERIFIERS = {"countdown": "countdown"}
-"""task.name -> verifier when task.verifier is null"""
 BYTES_PER_TOKEN = 20
 """of a response: token id, log-prob, version"""
 DECIDES_A_STEP = (
@@ -45,6 +48,14 @@ DECIDES_A_STEP = (
     "pipeline.share_prompt", "rollout.dtype", "run.steps",
 )  # fmt: skip
 """what the weights after a step depend on, beside its groups"""
+
+
+class Point(NamedTuple):
+    """Of the grid: what objective.schedule can change."""
+
+    divergence: str
+    target_temperature: str | float
+    temperature_scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,8 @@ class Plan:
     verifier: str
     tolerance: float
     """of the weight proof, in log-prob"""
+    checked: PromptSource | None = field(default=None, repr=False)
+    """the prompts, where they were read to be checked: a large file is read once"""
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -110,8 +123,35 @@ class Plan:
     @property
     def max_in_flight(self) -> int:
         """Evaluation prompts on their way at once: enough to keep every engine full twice over."""
-        rollout, evaluation = self.config.rollout, self.config.evaluation
-        return max(1, 2 * rollout.num_workers * rollout.max_num_seqs // evaluation.samples_per_prompt)
+        return self.config.rollout.num_workers * self.max_in_flight_of_one
+
+    @property
+    def max_in_flight_of_one(self) -> int:
+        """The same, of one engine."""
+        return max(1, 2 * self.config.rollout.max_num_seqs // self.config.evaluation.samples_per_prompt)
+
+    @property
+    def lends_for_evaluation(self) -> bool:
+        """Whether a run evaluates on an engine lent for it; not if a checkpoint's score may be the evaluation's,
+        which is made before it then.
+        """
+        return self.config.evaluation.lend_worker and self.config.checkpoint.best is None
+
+    def overlong(self) -> Overlong:
+        """What responses lose for their length."""
+        shaping = self.config.verifier.overlong
+        return Overlong(self.config.sampling.max_tokens, shaping.buffer_tokens, shaping.penalty)
+
+    def sandbox(self) -> Limits:
+        """What a program may use that a verifier runs."""
+        verifier = self.config.verifier
+        sandbox = verifier.sandbox
+        seconds = verifier.deadline_seconds / 2 if sandbox.seconds is None else sandbox.seconds
+        start_seconds = (verifier.deadline_seconds - seconds) / 2
+        return Limits(
+            sandbox.kind.value, seconds, sandbox.memory_mib, sandbox.processes, sandbox.files_mib,
+            sandbox.output_kib, start_seconds, sandbox.total_memory_mib or 2 * sandbox.memory_mib,
+        )  # fmt: skip
 
     def learning_rate(self, step: int) -> float:
         """Of ``step``, counted from 0."""
@@ -168,11 +208,25 @@ class Plan:
             self.config.run.seed,
         )
 
-    def objective(self) -> Objective:
-        """The point of the grid, for the learner."""
+    def points(self) -> Scheduled[Point]:
+        """The points of the grid that the run goes through."""
+        objective = self.config.objective
+        point = Point(objective.divergence, objective.target_temperature, objective.temperature_scale)
+        changes = [(0, point)]
+        for change in objective.schedule:
+            named = {name: getattr(change, name) for name in Point._fields}
+            point = point._replace(**{name: value for name, value in named.items() if value is not None})
+            changes.append((change.from_step, point))
+        return Scheduled(tuple(changes))
+
+    def objective(self) -> Scheduled[Objective]:
+        """For the learner."""
+        return Scheduled(tuple((step, self._objective(point.divergence)) for step, point in self.points().changes))
+
+    def _objective(self, divergence: str) -> Objective:
         objective = self.config.objective
         return Objective(
-            divergence=objective.divergence,
+            divergence=divergence,
             token_clip=objective.token_clip.kind,
             clip_low=objective.token_clip.low,
             clip_high=objective.token_clip.high,
@@ -184,15 +238,19 @@ class Plan:
             importance_cap=objective.importance_cap,
         )
 
-    def target_rule(self) -> TargetRule:
+    def target_rule(self) -> Scheduled[TargetRule]:
         """How targets are built."""
+        return Scheduled(tuple((step, self._target_rule(point)) for step, point in self.points().changes))
+
+    def _target_rule(self, point: Point) -> TargetRule:
         objective = self.config.objective
         return TargetRule(
-            objective.target_temperature,
+            point.target_temperature,
             objective.ddof,
             objective.temperature_floor,
-            anchored=objective.divergence != "first_order",
+            anchored=point.divergence not in UNANCHORED,
             stale=self.stale_rule(),
+            scale=point.temperature_scale,
         )
 
     def stale_rule(self) -> StaleRule:
@@ -297,52 +355,55 @@ class Plan:
             ),
             max_skipped_updates=config.learner.max_skipped_updates,
             evaluate_every=config.evaluation.every,
+            measure=self.measure_rule(),
+        )
+
+    def measure_rule(self) -> MeasureRule:
+        """Which groups are scored again after a step."""
+        config = self.config
+        return MeasureRule(
+            config.telemetry.measured_groups,
+            config.pipeline.tokens_per_micro_batch,
+            config.sampling.temperature,
+            config.objective.length_norm.value,
+            self.from_engine,
         )
 
     def source(self, tokenizer: Tokenizer) -> PromptSource:
         """Prompts of the task. Raises DataError when the data cannot be used."""
-        task, seed = self.config.task, self.config.run.seed
-        if task.name == "countdown":
-            encoder = PromptEncoder(tokenizer, task.template, self.max_prompt_tokens)
-            return CountdownSource(
-                seed=seed,
-                counts=task.counts,
-                template=task.template,
-                verifier=self.verifier,
-                encoder=encoder,
-                num_train=task.num_train,
-            )
-        assert task.path is not None
-        return DatasetSource(
-            path=task.path,
-            heldout_path=task.heldout_path,
-            columns=(task.prompt_column, task.answer_column),
-            verifier=self.verifier,
-            encoder=PromptEncoder(tokenizer, task.template, self.max_prompt_tokens),
-            seed=seed,
-            num_train=task.num_train,
-        )
+        if self.checked is not None:
+            return self.checked
+        task = self.config.task
+        encoder = PromptEncoder(tokenizer, task.template, self.max_prompt_tokens)
+        return task_named(task.name).make(task, Given(self.config.run.seed, self.verifier, encoder))
 
 
 def make_plan(config: Config, *, for_training: bool = True) -> Plan:
     """Check everything that can be checked without starting a process. Raises ConfigError."""
-    model_path = config.model.path
-    trust = config.model.trust_remote_code
-    context = warmup.CONTEXT_LENGTH if model_path is None else context_length(model_path, trust_remote_code=trust)
-    checks.check_context(config.sampling.max_tokens, context)
-    checks.check_task(config.task, config.evaluation.num_prompts)
-    plan = outline(config, context)
-    checks.check_verifier(plan.verifier)
+    plan = data_plan(config)
+    checks.check_verifier(plan.verifier, config.cluster.kind)
     plan.learning_rates()
     _check_reference(config)
     _check_trackers(config.telemetry.trackers)
     if for_training:
+        checks.check_training_data(config.task)
         checks.check_run_folder(plan.run_dir, config)
     checks.check_memory(config)
     checks.check_room(config.pipeline, plan.largest_group)
-    if model_path is not None:
-        checks.check_data(plan.source(plan.tokenizer(model_path)), config.evaluation.num_prompts)
-    return plan
+    if plan.model_path is None:
+        return plan
+    source = plan.source(plan.tokenizer(plan.model_path))
+    checks.check_data(source, config.evaluation.num_prompts, for_training=for_training)
+    return replace(plan, checked=source)
+
+
+def data_plan(config: Config) -> Plan:
+    """A plan of which only what decides the prompts has been checked: model, task and lengths. Raises ConfigError."""
+    path, trust = config.model.path, config.model.trust_remote_code
+    context = warmup.CONTEXT_LENGTH if path is None else context_length(path, trust_remote_code=trust)
+    checks.check_context(config.sampling.max_tokens, context)
+    check_task(config.task, config.evaluation.num_prompts)
+    return outline(config, context)
 
 
 def outline(config: Config, context: int) -> Plan:
@@ -354,7 +415,7 @@ def outline(config: Config, context: int) -> Plan:
         exact = config.model.dtype == config.rollout.dtype == "float32"
         tolerance = 1e-3 if exact else 0.5
     return Plan(
-        config, Path(config.run.dir) / config.run.name, config.model.path, context, _verifier(config), tolerance
+        config, Path(config.run.dir) / config.run.name, config.model.path, context, verifier_of(config.task), tolerance
     )
 
 
@@ -369,16 +430,6 @@ def _check_trackers(names: Sequence[str]) -> None:
         tracker_named(name)
         if names.count(name) > 1:
             raise ConfigError(f"telemetry.trackers is {list(names)}; expected {name!r} once")
-
-
-def _verifier(config: Config) -> str:
-    name = config.task.verifier or DEFAULT_VERIFIERS.get(config.task.name)
-    if name is None:
-        raise ConfigError(
-            f"task.name={config.task.name} has no verifier of its own; set task.verifier to one of "
-            f"{', '.join(VERIFIERS)}, or to 'module:function'"
-        )
-    return name
 
 
 def build_model(plan: Plan, on_progress: warmup.Progress | None = None) -> str:

@@ -1,9 +1,15 @@
-"""Names to functions: a row of a literal table, or "package.module:function" from anywhere on the path. Stdlib only."""
+"""Names to functions: a row of a literal table, "package.module:function" from anywhere on the path, or
+"folder/file.py:function". Stdlib only.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,17 +20,19 @@ class UnknownName(ValueError):
 
 
 def resolve(name: str, table: Mapping[str, T], kind: str) -> T:
-    """``table[name]``, or what "package.module:function" names. ``kind`` is the config key, for the message."""
+    """``table[name]``, or what "package.module:function" or "folder/file.py:function" names. ``kind`` is the config
+    key, for the message.
+    """
     if name in table:
         return table[name]
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = name.rpartition(":")
     if not colon:
         raise UnknownName(
             f"{kind} is {name!r}; expected one of {', '.join(sorted(table))}, or 'package.module:function'"
         )
     try:
-        found: T = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a relative name, ".mod:fn"
+        found: T = getattr(_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError, OSError, SyntaxError) as error:  # TypeError: ".mod:fn"
         raise UnknownName(
             f"{kind} is {name!r}, which cannot be imported ({error}); expected 'package.module:function' on PYTHONPATH "
             f"or in the working folder, or one of {', '.join(sorted(table))}"
@@ -35,3 +43,21 @@ def resolve(name: str, table: Mapping[str, T], kind: str) -> T:
             f"{', '.join(sorted(table))}"
         )
     return found
+
+
+def _module(name: str) -> ModuleType:
+    """A module by its name, or by the path of its file, which is loaded once."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = str(Path(name).resolve())
+    if path not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path, path)
+        assert spec is not None and spec.loader is not None  # of a name that ends in .py there always is one
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path] = module  # before it runs, as import does: its dataclasses look themselves up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[path]
+            raise
+    return sys.modules[path]

@@ -4,6 +4,8 @@
  scale ──▶ starting ──▶ serving ──▶ leaving ──▶ gone       no new groups; what it has it ends, or hands back
               ▲            │
               └── pause ◀──┴── out                          its groups are lost and issued again
+                           ▲
+ lend ─────────────────────┴──▶ lent                        keeps its weights; then takes the current ones, as a joiner
 ```
 A worker that fails is taken out, looked at, ended and replaced in the background; the run goes on with the others. Who
 is new, a joiner or a replacement, gives out nothing before it has proved the current weights. A worker is given as many
@@ -18,12 +20,13 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost, LpoRayError
-from lpo_ray.interfaces import Events
+from lpo_ray.interfaces import Events, RolloutEngine
 from lpo_ray.records import (
     Holder,
     Key,
@@ -96,6 +99,8 @@ class Member(Generic[W]):
     """in flight"""
     up: bool = True
     """takes groups and new weights: neither taken out nor leaving"""
+    lent: bool = False
+    """takes neither, for the time being"""
     leaving: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
     """set when its last group ends"""
@@ -161,21 +166,27 @@ class RolloutPool(Generic[W]):
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         """See interfaces.RolloutEngine. Waits for a worker with room, then at most the rollout deadline."""
-        size, key = sampling.group_size, (prompt.prompt_id, attempt)
-        member = await self._admitted(size)
-        member.groups[key] = time.time()
+        member = await self._admitted(sampling.group_size)
         try:
-            return await member.worker.sample(prompt, sampling, attempt, self._settings.deadline_seconds)
-        except (ComponentDied, ComponentFailed, DeadlineExceeded) as error:
-            if member.leaving:
-                raise GroupLost(prompt.prompt_id, attempt, f"{member.name} left before it had sampled it") from error
-            self.take_out(member, error)
-            raise GroupLost(prompt.prompt_id, attempt, str(error)) from error
+            return await self._sampled_by(member, prompt, sampling, attempt)
         finally:
-            member.groups.pop(key, None)
-            if not member.groups:
-                member.done.set()
-            self._give_back(member, size)
+            self._give_back(member, sampling.group_size)
+
+    def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
+        """One of the workers, apart from the pool from now until the context ends: it keeps its weights, and has no
+        groups but those that it is asked for and those that it has. None when fewer than two serve.
+
+        Its ``sample`` raises ComponentDied once the worker has failed or left: there is no other with these weights.
+        """
+        serving = [member for member in self.members if member.version is not None]
+        if len(serving) < 2:
+            return None
+        member = min(serving, key=lambda member: (member.responses, member.index))
+        member.lent = True
+        self.members.remove(member)
+        self._places[member.index].state = "lent"
+        self._report()
+        return self._until_returned(member)
 
     async def started(self) -> list[Member[W]]:
         """The members whose engines are up; where workers are wanted at least one, for which it waits at most the
@@ -274,6 +285,10 @@ class RolloutPool(Generic[W]):
             ]
         return holding or starting
 
+    def up(self) -> list[Member[W]]:
+        """The members and those that are lent."""
+        return [place.member for place in self._places.values() if place.member is not None and place.member.up]
+
     def receivers(self) -> list[Holder]:
         """The members, as those that take new weights."""
         return [Holder(m.name, f"takes new weights, has {m.version or 'none'}", None, m.process) for m in self.members]
@@ -289,7 +304,45 @@ class RolloutPool(Generic[W]):
             if place.worker is not None:
                 place.worker.kill()
 
+    async def _sampled_by(self, member: Member[W], prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        key = (prompt.prompt_id, attempt)
+        member.groups[key] = time.time()
+        try:
+            return await member.worker.sample(prompt, sampling, attempt, self._settings.deadline_seconds)
+        except (ComponentDied, ComponentFailed, DeadlineExceeded) as error:
+            if member.leaving:
+                raise GroupLost(prompt.prompt_id, attempt, f"{member.name} left before it had sampled it") from error
+            self.take_out(member, error)
+            raise GroupLost(prompt.prompt_id, attempt, str(error)) from error
+        finally:
+            member.groups.pop(key, None)
+            if not member.groups:
+                member.done.set()
+
     # How workers come and go.
+
+    @asynccontextmanager
+    async def _until_returned(self, member: Member[W]) -> AsyncIterator[RolloutEngine]:
+        try:
+            yield _Lent(self, member)
+        finally:
+            member.lent = False
+            if member.up:
+                place = self._places[member.index]
+                place.state, member.version = "starting", None
+                self.members.append(member)
+                self._notify()
+                self._report()
+                self._begin(place, self._admit(member))
+
+    async def _admit(self, member: Member[W]) -> bool:
+        """Whether it is still up."""
+        try:
+            await self.admit(member)
+        except LpoRayError as failed:
+            self.take_out(member, failed)
+            return False
+        return True
 
     def _add(self) -> _Place[W]:
         index = next(self._indices)
@@ -297,7 +350,7 @@ class RolloutPool(Generic[W]):
         self._places[index] = place
         return place
 
-    def _begin(self, place: _Place[W], work: Awaitable[None]) -> None:
+    def _begin(self, place: _Place[W], work: Awaitable[object]) -> None:
         async def run() -> None:
             try:
                 await work
@@ -348,10 +401,7 @@ class RolloutPool(Generic[W]):
         fresh = self._joined(place, process)
         self.members.append(fresh)
         self._notify()
-        try:
-            await self.admit(fresh)
-        except LpoRayError as failed:
-            self.take_out(fresh, failed)
+        if not await self._admit(fresh):
             return
         again = f" ({place.budget})" if place.budget.spent else ""
         serves = f"serves {fresh.version}" if fresh.version else "is up, and takes the next weights"
@@ -439,7 +489,7 @@ class RolloutPool(Generic[W]):
     def _with_room(self, size: int) -> Member[W] | None:
         while self._by_load:
             load, *_, member = self._by_load[0]
-            if load == member.responses and member.up and member.version is not None:
+            if load == member.responses and member.up and not member.lent and member.version is not None:
                 return member if not load or load + size <= self._settings.slots else None
             heapq.heappop(self._by_load)
         return None
@@ -450,7 +500,7 @@ class RolloutPool(Generic[W]):
 
     def _give_back(self, member: Member[W], size: int) -> None:
         member.responses -= size
-        if member.up and member.version is not None:
+        if member.up and not member.lent and member.version is not None:
             self._offer(member)
             self._dispatch()
 
@@ -493,3 +543,22 @@ class RolloutPool(Generic[W]):
 
     def _report(self) -> None:
         self._events.workers(self.statuses())
+
+
+class _Lent(Generic[W]):
+    """RolloutEngine of one worker."""
+
+    def __init__(self, pool: RolloutPool[W], member: Member[W]) -> None:
+        self._pool, self._member = pool, member
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        """See RolloutPool.lend."""
+        member = self._member
+        if not member.up:
+            raise ComponentDied(member.name, "it has left or was replaced while it was lent")
+        try:
+            return await self._pool._sampled_by(member, prompt, sampling, attempt)
+        except GroupLost as lost:
+            if member.up:
+                raise
+            raise ComponentDied(member.name, lost.reason) from lost

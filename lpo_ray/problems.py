@@ -15,14 +15,15 @@ from lpo_ray.machines import Machine, Place
 from lpo_ray.plan import Plan
 from lpo_ray.remedies import for_engine, for_rank
 from lpo_ray.sizing import GIB, EngineSettings, KvCache, Memory, RankSettings, engine_memory, rank_memory
+from lpo_ray.tasks import check_task
 
 
 def unmet_here(plan: Plan) -> list[str]:
     """What ``train`` would refuse on this machine: data and verifiers that are not here. No reason against a plan."""
     config, found = plan.config, []
     for check in (
-        lambda: checks.check_task(config.task, config.evaluation.num_prompts),
-        lambda: checks.check_verifier(plan.verifier),
+        lambda: check_task(config.task, config.evaluation.num_prompts),
+        lambda: checks.check_verifier(plan.verifier, plan.config.cluster.kind),
     ):
         try:
             check()

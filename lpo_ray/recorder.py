@@ -14,9 +14,12 @@ from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
 from lpo_ray.evaluation import Evaluation
 from lpo_ray.loop import StepRecord
+from lpo_ray.plan import Point
 from lpo_ray.records import WorkerStatus
+from lpo_ray.scheduled import Scheduled
 from lpo_ray.telemetry.advice import Adviser, Setup
 from lpo_ray.telemetry.alarms import alarms
+from lpo_ray.telemetry.difficulty import Difficulty
 from lpo_ray.telemetry.evaluations import Evaluations
 from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine
 from lpo_ray.telemetry.metrics import Value, step_metrics, worker_metrics
@@ -43,7 +46,8 @@ class RecorderSettings:
     model: str
     task: str
     objective: dict[str, object]
-    divergence: str
+    points: Scheduled[Point]
+    """of the grid, by step"""
     pass_reward: float
     samples_every: int
     tensorboard: bool
@@ -76,6 +80,7 @@ class Recorder:
         self._evaluations = Evaluations(folder / "evaluations.json")
         self._last: Mapping[str, Value] = {}
         self._tokens = 0
+        self._difficulty = Difficulty(settings.pass_reward)
         self._adviser = Adviser(settings.setup)
         self._status = StatusFile(folder, settings.run, settings.steps)
         self.step = 0
@@ -105,9 +110,13 @@ class Recorder:
 
     def resumed(self, step: int) -> None:
         """The run goes on after ``step`` (0: it starts). What was written beyond it is dropped, to be written again."""
-        for path in (self._settings.folder / "samples").glob("step_*.parquet"):
+        kept = []
+        for path in sorted((self._settings.folder / "samples").glob("step_*.parquet")):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
+            else:
+                kept.append(path)
+        self._difficulty.resumed(kept)
         self._evaluations.resumed(step)
         for sink in self._sinks:
             sink.resumed(step)
@@ -145,6 +154,7 @@ class Recorder:
         """See loop.Observer."""
         settings, seconds = self._settings, self._clock.lap()
         metrics = step_metrics(record, pass_reward=settings.pass_reward, seconds=seconds)
+        metrics |= self._difficulty.step(record.targets)
         self.step = self._status.step = record.step
         self._status.version = str(record.publication.version)
         self._status.write()
@@ -159,7 +169,8 @@ class Recorder:
                 record.report,
                 step=record.step,
                 learning_rate=record.batch.learning_rate,
-                divergence=settings.divergence,
+                divergence=settings.points.at(record.step - 1).divergence,
+                after=record.after,
                 decode=self._tokenizer.decode,
             )
         self._last = metrics

@@ -8,7 +8,7 @@ Arrays are numpy: pickled without copies by Ray, and read-only after it. Shapes:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -42,7 +42,9 @@ class Prompt:
     answer: str
     """opaque to the system; only the verifier reads it"""
     verifier: str
-    """row of VERIFIERS, or "module:function" """
+    """see task.verifier"""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """the dataset's other columns, for verifiers that want them"""
 
     def __post_init__(self) -> None:
         if len(self.token_ids) == 0:
@@ -172,6 +174,8 @@ class ScoredGroup:
     group: PromptGroup
     rewards: FloatArray
     """[K] finite"""
+    details: tuple[str, ...] = ()
+    """[K] what the verifier said beside each reward, or empty: nobody needs it but a reader"""
 
     def __post_init__(self) -> None:
         _same_length(f"group {self.group.prompt.prompt_id}", len(self.group.responses), rewards=len(self.rewards))
@@ -368,6 +372,19 @@ class ProjectedGroup:
         return self.prompt_id, self.attempt
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AfterGroup:
+    """How the policy after a step's last update sees the responses of a group. Made by ``after.Measurement``."""
+
+    log_ratio: FloatArray
+    """[K] s_theta, to pi_b itself, as in ProjectedGroup"""
+    token_log_ratio: tuple[FloatArray, ...]
+    """of each response, [T] log pi_theta - log pi_b"""
+
+    def __post_init__(self) -> None:
+        _same_length("after", len(self.log_ratio), token_log_ratio=len(self.token_log_ratio))
+
+
 @dataclass(frozen=True, slots=True)
 class NotFinite:
     """A number that is not finite, and where it came up first."""
@@ -448,7 +465,7 @@ class WeightsVersion:
         return f"{self.step}:{self.digest[:12]}"
 
 
-WorkerState = Literal["starting", "serving", "out", "leaving"]
+WorkerState = Literal["starting", "serving", "lent", "out", "leaving"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,3 +573,5 @@ class StepRecord:
     reused: int
     """groups that were trained before"""
     backlog: Backlog
+    after: Mapping[Key, AfterGroup] = field(default_factory=dict)
+    """of the groups that were measured"""

@@ -17,7 +17,8 @@ from lpo_ray.checkpoint import CheckpointState
 from lpo_ray.config import dump_config
 from lpo_ray.config.validate import warnings
 from lpo_ray.errors import CheckpointDamaged, ConfigError, LearnerLost, ReplayDiffers
-from lpo_ray.evaluation import Evaluation, evaluate
+from lpo_ray.evaluation import Evaluation
+from lpo_ray.evaluator import Evaluator
 from lpo_ray.interfaces import Components, Events
 from lpo_ray.ledger import Ledger, Owed
 from lpo_ray.loop import TrainingLoop
@@ -93,31 +94,16 @@ async def _train(
     write_text(plan.run_dir / "config.yaml", dump_config(config))
     ledger = Ledger(plan.run_dir / "ledger.sqlite")
     started = time.monotonic()
-    evaluations: dict[int, Evaluation] = {}
     try:
-        async with _open(build, plan, model_path, recorder, steering) as components:
-
-            async def evaluation(step: int) -> None:
-                if not heldout or recorder.has_evaluated(step):
-                    return
-                with recorder.stage("evaluate"):
-                    evaluations[step] = await evaluate(
-                        components.rollout,
-                        components.verifier,
-                        heldout,
-                        plan.evaluation_sampling(),
-                        ks=config.evaluation.ks,
-                        pass_reward=config.evaluation.pass_reward,
-                        max_in_flight=plan.max_in_flight,
-                        on_progress=recorder.evaluating,
-                    )
-                recorder.evaluated(step, evaluations[step])
-
+        async with contextlib.AsyncExitStack() as stack:
+            components = await stack.enter_async_context(_open(build, plan, model_path, recorder, steering))
+            evaluator = Evaluator(plan, components, heldout, recorder)
+            await stack.enter_async_context(evaluator.opened())
             for warning in warnings(config):
                 recorder.note(f"Warning: {warning}")
             start = await _restore(plan, model_path, components, ledger, recorder, unchanged=unchanged)
             if plan.is_evaluated(start.version.step):
-                await evaluation(start.version.step)
+                await evaluator.now(start.version.step)
             if plan.config.rollout.autoscale.max:
                 recorder.on_step = _autoscaling(Autoscaler(plan.autoscale_rule()), components, recorder)
             settings = plan.loop_settings()
@@ -127,16 +113,19 @@ async def _train(
             async def recover(lost: LearnerLost) -> None:
                 await _recover(plan, model_path, components, ledger, recorder, lost)
 
-            version = await signals.loop.run(start.version, start.owed, evaluation, saved=start.saved, recover=recover)
+            version = await signals.loop.run(
+                start.version, start.owed, evaluator.during, saved=start.saved, recover=recover
+            )
             signals.loop, signals.step = None, version.step
-            await evaluation(version.step)
+            await evaluator.finish()
+            await evaluator.now(version.step)
     except BaseException as error:
         recorder.ended(first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
         raise
     finally:
         recorder.close(ledger.counts(), time.monotonic() - started)
         ledger.close()
-    return Outcome(plan.run_dir, evaluations.get(0), evaluations.get(version.step))
+    return Outcome(plan.run_dir, evaluator.done.get(0), evaluator.done.get(version.step))
 
 
 def _autoscaling(scaler: Autoscaler, components: Components, recorder: Recorder) -> Callable[[Seconds], None]:

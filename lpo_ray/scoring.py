@@ -102,12 +102,12 @@ def score_bundles(scorer: Scorer, bundles: Sequence[Bundle], temperature: float)
     return TokenScores(zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy), mask, layout.padding)
 
 
-def sequence_logprobs(scorer: Scorer, sequences: Sequence[IntArray]) -> list[FloatArray]:
-    """Log-probs of tokens 1..T-1 of each sequence at temperature 1, [T-1] each, in one forward: what the engines'
+def sequence_logprobs(scorer: Scorer, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
+    """Log-probs of tokens 1..T-1 of each sequence, [T-1] each, in one forward; at temperature 1 what the engines'
     answers to the probe must agree with.
     """
     with torch.no_grad():
-        scores = score_bundles(scorer, [(sequence[:1], [sequence[1:]]) for sequence in sequences], 1.0)
+        scores = score_bundles(scorer, [(sequence[:1], [sequence[1:]]) for sequence in sequences], temperature)
     return [row[: len(sequence) - 1].cpu().numpy() for row, sequence in zip(scores.logprobs, sequences, strict=True)]
 
 

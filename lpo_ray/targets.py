@@ -68,6 +68,8 @@ class TargetRule:
     floor: float
     anchored: bool
     stale: StaleRule = KEEP
+    scale: float = 1.0
+    """multiplies tau, its floor included"""
 
 
 def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRule) -> list[TargetGroup]:
@@ -91,7 +93,7 @@ def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRul
     tempering = torch.ones(len(groups), dtype=torch.float64)
     if rule.stale.policy == "temper":
         tempering = temper(shift, rule.stale.min_ess * mask.sum(-1), mask=mask)
-    tau = target_temperature(rewards, rule.temperature, ddof=rule.ddof, floor=rule.floor, mask=mask)
+    tau = target_temperature(rewards, rule.temperature, ddof=rule.ddof, floor=rule.floor, mask=mask) * rule.scale
     log_target = gibbs_target(rewards, tau, tempering[:, None] * shift if rule.anchored else None, mask=mask)
     single = mask.sum(1) == 1
     if single.any():
@@ -112,5 +114,5 @@ def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRul
 
 def _batch_statistics(rewards: torch.Tensor, rule: TargetRule) -> tuple[torch.Tensor, torch.Tensor]:
     """Baseline b and tau of the virtual groups: one response has no spread, so the batch [N] is their group."""
-    tau = target_temperature(rewards[None], rule.temperature, ddof=rule.ddof, floor=rule.floor)
+    tau = target_temperature(rewards[None], rule.temperature, ddof=rule.ddof, floor=rule.floor) * rule.scale
     return rewards.mean(), tau[0]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lpo_ray.errors import ConfigError
+from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.foreign_code import not_loaded
 from lpo_ray.records import IntArray
+
+Messages = Sequence[Mapping[str, Any]]
+"""a conversation: each has a role and a content, which is text"""
 
 
 class Tokenizer:
@@ -53,15 +58,54 @@ class Tokenizer:
         """[T] token ids, without special tokens."""
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
+    def encode_many(self, texts: Sequence[str]) -> list[IntArray]:
+        """``encode`` of each, together: several times as fast where the tokenizer has threads."""
+        if not texts:
+            return []
+        found = self._tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+        )
+        rows = found["input_ids"]
+        return [np.asarray(row, dtype=np.int64) for row in cast("list[list[int]]", rows)]
+
     def encode_chat(self, text: str) -> IntArray:
         """[T] token ids of ``text`` as the user's turn, with the prompt for the assistant's."""
-        messages = [{"role": "user", "content": text}]
-        rendered = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self.encode(cast("str", rendered))
+        return self.encode_messages([{"role": "user", "content": text}])
+
+    def encode_messages(self, messages: Messages) -> IntArray:
+        """[T] token ids of a conversation; see ``render``."""
+        return self.encode(self.render(messages))
+
+    def render(self, messages: Messages) -> str:
+        """A conversation through the chat template, with the prompt for the assistant's turn; when the last message is
+        the assistant's, the response goes on with it. DataError without a template, or when it refuses the messages.
+        """
+        if not self.has_chat_template:
+            raise DataError(
+                "the prompt is messages, but the model's tokenizer has no chat template to render them with; expected "
+                "prompts that are text, or a model.path with a chat template"
+            )
+        goes_on = messages[-1]["role"] == "assistant"
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
+                tokenize=False,
+            )
+        except (TemplateError, ValueError, TypeError, KeyError) as error:  # templates are programs, and check little
+            raise DataError(
+                f"the model's chat template refuses the messages: {type(error).__name__}: {error}"
+            ) from error
+        return cast("str", rendered)
 
     def decode(self, token_ids: IntArray) -> str:
         """Text without special tokens."""
         return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def show(self, token_ids: IntArray) -> str:
+        """Text with special tokens: what the model sees."""
+        return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def save(self, folder: Path) -> None:
         """Write it beside a model."""

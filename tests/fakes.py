@@ -58,6 +58,9 @@ class FakeComponents:
     inspected: list[int] = field(default_factory=list)
     """process ids, in order"""
 
+    def lend(self) -> None:
+        pass
+
     def __post_init__(self) -> None:
         self.rollout = self.verifier = self.target_builder = self.learner = self.transport = self
 
@@ -76,7 +79,7 @@ class FakeComponents:
     async def score(self, group: PromptGroup) -> ScoredGroup:
         return ScoredGroup(group, np.arange(len(group.responses), dtype=np.float32))
 
-    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
+    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
         self.events.append(f"build {len(groups)}")
         size = len(groups[0].rewards)
         flat = np.full(size, -np.log(size), dtype=np.float32)
@@ -105,7 +108,7 @@ class FakeComponents:
         version = WeightsVersion(step, f"digest-{step}")
         return Publication(version, 8, 0.5, (WorkerStatus("the fake engine", "serving", version, 0, ""),), 0.0, {})
 
-    async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
+    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
         return [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
 
     async def save(self, folder: Path) -> None:

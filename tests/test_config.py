@@ -68,10 +68,17 @@ def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -
         ("objective.target_temperature=-1", "expected a number above 0"),
         ("objective.token_clip.kind=hard", "objective.token_clip.kind is 'hard'"),
         ("objective.token_clip.low=1.0", "objective.token_clip.low is 1.0; expected in (0, 1)"),
+        ("objective.temperature_scale=0", "objective.temperature_scale is 0.0; expected a number above 0"),
+        ("objective.schedule=[{from_step: 64}]", "objective.schedule[0].from_step is 64; expected above 0, where the"),
+        ("objective.schedule=[{from_step: 9, divergence: kl}]", "objective.schedule[0].divergence is 'kl'; expected"),
+        (
+            "objective.schedule=[{from_step: 9}, {from_step: 9}]",
+            "objective.schedule[1].from_step is 9; expected above 9",
+        ),
         ("objective.ddof=8", "objective.ddof is 8; expected below sampling.group_size"),
         ("objective.divergence=nowhere:fn", "cannot be imported"),
         ("task.name=chess", "task.name is 'chess'"),
-        ("task.verifier=chess", "task.verifier is 'chess'; expected one of boxed, countdown"),
+        ("task.verifier=chess", "task.verifier is 'chess'; expected one of boxed, boxed_format, countdown"),
         ("task.name=dataset", "task.path is null"),
         ("task.counts=[]", "expected a list of 3 and 4"),
         ("task.counts=[7]", "expected a list of 3 and 4"),
@@ -145,15 +152,26 @@ def test_no_shipped_config_is_warned_about(path: Path) -> None:
     assert warnings(load_config(path)) == []
 
 
+def test_the_points_of_the_grid_follow_the_schedule() -> None:
+    changes = (
+        "[{from_step: 8, divergence: first_order}, {from_step: 16, temperature_scale: 0.5, target_temperature: one}]"
+    )
+    plan = make_plan(load_config(QUICKSTART, [f"objective.schedule={changes}"]))
+    assert [plan.objective().at(step).divergence for step in (0, 7, 8, 63)] == ["forward_kl"] * 2 + ["first_order"] * 2
+    rules = [plan.target_rule().at(step) for step in (7, 8, 16)]
+    assert [rule.anchored for rule in rules] == [True, False, False]
+    assert [(rule.temperature, rule.scale) for rule in rules] == [("group_std", 1.0), ("group_std", 1.0), ("one", 0.5)]
+
+
 def test_values_of_stale_groups_reach_targets_and_learner(tmp_path: Path) -> None:
     overrides = [f"run.dir={tmp_path}", "objective.behaviour=engine"]
     plan = make_plan(load_config(QUICKSTART, overrides))
     assert plan.stale_rule() == StaleRule("drop", 0.3, 0.18232)
-    assert plan.objective().importance_cap is None
+    assert plan.objective().at(0).importance_cap is None
     tempering = [*overrides, "objective.stale.policy=temper", "objective.stale.min_ess=0.5"]
-    assert make_plan(load_config(QUICKSTART, tempering)).target_rule().stale == StaleRule("temper", 0.5, 0.18232)
+    assert make_plan(load_config(QUICKSTART, tempering)).target_rule().at(0).stale == StaleRule("temper", 0.5, 0.18232)
     capped = make_plan(load_config(QUICKSTART, [overrides[0], "objective.importance_cap=2"]))
-    assert capped.objective().importance_cap == 2.0
+    assert capped.objective().at(0).importance_cap == 2.0
 
 
 def test_missing_files(tmp_path: Path) -> None:

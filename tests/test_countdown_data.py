@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.data.countdown import Problem, generate, render
+from lpo_ray.data.countdown import EXAMPLES, Problem, answer_json, conversation, generate, render
 from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.data.source import PromptEncoder
+from lpo_ray.verifiers.countdown import countdown_strict
 from lpo_ray.warmup import character_tokenizer
+from tests.datasets_of import chat_tokenizer
 
 
 def source(seed: int, **changes: object) -> CountdownSource:
@@ -84,3 +86,25 @@ def test_templates() -> None:
     problem = generate(0, 0, split="train")
     assert render(problem, "plain").endswith(f"={problem.target}:")
     assert "<answer>" in render(problem, "chat")
+
+
+def test_examples_are_right_and_of_the_training_split() -> None:
+    for example in EXAMPLES:
+        assert countdown_strict("", example.solution, answer_json(example)).reward == 1
+        assert example.split == "train"
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_examples_are_earlier_turns_in_the_form_of_the_question(examples: int) -> None:
+    problem = generate(0, 0, split="heldout")
+    turns = conversation(problem, examples)
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * examples + ["user"]
+    assert [turn["content"] for turn in turns[1::2]] == [example.solution for example in EXAMPLES[:examples]]
+    numbers = ", ".join(map(str, problem.numbers))
+    assert turns[-1]["content"] == f"Make {problem.target} from {numbers}."
+    tokenizer = chat_tokenizer()
+    encoder = PromptEncoder(tokenizer, "chat", 500)
+    made = CountdownSource(
+        seed=0, counts=[3], template="chat", examples=examples, verifier="countdown", encoder=encoder, num_train=None
+    )
+    assert tokenizer.show(made.heldout(1)[0].token_ids) == tokenizer.render(turns)

@@ -33,6 +33,7 @@ from lpo_ray.doctor.machine import (
 )
 from lpo_ray.doctor.ownership import check_owner, owner
 from lpo_ray.doctor.probe import Outcome, run
+from lpo_ray.doctor.sandbox import check_sandbox, sandbox
 from lpo_ray.doctor.stack import engine, extension
 from lpo_ray.doctor.versions import TESTED, companions, engine_package, package, python_version, same_everywhere
 from tests.processes import marked
@@ -378,3 +379,26 @@ def test_a_rank_whose_partner_never_comes_says_so_in_time() -> None:
     assert finding.found.startswith("rank 1: ")
     wrong = summary("x", "gloo", [Outcome(0, {"sum": n, "seconds": 0.1}, "", 1.0) for n in (3.0, 2.0)], 4.0)
     assert (wrong.state, wrong.found) == (FAIL, "1 + 2 came out as [3.0, 2.0]")
+
+
+@pytest.mark.parametrize(
+    ("bubblewrap", "rlimit", "state", "found"),
+    [
+        (None, None, State.ok, "bubblewrap"),
+        (
+            "no bwrap in PATH",
+            None,
+            State.warn,
+            "rlimit, which lacks a /tmp (bubblewrap does not work: no bwrap in PATH)",
+        ),
+        ("no bwrap in PATH", "no fork", State.warn, "bubblewrap does not work: no bwrap in PATH"),
+    ],
+)
+def test_the_sandbox_that_works_here(bubblewrap: str | None, rlimit: str | None, state: State, found: str) -> None:
+    finding = sandbox({"bubblewrap": bubblewrap, "rlimit": rlimit}, ["a /tmp"])
+    assert (finding.state, finding.found) == (state, found)
+
+
+def test_a_sandbox_works_here() -> None:
+    [finding] = check_sandbox(HERE)
+    assert finding.found.startswith(("bubblewrap", "rlimit, which lacks"))

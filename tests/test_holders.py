@@ -113,9 +113,10 @@ async def test_the_verifier_knows_its_groups() -> None:
     task = await started(at.verifier.score(PromptGroup(prompt(7), 2, (RESPONSE,))))
     assert names(at.holders("verify")) == ["verifier service: 1 group, oldest train-00000007 attempt 2"]
     assert at.holders("verify") == at.holders("evaluate")[-1:]
-    at.verifier.service.handle.answer(np.array([0.5], dtype=np.float32))
+    at.verifier.service.handle.answer((np.array([0.5], dtype=np.float32), ("value 21, target 22",)))
     scored = await task
     assert (scored.group.key, scored.rewards.tolist()) == (("train-00000007", 2), [0.5])
+    assert scored.details == ("value 21, target 22",)
     assert at.holders("verify") == []
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, GroupLost, LpoRayError, NoRoom
+from lpo_ray.interfaces import RolloutEngine
 from lpo_ray.pool import Member, PoolSettings, RolloutPool
 from lpo_ray.records import Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
 from lpo_ray.simulation.virtual_time import run
@@ -81,6 +83,12 @@ class Scene:
         await self.pool.start()
         self.pool.serve(self.pool.members, WeightsVersion(1, "one"))
         return self.pool
+
+    async def lent(self) -> AbstractAsyncContextManager[RolloutEngine]:
+        """One worker of a pool that has begun."""
+        found = (await self.begin()).lend()
+        assert found is not None
+        return found
 
     def spawn(self, index: int, name: str) -> Hand:
         hand = Hand(name.removeprefix("rollout worker "), self.events)
@@ -287,5 +295,89 @@ def test_a_group_that_is_given_up_while_it_waits_leaves_its_place_to_the_next() 
         assert pool.members[0].responses == SLOTS
         await asyncio.gather(*tasks, return_exceptions=True)
         assert pool.members[0].responses == 0
+
+    run(main())
+
+
+def test_one_that_is_lent_keeps_its_version_and_gets_nothing_else_until_it_is_back() -> None:
+    async def main() -> None:
+        scene = Scene(num_workers=3)
+        pool = await scene.begin()
+        busy = scene.sample(1)  # worker 0
+        await at(6)
+        lent = pool.lend()
+        assert lent is not None
+        assert scene.states() == ["0 serving", "1 lent", "2 serving"]
+        assert [member.name[-1] for member in await pool.started()] == ["0", "2"], "who gets new weights"
+        assert [member.name[-1] for member in pool.up()] == ["0", "1", "2"]
+        async with lent as engine:
+            more = [scene.sample(number) for number in range(2, 5)]
+            group = await engine.sample(prompt(9), SAMPLING, 0)
+            assert group.prompt.prompt_id == "p9"
+            assert "1 p9" in scene.events
+            assert not {f"1 p{number}" for number in range(2, 5)} & set(scene.events)
+        assert "1 admitted" not in scene.events
+        await asyncio.sleep(0.1)
+        assert "1 admitted" in scene.events, "as a joiner is"
+        assert scene.states() == ["0 serving", "1 serving", "2 serving"]
+        await asyncio.gather(busy, *more)
+        later = [scene.sample(number) for number in range(10, 16)]
+        await asyncio.gather(*later)
+        assert any(f"1 p{number}" in scene.events for number in range(10, 16))
+
+    run(main())
+
+
+def test_what_one_has_when_it_is_lent_it_ends() -> None:
+    async def main() -> None:
+        scene = Scene(num_workers=2)
+        pool = await scene.begin()
+        tasks = [scene.sample(number) for number in range(4)]
+        await at(6)
+        lent = pool.lend()
+        assert lent is not None
+        async with lent:
+            assert {(await task).prompt.prompt_id for task in tasks} == {"p0", "p1", "p2", "p3"}
+
+    run(main())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_there_is_none_to_lend_where_it_would_be_missed(num_workers: int) -> None:
+    async def main() -> None:
+        pool = await Scene(num_workers=num_workers).begin()
+        assert pool.lend() is None
+
+    run(main())
+
+
+def test_one_that_dies_while_it_is_lent_is_replaced_and_its_weights_are_gone() -> None:
+    async def main() -> None:
+        scene = Scene(num_workers=2)
+        async with await scene.lent() as engine:
+            sampling = asyncio.ensure_future(engine.sample(prompt(1), SAMPLING, 0))
+            await asyncio.sleep(1)
+            scene.made["0"][0].kill()
+            with pytest.raises(ComponentDied, match="rollout worker 0"):
+                await sampling
+            await asyncio.sleep(30)
+            assert scene.states() == ["0 serving", "1 serving"], "another, with the weights of now"
+            with pytest.raises(ComponentDied, match="replaced while it was lent"):
+                await engine.sample(prompt(2), SAMPLING, 0)
+        assert scene.states() == ["0 serving", "1 serving"]
+
+    run(main())
+
+
+def test_one_that_is_lent_leaves_when_fewer_are_wanted() -> None:
+    async def main() -> None:
+        scene = Scene(num_workers=2)
+        async with await scene.lent() as engine:
+            scene.pool.scale(1)
+            with pytest.raises(ComponentDied):
+                await engine.sample(prompt(1), SAMPLING, 0)
+            await asyncio.sleep(1)
+        assert scene.states() == ["1 serving"]
+        assert scene.pool.lend() is None
 
     run(main())

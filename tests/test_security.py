@@ -19,7 +19,7 @@ from actors.rendezvous import join_store, listen, open_store
 from actors.transports.cuda_ipc import from_plain, to_plain
 from lpo_ray.checkpoint import _digests
 from lpo_ray.config import load_config
-from lpo_ray.data.dataset import _texts
+from lpo_ray.data.rows import open_rows
 from lpo_ray.errors import CheckpointDamaged, ConfigError, DataError
 from lpo_ray.inprocess.components import build_inprocess
 from lpo_ray.model import context_length, load_policy
@@ -163,7 +163,7 @@ def test_a_datasets_library_that_would_run_scripts_is_refused(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "datasets", raising=False)
     with pytest.raises(DataError, match=said):
-        _texts("somebody/data", ("prompt", "answer"))
+        open_rows("somebody/data")
     monkeypatch.delitem(sys.modules, "datasets")
 
 

@@ -40,6 +40,13 @@ def test_the_anchor_enters_the_target_unless_it_is_first_order() -> None:
     assert plain.log_target.tolist() == pytest.approx([math.log(0.5)] * 2)
 
 
+def test_a_scale_multiplies_tau() -> None:
+    groups = [scored(0, [1.0, 0.0])]
+    half = build_targets(groups, zero_anchor(groups), replace(RULE, scale=0.5))[0]
+    assert half.temperature == pytest.approx(0.25, rel=1e-4)
+    assert half.log_target[0] - half.log_target[1] == pytest.approx(4.0, rel=1e-4)
+
+
 def test_single_responses_are_measured_against_the_batch() -> None:
     groups = [scored(n, [float(n % 2)]) for n in range(4)]
     targets = build_targets(groups, zero_anchor(groups), TargetRule("one", 0, 1e-6, anchored=True))

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.case import Case
 from lpo_ray.verifiers.run import verify
 
 
@@ -37,8 +38,8 @@ def forgets(prompt: str, response: str, answer: str) -> None:
 
 
 def test_a_verifier_that_fails_is_unscored() -> None:
-    assert "RuntimeError: no network" in verify("tests.test_verdict:raises", "", "", "").detail
-    assert "returned NoneType, expected a Verdict" in verify("tests.test_verdict:forgets", "", "", "").detail
+    assert "RuntimeError: no network" in verify("tests.test_verdict:raises", [Case("", "", "")])[0].detail
+    assert verify("tests.test_verdict:forgets", [Case("", "", "")])[0] == Verdict.unscored("the verifier returned None")
 
 
 def test_verifier_processes_stay_light() -> None:

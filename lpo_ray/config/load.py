@@ -16,11 +16,25 @@ from lpo_ray.config.validate import validate
 from lpo_ray.errors import ConfigError
 from lpo_ray.redaction import secret_in
 
+Layer = tuple[str, Mapping[str, object]]
+"""sections of a configuration, and what messages call them"""
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read ``path``, apply ``overrides`` ("section.key=value"), validate. Raises ConfigError naming key and value."""
-    schema = OmegaConf.structured(Config)
-    merged = _merge(schema, _read(path), str(path))
+    return config_of([read_layer(path)], overrides)
+
+
+def read_layer(path: Path) -> Layer:
+    """The sections that a file has. ConfigError when it is no YAML file of sections."""
+    return str(path), cast("Mapping[str, object]", _read(path))
+
+
+def config_of(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Config:
+    """Each layer over those before it, then ``overrides``, then one validation. Raises ConfigError as load_config."""
+    merged = OmegaConf.structured(Config)
+    for source, sections in layers:
+        merged = _merge(merged, OmegaConf.create(dict(sections)), source)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or "." not in key:
@@ -32,12 +46,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"override {override!r} is not valid YAML after '=': {error}") from error
         merged = _merge(merged, update, f"override {override!r}")
+    source = layers[0][0]
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
-        raise ConfigError(f"{path} does not set {', '.join(missing)}; add it to the file or pass {missing[0]}=...")
+        raise ConfigError(f"{source} does not set {', '.join(missing)}; add it to the file or pass {missing[0]}=...")
     config = cast("Config", OmegaConf.to_object(merged))
     validate(config)
-    _refuse_secrets("", OmegaConf.to_container(merged, resolve=True), str(path))
+    _refuse_secrets("", OmegaConf.to_container(merged, resolve=True), source)
     return config
 
 

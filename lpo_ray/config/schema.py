@@ -76,6 +76,14 @@ class EngineKind(Enum):
     asynchronous = "asynchronous"
 
 
+class SandboxKind(Enum):
+    """How an untrusted program is held."""
+
+    auto = "auto"
+    bubblewrap = "bubblewrap"
+    rlimit = "rlimit"
+
+
 class ClusterKind(Enum):
     """Ray actors, or everything in this process (for a debugger)."""
 
@@ -137,20 +145,29 @@ class ModelConfig:
 @dataclass
 class TaskConfig:
     name: str = "countdown"
-    """row of lpo_ray.data.SOURCES: countdown | dataset"""
+    """row of lpo_ray.tasks.TASKS: countdown | math | code | geometry | token_reversal | reasoning_gym:NAME | dataset;
+    or "module:function" that returns a Task
+    """
     verifier: str | None = None
-    """row of VERIFIERS or "module:function"; null takes the task's own"""
+    """row of VERIFIERS, "module:function", "file.py:function", https://..., judge, or a weighted sum such as
+    "math + 0.2*think_format"; null takes the task's own
+    """
     template: str = "plain"
-    """plain, or chat (the tokenizer's chat template)"""
+    """plain, or chat (the tokenizer's chat template); prompts that are messages go through that in any case"""
     counts: list[int] = field(default_factory=lambda: [3])
     """countdown: how many numbers a problem has"""
     num_train: int | None = None
     """size of the training set (cycled in a new order each epoch); null: all rows, or without end for generators"""
     path: str | None = None
-    """dataset: .jsonl or .parquet file, or a Hugging Face dataset folder or hub name"""
+    """of a data set: .jsonl or .parquet file, Hugging Face folder, or hub name NAME, NAME#SPLIT, NAME#CONFIG/SPLIT;
+    `lpo-ray evaluate` needs heldout_path only
+    """
     heldout_path: str | None = None
-    prompt_column: str = "prompt"
-    answer_column: str = "answer"
+    prompt_column: str | None = None
+    """null: recognised by its name, see lpo_ray.data.columns; a column of a column is named with a dot"""
+    answer_column: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """of the task, such as {lengths: [7]} for token_reversal, or those of a generator of reasoning_gym"""
 
 
 @dataclass
@@ -190,9 +207,24 @@ class StaleConfig:
 
 
 @dataclass
+class ChangeConfig:
+    """What holds from a step on; null: as before it."""
+
+    from_step: int = MISSING
+    """steps that come before it"""
+    divergence: str | None = None
+    target_temperature: str | float | int | None = None
+    temperature_scale: float | None = None
+
+
+@dataclass
 class ObjectiveConfig:
     divergence: str = "forward_kl"
     target_temperature: str | float | int = "group_std"
+    temperature_scale: float = 1.0
+    """multiplies tau"""
+    schedule: list[ChangeConfig] = field(default_factory=list)
+    """changes of these three, ascending by from_step"""
     ddof: int = 0
     temperature_floor: float = 1e-6
     token_clip: TokenClipConfig = field(default_factory=TokenClipConfig)
@@ -279,12 +311,87 @@ class RolloutConfig:
 
 
 @dataclass
+class OverlongConfig:
+    """Soft overlong punishment, as DAPO has it."""
+
+    buffer_tokens: int = 0
+    """before sampling.max_tokens, over which a response loses more and more; 0: off"""
+    penalty: float = 1.0
+    """what it loses at max_tokens"""
+
+
+@dataclass
+class HttpConfig:
+    """For task.verifier=https://...: one POST for each response."""
+
+    request: dict[str, str] = field(default_factory=dict)
+    """key of the JSON body -> prompt | response | answer | prompt+response | row | row.COLUMN; {}: prompt, response,
+    answer and row under these names
+    """
+    reward: str = "reward"
+    """where in the reply's JSON the number stands, such as result.score; null there means unscored"""
+    reply_schema: dict[str, Any] = field(default_factory=dict)
+    """JSON schema of the reply; one that breaks it leaves its responses unscored. {}: any reply with that number"""
+    batched: bool = False
+    """one POST for a group: each value is a list, and so is the reward"""
+    key_env: str | None = None
+    """environment variable of the service with the Authorization header, or the bearer token"""
+    concurrency: int = 64
+    """requests at once, a judge's included"""
+
+
+@dataclass
+class JudgeConfig:
+    """For task.verifier=judge: a language model behind an OpenAI-compatible endpoint, with a structured answer."""
+
+    url: str = "http://127.0.0.1:8000/v1"
+    model: str = ""
+    key_env: str | None = None
+    rubric: str = "Judge whether the response answers the question correctly."
+    scale: float = 10.0
+    """the highest score; the reward is the score's share of it"""
+
+
+@dataclass
+class SandboxConfig:
+    """For verifiers that run what a response says (unit_tests)."""
+
+    kind: SandboxKind = SandboxKind.auto
+    """auto: bubblewrap where it works, else rlimit, which protects less and says what is missing"""
+    seconds: float | None = None
+    """wall clock of one program once its sandbox has started, which may take half of what is left of
+    verifier.deadline_seconds; null: half of that deadline
+    """
+    memory_mib: int = 512
+    """of each process of a program"""
+    total_memory_mib: int | None = None
+    """of all its processes and its /tmp together, where there are control groups to limit it; null: twice memory_mib"""
+    processes: int = 32
+    files_mib: int = 16
+    """of all that a program writes"""
+    output_kib: int = 256
+
+
+@dataclass
 class VerifierConfig:
     num_processes: int = 2
+    """to begin with; `lpo-ray scale RUN verifier=N` changes it while the run goes on"""
     deadline_seconds: float = 10.0
-    """for one response; its process is killed then"""
+    """for one response; its process is killed then. Of a service elsewhere: for one answer"""
+    slow_seconds: float = 5.0
+    """a verdict that took longer is reported with its response"""
     max_retries: int = 2
     """of an unscored response, before its group is lost"""
+    recycle_after: int = 10_000
+    """calls, after which a process is replaced"""
+    memory_mib: int = 4096
+    """of one process; it is replaced when it has grown to half of that"""
+    cached_verdicts: int = 0
+    """that the service remembers, so that an equal response is not checked again; 0: none"""
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
+    http: HttpConfig = field(default_factory=HttpConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     labels: dict[str, str] = field(default_factory=dict)
     """of the nodes that the service may be on; {}: any"""
 
@@ -343,6 +450,10 @@ class EvaluationConfig:
     """a response passes when its reward is at least this"""
     every: int = 0
     """steps between evaluations during the run; 0: only before and after"""
+    lend_worker: bool = True
+    """evaluate during the run on one of its rollout workers, where there are two or more: it keeps the weights of that
+    step, and the run goes on with the others. Otherwise, and with checkpoint.best, the run waits
+    """
 
 
 @dataclass
@@ -358,6 +469,8 @@ class CheckpointConfig:
 @dataclass
 class TelemetryConfig:
     samples_every: int = 1
+    measured_groups: int = 8
+    """of a step, scored again after its last update: did P move to w*? 0: none; each costs a forward, or two"""
     """steps between samples/*.parquet; 0: none"""
     tensorboard: bool = True
     trackers: list[str] = field(default_factory=list)

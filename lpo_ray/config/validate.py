@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from lpo_ray.config.schema import (
     Attention,
     Behaviour,
+    ChangeConfig,
     ClipCentre,
     Config,
     EqualRewards,
     LengthNorm,
+    ObjectiveConfig,
     StaleConfig,
     StalePolicy,
 )
+from lpo_ray.config.verifier_rules import check_verifier_section
 from lpo_ray.errors import ConfigError
 from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
 from lpo_ray.plugins import UnknownName, resolve
@@ -24,6 +28,7 @@ from lpo_ray.schedule import SCHEDULES
 def validate(config: Config) -> None:
     """Check the whole configuration without touching disk, network or hardware. Raises ConfigError."""
     _ranges(config)
+    check_verifier_section(config, _require)
     _objective(config)
     _combinations(config)
 
@@ -132,8 +137,6 @@ def _ranges(config: Config) -> None:
         "rollout.drain_seconds": config.rollout.drain_seconds,
         "supervision.window_seconds": config.supervision.window_seconds,
         "cluster.placement_seconds": config.cluster.placement_seconds,
-        "verifier.num_processes": config.verifier.num_processes,
-        "verifier.deadline_seconds": config.verifier.deadline_seconds,
         "learner.world_size": config.learner.world_size,
         "learner.threads": config.learner.threads,
         "learner.lr": config.learner.lr,
@@ -165,7 +168,6 @@ def _ranges(config: Config) -> None:
         "pipeline.reused_groups_per_step": config.pipeline.reused_groups_per_step,
         "pipeline.refill_groups": config.pipeline.refill_groups or 0,
         "sampling.top_k": config.sampling.top_k,
-        "verifier.max_retries": config.verifier.max_retries,
         "rollout.autoscale.min": config.rollout.autoscale.min,
         "rollout.autoscale.max": config.rollout.autoscale.max,
         "supervision.max_restarts": config.supervision.max_restarts,
@@ -177,6 +179,7 @@ def _ranges(config: Config) -> None:
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
         "telemetry.samples_every": config.telemetry.samples_every,
+        "telemetry.measured_groups": config.telemetry.measured_groups,
         "simulation.length_variation": config.simulation.length_variation,
         "simulation.anchor_share": config.simulation.anchor_share,
         "simulation.verify_seconds": config.simulation.verify_seconds,
@@ -219,13 +222,10 @@ def _known(name: str, table: Mapping[str, Callable[..., object]], key: str) -> N
 
 def _objective(config: Config) -> None:
     objective = config.objective
-    _known(objective.divergence, DIVERGENCES, "objective.divergence")
+    _point(objective, "objective")
+    _schedule(objective.schedule, config.run.steps)
     _known(objective.token_clip.kind, TOKEN_CLIPS, "objective.token_clip.kind")
     tau = objective.target_temperature
-    if isinstance(tau, str):
-        _known(tau, TEMPERATURES, "objective.target_temperature")
-    else:
-        _require(tau > 0, "objective.target_temperature", tau, "a number above 0, or a rule's name")
     stale, cap = objective.stale, objective.importance_cap
     _require(0 <= stale.min_ess <= 1, "objective.stale.min_ess", stale.min_ess, "a share of K, in [0, 1]")
     _require(stale.max_drift > 0, "objective.stale.max_drift", stale.max_drift, "a number of nats above 0")
@@ -236,6 +236,28 @@ def _objective(config: Config) -> None:
     size = config.sampling.group_size
     if isinstance(tau, str) and tau == "group_std" and size > 1:
         _require(objective.ddof < size, "objective.ddof", objective.ddof, f"below sampling.group_size ({size})")
+
+
+def _point(point: ObjectiveConfig | ChangeConfig, key: str) -> None:
+    if point.divergence is not None:
+        _known(point.divergence, DIVERGENCES, f"{key}.divergence")
+    tau = point.target_temperature
+    if isinstance(tau, str):
+        _known(tau, TEMPERATURES, f"{key}.target_temperature")
+    elif tau is not None:
+        _require(tau > 0, f"{key}.target_temperature", tau, "a number above 0, or a rule's name")
+    scale = point.temperature_scale
+    _require(scale is None or 0 < scale < math.inf, f"{key}.temperature_scale", scale, "a number above 0")
+
+
+def _schedule(changes: Sequence[ChangeConfig], steps: int) -> None:
+    before = 0
+    for number, change in enumerate(changes):
+        key = f"objective.schedule[{number}]"
+        expected = f"above {before}, where the one before begins, and below run.steps ({steps})"
+        _require(before < change.from_step < steps, f"{key}.from_step", change.from_step, expected)
+        _point(change, key)
+        before = change.from_step
 
 
 def _autoscale(config: Config) -> None:

@@ -7,12 +7,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from hashlib import blake2b
-from typing import Literal
 
+from lpo_ray.data.split import Split, split_of
 from lpo_ray.seeds import derive_seed
+from lpo_ray.tokenizer import Messages
 
-Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 8
 """one in so many problems is held out"""
 MAX_DRAWS = 100_000
@@ -31,9 +30,8 @@ class Problem:
     @property
     def split(self) -> Split:
         """Where the problem belongs, whatever seed made it: decided by its numbers, in any order, and its target."""
-        key = f"{sorted(self.numbers)}={self.target}".encode()
-        digest = blake2b(key, digest_size=8, person=b"countdown").digest()
-        return "heldout" if int.from_bytes(digest, "big") % HELDOUT_SHARE == 0 else "train"
+        key = f"{sorted(self.numbers)}={self.target}"
+        return split_of(key, "countdown", HELDOUT_SHARE)
 
 
 def generate(
@@ -98,6 +96,24 @@ TEMPLATES = {"plain": _plain, "chat": _chat}
 def render(problem: Problem, template: str) -> str:
     """Text of the problem; ``chat`` is the user's turn, to go through the tokenizer's chat template."""
     return TEMPLATES[template](problem)
+
+
+EXAMPLES = (Problem((2, 3, 4), 9, "2+3+4"), Problem((9, 5, 1), 13, "9+5-1"))
+"""solved, of the training split: for models that learn a form from examples rather than from a description"""
+
+
+def conversation(problem: Problem, examples: int) -> Messages:
+    """The problem as the last of the user's turns, after so many of EXAMPLES with their solutions as the assistant's;
+    the form is what these show, so no turn describes it.
+    """
+    shown: list[dict[str, str]] = []
+    for example in EXAMPLES[:examples]:
+        shown += [{"role": "user", "content": _ask(example)}, {"role": "assistant", "content": example.solution}]
+    return [*shown, {"role": "user", "content": _ask(problem)}]
+
+
+def _ask(problem: Problem) -> str:
+    return f"Make {problem.target} from {', '.join(map(str, problem.numbers))}."
 
 
 _SUM, _PRODUCT, _ATOM = 1, 2, 3

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lpo_ray.data.countdown import Split, answer_json, generate, render
-from lpo_ray.data.source import PromptEncoder, epoch_order
+from lpo_ray.data.countdown import answer_json, conversation, generate, render
+from lpo_ray.data.source import PromptEncoder, cycled
+from lpo_ray.data.split import Split
 from lpo_ray.errors import DataError
 from lpo_ray.records import Prompt
 
@@ -22,20 +23,20 @@ class CountdownSource:
         seed: int,
         counts: Sequence[int],
         template: str,
+        examples: int = 0,
         verifier: str,
         encoder: PromptEncoder,
         num_train: int | None,
     ) -> None:
-        """``counts``: how many numbers a problem has, each equally often."""
-        self._seed, self._counts, self._template = seed, tuple(counts), template
+        """``counts``: how many numbers a problem has, each equally often. ``examples``: solved problems that are shown
+        as earlier turns in place of ``template``; 0: none.
+        """
+        self._seed, self._counts, self._template, self._examples = seed, tuple(counts), template, examples
         self._verifier, self._encoder, self._num_train = verifier, encoder, num_train
 
     def train(self, index: int) -> Prompt:
         """Problem ``index`` of this seed's training split."""
-        problem = index
-        if self._num_train:
-            epoch, position = divmod(index, self._num_train)
-            problem = int(epoch_order(self._seed, epoch, self._num_train)[position])
+        problem = cycled(self._seed, index, self._num_train)
         return self._prompt(f"train-{index:08d}", self._seed, problem, "train")
 
     def heldout(self, count: int) -> Sequence[Prompt]:
@@ -44,7 +45,8 @@ class CountdownSource:
 
     def _prompt(self, prompt_id: str, seed: int, index: int, split: Split) -> Prompt:
         problem = generate(seed, index, split=split, counts=self._counts)
-        token_ids = self._encoder.encode(render(problem, self._template))
+        shown = conversation(problem, self._examples) if self._examples else render(problem, self._template)
+        token_ids = self._encoder.encode(shown)
         if len(token_ids) > self._encoder.max_tokens:
             raise DataError(
                 f"countdown prompt {prompt_id} has {len(token_ids)} tokens, but the model's context leaves room for "

@@ -5,17 +5,22 @@ resumes from a number and two runs with one seed see the same prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from lpo_ray.errors import DataError
 from lpo_ray.records import IntArray, Prompt
-from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.tokenizer import Messages, Tokenizer
 
 
 class PromptSource(Protocol):
-    """Training prompts by number, and held-out prompts."""
+    """Training prompts by number, and held-out prompts.
+
+    The position in the data is that number and nothing else: a source has no cursor, so what a resumed run needs is
+    the first number that was never issued, which its ledger has.
+    """
 
     def train(self, index: int) -> Prompt:
         """Training prompt number ``index`` of the run (0, 1, ...), without end. Its id sorts in this order."""
@@ -27,7 +32,9 @@ class PromptSource(Protocol):
 
 
 class PromptEncoder:
-    """Text to the token ids the engine is given, through the plain text or the tokenizer's chat template."""
+    """A prompt to the token ids the engine is given: text as it is or as the user's turn, messages through the
+    tokenizer's chat template whatever task.template says.
+    """
 
     def __init__(self, tokenizer: Tokenizer, template: str, max_tokens: int) -> None:
         """``max_tokens``: the longest prompt that leaves room for a response."""
@@ -37,10 +44,36 @@ class PromptEncoder:
             raise DataError(
                 "task.template=chat, but the model's tokenizer has no chat template; use task.template=plain"
             )
-        self.encode = tokenizer.encode_chat if template == "chat" else tokenizer.encode
-        self.max_tokens = max_tokens
+        self._tokenizer, self._template, self.max_tokens = tokenizer, template, max_tokens
+
+    def encode(self, prompt: str | Messages) -> IntArray:
+        """[T] token ids. DataError for messages that cannot be rendered."""
+        return self._tokenizer.encode(self.render(prompt))
+
+    def encode_many(self, rendered: Sequence[str]) -> list[IntArray]:
+        """Token ids of prompts that ``render`` made, together."""
+        return self._tokenizer.encode_many(rendered)
+
+    def render(self, prompt: str | Messages) -> str:
+        """The text whose tokens the engine is given. DataError for messages that cannot be rendered."""
+        if not isinstance(prompt, str):
+            return self._tokenizer.render(prompt)
+        return self._tokenizer.render([{"role": "user", "content": prompt}]) if self._template == "chat" else prompt
 
 
+def cycled(seed: int, index: int, num_train: int | None) -> int:
+    """Which problem of a generator training prompt ``index`` is: itself, or with ``num_train`` one of so many, each
+    epoch in an order of its own.
+    """
+    if not num_train:
+        return index
+    epoch, position = divmod(index, num_train)
+    return int(epoch_order(seed, epoch, num_train)[position])
+
+
+@lru_cache(maxsize=2)  # a step's prompts may be of two epochs; made anew for each prompt it would take the most time
 def epoch_order(seed: int, epoch: int, size: int) -> IntArray:
-    """The order of ``size`` rows in ``epoch``: a permutation of its own for each (seed, epoch)."""
-    return np.random.default_rng([seed, epoch]).permutation(size)
+    """The order of ``size`` rows in ``epoch``: a permutation of its own for each (seed, epoch). Read-only."""
+    order = np.random.default_rng([seed, epoch]).permutation(size)
+    order.setflags(write=False)
+    return order

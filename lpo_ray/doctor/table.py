@@ -21,6 +21,8 @@ from lpo_ray.doctor.machine import (
     check_shared_memory,
 )
 from lpo_ray.doctor.ownership import check_owner
+from lpo_ray.doctor.sandbox import SECONDS as SANDBOX_SECONDS
+from lpo_ray.doctor.sandbox import check_sandbox
 from lpo_ray.doctor.stack import ENGINE_SECONDS, IMPORT_SECONDS, check_engine, check_extension, check_imports
 from lpo_ray.doctor.versions import check_packages, check_python
 
@@ -39,6 +41,7 @@ CHECKS = (
     Check("file descriptors", check_descriptors, 10),
     Check("ports", check_ports, 10),
     Check("hostname", check_hostname, 20),
+    Check("sandbox", check_sandbox, SANDBOX_SECONDS),
     Check("gloo collective", check_gloo, COLLECTIVE_SECONDS + GRACE + OUTER, slow=True),
     Check("NCCL collective", check_nccl, COLLECTIVE_SECONDS + GRACE + OUTER, slow=True),
     Check("engine", check_engine, ENGINE_SECONDS + OUTER, slow=True),

@@ -7,9 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from lpo_ray.errors import ConfigError, GroupLost, WeightsNotProved
+from lpo_ray.errors import ConfigError, WeightsNotProved
 from lpo_ray.inprocess.engine import TransformersEngine
 from lpo_ray.inprocess.learner import InprocessLearner, TorchPolicy, TorchScorer
 from lpo_ray.learning import LearnerSettings
@@ -26,42 +24,37 @@ from lpo_ray.records import (
     WeightsVersion,
     WorkerStatus,
 )
+from lpo_ray.sandbox.limits import Limits
+from lpo_ray.scheduled import Scheduled
 from lpo_ray.targets import TargetRule, build_targets
 from lpo_ray.telemetry.process import describe, this_process
 from lpo_ray.tokenizer import Tokenizer
-from lpo_ray.verifiers.run import verify
+from lpo_ray.verification import cases_of, scores_of
+from lpo_ray.verifiers.overlong import Overlong
+from lpo_ray.verifiers.run import verify_sum
 
 
 class InprocessVerifier:
     """Calls the verifier's function directly. No deadline: a verifier that hangs can be looked at."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, overlong: Overlong, sandbox: Limits) -> None:
+        self._tokenizer, self._overlong, self._sandbox = tokenizer, overlong, sandbox
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
         """See interfaces.Verifier."""
-        prompt = self._tokenizer.decode(group.prompt.token_ids)
-        rewards = []
-        for number, response in enumerate(group.responses):
-            text = self._tokenizer.decode(response.token_ids)
-            verdict = verify(group.prompt.verifier, prompt, text, group.prompt.answer)
-            if verdict.reward is None:
-                raise GroupLost(
-                    group.prompt.prompt_id, group.attempt, f"response {number} stayed unscored: {verdict.detail}"
-                )
-            rewards.append(verdict.reward)
-        return ScoredGroup(group, np.asarray(rewards, dtype=np.float32))
+        verdicts = verify_sum(group.prompt.verifier, cases_of(group, self._tokenizer, self._sandbox))
+        return ScoredGroup(group, *scores_of(group, verdicts, self._overlong))
 
 
 class InprocessTargetBuilder:
     """Builds targets here."""
 
-    def __init__(self, rule: TargetRule) -> None:
+    def __init__(self, rule: Scheduled[TargetRule]) -> None:
         self._rule = rule
 
-    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
+    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
         """See interfaces.TargetBuilder."""
-        return build_targets(groups, anchor, self._rule)
+        return build_targets(groups, anchor, self._rule.at(step))
 
 
 class InprocessTransport:
@@ -96,6 +89,9 @@ class InprocessComponents:
     learner: InprocessLearner
     transport: InprocessTransport
 
+    def lend(self) -> None:
+        """See interfaces.Components. There is but one engine."""
+
     def holders(self, stage: str) -> list[Holder]:
         """See interfaces.Components. It is always this process."""
         return [Holder("this process", stage, None, this_process())]
@@ -114,15 +110,24 @@ class InprocessComponents:
         """There is nothing to end."""
 
 
-def build_inprocess(settings: LearnerSettings, rule: TargetRule, context: int, tolerance: float) -> InprocessComponents:
+def build_inprocess(
+    settings: LearnerSettings,
+    rule: Scheduled[TargetRule],
+    context: int,
+    tolerance: float,
+    overlong: Overlong | None = None,
+    sandbox: Limits | None = None,
+    max_num_seqs: int = 256,
+) -> InprocessComponents:
     """All components around one model folder."""
     learner = build_learner(settings)
     trust = settings.trust_remote_code
     tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
     model = load_policy(settings.model_path, settings.dtype, trust_remote_code=trust)
-    engine = TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    engine = TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id, max_num_seqs)
     transport = InprocessTransport(learner, engine, context, tolerance)
-    return InprocessComponents(engine, InprocessVerifier(tokenizer), InprocessTargetBuilder(rule), learner, transport)
+    verifier = InprocessVerifier(tokenizer, overlong or Overlong(context), sandbox or Limits())
+    return InprocessComponents(engine, verifier, InprocessTargetBuilder(rule), learner, transport)
 
 
 def build_learner(settings: LearnerSettings) -> InprocessLearner:
@@ -134,7 +139,7 @@ def build_learner(settings: LearnerSettings) -> InprocessLearner:
         model.train()
     policy = TorchPolicy(model, settings.optimiser, attention=settings.attention, share_prompt=share)
     reference = None
-    if settings.objective.reference_kl:
+    if settings.objective.at(0).reference_kl:
         frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
         reference = TorchScorer(frozen, attention=settings.attention, share_prompt=share)
     tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)

@@ -23,6 +23,7 @@ from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.norms import norms_by_kind, update_ratios
 from lpo_ray.packing import Packing, balance
 from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepNorms, StepReport, TrainBatch
+from lpo_ray.scheduled import Scheduled
 from lpo_ray.scoring import Scorer, ScoringModel, prepare_packing, sequence_logprobs
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import TensorMeta, is_published, make_manifest, tensor_digest
@@ -123,7 +124,7 @@ class InprocessLearner:
         self,
         policy: TorchPolicy,
         tokenizer: Tokenizer,
-        objective: Objective,
+        objective: Scheduled[Objective],
         packing: Packing,
         reference: Scorer | None = None,
     ) -> None:
@@ -133,18 +134,19 @@ class InprocessLearner:
 
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         """See interfaces.Learner."""
-        found = log_ratios_to_engine(self.policy, balance(groups, self._packing)[0], self._objective)
+        found = log_ratios_to_engine(self.policy, balance(groups, self._packing)[0], self._objective.at(0))
         return merge_log_ratios(groups, found)
 
     async def project(self, batch: TrainBatch) -> StepReport:
         """All updates of the step."""
+        objective = self._objective.at(batch.step)
         return merge_reports(
-            [run_updates(self.policy, batch.updates, 0, self._objective, batch.learning_rate, self._reference)]
+            [run_updates(self.policy, batch.updates, 0, objective, batch.learning_rate, self._reference)]
         )
 
-    async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
+    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
         """See interfaces.Learner."""
-        return sequence_logprobs(self.policy, sequences)
+        return sequence_logprobs(self.policy, sequences, temperature)
 
     def weights(self) -> dict[str, Tensor]:
         """The policy's own tensors that travel, by name."""

@@ -4,7 +4,7 @@ Read in this order: simplex, temperature, target, divergence, token_clip, off_po
 """
 
 from lpo_ray.objective.diagnostics import Diagnostics, diagnose
-from lpo_ray.objective.divergence import DIVERGENCES, Projection, project
+from lpo_ray.objective.divergence import DIVERGENCES, UNANCHORED, Projection, project
 from lpo_ray.objective.off_policy import effective_sample_size, temper, truncated_importance
 from lpo_ray.objective.simplex import listwise, response_log_ratio
 from lpo_ray.objective.target import gibbs_target, virtual_group_coefficient
@@ -15,6 +15,7 @@ __all__ = [
     "DIVERGENCES",
     "TEMPERATURES",
     "TOKEN_CLIPS",
+    "UNANCHORED",
     "Diagnostics",
     "Projection",
     "clipped_token_loss",

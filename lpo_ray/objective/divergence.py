@@ -68,6 +68,20 @@ def first_order(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Project
     return Projection((coefficient * log_policy).sum(-1), coefficient)
 
 
+def first_order_beta(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
+    """Control: first_order with each prompt weighted by beta = sum |1/K - w*| / sum |A/K|, w* = softmax(A), so that its
+    coefficients add up to what those of the forward KL do at P = 1/K. With binary rewards it is the forward KL there,
+    c = -beta A/K with beta = tau E/(1 + p E), E = exp(1/tau) - 1 and p of the rewards 1 (LPO.md, section 3); and later
+    it is not, since beta and A stay. What the forward KL has beyond this control is projection, not weighting.
+    """
+    slope = first_order(log_policy, log_target, kept).coefficient
+    flat = 1.0 / kept.sum(-1, keepdim=True).to(log_policy)
+    pull = torch.where(kept, flat - masked_log_softmax(log_target, kept).exp(), 0.0)
+    total = slope.abs().sum(-1, keepdim=True)
+    coefficient = slope * torch.where(total > 0, pull.abs().sum(-1, keepdim=True) / total, 0.0)
+    return Projection((coefficient * log_policy).sum(-1), coefficient)
+
+
 def pointwise(log_policy: Tensor, log_target: Tensor, kept: Tensor) -> Projection:
     """Ablation: c = -w*, weighted likelihood without the listwise normalisation. Not zero-sum; the paper shows that it
     fails. The loss is the cross-entropy -sum w* log P; through the log-ratios' normaliser its gradient would be
@@ -82,9 +96,13 @@ DIVERGENCES: dict[str, Divergence] = {
     "reverse_kl": reverse_kl,
     "jensen_shannon": jensen_shannon,
     "first_order": first_order,
+    "first_order_beta": first_order_beta,
     "pointwise": pointwise,
 }
 """objective.divergence -> function"""
+
+UNANCHORED = frozenset({"first_order", "first_order_beta"})
+"""rows that read A_k off a target without the anchor s_t"""
 
 
 def project(divergence: str, log_ratio: Tensor, log_target: Tensor, *, mask: Tensor | None = None) -> Projection:

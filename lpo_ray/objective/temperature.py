@@ -7,8 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lpo_ray.objective.simplex import check_mask, masked_sum
+from lpo_ray.objective.simplex import check_mask, masked_log_softmax, masked_sum
 from lpo_ray.plugins import resolve
+
+LOG_TAU = (-4.6, 6.9)
+"""of the smallest and largest tau that ``effective`` tries, 0.01 and 1000, in units of the largest centred reward"""
+HALVINGS = 40
+"""of that range: to 1e-11 of tau"""
 
 Temperature = Callable[[Tensor, Tensor, int], Tensor]
 """rewards [P, K], kept [P, K], ddof -> the statistic [P], before the floor is added"""
@@ -39,13 +44,38 @@ def batch_std(rewards: Tensor, kept: Tensor, ddof: int) -> Tensor:
     return spread.sqrt().expand(len(rewards))
 
 
+def effective(share: float) -> Temperature:
+    """The tau with which the target's effective size 1 / sum w^2, w = softmax(R/tau), is ``share`` of K: a prompt on
+    which one response of eight is right is pulled as softly as one on which five are. Where the best responses alone
+    are more than that, the smallest tau that is tried; equal rewards have every response at any tau, and get infinity.
+    """
+
+    def temperature(rewards: Tensor, kept: Tensor, ddof: int) -> Tensor:
+        centred = _centred(rewards, kept)
+        spread = centred.abs().amax(-1)
+        unit = torch.where(spread[:, None] > 0, centred / spread[:, None], 0.0).double()
+        wanted = share * kept.sum(-1)
+        low, high = torch.full_like(wanted, LOG_TAU[0]), torch.full_like(wanted, LOG_TAU[1])
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            weights = masked_log_softmax(unit / middle.exp()[:, None], kept).exp()
+            enough = 1.0 / masked_sum(weights**2, kept) >= wanted
+            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+        return torch.where(spread > 0, spread * high.exp().to(rewards), torch.inf)
+
+    return temperature
+
+
 TEMPERATURES: dict[str, Temperature] = {
     "group_std": group_std,
     "group_mean": group_mean,
     "one": one,
     "batch_std": batch_std,
+    "effective_25": effective(0.25),
+    "effective_50": effective(0.5),
+    "effective_75": effective(0.75),
 }
-"""objective.target_temperature -> statistic; a number is a constant tau"""
+"""objective.target_temperature -> statistic; a number is a constant tau, effective_N aims at N % of K"""
 
 EXACT = frozenset({"one"})
 """rows to which no floor is added"""

@@ -177,7 +177,7 @@ class SimulatedVerifier:
 class SimulatedTargetBuilder:
     """TargetBuilder: flat targets. It is an actor of its own, so its work is not the controller's."""
 
-    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor) -> list[TargetGroup]:
+    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
         """See interfaces.TargetBuilder."""
         return [
             TargetGroup(scored, np.full(len(scored.rewards), -np.log(len(scored.rewards)), np.float32), found, 1.0)
@@ -208,7 +208,7 @@ class SimulatedLearner:
             reports.append(UpdateReport(tuple(_projected(t, number) for t in targets.values()), norms, 1, 0.0, ()))
         return StepReport(tuple(reports))
 
-    async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
+    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
         """See interfaces.Learner."""
         return [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
 

@@ -84,6 +84,9 @@ class _Components:
     learner: SimulatedLearner
     transport: SimulatedTransport
 
+    def lend(self) -> None:
+        """See interfaces.Components. Nothing is evaluated here."""
+
     def holders(self, stage: str) -> list[Holder]:
         """See interfaces.Components."""
         return []

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lpo_ray.evaluation import Evaluation
 from lpo_ray.telemetry.sinks import write_json
+
+NUM_CORRECT = "num_correct"
+"""of every evaluation in the file: prompt -> its passing responses; what was lost is not there"""
 
 
 class Evaluations:
@@ -18,15 +23,21 @@ class Evaluations:
 
     def resumed(self, step: int) -> None:
         """Take those that were made up to ``step`` from the file."""
-        if self._path.exists():
-            stored = json.loads(self._path.read_text(encoding="utf-8"))
-            self._found = {int(at): value for at, value in stored.items() if int(at) <= step}
+        self._found = {at: dict(value) for at, value in read_evaluations(self._path).items() if at <= step}
 
     def add(self, step: int, evaluation: Evaluation) -> None:
         """The policy after ``step`` was evaluated."""
-        self._found[step] = evaluation.to_json()
+        passed = dict(zip(evaluation.prompt_ids, evaluation.num_correct.tolist(), strict=True))
+        self._found[step] = {**evaluation.to_json(), NUM_CORRECT: passed}
         write_json(self._path, {str(at): value for at, value in self._found.items()})
 
     def after(self, step: int) -> dict[str, object] | None:
         """Evaluation.to_json() of the policy after ``step``; None: not evaluated."""
-        return self._found.get(step)
+        found = self._found.get(step)
+        return None if found is None else {key: value for key, value in found.items() if key != NUM_CORRECT}
+
+
+def read_evaluations(path: Path) -> dict[int, Mapping[str, Any]]:
+    """Step -> Evaluation.to_json() and NUM_CORRECT, in order of the steps; {} without a file."""
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {step: stored[str(step)] for step in sorted(int(at) for at in stored)}

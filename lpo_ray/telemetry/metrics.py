@@ -9,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lpo_ray.objective import Diagnostics, diagnose, effective_sample_size
 from lpo_ray.records import (
@@ -25,6 +26,8 @@ from lpo_ray.telemetry.stages import Seconds, shares
 
 PASS_RATE_BINS = 11
 """no response passes | 9 equal bins in between | all pass"""
+BOUND_SLACK = 1e-6
+"""rounding of log-ratios in fp32"""
 
 
 def step_metrics(record: StepRecord, *, pass_reward: float, seconds: Seconds) -> dict[str, Value]:
@@ -36,6 +39,7 @@ def step_metrics(record: StepRecord, *, pass_reward: float, seconds: Seconds) ->
         **_of_responses(record, pass_reward),
         **_of_updates(record),
         **_of_groups(record),
+        **_of_measured(record),
         **_of_time(record, seconds),
         **_of_flow(record),
         **_of_publication(record.publication),
@@ -87,6 +91,7 @@ def _of_updates(record: StepRecord) -> dict[str, Value]:
         "learning_rate": record.batch.learning_rate,
         "token_entropy": float(np.mean(np.concatenate([group.entropy for group in projected]))),
         "clip_fraction": float(np.mean(np.concatenate([group.clip_fraction for group in projected]))),
+        "clip_mass": _clip_mass(projected),
         "largest_coefficient": float(max(np.abs(group.coefficient).max() for group in projected)),
         "reference_kl": float(np.mean(np.concatenate([group.reference_kl for group in projected]))),
         "engine_mismatch": float(max(np.abs(group.engine_mismatch).max() for group in projected)),
@@ -96,9 +101,17 @@ def _of_updates(record: StepRecord) -> dict[str, Value]:
     }
 
 
+def _clip_mass(projected: Sequence[ProjectedGroup]) -> float:
+    """Share of the coefficients' size that stands on tokens outside the clip band: what the clip takes of the pull."""
+    sizes = np.concatenate([np.abs(group.coefficient) for group in projected])
+    clipped = sizes * np.concatenate([group.clip_fraction for group in projected])
+    return float(clipped.sum() / sizes.sum()) if sizes.any() else 0.0
+
+
 def _of_groups(record: StepRecord) -> dict[str, Value]:
     targets, projected = record.targets, record.report.groups
     found = diagnostics(targets, projected)
+    log_targets = _padded([target.log_target for target in targets])
     tempering = np.array([target.tempering for target in targets])
     ages = [record.step - 1 - target.group.oldest_version for target in targets]
     return {
@@ -115,10 +128,37 @@ def _of_groups(record: StepRecord) -> dict[str, Value]:
         **_apart(targets, projected),
         "tempering": float(tempering.mean()),
         "tempered_fraction": float((tempering < 1.0).mean()),
+        "target_effective_size": _mean(effective_sample_size(log_targets, mask=_mask(targets))),
         "equal_reward_fraction": _mean(found.equal_rewards),
         "staleness": float(np.mean(ages)),
         "staleness_max": int(max(ages)),
         "staleness_histogram": np.bincount(ages).tolist(),
+    }
+
+
+def _of_measured(record: StepRecord) -> dict[str, Value]:
+    """Where the step's updates brought P, of the groups that were measured after them; nothing when none was. The bound
+    is Theorem 2's with eps = TV(P, w*) and rewards centred in their range: R(P) - R(P_t) is at least the predicted gain
+    less 2 Rmax eps. A virtual group (K = 1) has no simplex to move on, and is left out.
+    """
+    targets = [t for t in record.targets if t.group.key in record.after and len(t.log_target) > 1]
+    if not targets:
+        return {}
+    found = _diagnose(targets, [record.after[target.group.key].log_ratio - target.offset for target in targets])
+    before = _diagnose(targets, [target.start for target in targets])
+    spread = torch.tensor([float(np.ptp(target.scored.rewards)) for target in targets], dtype=torch.float64)
+    bound = found.predicted_gain - spread * found.total_variation
+    gap, was = _mean(found.kl_target_policy), _mean(before.kl_target_policy)
+    return {
+        "measured_groups": len(targets),
+        "gap_before": was,
+        "gap_after": gap,
+        "gap_closed": 1.0 - gap / was if was else 0.0,
+        "total_variation_after": _mean(found.total_variation),
+        "measured_predicted_gain": _mean(found.predicted_gain),
+        "measured_gain": _mean(found.realised_gain),
+        "measured_gain_bound": _mean(bound),
+        "bound_violations": int((found.realised_gain < bound - BOUND_SLACK).sum()),
     }
 
 
@@ -170,21 +210,31 @@ def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGro
     mixture that it counts as sampled from; only the effective sample size is of its anchor before tempering.
     """
     by_name = {group.key: group for group in projected}
-    found = [by_name[target.group.key] for target in targets]
-    width = max(len(target.log_target) for target in targets)
-    mask = torch.zeros(len(targets), width, dtype=torch.bool)
-    columns = [torch.zeros(len(targets), width, dtype=torch.float64) for _ in range(5)]
-    for row, (target, group) in enumerate(zip(targets, found, strict=True)):
-        size = len(target.log_target)
-        mask[row, :size] = True
-        s_t, log_ratio = target.anchor.log_ratio, group.log_ratio - target.offset
-        values = (target.scored.rewards, s_t, target.start, log_ratio, target.log_target)
-        for column, value in zip(columns, values, strict=True):
-            column[row, :size] = torch.from_numpy(np.array(value, dtype=np.float64))
+    found = _diagnose(targets, [by_name[target.group.key].log_ratio - target.offset for target in targets])
+    anchors = _padded([target.anchor.log_ratio for target in targets])
+    return replace(found, effective_sample_size=effective_sample_size(anchors, mask=_mask(targets)))
+
+
+def _diagnose(targets: Sequence[TargetGroup], log_ratios: Sequence[np.ndarray]) -> Diagnostics:
+    """Of policies that see the groups' responses with these log-ratios, [K] each, in the target's simplex."""
+    columns = (
+        [target.scored.rewards for target in targets],
+        [target.start for target in targets],
+        log_ratios,
+        [target.log_target for target in targets],
+    )
+    rewards, start, log_ratio, log_target = (_padded(column) for column in columns)
     tau = torch.tensor([target.temperature for target in targets], dtype=torch.float64)
-    rewards, anchor, start, log_ratio, log_target = columns
-    found = diagnose(rewards, tau, start, log_ratio, log_target, mask=mask)
-    return replace(found, effective_sample_size=effective_sample_size(anchor, mask=mask))
+    return diagnose(rewards, tau, start, log_ratio, log_target, mask=_mask(targets))
+
+
+def _mask(targets: Sequence[TargetGroup]) -> torch.Tensor:
+    return _padded([np.ones(len(target.log_target)) for target in targets]).bool()
+
+
+def _padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
+    """[P, K] of rows of unequal length, zeros beyond their ends; fp64."""
+    return pad_sequence([torch.from_numpy(np.array(row, dtype=np.float64)) for row in rows], batch_first=True)
 
 
 def pass_rate_histogram(rewards: Sequence[FloatArray], pass_reward: float) -> list[int]:

@@ -5,79 +5,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from lpo_ray.telemetry.metrics import Value
-from lpo_ray.telemetry.sinks import MetricsLog, write_text
-
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-"""Okabe and Ito: told apart by colour-blind readers too"""
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """One figure: metrics over steps. ``stacked`` draws shares of their sum."""
-
-    title: str
-    unit: str
-    series: Mapping[str, str]
-    """metric -> label"""
-    stacked: bool = False
-
-
-CHARTS = (
-    Chart("Reward", "per response", {"reward": "mean reward", "pass_rate": "pass rate"}),
-    Chart("Pass@k on held-out prompts", "probability", {}),
-    Chart("Entropy", "nats", {"token_entropy": "per token", "target_entropy": "H(w*)", "policy_entropy": "H(P)"}),
-    Chart(
-        "Gain of the projection", "reward",
-        {"predicted_gain": "predicted: tau Jeffreys", "realised_gain": "realised before the update"},
-    ),
-    Chart("Projection gap", "nats", {"kl_target_policy": "KL(w*||P)", "kl_policy_target": "KL(P||w*)"}),
-    Chart("Gradient norm", "before clipping", {"gradient_norm": "gradient norm"}),
-    Chart(
-        "Update over weights", "ratio of norms",
-        {f"update_ratio_{kind}": kind for kind in ("embedding", "attention", "mlp", "norm", "head")},
-    ),
-    Chart(
-        "Fractions", "of groups or tokens",
-        {"equal_reward_fraction": "equal-reward groups", "clip_fraction": "clipped tokens",
-         "truncated_fraction": "truncated responses"},
-    ),
-    Chart("Response length", "tokens", {"response_length": "mean"}),
-    Chart("Staleness", "steps", {"staleness": "mean", "staleness_max": "oldest group"}),
-    Chart(
-        "Effective sample size", "responses",
-        {"effective_sample_size": "mean of groups", "effective_sample_size_min": "smallest"},
-    ),
-    Chart(
-        "Behaviour against policy", "nats",
-        {"anchor_drift": "mean drift of a token", "mismatch_kl": "KL (k3)"},
-    ),
-    Chart("Throughput", "response tokens per second", {"tokens_per_second": "whole step"}),
-    Chart(
-        "Where the time goes", "share of the step",
-        {f"seconds_{stage}": stage for stage in ("sample", "verify", "anchor", "project", "publish", "wait")},
-        stacked=True,
-    ),
-    Chart(
-        "What the engines do", "share of the step",
-        {f"engines_{stage}": stage for stage in ("sample", "verify", "publish", "evaluate", "wait")},
-        stacked=True,
-    ),
-    Chart(
-        "What the learner does", "share of the step",
-        {f"learner_{stage}": stage for stage in ("anchor", "project", "publish", "checkpoint", "evaluate", "wait")},
-        stacked=True,
-    ),
-)  # fmt: skip
+from lpo_ray.telemetry.charts import CHARTS, PALETTE, Chart
+from lpo_ray.telemetry.sinks import MetricsLog, Value, write_text
 
 
 def write_report(folder: Path) -> Path:
@@ -88,14 +26,14 @@ def write_report(folder: Path) -> Path:
     evaluations = {int(step): value for step, value in stored.items()}
     config = folder / "config.yaml"
     page = (
-        Environment(loader=PackageLoader("lpo_ray.telemetry", "."), autoescape=True)
-        .get_template("report.html.j2")
+        Environment(loader=PackageLoader("lpo_ray", "."), autoescape=True)
+        .get_template("telemetry/report.html.j2")
         .render(
             name=summary.get("run", folder.name),
             summary=summary,
             evaluations=sorted(evaluations.items()),
             last=rows[-1] if rows else {},
-            charts=[(chart.title, Markup(_draw(chart, rows, evaluations))) for chart in CHARTS],
+            charts=[(chart.title, chart.about, Markup(_draw(chart, rows, evaluations))) for chart in CHARTS],
             config=config.read_text(encoding="utf-8") if config.exists() else "",
         )
     )
@@ -106,7 +44,6 @@ def write_report(folder: Path) -> Path:
 
 def _draw(chart: Chart, rows: Sequence[Mapping[str, Value]], evaluations: Mapping[int, Mapping[str, object]]) -> str:
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     steps = [float(str(row["step"])) for row in rows]
     values = {
@@ -127,20 +64,31 @@ def _draw(chart: Chart, rows: Sequence[Mapping[str, Value]], evaluations: Mappin
         _draw_evaluations(axes, evaluations)
     axes.set_xlabel("step")
     axes.set_ylabel(chart.unit)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     labels = len(axes.get_legend_handles_labels()[0])
     if chart.stacked and labels:
         figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=labels)
     elif labels > 1:
         axes.legend(frameon=False, fontsize=8, loc="best")
+    return svg_of(figure)
+
+
+def tidy(axes: Axes) -> None:
+    """The look of all our charts."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def svg_of(figure: Figure) -> str:
+    """The figure for a page, or for a file of its own."""
+    FigureCanvasSVG(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 
 
-def _draw_evaluations(axes, evaluations: Mapping[int, Mapping[str, object]]) -> None:  # noqa: ANN001 - matplotlib Axes
+def _draw_evaluations(axes: Axes, evaluations: Mapping[int, Mapping[str, object]]) -> None:
     steps = sorted(evaluations)
     names = [name for name in next(iter(evaluations.values()), {}) if name.startswith("pass@")]
     for colour, name in zip(PALETTE, names, strict=False):

@@ -4,8 +4,9 @@ to compute the whole step again (``read_step``).
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpo_ray.records import (
+    AfterGroup,
     AnchorGroup,
     FloatArray,
     IntArray,
+    Key,
     Prompt,
     PromptGroup,
     Response,
@@ -39,9 +42,10 @@ def write_samples(
     step: int,
     learning_rate: float,
     divergence: str,
+    after: Mapping[Key, AfterGroup],
     decode: Callable[[IntArray], str],
 ) -> None:
-    """Write the rows, whole or not at all.
+    """Write the rows, whole or not at all. ``after``: of the groups that were measured.
 
     The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, s, log_target).loss`` with
     s = log_ratio - (1 - tempering) anchor; the differentiated one is the sum of ``surrogate`` over an update's rows by
@@ -51,8 +55,8 @@ def write_samples(
     rows: list[dict[str, object]] = []
     for target in targets:
         group = target.group
-        found = projected[group.key]
-        prompt = _printable(decode(group.prompt.token_ids))
+        found, seen, details = projected[group.key], after.get(group.key), target.scored.details
+        prompt, row = _printable(decode(group.prompt.token_ids)), _printable(json.dumps(group.prompt.row, default=str))
         for index, response in enumerate(group.responses):
             rows.append(
                 {
@@ -66,7 +70,9 @@ def write_samples(
                     "response": _printable(decode(response.token_ids)),
                     "answer": group.prompt.answer,
                     "verifier": group.prompt.verifier,
+                    "row": row,
                     "reward": float(target.scored.rewards[index]),
+                    "detail": _printable(details[index]) if details else None,
                     "divergence": divergence,
                     "temperature": target.temperature,
                     "tempering": target.tempering,
@@ -76,6 +82,8 @@ def write_samples(
                     "drift": float(target.anchor.drift[index]),
                     "mismatch_kl": float(target.anchor.mismatch_kl[index]),
                     "log_ratio": float(found.log_ratio[index]),
+                    "after": None if seen is None else float(seen.log_ratio[index]),
+                    "token_log_ratio": None if seen is None else seen.token_log_ratio[index],
                     "coefficient": float(found.coefficient[index]),
                     "surrogate": float(found.surrogate[index]),
                     "entropy": float(found.entropy[index]),
@@ -116,9 +124,8 @@ def _target(rows: Sequence[dict]) -> TargetGroup:
         return np.array([row[name] for row in rows], dtype=np.float32)
 
     first = rows[0]
-    prompt = Prompt(
-        first["prompt_id"], np.array(first["prompt_token_ids"], dtype=np.int64), first["answer"], first["verifier"]
-    )
+    token_ids = np.array(first["prompt_token_ids"], dtype=np.int64)
+    prompt = Prompt(first["prompt_id"], token_ids, first["answer"], first["verifier"], json.loads(first["row"]))
     responses = tuple(
         Response(
             np.array(row["token_ids"], dtype=np.int64),

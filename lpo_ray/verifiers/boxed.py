@@ -28,10 +28,10 @@ def boxed(prompt: str, response: str, answer: str) -> Verdict:
     content = last_box(response)
     if content is None:
         return Verdict.scored(0.0, f"no \\boxed{{}} that is closed within {MAX_CHARACTERS} characters")
-    given, wanted = _normalised(content), _normalised(last_box(answer) or answer)
+    given, wanted = normalised(content), normalised(last_box(answer) or answer)
     if given == wanted:
         return Verdict.scored(1.0, "equal")
-    left, right = _number(given), _number(wanted)
+    left, right = number_of(given), number_of(wanted)
     if left is not None and right is not None and abs(left - right) < Fraction(1, 100_000):
         return Verdict.scored(1.0, "equal as numbers")
     return Verdict.scored(0.0, f"{given[:80]!r} is not {wanted[:80]!r}")
@@ -51,13 +51,15 @@ def last_box(text: str) -> str | None:
     return None
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """Without spaces, delimiters, percent and degree signs; fractions of integers as a/b; in small letters."""
     text = _DROPPED.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = _FRACTION.sub(r"\1/\2", text)
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).rstrip(".").lower()
 
 
-def _number(text: str) -> Fraction | None:
+def number_of(text: str) -> Fraction | None:
+    """The exact value of a normalised number; None when it is none."""
     mixed = _MIXED.fullmatch(text)
     if mixed:
         whole, above, below = (int(digits) for digits in mixed.groups()[1:])

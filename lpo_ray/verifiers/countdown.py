@@ -16,6 +16,7 @@ import re
 from fractions import Fraction
 
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.tags import CLOSE, last_answer
 
 MAX_CHARACTERS = 200
 """of an expression; longer ones are not looked at, so that no response can cost time"""
@@ -26,7 +27,6 @@ _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
 _NUMBER = re.compile(r"[0-9]+")
 _LEADING_ZERO = re.compile(r"\b0[0-9]")
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
-_TAGS = ("<answer>", "</answer>")
 
 
 class _NotCountdown(ValueError):
@@ -61,12 +61,11 @@ def _check(response: str, answer: str, formatted: float) -> Verdict:
 
 def _expression(response: str, target: int) -> str:
     """The part of the response that is meant as the expression."""
-    end = response.rfind(_TAGS[1])
-    if end >= 0:
-        start = response.rfind(_TAGS[0], 0, end)
-        if start < 0:
+    if CLOSE in response:
+        inside = last_answer(response)
+        if inside is None:
             raise _NotCountdown("</answer> without <answer>")
-        response = response[start + len(_TAGS[0]) : end]
+        response = inside
     if len(response) > MAX_CHARACTERS:
         raise _NotCountdown(f"{len(response)} characters, at most {MAX_CHARACTERS} are looked at")
     text, equals, tail = response.strip().partition("=")

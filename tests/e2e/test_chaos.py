@@ -11,7 +11,7 @@ from lpo_ray.telemetry.sinks import MetricsLog
 from tests.chaos import Chaos
 from tests.e2e.test_signals import QUICKSTART
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 STEPS, GROUPS = 40, 8
 
 

@@ -60,6 +60,7 @@ def test_auto_without_a_cluster_is_one_line() -> None:
     assert finished.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_auto_with_the_address_of_a_cluster_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     started = time.monotonic()
@@ -71,6 +72,7 @@ def test_auto_with_the_address_of_a_cluster_that_has_ended(monkeypatch: pytest.M
     assert finished.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_this_machine_passes_with_a_real_engine_and_a_real_collective() -> None:
     finished = doctor("--json")
     result = json.loads(finished.stdout)
@@ -82,6 +84,7 @@ def test_this_machine_passes_with_a_real_engine_and_a_real_collective() -> None:
     assert found["engine"]["found"].startswith("10 tokens in ")
 
 
+@pytest.mark.long
 def test_a_live_cluster_has_a_group_for_each_node_and_one_between_them(cluster: str) -> None:
     finished = doctor("--json", "--address", cluster)
     assert finished.returncode == 0, finished.stderr + finished.stdout
@@ -112,6 +115,7 @@ def _ends_its_node(_: Surroundings) -> list[Finding]:
     os._exit(9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("check", "said"), [(_hangs, "no answer within 1 s"), (_ends_its_node, "died")])
 def test_a_node_whose_check_hangs_or_dies_is_a_finding(cluster: str, check: object, said: str) -> None:
     checks = [Check("bad", check, 1.0)]  # pyright: ignore[reportArgumentType]

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 SAMPLING = Sampling(group_size=4, temperature=0.8, max_tokens=12, seed=3)
 
 
-@pytest.fixture(scope="module", params=["inprocess", "asynchronous"])
+@pytest.fixture(scope="module", params=[pytest.param("inprocess", marks=pytest.mark.long), "asynchronous"])
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> dict:
     plan = plan_of(
         tmp_path_factory.mktemp(request.param), tiny_policy, f"rollout.engine={request.param}", "learner.world_size=1"

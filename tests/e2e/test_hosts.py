@@ -33,6 +33,7 @@ def _possible() -> bool:
 
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900),
     pytest.mark.skipif(not _possible(), reason="needs root and iproute2, and a kernel that lets it make namespaces"),
 ]  # fmt: skip

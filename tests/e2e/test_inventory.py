@@ -7,7 +7,7 @@ import pytest
 from lpo_ray.devices import DEVICES
 from lpo_ray.errors import ConfigError
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.e2e]
 
 
 def test_nodes_of_a_live_cluster() -> None:
@@ -28,5 +28,5 @@ def test_nodes_of_a_live_cluster() -> None:
 def test_no_cluster_at_the_address() -> None:
     from actors.inventory import nodes_at
 
-    with pytest.raises(ConfigError, match=r"nothing answers at '127\.0\.0\.1:1'"):
+    with pytest.raises(ConfigError, match=r"--address is 127\.0\.0\.1:1, where nobody answers"):
         nodes_at("127.0.0.1:1")

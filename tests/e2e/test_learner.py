@@ -106,6 +106,7 @@ def test_on_policy_lpo_rev_and_grpo_give_the_same_weights(tiny_policy: Path, tmp
     assert distance(lpo, forward) > 1e-4
 
 
+@pytest.mark.long
 def test_the_split_over_ranks_and_micro_batches_does_not_matter(tiny_policy: Path, tmp_path: Path) -> None:
     """Two steps of two updates: the second updates of a split run collect their log-ratios over the ranks. AdamW makes
     of a gradient's rounding what it likes where the gradient is nearly 0, hence a small rate and a bound for it.

@@ -106,6 +106,7 @@ def test_every_row_arrives_with_its_value_and_tags(address: str) -> None:
     sink.close()
 
 
+@pytest.mark.long
 def test_gauges_stay_while_a_step_takes_longer_than_ray_remembers(address: str) -> None:
     sink, _ = recorded("long", 1)
     read_until(address, lambda found: value_of(found, "lpo_ray_done_steps", "long") == 1)

@@ -1,7 +1,8 @@
-"""A node is lost with a learner rank on it: the run goes on with what is left."""
+"""Nodes that are lost, that go with notice, and that come when they are asked for, under a run that goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -14,9 +15,9 @@ import pytest
 from lpo_ray.accounting import audit
 from lpo_ray.telemetry.log import read_log
 from lpo_ray.telemetry.sinks import MetricsLog
-from tests.heads import Head, kill_node, ray_head, ray_node
+from tests.heads import BIN, Head, kill_node, ray_head, ray_node
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")
 SMALL = ("pipeline.groups_per_step=8", "sampling.group_size=4", "evaluation.num_prompts=0", "checkpoint.every=4",
          "rollout.kv_cache_gib=0.2", "run.steps=5000", "cluster.placement_seconds=20", "transport.prepare_seconds=30",
@@ -59,7 +60,11 @@ class Training:
 
 
 def on(node: psutil.Process, actor: str) -> list[psutil.Process]:
-    return [p for p in node.children(recursive=True) if f"ray::{actor}" in " ".join(p.cmdline())]
+    found = []
+    for process in node.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            found += [process] * (f"ray::{actor}" in " ".join(process.cmdline()))
+    return found
 
 
 def test_a_learner_whose_node_is_lost_goes_on_with_one_rank(tmp_path: Path, tiny_policy: Path) -> None:
@@ -74,3 +79,41 @@ def test_a_learner_whose_node_is_lost_goes_on_with_one_rank(tmp_path: Path, tiny
         run.wait_for(lambda: run.says("with 1 ranks instead of 2"))
         run.more_steps(3)
         run.end()
+
+
+def node_with(head: Head, cpus: int) -> str:
+    """The id of the live node that has so many CPUs; empty while there is none."""
+    code = (
+        "import ray; ray.init(address='auto', logging_level='ERROR'); "
+        f"print(*(n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU') == {cpus}))"
+    )
+    environment = {**head.environment, "RAY_ADDRESS": head.gcs}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def test_a_worker_comes_with_a_node_and_leaves_before_it_goes(tmp_path: Path, tiny_policy: Path) -> None:
+    """rollout.autoscale asks for a second worker, a node joins with room for it, and goes again with notice."""
+    with ray_head(tmp_path, num_cpus=6) as head:
+        run = Training(
+            head, tmp_path / "runs", tiny_policy, "rollout.cpus_per_worker=3", "learner.world_size=1",
+            "rollout.autoscale.max=2", "rollout.autoscale.target_learner_wait=0.02", "cluster.autoscaling=true",
+            "pipeline.max_staleness=1", "objective.behaviour=engine", "sampling.max_tokens=40",
+            "pipeline.updates_per_step=1", "cluster.placement_seconds=120",
+        )  # fmt: skip
+        run.wait_for(lambda: run.says("rollout.autoscale: 2 rollout workers"))
+        run.wait_for(lambda: run.says("rollout worker 1: waiting for room"))
+        with ray_node(head, tmp_path, 3) as node:
+            run.wait_for(lambda: run.says("rollout worker 1 serves"))
+            assert len(on(node, "RolloutWorker")) == 1
+            run.more_steps(3)
+            subprocess.run(
+                [BIN / "ray", "drain-node", "--address", head.gcs, "--node-id", node_with(head, 3), "--reason",
+                 "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "120"],
+                env=head.environment, check=True, capture_output=True,
+            )  # fmt: skip
+            run.wait_for(lambda: run.says("rollout worker 1 leaves: its node"))
+            run.wait_for(lambda: not on(node, "RolloutWorker"), 60)
+            kill_node(node)  # as the cloud does; nothing of the run was on it any more
+            run.more_steps(3)
+            run.end()

@@ -14,7 +14,7 @@ from lpo_ray.run import train
 from lpo_ray.signals import run_until_signal
 from tests.e2e.test_real_stack import GROUPS, plan_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS = 5
 
 

@@ -85,7 +85,7 @@ class Stopping(Recorder):
             self.signals.loop.stop(signal.SIGINT)
 
 
-@pytest.fixture(scope="module", params=["shared_memory", "gloo"])
+@pytest.fixture(scope="module", params=["shared_memory", pytest.param("gloo", marks=pytest.mark.long)])
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Faulty:
     plan = plan_of(
         tmp_path_factory.mktemp(request.param), tiny_policy, f"transport.kind={request.param}", "run.steps=200",

@@ -63,6 +63,7 @@ def test_a_resumed_run_is_the_run_that_was_never_killed(resumed: Path) -> None:
     assert finished.stdout.endswith(", equal\n")
 
 
+@pytest.mark.long
 def test_a_replay_from_a_checkpoint_notices_a_changed_sample(resumed: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -87,6 +88,7 @@ def test_a_replay_from_a_checkpoint_notices_a_changed_sample(resumed: Path, tmp_
     assert "committed steps: 1 to 6" in lpo_ray("replay", str(copy), "--step", "7").stderr
 
 
+@pytest.mark.long
 def test_steps_since_the_checkpoint_are_computed_again_and_not_sampled_again(tmp_path: Path, tiny_policy: Path) -> None:
     options = (DIGITS, "learner.lr=1e-3", "run.steps=9", "checkpoint.every=4", "run.resume=auto")
     first = Run(tmp_path, tiny_policy, *options)
@@ -141,6 +143,7 @@ def test_an_export_loads_in_transformers_and_in_vllm(resumed: Path, tmp_path: Pa
     assert f"TOKENS {ours.tolist()}" in finished.stdout, finished.stderr[-2000:]
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
     resumed: Path, tmp_path: Path, tiny_policy: Path
 ) -> None:
@@ -175,6 +178,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_the_checkpoint_before_it_intact(
     small_disk: Path, tmp_path: Path, tiny_policy: Path
 ) -> None:
@@ -188,6 +192,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_intact(
     assert finished.returncode == 0, finished.stderr
 
 
+@pytest.mark.long
 def test_numbers_that_are_not_finite_end_the_run_with_the_evidence(tmp_path: Path, tiny_policy: Path) -> None:
     output = finish(
         run := Run(

@@ -79,7 +79,9 @@ def states(folder: Path) -> dict[str, int]:
         return dict(ledger.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_the_run_with_a_checkpoint_and_no_process(run: Run, number: int, code: int) -> None:
     run.wait_for_step(2)
     assert len(run.descendants()) > 5
@@ -122,6 +124,7 @@ def kill(run: Run, actor: str) -> None:
     find(run, actor)[0].kill()
 
 
+@pytest.mark.long
 def test_a_learner_that_dies_too_often_ends_the_run_with_its_name(tmp_path: Path, tiny_policy: Path) -> None:
     """The other rank waits in a collective for ever; the run must not wait with it."""
     with Run(tmp_path, tiny_policy, "learner.world_size=2", "supervision.max_restarts=0") as run:

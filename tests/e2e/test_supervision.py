@@ -43,6 +43,7 @@ def test_every_role_dies_and_the_run_goes_on(tmp_path: Path, tiny_policy: Path) 
     assert replayed.returncode == 0, replayed.stderr
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_is_given_up_after_its_deadline(tmp_path: Path, tiny_policy: Path) -> None:
     with Run(tmp_path, tiny_policy, "learner.world_size=2", "learner.deadline_seconds=20", "run.steps=12") as run:
         run.wait_for_step(3)

@@ -32,7 +32,7 @@ from tests.clusters import on_cluster
 from tests.e2e.test_real_stack import plan_of
 from tests.fakes import FakeEvents
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 KINDS = ("shared_memory", "gloo", "object_store")
 DTYPES = ("bfloat16", "float32")
 VOCABULARY = 333

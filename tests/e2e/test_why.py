@@ -63,7 +63,12 @@ def find(run: Run, actor: str) -> psutil.Process:
     ("actor", "name", "doing"),
     [
         ("LearnerWorker", "learner rank 0", r"learner rank 0, [a-z_0-9 ]+ since \d+ s"),
-        ("RolloutWorker", "rollout worker 0", r"rollout worker 0, \d+ groups?, oldest train-\d{8} attempt \d+ since"),
+        pytest.param(
+            "RolloutWorker",
+            "rollout worker 0",
+            r"rollout worker 0, \d+ groups?, oldest train-\d{8} attempt \d+ since",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_who_is_stopped_is_named_and_the_run_goes_on(

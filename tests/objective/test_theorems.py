@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.objective import diagnose, gibbs_target, listwise, project, target_temperature
+from lpo_ray.objective import diagnose, effective_sample_size, gibbs_target, listwise, project, target_temperature
+from lpo_ray.objective.temperature import LOG_TAU
 from tests.objective.strategies import FINITE, Group, groups
 
 
@@ -132,6 +133,42 @@ def test_binary_rewards_forward_kl_is_grpo_times_beta(correct: int, beta: float)
     assert float(ratio[0, 0]) == pytest.approx(beta, abs=6e-4)
     odds = math.exp(1 / float(tau)) - 1
     assert float(ratio[0, 0]) == pytest.approx(float(tau) * odds / (1 + correct / 8 * odds), rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["group_std", "one", "group_mean", 0.3])
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_the_control_is_the_forward_kl_on_policy_and_the_policy_gradient_up_to_a_scalar(
+    rule: str | float, size: int
+) -> None:
+    for correct in range(size + 1):
+        rewards = torch.tensor([[1.0] * correct + [0.0] * (size - correct)], dtype=torch.float64)
+        log_target, zeros = gibbs_target(rewards, target_temperature(rewards, rule)), torch.zeros_like(rewards)
+        control = project("first_order_beta", zeros, log_target).coefficient
+        torch.testing.assert_close(control, project("forward_kl", zeros, log_target).coefficient, rtol=1e-9, atol=1e-12)
+        later = torch.linspace(-0.3, 0.3, size, dtype=torch.float64)[None]
+        torch.testing.assert_close(project("first_order_beta", later, log_target).coefficient, control)
+
+
+@given(groups())
+def test_the_control_has_the_size_of_the_forward_kl_for_any_rewards(group: Group) -> None:
+    log_target, zeros = gibbs_target(group["rewards"], group["tau"]), torch.zeros_like(group["rewards"])
+    control = project("first_order_beta", zeros, log_target).coefficient
+    forward, plain = (project(name, zeros, log_target).coefficient for name in ("forward_kl", "first_order"))
+    assert float(control.abs().sum()) == pytest.approx(float(forward.abs().sum()), rel=1e-6, abs=1e-12)
+    assert float((control * plain).sum()) == pytest.approx(float(control.norm() * plain.norm()), rel=1e-6, abs=1e-12)
+
+
+@given(groups(), st.sampled_from([0.25, 0.5, 0.75]))
+def test_an_effective_temperature_has_its_share_of_the_responses(group: Group, share: float) -> None:
+    rewards, size = group["rewards"], group["rewards"].shape[1]
+    tau = target_temperature(rewards, f"effective_{100 * share:.0f}", floor=0.0)
+    found = float(effective_sample_size(gibbs_target(rewards, tau)))
+    spread = float((rewards - rewards.mean()).abs().max())
+    if spread < 1e-200:  # equal rewards, or as good as
+        assert found == pytest.approx(size)
+        return
+    sharpest = float(effective_sample_size(gibbs_target(rewards, torch.full_like(tau, math.exp(LOG_TAU[0]) * spread))))
+    assert found == pytest.approx(max(share * size, sharpest), rel=1e-4)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])

@@ -216,7 +216,7 @@ def test_the_parquet_reproduces_the_logged_loss(tmp_path: Path) -> None:
     report = report_of(targets)
     path = tmp_path / "samples" / "step_000001.parquet"
     write_samples(
-        path, targets, report, step=1, learning_rate=0.1, divergence="forward_kl",
+        path, targets, report, step=1, learning_rate=0.1, divergence="forward_kl", after={},
         decode=lambda ids: "\ud800" + str(ids),
     )  # fmt: skip
     frame = pq.read_table(path).to_pylist()
@@ -242,7 +242,9 @@ def test_targets_come_back_bit_for_bit_and_in_order(tmp_path: Path) -> None:
         for n in (2, 0, 1)
     ]
     path = tmp_path / "step_000001.parquet"
-    write_samples(path, targets, report_of(targets), step=1, learning_rate=1 / 3, divergence="forward_kl", decode=str)
+    write_samples(
+        path, targets, report_of(targets), step=1, learning_rate=1 / 3, divergence="forward_kl", after={}, decode=str
+    )
     step = read_step(path)
     assert (step.updates, step.learning_rate) == (2, 1 / 3)
     for read, written in zip(step.targets, targets, strict=True):

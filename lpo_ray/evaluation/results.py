@@ -1,0 +1,80 @@
+"""What an evaluation keeps of one prompt. n responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any, cast
+
+import numpy as np
+
+from lpo_ray.records import Prompt, ScoredGroup
+from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.verifiers.answers import answer_of
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """Made from a scored group, or read from the store.
+
+    Example: ``PromptResult("heldout-00000003", "9f0c...", (1.0, 0.1), ("3*4-7", "3+4"), (8, 4), ("stop", "stop"),
+    ("(3*4)-7", "3+4"))`` (without the parentheses the answer is another)
+    """
+
+    prompt_id: str
+    prompt: str
+    """digest of what was asked; see ``digest_of``"""
+    rewards: tuple[float, ...]
+    """[n]"""
+    answers: tuple[str | None, ...]
+    """[n] as the verifier reads them; None: the response gives none"""
+    lengths: tuple[int, ...]
+    """[n] tokens, the stop token included"""
+    finish_reasons: tuple[str, ...]
+    """[n] "stop", or "length" when the response was cut off"""
+    responses: tuple[str, ...]
+    """[n] text without special tokens"""
+
+    def __post_init__(self) -> None:
+        for name in ("answers", "lengths", "finish_reasons", "responses"):
+            if len(getattr(self, name)) != len(self.rewards):
+                raise ValueError(
+                    f"result of {self.prompt_id}: {len(self.rewards)} rewards, but {len(getattr(self, name))} {name}"
+                )
+
+    @classmethod
+    def of(cls, scored: ScoredGroup, tokenizer: Tokenizer) -> PromptResult:
+        """Of a group that was sampled and scored."""
+        prompt, responses = scored.group.prompt, scored.group.responses
+        texts = [tokenizer.decode(response.token_ids) for response in responses]
+        return cls(
+            prompt_id=prompt.prompt_id,
+            prompt=digest_of(prompt),
+            rewards=tuple(float(reward) for reward in scored.rewards),
+            answers=tuple(answer_of(prompt.verifier, text, prompt.row) for text in texts),
+            lengths=tuple(len(response.token_ids) for response in responses),
+            finish_reasons=tuple(response.finish_reason for response in responses),
+            responses=tuple(texts),
+        )
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> PromptResult:
+        """Of ``to_json``. KeyError, TypeError or ValueError when it is not that."""
+        lists = ("rewards", "answers", "lengths", "finish_reasons", "responses")
+        return cls(stored["prompt_id"], stored["prompt"], *(tuple(stored[name]) for name in lists))
+
+    def to_json(self) -> dict[str, Any]:
+        """For the store."""
+        return cast("dict[str, Any]", asdict(self))
+
+    def passed(self, pass_reward: float) -> np.ndarray:
+        """[n] whether the reward is at least ``pass_reward``. In float32, as verifiers' rewards are: 0.1 is 0.1."""
+        return np.asarray(self.rewards, dtype=np.float32) >= np.float32(pass_reward)
+
+
+def digest_of(prompt: Prompt) -> str:
+    """Of all that decides what was asked and how it is scored: token ids, answer and verifier."""
+    digest = blake2b(prompt.token_ids.tobytes(), digest_size=16)
+    digest.update(f"\0{prompt.answer}\0{prompt.verifier}".encode())
+    return digest.hexdigest()

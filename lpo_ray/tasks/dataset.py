@@ -1,0 +1,73 @@
+"""Prompts and answers from files. Tasks that are a data set with a verifier of its own build on it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+from lpo_ray.config.schema import TaskConfig
+from lpo_ray.data.dataset import DatasetSource
+from lpo_ray.data.prompt_file import Reading
+from lpo_ray.errors import ConfigError
+from lpo_ray.tasks.options import known_only, refused
+from lpo_ray.tasks.task import Given, Task
+from lpo_ray.verifiers import VERIFIERS
+from lpo_ray.verifiers.mixture import terms
+
+
+def make_dataset(task: TaskConfig, given: Given) -> DatasetSource:
+    """The source of any task whose prompts stand in files."""
+    return DatasetSource(
+        path=task.path,
+        heldout_path=task.heldout_path,
+        reading=Reading(
+            encoder=given.encoder,
+            prompt_column=task.prompt_column,
+            answer_column=task.answer_column,
+            needs_answer=needs_answer(given.verifier),
+            ignore_images=task.options.get("images") == "ignore",
+        ),
+        verifier=given.verifier,
+        seed=given.seed,
+        num_train=task.num_train,
+    )
+
+
+def check_dataset(task: TaskConfig, num_heldout: int) -> None:
+    """Files are named, and there. ConfigError."""
+    known_only(task.options, {"images": "ignore, to train without the images that rows have"}, task.name)
+    images = task.options.get("images", "refuse")
+    if images not in ("refuse", "ignore"):
+        raise refused("images", images, "refuse or ignore")
+    if task.path is None and task.heldout_path is None:
+        raise ConfigError(
+            f"task.path is null; task.name={task.name} needs a .jsonl or .parquet file to train on, or one to be "
+            "evaluated on as task.heldout_path"
+        )
+    if task.heldout_path is None and num_heldout:
+        raise ConfigError(
+            "task.heldout_path is null, but evaluation.num_prompts is "
+            f"{num_heldout}; give a file of held-out prompts, or set evaluation.num_prompts=0"
+        )
+    for key, value in (("task.path", task.path), ("task.heldout_path", task.heldout_path)):
+        if value is not None and value.endswith((".jsonl", ".parquet")) and not Path(value).is_file():
+            raise ConfigError(f"{key} is {value!r}, which does not exist; expected a .jsonl or .parquet file")
+
+
+def needs_answer(verifier: str) -> bool:
+    """Whether one of our verifiers in the sum takes the answer. What others' do with an empty one is theirs."""
+    return any("answer" in _parameters(term.name) for term in terms(verifier))
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(VERIFIERS[name]).parameters if name in VERIFIERS else {}
+
+
+DATASET = Task(
+    name="dataset",
+    about="prompts and answers of task.path (.jsonl, .parquet, a Hugging Face data set); reward by task.verifier",
+    verifier=None,
+    make=make_dataset,
+    check=check_dataset,
+)

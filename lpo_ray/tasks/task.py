@@ -1,0 +1,47 @@
+"""What a task is: a name for where prompts come from, and what is best known to check and sample its responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from lpo_ray.config.schema import TaskConfig
+from lpo_ray.data.source import PromptEncoder, PromptSource
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a task's source needs beside the task section."""
+
+    seed: int
+    verifier: str
+    """that its prompts name"""
+    encoder: PromptEncoder
+
+
+def nothing_to_check(task: TaskConfig, num_heldout: int) -> None:
+    """The ``check`` of a task that takes any settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One row of TASKS. It is the composition root of its source: it alone reads the task section."""
+
+    name: str
+    about: str
+    """one sentence: prompt, answer, reward"""
+    verifier: str | None
+    """when task.verifier is null; None: the configuration must name one"""
+    make: Callable[[TaskConfig, Given], PromptSource]
+    """DataError when the data cannot be used"""
+    check: Callable[[TaskConfig, int], None] = nothing_to_check
+    """of the section and evaluation.num_prompts, before anything is read. ConfigError"""
+    recommended: Mapping[str, object] = field(default_factory=dict)
+    """section.key -> value to begin with, for models of the size that the task is for"""
+    takes_variant: bool = False
+    """whether task.name goes on with a colon and the name of one of many"""
+
+
+def variant_of(name: str) -> str:
+    """What stands after the colon of task.name; empty when there is none."""
+    return name.partition(":")[2]

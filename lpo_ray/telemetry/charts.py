@@ -1,0 +1,102 @@
+"""Which metrics stand together in one figure: what the report draws, and the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+"""Okabe and Ito: told apart by colour-blind readers too"""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One figure: metrics over steps. ``stacked`` draws shares of their sum."""
+
+    title: str
+    unit: str
+    series: Mapping[str, str]
+    """metric -> label"""
+    stacked: bool = False
+    about: str = ""
+    """what it tells, in a line"""
+
+
+CHARTS = (
+    Chart(
+        "Reward", "per response", {"reward": "mean reward", "pass_rate": "pass rate"},
+        about="Of the responses that were trained on: sampled by the policy, on training prompts.",
+    ),
+    Chart(
+        "Pass@k on held-out prompts", "probability", {},
+        about="Unbiased over the samples of each prompt; the band is a 95 % bootstrap interval over prompts.",
+    ),
+    Chart(
+        "Entropy", "nats", {"token_entropy": "per token", "target_entropy": "H(w*)", "policy_entropy": "H(P)"},
+        about="H(w*) far below H(P): the target asks for few responses. Per token near 0: nothing is explored.",
+    ),
+    Chart(
+        "Did P move to w*?", "nats", {"gap_before": "KL(w*||P) before the step", "gap_after": "after it"},
+        about="The target's distance from the policy around a step's updates, on groups scored again after them.",
+    ),
+    Chart(
+        "Gain: promised, bounded, realised", "reward",
+        {"measured_predicted_gain": "predicted: tau Jeffreys", "measured_gain": "realised",
+         "measured_gain_bound": "Theorem 2's bound"},
+        about="Expected reward on the sampled responses; realised is at least predicted - 2 Rmax TV(P, w*).",
+    ),
+    Chart(
+        "Projection gap at each update", "nats",
+        {"kl_target_policy": "KL(w*||P)", "kl_policy_target": "KL(P||w*)"},
+        about="Before a group's own update. KL(w*||P) rises where the policy misses what the target wants.",
+    ),
+    Chart(
+        "Effective K", "responses",
+        {"target_effective_size": "of the target, 1 / sum w*^2",
+         "effective_sample_size": "of the anchor, 1 / sum P_t^2",
+         "effective_sample_size_min": "smallest of the anchor"},
+        about="How many of the K responses carry the weight. Few in the anchor: the data is stale.",
+    ),
+    Chart(
+        "Gradient norm", "before clipping", {"gradient_norm": "gradient norm"},
+        about="A spike that is not in the reward is a few groups with large coefficients.",
+    ),
+    Chart(
+        "Update over weights", "ratio of norms",
+        {f"update_ratio_{kind}": kind for kind in ("embedding", "attention", "mlp", "norm", "head")},
+        about="About 1e-3 is usual; a part that is far from the others learns at another speed.",
+    ),
+    Chart(
+        "Fractions", "of groups or tokens",
+        {"equal_reward_fraction": "equal-reward groups", "clip_fraction": "clipped tokens",
+         "clip_mass": "clipped coefficient mass", "truncated_fraction": "truncated responses"},
+        about="Mass: the share of the pull on tokens outside the clip band. Equal rewards teach nothing new.",
+    ),
+    Chart(
+        "Difficulty of prompts that come again", "pass rate",
+        {"difficulty_drift": "mean change since the last visit", "difficulty_change": "mean size of the change"},
+        about="Above 0 the same prompts became easier; a large size with no drift is forgetting as much as learning.",
+    ),
+    Chart("Response length", "tokens", {"response_length": "mean"}),
+    Chart("Staleness", "steps", {"staleness": "mean", "staleness_max": "oldest group"}),
+    Chart(
+        "Behaviour against policy", "nats",
+        {"anchor_drift": "mean drift of a token", "mismatch_kl": "KL (k3)"},
+    ),
+    Chart("Throughput", "response tokens per second", {"tokens_per_second": "whole step"}),
+    Chart(
+        "Where the time goes", "share of the step",
+        {f"seconds_{stage}": stage for stage in ("sample", "verify", "anchor", "project", "publish", "wait")},
+        stacked=True,
+    ),
+    Chart(
+        "What the engines do", "share of the step",
+        {f"engines_{stage}": stage for stage in ("sample", "verify", "publish", "evaluate", "wait")},
+        stacked=True,
+    ),
+    Chart(
+        "What the learner does", "share of the step",
+        {f"learner_{stage}": stage for stage in ("anchor", "project", "publish", "checkpoint", "evaluate", "wait")},
+        stacked=True,
+    ),
+)  # fmt: skip

@@ -1,0 +1,55 @@
+"""A response's answer against the dataset's as text: equal (``exact``), or of a regular expression (``regex``).
+
+The response's answer is what stands in its last ``<answer>...</answer>``, or else all of it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.tags import answered
+
+if TYPE_CHECKING:
+    import regex as regex_library
+
+MAX_CHARACTERS = 1000
+"""of an answer that is held against a regular expression; longer ones are wrong, so that no response can cost time"""
+MATCH_SECONDS = 1.0
+"""for one match; a pattern that backtracks for longer than that has not matched"""
+
+
+def exact(response: str, answer: str) -> Verdict:
+    """1 when the answers are equal, any run of white space being one space; 0 otherwise."""
+    given, wanted = _one_line(answered(response)), _one_line(answer)
+    if given == wanted:
+        return Verdict.scored(1.0, "equal")
+    return Verdict.scored(0.0, f"{given[:80]!r} is not {wanted[:80]!r}")
+
+
+def regex(response: str, answer: str) -> Verdict:
+    """1 when ``answer``, a regular expression, matches the whole of the response's answer; 0 otherwise.
+
+    Raises regex.error for a pattern that is none: the row is broken, not the response.
+    """
+    pattern, given = _compiled(answer), answered(response)
+    if len(given) > MAX_CHARACTERS:
+        return Verdict.scored(0.0, f"{len(given)} characters, at most {MAX_CHARACTERS} are looked at")
+    try:
+        matches = pattern.fullmatch(given, timeout=MATCH_SECONDS) is not None
+    except TimeoutError:
+        return Verdict.scored(0.0, f"no match found within {MATCH_SECONDS:g} s: the pattern backtracks on this text")
+    return Verdict.scored(float(matches), "matches" if matches else f"{given[:80]!r} does not match {answer[:80]!r}")
+
+
+@cache
+def _compiled(pattern: str) -> regex_library.Pattern[str]:
+    """By the regex package, which can give up; the standard library's ``re`` cannot."""
+    import regex as regex_library
+
+    return regex_library.compile(pattern)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

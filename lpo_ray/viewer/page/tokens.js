@@ -1,0 +1,97 @@
+// The tokens of a response, coloured by a number of each. They are asked for when they come into view, a part at a time.
+
+import { ask } from "./api.js";
+import { el, format, message, number, shown } from "./dom.js";
+
+const SERIES_CLASSES = 7; // of style.css
+const CLEAR = 0.02; // share of the full colour below which a token has none
+
+export const COLOURS = {
+  log_ratio: {
+    text: "log-ratio: after the step to the sampling policy",
+    legend: (place, group) => scale(place, `−${format(group.scale)}`, ["down", "up"], `+${format(group.scale)}`),
+    paint: (span, token, group) => {
+      const share = number(token.log_ratio) / (number(group.scale) || 1);
+      span.className = `token ${share < 0 ? "down" : "up"}`;
+      return token.log_ratio === null ? 0 : Math.abs(share);
+    },
+  },
+  behaviour: {
+    text: "log-probability when sampled",
+    legend: (place) => scale(place, "0", ["surprise"], "−5 and less"),
+    paint: (span, token) => {
+      span.className = "token surprise";
+      return -number(token.behaviour) / 5;
+    },
+  },
+  version: {
+    text: "weights version",
+    legend: (place) => place.replaceChildren("neighbours of one colour were sampled by the same weights"),
+    paint: (span, token) => {
+      span.className = `token version series-${token.version % SERIES_CLASSES}`;
+      return 1;
+    },
+  },
+  none: { text: "nothing", legend: (place) => place.replaceChildren(), paint: (span) => { span.className = "token"; return 0; } },
+};
+
+export function tokensOf(key, group, response, colour) {
+  const text = el("div", { class: "tokens", dir: "auto" });
+  const after = el("div", { class: "more" });
+  const element = el("div", {}, text, after);
+  const spans = []; // [element, token]
+  let position = false;
+
+  const paint = ([span, token]) => {
+    const share = COLOURS[colour.value].paint(span, token, group);
+    span.style.setProperty("--share", share > CLEAR ? Math.min(1, share) : 0);
+  };
+  const load = async () => {
+    after.replaceChildren("…");
+    try {
+      const found = await ask("tokens", { ...key, response: response.index, start: spans.length });
+      if (!found.exact && !position) {
+        position = true;
+        text.before(message("The run's tokenizer is not on this machine: the text is cut into tokens by position."));
+      }
+      const added = found.texts.map((piece, at) => {
+        const token = { log_ratio: found.log_ratio?.[at] ?? null, behaviour: found.behaviour[at], version: found.versions[at] };
+        const about = [`token ${found.start + at}: id ${found.ids[at]}`, `log-ratio ${format(token.log_ratio)}`,
+          `log-probability ${format(token.behaviour)}`, `weights ${token.version}`];
+        const span = el("span", { title: about.join("\n") }, visible(piece));
+        paint([span, token]);
+        return [span, token];
+      });
+      spans.push(...added);
+      text.append(...added.map(([span]) => span));
+      const left = found.total - spans.length;
+      after.replaceChildren(...(left > 0 && added.length ? [el("button", { type: "button", onclick: load }, `Show more: ${left} tokens left`)] : []));
+    } catch (error) {
+      after.replaceChildren(message(error.message, "problem"));
+    }
+  };
+  const seen = new IntersectionObserver((entries) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    seen.disconnect();
+    load();
+  }, { rootMargin: "400px" });
+  seen.observe(element);
+  return { element, recolour: () => spans.forEach(paint) };
+}
+
+// A token has at least one character to be seen: ends of lines, and tokens whose character is the next one's text.
+function visible(piece) {
+  if (piece === "") return el("span", { class: "hidden-character", title: "a part of the next character" }, "◦");
+  return piece.split(/(\n)/).filter((part) => part !== "").flatMap((part) =>
+    part === "\n" ? [el("span", { class: "hidden-character", "aria-hidden": "true" }, "⏎"), "\n"] : shown(part));
+}
+
+function scale(place, low, kinds, high) {
+  const steps = (kind) => [1, 0.66, 0.33].map((share) => {
+    const cell = el("span", { class: `cell token ${kind}` });
+    cell.style.setProperty("--share", share);
+    return cell;
+  });
+  const cells = kinds.length === 2 ? [...steps(kinds[0]), ...steps(kinds[1]).reverse()] : steps(kinds[0]).reverse();
+  place.replaceChildren(low, " ", ...cells, " ", high);
+}

@@ -1,0 +1,105 @@
+"""Evaluation on an engine that is lent, on the real stack: its weights stay those of their step while the run goes on,
+and then it serves the current ones, proved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.cluster import Cluster
+from lpo_ray.records import PromptGroup, Sampling
+from lpo_ray.telemetry.evaluations import read_evaluations
+from tests.builders import make_prompt
+from tests.clusters import on_cluster
+from tests.e2e.test_real_stack import plan_of
+from tests.e2e.test_resume import DIGITS, finish
+from tests.e2e.test_signals import Run
+from tests.e2e.test_transports import VOCABULARY, make_model, on_ranks, perturb, reference
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+SAMPLING = Sampling(group_size=2, temperature=1.0, max_tokens=12, seed=1)
+PROMPT = make_prompt(3, length=20, vocabulary=VOCABULARY)
+
+
+@dataclass
+class Seen:
+    models: list[torch.nn.Module] = field(default_factory=list)
+    served: list[str] = field(default_factory=list)
+    lent: PromptGroup | None = None
+    others: PromptGroup | None = None
+    back: list[str] = field(default_factory=list)
+
+
+def difference(group: PromptGroup, model: torch.nn.Module) -> float:
+    """Largest, of its recorded log-probs to the model's."""
+    found = 0.0
+    for response in group.responses:
+        sequence = torch.from_numpy(np.concatenate([group.prompt.token_ids, response.token_ids]))
+        with torch.no_grad():
+            scores = model(sequence[None]).logits[0, len(group.prompt.token_ids) - 1 : -1].float().log_softmax(-1)
+        expected = scores.gather(1, torch.from_numpy(response.token_ids)[:, None])[:, 0].numpy()
+        found = max(found, float(np.abs(expected - response.behaviour_logprobs).max()))
+    return found
+
+
+@pytest.mark.parametrize("transport", ["shared_memory", pytest.param("gloo", marks=pytest.mark.long)])
+def test_a_lent_engine_keeps_its_weights_through_publishes_and_then_has_the_last(
+    transport: str, tmp_path: Path, tiny_policy: Path
+) -> None:
+    policy = make_model(tmp_path / "policy", "qwen3", True, tiny_policy)
+    plan = plan_of(
+        tmp_path, policy, "rollout.num_workers=2", "learner.world_size=1", "rollout.kv_cache_gib=0.2",
+        f"transport.kind={transport}", "supervision.max_restarts=0",
+    )  # fmt: skip
+    seen = Seen()
+
+    async def use(cluster: Cluster) -> None:
+        seen.models.append(await reference(cluster.learner, tmp_path / "step0", "float32"))
+        await cluster.transport.publish(0)
+        lent = cluster.lend()
+        assert lent is not None
+        async with lent as engine:
+            for step in (1, 2):
+                await on_ranks(cluster.learner, perturb, step)
+                published = await cluster.transport.publish(step)
+            seen.models.append(await reference(cluster.learner, tmp_path / "step2", "float32"))
+            seen.lent = await engine.sample(PROMPT, SAMPLING, 0)
+            seen.others = await cluster.rollout.sample(PROMPT, SAMPLING, 1)
+            seen.served = sorted(f"{worker.state} {worker.version}" for worker in cluster.rollout.statuses())
+        for _ in range(600):
+            seen.back = [f"{worker.state} {worker.version}" for worker in cluster.rollout.statuses()]
+            if seen.back == [f"serving {published.version}"] * 2:
+                break
+            await asyncio.sleep(0.1)
+        await cluster.transport.publish(3)
+
+    on_cluster(plan, policy, use)
+    assert seen.lent is not None
+    assert seen.others is not None
+    first, last = seen.models
+    assert difference(seen.lent, first) < 1e-3 < difference(seen.lent, last)
+    assert difference(seen.others, last) < 1e-3 < difference(seen.others, first)
+    assert {int(version) for response in seen.lent.responses for version in response.versions} == {0}
+    assert [state.split()[0] for state in seen.served] == ["lent", "serving"]
+    assert len(set(seen.back)) == 1
+    assert seen.back[0].startswith("serving 2"), seen.back
+
+
+def test_a_run_goes_on_while_it_is_evaluated(tmp_path: Path, tiny_policy: Path) -> None:
+    run = Run(
+        tmp_path, tiny_policy, DIGITS, "rollout.num_workers=2", "run.steps=6", "evaluation.every=2",
+        "evaluation.num_prompts=64", "evaluation.samples_per_prompt=16",
+    )  # fmt: skip
+    output = finish(run)
+    assert run.process.returncode == 0, output
+    assert sorted(read_evaluations(run.folder / "evaluations.json")) == [0, 2, 4, 6]
+    metrics = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any(step["workers_lent"] for step in metrics), "no step ended while an engine was lent"
+    assert all(step["workers_lent"] == 0 for step in metrics if step["step"] in (1, 2)), "nothing was lent before"

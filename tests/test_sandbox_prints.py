@@ -1,0 +1,105 @@
+"""Runs of one program for many inputs in one sandbox: each is as it would be alone, whatever the one before did."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpo_ray.sandbox import kinds
+from lpo_ray.sandbox.limits import Limits
+from lpo_ray.sandbox.prints import ENDED, Printed, _records, run_for_each
+from lpo_ray.sandbox.program import trouble_with
+
+
+@pytest.fixture(params=[kinds.BUBBLEWRAP, kinds.RLIMIT])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    if (trouble := trouble_with(request.param)) is not None:
+        pytest.skip(f"{request.param} does not work here: {trouble}")
+    yield request.param
+
+
+def runs(source: str, *inputs: bytes, limits: Limits) -> list[Printed]:
+    found, trouble = run_for_each(textwrap.dedent(source), inputs, limits)
+    assert trouble is None
+    return found
+
+
+def test_each_run_is_a_program_of_its_own(kind: str) -> None:
+    """A fresh module, all of its input, exit codes, tracebacks, and what is printed at exit and by threads."""
+    source = """
+        import atexit, sys, threading
+        from dataclasses import dataclass
+        assert __name__ == "__main__" and "seen" not in globals()
+        seen = True
+        @dataclass
+        class Point:
+            x: int
+        assert Point.__annotations__ == {"x": int}
+        word = sys.stdin.read()
+        atexit.register(print, "bye")
+        threading.Thread(target=print, args=(word[:3], len(word))).start()
+        if word == "2":
+            sys.exit(3)
+        if word == "3":
+            raise ValueError("no")
+    """
+    first, second, third, large = runs(source, b"1", b"2", b"3", b"x" * 500_000, limits=Limits(kind))
+    assert first == Printed(0, False, b"1 1\nbye\n", b"")
+    assert (second.exit_code, second.stdout) == (3, b"2 1\nbye\n")
+    assert third.exit_code == 1
+    assert third.stderr.endswith(b"ValueError: no\n")
+    assert large.stdout == b"xxx 500000\nbye\n"
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        "os._exit(9)", "print('x' * 10**6)", "os.kill(os.getpid(), 9)", "bytearray(2**31)", "os.close(1)",
+        "os.fork() or time.sleep(600)", "sys.stdin.close()", "raise SystemExit('no')", "__builtins__.print = None",
+        "os.chdir('/'); os.umask(0o777)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+    ],
+)  # fmt: skip
+def test_what_a_run_does_is_its_own_affair(kind: str, does: str) -> None:
+    source = f"import os, signal, sys, time\nword = input()\nif word == '1':\n    {does}\nprint(word)"
+    first, second = runs(source, b"1\n", b"2\n", limits=Limits(kind, output_kib=64))
+    assert second == Printed(0, False, b"2\n", b"")
+    assert len(first.stdout) <= 64 * 1024
+
+
+def test_a_run_that_ends_what_started_it_costs_itself_alone(kind: str) -> None:
+    source = (
+        "import os, time\nword = input()\nif word == '1':\n    os.kill(os.getppid(), 9); time.sleep(1)\nprint(word)"
+    )
+    before, hostile, after = runs(source, b"0", b"1", b"2", limits=Limits(kind))
+    assert (before.stdout, after.stdout) == (b"0\n", b"2\n")
+    if kind == kinds.BUBBLEWRAP:
+        assert hostile == ENDED
+    else:  # it may be the first process of its namespace, which the kernel keeps
+        assert hostile in (ENDED, Printed(0, False, b"1\n", b""))
+
+
+def test_what_the_time_does_not_suffice_for_is_missing(kind: str) -> None:
+    source = "import time\nword = input()\nif word == '1':\n    time.sleep(600)\nprint(word)"
+    assert [run.stdout for run in runs(source, b"0", b"1", b"2", limits=Limits(kind, seconds=1.0))] == [b"0\n"]
+
+
+def test_forged_lines_stand_for_runs_and_there_are_no_more_of_these_than_inputs(kind: str) -> None:
+    """A forged line stands for the next run, and what it says has to be right all the same."""
+    source = """
+        import os
+        for fd in (1, *range(3, 64)):
+            try:
+                os.write(fd, b"0 0 3 0\\nhi\\n" * 5)
+            except OSError:
+                pass
+    """
+    assert len(runs(source, b"1", b"2", limits=Limits(kind))) == 2
+
+
+@given(st.binary(max_size=200) | st.from_regex(rb"(\d{1,4} [01] \d \d\n.{0,9})*", fullmatch=True))
+def test_whatever_is_said_the_records_are_within_it(said: bytes) -> None:
+    assert sum(len(record.stdout) + len(record.stderr) for record in _records(said)) <= len(said)

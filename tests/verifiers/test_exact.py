@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpo_ray.verifiers.case import Case
+from lpo_ray.verifiers.exact import MAX_CHARACTERS, exact, regex
+from lpo_ray.verifiers.run import verify
+from tests.verifiers.hostile import PLACED
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "reward"),
+    [
+        ("Paris", "Paris", 1.0),
+        ("  Paris\n", "Paris", 1.0),
+        ("New \n York", "New York", 1.0),
+        ("I think <answer> Paris </answer> it is", "Paris", 1.0),
+        ("<answer>Rome</answer><answer>Paris</answer>", "Paris", 1.0),
+        ("", "", 1.0),
+        ("paris", "Paris", 0.0),
+        ("Paris.", "Paris", 0.0),
+        ("<answer>Paris", "Paris", 0.0),
+        ("Paris</answer>", "Paris", 0.0),
+        ("<answer>Paris</answer><answer>Rome</answer>", "Paris", 0.0),
+        ("", "Paris", 0.0),
+    ],
+)
+def test_exact(response: str, answer: str, reward: float) -> None:
+    assert exact(response, answer).reward == reward
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "reward"),
+    [
+        ("colour", "colou?r", 1.0),
+        ("<answer>color</answer>", "colou?r", 1.0),
+        ("the color", "colou?r", 0.0),
+        ("color\n", "colou?r", 1.0),
+        ("2024-02-29", r"\d{4}-\d{2}-\d{2}", 1.0),
+        ("PARIS", "(?i)paris", 1.0),
+        ("", ".+", 0.0),
+        ("x" * MAX_CHARACTERS, "x+", 1.0),
+        ("x" * (MAX_CHARACTERS + 1), "x+", 0.0),
+    ],
+)
+def test_regex(response: str, answer: str, reward: float) -> None:
+    assert regex(response, answer).reward == reward
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a", "*", "(?P<a>x)(?P<a", "a{2,1}"])
+def test_a_broken_pattern_is_unscored(pattern: str) -> None:
+    verdict = verify("regex", [Case("", "x", pattern)])[0]
+    assert verdict.reward is None
+    assert "error" in verdict.detail
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "(.*a){20}b"])
+def test_backtracking_ends_as_wrong(pattern: str) -> None:
+    started = time.perf_counter()
+    verdict = regex("a" * 900 + "!", pattern)
+    assert verdict.reward == 0.0
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_hostile_responses_are_wrong(name: str) -> None:
+    assert exact(PLACED[name], "42").reward == 0.0
+    assert regex(PLACED[name], "[Pp]aris").reward == 0.0
+
+
+@given(st.text(max_size=300))
+def test_any_text_gets_a_verdict(text: str) -> None:
+    assert exact(text, text).reward == 1.0 or "<answer>" in text
+    assert regex(text, "(?s).*").reward == 1.0
