@@ -34,10 +34,14 @@ class Autoscaler:
 
     def __init__(self, rule: AutoscaleRule) -> None:
         self._rule = rule
-        self._begin()
+        self._begin(0)
 
     def step(self, seconds: Seconds, workers: int) -> int | None:
-        """A step is done, with ``workers`` that serve. None: as it is."""
+        """A step is done, with ``workers`` that serve. None: as it is. The steps of another number (a worker came, one
+        died, a user scaled) say nothing about this one: the count begins anew.
+        """
+        if workers != self._workers:
+            self._begin(workers)
         self._steps += 1
         if self._steps == 1:
             return None  # of the change, or of the start
@@ -47,10 +51,11 @@ class Autoscaler:
         if self._steps <= STEPS or not workers:
             return None
         wanted = self._wanted(workers)
-        self._begin()
+        self._begin(workers)
         return wanted if wanted != workers else None
 
-    def _begin(self) -> None:
+    def _begin(self, workers: int) -> None:
+        self._workers = workers
         self._steps = 0
         self._engines: dict[str, float] = {}
         self._learner: dict[str, float] = {}

@@ -33,7 +33,7 @@ from lpo_ray.records import WorkerStatus
 from lpo_ray.redaction import redact
 from lpo_ray.replay import OpenLearner, recorded_digests, replay
 from lpo_ray.run import Attendant, Build, train
-from lpo_ray.signals import interrupt_on_signal, run_until_signal
+from lpo_ray.signals import call_off_ray_alarm, interrupt_on_signal, run_until_signal
 from lpo_ray.telemetry.advice import Setup
 from lpo_ray.telemetry.progress import render_evaluation
 from lpo_ray.telemetry.sinks import MetricsSink, write_json
@@ -149,6 +149,7 @@ def _cluster(plan: Plan) -> Iterator[None]:
         interrupt_on_signal()  # Ray has put its own handler in place, which would end with exit code 15
         yield
     except SystemExit as stopped:
+        call_off_ray_alarm()
         raise Interrupted(signal.SIGTERM, 0) from stopped
     finally:
         disconnect()

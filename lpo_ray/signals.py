@@ -48,10 +48,18 @@ def interrupt_on_signal() -> None:
     """Until an event loop takes over, SIGINT and SIGTERM raise Interrupted wherever the program is."""
 
     def interrupt(number: int, _: object) -> None:
+        call_off_ray_alarm()
         raise Interrupted(number, 0)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+
+
+def call_off_ray_alarm() -> None:
+    """Let the end take its time. Between Ray's start and interrupt_on_signal the signal passes through Ray's own
+    (abseil's) failure handler, which sets an alarm that aborts the process 3 s later.
+    """
+    signal.alarm(0)
 
 
 def run_until_signal(work: Callable[[Signals], Coroutine[object, object, T]]) -> T:

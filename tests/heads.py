@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -60,9 +61,42 @@ def kill_node(process: psutil.Process) -> None:
             found.kill()
 
 
+FAKE_HEAD = "f" * 51 + "00000"
+"""the id that Ray's fake provider expects of its head"""
+
+
+def _autoscaling(file: Path, gcs: str, head_cpus: int, node_cpus: int, nodes: int) -> dict[str, str]:
+    """Ray's own autoscaler (v2) over its fake provider, whose nodes are processes of this machine: the file of
+    ``--autoscaling-config``. Returns the environment that the head needs for it.
+    """
+    kinds = {
+        "ray.head.default": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": node_cpus, "object_store_memory": 100_000_000}, "node_config": {},
+                   "min_workers": 0, "max_workers": nodes},
+    }  # fmt: skip
+    # by its module: Ray's wheel lacks the file of defaults of "fake_multinode"
+    module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    provider = {"type": "external", "module": module, "head_node_id": FAKE_HEAD, "gcs_address": gcs,
+                "launch_multiple": True, "use_node_id_as_ip": True, "disable_node_updaters": True,
+                "disable_launch_config_check": True}  # fmt: skip
+    config = {"cluster_name": "test", "max_workers": nodes, "idle_timeout_minutes": 0.02, "provider": provider,
+              "available_node_types": kinds, "head_node_type": "ray.head.default", "auth": {}, "upscaling_speed": 1.0,
+              "file_mounts": {}, "cluster_synced_files": [], "initialization_commands": [],
+              **{f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")},
+              **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")}}  # fmt: skip
+    file.write_text(json.dumps(config))
+    return {
+        "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD, "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }  # fmt: skip
+
+
 @contextlib.contextmanager
-def ray_head(folder: Path, num_cpus: int = 8) -> Iterator[Head]:
-    """``ray start --head`` on this machine until the end of the context; nothing of it is left then."""
+def ray_head(folder: Path, num_cpus: int = 8, *, node_cpus: int = 0, max_nodes: int = 2) -> Iterator[Head]:
+    """``ray start --head`` on this machine until the end of the context; nothing of it is left then.
+
+    With ``node_cpus``, Ray's autoscaler adds up to ``max_nodes`` nodes of so many CPUs when they are asked for.
+    """
     token = folder / "token"
     token.write_text(os.urandom(16).hex())
     token.chmod(0o600)
@@ -80,8 +114,13 @@ def ray_head(folder: Path, num_cpus: int = 8) -> Iterator[Head]:
         str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}", f"--num-cpus={num_cpus}", "--object-store-memory=300000000",
     ]  # fmt: skip
+    started = environment
+    if node_cpus:
+        file = folder / "autoscaling.json"
+        started = {**environment, **_autoscaling(file, f"127.0.0.1:{port}", num_cpus, node_cpus, max_nodes)}
+        command.append(f"--autoscaling-config={file}")
     with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, env=started, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_until_up(address, process, folder / "head.log")

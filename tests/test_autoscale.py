@@ -55,9 +55,15 @@ def test_it_comes_to_rest_within_its_bounds(
     assert waits <= 0.1 + 1e-6 or seen[-1] == most
 
 
-def test_while_workers_come_and_go_nothing_is_decided_and_the_first_step_after_a_change_does_not_count() -> None:
+def test_while_workers_come_and_go_nothing_is_decided_and_the_first_steps_after_a_change_do_not_count() -> None:
     scaler = Autoscaler(AutoscaleRule(1, 10, 0.1))
     for _ in range(STEPS + 3):
         assert scaler.step(step(8.0, 2.0), 0) is None
-    assert scaler.step(step(8.0, 2.0), 2) == 4
+    assert [scaler.step(step(8.0, 2.0), 2) for _ in range(STEPS + 1)] == [None] * STEPS + [4]
     assert [scaler.step(step(4.0, 2.0), 4) for _ in range(STEPS)] == [None] * STEPS
+
+
+def test_a_user_who_scales_a_live_run_is_not_overruled_by_the_steps_before() -> None:
+    scaler = Autoscaler(AutoscaleRule(1, 10, 0.1))
+    assert [scaler.step(step(4.0, 2.0), 2) for _ in range(STEPS)] == [None] * STEPS
+    assert [scaler.step(step(8.0, 2.0), 1) for _ in range(STEPS + 1)] == [None] * STEPS + [2]

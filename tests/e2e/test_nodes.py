@@ -15,7 +15,7 @@ import pytest
 from lpo_ray.accounting import audit
 from lpo_ray.telemetry.log import read_log
 from lpo_ray.telemetry.sinks import MetricsLog
-from tests.heads import BIN, Head, kill_node, ray_head, ray_node
+from tests.heads import BIN, FAKE_HEAD, Head, kill_node, ray_head, ray_node
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")
@@ -49,6 +49,11 @@ class Training:
 
     def says(self, text: str) -> bool:
         return any(text in line.text for line in read_log(self.folder / "log.jsonl"))
+
+    def wait_for_worker(self, worker: int) -> None:
+        """It is up, with the current weights or, where a publish is on its way, with those that come."""
+        name = f"rollout worker {worker}"
+        self.wait_for(lambda: self.says(f"{name} serves") or self.says(f"{name} is up, and takes the next weights"))
 
     def end(self) -> None:
         self.process.terminate()
@@ -104,7 +109,7 @@ def test_a_worker_comes_with_a_node_and_leaves_before_it_goes(tmp_path: Path, ti
         run.wait_for(lambda: run.says("rollout.autoscale: 2 rollout workers"))
         run.wait_for(lambda: run.says("rollout worker 1: waiting for room"))
         with ray_node(head, tmp_path, 3) as node:
-            run.wait_for(lambda: run.says("rollout worker 1 serves"))
+            run.wait_for_worker(1)
             assert len(on(node, "RolloutWorker")) == 1
             run.more_steps(3)
             subprocess.run(
@@ -117,3 +122,48 @@ def test_a_worker_comes_with_a_node_and_leaves_before_it_goes(tmp_path: Path, ti
             kill_node(node)  # as the cloud does; nothing of the run was on it any more
             run.more_steps(3)
             run.end()
+
+
+def nodes_of(head: Head) -> list[str]:
+    """The ids of the live nodes that Ray's autoscaler started."""
+    code = (
+        "import ray; ray.init(address='auto', logging_level='ERROR'); "
+        f"print(*sorted(n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeID'] != '{FAKE_HEAD}'))"
+    )
+    environment = {**head.environment, "RAY_ADDRESS": head.gcs}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return found.stdout.split()
+
+
+def test_rays_autoscaler_starts_the_node_that_a_worker_waits_for_and_ends_it_when_it_has_left(
+    tmp_path: Path, tiny_policy: Path
+) -> None:
+    """rollout.autoscale asks for a second worker for which no node has room: Ray's autoscaler starts one. `scale` takes
+    the worker from the live run: the node is idle and goes. The rule asks again: the next node comes.
+    """
+    with ray_head(tmp_path, num_cpus=6, node_cpus=3) as head:
+        run = Training(
+            head, tmp_path / "runs", tiny_policy, "rollout.cpus_per_worker=3", "learner.world_size=1",
+            "rollout.autoscale.max=2", "rollout.autoscale.target_learner_wait=0.02", "cluster.autoscaling=true",
+            "pipeline.max_staleness=1", "objective.behaviour=engine", "sampling.max_tokens=40",
+            "pipeline.updates_per_step=1", "cluster.placement_seconds=120",
+            "sampling.group_size=64",  # steps so long that an idle node is gone before the rule has seen enough of them
+        )  # fmt: skip
+        run.wait_for(lambda: run.says("rollout.autoscale: 2 rollout workers"))
+        run.wait_for_worker(1)
+        first = nodes_of(head)
+        assert len(first) == 1
+        run.more_steps(2)
+        subprocess.run(
+            [sys.executable, "-m", "lpo_ray", "scale", str(run.folder), "rollout=1"],
+            env={**head.environment, "RAY_ADDRESS": head.gcs}, check=True, capture_output=True,
+        )  # fmt: skip
+        run.wait_for(lambda: not set(first) & set(nodes_of(head)))
+        run.wait_for_worker(2)
+        second = nodes_of(head)
+        assert len(second) == 1 and second != first
+        run.more_steps(2)
+        run.end()
+        deadline = time.monotonic() + 60
+        while nodes_of(head):
+            assert time.monotonic() < deadline
