@@ -1,8 +1,9 @@
 """Attention over packed sequences, as an attention implementation of transformers.
 
-The packed tokens are gathered into padded rows (see ``layout.AttentionRows``), go through torch's causal scaled dot
-product attention, and are gathered back. Only attention pays for padding; no mask is ever built, so the flash kernels
-of CPU and GPU serve it. In half precision on a GPU, torch's variable-length kernel takes the packed tokens as they are.
+The packed tokens are gathered into padded rows (see ``layout.AttentionRows``), go through torch's scaled dot product
+attention, and are gathered back. Only attention pays for padding. A mask is built only for short responses behind a
+shared prompt, so the flash kernels of CPU and GPU serve the rest. In half precision on a GPU, torch's variable-length
+kernel takes the packed tokens as they are where nothing is shared.
 """
 
 from __future__ import annotations
@@ -13,45 +14,45 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from lpo_ray.layout import AttentionRows
+from lpo_ray.layout import AttentionRows, Gather
 
 PACKED = "lpo_ray_packed"
 """the implementation's name in transformers"""
 
 
 class _ToRows(torch.autograd.Function):
-    """[T, heads, D] -> [sum R L, heads, D]. The backward pass is a gather too: a pad never has a gradient, so only the
+    """[T, heads, D] -> [S, heads, D]. The backward pass is a gather too: a pad never has a gradient, so only the
     further copies of shared prompts have to be added.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, packed: Tensor, rows: AttentionRows) -> Tensor:
-        ctx.rows = rows  # type: ignore[attr-defined]
-        return packed.index_select(0, rows.index)
+    def forward(ctx: FunctionCtx, packed: Tensor, gather: Gather) -> Tensor:
+        ctx.gather = gather  # type: ignore[attr-defined]
+        return packed.index_select(0, gather.index)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows: AttentionRows = ctx.rows  # type: ignore[attr-defined]
-        result = gradient.index_select(0, rows.owner)
-        if len(rows.copies):
-            result.index_add_(0, rows.copied, gradient.index_select(0, rows.copies))
+        gather: Gather = ctx.gather  # type: ignore[attr-defined]
+        result = gradient.index_select(0, gather.owner)
+        if len(gather.copies):
+            result.index_add_(0, gather.copied, gradient.index_select(0, gather.copies))
         return result, None
 
 
 class _FromRows(torch.autograd.Function):
-    """[sum R L, heads, D] -> [T, heads, D]: each packed token's own output."""
+    """[S, heads, D] -> [T, heads, D]: each packed token's own output."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, padded: Tensor, rows: AttentionRows) -> Tensor:
-        ctx.rows, ctx.length = rows, len(padded)  # type: ignore[attr-defined]
-        return padded.index_select(0, rows.owner)
+    def forward(ctx: FunctionCtx, padded: Tensor, gather: Gather) -> Tensor:
+        ctx.gather, ctx.length = gather, len(padded)  # type: ignore[attr-defined]
+        return padded.index_select(0, gather.owner)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         result = gradient.new_zeros(ctx.length, *gradient.shape[1:])  # type: ignore[attr-defined]
-        return result.index_copy_(0, ctx.rows.owner, gradient), None  # type: ignore[attr-defined]
+        return result.index_copy_(0, ctx.gather.owner, gradient), None  # type: ignore[attr-defined]
 
 
 def packed_attention(
@@ -71,17 +72,20 @@ def packed_attention(
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and len(rows.bounds):
         return _on_sequences(packed, rows, scaling, grouped=repeat > 1)[None], None
     padded = []
-    for flat, times in zip(packed, (1, repeat, repeat), strict=True):
-        gathered = flat if rows.in_place else _ToRows.apply(flat, rows)
+    for flat, gather, times in zip(packed, (rows.queries, rows.keys, rows.keys), (1, repeat, repeat), strict=True):
+        gathered = flat if rows.in_place else _ToRows.apply(flat, gather)
         padded.append(gathered.repeat_interleave(times, dim=1) if times > 1 else gathered)
-    sizes = [count * width for count, width in rows.shapes]
+    num_queries = [bucket.rows * bucket.queries for bucket in rows.buckets]
+    num_keys = [bucket.rows * bucket.keys for bucket in rows.buckets]
+    parts = (tensor.split(sizes) for tensor, sizes in zip(padded, (num_queries, num_keys, num_keys), strict=True))
     outputs = []
-    for shape, *parts in zip(rows.shapes, *(tensor.split(sizes) for tensor in padded), strict=True):
-        q, k, v = (part.unflatten(0, shape).transpose(1, 2) for part in parts)
-        attended = scaled_dot_product_attention(q, k, v, is_causal=shape[1] > 1, scale=scaling)
-        outputs.append(attended.transpose(1, 2).reshape(shape[0] * shape[1], *attended.shape[1::2]))
+    for bucket, *flats in zip(rows.buckets, *parts, strict=True):
+        q, k, v = (flat.unflatten(0, (bucket.rows, -1)).transpose(1, 2) for flat in flats)
+        causal = bucket.mask is None and bucket.queries > 1
+        attended = scaled_dot_product_attention(q, k, v, bucket.mask, is_causal=causal, scale=scaling)
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return (joined if rows.in_place else _FromRows.apply(joined, rows))[None], None
+    return (joined if rows.in_place else _FromRows.apply(joined, rows.queries))[None], None
 
 
 def _on_sequences(packed: list[Tensor], rows: AttentionRows, scaling: float | None, *, grouped: bool) -> Tensor:

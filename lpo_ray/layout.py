@@ -4,7 +4,8 @@ Legend: N responses, T positions of the forward, M response tokens, R rows of at
 
 Packed, the forward is one row of all tokens, each with its own position id; only attention sees sequences, as padded
 rows of indices into it (``AttentionRows``), so that no linear layer ever works on a pad. With a shared prompt the K
-responses of a group stand behind one copy of it. Padded is for models whose attention cannot be replaced.
+responses of a group stand behind one copy of it, which looks at itself once: a further response is a row of its own
+queries, whose keys are the prompt's and its own. Padded is for models whose attention cannot be replaced.
 """
 
 from __future__ import annotations
@@ -22,24 +23,55 @@ Bundle = tuple[IntArray, Sequence[IntArray]]
 """a prompt and some of its responses"""
 BUCKET_SHRINK = 0.8
 """rows of attention below this share of the widest open a narrower bucket"""
+MASKED_QUERIES = 512
+"""queries of a row that looks at a shared prompt through a mask, at most; a longer response has a row of prompt and
+response, whose causal attention needs none: the mask has a byte for each query and key
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Packed tokens taken into padded rows, and what brings the rows' gradients back."""
+
+    index: Tensor
+    """[S] packed position of each entry, row after row and bucket after bucket; pads repeat position 0"""
+    owner: Tensor
+    """[T] the entry that is the packed token's own"""
+    copies: Tensor
+    """entries that are further copies of a token"""
+    copied: Tensor
+    """their packed positions"""
+
+    def to(self, device: torch.device) -> Gather:
+        """On ``device``."""
+        return Gather(*(tensor.to(device) for tensor in (self.index, self.owner, self.copies, self.copied)))
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBucket:
+    """Rows of similar size, attended together."""
+
+    rows: int
+    queries: int
+    keys: int
+    mask: Tensor | None
+    """[R, 1, queries, keys], true where a query looks at a key. None: queries are the keys, right-padded, and causal
+    attention needs no mask: a token never looks to its right, where the pads are
+    """
+
+    def to(self, device: torch.device) -> AttentionBucket:
+        """On ``device``."""
+        return AttentionBucket(self.rows, self.queries, self.keys, None if self.mask is None else self.mask.to(device))
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionRows:
-    """Sequences of a packed forward, right-padded into buckets of similar length. Causal attention needs no mask then:
-    a token never looks to its right, where the pads are.
-    """
+    """Who looks at whom in a packed forward: rows of queries and of keys, in buckets."""
 
-    index: Tensor
-    """[sum R L] packed position of each row's token, bucket after bucket; pads repeat position 0"""
-    shapes: tuple[tuple[int, int], ...]
-    """(R, L) of each bucket"""
-    owner: Tensor
-    """[T] the entry of ``index`` whose attention output is the packed token's own"""
-    copies: Tensor
-    """entries of ``index`` that are further copies of a shared prompt's tokens"""
-    copied: Tensor
-    """their packed positions"""
+    queries: Gather
+    keys: Gather
+    """the same object as ``queries`` where no row is masked"""
+    buckets: tuple[AttentionBucket, ...]
     in_place: bool
     """the packed tokens are the rows as they stand: sequences of one length, nothing shared"""
     bounds: Tensor
@@ -49,9 +81,10 @@ class AttentionRows:
 
     def to(self, device: torch.device) -> AttentionRows:
         """On ``device``."""
-        tensors = (self.index, self.owner, self.copies, self.copied, self.bounds)
-        index, owner, copies, copied, bounds = (tensor.to(device) for tensor in tensors)
-        return AttentionRows(index, self.shapes, owner, copies, copied, self.in_place, bounds, self.longest)
+        queries = self.queries.to(device)
+        keys = queries if self.keys is self.queries else self.keys.to(device)
+        buckets = tuple(bucket.to(device) for bucket in self.buckets)
+        return AttentionRows(queries, keys, buckets, self.in_place, self.bounds.to(device), self.longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +151,7 @@ def _packed(bundles: Sequence[Bundle], share_prompt: bool) -> Layout:
     tokens: list[IntArray] = []
     positions: list[IntArray] = []
     select: list[IntArray] = []
-    rows: list[IntArray] = []
+    rows: list[_Row] = []
     end = 0
 
     def append(part: IntArray, first_position: int) -> IntArray:
@@ -130,14 +163,15 @@ def _packed(bundles: Sequence[Bundle], share_prompt: bool) -> Layout:
 
     for prompt, responses in bundles:
         at_prompt = append(prompt, 0) if share_prompt or not responses else None
-        for response in responses:
+        for number, response in enumerate(responses):
             before = append(prompt, 0) if at_prompt is None else at_prompt
             own = append(response, len(prompt))
-            rows.append(np.concatenate([before, own]))
+            masked = number > 0 and share_prompt and len(own) < len(prompt) and len(own) <= MASKED_QUERIES
+            rows.append(_Row(np.concatenate([before, own]), len(own) if masked else None))
             select.append(np.concatenate([before[-1:], own[:-1]]))
         if not responses:
             assert at_prompt is not None
-            rows.append(at_prompt)
+            rows.append(_Row(at_prompt, None))
     return Layout(
         token_ids=_joined(tokens)[None],
         position_ids=_joined(positions)[None],
@@ -149,36 +183,82 @@ def _packed(bundles: Sequence[Bundle], share_prompt: bool) -> Layout:
     )
 
 
-def _attention_rows(rows: Sequence[IntArray], num_tokens: int) -> AttentionRows:
-    """Rows of packed positions, widest first, cut into buckets."""
-    ordered = sorted(rows, key=len, reverse=True)
-    buckets: list[list[IntArray]] = []
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A sequence's packed positions, and how many of the last of them are its queries behind a mask; None: all are
+    queries, without a mask.
+    """
+
+    keys: IntArray
+    masked: int | None
+
+    @property
+    def kind(self) -> int:
+        """Rows of one bucket are of one kind: numbers of masked queries between two powers of two."""
+        return 0 if self.masked is None else self.masked.bit_length()
+
+
+def _attention_rows(rows: Sequence[_Row], num_tokens: int) -> AttentionRows:
+    """Rows cut into buckets, the widest of a kind first."""
+    ordered = sorted(rows, key=lambda row: (row.kind, -len(row.keys)))
+    grouped: list[list[_Row]] = []
     for row in ordered:
-        if not buckets or len(row) < BUCKET_SHRINK * len(buckets[-1][0]):
-            buckets.append([])
-        buckets[-1].append(row)
-    parts: list[IntArray] = []
-    for bucket in buckets:
-        padded = np.full((len(bucket), len(bucket[0])), -1, dtype=np.int64)
-        for number, row in enumerate(bucket):
-            padded[number, : len(row)] = row
-        parts.append(padded.reshape(-1))
+        of = grouped[-1][0] if grouped else None
+        if of is None or row.kind != of.kind or len(row.keys) < BUCKET_SHRINK * len(of.keys):
+            grouped.append([])
+        grouped[-1].append(row)
+    buckets = [_masked_bucket(bucket) if bucket[0].kind else _causal_bucket(bucket) for bucket in grouped]
+    queries = _gather([entries for _, entries, _ in buckets], num_tokens)
+    masked = any(bucket.mask is not None for bucket, _, _ in buckets)
+    keys = _gather([entries for _, _, entries in buckets], num_tokens) if masked else queries
+    shared = masked or len(queries.copies) > 0
+    return AttentionRows(
+        queries=queries,
+        keys=keys,
+        buckets=tuple(bucket for bucket, _, _ in buckets),
+        in_place=not masked and np.array_equal(queries.index.numpy(), np.arange(num_tokens)),
+        bounds=torch.tensor([] if shared else np.cumsum([0, *(len(row.keys) for row in rows)]), dtype=torch.int32),
+        longest=max(len(row.keys) for row in rows),
+    )
+
+
+def _causal_bucket(rows: Sequence[_Row]) -> tuple[AttentionBucket, IntArray, IntArray]:
+    """The bucket and its queries and keys, which are the same, right-padded with -1."""
+    width = len(rows[0].keys)
+    entries = np.full((len(rows), width), -1, dtype=np.int64)
+    for number, row in enumerate(rows):
+        entries[number, : len(row.keys)] = row.keys
+    return AttentionBucket(len(rows), width, width, None), entries.reshape(-1), entries.reshape(-1)
+
+
+def _masked_bucket(rows: Sequence[_Row]) -> tuple[AttentionBucket, IntArray, IntArray]:
+    """The bucket and its queries and keys, left-padded with -1, so that every row's last query stands at its last key.
+
+    Every query sees a key, a pad too (a row of nothing but -inf would be NaN): a row has more keys than twice its
+    queries, which are at least half of the bucket's.
+    """
+    num_queries, num_keys = max(row.masked or 0 for row in rows), len(rows[0].keys)
+    queries = np.full((len(rows), num_queries), -1, dtype=np.int64)
+    keys = np.full((len(rows), num_keys), -1, dtype=np.int64)
+    for number, row in enumerate(rows):
+        assert row.masked is not None
+        queries[number, num_queries - row.masked :] = row.keys[len(row.keys) - row.masked :]
+        keys[number, num_keys - len(row.keys) :] = row.keys
+    causal = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
+    mask = causal & torch.from_numpy(keys >= 0)[:, None, None, :]
+    return AttentionBucket(len(rows), num_queries, num_keys, mask), queries.reshape(-1), keys.reshape(-1)
+
+
+def _gather(parts: Sequence[IntArray], num_tokens: int) -> Gather:
+    """Of entries that are packed positions, or -1 for a pad."""
     entries = np.concatenate(parts)
     real = np.flatnonzero(entries >= 0)
     _, first = np.unique(entries[real], return_index=True)
     owner = real[first]
     assert len(owner) == num_tokens, "a packed token stands in no row of attention"
     copies = np.setdiff1d(real, owner)
-    return AttentionRows(
-        index=torch.from_numpy(np.maximum(entries, 0)),
-        shapes=tuple((len(bucket), len(bucket[0])) for bucket in buckets),
-        owner=torch.from_numpy(owner),
-        copies=torch.from_numpy(copies),
-        copied=torch.from_numpy(entries[copies]),
-        in_place=np.array_equal(entries, np.arange(num_tokens)),
-        bounds=torch.tensor([] if len(copies) else np.cumsum([0, *map(len, rows)]), dtype=torch.int32),
-        longest=len(ordered[0]),
-    )
+    tensors = (np.maximum(entries, 0), owner, copies, entries[copies])
+    return Gather(*(torch.from_numpy(array) for array in tensors))
 
 
 def _joined(parts: Sequence[IntArray]) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from lpo_ray import head
+from lpo_ray import layout as layout_module
 from lpo_ray.attention import packed_attention, supports_packing
 from lpo_ray.errors import ConfigError
 from lpo_ray.head import ScoringHead
@@ -19,7 +20,7 @@ from lpo_ray.layout import lay_out
 from lpo_ray.scoring import score_bundles, sequence_logprobs
 
 BUNDLES = st.lists(
-    st.tuples(st.integers(1, 6), st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4
+    st.tuples(st.integers(1, 20), st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4
 )
 
 
@@ -177,10 +178,30 @@ def test_positions_are_learned_ones_too() -> None:
         np.testing.assert_allclose(together[row, : len(response)].detach().numpy(), alone, atol=1e-5)
 
 
+def test_short_responses_do_not_look_at_a_shared_prompt_for_its_own_tokens_again() -> None:
+    """One row of prompt and response for each group, which is causal; the other responses are rows of their queries."""
+    layout = lay_out(bundles_of([(100, [8] * 8), (90, [7, 5, 6, 70]), (4, [9, 9])]), packed=True, share_prompt=True)
+    assert layout.rows is not None
+    found = [(bucket.rows, bucket.queries, bucket.keys, bucket.mask is None) for bucket in layout.rows.buckets]
+    assert found == [(2, 108, 108, True), (2, 13, 13, True), (2, 6, 96, False), (7, 8, 108, False), (1, 70, 160, False)]
+    assert not layout.rows.in_place and not len(layout.rows.bounds)
+    for bucket in layout.rows.buckets:
+        assert bucket.mask is None or bool(bucket.mask.any(-1).all())  # no query that looks at nothing
+
+
+def test_a_long_response_has_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout_module, "MASKED_QUERIES", 8)
+    layout = lay_out(bundles_of([(100, [3, 7, 8, 30])]), packed=True, share_prompt=True)
+    assert layout.rows is not None
+    assert [(bucket.rows, bucket.queries) for bucket in layout.rows.buckets] == [(1, 130), (1, 103), (1, 7), (1, 8)]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_kernel_for_unequal_lengths_is_the_padded_path() -> None:
-    layout = lay_out(bundles_of([(5, [30, 7, 12]), (9, [3, 40])]), packed=True, share_prompt=False)
+@pytest.mark.parametrize("share", [False, True])
+def test_the_kernels_of_a_gpu_give_what_those_of_the_cpu_do(share: bool) -> None:
+    """For unequal lengths without padding; behind shared prompts with a mask."""
+    layout = lay_out(bundles_of([(5, [30, 7, 12]), (9, [3, 40]), (20, [3, 9])]), packed=True, share_prompt=share)
     assert layout.rows is not None
     total = layout.token_ids.shape[1]
     on_gpu = [torch.randn(1, heads, total, 64, device="cuda").bfloat16().requires_grad_() for heads in (4, 2, 2)]
