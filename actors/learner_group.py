@@ -33,7 +33,7 @@ from lpo_ray.errors import (
 from lpo_ray.interfaces import Events
 from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.packing import Packing, balance
-from lpo_ray.records import Anchor, FloatArray, Holder, IntArray, Process, ScoredGroup, StepReport, TrainBatch
+from lpo_ray.records import Anchor, Bundle, FloatArray, Holder, Process, ScoredGroup, StepReport, TrainBatch
 from lpo_ray.supervision import RestartBudget, RestartRule
 from lpo_ray.weights import Manifest
 
@@ -112,9 +112,9 @@ class LearnerGroup:
             self.published = False
             return merge_reports(await self._all("project", lambda rank: self.ranks[rank].project.remote(reference)))
 
-    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
+    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
         """See interfaces.Learner. All ranks gather the same weights, so all must compute the same."""
-        by_rank = await self._all("logprobs", lambda rank: self.ranks[rank].logprobs.remote(sequences, temperature))
+        by_rank = await self._all("logprobs", lambda rank: self.ranks[rank].logprobs.remote(bundles, temperature))
         for rank, other in enumerate(by_rank[1:], start=1):
             if not all(np.array_equal(a, b) for a, b in zip(by_rank[0], other, strict=True)):
                 raise WeightsNotProved(self.names[rank], "current", float("nan"), 0.0, "it differs from rank 0")

@@ -23,15 +23,15 @@ from lpo_ray.learning import LearnerSettings, log_ratios_to_engine, run_updates
 from lpo_ray.plugins import resolve
 from lpo_ray.records import (
     AnchorPiece,
+    Bundle,
     FloatArray,
-    IntArray,
     MicroBatch,
     Process,
     ScoredGroup,
     TrainBatch,
     UpdateReport,
 )
-from lpo_ray.scoring import sequence_logprobs
+from lpo_ray.scoring import response_logprobs
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import Manifest, TensorMeta, is_published, make_manifest
 
@@ -137,9 +137,9 @@ class LearnerWorker:
         objective = self._settings.objective.at(batch.step)
         return run_updates(self._policy, batch.updates, self._rank, objective, batch.learning_rate, self._reference)
 
-    def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
+    def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
         """See interfaces.Learner; the same on every rank."""
-        return sequence_logprobs(self._policy, sequences, temperature)
+        return response_logprobs(self._policy, bundles, temperature)
 
     def open_export(self, export: Export) -> Manifest:
         """Prepare to send weights. May be called again, for another transport."""

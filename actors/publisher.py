@@ -29,7 +29,7 @@ from actors.transports import Transport
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
 from lpo_ray.pool import Member as PoolMember
 from lpo_ray.pool import RolloutPool
-from lpo_ray.proof import check_delivery
+from lpo_ray.proof import as_bundles, check_delivery
 from lpo_ray.records import FloatArray, IntArray, Publication, WeightsVersion
 
 T = TypeVar("T")
@@ -165,7 +165,7 @@ class _Attempt:
         finishing = self._each(
             f"serve weights {version}", lambda m: m.worker.handle.finish_update.remote(str(step), probe)
         )
-        delivered, expected = await self._both(finishing, self._learner.logprobs(probe))
+        delivered, expected = await self._both(finishing, self._learner.logprobs(as_bundles(probe)))
         self._prove(version, digests, delivered, expected)
         await self._each("release", lambda m: m.worker.handle.release.remote())
         self._publisher._pool.serve(self._members, version)

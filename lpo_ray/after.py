@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lpo_ray.interfaces import Learner
-from lpo_ray.records import AfterGroup, FloatArray, IntArray, Key, TargetGroup
+from lpo_ray.records import AfterGroup, Bundle, FloatArray, Key, TargetGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +60,28 @@ class Measurement:
         return found
 
     async def _logprobs(self) -> list[list[FloatArray]]:
-        """Of each response's tokens, group by group; as many sequences in a forward as there is room for."""
-        prompts = [target.group.prompt.token_ids for target in self._targets for _ in target.group.responses]
-        responses = [response.token_ids for target in self._targets for response in target.group.responses]
-        sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+        """Of each response's tokens, group by group; as many responses in a forward as there is room for."""
         found: list[FloatArray] = []
-        for part in _parts(sequences, self._rule.tokens):
+        for part in _parts(self._targets, self._rule.tokens):
             found += await self._learner.logprobs(part, self._rule.temperature)
-        rows = iter([row[len(prompt) - 1 :] for row, prompt in zip(found, prompts, strict=True)])
+        rows = iter(found)
         return [[next(rows) for _ in target.group.responses] for target in self._targets]
 
 
-def _parts(sequences: Sequence[IntArray], tokens: int) -> list[list[IntArray]]:
-    parts: list[list[IntArray]] = []
+def _parts(targets: Sequence[TargetGroup], tokens: int) -> list[list[Bundle]]:
+    """Bundles of each forward. Every response counts with its prompt, also where the learner shares that."""
+    parts: list[list[Bundle]] = []
     room = 0
-    for sequence in sequences:
-        if not parts or len(sequence) > room:
-            parts.append([])
-            room = tokens
-        parts[-1].append(sequence)
-        room -= len(sequence)
+    for target in targets:
+        prompt, before = target.group.prompt.token_ids, None
+        for response in target.group.responses:
+            size = len(prompt) + len(response.token_ids)
+            if not parts or size > room:
+                parts.append([])
+                room, before = tokens, None
+            if before is None:
+                before = []
+                parts[-1].append((prompt, before))
+            before.append(response.token_ids)
+            room -= size
     return parts

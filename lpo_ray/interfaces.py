@@ -14,9 +14,9 @@ from typing import Protocol
 from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
+    Bundle,
     FloatArray,
     Holder,
-    IntArray,
     Process,
     Prompt,
     PromptGroup,
@@ -68,8 +68,8 @@ class Learner(Protocol):
         """Run the updates of one step in order. The anchor is the policy before the first of them."""
         ...
 
-    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
-        """Log-probs of tokens 1..T-1 of each sequence, [T-1] each; at temperature 1 what engines must agree with."""
+    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
+        """Log-probs of each response's tokens, response by response; at temperature 1 what engines must agree with."""
         ...
 
     async def digest(self) -> str:

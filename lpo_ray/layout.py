@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpo_ray.records import IntArray
+from lpo_ray.records import Bundle, IntArray
 
-Bundle = tuple[IntArray, Sequence[IntArray]]
-"""a prompt and some of its responses"""
 BUCKET_SHRINK = 0.8
 """rows of attention below this share of the widest open a narrower bucket"""
 MASKED_QUERIES = 512

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lpo_ray.records import FloatArray, IntArray
+from lpo_ray.records import Bundle, FloatArray, IntArray
 
 SCORED, CACHED = 9, 34
 """tokens of the two sequences; the second is longer than a block of an engine's prefix cache (16 or 32 tokens)"""
@@ -23,6 +23,11 @@ def probe_sequences(vocabulary: int, context: int) -> list[IntArray]:
     rng = np.random.default_rng(20260506)
     lengths = [min(length, context) for length in (SCORED, CACHED)]
     return [rng.integers(0, vocabulary, size=length, dtype=np.int64) for length in lengths]
+
+
+def as_bundles(sequences: Sequence[IntArray]) -> list[Bundle]:
+    """What a learner is asked for the log-probs of all tokens but the first of each sequence."""
+    return [(sequence[:1], [sequence[1:]]) for sequence in sequences]
 
 
 @dataclass(frozen=True, slots=True)

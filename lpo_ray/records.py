@@ -20,6 +20,8 @@ DoubleArray = npt.NDArray[np.float64]
 FinishReason = Literal["stop", "length"]
 Key = tuple[str, int]
 """(prompt id, attempt): names a group in the run"""
+Bundle = tuple[IntArray, Sequence[IntArray]]
+"""a prompt's tokens, and those of some of its responses"""
 
 
 def _same_length(what: str, expected: int, **lengths: int) -> None:

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from lpo_ray.attention import PACKED, supports_packing
 from lpo_ray.errors import ConfigError
 from lpo_ray.head import ScoringHead
-from lpo_ray.layout import Bundle, Layout, lay_out
-from lpo_ray.records import FloatArray, IntArray
+from lpo_ray.layout import Layout, lay_out
+from lpo_ray.records import Bundle, FloatArray
 
 
 class Scorer(Protocol):
@@ -102,13 +102,12 @@ def score_bundles(scorer: Scorer, bundles: Sequence[Bundle], temperature: float)
     return TokenScores(zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy), mask, layout.padding)
 
 
-def sequence_logprobs(scorer: Scorer, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
-    """Log-probs of tokens 1..T-1 of each sequence, [T-1] each, in one forward; at temperature 1 what the engines'
-    answers to the probe must agree with.
-    """
+def response_logprobs(scorer: Scorer, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
+    """Log-probs of each response's tokens, response by response, in one forward."""
     with torch.no_grad():
-        scores = score_bundles(scorer, [(sequence[:1], [sequence[1:]]) for sequence in sequences], temperature)
-    return [row[: len(sequence) - 1].cpu().numpy() for row, sequence in zip(scores.logprobs, sequences, strict=True)]
+        scores = score_bundles(scorer, bundles, temperature)
+    lengths = [len(response) for _, responses in bundles for response in responses]
+    return [row[:length].cpu().numpy() for row, length in zip(scores.logprobs, lengths, strict=True)]
 
 
 def _output_weight(model: PreTrainedModel) -> nn.Parameter:

@@ -16,9 +16,9 @@ from actors.remote_worker import RemoteWorker
 from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
+    Bundle,
     FloatArray,
     Holder,
-    IntArray,
     NotFinite,
     Process,
     ProjectedGroup,
@@ -108,8 +108,8 @@ class FakeComponents:
         version = WeightsVersion(step, f"digest-{step}")
         return Publication(version, 8, 0.5, (WorkerStatus("the fake engine", "serving", version, 0, ""),), 0.0, {})
 
-    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
-        return [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
+    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
+        return [np.zeros(len(response), np.float32) for _, responses in bundles for response in responses]
 
     async def save(self, folder: Path) -> None:
         self.events.append(f"save {self.step}")

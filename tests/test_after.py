@@ -13,8 +13,8 @@ from lpo_ray.learning import Objective, run_updates
 from lpo_ray.merging import merge_reports
 from lpo_ray.objective import diagnose
 from lpo_ray.packing import Packing, pack_update
-from lpo_ray.records import FloatArray, IntArray, StepReport, TargetGroup
-from lpo_ray.scoring import sequence_logprobs
+from lpo_ray.records import Bundle, FloatArray, StepReport, TargetGroup
+from lpo_ray.scoring import response_logprobs
 from tests.test_learning import OBJECTIVE, make_policy, make_targets
 
 RULE = MeasureRule(100, 40, 1.0, "mean", behaviour_from_engine=True)
@@ -26,9 +26,9 @@ class OnePolicy:
     def __init__(self, objective: Objective) -> None:
         self.policy, self._objective, self.forwards = make_policy(), objective, 0
 
-    async def logprobs(self, sequences: list[IntArray], temperature: float = 1.0) -> list[FloatArray]:
+    async def logprobs(self, bundles: list[Bundle], temperature: float = 1.0) -> list[FloatArray]:
         self.forwards += 1
-        return sequence_logprobs(self.policy, sequences, temperature)
+        return response_logprobs(self.policy, bundles, temperature)
 
     def project(self, targets: list[TargetGroup], rate: float) -> StepReport:
         update = pack_update(targets, Packing(1, 10**6, False))

@@ -17,7 +17,8 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.head import ScoringHead
 from lpo_ray.inprocess.learner import TorchScorer
 from lpo_ray.layout import lay_out
-from lpo_ray.scoring import score_bundles, sequence_logprobs
+from lpo_ray.proof import as_bundles
+from lpo_ray.scoring import response_logprobs, score_bundles
 
 BUNDLES = st.lists(
     st.tuples(st.integers(1, 20), st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4
@@ -154,7 +155,7 @@ def test_an_untied_head_and_another_family_score_as_their_own_forward_does(tied:
     expected = expected.gather(1, torch.from_numpy(sequence)[1:, None])[:, 0].numpy()
     for attention in ("packed", "padded"):
         np.testing.assert_allclose(
-            sequence_logprobs(TorchScorer(model, attention=attention), [sequence])[0], expected, atol=1e-5
+            response_logprobs(TorchScorer(model, attention=attention), as_bundles([sequence]))[0], expected, atol=1e-5
         )
         model.set_attn_implementation("sdpa")
 
@@ -174,7 +175,7 @@ def test_positions_are_learned_ones_too() -> None:
     bundle = bundles_of([(3, [4, 6])])
     together = score_bundles(scorer, bundle, 1.0).logprobs
     for row, response in enumerate(bundle[0][1]):
-        alone = sequence_logprobs(scorer, [np.concatenate([bundle[0][0], response])])[0][2:]
+        alone = response_logprobs(scorer, as_bundles([np.concatenate([bundle[0][0], response])]))[0][2:]
         np.testing.assert_allclose(together[row, : len(response)].detach().numpy(), alone, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from lpo_ray.inprocess.engine import TransformersEngine
 from lpo_ray.inprocess.learner import InprocessLearner, TorchPolicy, TorchScorer
 from lpo_ray.learning import LearnerSettings
 from lpo_ray.model import load_policy
-from lpo_ray.proof import largest_difference, probe_sequences
+from lpo_ray.proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import (
     Anchor,
     Holder,
@@ -70,7 +70,7 @@ class InprocessTransport:
         version = WeightsVersion(step, await self._learner.digest())
         weights = self._learner.weights()
         self._engine.load(weights, step)
-        expected = await self._learner.logprobs(self._probe)
+        expected = await self._learner.logprobs(as_bundles(self._probe))
         difference = largest_difference(expected, [self._engine.logprobs(sequence) for sequence in self._probe])
         if difference > self._tolerance:
             raise WeightsNotProved("the in-process engine", str(version), difference, self._tolerance, "probe differs")

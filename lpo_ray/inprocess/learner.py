@@ -22,9 +22,9 @@ from lpo_ray.learning import (
 from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.norms import norms_by_kind, update_ratios
 from lpo_ray.packing import Packing, balance
-from lpo_ray.records import Anchor, FloatArray, IntArray, ScoredGroup, StepNorms, StepReport, TrainBatch
+from lpo_ray.records import Anchor, Bundle, FloatArray, ScoredGroup, StepNorms, StepReport, TrainBatch
 from lpo_ray.scheduled import Scheduled
-from lpo_ray.scoring import Scorer, ScoringModel, prepare_packing, sequence_logprobs
+from lpo_ray.scoring import Scorer, ScoringModel, prepare_packing, response_logprobs
 from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.weights import TensorMeta, is_published, make_manifest, tensor_digest
 
@@ -144,9 +144,9 @@ class InprocessLearner:
             [run_updates(self.policy, batch.updates, 0, objective, batch.learning_rate, self._reference)]
         )
 
-    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
+    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
         """See interfaces.Learner."""
-        return sequence_logprobs(self.policy, sequences, temperature)
+        return response_logprobs(self.policy, bundles, temperature)
 
     def weights(self) -> dict[str, Tensor]:
         """The policy's own tensors that travel, by name."""

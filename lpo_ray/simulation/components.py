@@ -18,8 +18,8 @@ from lpo_ray.errors import ComponentDied, LearnerLost
 from lpo_ray.pool import Member, RolloutPool
 from lpo_ray.records import (
     Anchor,
+    Bundle,
     FloatArray,
-    IntArray,
     Process,
     ProjectedGroup,
     Prompt,
@@ -208,9 +208,9 @@ class SimulatedLearner:
             reports.append(UpdateReport(tuple(_projected(t, number) for t in targets.values()), norms, 1, 0.0, ()))
         return StepReport(tuple(reports))
 
-    async def logprobs(self, sequences: Sequence[IntArray], temperature: float = 1.0) -> list[FloatArray]:
+    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
         """See interfaces.Learner."""
-        return [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
+        return [np.zeros(len(response), np.float32) for _, responses in bundles for response in responses]
 
     async def digest(self) -> str:
         """See interfaces.Learner."""

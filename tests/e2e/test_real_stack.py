@@ -21,7 +21,7 @@ from lpo_ray.config import load_config
 from lpo_ray.interfaces import Events
 from lpo_ray.objective import project
 from lpo_ray.plan import Plan, make_plan
-from lpo_ray.proof import largest_difference, probe_sequences
+from lpo_ray.proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import PromptGroup, Response
 from lpo_ray.run import train
 from lpo_ray.signals import run_until_signal
@@ -61,7 +61,7 @@ class Watched:
             probe = probe_sequences(90, 64)
             seen.pids = {name: process.pid for name, process in cluster.processes.items()}
             seen.niceness = {name: _niceness(pid) for name, pid in seen.pids.items()}
-            seen.expected = await cluster.learner.logprobs(probe)
+            seen.expected = await cluster.learner.logprobs(as_bundles(probe))
             seen.served = await cluster.rollout.members[0].worker.handle.logprobs.remote(probe)
             seen.shards = await cluster.learner.shard_digests()
             seen.verdicts = await _verdicts(cluster)
