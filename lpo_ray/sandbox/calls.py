@@ -86,7 +86,7 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
     most = limits.output_kib * 1024
     kind = working_kind(limits.kind)
     with _pipe() as (asked, ask), _pipe() as (answers, answer), open(os.memfd_create("stderr"), "w+b") as words:
-        program = Program(code_of("solver"), (source, most), "solver.py")
+        program = Program(code_of("solver"), (source, most), "solver.py", ("literals",))
         try:
             solver = start(kind, program, limits, asked.fileno(), answer.fileno(), words.fileno())
         except OSError as error:
@@ -100,7 +100,7 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
                 "fds": fds, "most": most, "ready": READY,
             }  # fmt: skip
             room = replace(limits, output_kib=max(limits.output_kib, _LINES_KIB))
-            tester = Program(code_of("tester"), argument, "tester.py")
+            tester = Program(code_of("tester"), argument, "tester.py", ("literals",))
             outcome = run_program(tester, b"", room, fds, begins_with=_STARTED)
         finally:
             kill(solver)

@@ -41,7 +41,7 @@ def run_for_each(source: str, inputs: Sequence[bytes], limits: Limits) -> tuple[
         rest = list(inputs[len(found) :])
         most = limits.output_kib * 1024
         room = -(-len(rest) * (most + _HEAD_BYTES) // 1024)
-        program = Program(code_of("repeater"), (source, rest, most), "repeater.py")
+        program = Program(code_of("repeater"), (source, rest, most), "repeater.py", ("watch",))
         outcome = run_program(program, b"", replace(limits, seconds=left, output_kib=room).restarted(bool(found)))
         left -= outcome.seconds + (outcome.starting if found else 0.0)
         if outcome.trouble is not None:

@@ -34,6 +34,8 @@ class Program:
     source: str | CodeType
     argument: Any = None
     name: str = "program.py"
+    modules: tuple[str, ...] = ()
+    """of ``inside``, which it imports"""
 
 
 class Sandboxed(subprocess.Popen[bytes]):
@@ -60,9 +62,7 @@ def start(kind: str, program: Program, limits: Limits, stdin: int, stdout: int, 
     """``kind`` is bubblewrap or rlimit. ``fds`` stay open in the program, under their numbers. Raises OSError."""
     filter_ = seccomp_filter()
     confined = kind == kinds.RLIMIT
-    used = [
-        name for name, is_used in (("literals", not isinstance(program.source, str)), ("confine", confined)) if is_used
-    ]
+    used = [*program.modules, *["confine"] * confined]
     job = {
         "source": program.source, "argument": program.argument, "name": program.name, "fds": list(fds), "ready": READY,
         "modules": {f"{_INSIDE}.{name}": code_of(name) for name in used},

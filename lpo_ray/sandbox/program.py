@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import selectors
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 from lpo_ray.sandbox import kinds
+from lpo_ray.sandbox.inside.watch import Watch
 from lpo_ray.sandbox.limits import Limits
 from lpo_ray.sandbox.memory import limits_memory
-from lpo_ray.sandbox.process import READY, Program, Sandboxed, kill, start
+from lpo_ray.sandbox.process import READY, Program, kill, start
 
 _LAST_WORDS = 1.0
 """seconds that what it wrote may take to arrive after its end"""
-_PIECE = 65536
 logger = logging.getLogger(__name__)
 
 
@@ -94,7 +91,12 @@ def _run(
         starting = time.monotonic() - launched
         return Outcome(-1, b"", b"", False, False, starting, 0.0, f"the {kind} sandbox does not start: {error}")
     head = READY + begins_with
-    watch = _Watch(process, stdin, limits.output_kib * 1024 + len(READY))
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    pipes = (process.stdin, process.stdout, process.stderr)
+    most = limits.output_kib * 1024 + len(READY)
+    watch = Watch(process.pid, pipes, stdin, most, _LAST_WORDS, partial(kill, process))
     try:
         if watch.until(launched + limits.start_seconds, head):
             began = time.monotonic()
@@ -114,79 +116,3 @@ def _run(
     if watch.timed_out:
         why = f"not ready within {limits.start_seconds:g} s {why}"
     return replace(outcome, stdout=b"", trouble=f"the {kind} sandbox does not start: {why}")
-
-
-class _Watch:
-    """Feeds a process and reads what it says."""
-
-    def __init__(self, process: Sandboxed, stdin: bytes, most: int) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self.stdout, self.stderr = bytearray(), bytearray()
-        self.timed_out = self.over_output = False
-        self._last_words: float | None = None
-        """once it has ended: until when they may arrive"""
-        self._process, self._rest, self._most = process, memoryview(stdin), most
-        self._stdin = process.stdin
-        self._end = os.pidfd_open(process.pid)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._end, selectors.EVENT_READ)
-        self._selector.register(process.stdout, selectors.EVENT_READ, self.stdout)
-        self._selector.register(process.stderr, selectors.EVENT_READ, self.stderr)
-        if stdin:
-            os.set_blocking(self._stdin.fileno(), False)
-            self._selector.register(self._stdin, selectors.EVENT_WRITE)
-        else:
-            self._stdin.close()
-
-    def until(self, deadline: float, head: bytes | None = None) -> bool:
-        """To the deadline (of time.monotonic), to too much output, or to the end and until all of it is read. Or until
-        ``head`` has been written: whether it has.
-        """
-        while True:
-            if head is not None and self.stdout.startswith(head):
-                return True
-            readers = [key for key in self._selector.get_map().values() if isinstance(key.data, bytearray)]
-            if self.over_output or (self._last_words is not None and not readers):
-                return False
-            remaining = (deadline if self._last_words is None else self._last_words) - time.monotonic()
-            if remaining <= 0:
-                self.timed_out = self._last_words is None
-                return False
-            for key, _ in self._selector.select(remaining):
-                if key.fileobj is self._stdin:
-                    self._feed()
-                elif isinstance(key.data, bytearray):
-                    self._take(key.fd, key.data)
-                else:
-                    self._selector.unregister(self._end)
-                    kill(self._process)
-                    self._last_words = time.monotonic() + _LAST_WORDS
-
-    def close(self) -> None:
-        """After the process is gone."""
-        self._selector.close()
-        os.close(self._end)
-        for pipe in (self._stdin, self._process.stdout, self._process.stderr):
-            with contextlib.suppress(OSError):
-                pipe.close()  # pyright: ignore[reportOptionalMemberAccess]
-
-    def _feed(self) -> None:
-        try:
-            self._rest = self._rest[os.write(self._stdin.fileno(), self._rest[:_PIECE]) :]
-        except BlockingIOError:
-            return
-        except OSError:  # it does not read
-            self._rest = self._rest[:0]
-        if not self._rest:
-            self._selector.unregister(self._stdin)
-            self._stdin.close()
-
-    def _take(self, fd: int, into: bytearray) -> None:
-        piece = os.read(fd, _PIECE)
-        if not piece:
-            self._selector.unregister(fd)
-        room = self._most - len(self.stdout) - len(self.stderr)
-        self.over_output = len(piece) > room
-        into += piece[:room]

@@ -7,13 +7,15 @@ which only the process that compares knows.
 
 from __future__ import annotations
 
+import math
 import os
-import selectors
 import sys
 
+from lpo_ray.sandbox.inside.watch import Watch
+
 LAST_WORDS = 0.2
-"""seconds that what a run wrote may take to arrive after its end: a pipe may be held by what it started"""
-PIECE = 65536
+"""seconds that what a run wrote may take to arrive after its end"""
+MOST_FDS = 65536
 
 
 class Run:
@@ -21,79 +23,33 @@ class Run:
 
     def __init__(self, given: bytes, most: int) -> None:
         """``most``: bytes that it may print."""
-        pipes = [os.pipe() for _ in range(3)]
-        (self._their_in, self._in), (self._out, self._their_out), (self._err, self._their_err) = pipes
-        self._rest, self._most = memoryview(given), most
-        self.printed = {self._out: bytearray(), self._err: bytearray()}
-        self.over = False
+        (stdin, to_it), (out, stdout), (err, stderr) = (os.pipe() for _ in range(3))
+        self._theirs, self._ours = (stdin, stdout, stderr), (to_it, out, err)
+        self._given, self._most = given, most
         self.pid = os.fork()
 
     def become(self) -> None:
         """In the fork: nothing but the program's own ends stays open."""
-        for fd, end in enumerate((self._their_in, self._their_out, self._their_err)):
+        for fd, end in enumerate(self._theirs):
             os.dup2(end, fd)
-        os.closerange(3, PIECE)
+        os.closerange(3, MOST_FDS)
 
     def finish(self) -> bytes:
         """Wait for its end, or kill it when it prints too much. Returns what is said of it."""
-        for end in (self._their_in, self._their_out, self._their_err):
+        for end in self._theirs:
             os.close(end)
-        os.set_blocking(self._in, False)
-        ended = os.pidfd_open(self.pid)
-        with selectors.DefaultSelector() as selector:
-            for fd in (ended, *self.printed):
-                selector.register(fd, selectors.EVENT_READ)
-            selector.register(self._in, selectors.EVENT_WRITE)
-            self._watch(selector, ended)
-            self._end_input(selector)
+        to_it, out, err = self._ours
+        pipes = (os.fdopen(to_it, "wb", 0), os.fdopen(out, "rb", 0), os.fdopen(err, "rb", 0))
+        watch = Watch(self.pid, pipes, self._given, self._most, LAST_WORDS, lambda: None)
+        watch.until(math.inf)
         os.kill(self.pid, 9)
         _, status = os.waitpid(self.pid, 0)
-        for fd in (*self.printed, ended):
-            os.close(fd)
+        watch.close()
         code = os.waitstatus_to_exitcode(status)
-        out, err = self.printed[self._out], self.printed[self._err]
-        head = b"%d %d %d %d\n" % (code if code >= 0 else 128 - code, self.over, len(out), len(err))
-        return bytes(head + out + err)
-
-    def _watch(self, selector: selectors.BaseSelector, ended: int) -> None:
-        patience: float | None = None
-        while not self.over and selector.get_map():
-            ready = selector.select(patience)
-            if not ready:
-                return
-            for key, _ in ready:
-                if key.fd == ended:
-                    selector.unregister(ended)
-                    patience = LAST_WORDS
-                    self._end_input(selector)
-                elif key.fd == self._in:
-                    if not self._feed():
-                        self._end_input(selector)
-                elif not self._take(key.fd):
-                    selector.unregister(key.fd)
-
-    def _end_input(self, selector: selectors.BaseSelector) -> None:
-        if self._in in selector.get_map():
-            selector.unregister(self._in)
-            os.close(self._in)
-
-    def _feed(self) -> bool:
-        """Whether there is more."""
-        try:
-            self._rest = self._rest[os.write(self._in, self._rest[:PIECE]) :]
-        except BlockingIOError:
-            return True
-        except OSError:  # it does not read
-            self._rest = self._rest[:0]
-        return bool(self._rest)
-
-    def _take(self, fd: int) -> bool:
-        """Whether there may be more."""
-        piece = os.read(fd, PIECE)
-        room = self._most - sum(map(len, self.printed.values()))
-        self.over = len(piece) > room
-        self.printed[fd] += piece[:room]
-        return bool(piece)
+        head = b"%d %d %d %d\n" % (
+            code if code >= 0 else 128 - code, watch.over_output, len(watch.stdout), len(watch.stderr)
+        )  # fmt: skip
+        return bytes(head + watch.stdout + watch.stderr)
 
 
 def say(text: bytes) -> None:
