@@ -296,7 +296,7 @@ def test_cpu_rates_are_near_what_the_learner_reached() -> None:
     for dtype in ("float32", "bfloat16"):
         measured = next(
             row["tokens_per_second"] for row in rows
-            if (row["model"], row["dtype"], row["variant"]) == ("smollm2", dtype, "project")
+            if (row["table"], row["dtype"], row["variant"]) == ("smollm2", dtype, "project")
         )  # fmt: skip
         rate = rank_rate(SMOLLM2, two, dtype, work, world_size=1, checkpointing=False, offload=False)
         assert rate * (64 + 96) / 96 == pytest.approx(measured, rel=0.25)

@@ -1,6 +1,6 @@
 """The learner beside a plain PyTorch loop: tokens per second, peak memory, padding; one table, one JSON file.
 
-python tests/benchmarks/learner.py OUT.json [--rounds 4] [--only speed|memory]
+python tests/benchmarks/learner.py OUT.json [--rounds 4] [--only speed|memory] [--tables smollm2 short tiny]
 
 Run from the repository's root with PYTHONPATH=. Children get the environment of a learner rank (malloc keeps blocks).
 
@@ -40,6 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from actors.learner_worker import KEEP_BLOCKS
 from actors.zero3 import Zero3Policy, join_group
+from lpo_ray import layout as layouts
 from lpo_ray.attention import PACKED
 from lpo_ray.inprocess.learner import TorchPolicy
 from lpo_ray.layout import Layout, lay_out
@@ -76,15 +77,31 @@ class Shape:
         return self.groups * self.size * (self.prompt + self.response)
 
 
-SHAPES = {"smollm2": Shape(4, 8, 64, 96), "tiny": Shape(32, 8, 16, 16)}
+SHAPES = {"smollm2": Shape(4, 8, 64, 96), "short": Shape(8, 8, 104, 8), "tiny": Shape(32, 8, 16, 16)}
+"""of each table; "short": SmolLM2 with the lengths of configs/smollm2_countdown.yaml"""
+LENGTHS = (
+    ("project", {}),
+    ("project, shared prompt", {"share": True}),
+    ("project, varied lengths", {"varied": True}),
+    ("project, varied lengths, padded", {"varied": True, "attention": "padded"}),
+)
+VARIANTS = {
+    "smollm2": LENGTHS,
+    "tiny": LENGTHS,
+    "short": (
+        ("project", {}),
+        ("project, shared prompt, which looks at itself K times", {"share": True, "masked_queries": 0}),
+        ("project, shared prompt", {"share": True}),
+    ),
+}
 BUDGETS = {"float32": 2560, "bfloat16": 5120}
 """tokens per micro-batch of SmolLM2, for all variants: what 24 GB hold, the padded one included"""
 
 
-def model_path(name: str) -> str:
-    if name == "smollm2":
-        return str(smollm2(CACHE))
-    return str(cached_base_policy(CACHE, Recipe(steps=2, batch_size=8)))
+def model_path(table: str) -> str:
+    if table == "tiny":
+        return str(cached_base_policy(CACHE, Recipe(steps=2, batch_size=8)))
+    return str(smollm2(CACHE))
 
 
 def make_groups(shape: Shape, vocabulary: int) -> list[TargetGroup]:
@@ -141,14 +158,16 @@ def make_policy(path: str, dtype: str) -> Zero3Policy:
 
 
 def project(
-    policy: Zero3Policy, shape: Shape, *, objective: Objective = LPO, share: bool = False, attention: str = "packed"
-) -> tuple[Callable[[], None], float]:
+    policy: Zero3Policy, shape: Shape, *, objective: Objective = LPO, share: bool = False, attention: str = "packed",
+    masked_queries: int = layouts.MASKED_QUERIES,
+) -> tuple[Callable[[], None], float]:  # fmt: skip
     """The learner's update, and its padding. Variants share one policy, whose layout is switched before each run."""
     groups = make_groups(shape, policy.model.config.vocab_size)
     update = pack_update(groups, Packing(1, shape.budget, share))
 
     def run() -> None:
         policy.packed, policy.share_prompt = attention == "packed", share
+        layouts.MASKED_QUERIES = masked_queries
         policy.model.set_attn_implementation(PACKED if policy.packed else "sdpa")
         run_updates(policy, [update], 0, objective, 1e-6)
 
@@ -168,19 +187,14 @@ class NaivePolicy(TorchPolicy):
         return chosen.gather(1, layout.targets[:, None])[:, 0], entropy
 
 
-def speed(model: str, dtype: str, rounds: int) -> Iterator[dict[str, object]]:
-    path, shape = model_path(model), SHAPES[model]
-    shape = replace(shape, budget=BUDGETS[dtype]) if model == "smollm2" else shape
+def speed(table: str, dtype: str, rounds: int) -> Iterator[dict[str, object]]:
+    path, shape = model_path(table), SHAPES[table]
+    shape = shape if table == "tiny" else replace(shape, budget=BUDGETS[dtype])
     runs: dict[str, tuple[Callable[[], None], float, Shape]] = {"plain": (plain(path, dtype, shape), 0.0, shape)}
-    varied = replace(shape, varied=True)
     policy = make_policy(path, dtype)
-    for name, batch, options in (
-        ("project", shape, {}),
-        ("project, shared prompt", shape, {"share": True}),
-        ("project, varied lengths", varied, {}),
-        ("project, varied lengths, padded", varied, {"attention": "padded"}),
-    ):
-        run, padding = project(policy, batch, **options)
+    for name, options in VARIANTS[table]:
+        batch = replace(shape, varied=options.get("varied", False))
+        run, padding = project(policy, batch, **{key: value for key, value in options.items() if key != "varied"})
         runs[name] = (run, padding, batch)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(WARM_UP + rounds):
@@ -192,7 +206,7 @@ def speed(model: str, dtype: str, rounds: int) -> Iterator[dict[str, object]]:
     rates = {name: runs[name][2].tokens / float(np.median(values)) for name, values in seconds.items()}
     for name, (_, padding, batch) in runs.items():
         yield {
-            "model": model, "dtype": dtype, "variant": name, "tokens": batch.tokens, "tokens_per_second": rates[name],
+            "table": table, "dtype": dtype, "variant": name, "tokens": batch.tokens, "tokens_per_second": rates[name],
             "ratio_to_plain": rates[name] / rates["plain"], "padding": padding, "seconds": seconds[name],
         }  # fmt: skip
 
@@ -241,7 +255,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?", default=Path("learner.json"))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--only", choices=("speed", "memory"))
-    parser.add_argument("--models", nargs="*", default=list(SHAPES))
+    parser.add_argument("--tables", nargs="*", default=list(SHAPES))
     parser.add_argument("--memory-of", choices=MEMORY)
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -252,14 +266,14 @@ def main() -> None:
     if options.only != "memory":
         result["speed"] = [
             row
-            for model in options.models
+            for table in options.tables
             for dtype in ("float32", "bfloat16")
-            for row in in_child(model, dtype, options)
+            for row in in_child(table, dtype, options)
         ]
-        table = Table("model", "dtype", "variant", "tokens/s", "of plain", "padding")
+        table = Table("table", "dtype", "variant", "tokens/s", "of plain", "padding")
         for row in result["speed"]:
             table.add_row(
-                row["model"], row["dtype"], row["variant"], f"{row['tokens_per_second']:,.0f}",
+                row["table"], row["dtype"], row["variant"], f"{row['tokens_per_second']:,.0f}",
                 f"{row['ratio_to_plain']:.3f}", f"{row['padding']:.1%}",
             )  # fmt: skip
         console.print(table)
@@ -278,11 +292,11 @@ def main() -> None:
     options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def in_child(model: str, dtype: str, options: argparse.Namespace) -> list[dict[str, object]]:
+def in_child(table: str, dtype: str, options: argparse.Namespace) -> list[dict[str, object]]:
     """One table's variants take turns in one process; tables do not share one, so that memory is given back."""
     code = (
         "import json, sys, torch; import tests.benchmarks.learner as b; torch.set_num_threads(b.THREADS); "
-        f"print(); print(json.dumps(list(b.speed({model!r}, {dtype!r}, {options.rounds}))))"
+        f"print(); print(json.dumps(list(b.speed({table!r}, {dtype!r}, {options.rounds}))))"
     )
     return _json([sys.executable, "-c", code])
 
