@@ -25,7 +25,8 @@ from actors.attendant import Attendant
 from actors.inspection import inspect
 from actors.join import join
 from actors.learner_group import Formation, LearnerGroup, LearnerRules
-from actors.learner_worker import KEEP_BLOCKS, LearnerWorker
+from actors.learner_worker import LearnerWorker
+from actors.malloc import KEEP_BLOCKS
 from actors.placement import Request, bundle, check_room, nodes, reserve
 from actors.publisher import Publisher
 from actors.remote_worker import RemoteWorker

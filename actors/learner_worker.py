@@ -15,6 +15,7 @@ from torch.distributed import TCPStore
 
 from actors.abandon import Abandonable
 from actors.inspection import current_process
+from actors.malloc import give_back_unless_spare
 from actors.rendezvous import join_store, listen, meeting_address, open_store
 from actors.transports import Transport
 from actors.transports.sender import Sender
@@ -37,9 +38,6 @@ from lpo_ray.weights import Manifest, TensorMeta, is_published, make_manifest
 
 JOIN_SECONDS = 600.0
 """for the ranks to meet"""
-KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-"""environment of a rank on CPU: malloc keeps large blocks. Each step needs the same ones again, and having the kernel
-map and zero them anew costs 7 to 10 % of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,10 @@ class LearnerWorker:
     def project(self, batch: TrainBatch) -> list[UpdateReport]:
         """All updates of a step, on this rank's share."""
         objective = self._settings.objective.at(batch.step)
-        return run_updates(self._policy, batch.updates, self._rank, objective, batch.learning_rate, self._reference)
+        reports = run_updates(self._policy, batch.updates, self._rank, objective, batch.learning_rate, self._reference)
+        if self._policy.model.device.type == "cpu":
+            give_back_unless_spare()
+        return reports
 
     def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
         """See interfaces.Learner; the same on every rank."""

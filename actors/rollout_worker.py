@@ -13,7 +13,7 @@ import ray
 
 from actors.inflight import RULES, TAKEN_BACK
 from actors.inspection import current_process
-from actors.learner_worker import KEEP_BLOCKS
+from actors.malloc import KEEP_BLOCKS
 from actors.priority import give_way
 from actors.worker_log import log, ship_log
 from lpo_ray.config.schema import Inflight

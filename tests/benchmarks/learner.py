@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from actors.learner_worker import KEEP_BLOCKS
+from actors.malloc import KEEP_BLOCKS
 from actors.zero3 import Zero3Policy, join_group
 from lpo_ray import layout as layouts
 from lpo_ray.attention import PACKED
