@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, LpoRayError
 
@@ -64,9 +65,18 @@ def _raise_named(future: asyncio.Future[T], who: str, what: str) -> None:
         return
     if isinstance(error, ActorDiedError | RayActorError):
         raise ComponentDied(who, str(error).strip().replace("\n", " ")) from error
+    if isinstance(error, OutOfMemoryError):
+        raise ComponentDied(who, _memory_ran_out(str(error))) from error
     cause = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, LpoRayError):
         raise ComponentFailed(who, what, f"{type(cause).__name__}: {cause}") from error
     if isinstance(error, RayTaskError):
         raise cause from error
     raise error
+
+
+def _memory_ran_out(text: str) -> str:
+    """Of fifty lines, the one that says how much there was; the rest names every process of the machine."""
+    used = re.search(r"was ([\d.]+ ?GB used / [\d.]+ ?GB limit)", text)
+    amount = used[1] if used else text.strip().partition("\n")[0][:200]
+    return f"Ray killed it because its node ran low on memory ({amount}); expected less on this node: see lpo-ray plan"
