@@ -15,6 +15,7 @@ groups are still in its hands, and the sample lane does not hear of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,7 +26,7 @@ from lpo_ray.after import NOTHING, Measurement, MeasureRule
 from lpo_ray.assembly import Assembly, AssemblySettings, StepGroups
 from lpo_ray.checkpoint import CheckpointRules, CheckpointState, save_checkpoint
 from lpo_ray.data.source import PromptSource
-from lpo_ray.errors import ComponentDied, Interrupted, LearnerLost, NumbersNotFinite
+from lpo_ray.errors import ComponentDied, Interrupted, LearnerLost, LpoRayError, NumbersNotFinite
 from lpo_ray.interfaces import Components, Observer
 from lpo_ray.ledger import Ledger, Owed
 from lpo_ray.packing import Packing, pack_step
@@ -106,6 +107,8 @@ class TrainingLoop:
         self._lanes: asyncio.TaskGroup
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._saved = -1
+        self._standing: WeightsVersion | None = None
+        """the commit at which the learner is; None between an update and its commit"""
         self._saving: asyncio.Task[None] | None = None
         self._skipped = 0
         self._recover: Recover
@@ -130,9 +133,27 @@ class TrainingLoop:
 
         ``saved``: step of the newest checkpoint; when steps were computed again since, a new one is written first.
         ``recover``: start the learner that was lost again, with the weights of the last commit.
-        Raises Interrupted, with a checkpoint written, after ``stop``; or the first error of a component.
+        Raises Interrupted, with a checkpoint written, after ``stop``; or the first error of a component, with one where
+        the learner stands at the last commit.
         """
-        settings, self._saved, self._recover = self._settings, saved, recover
+        self._saved, self._recover, self._standing = saved, recover, first
+        try:
+            version = await self._lanes_to_the_end(first, owed, evaluate)
+        except* ComponentDied as died:
+            if died.subgroup(LearnerLost) is None:
+                await self._save_standing()
+            raise
+        self._ledger.end(f"on its way when the run ended at step {version.step}")
+        if version.step != self._saved:
+            await self._save(version)
+        if self._stop.done():
+            raise Interrupted(self._stop.result(), version.step)
+        return version
+
+    async def _lanes_to_the_end(
+        self, first: WeightsVersion, owed: Owed, evaluate: Callable[[int], Awaitable[None]] | None
+    ) -> WeightsVersion:
+        settings = self._settings
         remaining = (settings.steps - first.step) * settings.assembly.groups_per_step
         async with asyncio.TaskGroup() as self._lanes:
             lane = SampleLane(
@@ -142,17 +163,26 @@ class TrainingLoop:
             if remaining > 0:
                 lane.want(remaining + settings.assembly.oversample_groups)
             sampling = self._lanes.create_task(lane.run(owed))
-            if first.step != saved:
+            if first.step != self._saved:
                 await self._checkpoint(first)
             version = await self._project_lane(first, lane, evaluate)
             sampling.cancel()
             lane.close()
-        self._ledger.end(f"on its way when the run ended at step {version.step}")
-        if version.step != self._saved:
-            await self._save(version)
-        if self._stop.done():
-            raise Interrupted(self._stop.result(), version.step)
         return version
+
+    async def _save_standing(self) -> None:
+        """A run that ends because an engine, the verifier or the target builder is lost still has its learner. Between
+        an update and its commit that is a step further than the books, and the run goes on from the checkpoint before.
+        """
+        version = self._standing
+        cut_off = self._saving is not None and self._saving.cancelled()
+        if version is None or (version.step == self._saved and not cut_off):
+            return
+        rules, learner = self._settings.checkpoints, self._components.learner
+        with contextlib.suppress(LpoRayError):  # the error that ended the run is the one to tell
+            await save_checkpoint(
+                rules, CheckpointState(version.step, version.digest, learner.world_size, None), learner
+            )
 
     async def _project_lane(
         self, version: WeightsVersion, lane: SampleLane, evaluate: Callable[[int], Awaitable[None]] | None
@@ -178,6 +208,7 @@ class TrainingLoop:
                         len(found.reused), lane.backlog(), after,
                     )
                 )  # fmt: skip
+            self._standing = version
             assembly.trained(step, [scored for scored in found.fresh if scored.group.key not in skipped])
             lane.version = version.step
             lane.release(found.fresh)
@@ -199,6 +230,7 @@ class TrainingLoop:
         with self._observer.stage("project"):
             measurement = Measurement(parts.learner, targets, self._settings.measure)
             await measurement.before()
+            self._standing = None
             report = await parts.learner.project(batch)
             after = await measurement.after()
         with self._observer.stage("publish"):

@@ -7,11 +7,11 @@ import pytest
 
 from lpo_ray.assembly import AssemblySettings
 from lpo_ray.checkpoint import CheckpointRules, list_checkpoints
-from lpo_ray.errors import CheckpointFailed, Interrupted, NumbersNotFinite, TooManyLost
+from lpo_ray.errors import CheckpointFailed, ComponentDied, Interrupted, NumbersNotFinite, TooManyLost
 from lpo_ray.ledger import Ledger, Owed
 from lpo_ray.loop import NOTHING_OWED, BatchSettings, LoopSettings, TrainingLoop
 from lpo_ray.packing import Packing
-from lpo_ray.records import PromptGroup, Sampling, ScoredGroup, WeightsVersion
+from lpo_ray.records import Prompt, PromptGroup, Publication, Sampling, ScoredGroup, WeightsVersion
 from lpo_ray.sample_lane import SampleSettings
 from lpo_ray.signals import first_cause
 from lpo_ray.targets import StaleRule
@@ -136,6 +136,35 @@ async def test_a_broken_learner_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await run(tmp_path, FakeComponents(fail_project_at=1))
     assert "the fake learner broke" in str(first_cause(caught.value))
+
+
+async def test_a_run_whose_engines_are_lost_ends_with_a_checkpoint_of_the_last_commit(tmp_path: Path) -> None:
+    class Engines(FakeComponents):
+        async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+            if prompt.prompt_id >= "train-00000012":
+                raise ComponentDied("rollout worker 0", "no rollout worker is left")
+            return await super().sample(prompt, sampling, attempt)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(tmp_path, Engines(), steps=9, checkpoint_every=100)
+    assert str(first_cause(caught.value)) == "rollout worker 0 died: no rollout worker is left"
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000003"]
+
+
+async def test_an_update_that_is_not_committed_is_in_no_checkpoint(tmp_path: Path) -> None:
+    """The learner is a step further than the books; the run goes on from the checkpoint before."""
+
+    class Engines(FakeComponents):
+        async def publish(self, step: int) -> Publication:
+            if step == 4:
+                raise ComponentDied("rollout worker 0", "no rollout worker is left")
+            return await super().publish(step)
+
+    parts = Engines()
+    with pytest.raises(ExceptionGroup):
+        await run(tmp_path, parts, steps=9, checkpoint_every=2)
+    assert "project 3" in parts.events
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000002"]
 
 
 async def test_stop_saves_a_checkpoint_and_leaves_the_rest_in_the_ledger(tmp_path: Path) -> None:
