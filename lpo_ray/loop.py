@@ -178,11 +178,8 @@ class TrainingLoop:
         cut_off = self._saving is not None and self._saving.cancelled()
         if version is None or (version.step == self._saved and not cut_off):
             return
-        rules, learner = self._settings.checkpoints, self._components.learner
         with contextlib.suppress(LpoRayError):  # the error that ended the run is the one to tell
-            await save_checkpoint(
-                rules, CheckpointState(version.step, version.digest, learner.world_size, None), learner
-            )
+            await self._write(version, self._score())
 
     async def _project_lane(
         self, version: WeightsVersion, lane: SampleLane, evaluate: Callable[[int], Awaitable[None]] | None
@@ -282,17 +279,20 @@ class TrainingLoop:
 
     async def _save(self, version: WeightsVersion) -> None:
         """Once the checkpoint is whole the ledger forgets what only a resume from the one before it needs."""
-        rules = self._settings.checkpoints
-        score = self._observer.score(rules.best) if rules.best else None
-        learner, self._saved = self._components.learner, version.step
-
-        async def save() -> None:
-            state = CheckpointState(version.step, version.digest, learner.world_size, score)
-            with self._observer.stage("checkpoint"):
-                await save_checkpoint(rules, state, learner)
-
-        await self._with_learner(save)
+        self._saved = version.step
+        await self._with_learner(functools.partial(self._write, version, self._score()))
         self._ledger.settle(version.step, self._settings.assembly.max_staleness)
+
+    def _score(self) -> float | None:
+        """By which the best checkpoint is known."""
+        best = self._settings.checkpoints.best
+        return self._observer.score(best) if best else None
+
+    async def _write(self, version: WeightsVersion, score: float | None) -> None:
+        learner = self._components.learner
+        state = CheckpointState(version.step, version.digest, learner.world_size, score)
+        with self._observer.stage("checkpoint"):
+            await save_checkpoint(self._settings.checkpoints, state, learner)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
         """The result of ``work``, or None (and ``work`` cancelled) once ``stop`` was called."""

@@ -86,15 +86,20 @@ def test_a_learner_whose_node_is_lost_goes_on_with_one_rank(tmp_path: Path, tiny
         run.end()
 
 
-def node_with(head: Head, cpus: int) -> str:
-    """The id of the live node that has so many CPUs; empty while there is none."""
+def live_nodes(head: Head, condition: str) -> list[str]:
+    """The ids of the live nodes ``n`` of ray.nodes() of which the condition is true."""
     code = (
         "import ray; ray.init(address='auto', logging_level='ERROR'); "
-        f"print(*(n['NodeID'] for n in ray.nodes() if n['Alive'] and n['Resources'].get('CPU') == {cpus}))"
+        f"print(*sorted(n['NodeID'] for n in ray.nodes() if n['Alive'] and {condition}))"
     )
     environment = {**head.environment, "RAY_ADDRESS": head.gcs}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return found.stdout.strip()
+    return found.stdout.split()
+
+
+def started_nodes(head: Head) -> list[str]:
+    """Those that Ray's autoscaler started."""
+    return live_nodes(head, f"n['NodeID'] != '{FAKE_HEAD}'")
 
 
 def test_a_worker_comes_with_a_node_and_leaves_before_it_goes(tmp_path: Path, tiny_policy: Path) -> None:
@@ -112,8 +117,9 @@ def test_a_worker_comes_with_a_node_and_leaves_before_it_goes(tmp_path: Path, ti
             run.wait_for_worker(1)
             assert len(on(node, "RolloutWorker")) == 1
             run.more_steps(3)
+            (going,) = live_nodes(head, "n['Resources'].get('CPU') == 3")
             subprocess.run(
-                [BIN / "ray", "drain-node", "--address", head.gcs, "--node-id", node_with(head, 3), "--reason",
+                [BIN / "ray", "drain-node", "--address", head.gcs, "--node-id", going, "--reason",
                  "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "120"],
                 env=head.environment, check=True, capture_output=True,
             )  # fmt: skip
@@ -122,17 +128,6 @@ def test_a_worker_comes_with_a_node_and_leaves_before_it_goes(tmp_path: Path, ti
             kill_node(node)  # as the cloud does; nothing of the run was on it any more
             run.more_steps(3)
             run.end()
-
-
-def nodes_of(head: Head) -> list[str]:
-    """The ids of the live nodes that Ray's autoscaler started."""
-    code = (
-        "import ray; ray.init(address='auto', logging_level='ERROR'); "
-        f"print(*sorted(n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeID'] != '{FAKE_HEAD}'))"
-    )
-    environment = {**head.environment, "RAY_ADDRESS": head.gcs}
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return found.stdout.split()
 
 
 def test_rays_autoscaler_starts_the_node_that_a_worker_waits_for_and_ends_it_when_it_has_left(
@@ -151,19 +146,19 @@ def test_rays_autoscaler_starts_the_node_that_a_worker_waits_for_and_ends_it_whe
         )  # fmt: skip
         run.wait_for(lambda: run.says("rollout.autoscale: 2 rollout workers"))
         run.wait_for_worker(1)
-        first = nodes_of(head)
+        first = started_nodes(head)
         assert len(first) == 1
         run.more_steps(2)
         subprocess.run(
             [sys.executable, "-m", "lpo_ray", "scale", str(run.folder), "rollout=1"],
             env={**head.environment, "RAY_ADDRESS": head.gcs}, check=True, capture_output=True,
         )  # fmt: skip
-        run.wait_for(lambda: not set(first) & set(nodes_of(head)))
+        run.wait_for(lambda: not set(first) & set(started_nodes(head)))
         run.wait_for_worker(2)
-        second = nodes_of(head)
+        second = started_nodes(head)
         assert len(second) == 1 and second != first
         run.more_steps(2)
         run.end()
         deadline = time.monotonic() + 60
-        while nodes_of(head):
+        while started_nodes(head):
             assert time.monotonic() < deadline
