@@ -32,7 +32,7 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One arm minus another of the same setting, by measure."""
+    """One arm minus another, by measure."""
 
     arm: Arm
     than: Arm
@@ -43,7 +43,8 @@ class Difference:
     @property
     def pair(self) -> str:
         """Which is subtracted from which."""
-        return f"{self.arm.divergence} - {self.than.divergence}"
+        other = "" if self.than.setting == self.arm.setting else f" at {self.than.setting_label}"
+        return f"{self.arm.divergence} - {self.than.divergence}{other}"
 
     @property
     def meaning(self) -> str:
@@ -83,6 +84,8 @@ class Findings:
     arms: Sequence[Found]
     parts: Sequence[Difference]
     """weighting and projection, in each setting"""
+    to_first: Sequence[Difference]
+    """every arm to the first one of the grid, but those that have it as their baseline"""
     wins: Sequence[Wins]
     checks: Sequence[str]
     """what was seen of the runs being comparable"""
@@ -97,6 +100,7 @@ def find(results: Results, ks: Sequence[int]) -> Findings:
         measures,
         arms,
         [part for arm in results for part in _parts(arm, results, measures)],
+        _to_first(results, measures),
         [_wins(name, arms, measures) for name in divergences],
         _checks(results),
     )
@@ -127,12 +131,11 @@ def _found(arm: Arm, results: Results, measures: Sequence[Measure]) -> Found:
         len(seeds),
         {measure: float(np.nanmean(_matrix(outcomes, seeds, measure, prompts))) for measure in measures},
         {name: float(np.mean([outcomes[seed].curves[name][-LAST_STEPS:].mean() for seed in seeds])) for name in CURVES},
-        _difference(arm, BASELINE, results, measures),
+        _difference(arm, Arm(BASELINE, arm.setting), results, measures),
     )
 
 
-def _difference(arm: Arm, than: str, results: Results, measures: Sequence[Measure]) -> Difference | None:
-    other = Arm(than, arm.setting)
+def _difference(arm: Arm, other: Arm, results: Results, measures: Sequence[Measure]) -> Difference | None:
     seeds = sorted(results[arm].keys() & results.get(other, {}).keys())
     if arm == other or not seeds:
         return None
@@ -153,8 +156,15 @@ def _difference(arm: Arm, than: str, results: Results, measures: Sequence[Measur
 def _parts(arm: Arm, results: Results, measures: Sequence[Measure]) -> list[Difference]:
     """Of the control: what the weighting of prompts gives. Of forward KL: what the projection gives beyond that."""
     than = {CONTROL: BASELINE, "forward_kl": CONTROL}.get(arm.divergence)
-    found = None if than is None else _difference(arm, than, results, measures)
+    found = None if than is None else _difference(arm, Arm(than, arm.setting), results, measures)
     return [] if found is None else [found]
+
+
+def _to_first(results: Results, measures: Sequence[Measure]) -> list[Difference]:
+    first = next(iter(results))
+    others = [arm for arm in results if Arm(BASELINE, arm.setting) != first]
+    found = [_difference(arm, first, results, measures) for arm in others]
+    return [difference for difference in found if difference is not None]
 
 
 def _wins(divergence: str, arms: Sequence[Found], measures: Sequence[Measure]) -> Wins:

@@ -64,7 +64,7 @@ def _as_json(findings: Findings) -> dict[str, object]:
         if found is None:
             return None
         by = {measure.label: asdict(interval) for measure, interval in found.by.items()}
-        return {"than": found.than.divergence, "seeds": found.num_seeds, "by": by}
+        return {"than": found.than.name, "seeds": found.num_seeds, "by": by}
 
     return {
         "arms": [
@@ -82,6 +82,7 @@ def _as_json(findings: Findings) -> dict[str, object]:
             {"setting": dict(part.arm.setting), "meaning": part.meaning, **(difference(part) or {})}
             for part in findings.parts
         ],
+        "to_first": [{"arm": found.arm.name, **(difference(found) or {})} for found in findings.to_first],
         "wins": [
             {
                 "divergence": wins.divergence,

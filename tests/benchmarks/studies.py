@@ -2,7 +2,8 @@
 
 PYTHONPATH=. .venv/bin/python tests/benchmarks/studies.py --work runs/studies countdown adaptive
 
-The same command goes on after a kill. ``--keep`` only keeps what a study has by now. A study is hours on two cores.
+The same command goes on after a kill, and takes what another study under ``--work`` has run with the same configuration
+from there. ``--keep`` only keeps what a study has by now. A study is up to an hour on two cores.
 """
 
 from __future__ import annotations
@@ -12,9 +13,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
+
+from lpo_ray.comparison.grid import arms_of, axes_of
+from lpo_ray.comparison.outcome import is_finished
+from lpo_ray.comparison.study import runs_of
+from lpo_ray.config import dump_config, load_config
+from lpo_ray.config.schema import Config, RunConfig
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "configs" / "results"
@@ -29,6 +37,23 @@ def command(study: dict, out: Path, parallel: int | None) -> list[str]:
         sys.executable, "-m", "lpo_ray", "compare", str(ROOT / study["config"]), "--seeds", str(study["seeds"]),
         "--out", str(out), *more, *grid,
     ]  # fmt: skip
+
+
+def take_from_others(study: dict, out: Path, work: Path) -> None:
+    """Copy the runs of ``study`` that are finished in another study's folder and not begun in its own, ``out``."""
+    axes, overrides = axes_of(study["grid"])
+    path = ROOT / study["config"]
+    arms = arms_of(axes, load_config(path, overrides).objective.divergence)
+    found = {_identity(load_config(file)): file.parent for file in work.glob("*/runs/*/config.yaml")}
+    for run in runs_of(path, overrides, arms, study["seeds"], out):
+        other = found.get(_identity(run.config))
+        if other is not None and not run.folder.exists() and is_finished(other, run.config.run.steps):
+            shutil.copytree(other, run.folder)
+            sys.stdout.write(f"{run.name}: taken from {other}\n")
+
+
+def _identity(config: Config) -> str:
+    return dump_config(replace(config, run=RunConfig(name="", steps=config.run.steps, seed=config.run.seed)))
 
 
 def keep(name: str, title: str, out: Path, kept: Path) -> None:
@@ -57,6 +82,7 @@ def main() -> None:
     for name in asked.names or studies:
         study, out = studies[name], asked.work / name
         if not asked.keep:
+            take_from_others(study, out, asked.work)
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             subprocess.run(command(study, out, asked.parallel), check=True, env=environment)
         keep(name, study["title"], out, asked.results)

@@ -56,6 +56,25 @@ def test_weighting_and_projection_add_up_to_the_whole() -> None:
     assert (projection, weighting, whole) == pytest.approx((0.5, -0.25, 0.25))
 
 
+def test_every_arm_is_measured_against_the_first_one_whatever_its_setting() -> None:
+    one, half = SETTINGS
+    runs = {
+        Arm("forward_kl", one): {0: outcome(0, 1), 1: outcome(1, 1)},
+        Arm("first_order", one): {0: outcome(0, 0), 1: outcome(1, 0)},
+        Arm("forward_kl", half): {1: outcome(1, 2), 2: outcome(2, 2)},
+    }
+    found = {one.pair: (one.num_seeds, one.by[AT_END].mean) for one in find(runs, [1]).to_first}
+    assert found == {"first_order - forward_kl": (2, -0.25), "forward_kl - forward_kl at one": (1, 0.25)}
+
+
+def test_what_has_the_first_arm_as_its_baseline_is_not_said_twice() -> None:
+    found = find(results(first_order=0, forward_kl=1, first_order_beta=0), [1])
+    assert [difference.arm.setting for difference in found.to_first] == [SETTINGS[1]] * 3
+    assert not find(
+        {Arm("first_order", ()): {0: outcome(0, 0)}, Arm("forward_kl", ()): {0: outcome(0, 1)}}, [1]
+    ).to_first
+
+
 def test_seeds_and_prompts_that_one_of_two_lacks_are_not_paired() -> None:
     arm, baseline = Arm("forward_kl", ()), Arm("first_order", ())
     lost = ("p3", "p5")
