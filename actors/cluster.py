@@ -22,6 +22,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.attendant import Attendant
+from actors.calls import call
 from actors.inspection import inspect
 from actors.join import join
 from actors.learner_group import Formation, LearnerGroup, LearnerRules
@@ -44,9 +45,9 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
 from lpo_ray.plan import Plan
 from lpo_ray.plugins import UnknownName, resolve
-from lpo_ray.pool import RolloutPool
+from lpo_ray.pool import Member, RolloutPool
 from lpo_ray.proof import probe_sequences
-from lpo_ray.records import Holder, Process
+from lpo_ray.records import Holder, Process, WeightsVersion
 from lpo_ray.telemetry.log import LogLine
 
 SERVICE_SECONDS = 120.0
@@ -184,12 +185,7 @@ async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
         check_room(requests)
     transport = _transport_named(transport_kind(config, len(nodes()) + config.cluster.autoscaling))
     learner = _learner_group(plan, model_path, events)
-    rollout = RolloutPool(
-        _rollout_spawner(plan, model_path, transport, events),
-        config.rollout.num_workers,
-        settings=plan.pool_settings(),
-        events=events,
-    )
+    rollout = _rollout_pool(plan, model_path, transport, events)
     verifier = _verifier(plan, model_path, events)
     builder = _target_builder(plan, events)
     try:
@@ -220,6 +216,42 @@ async def open_learner(plan: Plan, model_path: str, events: Events) -> AsyncIter
         yield learner
     finally:
         learner.kill()
+
+
+@contextlib.asynccontextmanager
+async def open_engines(
+    plan: Plan, model_path: str, events: Events
+) -> AsyncIterator[tuple[RolloutPool[RemoteWorker], RemoteVerifier]]:
+    """The rollout workers and the verifier alone, ended with the context. Without a learner nothing is published: each
+    engine serves what it has loaded from ``model_path``, wherever it runs.
+    """
+    config = plan.config
+    if not config.cluster.autoscaling:
+        check_room(_requests(config)[1:])
+    rollout = _rollout_pool(plan, model_path, TRANSPORTS["object_store"], events)  # never used, and binds to no node
+    verifier = _verifier(plan, model_path, events)
+    version = WeightsVersion(0, "as loaded")
+
+    async def admit(member: Member[RemoteWorker]) -> None:
+        await call(
+            member.worker.handle.serve_loaded.remote(str(version.step)),
+            who=member.name, what="serve the weights it has loaded", seconds=config.transport.prepare_seconds,
+        )  # fmt: skip
+        rollout.serve([member], version)
+
+    rollout.admit = admit
+    try:
+        async with asyncio.TaskGroup() as starting:
+            starting.create_task(rollout.start())
+            starting.create_task(verifier.service.start())
+        await asyncio.gather(*(admit(member) for member in rollout.members))
+        watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
+        try:
+            yield rollout, verifier
+        finally:
+            watching.cancel()
+    finally:
+        await asyncio.gather(rollout.close(), verifier.close())
 
 
 def _requests(config: Config) -> list[Request]:
@@ -319,6 +351,11 @@ def _target_builder(plan: Plan, events: Events) -> RemoteTargetBuilder:
             events,
         )
     )
+
+
+def _rollout_pool(plan: Plan, model_path: str, transport: Transport, events: Events) -> RolloutPool[RemoteWorker]:
+    spawn = _rollout_spawner(plan, model_path, transport, events)
+    return RolloutPool(spawn, plan.config.rollout.num_workers, settings=plan.pool_settings(), events=events)
 
 
 def _rollout_spawner(

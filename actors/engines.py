@@ -46,6 +46,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def name_weights(self, version: str) -> None:
+        """The weights that it was built with are ``version``."""
+        ...
+
     async def join_senders(self, senders: Plain) -> None:
         """VLLM's ``init_weight_transfer_engine``; see transports.receivers."""
         ...
@@ -138,6 +142,10 @@ class InprocessEngine:
         if self._rule.pause == "abort":
             return _streamed(params, every=REPORT_EVERY)
         return _streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
+
+    async def name_weights(self, version: str) -> None:
+        """See Engine."""
+        await self._on_thread(lambda: self._engine.set_weight_version(version))
 
     async def join_senders(self, senders: Plain) -> None:
         """See Engine."""
@@ -292,6 +300,10 @@ class AsynchronousEngine:
         if so_far is None:
             raise RuntimeError(f"vLLM ended request {request_id} without an output")
         return so_far
+
+    async def name_weights(self, version: str) -> None:
+        """See Engine."""
+        await self._engine.update_weight_version(version)
 
     async def join_senders(self, senders: Plain) -> None:
         """See Engine."""

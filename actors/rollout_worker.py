@@ -146,8 +146,8 @@ class RolloutWorker:
         return process
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        """All K responses, each with a seed of its own; none before the weights are proved. Raises GroupLost when vLLM
-        refuses or aborts one.
+        """All K responses, each with a seed of its own; none before the weights are proved or named. Raises GroupLost
+        when vLLM refuses or aborts one.
         """
         await self._released.wait()
         tasks = [
@@ -163,6 +163,11 @@ class RolloutWorker:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def serve_loaded(self, version: str) -> None:
+        """Give out groups with the weights of the model's folder, as ``version``: nobody publishes others."""
+        await self._engine.name_weights(version)
+        self._released.set()
 
     async def join_senders(self, senders: Plain) -> None:
         """Reach the ranks that send weights; see transports.receivers.Senders."""

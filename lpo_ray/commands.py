@@ -12,11 +12,12 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from lpo_ray.config import dump_config, load_config
@@ -25,8 +26,8 @@ from lpo_ray.errors import ConfigError, EvaluationInterrupted, Interrupted
 from lpo_ray.evaluation.table import render, render_suite
 from lpo_ray.evaluation_request import Request
 from lpo_ray.evaluation_run import EvaluationRun, opened
-from lpo_ray.inprocess.components import build_inprocess, build_learner
-from lpo_ray.interfaces import Components, Events, Learner
+from lpo_ray.inprocess.components import InprocessVerifier, build_engine, build_inprocess, build_learner
+from lpo_ray.interfaces import Components, Events, Learner, RolloutEngine, Verifier
 from lpo_ray.plan import Plan, build_model, make_plan
 from lpo_ray.recorder import Recorder, RecorderSettings
 from lpo_ray.records import WorkerStatus
@@ -202,18 +203,34 @@ def _model(plan: Plan, console: Console) -> str:
 
 
 async def _evaluated(runs: Sequence[EvaluationRun], model_path: str, progress: RichProgress) -> list[dict[str, str]]:
-    """Publish, which proves the engines' weights, then one task after the other; the lost prompts of each."""
+    """One task after the other on the same engines; the lost prompts of each."""
     plan = runs[0].plan
-    components = await _build(plan)(plan, model_path, StandardError())
     lost = []
-    try:
-        await components.transport.publish(0)
+    async with _open_engines(plan, model_path) as (rollout, verifier):
         for run in runs:
             task = progress.add_task(run.request.name, total=len(run.missing))
-            lost.append(await run.score(components, lambda done, _, task=task: progress.update(task, completed=done)))
-    finally:
-        await components.close()
+
+            def show(done: int, _: int, task: TaskID = task) -> None:
+                progress.update(task, completed=done)
+
+            lost.append(await run.score(rollout, verifier, show))
     return lost
+
+
+def _open_engines(plan: Plan, model_path: str) -> AbstractAsyncContextManager[tuple[RolloutEngine, Verifier]]:
+    """What evaluates: no learner."""
+    if plan.config.cluster.kind is ClusterKind.inprocess:
+        return _open_inprocess_engine(plan, model_path)
+    from actors.cluster import open_engines
+
+    return open_engines(plan, model_path, StandardError())
+
+
+@contextlib.asynccontextmanager
+async def _open_inprocess_engine(plan: Plan, model_path: str) -> AsyncIterator[tuple[RolloutEngine, Verifier]]:
+    settings, tokenizer = plan.learner_settings(model_path), plan.tokenizer(model_path)
+    engine = build_engine(settings, tokenizer, plan.config.rollout.max_num_seqs)
+    yield engine, InprocessVerifier(tokenizer, plan.overlong(), plan.sandbox())
 
 
 def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:

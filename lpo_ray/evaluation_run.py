@@ -15,7 +15,7 @@ from lpo_ray.evaluation.results import PromptResult
 from lpo_ray.evaluation.sampling import all_lost
 from lpo_ray.evaluation.store import ResultStore
 from lpo_ray.evaluation_request import Request
-from lpo_ray.interfaces import Components
+from lpo_ray.interfaces import RolloutEngine, Verifier
 from lpo_ray.model import identity
 from lpo_ray.plan import Plan
 from lpo_ray.records import Prompt, ScoredGroup
@@ -44,14 +44,16 @@ class EvaluationRun:
         """Prompts without a result."""
         return [prompt for prompt in self.prompts if not self.store.is_done(prompt.prompt_id)]
 
-    async def score(self, components: Components, on_progress: Callable[[int, int], None]) -> dict[str, str]:
+    async def score(
+        self, rollout: RolloutEngine, verifier: Verifier, on_progress: Callable[[int, int], None]
+    ) -> dict[str, str]:
         """Sample and score what is missing, each result on disk at once. Returns the prompts that were lost -> why."""
 
         def keep(scored: ScoredGroup) -> None:
             self.store.append(PromptResult.of(scored, self.tokenizer))
 
         return await score_prompts(
-            components.rollout, components.verifier, self.missing, self.plan.evaluation_sampling(),
+            rollout, verifier, self.missing, self.plan.evaluation_sampling(),
             max_in_flight=self.plan.max_in_flight, on_scored=keep, on_progress=on_progress,
         )  # fmt: skip
 

@@ -121,13 +121,17 @@ def build_inprocess(
 ) -> InprocessComponents:
     """All components around one model folder."""
     learner = build_learner(settings)
-    trust = settings.trust_remote_code
-    tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
-    model = load_policy(settings.model_path, settings.dtype, trust_remote_code=trust)
-    engine = TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id, max_num_seqs)
+    tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=settings.trust_remote_code)
+    engine = build_engine(settings, tokenizer, max_num_seqs)
     transport = InprocessTransport(learner, engine, context, tolerance)
     verifier = InprocessVerifier(tokenizer, overlong or Overlong(context), sandbox or Limits())
     return InprocessComponents(engine, verifier, InprocessTargetBuilder(rule), learner, transport)
+
+
+def build_engine(settings: LearnerSettings, tokenizer: Tokenizer, max_num_seqs: int) -> TransformersEngine:
+    """The engine alone, with the weights of the model's folder as version 0."""
+    model = load_policy(settings.model_path, settings.dtype, trust_remote_code=settings.trust_remote_code)
+    return TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id, max_num_seqs)
 
 
 def build_learner(settings: LearnerSettings) -> InprocessLearner:

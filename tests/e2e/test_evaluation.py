@@ -1,5 +1,5 @@
-"""Evaluation on an engine that is lent, on the real stack: its weights stay those of their step while the run goes on,
-and then it serves the current ones, proved.
+"""Evaluation on the real stack. Beside a run, on an engine that is lent: its weights stay those of their step while the
+run goes on, and then it serves the current ones, proved. By itself: engines and verifier, and no learner.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from actors.cluster import Cluster
+from actors.cluster import Cluster, connect, disconnect, open_engines
 from lpo_ray.records import PromptGroup, Sampling
+from lpo_ray.signals import run_until_signal
 from lpo_ray.telemetry.evaluations import read_evaluations
 from tests.builders import make_prompt
 from tests.clusters import on_cluster
@@ -22,6 +25,7 @@ from tests.e2e.test_real_stack import plan_of
 from tests.e2e.test_resume import DIGITS, finish
 from tests.e2e.test_signals import Run
 from tests.e2e.test_transports import VOCABULARY, make_model, on_ranks, perturb, reference
+from tests.fakes import FakeEvents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_tokens=12, seed=1)
@@ -103,3 +107,48 @@ def test_a_run_goes_on_while_it_is_evaluated(tmp_path: Path, tiny_policy: Path) 
     metrics = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert any(step["workers_lent"] for step in metrics), "no step ended while an engine was lent"
     assert all(step["workers_lent"] == 0 for step in metrics if step["step"] in (1, 2)), "nothing was lent before"
+
+
+@dataclass
+class Alone:
+    groups: list[PromptGroup] = field(default_factory=list)
+    processes: list[str] = field(default_factory=list)
+    back: list[str] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("engine", ["inprocess", pytest.param("asynchronous", marks=pytest.mark.long)])
+def test_engines_that_only_evaluate_serve_the_folder_and_need_no_learner(
+    engine: str, tmp_path: Path, tiny_policy: Path
+) -> None:
+    policy = make_model(tmp_path / "policy", "qwen3", True, tiny_policy)
+    plan = plan_of(tmp_path, policy, "rollout.num_workers=2", "rollout.kv_cache_gib=0.2", f"rollout.engine={engine}")
+    seen = Alone()
+
+    async def use(_: object) -> None:
+        async with open_engines(plan, str(policy), FakeEvents()) as (rollout, _):
+            seen.groups += await asyncio.gather(*(rollout.sample(PROMPT, SAMPLING, attempt) for attempt in range(2)))
+            seen.processes = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+            psutil.Process(rollout.members[1].process.pid).kill()
+            while any(worker.restarts == 0 for worker in rollout.statuses()[1:]):
+                await asyncio.gather(*(rollout.sample(PROMPT, SAMPLING, 2) for _ in range(2)), return_exceptions=True)
+                await asyncio.sleep(0.1)
+            while not all(worker.state == "serving" for worker in rollout.statuses()):
+                await asyncio.sleep(0.1)
+            seen.back = [str(worker.version) for worker in rollout.statuses()]
+            member = rollout.members[-1]
+            seen.groups.append(await member.worker.sample(PROMPT, SAMPLING, 0, 60))
+
+    connect(plan.config)
+    try:
+        run_until_signal(use)
+    finally:
+        disconnect()
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    assert all(difference(group, model) < 1e-3 for group in seen.groups)
+    versions = {int(version) for group in seen.groups for one in group.responses for version in one.versions}
+    assert versions == {0}
+    assert sum("RolloutWorker" in name for name in seen.processes) == 2
+    assert not any("LearnerWorker" in name for name in seen.processes)
+    assert seen.back == ["0:as loaded"] * 2
+    tokens = [[one.token_ids.tolist() for one in seen.groups[n].responses] for n in (0, -1)]
+    assert tokens[0] == tokens[1], "the replacement samples something else with the same seed"
