@@ -22,13 +22,16 @@ class Difficulty:
     def resumed(self, samples: Iterable[Path]) -> None:
         """The visits that are on record, oldest file first."""
         for path in samples:
-            rows = pq.read_table(path, columns=["prompt_id", "attempt", "prompt_token_ids", "reward"]).to_pylist()
-            groups: dict[tuple[str, int], list[dict]] = {}
-            for row in rows:
-                groups.setdefault((row["prompt_id"], row["attempt"]), []).append(row)
-            for found in groups.values():
-                passing = np.mean([row["reward"] >= self._pass_reward for row in found])
-                self._last[_key(np.array(found[0]["prompt_token_ids"], dtype=np.int64))] = float(passing)
+            table = pq.read_table(path, columns=["prompt_id", "attempt", "prompt_token_ids", "reward"])
+            keys = list(zip(table["prompt_id"].to_pylist(), table["attempt"].to_pylist(), strict=True))
+            group_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+            groups = np.array([group_of[key] for key in keys], dtype=np.int64)
+            passed = table["reward"].to_numpy() >= self._pass_reward
+            rates = np.bincount(groups, passed) / np.bincount(groups)
+            firsts = np.unique(groups, return_index=True)[1]  # of K rows with the same prompt
+            prompts = table["prompt_token_ids"].take(firsts)
+            for rate, prompt in zip(rates, prompts, strict=True):
+                self._last[_key(prompt.values.to_numpy().astype(np.int64))] = float(rate)
 
     def step(self, targets: Sequence[TargetGroup]) -> dict[str, float]:
         """Metrics of a step: share of its prompts that were visited before, and how much more of their responses pass
