@@ -15,10 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.cluster import Cluster, _rollout_spawner
+from actors.cluster import Cluster
 from actors.learner_group import LearnerGroup
 from actors.learner_worker import LearnerWorker
 from actors.publisher import Publisher
+from actors.roles import rollout_spawner
 from actors.rollout_worker import RolloutWorker
 from actors.transports import TRANSPORTS
 from lpo_ray.errors import WeightsNotProved
@@ -139,7 +140,7 @@ class Reusable:
         for member in pool.members:
             member.worker.kill()
         plan = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        pool._spawn = _rollout_spawner(plan, str(path), TRANSPORTS["shared_memory"], FakeEvents())
+        pool._spawn = rollout_spawner(plan, str(path), TRANSPORTS["shared_memory"], FakeEvents())
         await asyncio.gather(pool.start(), learner.load())
 
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:

@@ -1,0 +1,195 @@
+"""Each role's actors, from the plan: where they run, in what environment, how often they are started again.
+
+Actor classes are plain classes; ``ray.remote`` is applied here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import ray
+from ray.actor import ActorProxy
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.learner_group import Formation, LearnerGroup, LearnerRules
+from actors.learner_worker import LearnerWorker
+from actors.malloc import KEEP_BLOCKS
+from actors.placement import Request, bundle, check_room, nodes, reserve
+from actors.remote_worker import RemoteWorker
+from actors.rollout_worker import EngineSettings, RolloutWorker, engine_environment
+from actors.services import RemoteTargetBuilder, RemoteVerifier
+from actors.supervised import Supervised
+from actors.target_builder import TargetBuilder
+from actors.transports import TRANSPORTS, Transport
+from actors.verifier_service import VerifierService
+from actors.verifier_settings import verifier_settings
+from actors.worker_log import in_run
+from lpo_ray.config.schema import Config, EngineKind
+from lpo_ray.interfaces import Events
+from lpo_ray.plan import Plan
+from lpo_ray.pool import RolloutPool
+
+SERVICE_SECONDS = 120.0
+"""that the verifier service has beside the deadlines of its responses"""
+NODE_SHARE = 0.001
+"""of the resource that each node has under its own name: enough to bind to it"""
+
+
+def requests_of(config: Config) -> list[Request]:
+    """Room for the learner, the engines and the verifier, in this order. The target builder needs none of its own."""
+    learner, rollout = config.learner, config.rollout
+    return [
+        _learner_request(config, learner.world_size),
+        Request(
+            "rollout",
+            [bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers,
+            "SPREAD",
+            rollout.labels,
+        ),
+        Request("verifier", [bundle(1, 0)], "PACK", config.verifier.labels),
+    ]
+
+
+def _learner_request(config: Config, world_size: int) -> Request:
+    learner = config.learner
+    bundles = [bundle(learner.cpus_per_rank, learner.gpus_per_rank)] * world_size
+    return Request("learner", bundles, "PACK", learner.labels)
+
+
+def _environment(config: Config, extra: dict[str, str]) -> dict[str, str]:
+    return {**in_run(config.run.name), "TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0", **extra}
+
+
+def _offline(model_path: str) -> dict[str, str]:
+    """A local folder needs no hub, and must not wait for one."""
+    return {"HF_HUB_OFFLINE": "1"} if Path(model_path).exists() else {}
+
+
+def learner_group(plan: Plan, model_path: str, events: Events) -> LearnerGroup:
+    """All ranks, in one placement group; not started."""
+    config, learner = plan.config, plan.config.learner
+    offload = learner.zero.get("offload_param", {})
+    rules = LearnerRules(
+        learner.world_size,
+        learner.world_size if learner.min_world_size is None else learner.min_world_size,
+        plan.packing(),
+        learner.deadline_seconds,
+        plan.restart_rule(),
+        shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
+    )
+    environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(model_path)}
+    if not learner.gpus_per_rank:
+        environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
+    settings, actor = plan.learner_settings(model_path), ray.remote(LearnerWorker)
+
+    async def form(world_size: int) -> Formation:
+        request = _learner_request(config, world_size)
+        if not config.cluster.autoscaling:
+            check_room([request])
+        group = await reserve(request, config.cluster.placement_seconds, events.note)
+        ranks = [
+            actor.options(
+                num_cpus=learner.cpus_per_rank,
+                num_gpus=learner.gpus_per_rank,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                runtime_env={"env_vars": _environment(config, environment)},
+            ).remote(rank, world_size, settings)
+            for rank in range(world_size)
+        ]
+        return Formation(ranks, group)
+
+    return LearnerGroup(form, rules, events)
+
+
+def remote_verifier(plan: Plan, model_path: str, events: Events) -> RemoteVerifier:
+    """The verifier service with its pool of processes; not started."""
+    config, verifier = plan.config, plan.config.verifier
+    actor = ray.remote(VerifierService).options(
+        num_cpus=1,
+        max_concurrency=10_000,
+        runtime_env={"env_vars": _environment(config, {})},
+        label_selector=dict(verifier.labels) or None,
+    )
+
+    def make(num_processes: int) -> ActorProxy[VerifierService]:
+        settings = verifier_settings(plan, num_processes)
+        return actor.remote(model_path, settings, trust_remote_code=config.model.trust_remote_code)
+
+    def deadline_of(num_processes: int) -> float:
+        waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // num_processes)
+        return SERVICE_SECONDS + verifier.deadline_seconds * (1 + verifier.max_retries) * waves
+
+    return RemoteVerifier(make, verifier.num_processes, deadline_of, plan.restart_rule(), events)
+
+
+def remote_target_builder(plan: Plan, events: Events) -> RemoteTargetBuilder:
+    """The target builder; not started."""
+    environment = _environment(plan.config, {"OMP_NUM_THREADS": "1"})
+    actor = ray.remote(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
+    rule = plan.target_rule()
+    return RemoteTargetBuilder(
+        Supervised(
+            "target builder",
+            lambda: actor.remote(rule),
+            lambda builder: builder.start.remote(),
+            plan.restart_rule(),
+            events,
+        )
+    )
+
+
+def rollout_pool(plan: Plan, model_path: str, transport: Transport, events: Events) -> RolloutPool[RemoteWorker]:
+    """The rollout workers that the plan begins with; not started. Inside a running event loop."""
+    spawn = rollout_spawner(plan, model_path, transport, events)
+    return RolloutPool(spawn, plan.config.rollout.num_workers, settings=plan.pool_settings(), events=events)
+
+
+def rollout_spawner(
+    plan: Plan, model_path: str, transport: Transport, events: Events
+) -> Callable[[int, str], RemoteWorker]:
+    """Makes a rollout worker, by number and name. Each has a placement group of its own, so that it can come and go."""
+    rollout = plan.config.rollout
+    on_gpu = rollout.gpus_per_worker > 0
+    asynchronous = rollout.engine is EngineKind.asynchronous or (rollout.engine is EngineKind.auto and on_gpu)
+    settings = EngineSettings(
+        model_path=model_path,
+        dtype=rollout.dtype,
+        max_model_len=plan.context,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        enforce_eager=rollout.enforce_eager,
+        asynchronous=asynchronous,
+        on_cpu=not on_gpu,
+        kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
+        receiver=transport.receiver,
+        inflight=plan.config.pipeline.inflight,
+        trust_remote_code=plan.config.model.trust_remote_code,
+    )
+    environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
+    actor = ray.remote(RolloutWorker)
+    request = requests_of(plan.config)[1]
+    place = dict(request.bundles[0])
+    if transport is TRANSPORTS["shared_memory"]:
+        place[f"node:{nodes()[0].name}"] = NODE_SHARE  # the learner's: the cluster has one, but more may join
+    request = dataclasses.replace(request, bundles=[place])
+
+    def spawn(index: int, name: str) -> RemoteWorker:
+        def make(group: PlacementGroup) -> ActorProxy[RolloutWorker]:
+            return actor.options(
+                num_cpus=rollout.cpus_per_worker,
+                num_gpus=rollout.gpus_per_worker,
+                max_concurrency=100_000,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+                runtime_env={"env_vars": _environment(plan.config, environment)},
+            ).remote(name, settings)
+
+        def note(text: str) -> None:
+            events.note(f"{name}: {text}")
+
+        return RemoteWorker(name, request, make, note, plan.config.cluster.placement_seconds)
+
+    return spawn
