@@ -199,6 +199,22 @@ def test_groups_left_out_have_no_gradient(name: str) -> None:
         assert (largest > 1e-4) == (moved and arm.pulls_back)
 
 
+@pytest.mark.parametrize("name", [name for name, arm in ARMS.items() if not arm.snapshot_kl])
+def test_groups_of_one_response_never_have_a_gradient(name: str) -> None:
+    arm, policy = ARMS[name], make_policy()
+    prompts = torch.randint(2, (6, H), generator=torch.Generator().manual_seed(5))
+    batch = sample(policy, prompts, K, torch.Generator().manual_seed(6))
+    row, behaviour = batch.row.clone(), batch.behaviour.clone()
+    row[:3], behaviour[:3] = row[:3, :1], behaviour[:3, :1]
+    batch = dataclasses.replace(batch, row=row, behaviour=behaviour, rewards=torch.zeros(6, K))
+    assert batch.varied[:3].sum() == 0
+    part = batch.only(~batch.varied)
+    policy.load_state_dict({key: value * 1.05 for key, value in policy.state_dict().items()})
+    value = loss(arm, part.logprobs(policy), part.behaviour, part.rewards)
+    gradients = torch.autograd.grad(value, list(policy.parameters()))
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-12
+
+
 def test_published_grpo_is_its_formula() -> None:
     """Clipped ratio of the whole response, z-scored advantage, k3 to the snapshot: mean over the responses."""
     policy = make_policy()

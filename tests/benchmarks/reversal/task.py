@@ -31,6 +31,11 @@ class Batch:
     rewards: Tensor
     """[P, K] 0 or 1"""
 
+    @property
+    def varied(self) -> Tensor:
+        """[P] groups whose K responses are not all the same one: of the others P and w* stay uniform."""
+        return (self.row != self.row[:, :1]).any(-1)
+
     def logprobs(self, policy: Policy) -> Tensor:
         """[N, H] under ``policy``."""
         return response_logprobs(policy, self.prompts, self.owner, self.responses)[self.row.flatten()]

@@ -40,9 +40,11 @@ def errors(arm: Arm, length: int, seed: int, setting: Setting) -> Iterator[float
 def update(policy: Policy, optimiser: Muon, arm: Arm, batch: Batch, epochs: int) -> None:
     """All epochs over one batch. Groups whose gradient is known to be zero are left out; the mean is over all."""
     parameters = list(policy.parameters())
-    moving = batch.only(moves(arm, batch.rewards, batch.behaviour))
+    moving = later = batch.only(moves(arm, batch.rewards, batch.behaviour))
+    if arm.pulls_back:
+        later = batch if arm.snapshot_kl else batch.only(batch.varied)
     for epoch in range(epochs):
-        part = batch if epoch and arm.pulls_back else moving
+        part = later if epoch else moving
         if len(part.rewards):
             value = loss(arm, part.logprobs(policy), part.behaviour, part.rewards) / len(batch.rewards)
             gradients = torch.autograd.grad(value, parameters)
