@@ -10,6 +10,9 @@ from typing import get_type_hints
 import pytest
 
 from lpo_ray.config.schema import Config
+from lpo_ray.objective import DIVERGENCES
+from lpo_ray.objective.temperature import TEMPERATURES
+from lpo_ray.objective.token_clip import TOKEN_CLIPS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -61,6 +64,12 @@ def test_settings_that_are_named_exist(page: Path) -> None:
     for code in CODE.findall(page.read_text(encoding="utf-8")):
         for setting in SETTING.findall(code):
             assert setting.rpartition(".")[2] in FILES or exists(setting), f"{page.name}: {setting}"
+
+
+@pytest.mark.parametrize("table", [DIVERGENCES, TEMPERATURES, TOKEN_CLIPS])
+def test_the_guide_has_every_row_of_the_grid(table: dict[str, object]) -> None:
+    guide = (ROOT / "GUIDE.md").read_text(encoding="utf-8")
+    assert [name for name in table if f"`{name}`" not in guide] == []
 
 
 def test_a_setting_that_does_not_exist_is_found() -> None:
