@@ -97,7 +97,7 @@ def _write(runs: Sequence[Run], failed: Sequence[RunFailed], folder: Path, ks: S
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False)
     for table in tables:
         console.print(table.rich())
-    console.print(f"{folder}: comparison.html, comparison.md, comparison.json, curves.svg, curves.png", soft_wrap=True)
+    console.print(f"{folder}: comparison.html, .md and .json; curves and trades, .svg and .png", soft_wrap=True)
 
 
 def _that_fit(plan: Plan, wanted: int) -> int:

@@ -13,6 +13,8 @@ from lpo_ray.comparison.statistics import Interval, count_wins, paired_bootstrap
 
 Results = Mapping[Arm, Mapping[int, Outcome]]
 """arm -> seed -> what came out; only what finished is there"""
+WHEN = {False: "at the end", True: "over the curve"}
+"""Measure.over_curve, for readers"""
 LAST_STEPS = 10
 """over which the metrics of steps are averaged"""
 
@@ -27,7 +29,7 @@ class Measure:
     @property
     def label(self) -> str:
         """For readers."""
-        return f"pass@{self.k} {'over the curve' if self.over_curve else 'at the end'}"
+        return f"pass@{self.k} {WHEN[self.over_curve]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,11 @@ class Arm:
         return "-".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts)
 
     @property
+    def label(self) -> str:
+        """For readers."""
+        return ", ".join((self.divergence, *(value for _, value in self.setting)))
+
+    @property
     def setting_label(self) -> str:
         """For readers: the values, of which axes_label has the names."""
         return ", ".join(value for _, value in self.setting) or "as configured"

@@ -1,8 +1,11 @@
-"""Curves of a comparison: a row for each setting, a column for each measure, a line for each divergence."""
+"""Pictures of a comparison. Curves: a row for each setting, a column for each measure, a line for each divergence.
+Trades: what each arm gives in pass@1 against what in pass@k.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +14,7 @@ from matplotlib.figure import Figure
 from lpo_ray.comparison.findings import Results
 from lpo_ray.comparison.grid import Arm
 from lpo_ray.comparison.outcome import Outcome
-from lpo_ray.comparison.statistics import band
+from lpo_ray.comparison.statistics import Interval, band
 from lpo_ray.telemetry.charts import PALETTE
 from lpo_ray.telemetry.report import tidy
 
@@ -47,6 +50,43 @@ def draw(results: Results, ks: Sequence[int]) -> Figure:
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=max(1, len(labels)))
     return figure
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """An arm beside the first one."""
+
+    arm: str
+    across: Interval
+    """difference in the smallest k"""
+    up: Interval
+    """in the largest"""
+
+
+def draw_trades(panels: Mapping[str, Sequence[Trade]], first: str, ks: Sequence[int]) -> Figure:
+    """Title of a panel -> its arms, the same in each. ``first``: the arm at (0, 0)."""
+    figure = Figure(figsize=(6 * len(panels) + 2.5, 5.2), layout="constrained")
+    for axes, (title, trades) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        axes.plot(0, 0, "k*", markersize=13, label=first)
+        for number, trade in enumerate(trades, 1):
+            _draw_trade(axes, number, trade)
+        axes.set(xlabel=f"pass@{min(ks)} {title}, difference", ylabel=f"pass@{max(ks)} {title}, difference")
+        tidy(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_trade(axes: Axes, number: int, trade: Trade) -> None:
+    x, y = trade.across, trade.up
+    axes.errorbar(
+        x.mean, y.mean, xerr=[[x.mean - x.low], [x.high - x.mean]], yerr=[[y.mean - y.low], [y.high - y.mean]],
+        fmt="o", color=PALETTE[(number - 1) % len(PALETTE)], markersize=6, elinewidth=0.6,
+        label=f"{number} {trade.arm}",
+    )  # fmt: skip
+    axes.annotate(str(number), (x.mean, y.mean), xytext=(5, 4), textcoords="offset points", fontsize=10)
 
 
 def _draw_arm(panels: Sequence[Axes], outcomes: Sequence[Outcome], ks: Sequence[int], label: str, colour: str) -> None:

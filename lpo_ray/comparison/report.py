@@ -1,17 +1,20 @@
-"""The files of a comparison: comparison.html (self-contained), comparison.md and .json, curves.svg and .png."""
+"""The files of a comparison: comparison.html (self-contained), comparison.md and .json; curves and trades, .svg and
+.png.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from lpo_ray.comparison.findings import Difference, Findings, Results, find
-from lpo_ray.comparison.pictures import WINDOW, draw
+from lpo_ray.comparison.findings import WHEN, Difference, Findings, Measure, Results, find
+from lpo_ray.comparison.pictures import WINDOW, Trade, draw, draw_trades
 from lpo_ray.comparison.tables import Table, tables_of
 from lpo_ray.errors import RunFailed
 from lpo_ray.telemetry.report import svg_of
@@ -37,26 +40,51 @@ def write_comparison(folder: Path, results: Results, ks: Sequence[int], backgrou
     findings = find(results, ks)
     tables = tables_of(findings)
     conditions = [f"{aspect}: {how}" for aspect, how in background.in_common.items()] + list(findings.checks)
-    figure = draw(results, ks)
-    svg = svg_of(figure)
-    write_text(folder / "curves.svg", svg)
-    FigureCanvasAgg(figure).print_png(folder / "curves.png", metadata={"Software": None})
+    pictures = {"curves": _keep(draw(results, ks), folder / "curves")}
+    if findings.to_first and len(set(ks)) > 1:
+        pictures["trades"] = _keep(_trades(findings, ks), folder / "trades")
     write_json(folder / "comparison.json", {**_as_json(findings), "conditions": conditions})
-    write_text(folder / "comparison.md", _markdown(tables, conditions, background))
+    write_text(folder / "comparison.md", _markdown(tables, conditions, background, pictures))
     page = (
         Environment(loader=PackageLoader("lpo_ray", "."), autoescape=True)
         .get_template("comparison/comparison.html.j2")
-        .render(background=background, conditions=conditions, tables=tables, curves=Markup(svg), window=WINDOW)
+        .render(background=background, conditions=conditions, tables=tables, pictures=pictures, window=WINDOW)
     )
     write_text(folder / "comparison.html", page)
     return tables
 
 
-def _markdown(tables: Sequence[Table], conditions: Sequence[str], background: Background) -> str:
+def _keep(figure: Figure, path: Path) -> Markup:
+    """As .svg, which is returned, and .png."""
+    svg = svg_of(figure)
+    write_text(path.with_suffix(".svg"), svg)
+    FigureCanvasAgg(figure).print_png(path.with_suffix(".png"), metadata={"Software": None})
+    return Markup(svg)
+
+
+def _trades(findings: Findings, ks: Sequence[int]) -> Figure:
+    panels = {
+        when: [
+            Trade(
+                found.arm.label,
+                found.by[Measure(min(ks), over_curve=over_curve)],
+                found.by[Measure(max(ks), over_curve=over_curve)],
+            )
+            for found in findings.to_first
+        ]
+        for over_curve, when in WHEN.items()
+    }
+    return draw_trades(panels, findings.to_first[0].than.label, ks)
+
+
+def _markdown(
+    tables: Sequence[Table], conditions: Sequence[str], background: Background, pictures: Iterable[str]
+) -> str:
     failed = "".join(f"- failed: {error.run}, exit code {error.code}\n" for error in background.failed)
     said = "".join(f"- {condition}\n" for condition in conditions)
     body = "\n".join(table.markdown() for table in tables)
-    return f"## {background.name}\n\n{said}{failed}\n{body}\n![curves](curves.svg)\n"
+    shown = "".join(f"\n![{name}]({name}.svg)\n" for name in pictures)
+    return f"## {background.name}\n\n{said}{failed}\n{body}{shown}"
 
 
 def _as_json(findings: Findings) -> dict[str, object]:

@@ -26,7 +26,7 @@ from lpo_ray.config.schema import Config, RunConfig
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "configs" / "results"
-KEPT = {"comparison.md": "md", "comparison.json": "json", "curves.png": "png"}
+KEPT = {"comparison.md": ".md", "comparison.json": ".json", "curves.png": ".png", "trades.png": "-trades.png"}
 
 
 def command(study: dict, out: Path, parallel: int | None) -> list[str]:
@@ -61,9 +61,10 @@ def keep(name: str, title: str, out: Path, kept: Path) -> None:
     for file, suffix in KEPT.items():
         if not (out / file).exists():
             raise SystemExit(f"{out} has no {file} yet; expected a study that has finished: run it without --keep")
-        shutil.copyfile(out / file, kept / f"{name}.{suffix}")
+        shutil.copyfile(out / file, kept / f"{name}{suffix}")
     page = kept / f"{name}.md"
     text = page.read_text(encoding="utf-8").split("\n", 1)[1].replace("curves.svg", f"{name}.png")
+    text = text.replace("trades.svg", f"{name}-trades.png")
     page.write_text(f"# {title}\n{text}", encoding="utf-8")
 
 

@@ -108,8 +108,20 @@ def test_the_page_needs_nothing_from_elsewhere_and_shows_what_failed(tmp_path: P
     assert "| one | projection: forward_kl - first_order_beta | 2 | **+0.250" in text
     stored = json.loads((tmp_path / "comparison.json").read_text())
     assert stored["wins"][0]["wins"]["pass@1 at the end"] == 2
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "curves.svg").read_text().startswith("<svg")
+    for picture in ("curves", "trades"):
+        assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+        svg = (tmp_path / f"{picture}.svg").read_text()
+        assert svg.startswith("<svg") and svg in page and f"![{picture}]({picture}.svg)" in text
+    assert "What an arm gives for what it takes" in page
+
+
+def test_one_measure_or_one_arm_has_no_trades(tmp_path: Path) -> None:
+    background = Background("mine", {}, [], "")
+    alone = {Arm("forward_kl", ()): {0: outcome(0, 1)}}
+    write_comparison(tmp_path, alone, [1, 4], background)
+    write_comparison(tmp_path, results(forward_kl=1, first_order=0), [1], background)
+    assert not (tmp_path / "trades.svg").exists()
+    assert "for what it takes" not in (tmp_path / "comparison.html").read_text()
 
 
 @pytest.mark.parametrize(
