@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lpo_ray.objective import diagnose, effective_sample_size, gibbs_target, listwise, project, target_temperature
@@ -159,12 +159,14 @@ def test_the_control_has_the_size_of_the_forward_kl_for_any_rewards(group: Group
 
 
 @given(groups(), st.sampled_from([0.25, 0.5, 0.75]))
+@settings(max_examples=500)
 def test_an_effective_temperature_has_its_share_of_the_responses(group: Group, share: float) -> None:
     rewards, size = group["rewards"], group["rewards"].shape[1]
+    spread = float((rewards - rewards.mean()).abs().max())
+    assume(spread == 0.0 or spread > 1e-300)  # below it numbers lose their digits
     tau = target_temperature(rewards, f"effective_{100 * share:.0f}", floor=0.0)
     found = float(effective_sample_size(gibbs_target(rewards, tau)))
-    spread = float((rewards - rewards.mean()).abs().max())
-    if spread < 1e-200:  # equal rewards, or as good as
+    if spread == 0.0:
         assert found == pytest.approx(size)
         return
     sharpest = float(effective_sample_size(gibbs_target(rewards, torch.full_like(tau, math.exp(LOG_TAU[0]) * spread))))
