@@ -96,9 +96,9 @@ class Cluster:
         """See interfaces.Components."""
         for task in self.background:
             task.cancel()
-        await asyncio.gather(self.rollout.close(), self.verifier.close())
-        self.target_builder.builder.kill()
-        self.learner.kill()
+        await asyncio.gather(
+            self.rollout.close(), self.verifier.close(), self.target_builder.builder.close(), self.learner.close()
+        )
 
 
 def check(config: Config) -> None:
@@ -196,7 +196,7 @@ async def open_learner(plan: Plan, model_path: str, events: Events) -> AsyncIter
         await _open_export(plan, learner, TRANSPORTS["object_store"])  # what is sent has a digest; nobody receives it
         yield learner
     finally:
-        learner.kill()
+        await learner.close()
 
 
 @contextlib.asynccontextmanager

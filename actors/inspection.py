@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import psutil
 import ray
+from ray.actor import ActorProxy
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lpo_ray.records import Process
 from lpo_ray.telemetry.process import SECONDS, describe, this_process
+
+DISMISS_SECONDS = 2.0
 
 
 def current_process() -> Process:
@@ -29,6 +34,21 @@ async def inspect(process: Process) -> str:
         return await asyncio.wait_for(asyncio.wrap_future(reference.future()), SECONDS)
     except (RayError, TimeoutError) as error:
         return f"process {process.pid} on {process.host} cannot be looked at: {type(error).__name__}"
+
+
+async def dismiss(handles: Sequence[ActorProxy[Any]], processes: Sequence[Process]) -> None:
+    """Have Ray end actors, and wait until their processes on this host are gone, DISMISS_SECONDS at most. Ray prints an
+    error for an actor that ends otherwise. One that is stopped stays, for ``end``.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    leaving = []
+    for process in processes:
+        if process.node_id == here:
+            with suppress(psutil.Error):
+                leaving.append(psutil.Process(process.pid))
+    for handle in handles:
+        ray.kill(handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
+    await asyncio.to_thread(psutil.wait_procs, leaving, DISMISS_SECONDS)
 
 
 def end(process: Process) -> None:

@@ -18,7 +18,7 @@ from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.calls import INNER, call_all, call_each
-from actors.inspection import end, inspect
+from actors.inspection import dismiss, end, inspect
 from actors.learner_worker import Export, LearnerWorker, Staged
 from actors.transports import Transport
 from lpo_ray.errors import (
@@ -191,8 +191,13 @@ class LearnerGroup:
             if self._export is not None:
                 await self.open_export(*self._export)
 
+    async def close(self) -> None:
+        """End all ranks, and give their place back."""
+        await dismiss(self.ranks, self.processes)
+        self.kill()
+
     def kill(self) -> None:
-        """End all ranks at once, and give their place back."""
+        """The same at once, also when one is stopped."""
         for process in self.processes:
             end(process)
         self.processes = []

@@ -10,7 +10,7 @@ from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.calls import call, call_each
-from actors.inspection import end, inspect
+from actors.inspection import dismiss, end, inspect
 from actors.placement import Request, reserve
 from actors.rollout_worker import RolloutWorker
 from lpo_ray.records import Process, Prompt, PromptGroup, Sampling
@@ -61,6 +61,7 @@ class RemoteWorker:
     async def close(self, seconds: float) -> None:
         """See pool.Worker."""
         await call_each([self.handle.close.remote()], who=[self.name], what="close", seconds=seconds)
+        await dismiss([self.handle], [] if self._process is None else [self._process])
 
     def kill(self) -> None:
         """See pool.Worker. SIGKILL first: it also ends a process that is stopped."""

@@ -65,7 +65,7 @@ class RemoteVerifier:
     async def close(self) -> None:
         """End the service's pool, then the service. Never raises."""
         await call_each([self.service.handle.close.remote()], who=[self.service.name], what="close", seconds=10)
-        self.service.kill()
+        await self.service.close()
 
 
 @dataclass(slots=True)

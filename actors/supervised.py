@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorProxy
 
 from actors.calls import call
-from actors.inspection import end, inspect
+from actors.inspection import dismiss, end, inspect
 from lpo_ray.errors import ComponentDied, DeadlineExceeded
 from lpo_ray.interfaces import Events
 from lpo_ray.records import Process
@@ -59,6 +59,11 @@ class Supervised(Generic[A]):
                 return await call(remote(self.handle), who=self.name, what=what, seconds=seconds)
             except (ComponentDied, DeadlineExceeded) as error:
                 await self._replace(generation, error)
+
+    async def close(self) -> None:
+        """End it."""
+        await dismiss([self.handle], [self.process] if hasattr(self, "process") else [])
+        self.kill()
 
     def kill(self) -> None:
         """End it at once, also when it is stopped."""
