@@ -21,7 +21,7 @@ def main(run: str, out: str, query: str = "mixed=true&measured=true&order=moved"
         browser.call("Emulation.setDeviceMetricsOverride", width=1200, height=1000, deviceScaleFactor=1, mobile=False)
         browser.open(f"{url}#/./groups?{query}")
         browser.click("tbody a")
-        browser.wait("document.querySelectorAll('.token[title]').length > 0")
+        browser.wait("[0, 1, 2, 3].every(n => document.querySelector(`#response-${n} .token[title]`))")
         browser.screenshot(Path(out), 1200, 1000)
 
 
