@@ -23,7 +23,8 @@ import matplotlib.pyplot as plt
 FINAL = 100
 """batches at the end whose mean is a run's error"""
 COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#999999", "#000000", "#8C564B", "#BCBD22", "#4B0082",
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#999999", "#000000", "#8C564B", "#BCBD22",
+    "#4B0082", "#17BECF",
 )  # fmt: skip
 Runs = dict[str, dict[str, dict[str, dict]]]
 

@@ -67,6 +67,7 @@ _ALL = {
     "reverse_sum": Arm("LPO reverse KL, sum", "reverse_kl", "sum", "clamp"),
     "lpo_sum_free": Arm("LPO forward KL, sum, no clip", "forward_kl", "sum", "none"),
     "lpo_sum_back": Arm("LPO forward KL, sum, one-sided clip", "forward_kl", "sum", "one_sided"),
+    "lpo_mean_back": Arm("LPO forward KL, mean, one-sided clip", "forward_kl", "mean", "one_sided"),
     "reverse_mean": Arm("LPO reverse KL, mean", "reverse_kl", "mean", "clamp"),
     "grpo_no_kl": Arm(
         "GRPO without KL, as published", "first_order", "sum", "ppo_ratio", "response",
