@@ -85,7 +85,7 @@ def _check_as_begun(run: Run) -> None:
     path = run.folder / "config.yaml"
     if not path.exists():
         return
-    begun, wanted = (flat(replace(config, run=_only_length(config))) for config in (load_config(path), run.config))
+    begun, wanted = (flat(replace(config, run=only_length(config))) for config in (load_config(path), run.config))
     for key, value in wanted.items():
         if begun[key] != value:
             raise ConfigError(
@@ -94,7 +94,8 @@ def _check_as_begun(run: Run) -> None:
             )
 
 
-def _only_length(config: Config) -> RunConfig:
+def only_length(config: Config) -> RunConfig:
+    """What of the section run decides what comes out: where a run is and how it is called does not."""
     return RunConfig(name="", steps=config.run.steps, seed=config.run.seed)
 
 

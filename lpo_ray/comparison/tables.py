@@ -78,7 +78,7 @@ def _baselines(findings: Findings) -> Table:
         "Arms minus their baselines",
         "The baseline is first_order of the same setting, on the same prompts and seeds. 95 % intervals from "
         "resampling seeds and prompts together; between stars, or bold, where the interval excludes 0.",
-        [_axes(findings), "difference", "seeds", *(measure.label for measure in findings.measures)],
+        _columns(findings, "difference"),
         [_row(found.difference, found.difference.pair, findings) for found in findings.arms if found.difference],
     )
 
@@ -89,7 +89,7 @@ def _parts(findings: Findings) -> Table:
         "first_order_beta is first_order with the weights that forward KL gives to prompts; with binary rewards and "
         "on-policy it equals forward KL. So its difference to first_order is what the weighting of prompts does, and "
         "that of forward_kl to it is what the projection does beyond that.",
-        [_axes(findings), "part", "seeds", *(measure.label for measure in findings.measures)],
+        _columns(findings, "part"),
         [_row(part, part.meaning, findings) for part in findings.parts],
     )
 
@@ -99,9 +99,14 @@ def _to_first(findings: Findings) -> Table:
         "Arms minus the first of the grid",
         "What changing the first arm into another one gives, settings included; on the same seeds and, where settings "
         "share them, the same prompts. Of twenty intervals one excludes 0 by chance.",
-        [_axes(findings), "difference", "seeds", *(measure.label for measure in findings.measures)],
+        _columns(findings, "difference"),
         [_row(found, found.pair, findings) for found in findings.to_first],
     )
+
+
+def _columns(findings: Findings, what: str) -> list[str]:
+    """Of the tables whose rows _row makes."""
+    return [_axes(findings), what, "seeds", *(measure.label for measure in findings.measures)]
 
 
 def _row(difference: Difference, name: str, findings: Findings) -> list[str]:

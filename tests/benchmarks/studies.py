@@ -20,9 +20,9 @@ import yaml
 
 from lpo_ray.comparison.grid import arms_of, axes_of
 from lpo_ray.comparison.outcome import is_finished
-from lpo_ray.comparison.study import runs_of
+from lpo_ray.comparison.study import only_length, runs_of
 from lpo_ray.config import dump_config, load_config
-from lpo_ray.config.schema import Config, RunConfig
+from lpo_ray.config.schema import Config
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "configs" / "results"
@@ -53,7 +53,7 @@ def take_from_others(study: dict, out: Path, work: Path) -> None:
 
 
 def _identity(config: Config) -> str:
-    return dump_config(replace(config, run=RunConfig(name="", steps=config.run.steps, seed=config.run.seed)))
+    return dump_config(replace(config, run=only_length(config)))
 
 
 def keep(name: str, title: str, out: Path, kept: Path) -> None:
