@@ -225,7 +225,7 @@ async def open_engines(
         async with asyncio.TaskGroup() as starting:
             starting.create_task(rollout.start())
             starting.create_task(verifier.service.start())
-        await asyncio.gather(*(admit(member) for member in rollout.members))
+        await rollout.admit_all()
         watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
         try:
             yield rollout, verifier

@@ -164,6 +164,10 @@ class RolloutPool(Generic[W]):
             tasks = [starting.create_task(self._make(place).start(self._settings.deadline_seconds)) for place in places]
         self.members = [self._joined(place, task.result()) for place, task in zip(places, tasks, strict=True)]
 
+    async def admit_all(self) -> None:
+        """Admit the members, where nobody publishes to them; one that fails at it is taken out and replaced."""
+        await asyncio.gather(*(self._admit(member) for member in self.members))
+
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         """See interfaces.RolloutEngine. Waits for a worker with room, then at most the rollout deadline."""
         member = await self._admitted(sampling.group_size)

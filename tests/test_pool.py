@@ -76,9 +76,12 @@ class Scene:
     made: dict[str, list[Hand]] = field(default_factory=dict)
     change: Callable[[Hand], None] = lambda hand: None
 
+    @property
+    def settings(self) -> PoolSettings:
+        return PoolSettings(100.0, self.drain_seconds, SLOTS, self.restarts)
+
     async def begin(self) -> RolloutPool[Hand]:
-        settings = PoolSettings(100.0, self.drain_seconds, SLOTS, self.restarts)
-        self.pool = RolloutPool(self.spawn, self.num_workers, settings=settings, events=self.told)
+        self.pool = RolloutPool(self.spawn, self.num_workers, settings=self.settings, events=self.told)
         self.pool.admit = self.admit
         await self.pool.start()
         self.pool.serve(self.pool.members, WeightsVersion(1, "one"))
@@ -128,6 +131,29 @@ def test_what_has_no_room_waits_and_a_joiner_takes_it_at_once() -> None:
         await asyncio.gather(*tasks)
         assert scene.states() == ["0 serving", "1 serving"]
         assert "rollout worker 1 serves 1:one after" in scene.told.notes[-1]
+
+    run(main())
+
+
+def test_one_that_is_not_admitted_at_the_start_is_replaced_and_the_others_serve() -> None:
+    async def main() -> None:
+        scene = Scene(2)
+        pool = RolloutPool(scene.spawn, 2, settings=scene.settings, events=scene.told)
+        scene.pool = pool
+
+        async def admit(member: Member[Hand]) -> None:
+            if len(scene.made["1"]) == 1 and member.worker.name == "1":
+                raise DeadlineExceeded("rollout worker 1", "serve the weights it has loaded", 100.0)
+            await scene.admit(member)
+
+        pool.admit = admit
+        await pool.start()
+        await pool.admit_all()
+        assert scene.states() == ["0 serving", "1 starting"]
+        await scene.sample(0)
+        assert scene.states() == ["0 serving", "1 serving"]
+        assert scene.events.count("0 admitted") == scene.events.count("1 admitted") == 1
+        assert "rollout worker 1 is taken out of the pool" in scene.told.notes[0]
 
     run(main())
 
