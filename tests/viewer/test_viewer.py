@@ -289,13 +289,16 @@ def test_hostile_values_come_through_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["[1]", "null", "{", '{"0": {"pass@1": "x", "ci95": 3}, "-1": 2, "³": 1}', "[" * 10**5]
 )
-def test_json_of_another_shape_is_no_error(content: str, tmp_path: Path) -> None:
+def test_json_of_another_shape_is_no_error_and_the_samples_are_shown(content: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=1)
     for name in ("metrics.jsonl", "evaluations.json", "status.json", "summary.json", "config.yaml", "log.jsonl"):
         (run / name).write_text(content)
-    for path in ("run", "curves", "log"):
-        ask(run, path, run=".")
-    ask(run, "runs")
+    info = ask(run, "run", run=".")
+    assert (info["state"], info["step"], info["steps"], info["last"]) == ("not known", 0, None, {})
+    assert not any(value is not None for curve in ask(run, "curves", run=".") for value in curve["series"][0]["values"])
+    assert ask(run, "log", run=".") == []
+    assert [one["num_samples"] for one in ask(run, "runs")] == [1]
+    assert len(ask(run, "groups", run=".")["groups"]) == 3
 
 
 def test_files_of_other_columns_are_said_to_be_so(tmp_path: Path) -> None:
