@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from lpo_ray.targets import TargetRule, build_targets
 from lpo_ray.verifiers.token_reversal import token_reversal
 from tests.benchmarks import token_reversal as command
 from tests.benchmarks import token_reversal_report as report
+from tests.benchmarks.reversal import published
 from tests.benchmarks.reversal.arms import ARMS, loss, moves
 from tests.benchmarks.reversal.model import Policy, Shape, response_logprobs
 from tests.benchmarks.reversal.optimiser import EPS, Muon, orthogonalise
@@ -244,6 +246,34 @@ def test_published_tpo_is_its_formula() -> None:
     found = loss(ARMS["tpo"], logprobs, batch.behaviour, batch.rewards)
     (a,), (b,) = (torch.autograd.grad(value, [policy.head], retain_graph=True) for value in (found, cross_entropy))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["tpo", "grpo_kl", "grpo_no_kl"])
+def test_steps_are_those_of_the_published_code(name: str) -> None:
+    """Model, loss and optimiser together, momentum too: four batches, four updates on each."""
+    steps = json.loads((Path(__file__).parent / "data" / "tpo_steps.json").read_text())[name]
+    policy = Policy(Shape(2 * published.HORIZON), torch.Generator().manual_seed(0))
+    published.load(policy)
+    optimiser = Muon(policy.parameters(), Setting().learning_rate)
+    for step in steps:
+        prompts, responses = torch.tensor(step["prompts"]), torch.tensor(step["responses"])
+        distinct, row = torch.unique(responses.flatten(0, 1), dim=0, return_inverse=True)
+        count = len(distinct)
+        batch = Batch(
+            prompts,
+            torch.arange(len(prompts)).repeat_interleave(count),
+            distinct.repeat(len(prompts), 1),
+            row.view(responses.shape[:2]) + count * torch.arange(len(prompts))[:, None],
+            torch.tensor(step["before"]),
+            reward(prompts, responses),
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(batch.logprobs(policy), batch.behaviour.flatten(0, 1), atol=5e-4, rtol=0)
+            exact = dataclasses.replace(batch, behaviour=batch.logprobs(policy).view_as(batch.behaviour))
+        update(policy, optimiser, ARMS[name], exact, Setting().epochs)
+        with torch.no_grad():
+            after = torch.tensor(step["after"]).flatten(0, 1)
+            torch.testing.assert_close(batch.logprobs(policy), after, atol=2e-3, rtol=0)
 
 
 def test_muons_update_is_near_orthogonal_and_adams_is_one_rate() -> None:
