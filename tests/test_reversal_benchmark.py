@@ -330,7 +330,11 @@ def test_the_page_has_ours_beside_the_published(tmp_path, monkeypatch) -> None:
     def result(first: float, last: float) -> dict:
         return {"curve": [first] * 5 + [last] * 5, "last": last, "cpu_seconds": 1}
 
-    runs = {"tpo": {"8": {"0": result(1.0, 0.1), "1": result(1.0, 0.3)}}, "lpo_sum": {"10": {"0": result(1.0, 0.5)}}}
+    runs = {
+        "tpo": {"8": {"0": result(1.0, 0.1), "1": result(1.0, 0.3)}},
+        "lpo_sum": {"10": {"0": result(1.0, 0.5)}},
+        "lpo_mean": {"9": {str(seed): result(*pair) for seed, pair in enumerate([(1, 0), (0, 1), (1, 0.04)])}},
+    }
     path = tmp_path / "token_reversal.json"
     setting = dataclasses.asdict(Setting(batches=200))
     path.write_text(json.dumps({"setting": setting, "every": 20, "runs": runs}))
@@ -339,5 +343,7 @@ def test_the_page_has_ours_beside_the_published(tmp_path, monkeypatch) -> None:
     text = path.with_suffix(".md").read_text()
     assert "(`tpo`) | published 6.9 | 20.0 +- 10.0 (2); published 8.6 | published 6.1 | published 7.4 |" in text
     assert "(`lpo_sum`) | - | - | - | 50.0 (1) |" in text
+    assert "(`tpo`) | - | 0 → 0 of 2 | - | - |" in text
+    assert "(`lpo_mean`) | - | - | 2 → 2 of 3 | - |" in text
     assert "| 12.0 |" not in text and "published >95 |" in text
     assert path.with_suffix(".png").stat().st_size > 10_000

@@ -22,6 +22,8 @@ import matplotlib.pyplot as plt
 
 FINAL = 100
 """batches at the end whose mean is a run's error"""
+LEARNED, KEPT = 0.01, 0.05
+"""error of some stretch of a run, and of its last batches"""
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#999999", "#000000", "#8C564B", "#BCBD22",
     "#4B0082", "#17BECF",
@@ -38,6 +40,12 @@ responses, {epochs} updates on each. Error in % of the responses sampled in the 
 
 """
 
+KEEPING = """
+Means hide that most runs end near 0 or near 100 %. Seeds that learned it (some {every} batches below {learned:.0%}) and,
+after the arrow, that still knew it at the end (below {kept:.0%}), of all:
+
+"""
+
 NOTES = """
 From the paper and its public code: 2 layers of width 64, 2 heads (the paper's text says 4), Muon for two-dimensional
 parameters and Adam with Nesterov's momentum for the others, learning rate 1e-3, tau = the group's standard deviation
@@ -45,7 +53,8 @@ parameters and Adam with Nesterov's momentum for the others, learning rate 1e-3,
 trained on. Their GRPO has one clipped ratio a response (sum of the log-ratios) and 0.04 x k3 of KL(policy || the policy
 that sampled). Arms "as published" are those; the others are rows of lpo-ray's tables. All arms of a seed begin with the
 same weights and see the same prompts. Ours is another random number generator and another framework, so a seed of ours
-is none of theirs.
+is none of theirs; from the same weights and responses, TPO and GRPO take the published code's steps, number by number
+(tests/benchmarks/reversal/published.py).
 
 ![Error over batches](token_reversal.png)
 """
@@ -56,9 +65,11 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     path = parser.parse_args().results
     found = json.loads(path.read_text())
-    text = HEADER.format(**found["setting"], final=FINAL) + table(found["runs"], found["every"]) + NOTES
+    runs, every = found["runs"], found["every"]
+    text = HEADER.format(**found["setting"], final=FINAL) + table(runs, every)
+    text += KEEPING.format(every=every, learned=LEARNED, kept=KEPT) + keeping(runs, every) + NOTES
     path.with_suffix(".md").write_text(text)
-    draw(found["runs"], found["every"], path.with_suffix(".png"))
+    draw(runs, every, path.with_suffix(".png"))
 
 
 def table(runs: Runs, every: int) -> str:
@@ -83,6 +94,20 @@ def cell(arm: Arm, number: int, by_length: dict[str, dict[str, dict]], every: in
     if arm.published:
         parts.append(f"published {percent(arm.published[number])}")
     return "; ".join(parts) or "-"
+
+
+def keeping(runs: Runs, every: int) -> str:
+    """Markdown: how many seeds of an arm learned the task, and how many kept it."""
+    lines = ["| arm | " + " | ".join(f"H = {length}" for length in HORIZONS) + " |", "|---" * 5 + "|"]
+    for name, by_length in ((name, runs[name]) for name in ARMS if name in runs):
+        cells = []
+        for length in map(str, HORIZONS):
+            curves = [result["curve"] for result in by_length.get(length, {}).values()]
+            learned = sum(min(curve) < LEARNED for curve in curves)
+            kept = sum(bool(np.mean(curve[-FINAL // every :]) < KEPT) for curve in curves)
+            cells.append(f"{learned} → {kept} of {len(curves)}" if curves else "-")
+        lines.append(f"| {ARMS[name].title} (`{name}`) | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def percent(value: float | None) -> str:
