@@ -41,8 +41,8 @@ responses, {epochs} updates on each. Error in % of the responses sampled in the 
 """
 
 KEEPING = """
-Means hide that most runs end near 0 or near 100 %. Seeds that learned it (some {every} batches below {learned:.0%}) and,
-after the arrow, that still knew it at the end (below {kept:.0%}), of all:
+Means hide that most runs end near 0 or near 100 %. Seeds that learned it (some {every} batches below {learned:.0%})
+and, after the arrow, that still knew it at the end (below {kept:.0%}), of all:
 
 """
 
