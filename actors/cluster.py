@@ -28,9 +28,10 @@ from actors.watch import watch_nodes
 from lpo_ray.config.schema import Config, Inflight
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
+from lpo_ray.member import Member
 from lpo_ray.plan import Plan
 from lpo_ray.plugins import UnknownName, resolve
-from lpo_ray.pool import Member, RolloutPool
+from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import probe_sequences
 from lpo_ray.records import Holder, Process, WeightsVersion
 from lpo_ray.telemetry.log import LogLine

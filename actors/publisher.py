@@ -27,7 +27,7 @@ from actors.remote_worker import RemoteWorker
 from actors.rollout_worker import Delivery
 from actors.transports import Transport
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
-from lpo_ray.pool import Member as PoolMember
+from lpo_ray.member import Member as PoolMember
 from lpo_ray.pool import RolloutPool
 from lpo_ray.proof import as_bundles, check_delivery
 from lpo_ray.records import FloatArray, IntArray, Publication, WeightsVersion

@@ -8,28 +8,26 @@
  lend ─────────────────────┴──▶ lent                        keeps its weights; then takes the current ones, as a joiner
 ```
 A worker that fails is taken out, looked at, ended and replaced in the background; the run goes on with the others. Who
-is new, a joiner or a replacement, gives out nothing before it has proved the current weights. A worker is given as many
-responses as keep it busy; further groups wait here, so that whoever joins finds work at once, and whoever leaves has
-little to hand back. With no workers wanted, groups wait for as long as it stays so.
+is new, a joiner or a replacement, gives out nothing before it has proved the current weights. With no workers wanted,
+groups wait for as long as it stays so.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic
 
+from lpo_ray.balance import Balance
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost, LpoRayError
 from lpo_ray.interfaces import Events, RolloutEngine
+from lpo_ray.member import Member, W
 from lpo_ray.records import (
     Holder,
-    Key,
     Process,
     Prompt,
     PromptGroup,
@@ -39,35 +37,6 @@ from lpo_ray.records import (
     WorkerStatus,
 )
 from lpo_ray.supervision import RestartBudget, RestartRule
-
-
-class Worker(Protocol):
-    """One engine: an actor, or a simulated one. Calls raise ComponentDied, ComponentFailed or DeadlineExceeded with the
-    worker's name, or GroupLost.
-    """
-
-    async def start(self, seconds: float) -> Process:
-        """Find a place for the engine, then build it within ``seconds``. NoRoom when there is none."""
-        ...
-
-    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
-        """All K responses, within ``seconds``. Cancelling the await ends them."""
-        ...
-
-    async def inspect(self) -> str:
-        """What its process does, seen from outside; never raises."""
-        ...
-
-    async def close(self, seconds: float) -> None:
-        """End the engine and what it started. Never raises."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once, also when it is stopped, and give its place back. May be called again."""
-        ...
-
-
-W = TypeVar("W", bound=Worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +51,6 @@ class PoolSettings:
     """responses that one worker is given at once; a group that is larger goes to a worker that has none"""
     restarts: RestartRule
     """of each worker"""
-
-
-@dataclass(slots=True, eq=False)
-class Member(Generic[W]):
-    """A worker whose engine is up."""
-
-    index: int
-    name: str
-    worker: W
-    process: Process
-    version: WeightsVersion | None = None
-    groups: dict[Key, float] = field(default_factory=dict)
-    """in flight -> since when (unix seconds)"""
-    responses: int = 0
-    """in flight"""
-    up: bool = True
-    """takes groups and new weights: neither taken out nor leaving"""
-    lent: bool = False
-    """takes neither, for the time being"""
-    leaving: bool = False
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    """set when its last group ends"""
 
 
 @dataclass(slots=True, eq=False)
@@ -142,11 +89,7 @@ class RolloutPool(Generic[W]):
         self._spawn, self._settings, self._events = spawn, settings, events
         self._places: dict[int, _Place[W]] = {}
         self._indices = itertools.count()
-        self._by_load: list[tuple[int, int, int, Member[W]]] = []
-        """heap of (responses in flight, worker, number of the entry, member); what is out of date is skipped"""
-        self._entries = itertools.count()
-        self._waiting: deque[tuple[int, asyncio.Future[Member[W]]]] = deque()
-        """groups that wait for a worker, by their responses"""
+        self._balance = Balance[W](settings.slots)
         self._changed = asyncio.Event()
         """set, and a new one put in its place, when members, failure or what is wanted change"""
         self._failure: LpoRayError | None = None
@@ -170,11 +113,16 @@ class RolloutPool(Generic[W]):
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         """See interfaces.RolloutEngine. Waits for a worker with room, then at most the rollout deadline."""
-        member = await self._admitted(sampling.group_size)
+        if self._failure is not None:
+            raise self._failure
+        try:
+            member = await self._balance.take(sampling.group_size, self._patience)
+        except TimeoutError:
+            raise self._nobody() from None
         try:
             return await self._sampled_by(member, prompt, sampling, attempt)
         finally:
-            self._give_back(member, sampling.group_size)
+            self._balance.give_back(member, sampling.group_size)
 
     def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
         """One of the workers, apart from the pool from now until the context ends: it keeps its weights, and has no
@@ -214,10 +162,9 @@ class RolloutPool(Generic[W]):
             member.version = version
             if member.up:
                 self._places[member.index].state = "serving"
-                self._offer(member)
         self._look_who_serves()
         self._report()
-        self._dispatch()
+        self._balance.offer(members)
 
     def scale(self, count: int) -> str:
         """Aim at ``count`` workers, from now on and in the background; returns what will happen. Those that do not
@@ -283,10 +230,8 @@ class RolloutPool(Generic[W]):
         members = [place.member for place in self._places.values() if place.member is not None]
         holding = [Holder.of_groups(m.name, m.groups, m.process) for m in members if m.groups]
         starting = [Holder(p.name, p.state, None, None) for p in self._places.values() if p.state != "serving"]
-        if not self.wanted and self._waiting:
-            starting = [
-                Holder("nobody", f"no rollout workers are wanted, {len(self._waiting)} groups wait", None, None)
-            ]
+        if not self.wanted and (waiting := self._balance.num_waiting):
+            starting = [Holder("nobody", f"no rollout workers are wanted, {waiting} groups wait", None, None)]
         return holding or starting
 
     def up(self) -> list[Member[W]]:
@@ -455,67 +400,6 @@ class RolloutPool(Generic[W]):
     def _forget(self, place: _Place[W]) -> None:
         self._places.pop(place.index, None)
 
-    # Who gets the next group.
-
-    async def _admitted(self, size: int) -> Member[W]:
-        """The member with the fewest responses once it has room for ``size`` more, first come first served."""
-        if self._failure is not None:
-            raise self._failure
-        if not self._waiting and (member := self._with_room(size)) is not None:
-            self._take(member, size)
-            return member
-        ticket: asyncio.Future[Member[W]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, ticket))
-        try:
-            while not (await asyncio.wait({ticket}, timeout=self._patience()))[0]:
-                if self._patience() <= 0:
-                    raise self._nobody()
-            return ticket.result()
-        except asyncio.CancelledError:
-            if ticket.done() and not ticket.cancelled() and ticket.exception() is None:
-                self._give_back(ticket.result(), size)
-            raise
-        finally:
-            ticket.cancel()
-
-    def _dispatch(self) -> None:
-        """Somebody has room: whoever waits longest goes first. O(log workers) for each group."""
-        while self._waiting:
-            size, ticket = self._waiting[0]
-            if not ticket.done():
-                member = self._with_room(size)
-                if member is None:
-                    return
-                self._take(member, size)
-                ticket.set_result(member)
-            self._waiting.popleft()
-
-    def _with_room(self, size: int) -> Member[W] | None:
-        while self._by_load:
-            load, *_, member = self._by_load[0]
-            if load == member.responses and member.up and not member.lent and member.version is not None:
-                return member if not load or load + size <= self._settings.slots else None
-            heapq.heappop(self._by_load)
-        return None
-
-    def _take(self, member: Member[W], size: int) -> None:
-        member.responses += size
-        self._offer(member)
-
-    def _give_back(self, member: Member[W], size: int) -> None:
-        member.responses -= size
-        if member.up and not member.lent and member.version is not None:
-            self._offer(member)
-            self._dispatch()
-
-    def _offer(self, member: Member[W]) -> None:
-        """Its load has changed. The heap holds a few entries a member at most, whatever the number of groups."""
-        if len(self._by_load) > 8 * len(self._places):
-            serving = (m for m in self.members if m.version is not None)
-            self._by_load = [(m.responses, m.index, next(self._entries), m) for m in serving]
-            heapq.heapify(self._by_load)
-        heapq.heappush(self._by_load, (member.responses, member.index, next(self._entries), member))
-
     def _look_who_serves(self) -> None:
         if not self.wanted or any(member.version is not None for member in self.members):
             self._unserved_since = None
@@ -536,10 +420,7 @@ class RolloutPool(Generic[W]):
     def _fail(self, failure: LpoRayError) -> None:
         self._failure = failure
         self._notify()
-        for _, ticket in self._waiting:
-            if not ticket.done():
-                ticket.set_exception(failure)
-        self._waiting.clear()
+        self._balance.fail(failure)
 
     def _nobody(self) -> DeadlineExceeded:
         who = ", ".join(place.name for place in self._places.values() if place.stays)

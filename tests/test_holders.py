@@ -14,8 +14,9 @@ from actors.learner_group import Formation, LearnerGroup, LearnerRules
 from actors.services import RemoteTargetBuilder, RemoteVerifier
 from actors.supervised import Supervised
 from lpo_ray.errors import NoRoom
+from lpo_ray.member import Member
 from lpo_ray.packing import Packing
-from lpo_ray.pool import Member, PoolSettings, RolloutPool
+from lpo_ray.pool import PoolSettings, RolloutPool
 from lpo_ray.records import Holder, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
 from lpo_ray.supervision import RestartRule
 from tests.fakes import FakeEvents, remote_worker

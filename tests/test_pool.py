@@ -12,7 +12,8 @@ import pytest
 
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, GroupLost, LpoRayError, NoRoom
 from lpo_ray.interfaces import RolloutEngine
-from lpo_ray.pool import Member, PoolSettings, RolloutPool
+from lpo_ray.member import Member
+from lpo_ray.pool import PoolSettings, RolloutPool
 from lpo_ray.records import Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
 from lpo_ray.simulation.virtual_time import run
 from lpo_ray.supervision import RestartRule

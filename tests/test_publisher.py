@@ -15,7 +15,7 @@ from actors.publisher import Publisher
 from actors.rollout_worker import Delivery
 from actors.transports import TRANSPORTS
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
-from lpo_ray.pool import Member
+from lpo_ray.member import Member
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.weights import Manifest, TensorMeta, make_manifest
 from tests.fakes import remote_worker

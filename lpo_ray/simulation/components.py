@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from lpo_ray.errors import ComponentDied, LearnerLost
-from lpo_ray.pool import Member, RolloutPool
+from lpo_ray.member import Member
+from lpo_ray.pool import RolloutPool
 from lpo_ray.records import (
     Anchor,
     Bundle,

@@ -1,0 +1,66 @@
+"""A rollout worker, and what the pool knows of it while its engine is up."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, WeightsVersion
+
+
+class Worker(Protocol):
+    """One engine: an actor, or a simulated one. Calls raise ComponentDied, ComponentFailed or DeadlineExceeded with the
+    worker's name, or GroupLost.
+    """
+
+    async def start(self, seconds: float) -> Process:
+        """Find a place for the engine, then build it within ``seconds``. NoRoom when there is none."""
+        ...
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
+        """All K responses, within ``seconds``. Cancelling the await ends them."""
+        ...
+
+    async def inspect(self) -> str:
+        """What its process does, seen from outside; never raises."""
+        ...
+
+    async def close(self, seconds: float) -> None:
+        """End the engine and what it started. Never raises."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once, also when it is stopped, and give its place back. May be called again."""
+        ...
+
+
+W = TypeVar("W", bound=Worker)
+
+
+@dataclass(slots=True, eq=False)
+class Member(Generic[W]):
+    """A worker whose engine is up."""
+
+    index: int
+    name: str
+    worker: W
+    process: Process
+    version: WeightsVersion | None = None
+    """that it has proved to serve"""
+    groups: dict[Key, float] = field(default_factory=dict)
+    """in flight -> since when (unix seconds)"""
+    responses: int = 0
+    """in flight"""
+    up: bool = True
+    """takes groups and new weights: neither taken out nor leaving"""
+    lent: bool = False
+    """takes neither, for the time being"""
+    leaving: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    """set when its last group ends"""
+
+    @property
+    def serves(self) -> bool:
+        """Whether the pool may give it groups."""
+        return self.up and not self.lent and self.version is not None

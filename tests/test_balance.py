@@ -1,0 +1,189 @@
+"""Who gets the next group, against the rule stated plainly: least loaded, with room, first come first served."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpo_ray.balance import Balance
+from lpo_ray.errors import ComponentDied
+from lpo_ray.member import Member
+from lpo_ray.records import Process, WeightsVersion
+from lpo_ray.simulation.virtual_time import run
+
+SLOTS = 6
+MOVES = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.integers(1, 9)),
+        st.tuples(st.just("end"), st.integers(0, 30)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("join"), st.just(0)),
+        st.tuples(st.just("leave"), st.integers(0, 30)),
+        st.tuples(st.just("lend"), st.integers(0, 30)),
+        st.tuples(st.just("return"), st.integers(0, 30)),
+    ),
+    max_size=60,
+)
+
+
+def make_member(index: int) -> Member:
+    return Member(index, f"worker {index}", None, Process(index, "node", "host", ()), WeightsVersion(1, "one"))
+
+
+async def settle() -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
+class Stated:
+    """The rule over lists, without a heap."""
+
+    def __init__(self) -> None:
+        self.loads: dict[int, int] = {}
+        self.away: set[int] = set()
+        self.waiting: list[tuple[int, int]] = []
+        """(group, its responses)"""
+        self.given: dict[int, tuple[int, int]] = {}
+        """group -> (member, its responses)"""
+
+    def look(self) -> None:
+        while self.waiting:
+            group, size = self.waiting[0]
+            serving = [(load, index) for index, load in self.loads.items() if index not in self.away]
+            if not serving:
+                return
+            load, index = min(serving)
+            if load and load + size > SLOTS:
+                return
+            self.waiting.pop(0)
+            self.loads[index] += size
+            self.given[group] = (index, size)
+
+
+@given(MOVES)
+@settings(deadline=None)
+def test_groups_go_where_the_stated_rule_says_whoever_comes_and_goes(moves: list[tuple[str, int]]) -> None:
+    async def scene() -> None:
+        balance, stated = Balance(SLOTS), Stated()
+        members: dict[int, Member] = {}
+        tasks: dict[int, asyncio.Task[Member]] = {}
+        for number, (move, value) in enumerate(moves):
+            at_work, known = sorted(stated.given), sorted(members)
+            if move == "ask":
+                tasks[number] = asyncio.ensure_future(balance.take(value, lambda: 1e9))
+                stated.waiting.append((number, value))
+            elif move == "end" and at_work:
+                group = at_work[value % len(at_work)]
+                index, size = stated.given.pop(group)
+                stated.loads[index] -= size
+                balance.give_back(members[index], size)
+                del tasks[group]
+            elif move == "cancel" and stated.waiting:
+                group, _ = stated.waiting.pop(value % len(stated.waiting))
+                tasks.pop(group).cancel()
+            elif move == "join":
+                members[number] = make_member(number)
+                stated.loads[number] = 0
+                balance.offer([members[number]])
+            elif move == "leave" and known:
+                index = known[value % len(known)]
+                members[index].up = False
+                stated.away.add(index)
+            elif move == "lend" and known:
+                index = known[value % len(known)]
+                members[index].lent = True
+                stated.away.add(index)
+            elif move == "return" and known:
+                index = known[value % len(known)]
+                members[index].lent = False
+                if members[index].up:
+                    stated.away.discard(index)
+                balance.offer([members[index]])
+            await settle()
+            stated.look()
+            assert {group: task.result().index for group, task in tasks.items() if task.done()} == {
+                group: index for group, (index, _) in stated.given.items()
+            }
+            assert {index: member.responses for index, member in members.items()} == stated.loads
+            assert balance.num_waiting == len(stated.waiting)
+        for task in tasks.values():
+            task.cancel()
+
+    run(scene())
+
+
+def test_a_group_that_is_cancelled_as_it_gets_its_member_gives_the_place_back() -> None:
+    async def scene() -> None:
+        balance, member = Balance(SLOTS), make_member(0)
+        task = asyncio.ensure_future(balance.take(4, lambda: 1e9))
+        await settle()
+        balance.offer([member])
+        assert member.responses == 4
+        task.cancel()
+        await settle()
+        assert task.cancelled()
+        assert member.responses == 0
+
+    run(scene())
+
+
+def test_a_large_group_that_is_cancelled_lets_the_smaller_one_behind_it_go() -> None:
+    async def scene() -> None:
+        balance, member = Balance(SLOTS), make_member(0)
+        balance.offer([member])
+        await balance.take(4, lambda: 1e9)
+        large, small = (asyncio.ensure_future(balance.take(size, lambda: 1e9)) for size in (5, 2))
+        await settle()
+        assert balance.num_waiting == 2
+        large.cancel()
+        await settle()
+        assert small.result() is member
+        assert balance.num_waiting == 0
+
+    run(scene())
+
+
+def test_patience_is_asked_again_and_ends_the_wait() -> None:
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        asked: list[float] = []
+
+        def patience() -> float:
+            asked.append(loop.time())
+            return 10.0 if loop.time() < 15 else 0.0
+
+        with pytest.raises(TimeoutError):
+            await Balance(SLOTS).take(1, patience)
+        assert loop.time() == 20.0
+        assert asked == [0.0, 10.0, 10.0, 20.0]
+
+    run(scene())
+
+
+def test_a_failure_reaches_all_who_wait() -> None:
+    async def scene() -> None:
+        balance = Balance(SLOTS)
+        tasks = [asyncio.ensure_future(balance.take(size, lambda: 1e9)) for size in (1, 2)]
+        await settle()
+        balance.fail(ComponentDied("rollout worker 0", "gone"))
+        for task in tasks:
+            with pytest.raises(ComponentDied, match="gone"):
+                await task
+        assert balance.num_waiting == 0
+
+    run(scene())
+
+
+def test_the_heap_stays_small_however_many_groups_pass() -> None:
+    async def scene() -> None:
+        balance, members = Balance(SLOTS), [make_member(index) for index in range(3)]
+        balance.offer(members)
+        for _ in range(2000):
+            balance.give_back(await balance.take(2, lambda: 1e9), 2)
+        assert len(balance._by_load) <= 8 * (len(members) + 1) + 1
+        assert [member.responses for member in members] == [0, 0, 0]
+
+    run(scene())
