@@ -112,9 +112,20 @@ class LearnerGroup:
             self.published = False
             return merge_reports(await self._all("project", lambda rank: self.ranks[rank].project.remote(reference)))
 
-    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
-        """See interfaces.Learner. All ranks gather the same weights, so all must compute the same."""
-        by_rank = await self._all("logprobs", lambda rank: self.ranks[rank].logprobs.remote(bundles, temperature))
+    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+        """See interfaces.Learner. Forwards are dealt out in turn."""
+        size = self.world_size
+        turns = -(-len(forwards) // size)
+        by_rank = await self._all(
+            "logprobs", lambda rank: self.ranks[rank].logprobs.remote(forwards[rank::size], turns, temperature)
+        )
+        return [row for number in range(len(forwards)) for row in by_rank[number % size][number // size]]
+
+    async def probe(self, bundles: Sequence[Bundle]) -> list[FloatArray]:
+        """Log-probs that every engine must agree with. All ranks gather the same weights, so all must compute the same:
+        WeightsNotProved if one does not.
+        """
+        by_rank = await self._all("compute the probe", lambda rank: self.ranks[rank].probe.remote(bundles))
         for rank, other in enumerate(by_rank[1:], start=1):
             if not all(np.array_equal(a, b) for a, b in zip(by_rank[0], other, strict=True)):
                 raise WeightsNotProved(self.names[rank], "current", float("nan"), 0.0, "it differs from rank 0")

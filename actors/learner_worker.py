@@ -138,9 +138,18 @@ class LearnerWorker:
             give_back_unless_spare()
         return reports
 
-    def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
-        """See interfaces.Learner; the same on every rank."""
-        return response_logprobs(self._policy, bundles, temperature)
+    def logprobs(self, forwards: Sequence[Sequence[Bundle]], turns: int, temperature: float) -> list[list[FloatArray]]:
+        """Log-probs of each response's tokens, for each of this rank's ``forwards``. ``turns``: forwards of the rank
+        that has the most; all run as many, since all gather the weights.
+        """
+        found = [response_logprobs(self._policy, bundles, temperature) for bundles in forwards]
+        for _ in range(turns - len(forwards)):
+            response_logprobs(self._policy, (), temperature)
+        return found
+
+    def probe(self, bundles: Sequence[Bundle]) -> list[FloatArray]:
+        """Log-probs of each response's tokens, the same on every rank."""
+        return response_logprobs(self._policy, bundles)
 
     def open_export(self, export: Export) -> Manifest:
         """Prepare to send weights. May be called again, for another transport."""

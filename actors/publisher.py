@@ -165,7 +165,7 @@ class _Attempt:
         finishing = self._each(
             f"serve weights {version}", lambda m: m.worker.handle.finish_update.remote(str(step), probe)
         )
-        delivered, expected = await self._both(finishing, self._learner.logprobs(as_bundles(probe)))
+        delivered, expected = await self._both(finishing, self._learner.probe(as_bundles(probe)))
         self._prove(version, digests, delivered, expected)
         await self._each("release", lambda m: m.worker.handle.release.remote())
         self._publisher._pool.serve(self._members, version)

@@ -61,27 +61,27 @@ class Measurement:
 
     async def _logprobs(self) -> list[list[FloatArray]]:
         """Of each response's tokens, group by group; as many responses in a forward as there is room for."""
-        found: list[FloatArray] = []
-        for part in _parts(self._targets, self._rule.tokens):
-            found += await self._learner.logprobs(part, self._rule.temperature)
-        rows = iter(found)
+        if not self._targets:
+            return []
+        forwards = _forwards(self._targets, self._rule.tokens)
+        rows = iter(await self._learner.logprobs(forwards, self._rule.temperature))
         return [[next(rows) for _ in target.group.responses] for target in self._targets]
 
 
-def _parts(targets: Sequence[TargetGroup], tokens: int) -> list[list[Bundle]]:
+def _forwards(targets: Sequence[TargetGroup], tokens: int) -> list[list[Bundle]]:
     """Bundles of each forward. Every response counts with its prompt, also where the learner shares that."""
-    parts: list[list[Bundle]] = []
+    forwards: list[list[Bundle]] = []
     room = 0
     for target in targets:
         prompt, before = target.group.prompt.token_ids, None
         for response in target.group.responses:
             size = len(prompt) + len(response.token_ids)
-            if not parts or size > room:
-                parts.append([])
+            if not forwards or size > room:
+                forwards.append([])
                 room, before = tokens, None
             if before is None:
                 before = []
-                parts[-1].append((prompt, before))
+                forwards[-1].append((prompt, before))
             before.append(response.token_ids)
             room -= size
-    return parts
+    return forwards

@@ -68,8 +68,8 @@ class Learner(Protocol):
         """Run the updates of one step in order. The anchor is the policy before the first of them."""
         ...
 
-    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
-        """Log-probs of each response's tokens, response by response; at temperature 1 what engines must agree with."""
+    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+        """Log-probs of each response's tokens, response by response, of all ``forwards`` in order. Ranks share them."""
         ...
 
     async def digest(self) -> str:

@@ -103,11 +103,12 @@ def score_bundles(scorer: Scorer, bundles: Sequence[Bundle], temperature: float)
 
 
 def response_logprobs(scorer: Scorer, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
-    """Log-probs of each response's tokens, response by response, in one forward."""
+    """Log-probs of each response's tokens, response by response, in one forward, which runs without any, too."""
     with torch.no_grad():
         scores = score_bundles(scorer, bundles, temperature)
     lengths = [len(response) for _, responses in bundles for response in responses]
-    return [row[:length].cpu().numpy() for row, length in zip(scores.logprobs, lengths, strict=True)]
+    rows = scores.logprobs[: len(lengths)]  # without a response the forward has one row, which is nobody's
+    return [row[:length].cpu().numpy() for row, length in zip(rows, lengths, strict=True)]
 
 
 def _output_weight(model: PreTrainedModel) -> nn.Parameter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,8 @@ class FakeComponents:
         version = WeightsVersion(step, f"digest-{step}")
         return Publication(version, 8, 0.5, (WorkerStatus("the fake engine", "serving", version, 0, ""),), 0.0, {})
 
-    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
+    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+        bundles = itertools.chain.from_iterable(forwards)
         return [np.zeros(len(response), np.float32) for _, responses in bundles for response in responses]
 
     async def save(self, folder: Path) -> None:

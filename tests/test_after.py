@@ -26,9 +26,9 @@ class OnePolicy:
     def __init__(self, objective: Objective) -> None:
         self.policy, self._objective, self.forwards = make_policy(), objective, 0
 
-    async def logprobs(self, bundles: list[Bundle], temperature: float = 1.0) -> list[FloatArray]:
-        self.forwards += 1
-        return response_logprobs(self.policy, bundles, temperature)
+    async def logprobs(self, forwards: list[list[Bundle]], temperature: float) -> list[FloatArray]:
+        self.forwards += len(forwards)
+        return [row for bundles in forwards for row in response_logprobs(self.policy, bundles, temperature)]
 
     def project(self, targets: list[TargetGroup], rate: float) -> StepReport:
         update = pack_update(targets, Packing(1, 10**6, False))

@@ -125,11 +125,16 @@ async def test_ranks_hold_what_is_asked_of_them_and_nothing_after_it() -> None:
     at = make_cluster()
     assert names(at.holders("anchor")) == ["target builder: builds targets"]
     assert at.holders("project") == at.holders("checkpoint") == []
-    task = await started(at.learner.logprobs([]))
+    task = await started(at.learner.probe([]))
     for stage in ("anchor", "project", "checkpoint", "publish"):
-        assert names(at.holders(stage)) == ["learner rank 0: logprobs", "learner rank 1: logprobs"]
+        assert names(at.holders(stage)) == ["learner rank 0: compute the probe", "learner rank 1: compute the probe"]
     assert [holder.process for holder in at.holders("project")] == [process(1), process(2)]
     for rank in at.learner.ranks:
         rank.answer([])
     await task
     assert at.learner.holders() == []
+    task = await started(at.learner.logprobs([[], [], []], 1.0))
+    assert names(at.holders("project")) == ["learner rank 0: logprobs", "learner rank 1: logprobs"]
+    for rank, answer in zip(at.learner.ranks, ([["of 0"], ["of 2"]], [["of 1", "of 1 too"]]), strict=True):
+        rank.answer(answer)
+    assert await task == ["of 0", "of 1", "of 1 too", "of 2"]

@@ -96,7 +96,7 @@ class Learner:
         names = list(DIGESTS)
         return [Staged({names[following]: DIGESTS[names[following]]}, None)] if following < 2 else []
 
-    async def logprobs(self, bundles: object) -> list[FloatArray]:
+    async def probe(self, bundles: object) -> list[FloatArray]:
         return LOGPROBS
 
     async def digest(self) -> str:

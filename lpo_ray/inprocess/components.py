@@ -70,7 +70,7 @@ class InprocessTransport:
         version = WeightsVersion(step, await self._learner.digest())
         weights = self._learner.weights()
         self._engine.load(weights, step)
-        expected = await self._learner.logprobs(as_bundles(self._probe))
+        expected = await self._learner.logprobs([as_bundles(self._probe)], 1.0)
         difference = largest_difference(expected, [self._engine.logprobs(sequence) for sequence in self._probe])
         if difference > self._tolerance:
             raise WeightsNotProved("the in-process engine", str(version), difference, self._tolerance, "probe differs")

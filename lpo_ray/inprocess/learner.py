@@ -144,9 +144,9 @@ class InprocessLearner:
             [run_updates(self.policy, batch.updates, 0, objective, batch.learning_rate, self._reference)]
         )
 
-    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
+    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
         """See interfaces.Learner."""
-        return response_logprobs(self.policy, bundles, temperature)
+        return [row for bundles in forwards for row in response_logprobs(self.policy, bundles, temperature)]
 
     def weights(self) -> dict[str, Tensor]:
         """The policy's own tensors that travel, by name."""

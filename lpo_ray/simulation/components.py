@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,8 +210,9 @@ class SimulatedLearner:
             reports.append(UpdateReport(tuple(_projected(t, number) for t in targets.values()), norms, 1, 0.0, ()))
         return StepReport(tuple(reports))
 
-    async def logprobs(self, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
+    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
         """See interfaces.Learner."""
+        bundles = itertools.chain.from_iterable(forwards)
         return [np.zeros(len(response), np.float32) for _, responses in bundles for response in responses]
 
     async def digest(self) -> str:

@@ -240,3 +240,22 @@ def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, 
     waiting = on(plan, tiny_policy, work)
     assert "barrier" in waiting  # where rank 0 is
     assert "stage (actors/staging.py" in waiting
+
+
+def test_ranks_share_the_forwards_of_logprobs(tiny_policy: Path, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, tiny_policy)
+    groups = [target.group for target in make_targets(5)]
+    forwards = [[(g.prompt.token_ids, [r.token_ids for r in g.responses])] for g in groups]
+
+    async def both(learner: LearnerGroup) -> None:
+        assert learner.world_size == 2
+        expected = [row for bundles in forwards for row in await learner.probe(bundles)]
+        for count in (1, 2, 5):
+            found = await learner.logprobs(forwards[:count], 1.0)
+            assert len(found) == 4 * count
+            for row, wanted in zip(found, expected, strict=False):
+                np.testing.assert_array_equal(row, wanted)
+        tempered = await learner.logprobs(forwards[:1], 0.5)
+        assert np.abs(tempered[0] - expected[0]).max() > 0.1
+
+    on(plan, tiny_policy, both)

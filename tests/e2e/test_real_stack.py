@@ -61,7 +61,7 @@ class Watched:
             probe = probe_sequences(90, 64)
             seen.pids = {name: process.pid for name, process in cluster.processes.items()}
             seen.niceness = {name: _niceness(pid) for name, pid in seen.pids.items()}
-            seen.expected = await cluster.learner.logprobs(as_bundles(probe))
+            seen.expected = await cluster.learner.probe(as_bundles(probe))
             seen.served = await cluster.rollout.members[0].worker.handle.logprobs.remote(probe)
             seen.shards = await cluster.learner.shard_digests()
             seen.verdicts = await _verdicts(cluster)
