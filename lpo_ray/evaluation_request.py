@@ -91,12 +91,14 @@ def _target(target: str, step: int | None, task: str | None, config: Path | None
         layer = read_layer(path)
         layers = [layer] if task is None else [*_without_task([layer]), ("--task", {"task": {"name": task}})]
         return _Target(layers, path.stem, Path("evaluations") / _name(path.stem, what))
-    if (path / "config.json").is_file() or (not path.exists() and _HUB_NAME.fullmatch(target)):
+    runs = sorted(other.parent.name for other in path.parent.glob("*/config.yaml"))
+    if (path / "config.json").is_file() or (not path.exists() and not runs and _HUB_NAME.fullmatch(target)):
         return _model(target, task, config, suite)
     what = "a folder with neither config.yaml nor config.json" if path.is_dir() else "not there"
+    hint = f"; the runs in {path.parent} are {', '.join(runs)}" if runs else ""
     raise ConfigError(
         f"{target} is {what}; expected a configuration (.yaml), a run's folder, a model's folder, or a model's name "
-        "on the hub (ORGANISATION/NAME)"
+        f"on the hub (ORGANISATION/NAME){hint}"
     )
 
 

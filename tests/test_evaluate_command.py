@@ -112,11 +112,18 @@ def refused(*arguments: str, **options: object) -> str:
     return str(error.value)
 
 
-def test_what_a_target_cannot_be(tiny_policy: Path, tmp_path: Path) -> None:
+def test_what_a_target_cannot_be(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = str(tiny_policy)
     assert "nothing says what to evaluate it on; expected --task NAME" in refused(model)
     assert "is not there; expected a configuration" in refused("nowhere")
     assert "neither config.yaml nor config.json" in refused(str(tmp_path))
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text("run: {name: r}")
+    monkeypatch.chdir(tmp_path)  # "runs/frist" looks like ORGANISATION/NAME
+    found = refused("runs/frist", task="countdown")
+    assert found.startswith("runs/frist is not there")
+    assert found.endswith("the runs in runs are first, second")
     assert "is no run's folder" in refused(model, task="countdown", step=3)
     assert "has a configuration of its own" in refused(
         str(ROOT / "configs" / "quickstart.yaml"), config=ROOT / "configs" / "math.yaml"
