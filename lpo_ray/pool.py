@@ -130,7 +130,7 @@ class RolloutPool(Generic[W]):
 
         Its ``sample`` raises ComponentDied once the worker has failed or left: there is no other with these weights.
         """
-        serving = [member for member in self.members if member.version is not None]
+        serving = [member for member in self.members if member.serves]
         if len(serving) < 2:
             return None
         member = min(serving, key=lambda member: (member.responses, member.index))
@@ -401,7 +401,7 @@ class RolloutPool(Generic[W]):
         self._places.pop(place.index, None)
 
     def _look_who_serves(self) -> None:
-        if not self.wanted or any(member.version is not None for member in self.members):
+        if not self.wanted or any(member.serves for member in self.members):
             self._unserved_since = None
         elif self._unserved_since is None:
             self._unserved_since = asyncio.get_running_loop().time()
