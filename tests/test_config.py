@@ -152,11 +152,11 @@ def test_no_shipped_config_is_warned_about(path: Path) -> None:
     assert warnings(load_config(path)) == []
 
 
-def test_the_points_of_the_grid_follow_the_schedule() -> None:
+def test_the_points_of_the_grid_follow_the_schedule(tmp_path: Path) -> None:
     changes = (
         "[{from_step: 8, divergence: first_order}, {from_step: 16, temperature_scale: 0.5, target_temperature: one}]"
     )
-    plan = make_plan(load_config(QUICKSTART, [f"objective.schedule={changes}"]))
+    plan = make_plan(load_config(QUICKSTART, [f"run.dir={tmp_path}", f"objective.schedule={changes}"]))
     assert [plan.objective().at(step).divergence for step in (0, 7, 8, 63)] == ["forward_kl"] * 2 + ["first_order"] * 2
     rules = [plan.target_rule().at(step) for step in (7, 8, 16)]
     assert [rule.anchored for rule in rules] == [True, False, False]

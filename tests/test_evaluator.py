@@ -90,7 +90,8 @@ class FakeRecord:
 
 
 def plan_of(*overrides: str) -> Plan:
-    return make_plan(load_config(QUICKSTART, ["evaluation.samples_per_prompt=4", "evaluation.ks=[1]", *overrides]))
+    base = ["run.name=never_begun", "evaluation.samples_per_prompt=4", "evaluation.ks=[1]"]
+    return make_plan(load_config(QUICKSTART, [*base, *overrides]))
 
 
 def make(*overrides: str) -> tuple[Evaluator, Lending, FakeRecord]:
