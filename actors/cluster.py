@@ -13,27 +13,27 @@ from dataclasses import dataclass, field
 import ray
 import torch
 
-from actors.attendant import Attendant
-from actors.calls import call
-from actors.inspection import inspect
-from actors.join import join
-from actors.learner_group import LearnerGroup
-from actors.placement import check_room, nodes
+from actors.control.driver import Attendant
+from actors.learner.group import LearnerGroup
 from actors.publisher import Publisher
-from actors.remote_worker import RemoteWorker
 from actors.roles import learner_group, remote_target_builder, remote_verifier, requests_of, rollout_pool
-from actors.services import RemoteTargetBuilder, RemoteVerifier
-from actors.transports import TRANSPORTS, Transport
-from actors.watch import watch_nodes
+from actors.rollout.node_drain import watch_nodes
+from actors.rollout.remote import RemoteWorker
+from actors.runtime.connection import join
+from actors.runtime.inspection import inspect
+from actors.runtime.placement import check_room, nodes
+from actors.runtime.remote_calls import call
+from actors.transports.table import TRANSPORTS, Transport
+from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
+from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.schema import Config, Inflight
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
-from lpo_ray.member import Member
-from lpo_ray.plan import Plan
-from lpo_ray.plugins import UnknownName, resolve
-from lpo_ray.pool import RolloutPool
-from lpo_ray.proof import probe_sequences
+from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.records import Holder, Process, WeightsVersion
+from lpo_ray.rollout.member import Member
+from lpo_ray.rollout.pool import RolloutPool
+from lpo_ray.run.spec import Plan
 from lpo_ray.telemetry.log import LogLine
 
 AUTO = "auto"
@@ -130,7 +130,7 @@ def connect(config: Config) -> None:
         join(config.cluster.address, "cluster.address")
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see actors.priority
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see actors.runtime.priority
     # Ray warns that it turned its token authentication on, which is what a cluster of our own should have.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     wanted = sum(b["CPU"] for request in requests_of(config) for b in request.bundles) + 1

@@ -21,16 +21,16 @@ from typing import TypeVar
 
 import ray
 
-from actors.calls import INNER, call_each
-from actors.learner_group import LearnerGroup
-from actors.remote_worker import RemoteWorker
-from actors.rollout_worker import Delivery
-from actors.transports import Transport
+from actors.learner.group import LearnerGroup
+from actors.rollout.remote import RemoteWorker
+from actors.rollout.worker import Delivery
+from actors.runtime.remote_calls import INNER, call_each
+from actors.transports.table import Transport
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
-from lpo_ray.member import Member as PoolMember
-from lpo_ray.pool import RolloutPool
-from lpo_ray.proof import as_bundles, check_delivery
+from lpo_ray.policy.weights_proof import as_bundles, check_delivery
 from lpo_ray.records import FloatArray, IntArray, Publication, WeightsVersion
+from lpo_ray.rollout.member import Member as PoolMember
+from lpo_ray.rollout.pool import RolloutPool
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -14,23 +14,23 @@ from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.learner_group import Formation, LearnerGroup, LearnerRules
-from actors.learner_worker import LearnerWorker
-from actors.malloc import KEEP_BLOCKS
-from actors.placement import Request, bundle, check_room, nodes, reserve
-from actors.remote_worker import RemoteWorker
-from actors.rollout_worker import EngineSettings, RolloutWorker, engine_environment
-from actors.services import RemoteTargetBuilder, RemoteVerifier
-from actors.supervised import Supervised
-from actors.target_builder import TargetBuilder
-from actors.transports import TRANSPORTS, Transport
-from actors.verifier_service import VerifierService
-from actors.verifier_settings import verifier_settings
-from actors.worker_log import in_run
+from actors.control.log_shipping import in_run
+from actors.learner.group import Formation, LearnerGroup, LearnerRules
+from actors.learner.target_builder import TargetBuilder
+from actors.learner.worker import LearnerWorker
+from actors.rollout.remote import RemoteWorker
+from actors.rollout.worker import EngineSettings, RolloutWorker, engine_environment
+from actors.runtime.cpu_tuning import KEEP_BLOCKS
+from actors.runtime.placement import Request, bundle, check_room, nodes, reserve
+from actors.runtime.supervised import Supervised
+from actors.transports.table import TRANSPORTS, Transport
+from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
+from actors.verifier.service import VerifierService
+from actors.verifier.settings import verifier_settings
 from lpo_ray.config.schema import Config, EngineKind
 from lpo_ray.interfaces import Events
-from lpo_ray.plan import Plan
-from lpo_ray.pool import RolloutPool
+from lpo_ray.rollout.pool import RolloutPool
+from lpo_ray.run.spec import Plan
 
 SERVICE_SECONDS = 120.0
 """that the verifier service has beside the deadlines of its responses"""

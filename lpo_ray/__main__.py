@@ -1,5 +1,5 @@
 """``python -m lpo_ray`` is ``lpo-ray``."""
 
-from lpo_ray.cli import main
+from lpo_ray.cli.app import main
 
 main()

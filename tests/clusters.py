@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from actors.cluster import Cluster, build_cluster, connect, disconnect
-from lpo_ray.plan import Plan
-from lpo_ray.signals import run_until_signal
+from lpo_ray.run.signals import run_until_signal
+from lpo_ray.run.spec import Plan
 from tests.fakes import FakeEvents
 
 

@@ -25,6 +25,6 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base policy of two training steps: small, real, and the same for every test."""
-    from lpo_ray.warmup import Recipe, cached_base_policy
+    from lpo_ray.tasks.base_policy import Recipe, cached_base_policy
 
     return cached_base_policy(tmp_path_factory.mktemp("base"), Recipe(steps=2, batch_size=8))

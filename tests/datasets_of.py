@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from lpo_ray.data.dataset import DatasetSource
 from lpo_ray.data.prompt_file import Reading
 from lpo_ray.data.source import PromptEncoder

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.placement import Request
-from actors.remote_worker import RemoteWorker
+from actors.rollout.remote import RemoteWorker
+from actors.runtime.placement import Request
 from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lpo_ray.after import Measurement, MeasureRule
-from lpo_ray.learning import Objective, run_updates
-from lpo_ray.merging import merge_reports
+from lpo_ray.learner.merge_ranks import merge_reports
+from lpo_ray.learner.packing import Packing, pack_update
+from lpo_ray.learner.updates import Objective, run_updates
 from lpo_ray.objective import diagnose
-from lpo_ray.packing import Packing, pack_update
+from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.records import Bundle, FloatArray, StepReport, TargetGroup
-from lpo_ray.scoring import response_logprobs
+from lpo_ray.training.measurement import Measurement, MeasureRule
 from tests.test_learning import OBJECTIVE, make_policy, make_targets
 
 RULE = MeasureRule(100, 40, 1.0, "mean", behaviour_from_engine=True)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.autoscale import STEPS, Autoscaler, AutoscaleRule
-from lpo_ray.telemetry.stages import Seconds
+from lpo_ray.rollout.autoscale import STEPS, Autoscaler, AutoscaleRule
+from lpo_ray.telemetry.stage_clock import Seconds
 
 
 def step(sampling: float, learning: float) -> Seconds:

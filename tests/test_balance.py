@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.balance import Balance
 from lpo_ray.errors import ComponentDied
-from lpo_ray.member import Member
 from lpo_ray.records import Process, WeightsVersion
-from lpo_ray.simulation.virtual_time import run
+from lpo_ray.rollout.load_balancer import Balance
+from lpo_ray.rollout.member import Member
+from lpo_ray.tools.simulate.virtual_time import run
 
 SLOTS = 6
 MOVES = st.lists(

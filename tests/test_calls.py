@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 from ray.exceptions import OutOfMemoryError, RayError
 
-from actors.calls import call
+from actors.runtime.remote_calls import call
 from lpo_ray.errors import ComponentDied, ComponentFailed
 
 RAN_OUT = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was \

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.checkpoint import (
+from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentDied, ConfigError
+from lpo_ray.tools.export import export
+from lpo_ray.training.checkpoint import (
     CheckpointRules,
     CheckpointState,
     list_checkpoints,
@@ -17,8 +19,6 @@ from lpo_ray.checkpoint import (
     step_of,
     verify,
 )
-from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentDied, ConfigError
-from lpo_ray.export import export
 from tests.fakes import FakeComponents
 
 SHAPE = {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 99, "hidden_size": 192}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.cluster import _prepare_seconds, check, transport_kind
-from actors.inflight import RULES
+from actors.rollout.inflight import RULES
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import Config, Inflight
 from lpo_ray.errors import ConfigError

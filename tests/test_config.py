@@ -8,8 +8,8 @@ import pytest
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.validate import warnings
 from lpo_ray.errors import ConfigError
-from lpo_ray.plan import make_plan, render
-from lpo_ray.targets import StaleRule
+from lpo_ray.learner.targets import StaleRule
+from lpo_ray.run.spec import make_plan, render
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors import control
-from actors.control import Order, RunControl
+from actors.control import run_control as control
+from actors.control.run_control import Order, RunControl
 from lpo_ray.errors import ConfigError, RunBusy
 from lpo_ray.telemetry.log import LogLine
 from lpo_ray.telemetry.status import state_of

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.data.countdown import EXAMPLES, Problem, answer_json, conversation, generate, render
-from lpo_ray.data.countdown_source import CountdownSource
-from lpo_ray.data.source import PromptEncoder
+from lpo_ray.tasks.base_policy import character_tokenizer
+from lpo_ray.tasks.sources.countdown_problems import EXAMPLES, Problem, answer_json, conversation, generate, render
+from lpo_ray.tasks.sources.countdown_source import CountdownSource
+from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.verifiers.countdown import countdown_strict
-from lpo_ray.warmup import character_tokenizer
 from tests.datasets_of import chat_tokenizer
 
 
@@ -52,7 +52,7 @@ def test_the_split_is_the_problems_own_whatever_the_order_or_solution(numbers: l
     ],
 )
 def test_settings_without_a_problem_are_refused(settings: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lpo_ray.data.countdown.MAX_DRAWS", 100)
+    monkeypatch.setattr("lpo_ray.tasks.sources.countdown_problems.MAX_DRAWS", 100)
     with pytest.raises(ValueError, match=re.escape(message)):
         generate(0, 0, **{"split": "train", **settings})
 

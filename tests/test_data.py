@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.data import tables
-from lpo_ray.data.columns import MAX_DEPTH
-from lpo_ray.data.rows import JsonlRows, open_rows
-from lpo_ray.data.source import epoch_order
-from lpo_ray.data.tables import ParquetRows
 from lpo_ray.errors import DataError
-from lpo_ray.verifiers.case import Case
-from lpo_ray.verifiers.styles import adapt
+from lpo_ray.tasks.sources import tables
+from lpo_ray.tasks.sources.columns import MAX_DEPTH
+from lpo_ray.tasks.sources.rows import JsonlRows, open_rows
+from lpo_ray.tasks.sources.source import epoch_order
+from lpo_ray.tasks.sources.tables import ParquetRows
+from lpo_ray.verifiers.calling.adapters import adapt
+from lpo_ray.verifiers.calling.case import Case
 from tests import datasets_of as made
 from tests.datasets_of import chat_tokenizer, source, write, write_jsonl, write_parquet
 
@@ -245,7 +245,7 @@ def test_reading_on_demand_gives_what_reading_at_once_does(
 ) -> None:
     monkeypatch.setattr(tables, "KEPT_BYTES", 1)
     monkeypatch.setattr(tables, "BATCH", 7)
-    monkeypatch.setattr("lpo_ray.data.prompt_file.BATCH", 8)
+    monkeypatch.setattr("lpo_ray.tasks.sources.prompt_file.BATCH", 8)
     path = tmp_path / f"rows{suffix}"
     write_parquet(path, SUMS, row_group_size=6) if suffix == ".parquet" else write_jsonl(path, SUMS)
     found = source(str(path), seed=3)
@@ -347,8 +347,8 @@ def test_repeated_prompts_are_counted(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_a_long_pass_says_how_far_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lpo_ray.data.prompt_file.PROGRESS_SECONDS", -1.0)
-    monkeypatch.setattr("lpo_ray.data.prompt_file.BATCH", 20)
+    monkeypatch.setattr("lpo_ray.tasks.sources.prompt_file.PROGRESS_SECONDS", -1.0)
+    monkeypatch.setattr("lpo_ray.tasks.sources.prompt_file.BATCH", 20)
     caplog.set_level(logging.WARNING)
     source(write_jsonl(tmp_path / "rows.jsonl", SUMS))
     assert [record.getMessage().split(": ")[1][:7] for record in caplog.records] == ["20 rows", "40 rows", "50 rows"]

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lpo_ray import data_view
-from lpo_ray.check_commands import data_command
+from lpo_ray.cli.plan import data_command
 from lpo_ray.config import load_config
-from lpo_ray.data_view import visible
 from lpo_ray.errors import DataError
-from lpo_ray.plan import data_plan
-from lpo_ray.warmup import character_tokenizer
+from lpo_ray.run.spec import data_plan
+from lpo_ray.tasks.base_policy import character_tokenizer
+from lpo_ray.tools import data_report as data_view
+from lpo_ray.tools.data_report import visible
 from tests.datasets_of import VERL_GSM8K, chat_tokenizer, write_jsonl
 from tests.test_cli import QUICKSTART, lpo_ray
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from lpo_ray.doctor import CHECKS, Check, Finding, State, Surroundings, as_json, examine, failures, render
-from lpo_ray.doctor.collective import local, start_rank, summary
-from lpo_ray.doctor.gpus import Device, TorchCuda, driver, gpus, nccl, parse_device
-from lpo_ray.doctor.machine import (
+from lpo_ray.tools.doctor import CHECKS, Check, Finding, State, Surroundings, as_json, examine, failures, render
+from lpo_ray.tools.doctor.collective import local, start_rank, summary
+from lpo_ray.tools.doctor.gpus import Device, TorchCuda, driver, gpus, nccl, parse_device
+from lpo_ray.tools.doctor.machine import (
     GIB,
     Folder,
     check_disk,
@@ -31,11 +31,11 @@ from lpo_ray.doctor.machine import (
     swap,
     within_cgroup,
 )
-from lpo_ray.doctor.ownership import check_owner, owner
-from lpo_ray.doctor.probe import Outcome, run
-from lpo_ray.doctor.sandbox import check_sandbox, sandbox
-from lpo_ray.doctor.stack import engine, extension
-from lpo_ray.doctor.versions import TESTED, companions, engine_package, package, python_version, same_everywhere
+from lpo_ray.tools.doctor.ownership import check_owner, owner
+from lpo_ray.tools.doctor.probe import Outcome, run
+from lpo_ray.tools.doctor.sandbox import check_sandbox, sandbox
+from lpo_ray.tools.doctor.stack import engine, extension
+from lpo_ray.tools.doctor.versions import TESTED, companions, engine_package, package, python_version, same_everywhere
 from tests.processes import marked
 
 HERE = Surroundings(Path("runs"), Path("cache"), Path("/tmp"))
@@ -175,7 +175,7 @@ def test_shared_memory(total: int, free: int, state: State) -> None:
 
 
 def test_a_shm_that_cannot_be_looked_at_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lpo_ray.doctor.machine.SHARED_MEMORY", Path("/no/such/folder"))
+    monkeypatch.setattr("lpo_ray.tools.doctor.machine.SHARED_MEMORY", Path("/no/such/folder"))
     [finding] = examine([Check("/dev/shm", check_shared_memory, 5)], HERE, quick=True)
     assert finding.state is FAIL
     assert "FileNotFoundError" in finding.found

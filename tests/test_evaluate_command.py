@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.commands import evaluate_command
+from lpo_ray.cli.train import evaluate_command
 from lpo_ray.config.load import load_config, read_layer
 from lpo_ray.errors import ConfigError, TooManyLost
-from lpo_ray.evaluation_request import requests_of
-from lpo_ray.plan import make_plan
+from lpo_ray.run.spec import make_plan
+from lpo_ray.tools.evaluate.target import requests_of
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = (
@@ -60,7 +60,7 @@ def test_a_model_on_a_file_then_once_more(
     assert found["lengths"]["all"]["num_responses"] == 24
     assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
     # all is there: no engine is started, and the numbers are the same
-    monkeypatch.setattr("lpo_ray.commands._build", None)
+    monkeypatch.setattr("lpo_ray.cli.train._build", None)
     evaluate_command(requests, None, fresh=False, as_json=True)
     again = json.loads(capsys.readouterr().out)
     assert again["pass@1"] == found["pass@1"]

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.data.columns import look_up
 from lpo_ray.errors import ConfigError, RunBusy
 from lpo_ray.evaluation.breakdown import by_column, by_pass_rate, groups_of
 from lpo_ray.evaluation.estimators import bootstrap_interval, bootstrap_intervals, entropy, majority
@@ -20,6 +19,7 @@ from lpo_ray.evaluation.report import make_report, measure
 from lpo_ray.evaluation.results import PromptResult, digest_of
 from lpo_ray.evaluation.store import NAME, ResultStore
 from lpo_ray.records import Prompt
+from lpo_ray.tasks.sources.columns import look_up
 from lpo_ray.verifiers.answers import answer_of
 
 ANSWERED = st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans()), min_size=1, max_size=9)

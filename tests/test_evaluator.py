@@ -14,10 +14,10 @@ import pytest
 from lpo_ray.config import load_config
 from lpo_ray.errors import ComponentDied, TooManyLost
 from lpo_ray.evaluation import Evaluation
-from lpo_ray.evaluator import Evaluator
 from lpo_ray.interfaces import RolloutEngine
-from lpo_ray.plan import Plan, make_plan
 from lpo_ray.records import Prompt, PromptGroup, Sampling, ScoredGroup
+from lpo_ray.run.evaluator import Evaluator
+from lpo_ray.run.spec import Plan, make_plan
 from tests.fakes import FakeComponents, FakeSource
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

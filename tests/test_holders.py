@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from actors.cluster import Cluster
-from actors.learner_group import Formation, LearnerGroup, LearnerRules
-from actors.services import RemoteTargetBuilder, RemoteVerifier
-from actors.supervised import Supervised
+from actors.learner.group import Formation, LearnerGroup, LearnerRules
+from actors.runtime.supervised import Supervised
+from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
+from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import NoRoom
-from lpo_ray.member import Member
-from lpo_ray.packing import Packing
-from lpo_ray.pool import PoolSettings, RolloutPool
+from lpo_ray.learner.packing import Packing
 from lpo_ray.records import Holder, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
-from lpo_ray.supervision import RestartRule
+from lpo_ray.rollout.member import Member
+from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from tests.fakes import FakeEvents, remote_worker
 
 
@@ -91,7 +91,7 @@ async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.Monk
     at.rollout.serve(members, WeightsVersion(3, "abc"))
     assert at.holders("sample") == []
     seconds = iter([50.0, 51.0, 52.0])
-    monkeypatch.setattr("lpo_ray.pool.time", SimpleNamespace(time=lambda: next(seconds)))
+    monkeypatch.setattr("lpo_ray.rollout.pool.time", SimpleNamespace(time=lambda: next(seconds)))
     tasks = [await started(at.rollout.sample(prompt(n), SAMPLING, n % 2)) for n in (7, 8, 9)]
     first, second = at.holders("sample")
     assert first == Holder("rollout worker 0", "2 groups, oldest train-00000007 attempt 1", 50.0, process(10))

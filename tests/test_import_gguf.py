@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lpo_ray import import_gguf as module
 from lpo_ray.errors import ConfigError
-from lpo_ray.import_gguf import find_gguf, import_gguf
-from lpo_ray.model import context_length, load_policy
-from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.policy.loading import context_length, load_policy
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.tools import import_gguf as module
+from lpo_ray.tools.import_gguf import find_gguf, import_gguf
 
 gguf = pytest.importorskip("gguf", reason="pip install 'lpo-ray[gguf]'")
 pytest.importorskip("accelerate", reason="pip install 'lpo-ray[gguf]'")

@@ -10,13 +10,13 @@ import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.errors import GroupLost, WeightsNotProved
-from lpo_ray.inprocess.components import InprocessComponents, build_inprocess
-from lpo_ray.ledger import Ledger
-from lpo_ray.loop import TrainingLoop
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS
-from lpo_ray.plan import Plan, make_plan
-from lpo_ray.signals import first_cause
-from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.run.inprocess import InprocessComponents, build_inprocess
+from lpo_ray.run.signals import first_cause
+from lpo_ray.run.spec import Plan, make_plan
+from lpo_ray.training.ledger import Ledger
+from lpo_ray.training.loop import TrainingLoop
 from tests.fakes import FakeObserver
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

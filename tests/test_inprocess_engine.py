@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from lpo_ray.inprocess.engine import TransformersEngine
-from lpo_ray.model import load_policy
+from lpo_ray.policy.loading import load_policy
+from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, PromptGroup, Sampling
-from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.rollout.transformers_engine import TransformersEngine
 
 SAMPLING = Sampling(group_size=4, temperature=1.0, max_tokens=5, seed=3)
 

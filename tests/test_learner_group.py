@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayActorError
 
-from actors import learner_group
-from actors.learner_group import Formation, LearnerGroup, LearnerRules
+from actors.learner import group as learner_group
+from actors.learner.group import Formation, LearnerGroup, LearnerRules
+from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import ComponentDied, ComponentFailed, LearnerLost, NoRoom
-from lpo_ray.packing import Packing
+from lpo_ray.learner.packing import Packing
 from lpo_ray.records import Process
-from lpo_ray.supervision import RestartRule
 from tests.fakes import FakeEvents
 
 GLOO = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4711")

@@ -16,19 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lpo_ray.inprocess.learner import TorchPolicy
-from lpo_ray.learning import (
+from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
+from lpo_ray.learner.packing import Packing, balance, pack_step, pack_update
+from lpo_ray.learner.targets import StaleRule, TargetRule, build_targets
+from lpo_ray.learner.torch_learner import TorchPolicy
+from lpo_ray.learner.updates import (
     Objective,
     OptimiserSettings,
     log_ratios_to_engine,
     run_updates,
     score_pieces,
 )
-from lpo_ray.merging import merge_log_ratios, merge_reports
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS, clipped_token_loss, listwise, project
-from lpo_ray.packing import Packing, balance, pack_step, pack_update
 from lpo_ray.records import Anchor, AnchorGroup, Piece, StepNorms, StepReport, TargetGroup, Update
-from lpo_ray.targets import StaleRule, TargetRule, build_targets
 from tests.builders import make_target
 
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.accounting import audit
-from lpo_ray.ledger import Ledger
 from lpo_ray.records import AnchorGroup, Key, ScoredGroup, WeightsVersion
+from lpo_ray.training.ledger import Ledger
+from lpo_ray.training.ledger_audit import audit
 from tests.builders import make_scored
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.assembly import AssemblySettings
-from lpo_ray.checkpoint import CheckpointRules, list_checkpoints
 from lpo_ray.errors import CheckpointFailed, ComponentDied, Interrupted, NumbersNotFinite, TooManyLost
-from lpo_ray.ledger import Ledger, Owed
-from lpo_ray.loop import NOTHING_OWED, BatchSettings, LoopSettings, TrainingLoop
-from lpo_ray.packing import Packing
+from lpo_ray.learner.packing import Packing
+from lpo_ray.learner.targets import StaleRule
 from lpo_ray.records import Prompt, PromptGroup, Publication, Sampling, ScoredGroup, WeightsVersion
-from lpo_ray.sample_lane import SampleSettings
-from lpo_ray.signals import first_cause
-from lpo_ray.targets import StaleRule
+from lpo_ray.run.signals import first_cause
+from lpo_ray.training.checkpoint import CheckpointRules, list_checkpoints
+from lpo_ray.training.group_selection import AssemblySettings
+from lpo_ray.training.ledger import Ledger, Owed
+from lpo_ray.training.loop import NOTHING_OWED, BatchSettings, LoopSettings, TrainingLoop
+from lpo_ray.training.sample_lane import SampleSettings
 from tests.builders import make_scored
 from tests.fakes import FakeComponents, FakeObserver, FakeSource
 

@@ -14,10 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.accounting import audit
 from lpo_ray.errors import ComponentDied, GroupLost, LearnerLost
-from lpo_ray.ledger import Ledger
-from lpo_ray.loop import TrainingLoop
 from lpo_ray.records import (
     Anchor,
     Prompt,
@@ -30,8 +27,11 @@ from lpo_ray.records import (
     TrainBatch,
     WeightsVersion,
 )
-from lpo_ray.signals import first_cause
-from lpo_ray.simulation.virtual_time import run
+from lpo_ray.run.signals import first_cause
+from lpo_ray.tools.simulate.virtual_time import run
+from lpo_ray.training.ledger import Ledger
+from lpo_ray.training.ledger_audit import audit
+from lpo_ray.training.loop import TrainingLoop
 from tests.fakes import FakeComponents, FakeObserver, FakeSource
 from tests.test_loop import loop_settings
 

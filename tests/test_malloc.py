@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from actors.malloc import KEEP_BLOCKS
+from actors.runtime.cpu_tuning import KEEP_BLOCKS
 
 LEAVES_GAPS = """
 import ctypes, sys
 import psutil
-from actors import malloc
+from actors.runtime import cpu_tuning as malloc
 blocks = [bytearray(b"x") * 2**22 for _ in range(100)]
 last = bytearray(b"x") * 2**22  # at the top: without it all below would be one block there
 del blocks

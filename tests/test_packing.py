@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.packing import Packing, balance, pack_step
+from lpo_ray.learner.packing import Packing, balance, pack_step
 from lpo_ray.records import TargetGroup
 from tests.builders import make_target
 

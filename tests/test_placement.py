@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.placement import Node, Request, bundle, explain
+from actors.runtime.placement import Node, Request, bundle, explain
 
 HEAD = Node("10.0.0.1", {"CPU": 8.0}, {})
 GPUS = [Node(f"10.0.1.{n}", {"CPU": 16.0, "GPU": 4.0}, {"lpo-ray/role": "rollout"}) for n in (1, 2)]

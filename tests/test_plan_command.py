@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lpo_ray import check_commands
+from lpo_ray.cli import plan as check_commands
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError, DoesNotFit
-from lpo_ray.forecast import Given
-from lpo_ray.plan import make_plan
+from lpo_ray.run.spec import make_plan
+from lpo_ray.tools.plan.forecast import Given
 from tests.test_cli import lpo_ray
 from tests.test_sizing import write_metrics
 
@@ -139,9 +139,9 @@ def test_numbers_that_cannot_be(given: Given, said: str, capsys: pytest.CaptureF
 
 
 def test_unknown_gpus_have_sizes_but_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lpo_ray.forecast import make_forecast
-    from lpo_ray.machines import Machine
-    from lpo_ray.plan import outline
+    from lpo_ray.run.spec import outline
+    from lpo_ray.tools.plan.forecast import make_forecast
+    from lpo_ray.tools.plan.machines import Machine
     from tests.test_sizing import shipped
 
     model = shipped("Qwen/Qwen3-4B", monkeypatch)
@@ -155,11 +155,11 @@ def test_unknown_gpus_have_sizes_but_no_times(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_host_without_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lpo_ray.architecture import read_architecture
-    from lpo_ray.devices import CPU
-    from lpo_ray.forecast import make_forecast
-    from lpo_ray.machines import Machine
-    from lpo_ray.plan import outline
+    from lpo_ray.run.spec import outline
+    from lpo_ray.tools.plan.architecture import read_architecture
+    from lpo_ray.tools.plan.devices import CPU
+    from lpo_ray.tools.plan.forecast import make_forecast
+    from lpo_ray.tools.plan.machines import Machine
 
     model = read_architecture(None)
     plan = outline(load_config(CONFIGS / "quickstart.yaml", ()), model.context)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, GroupLost, LpoRayError, NoRoom
 from lpo_ray.interfaces import RolloutEngine
-from lpo_ray.member import Member
-from lpo_ray.pool import PoolSettings, RolloutPool
 from lpo_ray.records import Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
-from lpo_ray.simulation.virtual_time import run
-from lpo_ray.supervision import RestartRule
+from lpo_ray.rollout.member import Member
+from lpo_ray.rollout.pool import PoolSettings, RolloutPool
+from lpo_ray.tools.simulate.virtual_time import run
 from tests.fakes import FakeEvents
 
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_tokens=4, seed=0)

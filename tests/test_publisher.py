@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from actors.learner_worker import Staged
+from actors.learner.worker import Staged
 from actors.publisher import Publisher
-from actors.rollout_worker import Delivery
-from actors.transports import TRANSPORTS
+from actors.rollout.worker import Delivery
+from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
-from lpo_ray.member import Member
+from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
-from lpo_ray.weights import Manifest, TensorMeta, make_manifest
+from lpo_ray.rollout.member import Member
 from tests.fakes import remote_worker
 
 PROBE = [np.arange(3), np.arange(4)]

@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from lpo_ray.data.source import PromptEncoder
 from lpo_ray.errors import ConfigError, DataError
+from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.gym_process import GeneratorProcess
 from lpo_ray.tasks.reasoning_gym import BLOCK, INSTRUCTION, ReasoningGymSource, generators, split_of_question
-from lpo_ray.verifiers.case import Case
-from lpo_ray.verifiers.run import verify
-from lpo_ray.warmup import character_tokenizer
+from lpo_ray.tasks.sources.source import PromptEncoder
+from lpo_ray.verifiers.calling.call import verify
+from lpo_ray.verifiers.calling.case import Case
 
 COMPOSITE = {"datasets": [{"name": "gcd", "weight": 1}, {"name": "chain_sum", "weight": 1}]}
 

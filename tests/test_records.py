@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lpo_ray import errors
+from lpo_ray.common.seeds import derive_seed
 from lpo_ray.records import AnchorGroup, Prompt, Response, ScoredGroup, TargetGroup, zero_anchor
-from lpo_ray.seeds import derive_seed
 from tests.builders import make_group, make_scored, make_target
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.sandbox import kinds, process
-from lpo_ray.sandbox.limits import Limits
-from lpo_ray.sandbox.memory import limits_memory
-from lpo_ray.sandbox.process import Program
-from lpo_ray.sandbox.program import Outcome, missing, run_program, trouble_with, working_kind
-from lpo_ray.sandbox.seccomp import seccomp_filter
+from lpo_ray.verifiers.sandbox import kinds, process
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.sandbox.memory import limits_memory
+from lpo_ray.verifiers.sandbox.process import Program
+from lpo_ray.verifiers.sandbox.program import Outcome, missing, run_program, trouble_with, working_kind
+from lpo_ray.verifiers.sandbox.seccomp import seccomp_filter
 from tests.hostile import HOSTILE, MARKER, planted
 
 SECRET = "a-secret-of-the-trainer-0b51"
@@ -203,10 +203,10 @@ def test_two_at_once_do_not_count_as_one(kind: str) -> None:
         os._exit(0)
     """
     inner = f"""
-        from lpo_ray.sandbox import process
-        from lpo_ray.sandbox.program import run_program
-        from lpo_ray.sandbox.process import Program
-        from lpo_ray.sandbox.limits import Limits
+        from lpo_ray.verifiers.sandbox import process
+        from lpo_ray.verifiers.sandbox.program import run_program
+        from lpo_ray.verifiers.sandbox.process import Program
+        from lpo_ray.verifiers.sandbox.limits import Limits
         process.NAME = {NAME!r}
         run_program(Program({textwrap.dedent(source.format(f"os.write({write}, b'x'); time.sleep(100)"))!r}), b"",
                     Limits({kind!r}, 4.0, processes=20), [{write}])
@@ -227,10 +227,10 @@ def test_all_dies_with_the_process_that_started_it(kind: str) -> None:
     read, write = os.pipe()
     source = f"import os, time; os.fork(); os.write({write}, b'x'); time.sleep(100)"
     inner = f"""
-        from lpo_ray.sandbox import process
-        from lpo_ray.sandbox.program import run_program
-        from lpo_ray.sandbox.process import Program
-        from lpo_ray.sandbox.limits import Limits
+        from lpo_ray.verifiers.sandbox import process
+        from lpo_ray.verifiers.sandbox.program import run_program
+        from lpo_ray.verifiers.sandbox.process import Program
+        from lpo_ray.verifiers.sandbox.limits import Limits
         process.NAME = {NAME!r}
         run_program(Program({source!r}), b"", Limits({kind!r}, 60.0), [{write}])
     """
@@ -285,7 +285,7 @@ def test_a_program_cannot_claim_that_the_sandbox_failed(kind: str) -> None:
 
 
 def test_auto_says_once_what_it_lacks(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("lpo_ray.sandbox.program.trouble_with", lambda kind: "no bwrap")
+    monkeypatch.setattr("lpo_ray.verifiers.sandbox.program.trouble_with", lambda kind: "no bwrap")
     working_kind.cache_clear()
     try:
         assert working_kind("auto") == working_kind("auto") == kinds.RLIMIT

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.sandbox import kinds
-from lpo_ray.sandbox.limits import Limits
-from lpo_ray.sandbox.prints import ENDED, Printed, _records, run_for_each
-from lpo_ray.sandbox.program import trouble_with
+from lpo_ray.verifiers.sandbox import kinds
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.sandbox.program import trouble_with
+from lpo_ray.verifiers.sandbox.stdin_tests import ENDED, Printed, _records, run_for_each
 
 
 @pytest.fixture(params=[kinds.BUBBLEWRAP, kinds.RLIMIT])

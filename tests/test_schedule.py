@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from lpo_ray.common.step_schedule import Scheduled
 from lpo_ray.errors import ConfigError
-from lpo_ray.norms import kind_of
-from lpo_ray.schedule import SCHEDULES, learning_rates
-from lpo_ray.scheduled import Scheduled
+from lpo_ray.learner.lr_schedule import SCHEDULES, learning_rates
+from lpo_ray.learner.norms import kind_of
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from lpo_ray import head
-from lpo_ray import layout as layout_module
-from lpo_ray.attention import packed_attention, supports_packing
 from lpo_ray.errors import ConfigError
-from lpo_ray.head import ScoringHead
-from lpo_ray.inprocess.learner import TorchScorer
-from lpo_ray.layout import lay_out
-from lpo_ray.proof import as_bundles
-from lpo_ray.scoring import response_logprobs, score_bundles
+from lpo_ray.learner.torch_learner import TorchScorer
+from lpo_ray.policy import layout as layout_module
+from lpo_ray.policy import logprob_head as head
+from lpo_ray.policy.attention import packed_attention, supports_packing
+from lpo_ray.policy.layout import lay_out
+from lpo_ray.policy.logprob_head import ScoringHead
+from lpo_ray.policy.scoring import response_logprobs, score_bundles
+from lpo_ray.policy.weights_proof import as_bundles
 
 BUNDLES = st.lists(
     st.tuples(st.integers(1, 20), st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4

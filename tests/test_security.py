@@ -15,18 +15,18 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
-from actors.rendezvous import join_store, listen, open_store
+from actors.runtime.rendezvous import join_store, listen, open_store
 from actors.transports.cuda_ipc import from_plain, to_plain
-from lpo_ray.checkpoint import _digests
+from lpo_ray.common.redaction import redact, secret_in
 from lpo_ray.config import load_config
-from lpo_ray.data.rows import open_rows
 from lpo_ray.errors import CheckpointDamaged, ConfigError, DataError
-from lpo_ray.inprocess.components import build_inprocess
-from lpo_ray.model import context_length, load_policy
-from lpo_ray.plan import make_plan
-from lpo_ray.redaction import redact, secret_in
+from lpo_ray.policy.loading import context_length, load_policy
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.run.inprocess import build_inprocess
+from lpo_ray.run.spec import make_plan
+from lpo_ray.tasks.sources.rows import open_rows
 from lpo_ray.telemetry.sinks import write_json
-from lpo_ray.tokenizer import Tokenizer
+from lpo_ray.training.checkpoint import _digests
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -140,7 +140,7 @@ def test_the_flag_reaches_learner_and_tokenizer(foreign: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", [False, True])
 def test_the_flag_reaches_the_engine(flag: bool, tiny_policy: Path) -> None:
-    from actors.rollout_worker import EngineSettings, engine_arguments, engine_environment
+    from actors.rollout.worker import EngineSettings, engine_arguments, engine_environment
     from lpo_ray.config.schema import Inflight
 
     settings = EngineSettings(

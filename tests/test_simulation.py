@@ -8,8 +8,8 @@ import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError
-from lpo_ray.simulation.run import render, simulate
-from lpo_ray.simulation.virtual_time import Deadlock, run
+from lpo_ray.tools.simulate.run import render, simulate
+from lpo_ray.tools.simulate.virtual_time import Deadlock, run
 
 RECIPE = Path(__file__).parent.parent / "configs" / "simulate.yaml"
 SMALL = [

@@ -16,17 +16,16 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from lpo_ray.architecture import Architecture, describe, read_architecture, shipped_architectures
-from lpo_ray.devices import CPU, DEVICES, device_named, device_reported
 from lpo_ray.errors import ConfigError
-from lpo_ray.inprocess.learner import TorchPolicy
-from lpo_ray.learning import Objective, OptimiserSettings, run_updates
-from lpo_ray.machines import Bundle, Machine, Place, described, place
-from lpo_ray.packing import Packing, pack_update
-from lpo_ray.rates import Rate, Rates, Work, engine_rate, forward_passes, measured_in, rank_rate, step_time
+from lpo_ray.learner.packing import Packing, pack_update
+from lpo_ray.learner.torch_learner import TorchPolicy
+from lpo_ray.learner.updates import Objective, OptimiserSettings, run_updates
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, zero_anchor
-from lpo_ray.remedies import for_engine, for_rank
-from lpo_ray.sizing import (
+from lpo_ray.telemetry.monitor.advice import Setup
+from lpo_ray.tools.plan.architecture import Architecture, describe, read_architecture, shipped_architectures
+from lpo_ray.tools.plan.devices import CPU, DEVICES, device_named, device_reported
+from lpo_ray.tools.plan.machines import Bundle, Machine, Place, described, place
+from lpo_ray.tools.plan.memory import (
     BYTES,
     GIB,
     EngineSettings,
@@ -39,7 +38,17 @@ from lpo_ray.sizing import (
     rank_memory,
     step_heights,
 )
-from lpo_ray.telemetry.advice import Setup
+from lpo_ray.tools.plan.remedies import for_engine, for_rank
+from lpo_ray.tools.plan.throughput import (
+    Rate,
+    Rates,
+    Work,
+    engine_rate,
+    forward_passes,
+    measured_in,
+    rank_rate,
+    step_time,
+)
 
 RESULTS = Path(__file__).parent / "benchmarks" / "results"
 SMOLLM2 = Architecture(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_ray.records import ScoredGroup
-from lpo_ray.staleness import Place, ReadyGroups, StalenessGate
+from lpo_ray.training.staleness import Place, ReadyGroups, StalenessGate
 from tests.builders import make_scored
 
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayActorError
 
-from actors import supervised
-from actors.supervised import Supervised
+from actors.runtime import supervised
+from actors.runtime.supervised import Supervised
+from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import ComponentDied
 from lpo_ray.records import Process
-from lpo_ray.supervision import RestartRule
 from tests.fakes import FakeEvents
 
 PROCESS = Process(1, "node", "host", ())

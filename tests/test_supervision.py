@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.supervision import RestartBudget, RestartRule
+from lpo_ray.common.restart_budget import RestartBudget, RestartRule
 
 
 def test_the_first_restart_comes_at_once_and_the_pauses_double() -> None:

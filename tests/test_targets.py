@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lpo_ray.learner.targets import KEEP, StaleRule, TargetRule, build_targets, why_dropped
 from lpo_ray.records import AnchorGroup, ScoredGroup, zero_anchor
-from lpo_ray.targets import KEEP, StaleRule, TargetRule, build_targets, why_dropped
 from tests.builders import make_group
 
 RULE = TargetRule("group_std", 0, 1e-6, anchored=True)

@@ -10,17 +10,17 @@ import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import TaskConfig
-from lpo_ray.data.source import PromptEncoder
-from lpo_ray.data.split import split_of
 from lpo_ray.errors import ConfigError, DataError
-from lpo_ray.plan import make_plan
-from lpo_ray.tasks import TASKS, check_task, task_named, verifier_of
+from lpo_ray.run.spec import make_plan
+from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.dataset import needs_answer
+from lpo_ray.tasks.sources.source import PromptEncoder
+from lpo_ray.tasks.sources.split import split_of
+from lpo_ray.tasks.table import TASKS, check_task, task_named, verifier_of
 from lpo_ray.tasks.task import Given, Task
 from lpo_ray.tasks.token_reversal import HELDOUT_SHARE, Settings, TokenReversalSource
-from lpo_ray.verifiers import VERIFIERS
+from lpo_ray.verifiers.table import VERIFIERS
 from lpo_ray.verifiers.token_reversal import token_reversal, token_reversal_share
-from lpo_ray.warmup import character_tokenizer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.case import Case
-from lpo_ray.verifiers.run import verify
+from lpo_ray.verifiers.calling.call import verify
+from lpo_ray.verifiers.calling.case import Case
 
 
 def test_unscored_has_no_reward() -> None:
@@ -44,5 +44,5 @@ def test_a_verifier_that_fails_is_unscored() -> None:
 
 def test_verifier_processes_stay_light() -> None:
     """A replacement process must start in milliseconds: no torch, no numpy."""
-    code = "import sys, lpo_ray.verifiers.run; assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    code = "import sys, lpo_ray.verifiers.calling.call as call; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

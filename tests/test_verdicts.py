@@ -18,13 +18,13 @@ import psutil
 import pytest
 from pebble.pool.base_pool import PoolStatus
 
-from actors import remote_verdicts
-from actors.remote_verdicts import RemoteSettings, RemoteVerdicts
-from actors.verdict_pool import PoolSettings, VerdictPool
-from actors.verdicts import Verdicts
+from actors.verifier import endpoint as remote_verdicts
+from actors.verifier.dispatch import Verdicts
+from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
+from actors.verifier.process_pool import PoolSettings, VerdictPool
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.case import Case
-from lpo_ray.verifiers.version import version_of
+from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.calling.version import version_of
 
 HERE = f"{Path(__file__).parent}/odd_verifiers.py"
 POOL = PoolSettings(num_processes=2, deadline_seconds=2.0, slow_seconds=0.3, recycle_after=1000, memory_mib=1024)
@@ -213,7 +213,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.verdicts.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("actors.verifier.dispatch.RETRY_SECONDS", 0.0)
 
 
 async def test_only_what_is_unscored_is_asked_again() -> None:

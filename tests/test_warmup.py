@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lpo_ray.warmup import Recipe, cached_base_policy, character_tokenizer
+from lpo_ray.tasks.base_policy import Recipe, cached_base_policy, character_tokenizer
 
 SMALL = Recipe(steps=2, batch_size=4)
 

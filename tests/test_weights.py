@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.proof import check_delivery, probe_sequences
-from lpo_ray.weights import Manifest, TensorMeta, make_manifest, tensor_digest
+from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest, tensor_digest
+from lpo_ray.policy.weights_proof import check_delivery, probe_sequences
 
 SHAPES = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), min_size=1, max_size=12)
 

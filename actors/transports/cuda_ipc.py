@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 
-from actors.staging import Staging
+from actors.transports.staging import Staging
 
 
 def to_plain(handle: tuple[object, ...]) -> list[object]:

@@ -11,8 +11,8 @@ from datetime import timedelta
 import torch
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 
-from actors.rendezvous import listen, open_store
-from actors.staging import Staging
+from actors.runtime.rendezvous import listen, open_store
+from actors.transports.staging import Staging
 
 SECONDS = 1800.0
 """of a group's own limit: far beyond any deadline here, so that it ends the threads that were left behind"""

@@ -7,8 +7,8 @@ import socket
 import torch
 from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
-from actors.abandon import Abandonable
-from actors.staging import Staging
+from actors.runtime.time_limit import Abandonable
+from actors.transports.staging import Staging
 
 
 class NcclSender:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 import torch
 
-from actors.staging import Staging
+from actors.transports.staging import Staging
 
 
 class ObjectStoreSender:

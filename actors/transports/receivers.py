@@ -37,11 +37,11 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from actors.abandon import Abandonable
-from actors.staging import SharedMemory
+from actors.runtime.time_limit import Abandonable
 from actors.transports.cuda_ipc import from_plain
 from actors.transports.gloo import SECONDS, broadcast, form_group
-from lpo_ray.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
+from actors.transports.staging import SharedMemory
+from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroupGloo

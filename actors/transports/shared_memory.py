@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.staging import SharedMemory, Staging
+from actors.transports.staging import SharedMemory, Staging
 
 
 class SharedMemorySender:

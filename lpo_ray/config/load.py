@@ -11,10 +11,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from lpo_ray.common.redaction import secret_in
 from lpo_ray.config.schema import Config
 from lpo_ray.config.validate import validate
 from lpo_ray.errors import ConfigError
-from lpo_ray.redaction import secret_in
 
 Layer = tuple[str, Mapping[str, object]]
 """sections of a configuration, and what messages call them"""

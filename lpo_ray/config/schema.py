@@ -60,7 +60,7 @@ class EqualRewards(Enum):
 
 
 class Inflight(Enum):
-    """What becomes of responses that are being decoded when new weights are published; see actors.inflight."""
+    """What becomes of responses that are being decoded when new weights are published; see actors.rollout.inflight."""
 
     finish = "finish"
     keep_recompute = "keep_recompute"
@@ -145,8 +145,8 @@ class ModelConfig:
 @dataclass
 class TaskConfig:
     name: str = "countdown"
-    """row of lpo_ray.tasks.TASKS: countdown | math | code | geometry | token_reversal | reasoning_gym:NAME | dataset;
-    or "module:function" that returns a Task
+    """row of lpo_ray.tasks.table.TASKS: countdown | math | code | geometry | token_reversal | reasoning_gym:NAME |
+    dataset; or "module:function" that returns a Task
     """
     verifier: str | None = None
     """row of VERIFIERS, "module:function", "file.py:function", https://..., judge, or a weighted sum such as
@@ -164,7 +164,7 @@ class TaskConfig:
     """
     heldout_path: str | None = None
     prompt_column: str | None = None
-    """null: recognised by its name, see lpo_ray.data.columns; a column of a column is named with a dot"""
+    """null: recognised by its name, see lpo_ray.tasks.sources.columns; a column of a column is named with a dot"""
     answer_column: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """of the task, such as {lengths: [7]} for token_reversal, or those of a generator of reasoning_gym"""
@@ -427,8 +427,8 @@ class LearnerConfig:
 @dataclass
 class TransportConfig:
     kind: str = "auto"
-    """row of actors.transports.TRANSPORTS: shared_memory | gloo | nccl | cuda_ipc | object_store; auto: by where the
-    learner and the engines are"""
+    """row of actors.transports.table.TRANSPORTS: shared_memory | gloo | nccl | cuda_ipc | object_store; auto: by where
+    the learner and the engines are"""
     bucket_mib: int = 64
     """gathered and sent at once; each side needs memory for two buckets (of the largest tensor, if that is larger)"""
     tolerance: float | None = None

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.schema import (
     Attention,
     Behaviour,
@@ -18,11 +19,10 @@ from lpo_ray.config.schema import (
     StaleConfig,
     StalePolicy,
 )
-from lpo_ray.config.verifier_rules import check_verifier_section
+from lpo_ray.config.verifier import check_verifier_section
 from lpo_ray.errors import ConfigError
+from lpo_ray.learner.lr_schedule import SCHEDULES
 from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
-from lpo_ray.plugins import UnknownName, resolve
-from lpo_ray.schedule import SCHEDULES
 
 
 def validate(config: Config) -> None:

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from lpo_ray.data.columns import look_up
 from lpo_ray.errors import ConfigError
 from lpo_ray.evaluation.results import PromptResult
 from lpo_ray.records import Prompt
+from lpo_ray.tasks.sources.columns import look_up
 
 OWN = "pass rate"
 """name of the breakdown by the prompts' own pass rate"""

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, ScoredGroup
-from lpo_ray.tokenizer import Tokenizer
 from lpo_ray.verifiers.answers import answer_of
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lpo_ray.common.plugins import resolve
 from lpo_ray.objective.simplex import check_mask, finite_log, masked_log_softmax, masked_sum
-from lpo_ray.plugins import resolve
 
 
 class Projection(NamedTuple):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lpo_ray.common.plugins import resolve
 from lpo_ray.objective.simplex import check_mask, masked_log_softmax, masked_sum
-from lpo_ray.plugins import resolve
 
 LOG_TAU = (-4.6, 6.9)
 """of the smallest and largest tau that ``effective`` tries, 0.01 and 1000, in units of the largest centred reward"""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lpo_ray.plugins import resolve
+from lpo_ray.common.plugins import resolve
 
 TokenClip = Callable[[Tensor, Tensor, float, float], Tensor]
 

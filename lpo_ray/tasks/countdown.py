@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lpo_ray.config.schema import TaskConfig
-from lpo_ray.data.countdown import EXAMPLES
-from lpo_ray.data.countdown_source import CountdownSource
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.options import known_only, refused
+from lpo_ray.tasks.sources.countdown_problems import EXAMPLES
+from lpo_ray.tasks.sources.countdown_source import CountdownSource
 from lpo_ray.tasks.task import Given, Task
 
 OPTIONS = {"examples": f"solved problems shown as earlier turns, 0 to {len(EXAMPLES)}; needs task.template=chat"}

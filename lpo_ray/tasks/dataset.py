@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lpo_ray.config.schema import TaskConfig
-from lpo_ray.data.dataset import DatasetSource
-from lpo_ray.data.prompt_file import Reading
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.options import known_only, refused
+from lpo_ray.tasks.sources.dataset import DatasetSource
+from lpo_ray.tasks.sources.prompt_file import Reading
 from lpo_ray.tasks.task import Given, Task
-from lpo_ray.verifiers import VERIFIERS
-from lpo_ray.verifiers.mixture import terms
+from lpo_ray.verifiers.calling.weighted_sum import terms
+from lpo_ray.verifiers.table import VERIFIERS
 
 
 def make_dataset(task: TaskConfig, given: Given) -> DatasetSource:

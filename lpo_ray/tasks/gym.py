@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lpo_ray.config.schema import TaskConfig
-from lpo_ray.data.source import PromptSource
 from lpo_ray.errors import ConfigError
+from lpo_ray.tasks.sources.source import PromptSource
 from lpo_ray.tasks.task import Given, Task, variant_of
 
 

@@ -27,7 +27,7 @@ class GeneratorProcess:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lpo_ray.gym_child"],
+            [sys.executable, "-m", "lpo_ray.tasks.gym_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONHASHSEED": "0"},

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from lpo_ray.data.source import PromptEncoder, cycled
-from lpo_ray.data.split import Split, split_of
+from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.records import Prompt
-from lpo_ray.seeds import derive_seed
 from lpo_ray.tasks.gym_process import ORDERED_BY_HASH, GeneratorProcess, RemoteDataset
+from lpo_ray.tasks.sources.source import PromptEncoder, cycled
+from lpo_ray.tasks.sources.split import Split, split_of
 from lpo_ray.verifiers.reasoning_gym import made_dataset
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lpo_ray.config.schema import TaskConfig
-from lpo_ray.data.source import PromptEncoder, PromptSource
+from lpo_ray.tasks.sources.source import PromptEncoder, PromptSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import TaskConfig
-from lpo_ray.data.source import PromptEncoder, cycled
-from lpo_ray.data.split import split_of
 from lpo_ray.errors import DataError
 from lpo_ray.records import Prompt
-from lpo_ray.seeds import derive_seed
 from lpo_ray.tasks.options import known_only, refused
+from lpo_ray.tasks.sources.source import PromptEncoder, cycled
+from lpo_ray.tasks.sources.split import split_of
 from lpo_ray.tasks.task import Given, Task
 
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lpo_ray.redaction import redact
+from lpo_ray.common.redaction import redact
 
 Level = Literal["info", "warning", "error"]
 DRIVER = "driver"

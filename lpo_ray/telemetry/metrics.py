@@ -22,7 +22,7 @@ from lpo_ray.records import (
     WorkerStatus,
 )
 from lpo_ray.telemetry.sinks import Value
-from lpo_ray.telemetry.stages import Seconds, shares
+from lpo_ray.telemetry.stage_clock import Seconds, shares
 
 PASS_RATE_BINS = 11
 """no response passes | 9 equal bins in between | all pass"""

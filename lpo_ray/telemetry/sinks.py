@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lpo_ray.redaction import redact
+from lpo_ray.common.redaction import redact
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lpo_ray.telemetry.stages import Seconds, shares
+from lpo_ray.telemetry.stage_clock import Seconds, shares
 
 SHARES = ("sample", "verify", "anchor", "project", "publish", "wait", "evaluate", "checkpoint")
 

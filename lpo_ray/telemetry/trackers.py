@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.errors import ConfigError
-from lpo_ray.plugins import UnknownName, resolve
 from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.sinks import in_group, numbers, write_text
 

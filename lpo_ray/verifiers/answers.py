@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from lpo_ray.verifiers import maths
 from lpo_ray.verifiers.boxed import last_box, normalised, number_of
+from lpo_ray.verifiers.calling.weighted_sum import terms
 from lpo_ray.verifiers.choice import named_choice
 from lpo_ray.verifiers.geometry import number_in
-from lpo_ray.verifiers.mixture import terms
+from lpo_ray.verifiers.mathematics import verifier as maths
 from lpo_ray.verifiers.tags import answered
 
 Reading = Callable[[str, Mapping[str, Any]], "str | None"]

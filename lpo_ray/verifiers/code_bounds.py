@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from lpo_ray.verifiers.math_bounds import refused
+from lpo_ray.verifiers.mathematics.bounds import refused
 
 ARITHMETIC = frozenset(
     {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}

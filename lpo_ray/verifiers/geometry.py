@@ -11,7 +11,7 @@ import re
 
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.boxed import last_box
-from lpo_ray.verifiers.numeric import value_of
+from lpo_ray.verifiers.mathematics.numeric import value_of
 
 TOLERANCE = 1e-3
 """relative: 14.14 is 10 sqrt(2)"""

@@ -19,8 +19,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.calling.cpu_budget import OutOfTime, cpu_budget
 from lpo_ray.verifiers.code_bounds import refused_answer
-from lpo_ray.verifiers.cpu_budget import OutOfTime, cpu_budget
 from lpo_ray.verifiers.tags import answered
 
 if TYPE_CHECKING:

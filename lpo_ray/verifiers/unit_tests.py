@@ -27,10 +27,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lpo_ray.sandbox.calls import CallTests, Marks, run_call_tests
-from lpo_ray.sandbox.limits import Limits
-from lpo_ray.sandbox.prints import Printed, run_for_each
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.sandbox.call_tests import CallTests, Marks, run_call_tests
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.sandbox.stdin_tests import Printed, run_for_each
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
 _NUMBER = re.compile(rb"[+-]?\d{0,300}(\.\d{0,300})?([eE][+-]?\d{1,3})?")

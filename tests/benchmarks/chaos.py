@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lpo_ray.accounting import audit
 from lpo_ray.telemetry.sinks import MetricsLog
+from lpo_ray.training.ledger_audit import audit
 from tests.chaos import Chaos
 
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"

@@ -22,10 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpo_ray.accounting import audit
+from lpo_ray.tasks.base_policy import Recipe, cached_base_policy, default_cache_dir
 from lpo_ray.telemetry.log import LogLine, read_log
 from lpo_ray.telemetry.sinks import MetricsLog
-from lpo_ray.warmup import Recipe, cached_base_policy, default_cache_dir
+from lpo_ray.training.ledger_audit import audit
 from tests.e2e.test_signals import Run, find
 
 OVERRIDES = (

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lpo_ray.comparison.findings import WHEN
-from lpo_ray.comparison.pictures import Trade, draw_trades
-from lpo_ray.comparison.statistics import Interval
+from lpo_ray.tools.compare.bootstrap import Interval
+from lpo_ray.tools.compare.findings import WHEN
+from lpo_ray.tools.compare.pictures import Trade, draw_trades
 
 RESULTS = Path(__file__).parent.parent.parent / "configs" / "results"
 LONGEST = 40

@@ -38,17 +38,17 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from actors.malloc import KEEP_BLOCKS
-from actors.zero3 import Zero3Policy, join_group
-from lpo_ray import layout as layouts
-from lpo_ray.attention import PACKED
-from lpo_ray.inprocess.learner import TorchPolicy
-from lpo_ray.layout import Layout, lay_out
-from lpo_ray.learning import Objective, OptimiserSettings, run_updates
-from lpo_ray.model import load_policy
-from lpo_ray.packing import Packing, pack_update
+from actors.learner.zero3 import Zero3Policy, join_group
+from actors.runtime.cpu_tuning import KEEP_BLOCKS
+from lpo_ray.learner.packing import Packing, pack_update
+from lpo_ray.learner.torch_learner import TorchPolicy
+from lpo_ray.learner.updates import Objective, OptimiserSettings, run_updates
+from lpo_ray.policy import layout as layouts
+from lpo_ray.policy.attention import PACKED
+from lpo_ray.policy.layout import Layout, lay_out
+from lpo_ray.policy.loading import load_policy
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, zero_anchor
-from lpo_ray.warmup import Recipe, cached_base_policy
+from lpo_ray.tasks.base_policy import Recipe, cached_base_policy
 from tests.benchmarks.smollm2 import smollm2
 
 CACHE = Path.home() / ".cache" / "lpo-ray"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from lpo_ray.verifiers.case import Case
+from lpo_ray.verifiers.calling.case import Case
 
 GROUP_SIZE = 8
 REASONING = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from lpo_ray.telemetry.report import PALETTE
+from lpo_ray.telemetry.monitor.report import PALETTE
 from lpo_ray.telemetry.sinks import MetricsLog
 
 

@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from lpo_ray.sandbox import kinds
-from lpo_ray.sandbox.limits import Limits
-from lpo_ray.sandbox.process import NAME, Program
-from lpo_ray.sandbox.program import Outcome, missing, run_program, trouble_with
+from lpo_ray.verifiers.sandbox import kinds
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.sandbox.process import NAME, Program
+from lpo_ray.verifiers.sandbox.program import Outcome, missing, run_program, trouble_with
 from lpo_ray.verifiers.unit_tests import unit_tests
 from tests.hostile import EXPECTED, HOSTILE, MARKER, planted
 

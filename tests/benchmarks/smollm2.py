@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lpo_ray.import_gguf import import_gguf
+from lpo_ray.tools.import_gguf import import_gguf
 
 
 def smollm2(cache: Path) -> Path:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import yaml
 
-from lpo_ray.comparison.grid import arms_of, axes_of
-from lpo_ray.comparison.outcome import is_finished
-from lpo_ray.comparison.study import only_length, runs_of
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import Config
+from lpo_ray.tools.compare.grid import arms_of, axes_of
+from lpo_ray.tools.compare.outcome import is_finished
+from lpo_ray.tools.compare.study import only_length, runs_of
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "configs" / "results"

@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.cluster import Cluster, _publisher
-from actors.transports import TRANSPORTS
+from actors.transports.table import TRANSPORTS
 from lpo_ray.config import load_config
-from lpo_ray.plan import Plan, build_model, make_plan
 from lpo_ray.records import Publication
+from lpo_ray.run.spec import Plan, build_model, make_plan
 from tests.benchmarks.smollm2 import smollm2
 from tests.clusters import on_cluster
 

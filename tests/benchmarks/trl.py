@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from lpo_ray.config import load_config
-from lpo_ray.plan import Plan, make_plan
+from lpo_ray.run.spec import Plan, make_plan
 from lpo_ray.telemetry.sinks import MetricsLog
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "smollm2_countdown.yaml"
@@ -56,8 +56,8 @@ def theirs(overrides: list[str], steps: int, dtype: str, out: Path) -> None:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from lpo_ray.verifiers.case import Case
-    from lpo_ray.verifiers.run import verify
+    from lpo_ray.verifiers.calling.call import verify
+    from lpo_ray.verifiers.calling.case import Case
 
     torch.set_num_threads(THREADS)
     plan = plan_of(overrides)

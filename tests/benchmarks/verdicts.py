@@ -24,10 +24,10 @@ from datetime import datetime
 from pathlib import Path
 from random import Random
 
-from actors.verdict_pool import PoolSettings, VerdictPool
-from lpo_ray.data.countdown import answer_json, generate
+from actors.verifier.process_pool import PoolSettings, VerdictPool
+from lpo_ray.tasks.sources.countdown_problems import answer_json, generate
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.case import Case
+from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.countdown import countdown
 from tests.benchmarks.math_responses import math_group
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lpo_ray.compare_commands import compare_command
+from lpo_ray.cli.compare import compare_command
 from lpo_ray.errors import ConfigError
 
 CONFIG = str(Path(__file__).parent.parent.parent / "configs" / "compare_countdown.yaml")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lpo_ray.comparison.findings import Measure, Results, find
-from lpo_ray.comparison.grid import Arm
-from lpo_ray.comparison.outcome import CURVES, Outcome, is_finished
-from lpo_ray.comparison.report import Background, write_comparison
 from lpo_ray.errors import RunFailed
+from lpo_ray.tools.compare.findings import Measure, Results, find
+from lpo_ray.tools.compare.grid import Arm
+from lpo_ray.tools.compare.outcome import CURVES, Outcome, is_finished
+from lpo_ray.tools.compare.report import Background, write_comparison
 
 SAMPLES, PROMPTS = 4, 40
 SETTINGS = ((("objective.target_temperature", "one"),), (("objective.target_temperature", "0.5"),))

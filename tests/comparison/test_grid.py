@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.comparison.grid import BASELINE, CONTROL, Arm, arms_of, axes_of
-from lpo_ray.comparison.study import runs_of
 from lpo_ray.errors import ConfigError
+from lpo_ray.tools.compare.grid import BASELINE, CONTROL, Arm, arms_of, axes_of
+from lpo_ray.tools.compare.study import runs_of
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "compare_countdown.yaml"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lpo_ray.comparison.runs import Named, Process, carry_out
 from lpo_ray.errors import RunFailed
+from lpo_ray.tools.compare.launcher import Named, Process, carry_out
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.comparison.statistics import Interval, band, count_wins, paired_bootstrap
+from lpo_ray.tools.compare.bootstrap import Interval, band, count_wins, paired_bootstrap
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 30), st.integers(0, 2**32 - 1))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.accounting import audit
 from lpo_ray.telemetry.sinks import MetricsLog
+from lpo_ray.training.ledger_audit import audit
 from tests.chaos import Chaos
 from tests.e2e.test_signals import QUICKSTART
 

@@ -16,9 +16,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.doctor_cluster import BETWEEN, Skew, authentication, examine_cluster, skew
-from lpo_ray.doctor import CHECKS, Check, Finding, State, Surroundings
+from actors.doctor.nodes import BETWEEN, Skew, authentication, examine_cluster, skew
 from lpo_ray.errors import ConfigError
+from lpo_ray.tools.doctor import CHECKS, Check, Finding, State, Surroundings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Surroundings(Path("/tmp"), Path("/tmp"), Path("/tmp"))

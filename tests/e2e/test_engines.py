@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.cluster import Cluster, _publisher
-from actors.transports import TRANSPORTS
+from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import PromptGroup, Sampling
 from tests.builders import make_prompt

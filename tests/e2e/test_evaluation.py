@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.cluster import Cluster, connect, disconnect, open_engines
 from lpo_ray.records import PromptGroup, Sampling
-from lpo_ray.signals import run_until_signal
+from lpo_ray.run.signals import run_until_signal
 from lpo_ray.telemetry.evaluations import read_evaluations
 from tests.builders import make_prompt
 from tests.clusters import on_cluster

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lpo_ray.accounting import audit
 from lpo_ray.telemetry.sinks import MetricsLog
+from lpo_ray.training.ledger_audit import audit
 
 ROOT = Path(__file__).parent.parent.parent
 NETNS = str(ROOT / "launch" / "netns.sh")

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from actors.cluster import Cluster
-from actors.inflight import RULES
-from actors.rollout_worker import RolloutWorker
+from actors.rollout.inflight import RULES
+from actors.rollout.worker import RolloutWorker
 from lpo_ray.config.schema import Inflight
+from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, PromptGroup, Response, Sampling
-from lpo_ray.tokenizer import Tokenizer
 from tests.builders import make_prompt
 from tests.clusters import on_cluster
 from tests.e2e.test_real_stack import plan_of

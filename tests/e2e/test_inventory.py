@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lpo_ray.devices import DEVICES
 from lpo_ray.errors import ConfigError
+from lpo_ray.tools.plan.devices import DEVICES
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.e2e]
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.e2e]
 def test_nodes_of_a_live_cluster() -> None:
     import ray
 
-    from actors.inventory import machines
+    from actors.runtime.machines import machines
 
     resources = {"accelerator_type:H100": 1.0}
     ray.init(address="local", num_cpus=3, num_gpus=4, resources=resources, include_dashboard=False, log_to_driver=False)
@@ -26,7 +26,7 @@ def test_nodes_of_a_live_cluster() -> None:
 
 
 def test_no_cluster_at_the_address() -> None:
-    from actors.inventory import nodes_at
+    from actors.runtime.machines import nodes_at
 
     with pytest.raises(ConfigError, match=r"--address is 127\.0\.0\.1:1, where nobody answers"):
         nodes_at("127.0.0.1:1")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.accounting import audit
 from lpo_ray.telemetry.sinks import MetricsLog
+from lpo_ray.training.ledger_audit import audit
 from tests.heads import Head, ray_head
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from actors.cluster import connect, disconnect, open_learner
-from actors.learner_group import LearnerGroup
+from actors.learner.group import LearnerGroup
 from lpo_ray.errors import LearnerLost
+from lpo_ray.learner.packing import pack_step
 from lpo_ray.objective import gibbs_target, target_temperature
-from lpo_ray.packing import pack_step
-from lpo_ray.plan import Plan
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
-from lpo_ray.signals import run_until_signal
+from lpo_ray.run.signals import run_until_signal
+from lpo_ray.run.spec import Plan
 from tests.e2e.test_real_stack import plan_of
 from tests.fakes import FakeEvents
 
@@ -239,7 +239,7 @@ def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, 
 
     waiting = on(plan, tiny_policy, work)
     assert "barrier" in waiting  # where rank 0 is
-    assert "stage (actors/staging.py" in waiting
+    assert "stage (actors/transports/staging.py" in waiting
 
 
 def test_ranks_share_the_forwards_of_logprobs(tiny_policy: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from lpo_ray.telemetry.exported import EXPORTED
+from lpo_ray.telemetry.prometheus import EXPORTED
 from tests.builders import make_target
 from tests.telemetry.test_exported import exported_names
 from tests.telemetry.test_telemetry import metrics_of
@@ -75,7 +75,7 @@ def value_of(found: Samples, name: str, run: str, **tags: str) -> float | None:
 
 
 def recorded(run: str, steps: int, **changed: float) -> tuple[object, Mapping[str, object]]:
-    from actors.metrics import RayMetrics
+    from actors.runtime.ray_metrics import RayMetrics
 
     sink = RayMetrics(run, refresh_seconds=REPORT_SECONDS)
     sink.resumed(0)

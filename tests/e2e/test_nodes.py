@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lpo_ray.accounting import audit
 from lpo_ray.telemetry.log import read_log
 from lpo_ray.telemetry.sinks import MetricsLog
+from lpo_ray.training.ledger_audit import audit
 from tests.heads import BIN, FAKE_HEAD, Head, kill_node, ray_head, ray_node
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]

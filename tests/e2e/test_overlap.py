@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from lpo_ray.commands import _recorder
-from lpo_ray.run import train
-from lpo_ray.signals import run_until_signal
+from lpo_ray.cli.train import _recorder
+from lpo_ray.run.signals import run_until_signal
+from lpo_ray.run.train import train
 from tests.e2e.test_real_stack import GROUPS, plan_of
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]

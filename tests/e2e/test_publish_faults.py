@@ -16,15 +16,15 @@ import pytest
 from rich.console import Console
 
 from actors.cluster import Cluster, build_cluster, connect, disconnect
-from lpo_ray.commands import _recorder
+from lpo_ray.cli.train import _recorder
 from lpo_ray.errors import Interrupted
 from lpo_ray.interfaces import Events
-from lpo_ray.loop import StepRecord
-from lpo_ray.plan import Plan
-from lpo_ray.recorder import Recorder
 from lpo_ray.records import WorkerStatus
-from lpo_ray.run import train
-from lpo_ray.signals import Signals, run_until_signal
+from lpo_ray.run.recorder import Recorder
+from lpo_ray.run.signals import Signals, run_until_signal
+from lpo_ray.run.spec import Plan
+from lpo_ray.run.train import train
+from lpo_ray.training.loop import StepRecord
 from tests.e2e.test_real_stack import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]

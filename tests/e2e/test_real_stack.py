@@ -16,15 +16,15 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from lpo_ray.commands import _recorder
+from lpo_ray.cli.train import _recorder
 from lpo_ray.config import load_config
 from lpo_ray.interfaces import Events
 from lpo_ray.objective import project
-from lpo_ray.plan import Plan, make_plan
-from lpo_ray.proof import as_bundles, largest_difference, probe_sequences
+from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import PromptGroup, Response
-from lpo_ray.run import train
-from lpo_ray.signals import run_until_signal
+from lpo_ray.run.signals import run_until_signal
+from lpo_ray.run.spec import Plan, make_plan
+from lpo_ray.run.train import train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from lpo_ray.accounting import audit
-from lpo_ray.checkpoint import list_checkpoints
+from lpo_ray.training.checkpoint import list_checkpoints
+from lpo_ray.training.ledger_audit import audit
 from tests.e2e.test_signals import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]

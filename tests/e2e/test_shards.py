@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actors.cluster import connect, disconnect
-from actors.learner_group import LearnerGroup
+from actors.learner.group import LearnerGroup
 from lpo_ray.errors import CheckpointDamaged
 from tests.e2e.test_learner import on, steps
 from tests.e2e.test_real_stack import plan_of

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lpo_ray.checkpoint import list_checkpoints
+from lpo_ray.training.checkpoint import list_checkpoints
 from tests.processes import marked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]

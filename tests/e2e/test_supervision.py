@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.accounting import audit
+from lpo_ray.training.ledger_audit import audit
 from tests.e2e.test_signals import Run, find
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]

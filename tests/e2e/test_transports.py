@@ -16,18 +16,18 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.cluster import Cluster
-from actors.learner_group import LearnerGroup
-from actors.learner_worker import LearnerWorker
+from actors.learner.group import LearnerGroup
+from actors.learner.worker import LearnerWorker
 from actors.publisher import Publisher
 from actors.roles import rollout_spawner
-from actors.rollout_worker import RolloutWorker
-from actors.transports import TRANSPORTS
+from actors.rollout.worker import RolloutWorker
+from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import WeightsNotProved
-from lpo_ray.plan import Plan
-from lpo_ray.proof import largest_difference, probe_sequences
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.policy.weights import Bucket, tensor_digest
+from lpo_ray.policy.weights_proof import largest_difference, probe_sequences
 from lpo_ray.records import Publication, Sampling
-from lpo_ray.tokenizer import Tokenizer
-from lpo_ray.weights import Bucket, tensor_digest
+from lpo_ray.run.spec import Plan
 from tests.builders import make_prompt
 from tests.clusters import on_cluster
 from tests.e2e.test_real_stack import plan_of

@@ -14,10 +14,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from lpo_ray.accounting import audit
-from lpo_ray.sandbox.limits import Limits
-from lpo_ray.verifiers.case import Case
-from lpo_ray.verifiers.run import verify_sum
+from lpo_ray.training.ledger_audit import audit
+from lpo_ray.verifiers.calling.call import verify_sum
+from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.sandbox.limits import Limits
 from tests.processes import marked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]

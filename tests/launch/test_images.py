@@ -92,7 +92,7 @@ def docker_ignores(path: str) -> bool:
     return ignored(path, (ROOT / ".dockerignore").read_text(), at_any_depth=False)
 
 
-@pytest.mark.parametrize("path", ["lpo_ray/cli.py", "configs/quickstart.yaml", "docker/entrypoint.sh", "Makefile"])
+@pytest.mark.parametrize("path", ["lpo_ray/cli/app.py", "configs/quickstart.yaml", "docker/entrypoint.sh", "Makefile"])
 def test_what_an_image_needs_is_copied(path: str) -> None:
     assert not docker_ignores(path)
 

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
-from lpo_ray.cli import cli
+from lpo_ray.cli.app import cli
 from lpo_ray.config import load_config
 from tests.launch.commands import ROOT, commands
 

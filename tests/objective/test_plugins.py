@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.objective import (
     Projection,
     clipped_token_loss,
@@ -20,7 +21,6 @@ from lpo_ray.objective import (
     target_temperature,
     virtual_group_coefficient,
 )
-from lpo_ray.plugins import UnknownName, resolve
 from tests.objective.strategies import Group, groups
 
 # Functions as a user would write them, none of which looks at the mask.

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from lpo_ray.telemetry.advice import EVERY_STEPS, FIRST_STEPS, Adviser, Setup, advise
-from lpo_ray.telemetry.stages import ENGINES, LEARNER, PRIORITY, Seconds
+from lpo_ray.telemetry.monitor.advice import EVERY_STEPS, FIRST_STEPS, Adviser, Setup, advise
+from lpo_ray.telemetry.stage_clock import ENGINES, LEARNER, PRIORITY, Seconds
 
 OVERLAPPING = Setup(max_staleness=1, num_workers=1, world_size=2, num_processes=2)
 IN_TURN = replace(OVERLAPPING, max_staleness=0)

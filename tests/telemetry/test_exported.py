@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.telemetry.exported import EXPORTED, samples
+from lpo_ray.telemetry.prometheus import EXPORTED, samples
 from tests.builders import make_target
 from tests.telemetry.test_telemetry import metrics_of
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lpo_ray.config.schema import ProgressKind
+from lpo_ray.learner.packing import Packing, pack_step
 from lpo_ray.objective import project
-from lpo_ray.packing import Packing, pack_step
 from lpo_ray.records import (
     AnchorGroup,
     Backlog,
@@ -34,11 +34,11 @@ from lpo_ray.records import (
 )
 from lpo_ray.telemetry.log import LogLine
 from lpo_ray.telemetry.metrics import diagnostics, pass_rate_histogram, step_metrics
-from lpo_ray.telemetry.progress import Progress, step_line
-from lpo_ray.telemetry.report import CHARTS, write_report
+from lpo_ray.telemetry.monitor.progress import Progress, step_line
+from lpo_ray.telemetry.monitor.report import CHARTS, write_report
 from lpo_ray.telemetry.samples import read_step, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, write_json
-from lpo_ray.telemetry.stages import ENGINES, LEARNER, PRIORITY, Seconds, StageClock, shares
+from lpo_ray.telemetry.stage_clock import ENGINES, LEARNER, PRIORITY, Seconds, StageClock, shares
 from lpo_ray.telemetry.summary import build_summary
 from tests.builders import make_target
 from tests.telemetry.test_log import NOON

@@ -16,7 +16,7 @@ import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError
-from lpo_ray.plan import make_plan
+from lpo_ray.run.spec import make_plan
 from lpo_ray.telemetry.trackers import (
     TRACKERS,
     TrackedRun,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from lpo_ray.records import Holder, Process
-from lpo_ray.telemetry.stages import StageClock
-from lpo_ray.telemetry.watchdog import INSPECTED, Watchdog
+from lpo_ray.telemetry.monitor.watchdog import INSPECTED, Watchdog
+from lpo_ray.telemetry.stage_clock import StageClock
 from tests.fakes import FakeComponents
 
 START = 1_000_000.0

@@ -15,9 +15,9 @@ import pytest
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import Holder, Process
-from lpo_ray.telemetry.process import _oom_kills, describe, this_process
+from lpo_ray.telemetry.monitor.process_state import _oom_kills, describe, this_process
+from lpo_ray.telemetry.monitor.why import why_from_folder
 from lpo_ray.telemetry.status import FILE, StatusFile
-from lpo_ray.telemetry.why import why_from_folder
 
 HERE = this_process()
 GONE = 2**22 - 1

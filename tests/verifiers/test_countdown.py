@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.data.countdown import Split, answer_json, generate
-from lpo_ray.verifiers.case import Case
+from lpo_ray.tasks.sources.countdown_problems import Split, answer_json, generate
+from lpo_ray.verifiers.calling.call import verify
+from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.countdown import countdown, countdown_strict
-from lpo_ray.verifiers.run import verify
 
 ANSWER = json.dumps({"numbers": [3, 5, 7], "target": 22})
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.verifiers.case import Case
+from lpo_ray.verifiers.calling.call import verify
+from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.exact import MAX_CHARACTERS, exact, regex
-from lpo_ray.verifiers.run import verify
 from tests.verifiers.hostile import PLACED
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.verifiers.case import Case
+from lpo_ray.verifiers.calling.call import verify, verify_sum
+from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.formats import boxed_format, not_truncated, think_format
-from lpo_ray.verifiers.run import verify, verify_sum
 from tests.verifiers.hostile import PLACED
 
 GOOD = "<think>\nlet me see\n</think>\n<answer>42</answer>"

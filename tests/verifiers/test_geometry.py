@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.verifiers.case import Case
+from lpo_ray.verifiers.calling.call import verify
+from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.geometry import geometry, number_in
-from lpo_ray.verifiers.numeric import value_of
-from lpo_ray.verifiers.run import verify
+from lpo_ray.verifiers.mathematics.numeric import value_of
 from tests.verifiers.hostile import PLACED
 
 

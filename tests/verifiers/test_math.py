@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.verifiers import maths, symbolic
-from lpo_ray.verifiers.case import Case
-from lpo_ray.verifiers.cpu_budget import OutOfTime, cpu_budget
-from lpo_ray.verifiers.math_bounds import refused
-from lpo_ray.verifiers.maths import math
-from lpo_ray.verifiers.run import verify
+from lpo_ray.verifiers.calling.call import verify
+from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.calling.cpu_budget import OutOfTime, cpu_budget
+from lpo_ray.verifiers.mathematics import symbolic
+from lpo_ray.verifiers.mathematics import verifier as maths
+from lpo_ray.verifiers.mathematics.bounds import refused
+from lpo_ray.verifiers.mathematics.verifier import math
 from tests.verifiers.hostile import PLACED
 from tests.verifiers.math_table import MATRICES, OURS, SETS, TABLE, TEXTS, UNITS
 

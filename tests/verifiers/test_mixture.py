@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.mixture import NotAMixture, Term, is_remote, terms, weighted_sum
-from lpo_ray.verifiers.overlong import Overlong
+from lpo_ray.verifiers.calling.overlong import Overlong
+from lpo_ray.verifiers.calling.weighted_sum import NotAMixture, Term, is_remote, terms, weighted_sum
 
 
 @pytest.mark.parametrize(

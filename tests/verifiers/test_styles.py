@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from lpo_ray.plugins import UnknownName
+from lpo_ray.common.plugins import UnknownName
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.case import Case
-from lpo_ray.verifiers.run import judge_named, verify
-from lpo_ray.verifiers.styles import adapt, verdict_of
+from lpo_ray.verifiers.calling.adapters import adapt, verdict_of
+from lpo_ray.verifiers.calling.call import judge_named, verify
+from lpo_ray.verifiers.calling.case import Case
 
 REWARDS = Path(__file__).parent.parent.parent / "configs" / "rewards"
 CHAT = {"prompt": [{"role": "user", "content": "3, 4, 7: make 5"}], "data_source": "countdown", "level": 2}

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.sandbox import kinds
-from lpo_ray.sandbox.limits import Limits
-from lpo_ray.sandbox.program import trouble_with
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.case import Case
-from lpo_ray.verifiers.run import verify
+from lpo_ray.verifiers.calling.call import verify
+from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.sandbox import kinds
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.sandbox.program import trouble_with
 from lpo_ray.verifiers.unit_tests import BadAnswer, parsed_answer, program_of, unit_tests
 from tests.hostile import EXPECTED, HOSTILE, planted
 
@@ -246,9 +246,8 @@ def test_hostile_programs_gain_nothing(kind: str, name: str, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_neighbours_are_not_harmed(kind: str) -> None:
     """A good program is judged beside a fork bomb and a memory bomb."""
-    inner = (
-        "import sys\nfrom lpo_ray.verifiers.unit_tests import unit_tests\nfrom lpo_ray.sandbox.limits import Limits\n"
-    )
+    inner = "import sys\nfrom lpo_ray.verifiers.unit_tests import unit_tests\n"
+    inner += "from lpo_ray.verifiers.sandbox.limits import Limits\n"
     inner += f"unit_tests(sys.argv[1], '[\"assert f(1) == 1\"]', {{}}, Limits({kind!r}, 3.0))"
     bombs = [
         subprocess.Popen([sys.executable, "-c", inner, HOSTILE[name]])

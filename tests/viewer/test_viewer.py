@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lpo_ray.errors import ConfigError
+from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.telemetry.samples import samples_path
-from lpo_ray.viewer import samples
-from lpo_ray.viewer.app import PAGE, build_app, view
-from lpo_ray.viewer.pieces import by_position, pieces
-from lpo_ray.warmup import character_tokenizer
+from lpo_ray.tools.view import group_list as samples
+from lpo_ray.tools.view.app import PAGE, build_app, view
+from lpo_ray.tools.view.token_text import by_position, pieces
 from tests.viewer.runs import make_run, scored, with_columns, write_step
 
 

@@ -1,0 +1,1 @@
+"""A run asked, scaled, submitted and stopped from outside."""

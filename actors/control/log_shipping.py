@@ -1,0 +1,94 @@
+"""What a worker's process logs, on its way to the run's one log: over the control actor to the driver, which adds the
+step and writes it. Warnings and errors of all libraries, and whatever our own code says.
+
+What a process wrote to its standard error, such as the last words of a crash, is not logged; it is shown when the
+worker is looked at (telemetry/process.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ray.exceptions import RayError
+
+from lpo_ray.common.redaction import redact
+from lpo_ray.telemetry.log import LogLine
+
+if TYPE_CHECKING:
+    from ray.actor import ActorProxy
+
+    from actors.control.run_control import RunControl
+
+RUN_VARIABLE = "LPO_RAY_RUN"
+"""in the environment of a run's actors: its name"""
+APART = ("vllm", "DeepSpeed", "ray")
+"""loggers that hand nothing on to the root"""
+PERIOD = 1.0
+MOST = 200
+"""lines at once; a process that says more within PERIOD is cut short, and said to be"""
+
+log = logging.getLogger("lpo_ray.worker")
+"""of our own code in workers"""
+
+
+class WorkerLog(logging.Handler):
+    """Sends lines in the background; whoever logs never waits, and never fails."""
+
+    def __init__(self, control: ActorProxy[RunControl], role: str, worker: str) -> None:
+        super().__init__(logging.INFO)
+        self._control, self._role, self._worker = control, role, worker
+        self._lines: queue.Queue[LogLine] = queue.Queue(MOST)
+        self._dropped = 0
+        self.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("lpo_ray"))
+        threading.Thread(target=self._run, name="worker log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
+        try:
+            self._lines.put_nowait(self._line(level, f"{record.name}: {self.format(record)}", record.created))
+        except queue.Full:
+            self._dropped += 1
+
+    def _line(self, level: str, text: str, moment: float) -> LogLine:
+        return LogLine(moment, level, self._role, self._worker, None, redact(text))
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(PERIOD)
+            lines = [self._lines.get_nowait() for _ in range(self._lines.qsize())]
+            if self._dropped:
+                lines.append(self._line("warning", f"{self._dropped} more lines are left out", time.time()))
+                self._dropped = 0
+            if lines:
+                try:
+                    self._control.say.remote(lines)
+                except RayError:
+                    return  # the run is over
+
+
+def ship_log(role: str, worker: str) -> None:
+    """From now on what this process logs goes to the run's log. Nothing happens outside of a run."""
+    from actors.control.run_control import find
+    from lpo_ray.errors import ConfigError
+
+    run = os.environ.get(RUN_VARIABLE)
+    if not run:
+        return
+    try:
+        handler = WorkerLog(find(run), role, worker)
+    except (ConfigError, RayError):
+        return  # a command that records no run, such as evaluate
+    logging.getLogger("lpo_ray").setLevel(logging.INFO)
+    for name in ("", *APART):
+        logging.getLogger(name).addHandler(handler)
+
+
+def in_run(run: str) -> dict[str, str]:
+    """Environment of an actor whose log belongs to ``run``."""
+    return {RUN_VARIABLE: run}

@@ -1,0 +1,164 @@
+"""A run's control actor: detached and named, so that it can be reached from any machine of the cluster, and outlives
+the driver that made it.
+
+```
+ driver ── exchange (status, answers) ──▶ control of RUN ◀── status, order ── lpo-ray status | why | scale
+        ◀── orders, as soon as there are ──
+```
+The driver asks for orders about once a second, and says where the run is: whoever asks gets an answer also when the
+driver is stuck or dead, and is told how long it has been silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import ray
+from ray.actor import ActorProxy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.runtime.remote_calls import INNER, call
+from lpo_ray.errors import ConfigError, LpoRayError, RunBusy
+from lpo_ray.telemetry.log import LogLine
+
+NAMESPACE = "lpo-ray"
+LEASE_SECONDS = 15.0
+"""without a word, after which a driver is taken for dead, and another may drive the run"""
+POLL_SECONDS = 1.0
+CALL_SECONDS = 30.0
+MOST_LINES = 10_000
+"""of workers' logs that wait for the driver; older ones are dropped"""
+ANSWER_SECONDS = 20.0
+"""that the driver has to answer an order"""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a user wants of a running run."""
+
+    number: int
+    role: str
+    count: int
+
+
+class RunControl:
+    """Plain class; ``claim`` makes it an actor. All methods may run concurrently."""
+
+    def __init__(self, run: str) -> None:
+        self._run, self._driver, self._heard_at = run, "", 0.0
+        self._status: Mapping[str, object] = {}
+        self._numbers = itertools.count()
+        self._orders: asyncio.Queue[Order] = asyncio.Queue()
+        self._lines: deque[LogLine] = deque(maxlen=MOST_LINES)
+        self._answers: dict[int, asyncio.Future[str]] = {}
+
+    async def attach(self, driver: str, status: Mapping[str, object]) -> None:
+        """``driver`` drives the run from now on, which is where ``status`` says. RunBusy while another does."""
+        silent = time.time() - self._heard_at
+        if self._driver not in ("", driver) and silent < LEASE_SECONDS:
+            raise RunBusy(
+                f"run {self._run} is being driven on {self._status.get('host', 'another host')}, heard {silent:.0f} s "
+                f"ago; expected one driver for each run.name: take another run.name, or stop that one first"
+            )
+        self._driver, self._heard_at, self._status = driver, time.time(), status
+        self._fail("the driver that was asked has been replaced")
+
+    async def exchange(
+        self, driver: str, status: Mapping[str, object], answers: Mapping[int, str | LpoRayError]
+    ) -> tuple[list[Order], list[LogLine]]:
+        """The driver says where the run is, answers orders, and waits up to POLL_SECONDS for new ones; it takes along
+        what workers have logged. RunBusy when it was taken for dead and another drives the run now.
+        """
+        if driver != self._driver:
+            raise RunBusy(f"run {self._run} was taken over by another driver; this one was silent for too long")
+        self._status, self._heard_at = status, time.time()
+        for number, answer in answers.items():
+            future = self._answers.get(number)
+            if future is None or future.done():
+                continue
+            if isinstance(answer, LpoRayError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+        orders: list[Order] = []
+        with contextlib.suppress(TimeoutError):
+            orders.append(await asyncio.wait_for(self._orders.get(), POLL_SECONDS))
+        while not self._orders.empty():
+            orders.append(self._orders.get_nowait())
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        return orders, lines
+
+    async def say(self, lines: Sequence[LogLine]) -> None:
+        """Of a worker, for the run's log."""
+        self._lines.extend(lines)
+
+    async def order(self, role: str, count: int) -> str:
+        """Have the driver scale ``role``; returns its answer. ConfigError when it does not take the order, or does not
+        answer.
+        """
+        order = Order(next(self._numbers), role, count)
+        self._answers[order.number] = answer = asyncio.get_running_loop().create_future()
+        self._orders.put_nowait(order)
+        try:
+            return await asyncio.wait_for(answer, ANSWER_SECONDS)
+        except TimeoutError:
+            silent = time.time() - self._heard_at
+            raise ConfigError(
+                f"the driver of {self._run} did not take {role}={count} within {ANSWER_SECONDS:g} s; it was heard "
+                f"{silent:.0f} s ago. Expected an answer: see `lpo-ray why`"
+            ) from None
+        finally:
+            self._answers.pop(order.number, None)
+
+    async def status(self) -> dict[str, object]:
+        """What the driver said last, and when."""
+        return {**self._status, "heard_at": self._heard_at}
+
+    def _fail(self, why: str) -> None:
+        while not self._orders.empty():
+            order = self._orders.get_nowait()
+            future = self._answers.get(order.number)
+            if future is not None and not future.done():
+                future.set_exception(ConfigError(f"{order.role}={order.count} was not carried out: {why}"))
+
+
+def control_name(run: str) -> str:
+    """Of the actor."""
+    return f"control of {run}"
+
+
+async def claim(run: str, driver: str, status: Mapping[str, object]) -> ActorProxy[RunControl]:
+    """The control actor of ``run``, with ``driver`` in charge. RunBusy when another is. If there is none it is made, on
+    the driver's own node: what cuts it off there cuts off the driver too.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    handle = (
+        ray.remote(RunControl)
+        .options(
+            name=control_name(run), namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0,
+            max_concurrency=1000, scheduling_strategy=here,
+        )
+        .remote(run)
+    )  # fmt: skip
+    await call(handle.attach.remote(driver, status), who=control_name(run), what="attach", seconds=CALL_SECONDS / INNER)
+    return handle
+
+
+def find(run: str) -> ActorProxy[RunControl]:
+    """The control actor of ``run`` on the cluster that this process is connected to. ConfigError: there is none."""
+    try:
+        return ray.get_actor(control_name(run), namespace=NAMESPACE)
+    except ValueError:
+        entries = cast("list[dict[str, str]]", ray.util.list_named_actors(all_namespaces=True))
+        names = [entry["name"] for entry in entries if entry["namespace"] == NAMESPACE]
+        known = sorted(name.removeprefix("control of ") for name in names)
+        raise ConfigError(
+            f"no run named {run} goes on in this cluster; expected one of {', '.join(known) or '(there is none)'}"
+        ) from None

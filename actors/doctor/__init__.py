@@ -1,0 +1,1 @@
+"""What `lpo-ray doctor` tries with vLLM, Ray and DeepSpeed."""

@@ -1,0 +1,212 @@
+"""One ZeRO-3 rank as an actor. Every method but ``address`` is a collective over all ranks."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from ray.util import get_node_ip_address
+from torch.distributed import TCPStore
+
+from actors.control.log_shipping import log, ship_log
+from actors.runtime.cpu_tuning import give_back_unless_spare
+from actors.runtime.inspection import current_process
+from actors.runtime.rendezvous import join_store, listen, meeting_address, open_store
+from actors.runtime.time_limit import Abandonable
+from actors.transports.sender import Sender
+from actors.transports.table import Transport
+from lpo_ray.common.plugins import resolve
+from lpo_ray.learner.updates import LearnerSettings, log_ratios_to_engine, run_updates
+from lpo_ray.policy.scoring import response_logprobs
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.policy.weights import Manifest, TensorMeta, is_published, make_manifest
+from lpo_ray.records import (
+    AnchorPiece,
+    Bundle,
+    FloatArray,
+    MicroBatch,
+    Process,
+    ScoredGroup,
+    TrainBatch,
+    UpdateReport,
+)
+
+JOIN_SECONDS = 600.0
+"""for the ranks to meet"""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """How a rank sends weights."""
+
+    transport: Transport
+    dtype: str
+    """of the engines: what is sent is cast to it"""
+    bucket_bytes: int
+    share_memory: bool
+    """with the other ranks: all are on one host"""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A bucket that is ready to be sent, as one rank sees it."""
+
+    digests: dict[str, str]
+    """of the tensors in its share"""
+    ticket: object
+
+
+def _interface_of(address: str) -> str | None:
+    """Name of the network interface that has ``address``."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, entries in found if any(entry.address == address for entry in entries)), None)
+
+
+class LearnerWorker:
+    """Plain class; ``cluster.py`` makes it an actor with one call at a time, so the ranks' collectives stay in step."""
+
+    def __init__(self, rank: int, world_size: int, settings: LearnerSettings) -> None:
+        self._rank, self._world_size, self._settings = rank, world_size, settings
+        self._listener: socket.socket | None = None
+
+    def address(self) -> tuple[str, int]:
+        """Where the other ranks would meet this one; only the ranks' own host or network reaches it."""
+        host = meeting_address()
+        self._listener = listen(host)
+        return host, self._listener.getsockname()[1]
+
+    def start(self, host: str, port: int) -> Process:
+        """Join the other ranks at ``host:port`` and load the policy."""
+        from actors.learner.zero3 import Zero3Policy, Zero3Scorer, join_group
+        from lpo_ray.policy.loading import load_policy
+
+        ship_log("learner", f"learner rank {self._rank}")
+        settings = self._settings
+        trust = settings.trust_remote_code
+        torch.set_num_threads(settings.threads)
+        os.environ.update(
+            RANK=str(self._rank),
+            LOCAL_RANK="0",
+            WORLD_SIZE=str(self._world_size),
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+        )
+        if interface := _interface_of(get_node_ip_address()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it goes by what the host's name resolves to
+        if not torch.distributed.is_initialized():  # ranks may be started again, with another model
+            join_group(self._meet(host, port), self._rank, self._world_size)
+        self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
+        attention, share = settings.attention, settings.packing.share_prompt
+        self._policy = Zero3Policy(
+            load_policy(settings.model_path, settings.dtype, trust_remote_code=trust),
+            settings.zero,
+            attention=attention,
+            share_prompt=share,
+            settings=settings.optimiser,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
+        self._reference = None
+        if settings.objective.at(0).reference_kl:
+            frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
+            self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
+        process = current_process()
+        log.info("is up on %s, one of %d ranks, reached at %s", process.host, self._world_size, host)
+        return process
+
+    def _meet(self, host: str, port: int) -> TCPStore:
+        listener, self._listener = self._listener, None
+        assert listener is not None
+        if self._rank == 0:
+            return open_store(host, listener, self._world_size, seconds=JOIN_SECONDS)
+        listener.close()
+        return join_store(host, port, self._world_size, seconds=JOIN_SECONDS)
+
+    def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
+        """The anchor of this rank's share of the pieces."""
+        return log_ratios_to_engine(self._policy, shares[self._rank], self._settings.objective.at(0))
+
+    def project(self, batch: TrainBatch) -> list[UpdateReport]:
+        """All updates of a step, on this rank's share."""
+        objective = self._settings.objective.at(batch.step)
+        reports = run_updates(self._policy, batch.updates, self._rank, objective, batch.learning_rate, self._reference)
+        if self._policy.model.device.type == "cpu":
+            give_back_unless_spare()
+        return reports
+
+    def logprobs(self, forwards: Sequence[Sequence[Bundle]], turns: int, temperature: float) -> list[list[FloatArray]]:
+        """Log-probs of each response's tokens, for each of this rank's ``forwards``. ``turns``: forwards of the rank
+        that has the most; all run as many, since all gather the weights.
+        """
+        found = [response_logprobs(self._policy, bundles, temperature) for bundles in forwards]
+        for _ in range(turns - len(forwards)):
+            response_logprobs(self._policy, (), temperature)
+        return found
+
+    def probe(self, bundles: Sequence[Bundle]) -> list[FloatArray]:
+        """Log-probs of each response's tokens, the same on every rank."""
+        return response_logprobs(self._policy, bundles)
+
+    def open_export(self, export: Export) -> Manifest:
+        """Prepare to send weights. May be called again, for another transport."""
+        from actors.transports.staging import Staging, make_slots
+
+        metas = [TensorMeta(n, s) for n, s in self._policy.shapes().items() if is_published(n, self._policy.model)]
+        transport = export.transport
+        senders = self._world_size if transport.every_rank_sends else 1
+        manifest = make_manifest(metas, export.dtype, bucket_bytes=export.bucket_bytes, num_senders=senders)
+        slots = make_slots(
+            manifest, share_memory=export.share_memory, whole=transport.whole_buckets, on_device=transport.on_device
+        )
+        self._staging = Staging(self._policy, manifest, slots)
+        sender = resolve(transport.sender, {}, "transport.kind")
+        self._sender: Sender = sender(self._staging, get_node_ip_address())
+        return manifest
+
+    def offer(self, num_peers: int) -> object:
+        """What engines need to reach this rank. Not a collective."""
+        return self._sender.offer(num_peers)
+
+    def accept(self, seconds: float) -> None:
+        """Return when the engines have joined. Not a collective of the ranks."""
+        self._sender.accept(seconds)
+
+    def advance(self, sent: int | None, seconds: float) -> Staged | None:
+        """Send the staged bucket ``sent`` while the next one is staged; None: stage the first. None after the last.
+        Raises TimeoutError when the engines do not take a bucket in time.
+        """
+        following = 0 if sent is None else sent + 1
+        sending = None
+        if sent is not None:
+            sending = Abandonable(lambda: self._sender.send(sent), f"send bucket {sent}")
+        staged = None
+        if following < len(self._staging.manifest.buckets):
+            staged = Staged(self._staging.stage(following), self._sender.ticket(following))
+        if sending is not None:
+            sending.result(seconds)
+        return staged
+
+    def digests(self) -> dict[str, str]:
+        """Digests of the tensors that this rank would send."""
+        return self._staging.digests()
+
+    def shard_digests(self) -> dict[str, float]:
+        """Norm of this rank's shard of each parameter."""
+        return self._policy.shard_digests()
+
+    def save(self, folder: Path) -> None:
+        """``folder/shards`` from all ranks, ``folder/policy`` in Hugging Face format from rank 0."""
+        self._policy.save(folder)
+        weights = self._policy.gather()
+        if self._rank == 0:
+            self._policy.model.save_pretrained(folder / "policy", state_dict=weights)
+            self._tokenizer.save(folder / "policy")
+        torch.distributed.barrier()
+
+    def restore(self, folder: Path, written_by: int) -> None:
+        """Continue from ``save`` by ``written_by`` ranks."""
+        self._policy.restore(folder, written_by)

@@ -1,0 +1,241 @@
+"""DeepSpeed ZeRO-3 as a TrainablePolicy: the only file that knows its settings and quirks."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.constants import default_pg_timeout
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad, safe_get_local_optimizer_state
+from torch import Tensor, nn
+from torch.distributed import Store
+from transformers import PreTrainedModel
+
+from actors.learner.safe_shards import to_universal, without_code
+from lpo_ray.errors import CheckpointDamaged
+from lpo_ray.learner.norms import norms_by_kind, update_ratios
+from lpo_ray.learner.updates import OptimiserSettings
+from lpo_ray.policy.layout import Layout
+from lpo_ray.policy.scoring import ScoringModel, prepare_packing
+from lpo_ray.policy.weights import TensorMeta, make_manifest
+from lpo_ray.records import StepNorms
+
+SHARDS = "shards"
+PIECE_BYTES = 1 << 24
+"""of parameters that are gathered at once, counted as float32"""
+
+
+def join_group(store: Store, rank: int, world_size: int) -> None:
+    """Join the ranks' process group, whose members meet at ``store``. All ranks call this at once."""
+    if not torch.cuda.is_available():
+        # Built with ninja and a C++ compiler at first use, and an error without one; training does not need it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    device = torch.device("cuda", 0) if backend == "nccl" and world_size > 1 else None  # as DeepSpeed itself does it
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=default_pg_timeout, device_id=device
+    )
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # finds torch's
+
+
+class Zero3Scorer:
+    """One rank's shard of a policy that is only read: the reference. Every method is a collective: all ranks call it at
+    the same time, in the same order, otherwise they wait for each other until the deadline.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        zero: Mapping[str, object],
+        *,
+        attention: str,
+        share_prompt: bool,
+        settings: OptimiserSettings | None = None,
+    ) -> None:
+        """``zero`` is merged over the zero_optimization section. ``attention``: learner.attention. ``settings``: of a
+        policy that is trained.
+        """
+        self.model, self.share_prompt = model, share_prompt
+        self.packed = prepare_packing(model, attention, share_prompt=share_prompt)
+        self.optimiser = None if settings is None else _adamw(model, settings)
+        self.world_size = torch.distributed.get_world_size()
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "managed_gradient_accumulation": False,  # the caller says when an update is complete
+            "gradient_clipping": 0.0 if settings is None else settings.gradient_clip,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": model.dtype == torch.bfloat16},  # fp32 master weights are DeepSpeed's own
+            "steps_per_print": 10**9,
+            "zero_optimization": {
+                "stage": 3,
+                # Threshold 0 really shards every parameter; the default keeps small ones whole on each rank. One rank
+                # has nothing to shard: whole parameters save it a copy of the model in each forward and backward.
+                "stage3_param_persistence_threshold": 0 if self.world_size > 1 else sys.maxsize,
+                # The default, 500 M elements, makes one temporary copy of all gradients of a small model.
+                "reduce_bucket_size": 20_000_000,
+                **zero,
+            },
+        }
+        self.engine, *_ = deepspeed.initialize(model=ScoringModel(model), optimizer=self.optimiser, config=config)
+
+    def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        """See Scorer."""
+        return self.engine(layout, temperature)
+
+
+class Zero3Policy(Zero3Scorer):
+    """One rank's shard of the policy that is trained."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        zero: Mapping[str, object],
+        *,
+        attention: str,
+        share_prompt: bool,
+        settings: OptimiserSettings,
+        gradient_checkpointing: bool,
+    ) -> None:
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        super().__init__(model, zero, attention=attention, share_prompt=share_prompt, settings=settings)
+        self._settings = settings
+        self._offloads = "offload_optimizer" in zero
+
+    def backward(self, loss: Tensor) -> None:
+        """See TrainablePolicy. DeepSpeed averages gradients over ranks; the loss already has the global denominator,
+        so the average is undone.
+        """
+        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> StepNorms:
+        """See TrainablePolicy. DeepSpeed drops a gradient whose global norm is not finite, on all ranks alike."""
+        assert self.optimiser is not None
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        gradients = {} if self._offloads else self._gradient_norms()
+        self.engine.step()
+        norm, applied = self.engine.get_global_grad_norm(), self.engine.was_step_applied()
+        if norm is None:
+            raise RuntimeError("DeepSpeed reports no gradient norm; was backward called before step?")
+        if not applied:
+            return StepNorms(float(norm), applied, gradients, {})
+        if self._offloads:  # offloaded gradients are handed over inside the step, and stay where they are: clipped
+            clipped = max(1.0, float(norm) / self._settings.gradient_clip)
+            gradients = {kind: value * clipped for kind, value in self._gradient_norms().items()}
+        return StepNorms(float(norm), applied, gradients, self._update_ratios())
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """See TrainablePolicy."""
+        total = values.to(self.engine.device)
+        torch.distributed.all_reduce(total)
+        return total.cpu()
+
+    def gather(self) -> dict[str, Tensor]:
+        """The full weights by name, on rank 0; others get an empty dict."""
+        weights: dict[str, Tensor] = {}
+        if torch.distributed.get_rank() == 0:
+            weights = {name: torch.empty(shape, dtype=self.model.dtype) for name, shape in self.shapes().items()}
+        self.gather_into(list(self.shapes()), weights)
+        return weights
+
+    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor]) -> None:
+        """Gather the named parameters on all ranks, a few at a time, and copy those that this rank wants into its
+        ``views``. What is gathered at once, beside the views, is a parameter or ``PIECE_BYTES``.
+        """
+        parameters, shapes = dict(self._named()), self.shapes()
+        metas = [TensorMeta(name, shapes[name]) for name in names]
+        for piece in make_manifest(metas, "float32", bucket_bytes=PIECE_BYTES, num_senders=1).buckets:
+            some = {tensor.name: parameters[tensor.name] for tensor in piece.tensors}
+            with deepspeed.zero.GatheredParameters(list(some.values()), modifier_rank=None):
+                for name, parameter in some.items():
+                    if name in views:
+                        views[name].copy_(parameter.detach())
+
+    @torch.no_grad()
+    def write_shards(self, views: Mapping[str, Tensor]) -> None:
+        """Write this rank's shard of each named parameter where it belongs in the full tensor, in the tensor's dtype.
+        Not a collective. A shard is a run of the flattened parameter; the last ones are padded.
+        """
+        parameters = dict(self._named())
+        for name, view in views.items():
+            shard = parameters[name].ds_tensor.detach().flatten()  # pyright: ignore[reportAttributeAccessIssue]
+            start = torch.distributed.get_rank() * shard.numel()
+            whole = view.view(-1)[start : start + shard.numel()]
+            whole.copy_(shard[: whole.numel()])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Full shape of every parameter, in order: a shard looks empty."""
+        return {name: tuple(parameter.ds_shape) for name, parameter in self._named()}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def shard_digests(self) -> dict[str, float]:
+        """Norm of this rank's shard of each parameter, to show that ranks hold different ones."""
+        return {
+            name: float(parameter.ds_tensor.detach().double().norm())  # pyright: ignore[reportAttributeAccessIssue]
+            for name, parameter in self._named()
+        }
+
+    def save(self, folder: Path) -> None:
+        """ZeRO shards of weights and optimiser in ``folder/shards``, by DeepSpeed."""
+        self.engine.save_checkpoint(str(folder), tag=SHARDS)
+
+    def restore(self, folder: Path, written_by: int) -> None:
+        """Continue from ``save`` by ``written_by`` ranks; bit-equal on the same number. Another number goes through
+        DeepSpeed's universal format, written beside the shards for the time of the restore.
+        """
+        if written_by == self.world_size:
+            self._load(folder, SHARDS)
+            return
+        universal = folder.with_name(f".partial-universal-{folder.name}")
+        if torch.distributed.get_rank() == 0:
+            to_universal(folder / SHARDS, universal / SHARDS)
+        torch.distributed.barrier()
+        config = self.engine._config
+        assert config is not None
+        config.load_universal_checkpoint = True  # read at each load, but settable from outside at initialize only
+        try:
+            self._load(universal, SHARDS)
+        finally:
+            config.load_universal_checkpoint = False
+            torch.distributed.barrier()
+            if torch.distributed.get_rank() == 0:
+                shutil.rmtree(universal, ignore_errors=True)
+
+    def _load(self, folder: Path, tag: str) -> None:
+        with without_code(folder):
+            loaded, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        if loaded is None:
+            raise CheckpointDamaged(str(folder), f"DeepSpeed found no {tag} in it")
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.model.named_parameters()
+
+    def _gradient_norms(self) -> dict[str, float]:
+        shards = ((name, safe_get_local_grad(parameter)) for name, parameter in self._named())
+        return norms_by_kind(shards, self.sum_over_ranks)
+
+    def _update_ratios(self) -> dict[str, float]:
+        assert self.optimiser is not None
+
+        def shards() -> Iterator[tuple[str, Tensor, tuple[Tensor, Tensor]]]:
+            for name, parameter in self._named():
+                first, second = (safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq"))
+                yield name, safe_get_local_fp32_param(parameter), (first, second)
+
+        return update_ratios(shards(), self.optimiser, self.sum_over_ranks)
+
+
+def _adamw(model: PreTrainedModel, settings: OptimiserSettings) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        (p for p in model.parameters() if p.requires_grad),
+        lr=0.0,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,  # one pass over weights and moments instead of a dozen
+    )

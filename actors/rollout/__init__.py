@@ -1,0 +1,1 @@
+"""One vLLM engine as an actor, and the pool's handle of it."""

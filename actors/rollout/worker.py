@@ -1,0 +1,292 @@
+"""One vLLM engine as an actor: samples groups, takes new weights, answers probes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import ray
+
+from actors.control.log_shipping import log, ship_log
+from actors.rollout.inflight import RULES, TAKEN_BACK
+from actors.runtime.cpu_tuning import KEEP_BLOCKS
+from actors.runtime.inspection import current_process
+from actors.runtime.priority import give_way
+from lpo_ray.common.seeds import derive_seed
+from lpo_ray.config.schema import Inflight
+from lpo_ray.errors import GroupLost
+from lpo_ray.policy.weights import Plain
+from lpo_ray.records import FloatArray, IntArray, Process, Prompt, PromptGroup, Response, Sampling
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.config.model import ModelDType
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.logprobs import FlatLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How the engine is built."""
+
+    model_path: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    tensor_parallel_size: int
+    gpu_memory_utilization: float
+    enforce_eager: bool
+    asynchronous: bool
+    on_cpu: bool
+    kv_cache_bytes: int
+    """on CPU; a GPU takes what gpu_memory_utilization leaves"""
+    receiver: str
+    """name of the weight-transfer engine; see transports.Transport"""
+    inflight: Inflight
+    trust_remote_code: bool
+    """see model.trust_remote_code"""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What an engine says of the weights that it serves."""
+
+    digests: list[dict[str, str]]
+    """of each of its processes: tensor -> digest of what arrived"""
+    logprobs: list[FloatArray]
+    """of the probe"""
+    cached_tokens: int
+    """of the probe that were not computed with these weights"""
+
+
+def engine_environment(settings: EngineSettings, threads: int) -> dict[str, str]:
+    """Environment of the process that builds the engine: vLLM reads it when it is imported, torch when it starts."""
+    environment = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # Whatever the user's own environment says, what arrives at the engine core is not unpickled. No transport needs
+        # it, nor does cuda_ipc: see cuda_ipc.to_plain.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
+    }
+    if not settings.asynchronous:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if settings.on_cpu:
+        environment |= {
+            "OMP_NUM_THREADS": str(threads),
+            # Compiling the first log-prob batch costs seconds, and there is no Triton for CPUs.
+            "TORCHDYNAMO_DISABLE": "1",
+            **KEEP_BLOCKS,
+        }
+    return environment
+
+
+def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
+    """VLLM's own settings."""
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    # On CPU a seeded request whose prompt is prefilled in chunks kills the engine ("CPU Generator does not use
+    # offset": vLLM rolls the generator back after a partial prefill); so prompts are prefilled whole there.
+    on_cpu = {
+        "kv_cache_memory_bytes": settings.kv_cache_bytes,
+        "enable_chunked_prefill": False,
+        # vLLM's default of 128 is longer than many prompts: then the K responses of a group share no prefix.
+        "block_size": 32,
+        "max_num_batched_tokens": max(settings.max_model_len, 8192),
+    }
+    return AsyncEngineArgs(
+        model=settings.model_path,
+        trust_remote_code=settings.trust_remote_code,
+        dtype=cast("ModelDType", settings.dtype),
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        enforce_eager=settings.enforce_eager,
+        # Log-probs of the distribution that was really sampled from, temperature included.
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls="actors.rollout.vllm_extension.WorkerExtension",
+        weight_transfer_config=WeightTransferConfig(backend=settings.receiver),
+        disable_log_stats=True,
+        generation_config="vllm",
+        scheduling_policy="priority",  # of probes
+        **(on_cpu if settings.on_cpu else {}),
+    )
+
+
+class RolloutWorker:
+    """Plain class; ``cluster.py`` makes it an actor. All methods but ``start`` may run concurrently."""
+
+    def __init__(self, name: str, settings: EngineSettings) -> None:
+        self._name, self._settings = name, settings
+        self._rule = RULES[settings.inflight]
+
+    async def start(self) -> Process:
+        """Load the model (seconds to minutes)."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        from actors.rollout.engine import AsynchronousEngine, InprocessEngine
+
+        give_way()
+        ship_log("rollout", self._name)
+        self._params, self._kind = SamplingParams, RequestOutputKind
+        arguments = engine_arguments(self._settings)
+        if self._settings.asynchronous:
+            self._engine = AsynchronousEngine(arguments, self._rule)
+        else:
+            self._engine = await asyncio.to_thread(InprocessEngine, arguments, self._rule)
+        self._released = asyncio.Event()
+        process = current_process()
+        log.info("its engine is up on %s: %s in %s", process.host, self._settings.model_path, self._settings.dtype)
+        return process
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        """All K responses, each with a seed of its own; none before the weights are proved or named. Raises GroupLost
+        when vLLM refuses or aborts one.
+        """
+        await self._released.wait()
+        tasks = [
+            asyncio.ensure_future(self._one(prompt, sampling, attempt, index)) for index in range(sampling.group_size)
+        ]
+        try:
+            responses = await asyncio.gather(*tasks)
+            await self._released.wait()
+            return PromptGroup(prompt, attempt, tuple(responses))
+        except (ValueError, RuntimeError) as error:
+            self._engine.check()
+            raise GroupLost(prompt.prompt_id, attempt, f"{self._name}: {error}") from error
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def serve_loaded(self, version: str) -> None:
+        """Give out groups with the weights of the model's folder, as ``version``: nobody publishes others."""
+        await self._engine.name_weights(version)
+        self._released.set()
+
+    async def join_senders(self, senders: Plain) -> None:
+        """Reach the ranks that send weights; see transports.receivers.Senders."""
+        await self._engine.join_senders(senders)
+
+    async def begin_update(self) -> None:
+        """Stop decoding until ``finish_update``, and give out no group until ``release``."""
+        self._released.clear()
+        await self._engine.begin_update()
+
+    async def receive(self, bucket: int, tickets: Sequence[object], seconds: float) -> None:
+        """Receive and load one bucket; gives up after ``seconds``."""
+        found = [await ticket if isinstance(ticket, ray.ObjectRef) else ticket for ticket in tickets]
+        if self._settings.asynchronous:  # the engine is another process, behind a serialiser that has no arrays
+            found = [item.tobytes() if isinstance(item, np.ndarray) else item for item in found]
+        await self._engine.update_weights({"bucket": bucket, "tickets": found, "seconds": seconds})
+
+    async def finish_update(self, version: str, probe: Sequence[IntArray]) -> Delivery:
+        """Decode with the new weights again, and say which they are."""
+        digests = await self._engine.finish_update(version)
+        return Delivery(digests, *await self._answer(probe))
+
+    async def release(self) -> None:
+        """The weights are proved: groups may be given out."""
+        self._released.set()
+
+    async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
+        """Log-probs of tokens 1..T-1 of each sequence as the engine computes them now, [T-1] each."""
+        params = self._params(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=self._kind.FINAL_ONLY
+        )
+        outputs = await asyncio.gather(*(self._probe(sequence, params) for sequence in sequences))
+        return [_prompt_logprobs(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)]
+
+    async def _answer(self, probe: Sequence[IntArray]) -> tuple[list[FloatArray], int]:
+        """Log-probs of the probe, and how many of its tokens came out of the prefix cache.
+
+        vLLM computes prompt log-probs without its cache, so stale keys and values would not show in them. The last
+        token of the last sequence is asked for as one that is sampled, which does read the cache; its prompt is there
+        from the publish before, unless the cache was dropped as it must be.
+        """
+        *scored, last = probe
+        token = int(last[-1])
+        params = self._params(
+            max_tokens=1, temperature=1.0, seed=0, logprob_token_ids=[token], detokenize=False,
+            output_kind=self._kind.FINAL_ONLY,
+        )  # fmt: skip
+        found, sampled = await asyncio.gather(self.logprobs(scored), self._probe(last[:-1], params))
+        rows = sampled.outputs[0].logprobs
+        assert rows is not None
+        found.append(np.asarray([rows[0][token].logprob], dtype=np.float32))
+        return found, sampled.num_cached_tokens or 0
+
+    async def _probe(self, sequence: IntArray, params: SamplingParams) -> RequestOutput:
+        """Where caches are dropped, the probe shares keys and values with every probe before, so that one that was not
+        dropped shows; where they are kept, it must not find them, as no other request may. It goes before all requests
+        that wait for their turn: until it is answered no group is given out.
+        """
+        request_id, shared = f"probe-{os.urandom(8).hex()}", self._rule.drops_caches
+        output = await self._engine.generate(request_id, sequence.tolist(), params, shared=shared, priority=-1)
+        if output is None or output.outputs[0].finish_reason == TAKEN_BACK:
+            raise RuntimeError(f"{self._name} began to take new weights before it had answered a probe")
+        return output
+
+    async def close(self) -> None:
+        """End the engine and its processes."""
+        self._engine.close()
+
+    async def _one(self, prompt: Prompt, sampling: Sampling, attempt: int, index: int) -> Response:
+        """One response, in parts when the engine takes it back for new weights. A part that was taken back is never
+        complete: vLLM ends a request in the step that samples its last token.
+        """
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        versions: list[int] = []
+        name, part = (prompt.prompt_id, attempt, index), 0
+        while True:
+            seed = derive_seed(sampling.seed, *name, part) if part else derive_seed(sampling.seed, *name)
+            params = self._sampling_params(sampling, sampling.max_tokens - len(token_ids), seed)
+            request_id = f"{'/'.join(map(str, name))}/{sampling.seed}-{os.urandom(4).hex()}"
+            so_far = [*prompt.token_ids.tolist(), *token_ids]
+            output = await self._engine.generate(request_id, so_far, params, shared=False)
+            if output is None:
+                continue  # it had no token yet: the same again
+            sampled = output.outputs[0]
+            token_ids += sampled.token_ids
+            logprobs += cast("FlatLogprobs", sampled.logprobs).logprobs
+            for span in sampled.weight_versions or ():
+                versions += [int(span.version)] * (span.end - span.start)
+            if sampled.finish_reason == TAKEN_BACK:
+                part += 1
+            elif sampled.finish_reason in ("stop", "length"):
+                return Response(
+                    np.asarray(token_ids, dtype=np.int64),
+                    np.asarray(logprobs, dtype=np.float32),
+                    np.asarray(versions, dtype=np.int64),
+                    sampled.finish_reason,
+                )
+            else:
+                raise RuntimeError(f"vLLM ended response {index} with finish_reason={sampled.finish_reason!r}")
+
+    def _sampling_params(self, sampling: Sampling, max_tokens: int, seed: int) -> SamplingParams:
+        return self._params(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            max_tokens=max_tokens,
+            seed=seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=self._kind.FINAL_ONLY,
+        )
+
+
+def _prompt_logprobs(output: RequestOutput, sequence: IntArray) -> FloatArray:
+    """[T-1] log-probs of the tokens after the first."""
+    if output.prompt_logprobs is None:
+        raise RuntimeError("vLLM returned no prompt log-probs for the probe")
+    rows = zip(output.prompt_logprobs[1:], sequence[1:], strict=True)
+    return np.asarray([row[int(token)].logprob for row, token in rows if row is not None], dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Ray as this project uses it: calls with deadlines, placement, supervised actors, inspection."""

@@ -1,0 +1,102 @@
+"""An actor whose calls may be made again: when it dies or hangs it is replaced, and whoever called it calls again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import ray
+from ray.actor import ActorProxy
+
+from actors.runtime.inspection import dismiss, end, inspect
+from actors.runtime.remote_calls import call
+from lpo_ray.common.restart_budget import RestartBudget, RestartRule
+from lpo_ray.errors import ComponentDied, DeadlineExceeded
+from lpo_ray.interfaces import Events
+from lpo_ray.records import Process
+
+START_SECONDS = 120.0
+
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+class Supervised(Generic[A]):
+    """One actor, whichever process it is in at the moment."""
+
+    process: Process
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], ActorProxy[A]],
+        start: Callable[[ActorProxy[A]], ray.ObjectRef[Process]],
+        rule: RestartRule,
+        events: Events,
+    ) -> None:
+        """``start``: the call that makes the actor ready, and tells where it runs."""
+        self.name, self._make, self._start, self._events = name, make, start, events
+        self._budget = RestartBudget(rule)
+        self._replacing = asyncio.Lock()
+        self._generation = 0
+        self.handle = make()
+
+    async def start(self) -> Process:
+        """Wait until the actor is ready."""
+        self.process = await self._ready(self.handle)
+        return self.process
+
+    async def call(self, remote: Callable[[ActorProxy[A]], ray.ObjectRef[T]], what: str, seconds: float) -> T:
+        """The result of a call that does no harm when it is made twice. Raises ComponentDied or DeadlineExceeded once
+        the restarts are spent, and at once what the actor raised.
+        """
+        while True:
+            generation = self._generation
+            try:
+                return await call(remote(self.handle), who=self.name, what=what, seconds=seconds)
+            except (ComponentDied, DeadlineExceeded) as error:
+                await self._replace(generation, error)
+
+    async def close(self) -> None:
+        """End it."""
+        await dismiss([self.handle], [self.process] if hasattr(self, "process") else [])
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, also when it is stopped."""
+        if hasattr(self, "process"):
+            end(self.process)
+        ray.kill(self.handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
+
+    async def _ready(self, handle: ActorProxy[A]) -> Process:
+        return await call(self._start(handle), who=self.name, what="start", seconds=START_SECONDS)
+
+    async def _replace(self, generation: int, error: ComponentDied | DeadlineExceeded) -> None:
+        """Of those who find it dead the first replaces it, the others wait for that."""
+        async with self._replacing:
+            if generation != self._generation:
+                return
+            started = time.monotonic()
+            evidence = await inspect(self.process)
+            self._events.note(f"{self.name} is replaced: {error}\n{evidence}")
+            self.kill()
+            while True:
+                pause = self._budget.spend()
+                if pause is None:
+                    text = f"{error}; its {self._budget} are spent (supervision)"
+                    raise ComponentDied(self.name, text) from error
+                await asyncio.sleep(pause)
+                fresh = self._make()
+                try:
+                    process = await self._ready(fresh)
+                    break
+                except (ComponentDied, DeadlineExceeded) as failed:
+                    ray.kill(fresh)  # pyright: ignore[reportArgumentType] - as in kill
+                    error = failed
+            # Only now: whoever calls meanwhile finds the old one dead, and waits here for the new one.
+            self.handle, self.process = fresh, process
+            self._generation += 1
+            self._events.note(f"{self.name} is back after {time.monotonic() - started:.1f} s ({self._budget})")

@@ -1,0 +1,119 @@
+"""Bringing the full weights together from their ZeRO-3 shards, one bucket at a time, in two slots.
+
+While bucket k is being sent from one slot, bucket k+1 is gathered into the other: the memory is that of two buckets, or
+of two shares where a rank needs no more.
+Ranks on one host gather by writing their shards into memory they share, which needs no collective but a barrier;
+elsewhere DeepSpeed gathers.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lpo_ray.policy.weights import Bucket, Manifest, tensor_digest
+
+if TYPE_CHECKING:
+    from actors.learner.zero3 import Zero3Policy  # engines open the shared memory too, and have no DeepSpeed
+
+
+class Slots:
+    """Two buffers, each for what this rank holds of one bucket."""
+
+    def __init__(self, manifest: Manifest, sender: int | None, elements: Tensor) -> None:
+        """``sender``: whose shares are held; None: those of all. ``elements`` [2, n]: of the manifest's dtype."""
+        self._manifest, self._sender, self._elements = manifest, sender, elements
+
+    def held(self, bucket: int) -> Tensor:
+        """[numel] elements."""
+        content = self._manifest.buckets[bucket]
+        return self._elements[bucket % 2, : held_numel(content, self._sender)]
+
+    def views(self, bucket: int) -> dict[str, Tensor]:
+        """Name -> tensor of what is held."""
+        content, held = self._manifest.buckets[bucket], self.held(bucket)
+        return dict(content.views(held) if self._sender is None else content.share_views(self._sender, held))
+
+    def share(self, bucket: int, sender: int) -> Tensor:
+        """Elements of a sender's share; none when it sends nothing."""
+        if self._sender is None:
+            return self.held(bucket)[slice(*self._manifest.buckets[bucket].span(sender))]
+        return self.held(bucket)
+
+
+class SharedMemory(Slots):
+    """Slots in memory without a name in any file system: nothing is left behind however the processes end, and the
+    size limit of /dev/shm (64 MB in a container unless raised) does not apply. Others on the host open ``path``.
+    """
+
+    def __init__(self, manifest: Manifest, path: str | None = None) -> None:
+        """Make it, or map the one at ``path``. Raises OSError."""
+        length = 2 * manifest.slot_numel * manifest.torch_dtype.itemsize
+        if path is None:
+            self._file = os.fdopen(os.memfd_create("lpo-ray-weights"), "r+b")  # open for as long as others may come
+            self._file.truncate(length)
+            path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        self.path = path
+        with Path(path).open("r+b") as file:
+            elements = torch.frombuffer(mmap.mmap(file.fileno(), length), dtype=manifest.torch_dtype).view(2, -1)
+        if torch.cuda.is_available():  # copies from and to the GPU run at full speed, and beside its computation
+            torch.cuda.cudart().cudaHostRegister(elements.data_ptr(), length, 0)  # pyright: ignore[reportOptionalMemberAccess]
+        super().__init__(manifest, None, elements)
+
+
+def held_numel(bucket: Bucket, sender: int | None) -> int:
+    """Elements of a bucket that a rank holds: its share, or all."""
+    if sender is None:
+        return bucket.numel
+    start, end = bucket.span(sender)
+    return end - start
+
+
+def make_slots(manifest: Manifest, *, share_memory: bool, whole: bool, on_device: bool) -> Slots:
+    """Slots shared with the other ranks of this host, or this rank's own, for its share or the ``whole``. A collective:
+    rank 0 makes the shared memory, the others open it.
+    """
+    rank = torch.distributed.get_rank()
+    if not share_memory:
+        sender = None if whole else rank
+        size = max(held_numel(bucket, sender) for bucket in manifest.buckets)
+        device = torch.device("cuda") if on_device else torch.device("cpu")
+        return Slots(manifest, sender, torch.empty(2, size, dtype=manifest.torch_dtype, device=device))
+    mine = SharedMemory(manifest) if rank == 0 else None
+    path: list[str | None] = [None if mine is None else mine.path]
+    torch.distributed.broadcast_object_list(path)
+    return mine or SharedMemory(manifest, path[0])
+
+
+class Staging:
+    """One rank's part in the gathering. ``stage`` is a collective: all ranks call it at the same time, in order."""
+
+    def __init__(self, policy: Zero3Policy, manifest: Manifest, slots: Slots) -> None:
+        self.manifest, self.slots, self._policy = manifest, slots, policy
+        self._rank = torch.distributed.get_rank()
+
+    def share(self, bucket: int) -> Tensor:
+        """Elements of this rank's share of a staged bucket; none when it sends nothing."""
+        return self.slots.share(bucket, self._rank)
+
+    def stage(self, bucket: int) -> dict[str, str]:
+        """Fill the bucket's slot; returns the digests of this rank's share. A slot is used again two buckets later."""
+        content, views = self.manifest.buckets[bucket], self.slots.views(bucket)
+        if isinstance(self.slots, SharedMemory):
+            self._policy.write_shards(views)
+            torch.distributed.barrier()  # every shard is written
+        else:
+            self._policy.gather_into([tensor.name for tensor in content.tensors], views)
+        return {tensor.name: tensor_digest(views[tensor.name]) for tensor in content.share(self._rank)}
+
+    def digests(self) -> dict[str, str]:
+        """Digests of this rank's shares of all buckets; nothing is sent."""
+        found: dict[str, str] = {}
+        for bucket in range(len(self.manifest.buckets)):
+            found |= self.stage(bucket)
+        return found

@@ -1,0 +1,1 @@
+"""Verdicts apart from driver and learner: processes and endpoints."""

@@ -1,0 +1,78 @@
+"""Verdicts from wherever they come: weighted sums of several verifiers, asked again when unscored, remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.calling.version import version_of
+from lpo_ray.verifiers.calling.weighted_sum import is_remote, terms, weighted_sum
+
+RETRY_SECONDS = 0.2
+"""before the first retry; doubled with each"""
+
+
+class Source(Protocol):
+    """One kind of verifier: VerdictPool or RemoteVerdicts."""
+
+    async def verdicts(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
+        """Of each case, in order. Never raises for what a verifier does."""
+        ...
+
+
+class Verdicts:
+    """One event loop."""
+
+    def __init__(self, pool: Source, remote: Source, max_retries: int, most_cached: int) -> None:
+        """``pool``: of functions. ``remote``: of services elsewhere. ``most_cached``: verdicts that are remembered."""
+        self._pool, self._remote, self._max_retries, self._most_cached = pool, remote, max_retries, most_cached
+        self._cached: OrderedDict[bytes, Verdict] = OrderedDict()
+
+    async def of(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
+        """A verdict of each case; those that are unscored were asked for max_retries times more, after a pause."""
+        verdicts = await self._sum(verifier, cases)
+        for retry in range(self._max_retries):
+            open_ones = [number for number, verdict in enumerate(verdicts) if not verdict.is_scored]
+            if not open_ones:
+                break
+            await asyncio.sleep(RETRY_SECONDS * 2**retry)
+            again = await self._sum(verifier, [cases[number] for number in open_ones])
+            for number, verdict in zip(open_ones, again, strict=True):
+                verdicts[number] = verdict
+        return verdicts
+
+    async def _sum(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
+        """Of the weighted sum that ``verifier`` stands for."""
+        sum_of = terms(verifier)
+        parts = await asyncio.gather(*(self._remembered(term.name, cases) for term in sum_of))
+        return [weighted_sum(sum_of, verdicts) for verdicts in zip(*parts, strict=True)]
+
+    async def _remembered(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
+        """Of one verifier, those that were asked before from memory."""
+        source = self._remote if is_remote(verifier) else self._pool
+        if not self._most_cached:
+            return await source.verdicts(verifier, cases)
+        version = version_of(verifier)
+        asked = {_key(verifier, version, case): case for case in cases}
+        known = {key: self._cached[key] for key in asked if key in self._cached}
+        new = [key for key in asked if key not in known]
+        known |= zip(new, await source.verdicts(verifier, [asked[key] for key in new]), strict=True)
+        is_current = version_of(verifier) == version
+        for key, verdict in known.items():
+            if verdict.is_scored and is_current:
+                self._cached[key] = verdict
+                self._cached.move_to_end(key)
+        while len(self._cached) > self._most_cached:
+            self._cached.popitem(last=False)
+        return [known[_key(verifier, version, case)] for case in cases]
+
+
+def _key(verifier: str, version: str, case: Case) -> bytes:
+    """Of a verdict, within one service: the settings of its verifiers never change."""
+    asked = (verifier, version, case.prompt, case.answer, repr(case.row), str(case.truncated), case.response)
+    return blake2b("\0".join(asked).encode(errors="surrogatepass"), digest_size=16).digest()

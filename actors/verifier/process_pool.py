@@ -1,0 +1,222 @@
+"""A pool of processes that look at model-written text, each response under a hard deadline.
+
+Responses to a prompt go to a process together, as many as take CHUNK_SECONDS by what the verifier took so far: a call
+costs as much as several quick verdicts. A chunk that misses the deadline, or whose process dies, is asked again one by
+one, so the response that did it is known and the others lose nothing but time. A call that takes far longer than its
+like goes on in a spare process, with what the processors have left: its place is for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.calling.call import loaded_version, verify
+from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.calling.version import version_of
+
+CHUNK_SECONDS = 0.05
+OVERDUE_SECONDS, OVERDUE_TIMES = 0.25, 10
+"""a call gives up its place after so long, and after so many times what it should take"""
+POOLS = 5
+"""that may break under one call"""
+LOOK_SECONDS = 1.0
+"""between looks at whether the pool of a call still works"""
+SHOWN = 300
+"""characters of a response that was slow"""
+_WORN = 86
+"""exit code of a process that makes way for a fresh one, before it takes up a task"""
+_PR_SET_PDEATHSIG = 1
+_has_judged = False
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """See VerifierConfig."""
+
+    num_processes: int
+    deadline_seconds: float
+    slow_seconds: float
+    recycle_after: int
+    memory_mib: int
+
+
+class VerdictPool:
+    """Verdicts of functions. One event loop."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self._settings, self._num_processes = settings, settings.num_processes
+        self._seconds: dict[str, float] = {}
+        """verifier -> of one verdict, lately"""
+        # forkserver: a clean parent without this process's threads, from which a replacement forks in milliseconds
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["lpo_ray.verifiers.calling.call"])
+        self._pool, self._places = self._make_pool(self._num_processes), asyncio.Semaphore(self._num_processes)
+        self._is_closed = False
+        self._closing: list[asyncio.Task[None]] = []
+
+    async def verdicts(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
+        """Of each case, in order. Never raises for what a verifier does."""
+        size = self._chunk_size(verifier)
+        chunks = [cases[start : start + size] for start in range(0, len(cases), size)]
+        judged = await asyncio.gather(*(self._judged(verifier, chunk) for chunk in chunks))
+        return [verdict for chunk in judged for verdict in chunk]
+
+    def resize(self, num_processes: int) -> None:
+        """Another number of processes from now on. What the old ones are at work on they end."""
+        if num_processes == self._num_processes:
+            return
+        self._num_processes = num_processes
+        old, self._pool = self._pool, self._make_pool(num_processes)
+        self._places = asyncio.Semaphore(num_processes)
+        self._end(old, old.close)
+
+    async def close(self) -> None:
+        """Kill the processes. Calls that are on their way have no verdict."""
+        self._is_closed = True
+        self._pool.stop()
+        await asyncio.to_thread(self._pool.join, 10)
+
+    def _make_pool(self, num_processes: int) -> ProcessPool:
+        return ProcessPool(
+            max_workers=2 * num_processes,  # half of them are spare
+            max_tasks=self._settings.recycle_after,
+            initializer=_enter,
+            initargs=[self._settings.memory_mib],
+            context=self._context,
+        )
+
+    def _chunk_size(self, verifier: str) -> int:
+        seconds = self._seconds.get(verifier)
+        return 1 if seconds is None else max(1, int(CHUNK_SECONDS / max(seconds, 1e-6)))
+
+    async def _judged(self, verifier: str, chunk: Sequence[Case]) -> list[Verdict]:
+        deadline, broken = self._settings.deadline_seconds, 0
+        while True:
+            pool = self._pool
+            try:
+                verdicts, seconds = await self._asked(pool, verifier, chunk)
+                self._took(verifier, chunk, seconds)
+                return verdicts
+            except FutureTimeout:
+                reason = f"no verdict within {deadline:g} s; its process was killed"
+            except ProcessExpired as error:
+                if error.exitcode == _WORN:
+                    continue
+                reason = f"the verifier process died with exit code {error.exitcode}"
+            except RuntimeError as error:  # the parent of its processes was killed, or one while it was read from
+                broken += 1
+                if not self._is_closed and broken <= POOLS:
+                    self._replace(pool, error)
+                    continue
+                reason = f"the pool broke {broken} times: {type(error).__name__} {error}"
+            except Exception as error:  # noqa: BLE001 - of what goes to a process and comes back; none of it is a reward
+                reason = f"{type(error).__name__}: {error}"
+            if len(chunk) > 1:
+                return [v for case in chunk for v in await self._judged(verifier, [case])]
+            logger.warning("verifier %s: %s. The response: %s", verifier, reason, _shown(chunk[0].response))
+            return [Verdict.unscored(reason)]
+
+    async def _asked(self, pool: ProcessPool, verifier: str, chunk: Sequence[Case]) -> tuple[list[Verdict], float]:
+        """One call, in a place until it is overdue. Raises what the pool raises."""
+        each, deadline = self._seconds.get(verifier), self._settings.deadline_seconds
+        overdue = deadline if each is None else max(OVERDUE_SECONDS, OVERDUE_TIMES * each * len(chunk))
+        async with self._places:
+            asked = (verifier, version_of(verifier), chunk, overdue)
+            future = asyncio.wrap_future(pool.schedule(_judge, args=asked, timeout=deadline))
+            await _settled(pool, future, overdue)
+        await _settled(pool, future, math.inf)
+        if future.cancelled():
+            raise BrokenProcessPool("it was stopped")
+        return future.result()
+
+    def _replace(self, pool: ProcessPool, error: Exception) -> None:
+        """A new pool in place of one that is broken, unless another call has seen to it."""
+        if pool is not self._pool:
+            return
+        logger.warning("the pool of verifier processes is replaced: %s %s", type(error).__name__, error)
+        self._pool = self._make_pool(self._num_processes)
+        self._end(pool, pool.stop)
+
+    def _end(self, pool: ProcessPool, end: Callable[[], None]) -> None:
+        end()
+        self._closing = [task for task in self._closing if not task.done()]
+        self._closing.append(asyncio.ensure_future(asyncio.to_thread(pool.join)))
+
+    def _took(self, verifier: str, chunk: Sequence[Case], seconds: float) -> None:
+        """What a chunk teaches of the verifier's speed."""
+        each = seconds / len(chunk)
+        known = self._seconds.get(verifier, each)
+        self._seconds[verifier] = known + 0.2 * (each - known)
+        if seconds > self._settings.slow_seconds:
+            longest = max((case.response for case in chunk), key=len)
+            what = f"{len(chunk)} verdicts" if len(chunk) > 1 else "a verdict"
+            logger.warning("verifier %s: %s took %.1f s. The response: %s", verifier, what, seconds, _shown(longest))
+
+
+async def _settled(pool: ProcessPool, future: asyncio.Future[T], seconds: float) -> None:
+    """Return when ``future`` is done, or after ``seconds``. A pool that breaks ends the calls that it has taken up, but
+    forgets those that wait in its queue, for ever: BrokenProcessPool for these.
+    """
+    until = time.monotonic() + seconds
+    while not future.done() and (left := until - time.monotonic()) > 0:
+        active = pool.active
+        await asyncio.wait({future}, timeout=min(left, LOOK_SECONDS))
+        if not active and not future.done():
+            raise BrokenProcessPool("it takes up no calls any more")
+
+
+def _shown(text: str) -> str:
+    half = SHOWN // 2
+    return repr(text if len(text) <= SHOWN else f"{text[:half]} ...{len(text) - SHOWN} characters... {text[-half:]}")
+
+
+def _enter(memory_mib: int) -> None:
+    """Die with the forkserver (which dies with the actor), also while a verifier spins in a loop of its own; and give
+    MemoryError instead of the machine's memory.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_mib * 2**20, hard))
+    signal.signal(signal.SIGVTALRM, _give_way)
+
+
+def _judge(verifier: str, version: str, cases: Sequence[Case], overdue: float) -> tuple[list[Verdict], float]:
+    """In a process of the pool: the verdicts and how long they took. A process whose memory has grown to half of its
+    limit, or that has been overdue, or that has loaded another version of the verifier, makes way first.
+    """
+    global _has_judged  # one that makes way before its first call would be replaced for ever
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    has_grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > limit / 2
+    is_old = loaded_version(verifier) != version
+    if _has_judged and (has_grown or is_old or os.sched_getscheduler(0) == os.SCHED_IDLE):
+        os._exit(_WORN)
+    _has_judged = True
+    started = time.perf_counter()
+    signal.setitimer(signal.ITIMER_VIRTUAL, overdue)  # of processor time: a call that sleeps is in nobody's way
+    verdicts = verify(verifier, cases)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    return verdicts, time.perf_counter() - started
+
+
+def _give_way(number: int, frame: FrameType | None) -> None:
+    """From now on this process runs when nobody else wants to."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -1,0 +1,69 @@
+"""The verifier service: verdicts apart from driver and learner, by a pool of processes and by services elsewhere.
+
+A response that cannot be checked is *unscored*, which is retried and then loses the group: never a reward of 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from actors.control.log_shipping import ship_log
+from actors.runtime.inspection import current_process
+from actors.runtime.priority import give_way
+from actors.verifier.dispatch import Verdicts
+from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
+from actors.verifier.process_pool import PoolSettings, VerdictPool
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.records import FloatArray, Process, PromptGroup
+from lpo_ray.rollout.rewards import cases_of, scores_of
+from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.calling.overlong import Overlong
+from lpo_ray.verifiers.sandbox.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """See VerifierConfig."""
+
+    pool: PoolSettings
+    remote: RemoteSettings
+    max_retries: int
+    cached_verdicts: int
+    overlong: Overlong
+    sandbox: Limits
+
+
+class VerifierService:
+    """Plain class; ``cluster.py`` makes it an actor with many concurrent calls."""
+
+    def __init__(self, model_path: str, settings: ServiceSettings, *, trust_remote_code: bool = False) -> None:
+        """``model_path``: whose tokenizer turns responses into text. ``trust_remote_code``: see
+        model.trust_remote_code.
+        """
+        self._model_path, self._trust_remote_code = model_path, trust_remote_code
+        self._settings = settings
+
+    async def start(self) -> Process:
+        """Start the pool; returns where the service runs."""
+        give_way()
+        ship_log("verifier", "verifier service")
+        settings = self._settings
+        self._tokenizer = Tokenizer.load(self._model_path, trust_remote_code=self._trust_remote_code)
+        self._pool, self._remote = VerdictPool(settings.pool), RemoteVerdicts(settings.remote)
+        self._verdicts = Verdicts(self._pool, self._remote, settings.max_retries, settings.cached_verdicts)
+        await self._pool.verdicts("countdown", [Case("", "", '{"numbers": [1], "target": 1}')])
+        return current_process()
+
+    async def resize(self, num_processes: int) -> None:
+        """Verify with another number of processes from now on."""
+        self._pool.resize(num_processes)
+
+    async def score(self, group: PromptGroup) -> tuple[FloatArray, tuple[str, ...]]:
+        """[K] rewards and details of the group's responses; see interfaces.Verifier."""
+        cases = cases_of(group, self._tokenizer, self._settings.sandbox)
+        return scores_of(group, await self._verdicts.of(group.prompt.verifier, cases), self._settings.overlong)
+
+    async def close(self) -> None:
+        """Kill the pool's processes."""
+        await asyncio.gather(self._pool.close(), self._remote.close())

@@ -1,0 +1,1 @@
+"""Toolbox of the standard library only: every room may use it."""

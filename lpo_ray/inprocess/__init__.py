@@ -1,1 +1,0 @@
-"""The same interfaces without Ray."""

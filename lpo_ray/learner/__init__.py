@@ -1,0 +1,1 @@
+"""One step of learning: targets, packing, loss, updates, norms."""

@@ -1,0 +1,105 @@
+"""Groups into token-budgeted micro-batches, balanced over ranks, with global denominators.
+
+A group stays whole wherever it can: its K coefficients need all K log-ratios, and one forward over the whole group has
+them. One that exceeds the budget (or has to be shared by ranks that outnumber the groups) is split into pieces by
+responses; the learner then collects its log-ratios in a pass of its own where it does not know them already. The loss
+denominators are counted here, over all ranks and micro-batches, before any backward pass; so the gradient does not
+depend on how the groups were laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lpo_ray.common.seeds import derive_seed
+from lpo_ray.records import G, MicroBatch, Piece, TargetGroup, TrainBatch, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How groups become micro-batches."""
+
+    world_size: int
+    tokens_per_micro_batch: int
+    share_prompt: bool
+
+    def tokens(self, piece: Piece[G]) -> int:
+        """Positions of a packed forward over the piece."""
+        group = piece.item.group
+        prompts = 1 if self.share_prompt else len(piece.responses)
+        return prompts * len(group.prompt.token_ids) + sum(len(group.responses[k].token_ids) for k in piece.responses)
+
+
+def pack_step(
+    targets: Sequence[TargetGroup], packing: Packing, *, step: int, seed: int, updates: int, learning_rate: float
+) -> TrainBatch:
+    """Split a step's groups, in the order of (seed, step), into ``updates`` parts, each packed over the ranks.
+
+    Where groups were dropped from the step the parts differ by one group at most, each with denominators of its own;
+    fewer groups than updates make fewer updates, for an update without groups would step on weight decay alone.
+    Raises ValueError when there are no groups: whether a step may be empty is the caller's decision.
+    """
+    if not targets or updates < 1:
+        raise ValueError(f"{len(targets)} groups for {updates} updates; expected at least one of each")
+    order = np.random.default_rng(derive_seed(seed, "updates", step)).permutation(len(targets))
+    numbers = np.array_split(order, min(updates, len(targets)))
+    parts = [[targets[number] for number in part] for part in numbers]
+    return TrainBatch(
+        step=step, updates=tuple(pack_update(part, packing) for part in parts), learning_rate=learning_rate
+    )
+
+
+def pack_update(targets: Sequence[TargetGroup], packing: Packing) -> Update:
+    """One update's groups over the ranks, with the denominators of the whole update."""
+    shares = balance(targets, packing)
+    return Update(
+        shares,
+        num_prompts=len(targets),
+        num_tokens=sum(target.group.num_tokens for target in targets),
+        tokens_by_rank=tuple(sum(packing.tokens(piece) for mb in share for piece in mb.pieces) for share in shares),
+    )
+
+
+def balance(items: Sequence[G], packing: Packing) -> tuple[tuple[MicroBatch[G], ...], ...]:
+    """[rank][i] micro-batches: longest piece first onto the rank with the fewest tokens (LPT), there into the first
+    micro-batch with room (first fit); a response above the budget stands alone.
+
+    Every rank gets the same number of micro-batches, the last ones empty where needed: ZeRO-3 gathers parameters in
+    each forward, so a rank that runs fewer of them leaves the others waiting for ever.
+    """
+    pieces = [piece for item in items for piece in _pieces(item, packing, len(items))]
+    load = [0] * packing.world_size
+    shares: list[list[list[Piece[G]]]] = [[] for _ in range(packing.world_size)]
+    room: list[list[int]] = [[] for _ in range(packing.world_size)]
+    for piece in sorted(pieces, key=packing.tokens, reverse=True):
+        size, rank = packing.tokens(piece), load.index(min(load))
+        load[rank] += size
+        at = next((at for at, left in enumerate(room[rank]) if size <= left), len(room[rank]))
+        if at == len(room[rank]):
+            shares[rank].append([])
+            room[rank].append(packing.tokens_per_micro_batch)
+        shares[rank][at].append(piece)
+        room[rank][at] -= size
+    longest = max(len(share) for share in shares)
+    padded = (share + [[]] * (longest - len(share)) for share in shares)
+    return tuple(tuple(MicroBatch(tuple(pieces)) for pieces in share) for share in padded)
+
+
+def _pieces(item: G, packing: Packing, num_items: int) -> list[Piece[G]]:
+    """The group whole, or its responses in consecutive runs that keep to the budget."""
+    every = tuple(range(len(item.group.responses)))
+    whole = Piece(item, every)
+    budget = packing.tokens_per_micro_batch
+    if num_items < packing.world_size:
+        budget = min(budget, -(-num_items * packing.tokens(whole) // packing.world_size))
+    if packing.tokens(whole) <= budget:
+        return [whole]
+    runs: list[tuple[int, ...]] = [()]
+    for k in every:
+        if runs[-1] and packing.tokens(Piece(item, (*runs[-1], k))) > budget:
+            runs.append(())
+        runs[-1] = (*runs[-1], k)
+    return [Piece(item, run) for run in runs]

@@ -1,0 +1,182 @@
+"""A single-device learner in this process: plain torch, the same arithmetic as a ZeRO-3 rank."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.errors import CheckpointDamaged, LearnerLost
+from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
+from lpo_ray.learner.norms import norms_by_kind, update_ratios
+from lpo_ray.learner.packing import Packing, balance
+from lpo_ray.learner.updates import (
+    Objective,
+    OptimiserSettings,
+    log_ratios_to_engine,
+    run_updates,
+)
+from lpo_ray.policy.layout import Layout
+from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing, response_logprobs
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.policy.weights import TensorMeta, is_published, make_manifest, tensor_digest
+from lpo_ray.records import Anchor, Bundle, FloatArray, ScoredGroup, StepNorms, StepReport, TrainBatch
+
+
+class TorchScorer:
+    """Scorer on one device."""
+
+    def __init__(self, model: PreTrainedModel, *, attention: str = "auto", share_prompt: bool = False) -> None:
+        """``attention``: learner.attention."""
+        self.model, self.share_prompt = model, share_prompt
+        self.packed = prepare_packing(model, attention, share_prompt=share_prompt)
+        self._scoring = ScoringModel(model)
+
+    def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        """See Scorer."""
+        return self._scoring(layout, temperature)
+
+
+class TorchPolicy(TorchScorer):
+    """TrainablePolicy on one device. A bf16 model has fp32 master weights, as with ZeRO-3."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: OptimiserSettings,
+        *,
+        attention: str = "auto",
+        share_prompt: bool = False,
+    ) -> None:
+        super().__init__(model, attention=attention, share_prompt=share_prompt)
+        self._settings = settings
+        self._weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._masters = {
+            name: parameter if parameter.dtype != torch.bfloat16 else parameter.detach().float()
+            for name, parameter in self._weights.items()
+        }
+        self.optimiser = torch.optim.AdamW(
+            self._masters.values(), lr=0.0, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """See TrainablePolicy."""
+        loss.backward()
+
+    def step(self, learning_rate: float) -> StepNorms:
+        """See TrainablePolicy."""
+        for name, master in self._masters.items():
+            gradient = self._weights[name].grad
+            if master is not self._weights[name] and gradient is not None:
+                master.grad = gradient.float()
+        named = [(name, master.grad) for name, master in self._masters.items() if master.grad is not None]
+        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
+        gradients = norms_by_kind(named, self.sum_over_ranks)
+        applied = bool(torch.isfinite(norm))
+        if applied:
+            torch.nn.utils.clip_grads_with_norm_(self._masters.values(), self._settings.gradient_clip, norm)
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.grad = None
+                if self._masters[name] is not weight:
+                    weight.copy_(self._masters[name])
+        return StepNorms(float(norm), applied, gradients, self._update_ratios() if applied else {})
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """See TrainablePolicy: there is one rank."""
+        return values
+
+    def state(self) -> dict[str, dict[str, object]]:
+        """Everything ``load_state`` needs: master weights and optimiser."""
+        return {"weights": dict(self._masters), "optimiser": self.optimiser.state_dict()}
+
+    def load_state(self, state: dict[str, dict[str, object]]) -> None:
+        """Continue from ``state``."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        with torch.no_grad():
+            for name, master in self._masters.items():
+                master.copy_(cast("Tensor", state["weights"][name]))
+                self._weights[name].copy_(master)
+
+    @torch.no_grad()
+    def _update_ratios(self) -> dict[str, float]:
+        states = ((name, master, self.optimiser.state[master]) for name, master in self._masters.items())
+        shards = ((name, master, (state["exp_avg"], state["exp_avg_sq"])) for name, master, state in states)
+        return update_ratios(shards, self.optimiser, self.sum_over_ranks)
+
+
+class InprocessLearner:
+    """Learner of one rank."""
+
+    world_size = 1
+
+    def __init__(
+        self,
+        policy: TorchPolicy,
+        tokenizer: Tokenizer,
+        objective: Scheduled[Objective],
+        packing: Packing,
+        reference: Scorer | None = None,
+    ) -> None:
+        self.policy, self._tokenizer, self._objective = policy, tokenizer, objective
+        self._packing, self._reference = packing, reference
+        self.vocabulary = len(tokenizer)
+
+    async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
+        """See interfaces.Learner."""
+        found = log_ratios_to_engine(self.policy, balance(groups, self._packing)[0], self._objective.at(0))
+        return merge_log_ratios(groups, found)
+
+    async def project(self, batch: TrainBatch) -> StepReport:
+        """All updates of the step."""
+        objective = self._objective.at(batch.step)
+        return merge_reports(
+            [run_updates(self.policy, batch.updates, 0, objective, batch.learning_rate, self._reference)]
+        )
+
+    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+        """See interfaces.Learner."""
+        return [row for bundles in forwards for row in response_logprobs(self.policy, bundles, temperature)]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The policy's own tensors that travel, by name."""
+        model = self.policy.model
+        return {name: p.detach() for name, p in model.named_parameters() if is_published(name, model)}
+
+    async def digest(self) -> str:
+        """See interfaces.Learner."""
+        weights = self.weights()
+        metas = [TensorMeta(name, tuple(tensor.shape)) for name, tensor in weights.items()]
+        dtype = str(self.policy.model.dtype).removeprefix("torch.")
+        manifest = make_manifest(metas, dtype, bucket_bytes=1 << 30, num_senders=1)
+        return manifest.digest({name: tensor_digest(tensor) for name, tensor in weights.items()})
+
+    async def save(self, folder: Path) -> None:
+        """``folder/policy`` in Hugging Face format and ``folder/shards/state.pt``."""
+        self.policy.model.save_pretrained(folder / "policy")
+        self._tokenizer.save(folder / "policy")
+        (folder / "shards").mkdir()
+        torch.save(self.policy.state(), folder / "shards" / "state.pt")
+
+    async def restore(self, folder: Path, written_by: int) -> None:
+        """Weights and optimiser state of ``save``. Raises CheckpointDamaged when the file has more than tensors."""
+        try:
+            state = torch.load(folder / "shards" / "state.pt", weights_only=True)
+        except pickle.UnpicklingError as error:
+            why = "shards/state.pt has more than tensors, which could run code when read"
+            raise CheckpointDamaged(str(folder), why) from error
+        self.policy.load_state(state)
+
+    async def reform(self, lost: LearnerLost) -> None:
+        """See interfaces.Learner. It cannot be lost: it is this process."""
+        raise lost

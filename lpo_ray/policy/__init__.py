@@ -1,0 +1,1 @@
+"""The language model: load, tokenise, lay out, score, name its weights."""

@@ -1,0 +1,75 @@
+"""Loading a policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lpo_ray.errors import ConfigError
+from lpo_ray.policy.foreign_code import not_loaded
+
+
+def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a Hugging Face folder, every dropout off. ConfigError when it cannot be loaded, or brings code of
+    its own that is not trusted.
+
+    Dropout would make the anchor's forward and the update's differ at equal weights: a log-ratio that is not there.
+    """
+    config = _config(path, trust_remote_code=trust_remote_code)
+    for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise not_loaded(path, "weights", error) from error
+
+
+def context_length(path: str, *, trust_remote_code: bool = False) -> int:
+    """Positions the model was built for. ConfigError when the folder is not a model, or brings code of its own that is
+    not trusted.
+    """
+    folder = Path(path)
+    if folder.is_absolute() or path.startswith((".", "~")) or folder.exists():  # no hub name begins like that
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model.path is {path!r}, which has no config.json; expected a Hugging Face model folder (`lpo-ray "
+                "import-gguf` makes one), or null for the tiny base policy"
+            )
+        try:
+            json.loads((folder / "config.json").read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{folder / 'config.json'} is not JSON: {error}; the model folder is damaged") from error
+    config = _config(path, trust_remote_code=trust_remote_code)
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise ConfigError(f"the config of {path!r} has no max_position_embeddings, so its context is not known")
+    return length
+
+
+def identity(path: str, *, trust_remote_code: bool = False) -> str:
+    """What model this is: the digest of all files of a folder but its texts for people; of a hub's, the name and the
+    commit that is in use. ConfigError as context_length.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        commit = getattr(_config(path, trust_remote_code=trust_remote_code), "_commit_hash", None)
+        return f"{path}@{commit}"
+    digest = blake3()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix != ".md"):
+        of_file = blake3(max_threads=blake3.AUTO).update_mmap(file)
+        digest.update(f"{file.relative_to(folder)} {of_file.hexdigest()}\n".encode())
+    return digest.hexdigest(16)
+
+
+def _config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise not_loaded(path, "config", error) from error

@@ -1,0 +1,128 @@
+"""One forward of the policy: pieces of groups in, log-prob and entropy of each response token out.
+
+Legend: N responses of a micro-batch, T tokens of the longest, M response tokens together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lpo_ray.errors import ConfigError
+from lpo_ray.policy.attention import PACKED, supports_packing
+from lpo_ray.policy.layout import Layout, lay_out
+from lpo_ray.policy.logprob_head import ScoringHead
+from lpo_ray.records import Bundle, FloatArray
+
+
+class Scorer(Protocol):
+    """What can score tokens: a policy being trained, or a frozen reference. With ZeRO-3 all ranks must call at once."""
+
+    packed: bool
+    share_prompt: bool
+
+    def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        """[M] log-prob and [M] entropy of the layout's response tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Of N responses padded to T tokens. fp32 or better."""
+
+    logprobs: Tensor
+    """[N, T] of the sampled tokens at the sampling temperature; 0 where padded"""
+    entropy: Tensor
+    """[N, T] nats, without gradient"""
+    mask: Tensor
+    """[N, T] bool"""
+    padding: float
+    """share of the forward's positions that held no token"""
+
+
+class ScoringModel(nn.Module):
+    """A causal language model whose forward ends in scores instead of logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.head = ScoringHead(_output_weight(model))
+
+    def forward(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        """See Scorer.score."""
+        device = self.model.device
+        rows = {} if layout.rows is None else {"rows": layout.rows.to(device)}
+        mask = layout.attention_mask
+        hidden = self.model.base_model(
+            input_ids=layout.token_ids.to(device),
+            position_ids=layout.position_ids.to(device),
+            attention_mask=None if mask is None else mask.to(device),
+            use_cache=False,
+            **rows,
+        ).last_hidden_state.flatten(0, 1)
+        # Without a response the first token stands in: its score is not used, but every parameter takes part, which
+        # the collectives of ZeRO-3's backward pass need.
+        select = layout.select if len(layout.select) else torch.zeros(1, dtype=torch.long)
+        targets = layout.targets if len(layout.targets) else torch.zeros(1, dtype=torch.long)
+        return self.head(hidden.index_select(0, select.to(device)), targets.to(device), temperature)
+
+
+def prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) -> bool:
+    """Give the model packed attention if ``wanted`` ("auto", "packed" or "padded") and its kind allow; whether it has.
+
+    Raises ConfigError when "packed" or a shared prompt is wanted of a model that cannot.
+    """
+    able = supports_packing(model)
+    if not able and (wanted == "packed" or share_prompt):
+        asked = "learner.attention=packed" if wanted == "packed" else "pipeline.share_prompt=true"
+        raise ConfigError(
+            f"{asked}, but {type(model).__name__} has attention that cannot be replaced, or layers that are not full "
+            "causal attention; set learner.attention=padded and pipeline.share_prompt=false"
+        )
+    if wanted == "padded" or not able:
+        return False
+    model.set_attn_implementation(PACKED)
+    return True
+
+
+def score_bundles(scorer: Scorer, bundles: Sequence[Bundle], temperature: float) -> TokenScores:
+    """One forward over all responses of ``bundles``, in order. Without any it still runs one, over one token."""
+    layout = lay_out(bundles, packed=scorer.packed, share_prompt=scorer.share_prompt)
+    logprobs, entropy = scorer.score(layout, temperature)
+    lengths = torch.tensor(layout.lengths, dtype=torch.long, device=logprobs.device)
+    if not len(lengths):
+        return TokenScores(logprobs[None] * 0.0, entropy[None] * 0.0, torch.zeros_like(entropy[None]).bool(), 0.0)
+    mask = torch.arange(int(max(layout.lengths)), device=logprobs.device) < lengths[:, None]
+    zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=logprobs.device)
+    return TokenScores(zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy), mask, layout.padding)
+
+
+def response_logprobs(scorer: Scorer, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
+    """Log-probs of each response's tokens, response by response, in one forward, which runs without any, too."""
+    with torch.no_grad():
+        scores = score_bundles(scorer, bundles, temperature)
+    lengths = [len(response) for _, responses in bundles for response in responses]
+    rows = scores.logprobs[: len(lengths)]  # without a response the forward has one row, which is nobody's
+    return [row[:length].cpu().numpy() for row, length in zip(rows, lengths, strict=True)]
+
+
+def _output_weight(model: PreTrainedModel) -> nn.Parameter:
+    """The weight of a plain linear head. ConfigError for heads that do more: their log-probs would be wrong."""
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    more = {
+        name: value
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        if (value := getattr(config, name, None)) not in (None, 1.0)
+    }
+    if not isinstance(head, nn.Linear) or head.bias is not None or more:
+        raise ConfigError(
+            f"the output head of {type(model).__name__} is not a plain linear layer "
+            f"({type(head).__name__}{', ' if more else ''}{more or ''}); expected one without bias, scaling or capping"
+        )
+    return cast("nn.Parameter", head.weight)

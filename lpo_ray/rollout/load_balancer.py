@@ -1,0 +1,107 @@
+"""Who gets the next group: the member with the fewest responses in flight, once it has room; first come, first served.
+
+A member is given as many responses as keep it busy; further groups wait here, so that whoever joins finds work at once,
+and whoever leaves has little to hand back. O(log members) for each group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic
+
+from lpo_ray.errors import LpoRayError
+from lpo_ray.rollout.member import Member, W
+
+
+class Balance(Generic[W]):
+    """Members by their load, and the groups that wait for one of them."""
+
+    def __init__(self, slots: int) -> None:
+        """``slots``: responses that a member is given at once; a group that is larger goes to one that has none."""
+        self._slots = slots
+        self._by_load: list[tuple[int, int, int, Member[W]]] = []
+        """heap of (responses in flight, worker, number of the entry, member); what is out of date is skipped"""
+        self._entries = itertools.count()
+        self._limit = 0
+        """entries of the heap from which on those that are out of date are dropped"""
+        self._waiting: deque[tuple[int, asyncio.Future[Member[W]]]] = deque()
+        """groups that wait, by their responses"""
+
+    @property
+    def num_waiting(self) -> int:
+        """Groups that nobody has room for."""
+        return sum(not ticket.done() for _, ticket in self._waiting)
+
+    async def take(self, size: int, patience: Callable[[], float]) -> Member[W]:
+        """A member with room for ``size`` responses, which from now on count as its own until ``give_back``.
+
+        ``patience``: seconds that the group may still wait, asked again when they are over; TimeoutError once there are
+        none. Raises what ``fail`` is given meanwhile.
+        """
+        if not self._waiting and (member := self._with_room(size)) is not None:
+            self._charge(member, size)
+            return member
+        ticket: asyncio.Future[Member[W]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, ticket))
+        try:
+            while not (await asyncio.wait({ticket}, timeout=patience()))[0]:
+                if patience() <= 0:
+                    raise TimeoutError
+            return ticket.result()
+        except asyncio.CancelledError:
+            if ticket.done() and not ticket.cancelled() and ticket.exception() is None:
+                self.give_back(ticket.result(), size)
+            raise
+        finally:
+            if ticket.cancel():  # who stood behind it may have room
+                self.offer([])
+
+    def give_back(self, member: Member[W], size: int) -> None:
+        """``size`` responses that were taken have ended, well or not."""
+        member.responses -= size
+        self.offer([member])
+
+    def offer(self, members: Sequence[Member[W]]) -> None:
+        """Their load has changed, or they have begun to serve: who waits longest goes first."""
+        for member in members:
+            self._enter(member)
+        while self._waiting:
+            size, ticket = self._waiting[0]
+            if not ticket.done():
+                found = self._with_room(size)
+                if found is None:
+                    return
+                self._charge(found, size)
+                ticket.set_result(found)
+            self._waiting.popleft()
+
+    def fail(self, failure: LpoRayError) -> None:
+        """Nobody will ever have room: all who wait raise ``failure``."""
+        for _, ticket in self._waiting:
+            if not ticket.done():
+                ticket.set_exception(failure)
+        self._waiting.clear()
+
+    def _with_room(self, size: int) -> Member[W] | None:
+        while self._by_load:
+            load, *_, member = self._by_load[0]
+            if load == member.responses and member.serves:
+                return member if not load or load + size <= self._slots else None
+            heapq.heappop(self._by_load)
+        return None
+
+    def _charge(self, member: Member[W], size: int) -> None:
+        member.responses += size
+        self._enter(member)
+
+    def _enter(self, member: Member[W]) -> None:
+        if len(self._by_load) > self._limit:
+            current = {entry[1]: entry for entry in self._by_load if entry[0] == entry[3].responses and entry[3].serves}
+            self._by_load = list(current.values())
+            heapq.heapify(self._by_load)
+            self._limit = 8 * (len(self._by_load) + 1)
+        heapq.heappush(self._by_load, (member.responses, member.index, next(self._entries), member))

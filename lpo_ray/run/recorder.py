@@ -1,0 +1,247 @@
+"""The run's observer: turns what the loop reports into metrics, samples, log, summary, report and progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.config.schema import ProgressKind
+from lpo_ray.errors import GroupLost
+from lpo_ray.evaluation import Evaluation
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.records import WorkerStatus
+from lpo_ray.run.spec import Point
+from lpo_ray.telemetry.difficulty import Difficulty
+from lpo_ray.telemetry.evaluations import Evaluations
+from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine
+from lpo_ray.telemetry.metrics import Value, step_metrics, worker_metrics
+from lpo_ray.telemetry.monitor.advice import Adviser, Setup
+from lpo_ray.telemetry.monitor.alarms import alarms
+from lpo_ray.telemetry.monitor.progress import Progress, step_line
+from lpo_ray.telemetry.monitor.report import write_report
+from lpo_ray.telemetry.monitor.watchdog import Watchdog
+from lpo_ray.telemetry.samples import samples_path, write_samples
+from lpo_ray.telemetry.sinks import MetricsLog, MetricsSink, TensorBoard, write_json
+from lpo_ray.telemetry.stage_clock import Seconds, StageClock
+from lpo_ray.telemetry.status import StatusFile
+from lpo_ray.telemetry.summary import build_summary
+from lpo_ray.telemetry.trackers import TrackedRun, tracker_sinks
+from lpo_ray.training.loop import StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderSettings:
+    """What the recorder needs to know of the run."""
+
+    folder: Path
+    run: str
+    seed: int
+    steps: int
+    model: str
+    task: str
+    objective: dict[str, object]
+    points: Scheduled[Point]
+    """of the grid, by step"""
+    pass_reward: float
+    samples_every: int
+    tensorboard: bool
+    trackers: tuple[str, ...]
+    config: Mapping[str, object]
+    """resolved, for the trackers"""
+    entropy_alarm: float
+    progress: ProgressKind
+    setup: Setup
+    stall_seconds: float
+
+
+class Recorder:
+    """Observer of one run. ``resumed`` opens the sinks, ``close`` writes summary and report."""
+
+    def __init__(
+        self, settings: RecorderSettings, console: Console, tokenizer: Tokenizer, sinks: Sequence[MetricsSink] = ()
+    ) -> None:
+        """``sinks``: beside metrics.jsonl and those that the settings name."""
+        folder = settings.folder
+        self._settings, self._tokenizer = settings, tokenizer
+        self._clock = StageClock()
+        self._progress = Progress(settings.progress, console, self._clock, settings.steps)
+        self._log = LogFile(folder / "log.jsonl")
+        self._sinks: list[MetricsSink] = [MetricsLog(folder / "metrics.jsonl")]
+        if settings.tensorboard:
+            self._sinks.append(TensorBoard(folder / "tensorboard"))
+        self._sinks += tracker_sinks(settings.trackers, TrackedRun(settings.run, folder, settings.config), self.note)
+        self._sinks += sinks
+        self._evaluations = Evaluations(folder / "evaluations.json")
+        self._last: Mapping[str, Value] = {}
+        self._tokens = 0
+        self._difficulty = Difficulty(settings.pass_reward)
+        self._adviser = Adviser(settings.setup)
+        self._status = StatusFile(folder, settings.run, settings.steps)
+        self.step = 0
+        self.on_step: Callable[[Seconds], None] | None = None
+        """told after each step where its time went"""
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """See loop.Observer."""
+        return self._clock.stage(name)
+
+    def watchdog(self) -> Watchdog:
+        """What looks at this run, from beside it."""
+        return Watchdog(self._clock, self._settings.stall_seconds, self.note, self._status.show_waiting)
+
+    def status(self) -> Mapping[str, object]:
+        """What status.json says."""
+        return self._status.content()
+
+    def serving(self) -> int:
+        """Rollout workers that serve; 0 while others come or go."""
+        states = [worker["state"] for worker in self._status.workers.values()]
+        return len(states) if all(state == "serving" for state in states) else 0
+
+    def on_cluster(self, address: str) -> None:
+        """The run is on the Ray cluster at ``address``."""
+        self._status.cluster = address
+
+    def resumed(self, step: int) -> None:
+        """The run goes on after ``step`` (0: it starts). What was written beyond it is dropped, to be written again."""
+        kept = []
+        for path in sorted((self._settings.folder / "samples").glob("step_*.parquet")):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+            else:
+                kept.append(path)
+        self._difficulty.resumed(kept)
+        self._evaluations.resumed(step)
+        for sink in self._sinks:
+            sink.resumed(step)
+        self.step = self._status.step = step
+        if step:
+            self.note(f"resumed after step {step}")
+
+    def lost(self, lost: GroupLost) -> None:
+        """See loop.Observer."""
+        self.log(self._line("warning", str(lost)))
+
+    def note(self, text: str) -> None:
+        """See interfaces.Events."""
+        self.log(self._line("info", text))
+
+    def ended(self, error: BaseException) -> None:
+        """The run ends with ``error``."""
+        self._log.append(self._line("error", str(error) or type(error).__name__))  # who runs the command shows it
+
+    def log(self, line: LogLine) -> None:
+        """A line of the driver or of a worker: to log.jsonl, and shown."""
+        self._progress.say(self._log.append(line))
+
+    def worker_log(self, line: LogLine) -> None:
+        """A worker logged something; the step is the one that was done last."""
+        self.log(replace(line, step=self.step))
+
+    def workers(self, workers: Sequence[WorkerStatus]) -> None:
+        """See interfaces.Events."""
+        self._status.update_workers(workers)
+        for sink in self._sinks:
+            sink.changed(worker_metrics(workers))
+
+    def step_done(self, record: StepRecord) -> None:
+        """See loop.Observer."""
+        settings, seconds = self._settings, self._clock.lap()
+        metrics = step_metrics(record, pass_reward=settings.pass_reward, seconds=seconds)
+        metrics |= self._difficulty.step(record.targets)
+        self.step = self._status.step = record.step
+        self._status.version = str(record.publication.version)
+        self._status.write()
+        self._tokens += int(str(metrics["tokens"]))
+        for sink in self._sinks:
+            sink.append(metrics)
+        due = settings.samples_every and record.step % settings.samples_every == 0
+        if due or metrics["skipped_updates"]:
+            write_samples(
+                samples_path(settings.folder, record.step),
+                record.targets,
+                record.report,
+                step=record.step,
+                learning_rate=record.batch.learning_rate,
+                divergence=settings.points.at(record.step - 1).divergence,
+                after=record.after,
+                decode=self._tokenizer.decode,
+            )
+        self._last = metrics
+        if self.on_step is not None:
+            self.on_step(seconds)
+        self._progress.step(metrics, self._log.append(self._line("info", step_line(metrics, settings.steps))))
+        if advice := self._adviser.step(seconds):
+            self.note(f"step {record.step}: {advice}")
+        for alarm in alarms(metrics, settings.entropy_alarm):
+            self.log(self._line("warning", alarm))
+
+    def score(self, name: str) -> float | None:
+        """See loop.Observer."""
+        evaluated = self._evaluations.after(self.step) or {}
+        found = evaluated.get(name, self._last.get(name))
+        return float(found) if isinstance(found, int | float) else None
+
+    def evidence(self) -> str:
+        """See loop.Observer."""
+        return str(samples_path(self._settings.folder, self.step))
+
+    def evaluating(self, done: int, total: int) -> None:
+        """How far an evaluation is."""
+        self._clock.moved()
+        self._progress.doing(f"{done}/{total} prompts" if done < total else "")
+
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """The policy after ``step`` was evaluated."""
+        self._evaluations.add(step, evaluation)
+        scores = {f"evaluation_pass@{k}": value for k, value in evaluation.pass_at.items()}
+        for sink in self._sinks:
+            sink.evaluated(step, scores)
+        shown = "  ".join(
+            f"pass@{k} {value:.3f} [{evaluation.ci95[k][0]:.3f}, {evaluation.ci95[k][1]:.3f}]"
+            for k, value in evaluation.pass_at.items()
+        )
+        self.note(f"evaluation after step {step}: {shown}")
+        self._clock.lap()
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether an evaluation of the policy after ``step`` is on record."""
+        return self._evaluations.after(step) is not None
+
+    def close(self, groups: dict[str, int], wall_seconds: float) -> None:
+        """Write summary.json and report.html from what there is, and give the terminal back."""
+        settings = self._settings
+        self._progress.close()
+        self._status.ended = True
+        self._status.write()
+        write_json(
+            settings.folder / "summary.json",
+            build_summary(
+                run=settings.run,
+                seed=settings.seed,
+                steps=self.step,
+                model=settings.model,
+                task=settings.task,
+                wall_seconds=wall_seconds,
+                objective=settings.objective,
+                before=self._evaluations.after(0),
+                after=self._evaluations.after(self.step) if self.step else None,
+                seconds=self._clock.totals(),
+                tokens=self._tokens,
+                advice=self._adviser.latest,
+                groups=groups,
+            ),
+        )
+        write_report(settings.folder)
+        for sink in self._sinks:
+            sink.close()
+        self._log.close()
+
+    def _line(self, level: Level, text: str) -> LogLine:
+        return LogLine(time.time(), level, DRIVER, "", self.step, text)

@@ -1,3 +1,0 @@
-"""What runs inside the sandbox, sent there by ``process.start``. Nothing here imports more of the project than
-``literals`` and ``watch``.
-"""

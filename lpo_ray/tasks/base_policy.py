@@ -1,0 +1,154 @@
+"""The tiny base policy: a Qwen3-style character model and its short supervised warm start on Countdown solutions.
+
+So that the whole system can be tried, and is tested, on a machine without a GPU and without a model hub. Every problem
+of the warm start is from the training split. Deterministic by seed, cached by recipe, written all or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import tokenizers
+import torch
+from filelock import FileLock
+from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.tasks.sources.countdown_problems import generate, render
+
+CONTEXT_LENGTH = 2048
+FORMAT = 1
+"""raised when the same recipe starts to give another policy"""
+Progress = Callable[[int, int, float], None]
+"""step, steps, loss"""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides the weights."""
+
+    seed: int = 0
+    steps: int = 220
+    batch_size: int = 128
+    lr: float = 2e-3
+    counts: tuple[int, ...] = (3,)
+
+
+def default_cache_dir() -> Path:
+    """$LPO_RAY_CACHE, else ~/.cache/lpo-ray."""
+    return Path(os.environ.get("LPO_RAY_CACHE") or Path.home() / ".cache" / "lpo-ray")
+
+
+def cached_base_policy(cache_dir: Path, recipe: Recipe, on_progress: Progress | None = None) -> Path:
+    """Folder of the recipe's policy in ``cache_dir``, built on first use. Processes that ask at once build it once."""
+    key = blake2b(json.dumps([FORMAT, asdict(recipe)]).encode(), digest_size=8).hexdigest()
+    folder = cache_dir / f"base-{key}"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(cache_dir / f"base-{key}.lock")):
+        if not folder.exists():
+            build_base_policy(folder, recipe, on_progress)
+    return folder
+
+
+def build_base_policy(folder: Path, recipe: Recipe, on_progress: Progress | None = None) -> None:
+    """Build the policy and write it to ``folder`` in Hugging Face format; an interrupted build leaves no folder."""
+    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
+    try:
+        tokenizer = character_tokenizer()
+        model = train_base_policy(tokenizer, recipe, on_progress)
+        model.save_pretrained(partial)
+        tokenizer.save(partial)
+        (partial / "recipe.json").write_text(json.dumps(asdict(recipe)))
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def character_tokenizer() -> Tokenizer:
+    """One token for each printable ASCII character and newline; anything else is <unk>."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    characters = [chr(code) for code in range(32, 127)] + ["\n"]
+    vocabulary = {token: number for number, token in enumerate(special + characters)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return Tokenizer(
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<bos>",
+            eos_token="<eos>",
+            unk_token="<unk>",
+            model_max_length=CONTEXT_LENGTH,
+            clean_up_tokenization_spaces=False,
+        )
+    )
+
+
+def make_model(tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
+    """1.8 M parameters with random weights."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        head_dim=32,
+        max_position_embeddings=CONTEXT_LENGTH,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, do_sample=True
+    )
+    return model
+
+
+def train_base_policy(tokenizer: Tokenizer, recipe: Recipe, on_progress: Progress | None = None) -> Qwen3ForCausalLM:
+    """Supervised steps on fresh problems; the loss is on the solution and its end only."""
+    model = make_model(tokenizer, recipe.seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.0)
+    for step in range(recipe.steps):
+        first = step * recipe.batch_size
+        token_ids, labels = _batch(tokenizer, recipe, range(first, first + recipe.batch_size))
+        attention = (token_ids != tokenizer.pad_token_id).to(torch.long)
+        loss = model(input_ids=token_ids, attention_mask=attention, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.lr * min(1.0, (step + 1) / 50) * (0.1 + 0.9 * (1 - step / recipe.steps))
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if on_progress is not None:
+            on_progress(step + 1, recipe.steps, float(loss.detach()))
+    return model.eval()
+
+
+def _batch(tokenizer: Tokenizer, recipe: Recipe, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """[B, T] token ids, and labels that are -100 outside the solution."""
+    rows = []
+    for index in indices:
+        problem = generate(recipe.seed, index, split="train", counts=recipe.counts)
+        prompt = tokenizer.encode(render(problem, "plain")).tolist()
+        solution = [*tokenizer.encode(problem.solution).tolist(), tokenizer.eos_token_id]
+        rows.append((prompt, solution))
+    width = max(len(prompt) + len(solution) for prompt, solution in rows)
+    token_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), width), -100)
+    for row, (prompt, solution) in enumerate(rows):
+        token_ids[row, : len(prompt) + len(solution)] = torch.tensor(prompt + solution)
+        labels[row, len(prompt) : len(prompt) + len(solution)] = torch.tensor(solution)
+    return token_ids, labels

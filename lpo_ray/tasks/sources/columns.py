@@ -1,0 +1,214 @@
+"""What the columns of a row mean: prompt, answer and the rest, in the layouts that data sets come in.
+
+==========  ==========================================================  ===================================
+layout      prompt                                                      answer
+==========  ==========================================================  ===================================
+ours, TRL   ``prompt``, text or messages                                ``answer``, or none
+verl        ``prompt``, messages                                        ``reward_model.ground_truth``
+OpenRLHF    ``input``, ``context_messages`` or ``question``             ``answer`` or ``label``
+==========  ==========================================================  ===================================
+
+A column of a column is named with a dot. All columns but the prompt's text and ``answer`` go on to verifiers; where the
+prompt is messages, these go on as ``prompt``.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lpo_ray.errors import DataError
+from lpo_ray.policy.tokenizer import Messages
+
+Row = Mapping[str, object]
+PROMPTS = ("prompt", "input", "context_messages", "question", "problem")
+"""names of the prompt's column; the first that a row has is it"""
+ANSWERS = ("answer", "label", "ground_truth", "final_answer", "solution")
+"""names of the answer's column, likewise"""
+IMAGES = ("images", "image")
+MAX_DEPTH = 64
+"""of mappings and lists in a value"""
+SHOWN = 80
+"""characters of a value in a message"""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row, understood.
+
+    Example: ``Example("1+1=", "2", {"level": 3}, 0)``
+    """
+
+    prompt: str | Messages
+    answer: str
+    """empty: there is none"""
+    row: Mapping[str, Any]
+    """plain values: what JSON has"""
+    num_images: int
+
+    @property
+    def text(self) -> str:
+        """What two equal prompts have in common: the text, or that of all messages."""
+        return self.prompt if isinstance(self.prompt, str) else "\0".join(message["content"] for message in self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where prompt and answer stand.
+
+    Example: ``Columns("prompt", "reward_model.ground_truth", True)``
+    """
+
+    prompt: str
+    answer: str | None
+    needs_answer: bool
+
+    def read(self, row: Row, where: str) -> Example:
+        """The row's prompt, answer and rest. DataError that starts with ``where`` and names the column."""
+        found = look_up(row, self.prompt)
+        if found is None:
+            raise _missing(row, self.prompt, where)
+        prompt, num_images = _prompt(found, f"{where}: {self.prompt}")
+        answer = None if self.answer is None else look_up(row, self.answer)
+        if self.needs_answer and (answer is None or answer != answer):  # NaN is how pandas writes that there is none
+            raise _missing(row, self.answer or "answer", where)
+        left_out = {"prompt", self.prompt, *({"answer"} if self.answer == "answer" else ())}
+        rest = {name: plain(value, f"{where}: {name}") for name, value in row.items() if name not in left_out}
+        if not isinstance(prompt, str):
+            rest["prompt"] = prompt
+        num_images += sum(_count(row.get(name)) for name in IMAGES)
+        return Example(prompt, _answer(answer, f"{where}: {self.answer}"), rest, num_images)
+
+
+def recognised(first: Row, prompt: str | None, answer: str | None, where: str, *, needs_answer: bool) -> Columns:
+    """The columns of a data set by its ``first`` row; ``prompt`` and ``answer`` are what the configuration says.
+
+    DataError when there is no column for the prompt, or none for an answer that is needed.
+    """
+    is_verl = "prompt" in first and look_up(first, "reward_model.ground_truth") is not None
+    if prompt is None:
+        prompt = _first_of(PROMPTS, first)
+    if prompt is None:
+        raise DataError(
+            f"{where} has no prompt; its columns are {_names(first)}. Expected one of {', '.join(PROMPTS)}: set "
+            "task.prompt_column to the one that is it"
+        )
+    if answer is None:
+        answer = "reward_model.ground_truth" if is_verl else _first_of(ANSWERS, first)
+    if answer is None and needs_answer:
+        raise DataError(
+            f"{where} has no answer; its columns are {_names(first)}. Expected one of {', '.join(ANSWERS)}: set "
+            "task.answer_column to the one that is it, or take a task.verifier that needs none"
+        )
+    return Columns(prompt, answer, needs_answer)
+
+
+def look_up(row: Row, column: str) -> object:
+    """The value of a column, or of a column of a column (of a list: its number, from 0); None when there is none."""
+    value: object = row
+    if column in row:
+        return row[column]
+    for name in column.split("."):
+        if isinstance(value, list) and name.isdecimal():
+            value = value[int(name)] if int(name) < len(value) else None
+            continue
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(name)
+    return value
+
+
+def plain(value: object, where: str, depth: int = 0) -> Any:  # noqa: ANN401 - JSON
+    """``value`` as what JSON has: bytes as base64, times in ISO format, decimals as text. DataError otherwise."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if depth >= MAX_DEPTH:
+        raise DataError(f"{where} is nested deeper than {MAX_DEPTH} levels; expected a flatter value")
+    if isinstance(value, Mapping):
+        return {str(name): plain(item, where, depth + 1) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, where, depth + 1) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | datetime.timedelta):
+        return str(value)
+    raise DataError(f"{where} holds a {type(value).__name__}; expected text, numbers, lists and mappings of these")
+
+
+def shown(value: object) -> str:
+    """A value in a message, on one line and cut."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _prompt(value: object, where: str) -> tuple[str | Messages, int]:
+    """The prompt, and the images among its messages."""
+    if isinstance(value, str) and value.strip():
+        return _unicode(value, where), 0
+    if not isinstance(value, list | tuple) or not value:
+        raise DataError(f"{where} is {shown(value)}; expected a text that is not empty, or messages")
+    found = [_message(message, f"{where}, message {number}") for number, message in enumerate(value, start=1)]
+    if not any(message["content"].strip() for message, _ in found):
+        raise DataError(f"{where} is {shown(value)}; expected messages of which one has a text")
+    return [message for message, _ in found], sum(images for _, images in found)
+
+
+def _message(message: object, where: str) -> tuple[dict[str, Any], int]:
+    """Role, content as text, and whatever else a template may use; and the images that were in the content."""
+    if not isinstance(message, Mapping):
+        raise DataError(f"{where} is {shown(message)}; expected role and content")
+    role, content, images = message.get("role"), message.get("content"), 0
+    if not isinstance(role, str) or not role:
+        raise DataError(f"{where} has the role {shown(role)}; expected system, user or assistant")
+    if isinstance(content, list | tuple):
+        images = sum(isinstance(part, Mapping) and str(part.get("type")).startswith("image") for part in content)
+        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        if len(texts) + images != len(content) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{where} has the content {shown(content)}; expected parts of type text or image")
+        content = "".join(str(text) for text in texts)
+    if not isinstance(content, str):
+        raise DataError(f"{where} has the content {shown(content)}; expected a text")
+    rest = {name: plain(value, where) for name, value in message.items() if value is not None}
+    return {**rest, "role": role, "content": _unicode(content, where)}, images
+
+
+def _answer(value: object, where: str) -> str:
+    if value is None:
+        return ""
+    return _unicode(value if isinstance(value, str) else json.dumps(plain(value, where)), where)
+
+
+def _unicode(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has half a surrogate pair at character {error.start}, {shown(text)}; expected valid Unicode"
+        ) from error
+    return text
+
+
+def _first_of(names: Collection[str], row: Row) -> str | None:
+    return next((name for name in names if row.get(name) is not None), None)
+
+
+def _missing(row: Row, column: str, where: str) -> DataError:
+    return DataError(
+        f"{where} has no {column}; its columns are {_names(row)}. Set task.prompt_column and task.answer_column"
+    )
+
+
+def _names(row: Row) -> str:
+    text = ", ".join(map(repr, row)) or "none"
+    return text if len(text) <= 4 * SHOWN else f"{text[: 4 * SHOWN]}..."
+
+
+def _count(value: object) -> int:
+    return len(value) if isinstance(value, list | tuple) else int(value is not None and value != "")

@@ -1,0 +1,183 @@
+"""A data set as numbered prompts: read once from end to end, then any prompt by its number.
+
+The pass checks every row, counts its tokens and hashes its text, so that what is left out and the order of the data are
+known before the run starts. It keeps 28 bytes a row and where each row stands; texts and token ids are read and encoded
+again when a prompt is issued. Measured on two cores: 100,000 rows of 102 tokens, a .jsonl of 39 MB, take 34 s of CPU
+(the tokenizer has 30 of them) and 28 MiB; reading and encoding one again takes 0.5 ms.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from lpo_ray.errors import DataError
+from lpo_ray.records import IntArray
+from lpo_ray.tasks.sources.columns import Example, Row, recognised
+from lpo_ray.tasks.sources.rows import open_rows
+from lpo_ray.tasks.sources.source import PromptEncoder
+
+logger = logging.getLogger(__name__)
+BATCH = 512
+"""prompts that are encoded at once"""
+PROGRESS_SECONDS = 10.0
+"""between two lines about a pass that takes long"""
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows become prompts."""
+
+    encoder: PromptEncoder
+    prompt_column: str | None
+    """None: recognised by its name; answer_column likewise"""
+    answer_column: str | None
+    needs_answer: bool
+    """whether a row without one is an error"""
+    ignore_images: bool
+    """whether rows with images are taken without them; otherwise they are an error"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """What one pass over a file found, a number for each of its N rows."""
+
+    lengths: npt.NDArray[np.int32]
+    """[N] tokens of the prompt"""
+    exact: Hashes
+    """[N] of the prompt's text"""
+    folded: Hashes
+    """[N] of the same without its case, and with each stretch of white space as one space"""
+    num_with_images: int
+
+
+class PromptFile:
+    """Prompts of one data set that leave room for a response, in the order of its rows."""
+
+    def __init__(self, path: str, reading: Reading, limit: int | None = None) -> None:
+        """Reads the first ``limit`` rows (None: all). DataError names file, row and column, or says that no row, or
+        none that is short enough, was there.
+        """
+        self.path, self._encoder = path, reading.encoder
+        self._rows = open_rows(path)
+        rows = islice(self._rows, limit)
+        first = next(rows, None)
+        if first is None:
+            raise DataError(f"dataset {path} has no rows; expected at least one with a prompt and an answer")
+        self._columns = recognised(
+            first, reading.prompt_column, reading.answer_column, self._where(0), needs_answer=reading.needs_answer
+        )
+        self.found = self._pass([first], rows, reading)
+        self.kept: IntArray = np.flatnonzero(self.found.lengths <= self._encoder.max_tokens).astype(np.int64)
+        """[M] rows that are short enough, counted from 0"""
+        self._report(reading)
+
+    def __len__(self) -> int:
+        """M, prompts that are short enough."""
+        return len(self.kept)
+
+    def row(self, position: int) -> int:
+        """What messages call the row of prompt ``position`` (0 to M - 1): counted from 1; for files of lines, the
+        line.
+        """
+        return self._rows.number(int(self.kept[position]))
+
+    def example(self, position: int) -> Example:
+        """Prompt ``position`` (0 to M - 1), read from the file again."""
+        index = int(self.kept[position])
+        return self._columns.read(self._rows[index], self._where(index))
+
+    def encoded(self, example: Example) -> IntArray:
+        """[T] its token ids."""
+        return self._encoder.encode(example.prompt)
+
+    @property
+    def num_duplicates(self) -> int:
+        """Prompts that are, to the letter, one before them."""
+        return len(self.kept) - len(np.unique(self.found.exact[self.kept]))
+
+    def _where(self, index: int) -> str:
+        return f"{self.path}, row {self._rows.number(index)}"
+
+    def _pass(self, first: list[Row], rest: Iterable[Row], reading: Reading) -> Pass:
+        lengths: list[npt.NDArray[np.int32]] = []
+        hashes: list[npt.NDArray[np.uint64]] = []
+        done = num_with_images = 0
+        started = said = time.monotonic()
+        for batch in _batches(first, rest):
+            examples = [self._columns.read(row, self._where(done + place)) for place, row in enumerate(batch)]
+            num_with_images += self._images(examples, done, reading)
+            lengths.append(self._lengths(examples, done))
+            hashes.append(np.array([_hashes(example.text) for example in examples], dtype=np.uint64))
+            done += len(batch)
+            if (now := time.monotonic()) - said > PROGRESS_SECONDS:
+                said = now  # a warning, as the driver shows nothing less
+                logger.warning("%s: %s rows read in %.0f s, going on", self.path, f"{done:,}", now - started)
+        exact, folded = np.concatenate(hashes).T
+        return Pass(np.concatenate(lengths), exact.copy(), folded.copy(), num_with_images)
+
+    def _lengths(self, examples: list[Example], first: int) -> npt.NDArray[np.int32]:
+        rendered = []
+        for place, example in enumerate(examples):
+            try:
+                rendered.append(self._encoder.render(example.prompt))
+            except DataError as error:
+                raise DataError(f"{self._where(first + place)}: {self._columns.prompt}: {error}") from error
+        lengths = np.array([len(row) for row in self._encoder.encode_many(rendered)], dtype=np.int32)
+        if not lengths.all():
+            where = self._where(first + int(np.flatnonzero(lengths == 0)[0]))
+            raise DataError(f"{where}: {self._columns.prompt} has no token in this model's vocabulary; expected a text")
+        return lengths
+
+    def _images(self, examples: list[Example], first: int, reading: Reading) -> int:
+        """How many of them have images. DataError unless these are to be ignored."""
+        places = [place for place, example in enumerate(examples) if example.num_images]
+        if places and not reading.ignore_images:
+            raise DataError(
+                f"{self._where(first + places[0])} has {examples[places[0]].num_images} images, and this version "
+                "trains on text only: the policy would be asked about what it does not see. Describe them in words, or "
+                "set task.options.images=ignore"
+            )
+        return len(places)
+
+    def _report(self, reading: Reading) -> None:
+        most, left_out = self._encoder.max_tokens, len(self.found.lengths) - len(self.kept)
+        if not len(self.kept):
+            raise DataError(
+                f"all {left_out} prompts of {self.path} are longer than {most} tokens, the model's context "
+                "minus sampling.max_tokens; lower sampling.max_tokens or take a model with a longer context"
+            )
+        if left_out:
+            logger.warning("%s: left out %d prompts over %d tokens", self.path, left_out, most)
+        if self.found.num_with_images:
+            logger.warning(
+                "%s: %d prompts have images, which the policy does not see (task.options.images=ignore)",
+                self.path, self.found.num_with_images,
+            )  # fmt: skip
+        if self._columns.answer is None:
+            logger.warning("%s has no column of answers: the verifier is given an empty one", self.path)
+
+
+def _batches(first: list[Row], rest: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rest)
+    batch = first + list(islice(rows, BATCH - len(first)))
+    while batch:
+        yield batch
+        batch = list(islice(rows, BATCH))
+
+
+def _hashes(text: str) -> tuple[int, int]:
+    return _hash(text), _hash(" ".join(text.casefold().split()))
+
+
+def _hash(text: str) -> int:
+    """64 bits: two of a million different texts are equal once in 40 million data sets."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,101 @@
+"""Files of rows: from end to end once, then any row by its number, with nothing in memory but where each row stands."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from lpo_ray.errors import DataError
+from lpo_ray.tasks.sources.columns import Row, shown
+
+
+class Rows(Protocol):
+    """Rows of a data set, counted from 0. Errors are DataError and name the row, counted from 1 as people do."""
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows in order. To be gone through once before any is asked for; it may be left early."""
+        ...
+
+    def __getitem__(self, index: int) -> Row:
+        """Row ``index``, which the pass has come by."""
+        ...
+
+    def number(self, index: int) -> int:
+        """What messages call row ``index``; for files of lines, its line."""
+        ...
+
+
+def open_rows(path: str) -> Rows:
+    """Of a .jsonl or .parquet file, or of a Hugging Face data set. DataError when it cannot be opened."""
+    if path.endswith(".jsonl"):
+        return JsonlRows(path)
+    from lpo_ray.tasks.sources.tables import HubRows, ParquetRows  # pyarrow takes a while to import
+
+    return ParquetRows(path) if path.endswith(".parquet") else HubRows(path)
+
+
+class JsonlRows:
+    """One JSON object a line, in UTF-8; empty lines are passed over. In memory: 16 bytes a row."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._offsets, self._numbers = array("q"), array("q")
+        self._stamp = (0, 0)
+
+    def __iter__(self) -> Iterator[Row]:
+        """See Rows; notes where each row begins."""
+        self._offsets, self._numbers = array("q"), array("q")
+        offset = 0
+        with self._open() as file:
+            self._stamp = _stamp(file)
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    self._offsets.append(offset)
+                    self._numbers.append(number)
+                    yield self._parsed(line, number)
+                offset += len(line)
+
+    def __getitem__(self, index: int) -> Row:
+        """See Rows. DataError when the file is another than it was."""
+        with self._open() as file:
+            if _stamp(file) != self._stamp:
+                raise DataError(
+                    f"dataset {self._path} was changed after it was read; expected it to stay as it is while it is in "
+                    "use: start again, so that the order of its rows is that of one file"
+                )
+            file.seek(self._offsets[index])
+            return self._parsed(file.readline(), self._numbers[index])
+
+    def number(self, index: int) -> int:
+        """See Rows."""
+        return self._numbers[index]
+
+    def _open(self) -> BinaryIO:
+        try:
+            return self._path.open("rb")
+        except OSError as error:
+            raise DataError(f"dataset {self._path} cannot be read: {error}; expected one JSON object a line") from error
+
+    def _parsed(self, line: bytes, number: int) -> Row:
+        where = f"{self._path}, row {number}"
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} is not UTF-8 ({error.reason}): {shown(line)}") from error
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and thousands of brackets
+            raise DataError(f"{where} is not JSON ({error}): {shown(line.decode('utf-8'))}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is {shown(line.decode('utf-8').strip())}; expected a JSON object")
+        return row
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns

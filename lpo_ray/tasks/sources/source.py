@@ -1,0 +1,79 @@
+"""Where prompts come from. A source is random-access: prompt number i of a run is the same at every call, so a run
+resumes from a number and two runs with one seed see the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from lpo_ray.errors import DataError
+from lpo_ray.policy.tokenizer import Messages, Tokenizer
+from lpo_ray.records import IntArray, Prompt
+
+
+class PromptSource(Protocol):
+    """Training prompts by number, and held-out prompts.
+
+    The position in the data is that number and nothing else: a source has no cursor, so what a resumed run needs is
+    the first number that was never issued, which its ledger has.
+    """
+
+    def train(self, index: int) -> Prompt:
+        """Training prompt number ``index`` of the run (0, 1, ...), without end. Its id sorts in this order."""
+        ...
+
+    def heldout(self, count: int) -> Sequence[Prompt]:
+        """The first ``count`` held-out prompts; none of them is ever a training prompt."""
+        ...
+
+
+class PromptEncoder:
+    """A prompt to the token ids the engine is given: text as it is or as the user's turn, messages through the
+    tokenizer's chat template whatever task.template says.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str, max_tokens: int) -> None:
+        """``max_tokens``: the longest prompt that leaves room for a response."""
+        if template not in ("plain", "chat"):
+            raise DataError(f"task.template is {template!r}; expected plain or chat")
+        if template == "chat" and not tokenizer.has_chat_template:
+            raise DataError(
+                "task.template=chat, but the model's tokenizer has no chat template; use task.template=plain"
+            )
+        self._tokenizer, self._template, self.max_tokens = tokenizer, template, max_tokens
+
+    def encode(self, prompt: str | Messages) -> IntArray:
+        """[T] token ids. DataError for messages that cannot be rendered."""
+        return self._tokenizer.encode(self.render(prompt))
+
+    def encode_many(self, rendered: Sequence[str]) -> list[IntArray]:
+        """Token ids of prompts that ``render`` made, together."""
+        return self._tokenizer.encode_many(rendered)
+
+    def render(self, prompt: str | Messages) -> str:
+        """The text whose tokens the engine is given. DataError for messages that cannot be rendered."""
+        if not isinstance(prompt, str):
+            return self._tokenizer.render(prompt)
+        return self._tokenizer.render([{"role": "user", "content": prompt}]) if self._template == "chat" else prompt
+
+
+def cycled(seed: int, index: int, num_train: int | None) -> int:
+    """Which problem of a generator training prompt ``index`` is: itself, or with ``num_train`` one of so many, each
+    epoch in an order of its own.
+    """
+    if not num_train:
+        return index
+    epoch, position = divmod(index, num_train)
+    return int(epoch_order(seed, epoch, num_train)[position])
+
+
+@lru_cache(maxsize=2)  # a step's prompts may be of two epochs; made anew for each prompt it would take the most time
+def epoch_order(seed: int, epoch: int, size: int) -> IntArray:
+    """The order of ``size`` rows in ``epoch``: a permutation of its own for each (seed, epoch). Read-only."""
+    order = np.random.default_rng([seed, epoch]).permutation(size)
+    order.setflags(write=False)
+    return order

@@ -1,0 +1,65 @@
+"""What is in the data of a run, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lpo_ray.tasks.sources.dataset import DatasetSource
+from lpo_ray.tasks.sources.prompt_file import PromptFile
+from lpo_ray.tasks.sources.source import PromptSource
+
+QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
+SAMPLED = 1000
+"""prompts of a generator that are looked at"""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of one split.
+
+    Example: ``Statistics(7500, 12, 3, {"min": 40, "50 %": 92, "90 %": 160, "99 %": 301, "max": 2410}, False)``
+    """
+
+    rows: int
+    left_out: int
+    """rows whose prompt leaves no room for a response"""
+    duplicates: int
+    """prompts that are one before them"""
+    tokens: Mapping[str, int]
+    """quantiles over all rows, those left out included"""
+    sampled: bool
+    """whether these are the first SAMPLED prompts of a generator, which has no end"""
+
+
+def of_source(source: PromptSource, num_heldout: int) -> dict[str, Statistics]:
+    """train, and heldout where there is one, to their numbers; for generators of ``num_heldout`` held-out prompts."""
+    if isinstance(source, DatasetSource):
+        files = {"train": source.train_file, "heldout": source.heldout_file}
+        return {split: _of_file(file) for split, file in files.items() if file is not None}
+    splits = {"train": [source.train(number) for number in range(SAMPLED)]}
+    if num_heldout:
+        splits["heldout"] = list(source.heldout(num_heldout))
+    return {
+        split: Statistics(
+            rows=len(prompts),
+            left_out=0,
+            duplicates=len(prompts) - len({prompt.token_ids.tobytes() for prompt in prompts}),
+            tokens=_quantiles(np.array([len(prompt.token_ids) for prompt in prompts], dtype=np.int32)),
+            sampled=split == "train",
+        )
+        for split, prompts in splits.items()
+    }
+
+
+def _of_file(file: PromptFile) -> Statistics:
+    lengths = file.found.lengths
+    return Statistics(len(lengths), len(lengths) - len(file), file.num_duplicates, _quantiles(lengths), False)
+
+
+def _quantiles(lengths: npt.NDArray[np.int32]) -> dict[str, int]:
+    values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
+    return {name: int(value) for name, value in zip(QUANTILES, values, strict=True)}

@@ -1,0 +1,64 @@
+"""Tasks by name: where prompts come from, and what checks responses. A new one is a file here and a row of TASKS."""
+
+from __future__ import annotations
+
+from lpo_ray.common.plugins import UnknownName, resolve
+from lpo_ray.config.schema import TaskConfig
+from lpo_ray.errors import ConfigError
+from lpo_ray.tasks.countdown import COUNTDOWN
+from lpo_ray.tasks.dataset import DATASET
+from lpo_ray.tasks.geometry import GEOMETRY
+from lpo_ray.tasks.gym import REASONING_GYM
+from lpo_ray.tasks.mathematics import MATH
+from lpo_ray.tasks.programs import CODE
+from lpo_ray.tasks.task import Task, variant_of
+from lpo_ray.tasks.token_reversal import TOKEN_REVERSAL
+from lpo_ray.verifiers.table import VERIFIERS
+
+TASKS: dict[str, Task] = {
+    "countdown": COUNTDOWN,
+    "math": MATH,
+    "code": CODE,
+    "geometry": GEOMETRY,
+    "token_reversal": TOKEN_REVERSAL,
+    "reasoning_gym": REASONING_GYM,
+    "dataset": DATASET,
+}
+"""task.name -> task"""
+
+
+def task_named(name: str) -> Task:
+    """A row of TASKS, or what the function that "package.module:function" names returns. ConfigError."""
+    base, variant = name.partition(":")[0], variant_of(name)
+    if base in TASKS:
+        task = TASKS[base]
+        if task.takes_variant != bool(variant):
+            expected = f"{base}:NAME" if task.takes_variant else base
+            raise ConfigError(f"task.name is {name!r}; expected {expected}")
+        return task
+    try:
+        made = resolve(name, {key: lambda task=task: task for key, task in TASKS.items()}, "task.name")()
+    except UnknownName as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(made, Task):
+        raise ConfigError(f"task.name is {name!r}, which returned a {type(made).__name__}; expected a Task")
+    return made
+
+
+def check_task(task: TaskConfig, num_heldout: int) -> None:
+    """A known task, whose files are there and whose settings are its own. ConfigError."""
+    found = task_named(task.name)
+    if task.num_train is not None and task.num_train < 1:
+        raise ConfigError(f"task.num_train is {task.num_train}; expected 1 or more, or null for all")
+    found.check(task, num_heldout)
+
+
+def verifier_of(task: TaskConfig) -> str:
+    """What checks the responses: task.verifier, or the task's own. ConfigError when it has none."""
+    name = task.verifier or task_named(task.name).verifier
+    if name is None:
+        raise ConfigError(
+            f"task.name={task.name} has no verifier of its own; set task.verifier to one of "
+            f"{', '.join(VERIFIERS)}, or to 'module:function'"
+        )
+    return name

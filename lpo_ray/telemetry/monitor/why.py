@@ -1,0 +1,94 @@
+"""``lpo-ray why``: what a run waits for at this moment, for whoever sits in front of one that does not get on.
+
+The run itself writes what it waits for and who has it; the processes are looked at from here, when they are on this
+host: that works also when the run is too stuck, or too dead, to say anything.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from lpo_ray.records import Holder, Process
+from lpo_ray.telemetry.monitor.process_state import describe
+from lpo_ray.telemetry.monitor.watchdog import describe_holder
+from lpo_ray.telemetry.status import read_status, state_of
+
+LOOPBACK = "127.0.0.1"
+
+
+def why_from_folder(folder: Path, look: Callable[[Process], str] = describe) -> str:
+    """Text for a terminal. ``look``: at a process of this host. ConfigError when ``folder`` has no status.json."""
+    status = read_status(folder)
+    return render_why(status, lambda process: look(process) if _is_here(process, status) else None)
+
+
+def render_why(status: Mapping, look: Callable[[Process], str | None]) -> str:
+    """Text for a terminal. ``look``: at a process; None when it cannot be seen from here."""
+    now = time.time()
+    state = state_of(status)
+    head = f"{status['run']}: {state}, step {status['step']}/{status['steps']}"
+    if status["ended"]:
+        return f"{head}; it waits for nothing"
+    waiting = status.get("waiting")
+    if waiting is None:
+        return f"{head}; what it waits for is not on record: it was written by an older version, or has only begun"
+    head += f", last progress {now - waiting['progress_at']:.0f} s ago"
+    alive = state.startswith("running")
+    lines = [head if alive else f"{head}; this is what it waited for:"]
+    recorded = False
+    for entry in waiting["stages"]:
+        holders = [_holder(stored) for stored in entry["holders"]]
+        names = ", ".join(holder.name for holder in holders) or "nobody who is known"
+        lines.append(f"waits for {entry['stage']} since {now - entry['since']:.0f} s: {names}")
+        for holder in holders:
+            lines.append(f"  {describe_holder(holder, now)}")
+            if holder.process is None:
+                continue
+            seen = look(holder.process) if alive else None
+            if seen is not None:
+                lines += [f"    {line}" for line in seen.splitlines()]
+            else:
+                lines.append(f"    process {holder.process.pid} on {holder.process.host}, not looked at from here")
+                recorded = True
+    if not waiting["stages"]:
+        lines.append("no stage is at work; the driver is:")
+        driver = Process(status["pid"], "", status["host"], ())
+        seen = look(driver) if alive else None
+        lines += [f"  {line}" for line in (seen or f"on {status['host']}").splitlines()]
+    if recorded:
+        evidence = waiting["evidence"] or "nothing: that is done once nothing moved for telemetry.stall_seconds"
+        lines.append(f"recorded by the run when it stood still:\n{evidence}")
+    return "\n".join(lines)
+
+
+def processes_of(status: Mapping) -> list[Process]:
+    """Those that the run waits for, each once."""
+    waiting = status.get("waiting") or {"stages": []}
+    holders = (_holder(stored) for entry in waiting["stages"] for stored in entry["holders"])
+    return list({place(h.process): h.process for h in holders if h.process is not None}.values())
+
+
+def place(process: Process) -> str:
+    """What tells it from all others of a cluster."""
+    return f"{process.host}:{process.pid}"
+
+
+def _holder(stored: Mapping) -> Holder:
+    process = stored["process"]
+    if process is not None:
+        process = Process(**{**process, "logs": tuple(process["logs"])})
+    return Holder(stored["name"], stored["doing"], stored["since"], process)
+
+
+def _is_here(process: Process, status: Mapping[str, object]) -> bool:
+    """Whether it runs on this host. A loopback address means the driver's host."""
+    name = socket.gethostname()
+    if process.host in (name, LOOPBACK):
+        return status["host"] == name
+    addresses = {found.address for interface in psutil.net_if_addrs().values() for found in interface}
+    return process.host in addresses

@@ -1,0 +1,1 @@
+"""What stands around a run, one entry per command, named as the command."""

@@ -1,0 +1,35 @@
+"""Which sandbox holds the programs that a policy writes, and what it lacks here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lpo_ray.tools.doctor.findings import Finding, State, Surroundings, judge
+from lpo_ray.verifiers.sandbox.kinds import BUBBLEWRAP, RLIMIT
+from lpo_ray.verifiers.sandbox.program import missing, trouble_with
+
+SECONDS = 30.0
+"""for a program in each kind"""
+
+
+def check_sandbox(_: Surroundings) -> list[Finding]:
+    """See sandbox."""
+    trouble = {kind: trouble_with(kind) for kind in (BUBBLEWRAP, RLIMIT)}
+    kind = next((kind for kind in (BUBBLEWRAP, RLIMIT) if trouble[kind] is None), None)
+    return [sandbox(trouble, missing(kind) if kind else ())]
+
+
+def sandbox(trouble: dict[str, str | None], lacks: Sequence[str]) -> Finding:
+    """``trouble``: of each kind, None when it works. ``lacks``: protections that the first that works does not give.
+    Only verifiers that run programs (unit_tests) need one.
+    """
+    if trouble[BUBBLEWRAP] is None:
+        return Finding("sandbox", State.ok, "bubblewrap", "bubblewrap")
+    found = f"bubblewrap does not work: {trouble[BUBBLEWRAP]}"
+    if trouble[RLIMIT] is None:
+        found = f"rlimit, which lacks {'; '.join(lacks) or 'nothing'} ({found})"
+    advice = (
+        "task.verifier=unit_tests needs it: install Debian's bubblewrap, and let its user make namespaces "
+        "(kernel.unprivileged_userns_clone=1; in Docker a seccomp profile that allows them)"
+    )
+    return judge("sandbox", State.warn, found, "bubblewrap", advice)

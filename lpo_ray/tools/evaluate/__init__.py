@@ -1,0 +1,1 @@
+"""`lpo-ray evaluate`: a model, a run or a checkpoint on held-out prompts."""

@@ -1,0 +1,112 @@
+"""One evaluation from a plan to its folder: evaluation.jsonl as it goes on, then results.json and picture.png."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from lpo_ray.errors import ConfigError
+from lpo_ray.evaluation import score_prompts
+from lpo_ray.evaluation.breakdown import groups_of
+from lpo_ray.evaluation.picture import draw
+from lpo_ray.evaluation.report import Report, make_report
+from lpo_ray.evaluation.results import PromptResult
+from lpo_ray.evaluation.sampling import all_lost
+from lpo_ray.evaluation.store import ResultStore
+from lpo_ray.interfaces import RolloutEngine, Verifier
+from lpo_ray.policy.loading import identity
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.records import Prompt, ScoredGroup
+from lpo_ray.run.spec import Plan
+from lpo_ray.telemetry.sinks import write_json
+from lpo_ray.tools.evaluate.target import Request
+from lpo_ray.verifiers.answers import read_as
+
+DECIDES_A_VERDICT = ("overlong", "http", "judge", "sandbox")
+"""of the section verifier"""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRun:
+    """A request whose prompts are known and whose store is open: nothing expensive has been started."""
+
+    request: Request
+    plan: Plan
+    tokenizer: Tokenizer
+    prompts: list[Prompt]
+    store: ResultStore
+    column: tuple[str, dict[str, str]] | None
+    """--by, and each prompt's group"""
+
+    @property
+    def missing(self) -> list[Prompt]:
+        """Prompts without a result."""
+        return [prompt for prompt in self.prompts if not self.store.is_done(prompt.prompt_id)]
+
+    async def score(
+        self, rollout: RolloutEngine, verifier: Verifier, on_progress: Callable[[int, int], None]
+    ) -> dict[str, str]:
+        """Sample and score what is missing, each result on disk at once. Returns the prompts that were lost -> why."""
+
+        def keep(scored: ScoredGroup) -> None:
+            self.store.append(PromptResult.of(scored, self.tokenizer))
+
+        return await score_prompts(
+            rollout, verifier, self.missing, self.plan.evaluation_sampling(),
+            max_in_flight=self.plan.max_in_flight, on_scored=keep, on_progress=on_progress,
+        )  # fmt: skip
+
+    def report(self, lost: dict[str, str]) -> Report:
+        """Of all results there are; written to the folder. TooManyLost when there are none."""
+        if not self.store.results:
+            raise all_lost(lost)
+        config, sampling = self.plan.config, self.plan.evaluation_sampling()
+        about = {
+            "model": self.request.model,
+            "model_path": config.model.path,
+            "task": self.request.name,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+            "pass_reward": config.evaluation.pass_reward,
+            "verifier": self.plan.verifier,
+            "answers_read_as": read_as(self.plan.verifier),
+        }
+        report = make_report(
+            self.store.results,
+            title=f"{self.request.model} on {self.request.name} at temperature {sampling.temperature:g}",
+            about=about,
+            pass_reward=config.evaluation.pass_reward,
+            lost=lost,
+            column=self.column,
+        )
+        write_json(self.request.folder / "results.json", report.to_json())
+        draw(report, self.request.folder / "picture.png")
+        return report
+
+
+@contextlib.contextmanager
+def opened(request: Request, plan: Plan, model_path: str, by: str | None, *, fresh: bool) -> Iterator[EvaluationRun]:
+    """``by``: a column of the data; ``fresh``: without the results that are there. Raises ConfigError, also when those
+    are of another model, sampling or prompt.
+    """
+    config = plan.config
+    if not config.evaluation.num_prompts:
+        raise ConfigError("evaluation.num_prompts is 0; expected the number of held-out prompts to evaluate on")
+    tokenizer = plan.tokenizer(model_path)
+    prompts = list(plan.source(tokenizer).heldout(config.evaluation.num_prompts))
+    column = None if by is None else (by, groups_of(prompts, by))
+    verifier = asdict(config.verifier)
+    of_what = {
+        "model": identity(model_path, trust_remote_code=config.model.trust_remote_code),
+        "dtype": config.rollout.dtype,
+        "sampling": asdict(plan.evaluation_sampling()),
+        "verifier": {"name": plan.verifier, **{key: _plain(verifier[key]) for key in DECIDES_A_VERDICT}},
+    }
+    with ResultStore(request.folder, of_what, prompts, fresh=fresh) as store:
+        yield EvaluationRun(request, plan, tokenizer, prompts, store, column)
+
+
+def _plain(section: dict[str, object]) -> dict[str, object]:
+    return {key: getattr(value, "value", value) for key, value in section.items()}

@@ -1,0 +1,185 @@
+"""What `lpo-ray evaluate TARGET` stands for: one configuration and one folder for each task.
+
+TARGET is a configuration's file, a run's folder (its config.yaml, and the policy of a checkpoint), or a model (folder
+or hub name), which needs --task or --config. A suite is a YAML file: ``all`` has sections of a configuration for all of
+its tasks, ``tasks`` has for each name the sections task and evaluation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpo_ray.config.load import Layer, config_of, read_layer
+from lpo_ray.config.schema import Config
+from lpo_ray.errors import ConfigError
+from lpo_ray.policy.loading import context_length
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.tasks.table import task_named
+from lpo_ray.training import checkpoint
+
+MAX_TOKENS = 1024
+"""of a response, where the task recommends nothing; at most half of the model's context"""
+OF_A_TASK = ("task", "evaluation")
+"""sections that differ among the tasks of a suite, which share model, engines and verifiers"""
+NO_RUN = {"run": {"name": "evaluation", "steps": 1}, "pipeline": {"groups_per_step": 2}, "learner": {"world_size": 1}}
+"""what a configuration has to say, and an evaluation does not read"""
+ANY_KS = {"evaluation": {"ks": [1]}}
+"""all k are reported, so those of the configuration need not fit samples_per_prompt"""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One task to evaluate a model on."""
+
+    config: Config
+    model: str
+    """for people: the checkpoint and its run, or the model's name"""
+    name: str
+    """of the task"""
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    layers: list[Layer]
+    model: str
+    folder: Path
+    """without --out"""
+
+
+def requests_of(
+    target: str,
+    overrides: Sequence[str],
+    *,
+    step: int | None = None,
+    task: str | None = None,
+    config: Path | None = None,
+    suite: Path | None = None,
+    out: Path | None = None,
+) -> list[Request]:
+    """One for each task of ``suite``, or one. Raises ConfigError before anything is written."""
+    if task is not None and suite is not None:
+        raise ConfigError(f"--task is {task} with --suite {suite}; expected one of both")
+    found = _target(target, step, task, config, suite)
+    if suite is None:
+        only = config_of([*found.layers, ("evaluate", ANY_KS)], overrides)
+        return [Request(only, found.model, only.task.name, out or found.folder)]
+    shared, tasks = _suite(suite)
+    folder = out or found.folder
+    requests = []
+    for name, sections in tasks.items():
+        layers = [*_without_task(found.layers), shared, (f"{suite}: {name}", sections), ("evaluate", ANY_KS)]
+        requests.append(Request(config_of(layers, overrides), found.model, name, folder / name))
+    return requests
+
+
+def _target(target: str, step: int | None, task: str | None, config: Path | None, suite: Path | None) -> _Target:
+    path = Path(target)
+    what = task if suite is None else suite.stem
+    is_run = (path / "config.yaml").is_file()
+    if step is not None and not is_run:
+        raise ConfigError(f"--step is {step}, but {target} is no run's folder; expected one with checkpoints")
+    if config is not None and (is_run or path.is_file()):
+        raise ConfigError(f"--config is {config}, but {target} has a configuration of its own; expected one of both")
+    if is_run:
+        return _run(path, step, task, what)
+    if path.is_file():
+        layer = read_layer(path)
+        layers = [layer] if task is None else [*_without_task([layer]), ("--task", {"task": {"name": task}})]
+        return _Target(layers, path.stem, Path("evaluations") / _name(path.stem, what))
+    runs = sorted(other.parent.name for other in path.parent.glob("*/config.yaml"))
+    if (path / "config.json").is_file() or (not path.exists() and not runs and _HUB_NAME.fullmatch(target)):
+        return _model(target, task, config, suite)
+    what = "a folder with neither config.yaml nor config.json" if path.is_dir() else "not there"
+    hint = f"; the runs in {path.parent} are {', '.join(runs)}" if runs else ""
+    raise ConfigError(
+        f"{target} is {what}; expected a configuration (.yaml), a run's folder, a model's folder, or a model's name "
+        f"on the hub (ORGANISATION/NAME){hint}"
+    )
+
+
+def _run(path: Path, step: int | None, task: str | None, what: str | None) -> _Target:
+    saved = checkpoint.chosen(path, step)
+    policy = saved / "policy"
+    checkpoint.verify(saved, str(policy))
+    layers = [read_layer(path / "config.yaml")]
+    if task is not None:
+        layers = [*_without_task(layers), ("--task", {"task": {"name": task}})]
+    layers.append((str(path), {"model": {"path": str(policy)}}))
+    return _Target(layers, f"{path.resolve().name} {saved.name}", path / "evaluations" / _name(saved.name, what))
+
+
+def _model(target: str, task: str | None, config: Path | None, suite: Path | None) -> _Target:
+    if task is None and config is None and suite is None:
+        raise ConfigError(
+            f"{target} is a model, and nothing says what to evaluate it on; expected --task NAME (such as countdown), "
+            "--config CONFIG or --suite FILE"
+        )
+    layers: list[Layer] = []
+    if config is not None:
+        layers.append(read_layer(config))
+    else:
+        layers.append(("the command line", {**NO_RUN, **_recommended(target, task)}))
+    if task is not None:
+        layers = [*_without_task(layers), ("--task", {"task": {"name": task, "template": _template(target)}})]
+    layers.append((target, {"model": {"path": target}}))
+    name = Path(target).resolve().name if Path(target).exists() else target.rpartition("/")[2]
+    what = suite.stem if suite is not None else task or (config and config.stem)
+    return _Target(layers, name, Path("evaluations") / _name(name, what))
+
+
+def _recommended(model: str, task: str | None) -> dict[str, Mapping[str, object]]:
+    most = MAX_TOKENS if task is None else task_named(task).recommended.get("sampling.max_tokens", MAX_TOKENS)
+    assert isinstance(most, int)
+    return {
+        "sampling": {"max_tokens": min(most, context_length(model) // 2)},
+        "task": {"template": _template(model)},
+    }
+
+
+def _template(model: str) -> str:
+    """The chat template where the model has one."""
+    return "chat" if Tokenizer.load(model).has_chat_template else "plain"
+
+
+def _suite(path: Path) -> tuple[Layer, Mapping[str, Mapping[str, object]]]:
+    _, content = read_layer(path)
+    tasks, shared = content.get("tasks"), content.get("all", {})
+    if set(content) - {"all", "tasks"} or not isinstance(tasks, Mapping) or not tasks:
+        raise ConfigError(
+            f"suite {path} has {', '.join(map(str, content)) or 'nothing'}; expected 'tasks', a section for each with "
+            f"{' and '.join(OF_A_TASK)}, and 'all' for what they share"
+        )
+    for name, sections in tasks.items():
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(name)):
+            raise ConfigError(f"suite {path}: a task is named {name!r}; expected letters, digits, '.', '_', '-'")
+        if not isinstance(sections, Mapping) or set(sections) - set(OF_A_TASK):
+            found = ", ".join(map(str, sections)) if isinstance(sections, Mapping) else repr(sections)
+            raise ConfigError(
+                f"suite {path}: {name} has {found}; expected {' and '.join(OF_A_TASK)} only: its tasks share one "
+                "cluster, so everything else stands in 'all'"
+            )
+    if not isinstance(shared, Mapping):
+        raise ConfigError(
+            f"suite {path}: 'all' is {shared!r}; expected sections such as evaluation: {{temperature: 0.6}}"
+        )
+    return (f"{path}: all", shared), tasks
+
+
+def _without_task(layers: Sequence[Layer]) -> list[Layer]:
+    """What is not about one task. The template stays: it is about the model."""
+    kept: list[Layer] = []
+    for source, sections in layers:
+        task = sections.get("task")
+        template = task.get("template") if isinstance(task, Mapping) else None
+        rest = {name: section for name, section in sections.items() if name != "task"}
+        kept.append((source, rest if template is None else {**rest, "task": {"template": template}}))
+    return kept
+
+
+def _name(model: str, what: str | None) -> str:
+    return model if what is None else f"{model}-{re.sub('[^A-Za-z0-9._-]+', '-', what)}"

@@ -1,0 +1,50 @@
+"""A run's policy as a plain Hugging Face folder: safetensors, tokenizer, generation config, model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from lpo_ray.errors import ConfigError
+from lpo_ray.telemetry.sinks import write_text
+from lpo_ray.training import checkpoint
+
+
+def export(run_dir: Path, target: Path, step: int | None = None) -> int:
+    """Copy the newest checkpoint's policy (or that of ``step``) to ``target``, whole or not at all; returns the step.
+
+    The folder needs nothing of this project: transformers and ``vllm serve`` load it.
+    """
+    saved = checkpoint.chosen(run_dir, step)
+    step = checkpoint.step_of(saved)
+    if target.exists():
+        raise ConfigError(f"{target} exists; give a folder that does not, so that nothing is overwritten")
+    checkpoint.verify(saved, str(saved / "policy"))
+    partial = target.with_name(f".partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(saved / "policy", partial)
+        write_text(partial / "README.md", _card(run_dir, step))
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return step
+
+
+def _card(run_dir: Path, step: int) -> str:
+    config = run_dir / "config.yaml"
+    evaluations = run_dir / "evaluations.json"
+    scores = json.loads(evaluations.read_text(encoding="utf-8")) if evaluations.exists() else {}
+    return (
+        Environment(loader=PackageLoader("lpo_ray", "."), autoescape=False, trim_blocks=True)
+        .get_template("tools/model_card.md.j2")
+        .render(
+            run=run_dir.name,
+            step=step,
+            scores=sorted((int(at), value) for at, value in scores.items()),
+            config=config.read_text(encoding="utf-8") if config.exists() else "",
+        )
+    )

@@ -1,0 +1,242 @@
+"""What a run will need and how long a step will take, before anything starts: sizes, times, places, what does not fit.
+
+``make_forecast`` puts ``sizing``, ``rates`` and ``machines`` together for one plan and one cluster. Nothing is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lpo_ray.errors import ConfigError
+from lpo_ray.run.spec import Plan
+from lpo_ray.tools.plan.architecture import Architecture
+from lpo_ray.tools.plan.devices import CPU, Device
+from lpo_ray.tools.plan.machines import Machine, Place, place
+from lpo_ray.tools.plan.memory import (
+    GIB,
+    EngineSettings,
+    KvCache,
+    Memory,
+    engine_memory,
+    kv_bytes_per_token,
+    kv_cache,
+    rank_memory,
+)
+from lpo_ray.tools.plan.problems import (
+    context_problems,
+    device_problems,
+    host_problems,
+    kv_problems,
+    parallel_problems,
+    placement_remedy,
+    unmet_here,
+)
+from lpo_ray.tools.plan.requirements import (
+    Lengths,
+    bundles,
+    engine_of,
+    mean_lengths,
+    offloads,
+    rank_of,
+    setup_of,
+    step_work,
+)
+from lpo_ray.tools.plan.throughput import Rate, Rates, StepTime, Work, engine_rate, publish_rate, rank_rate, step_time
+
+SPREAD = frozenset({"rollout"})
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a user says of the run; None: measured, or assumed."""
+
+    prompt_tokens: float | None = None
+    response_tokens: float | None = None
+    sample_rate: float | None = None
+    """response tokens a second of one engine"""
+    train_rate: float | None = None
+    """response tokens a second of one rank"""
+    publish_rate: float | None = None
+    """GB of weights a second"""
+    measured: Rates | None = None
+    """of an earlier run"""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Everything that ``lpo-ray plan`` says of one cluster."""
+
+    plan: Plan
+    model: Architecture
+    machines: Sequence[Machine]
+    device: Device | None
+    """that the times are of; None: not in the table"""
+    lengths: Lengths
+    work: Work
+    rank: Memory
+    engine: Memory
+    kv: KvCache
+    slots: int
+    """responses that an engine decodes at once"""
+    places: Sequence[Place]
+    rates: Rates | None
+    time: StepTime | None
+    problems: Sequence[str]
+    """each a reason why the run would not start, or not last"""
+    notes: Sequence[str]
+
+    @property
+    def responses_at_most_length(self) -> int:
+        """Responses of sampling.max_tokens, prompt included, whose keys and values fit in one engine."""
+        return self.kv.responses(self.lengths.prompt + self.work.longest_tokens)
+
+    @property
+    def responses_expected(self) -> int:
+        """The same, of the expected length."""
+        return self.kv.responses(self.lengths.prompt + self.lengths.response)
+
+    def to_json(self) -> dict[str, object]:
+        """All numbers; bytes as bytes, times in seconds."""
+        time, rates = self.time, self.rates
+        return {
+            "cluster": [
+                {"name": m.name, "cpus": _finite(m.cpus), "gpus": m.gpus, "device": m.device.name if m.device else None}
+                for m in self.machines
+            ],
+            "model": dataclasses.asdict(self.model),
+            "derived": self.plan.numbers(),
+            "learner_rank_bytes": dict(self.rank.device),
+            "learner_rank_host_bytes": dict(self.rank.host),
+            "learner_rank_total_bytes": self.rank.total,
+            "engine_bytes": dict(self.engine.device),
+            "engine_total_bytes": self.engine.total,
+            "kv_bytes_per_token": self.kv.bytes_per_token,
+            "kv_bytes": self.kv.num_bytes,
+            "kv_tokens": self.kv.tokens,
+            "kv_responses_at_most_length": self.responses_at_most_length,
+            "kv_responses_expected": self.responses_expected,
+            "prompt_tokens": self.lengths.prompt,
+            "response_tokens": self.lengths.response,
+            "lengths_from": self.lengths.source,
+            "sampled_tokens_per_step": self.work.sampled,
+            "learner_positions_per_step": self.work.positions,
+            "weight_bytes_per_step": self.work.weight_bytes,
+            "rates": None if rates is None else dataclasses.asdict(rates),
+            "seconds": None if time is None else dataclasses.asdict(time),
+            "places": [dataclasses.asdict(where) for where in self.places],
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+        }
+
+
+def make_forecast(plan: Plan, model: Architecture, machines: Sequence[Machine], given: Given) -> Forecast:
+    """Raises ConfigError only for what ``given`` says wrongly; what does not fit is in ``problems``."""
+    problems: list[str] = []
+    notes = unmet_here(plan)
+    lengths = mean_lengths(plan, given.prompt_tokens, given.response_tokens)
+    work = step_work(plan, model, lengths)
+    rank_settings, engine_settings = rank_of(plan, model, lengths), engine_of(plan, model)
+    rank, engine = rank_memory(model, rank_settings), engine_memory(model, engine_settings)
+    found = place(bundles(plan), machines, spread=SPREAD)
+    places = [] if isinstance(found, str) else found
+    if isinstance(found, str):
+        problems.append(f"{found}; {placement_remedy(plan)}")
+    device = _slowest(machines, places, on_gpu=engine_settings.on_gpu)
+    kv = _kv(plan, model, engine_settings, device)
+    problems += context_problems(plan, lengths)
+    problems += parallel_problems(plan, model)
+    if device is not None:
+        problems += device_problems(plan, model, rank_settings, engine_settings, machines, places, device)
+        problems += kv_problems(plan, model, engine_settings, kv, device)
+    else:
+        notes.append("the GPUs are not in tools/plan/devices.py: whether it fits is not known, and times need rates")
+    problems += host_problems(plan, rank, engine, machines, places)
+    slots = _slots(plan, work, kv, lengths)
+    rates = _rates(plan, model, device, work, slots, given, notes)
+    time = None if rates is None else step_time(work, rates, setup_of(plan))
+    if slots < min(plan.config.rollout.max_num_seqs, _responses_per_engine(plan)):
+        notes.append(
+            f"keys and values of {slots} responses fit an engine at the expected length, rollout.max_num_seqs is "
+            f"{plan.config.rollout.max_num_seqs}: more wait, or are computed again"
+        )
+    return Forecast(
+        plan, model, machines, device, lengths, work, rank, engine, kv, slots, places, rates, time, problems, notes
+    )
+
+
+def _slowest(machines: Sequence[Machine], places: Sequence[Place], *, on_gpu: bool) -> Device | None:
+    """Of those that have a part in the run; of all where nothing has a place. None when one is not known."""
+    if not on_gpu:
+        return CPU
+    used = {where.machine for where in places if where.devices} or {i for i, m in enumerate(machines) if m.gpus}
+    found = [machines[index].device for index in sorted(used)]
+    if not found or None in found:
+        return None
+    return min((device for device in found if device is not None), key=lambda device: (device.bf16, device.bandwidth))
+
+
+def _kv(plan: Plan, model: Architecture, engine: EngineSettings, device: Device | None) -> KvCache:
+    rollout = plan.config.rollout
+    if engine.on_gpu and device is not None:
+        return kv_cache(model, engine, device.memory_gib, rollout.gpu_memory_utilization)
+    per_token = kv_bytes_per_token(model, engine.dtype, engine.tensor_parallel_size)
+    return KvCache(0 if engine.on_gpu else int(rollout.kv_cache_gib * GIB), per_token)
+
+
+def _responses_per_engine(plan: Plan) -> int:
+    config = plan.config
+    return math.ceil(config.pipeline.groups_per_step * config.sampling.group_size / config.rollout.num_workers)
+
+
+def _slots(plan: Plan, work: Work, kv: KvCache, lengths: Lengths) -> int:
+    fit = kv.responses(lengths.prompt + lengths.response)
+    return max(1, min(plan.config.rollout.max_num_seqs, fit, _responses_per_engine(plan)))
+
+
+def _rates(
+    plan: Plan, model: Architecture, device: Device | None, work: Work, slots: int, given: Given, notes: list[str]
+) -> Rates | None:
+    """Given before measured before derived; None when the device is not known and not all three are given."""
+    config = plan.config
+    learner, rollout = config.learner, config.rollout
+    derived: tuple[float, float, float] | None = None
+    longest = 0.0
+    if device is not None:
+        cores = (1, 1) if device is not CPU else (rollout.threads, learner.threads)
+        sample, longest = engine_rate(
+            model, _times(device, cores[0]), rollout.dtype, work, rollout.tensor_parallel_size, slots
+        )
+        train = rank_rate(
+            model, _times(device, cores[1]), config.model.dtype, work, world_size=plan.packing().world_size,
+            checkpointing=learner.gradient_checkpointing, offload=offloads(learner.zero, "offload_optimizer"),
+        )  # fmt: skip
+        derived = (sample, train, publish_rate(device))
+    said = (given.sample_rate, given.train_rate, given.publish_rate)
+    measured = given.measured
+    chosen: list[Rate] = []
+    for number, (name, value) in enumerate(zip(("sample", "train", "publish"), said, strict=True)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"--{name}-rate is {value:g}; expected a number above 0")
+        if value is not None:
+            chosen.append(Rate(value, "given"))
+        elif measured is not None:
+            chosen.append((measured.sample, measured.train, measured.publish)[number])
+        elif derived is not None and device is not None:
+            chosen.append(Rate(derived[number], f"derived from {device.name}'s peak, not measured"))
+        else:
+            notes.append(f"no time: the GPUs' speed is not known; give --{name}-rate, or --from-run")
+            return None
+    if given.sample_rate is not None or measured is not None:
+        longest = 0.0
+    return Rates(*chosen, longest_seconds=longest)
+
+
+def _times(device: Device, cores: int) -> Device:
+    return replace(device, bf16=device.bf16 * cores, fp32=device.fp32 * cores, bandwidth=device.bandwidth * cores)
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isinf(value) else value

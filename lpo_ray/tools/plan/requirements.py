@@ -1,0 +1,169 @@
+"""What the settings of a plan ask for: the lengths, the work of a step, a learner rank, an engine, the bundles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lpo_ray.config.schema import ClipCentre, ClusterKind
+from lpo_ray.errors import ConfigError
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.run.spec import Plan
+from lpo_ray.tasks.base_policy import character_tokenizer
+from lpo_ray.telemetry.monitor.advice import Setup
+from lpo_ray.tools.plan.architecture import Architecture
+from lpo_ray.tools.plan.machines import Bundle
+from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineSettings, RankSettings
+from lpo_ray.tools.plan.throughput import Work, forward_passes
+
+ASSUMED_PROMPT_TOKENS = 256
+PROMPTS_READ = 32
+"""for the mean length, where the data and the tokenizer are at hand"""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens on average, and where they come from."""
+
+    prompt: float
+    response: float
+    source: str
+
+
+def mean_lengths(plan: Plan, prompt_tokens: float | None, response_tokens: float | None) -> Lengths:
+    """Given, read from the data where that and the tokenizer are at hand, or assumed. Raises ConfigError."""
+    limit, longest = plan.config.sampling.max_tokens, max(1, plan.max_prompt_tokens)
+    for flag, value, most in (
+        ("--prompt-tokens", prompt_tokens, longest), ("--response-tokens", response_tokens, limit),
+    ):  # fmt: skip
+        if value is not None and not 0 < value <= most:
+            raise ConfigError(
+                f"{flag} is {value:g}; expected a number above 0 and at most {most}, the longest there is"
+            )
+    prompt, where = prompt_tokens, "prompt given"
+    if prompt is None:
+        prompt, where = _read_prompts(plan), f"prompt the mean of {PROMPTS_READ} of the data"
+    if prompt is None:
+        prompt, where = float(min(ASSUMED_PROMPT_TOKENS, longest)), "prompt assumed (--prompt-tokens)"
+    if response_tokens is not None:
+        return Lengths(prompt, response_tokens, f"{where}, response given")
+    return Lengths(prompt, limit / 2, f"{where}, response assumed as half of sampling.max_tokens (--response-tokens)")
+
+
+def _read_prompts(plan: Plan) -> float | None:
+    path = plan.model_path
+    try:
+        if path is not None and not Path(path).is_dir():
+            return None
+        source = _few(plan).source(character_tokenizer() if path is None else Tokenizer.load(path))
+        return sum(len(source.train(number).token_ids) for number in range(PROMPTS_READ)) / PROMPTS_READ
+    except ConfigError:  # data or tokenizer are not here, which ``make_plan`` says better
+        return None
+
+
+def _few(plan: Plan) -> Plan:
+    """The same plan with the first PROMPTS_READ prompts only, so that a large file is not read to its end."""
+    task = plan.config.task
+    few = replace(task, num_train=min(PROMPTS_READ, task.num_train or PROMPTS_READ), heldout_path=None)
+    return replace(plan, config=replace(plan.config, task=few))
+
+
+def step_work(plan: Plan, model: Architecture, lengths: Lengths) -> Work:
+    """What a step of the plan has to do."""
+    config = plan.config
+    objective = plan.objective().at(0)
+    return Work(
+        prompts=config.pipeline.groups_per_step,
+        group_size=config.sampling.group_size,
+        prompt_tokens=lengths.prompt,
+        response_tokens=lengths.response,
+        longest_tokens=config.sampling.max_tokens,
+        share_prompt=config.pipeline.share_prompt,
+        forward_passes=forward_passes(
+            config.pipeline.updates_per_step,
+            from_engine=plan.from_engine,
+            around_anchor=config.objective.token_clip.around is ClipCentre.anchor,
+            reference=objective.reference_kl > 0,
+        ),
+        updates=config.pipeline.updates_per_step,
+        tokens_per_micro_batch=config.pipeline.tokens_per_micro_batch,
+        weight_bytes=model.parameters * BYTES[config.rollout.dtype],
+    )
+
+
+def rank_of(plan: Plan, model: Architecture, lengths: Lengths) -> RankSettings:
+    """The learner rank of the plan. Its largest micro-batch is one of the budget, of what an update gives a rank,
+    or of one response.
+    """
+    config, zero = plan.config, plan.config.learner.zero
+    world_size = plan.packing().world_size
+    group = config.sampling.group_size * (lengths.prompt + config.sampling.max_tokens)
+    update = config.pipeline.groups_per_step / config.pipeline.updates_per_step * group
+    one = min(plan.context, lengths.prompt + config.sampling.max_tokens)
+    tokens = max(one, min(config.pipeline.tokens_per_micro_batch, update / world_size))
+    return RankSettings(
+        world_size=world_size,
+        dtype=config.model.dtype,
+        tokens=math.ceil(tokens),
+        scored=math.ceil(tokens * config.sampling.max_tokens / (lengths.prompt + config.sampling.max_tokens)),
+        gradient_checkpointing=config.learner.gradient_checkpointing,
+        reference=config.objective.reference_kl > 0,
+        offload_optimizer=offloads(zero, "offload_optimizer"),
+        offload_parameters=offloads(zero, "offload_param"),
+        live_parameters=_live(zero),
+        bucket_bytes=_bucket(plan, model),
+        on_gpu=config.learner.gpus_per_rank > 0,
+    )
+
+
+def offloads(zero: Mapping[str, object], key: str) -> bool:
+    """Whether a section of learner.zero, such as offload_optimizer, moves something off the GPU."""
+    section = zero.get(key)
+    return isinstance(section, Mapping) and section.get("device", "none") != "none"
+
+
+def _live(zero: Mapping[str, object]) -> int:
+    """Parameters are kept up to the larger of the two: in use, or soon to be used again."""
+    values = [zero.get(f"stage3_{name}", LIVE_PARAMETERS) for name in ("max_live_parameters", "max_reuse_distance")]
+    return max(int(value) for value in values if isinstance(value, int | float))
+
+
+def _bucket(plan: Plan, model: Architecture) -> int:
+    config = plan.config
+    return max(config.transport.bucket_mib * 2**20, BYTES[config.rollout.dtype] * model.largest_parameter)
+
+
+def engine_of(plan: Plan, model: Architecture) -> EngineSettings:
+    """The engine of the plan."""
+    rollout = plan.config.rollout
+    return EngineSettings(
+        dtype=rollout.dtype,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        max_num_seqs=rollout.max_num_seqs,
+        bucket_bytes=_bucket(plan, model),
+        on_gpu=rollout.gpus_per_worker > 0,
+    )
+
+
+def bundles(plan: Plan) -> list[Bundle]:
+    """What the actors of the plan ask for. Without Ray there is one process."""
+    config = plan.config
+    learner, rollout = config.learner, config.rollout
+    if config.cluster.kind is ClusterKind.inprocess:
+        return [Bundle("process", 1, 0)]
+    ranks = [Bundle("learner", learner.cpus_per_rank, learner.gpus_per_rank)] * learner.world_size
+    engines = [Bundle("rollout", rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers
+    return [*ranks, *engines, Bundle("verifier", 1, 0)]
+
+
+def setup_of(plan: Plan) -> Setup:
+    """What telemetry.advice speaks of."""
+    config = plan.config
+    return Setup(
+        config.pipeline.max_staleness,
+        config.rollout.num_workers,
+        plan.packing().world_size,
+        config.verifier.num_processes,
+    )

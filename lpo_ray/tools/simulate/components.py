@@ -1,0 +1,259 @@
+"""Simulated engines, verifier, learner and transport: they take the time that real ones would, and do nothing else.
+
+An engine decodes at most ``slots`` responses at once, each at a constant rate: decoding is bound by memory bandwidth,
+so a sequence hardly slows its neighbours down. While weights are published no engine decodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lpo_ray.common.seeds import derive_seed
+from lpo_ray.errors import ComponentDied, LearnerLost
+from lpo_ray.records import (
+    Anchor,
+    Bundle,
+    FloatArray,
+    Process,
+    ProjectedGroup,
+    Prompt,
+    PromptGroup,
+    Publication,
+    Response,
+    Sampling,
+    ScoredGroup,
+    StepNorms,
+    StepReport,
+    TargetGroup,
+    TrainBatch,
+    UpdateReport,
+    WeightsVersion,
+    zero_anchor,
+)
+from lpo_ray.rollout.member import Member
+from lpo_ray.rollout.pool import RolloutPool
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """How fast things are. Rates in response tokens a second."""
+
+    mean_tokens: float
+    """of a response"""
+    length_variation: float
+    """standard deviation of the length over its mean; lengths are log-normal, cut at sampling.max_tokens"""
+    slots: int
+    """responses that an engine decodes at once"""
+    decode_rate: float
+    """of one response"""
+    train_rate: float
+    """of the whole learner, all ranks together"""
+    anchor_share: float
+    """seconds of the anchor pass over those of the updates"""
+    verify_seconds: float
+    publish_seconds: float
+    hours_between_failures: float
+    """of one engine, on average, exponentially distributed; 0: never"""
+    restart_seconds: float
+
+
+class ActiveClock:
+    """Virtual seconds during which engines decode; what was published when, on that clock."""
+
+    def __init__(self) -> None:
+        self._paused_since: float | None = None
+        self._paused = 0.0
+        self.published: list[float] = []
+        """[step] -> when its weights began to decode"""
+        self.decoded = 0
+        """tokens of all engines"""
+
+    def now(self) -> float:
+        """Seconds so far."""
+        at = asyncio.get_running_loop().time() if self._paused_since is None else self._paused_since
+        return at - self._paused
+
+    async def publish(self, seconds: float) -> None:
+        """Stand still for ``seconds``; the next version decodes from then on."""
+        self._paused_since = asyncio.get_running_loop().time()
+        await asyncio.sleep(seconds)
+        self._paused += asyncio.get_running_loop().time() - self._paused_since
+        self._paused_since = None
+        self.published.append(self.now())
+
+    async def until(self, moment: float) -> None:
+        """Wait until the clock shows ``moment``."""
+        while (left := moment - self.now()) > 1e-9:
+            await asyncio.sleep(left)
+
+
+class SimulatedEngine:
+    """pool.Worker: one engine. Make it inside a running event loop."""
+
+    def __init__(self, name: str, hardware: Hardware, clock: ActiveClock, seed: int, start_seconds: float) -> None:
+        self._name, self._hardware, self._clock, self._start_seconds = name, hardware, clock, start_seconds
+        self._rng = np.random.default_rng(seed)
+        self._free = [0.0] * hardware.slots
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def start(self, seconds: float) -> Process:
+        """See pool.Worker."""
+        await asyncio.sleep(self._start_seconds)
+        if self._hardware.hours_between_failures:
+            life = self._rng.exponential(3600 * self._hardware.hours_between_failures)
+            asyncio.get_running_loop().call_later(life, self.kill)
+        return Process(0, "", "simulated", ())
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
+        """See pool.Worker."""
+        sizes = response_lengths(self._hardware, sampling, prompt.prompt_id, attempt)
+        rate, now = self._hardware.decode_rate, self._clock.now()
+        starts = []
+        for size in sizes:
+            start = max(now, heapq.heappop(self._free))
+            heapq.heappush(self._free, start + size / rate)
+            starts.append(start)
+        work = asyncio.ensure_future(self._clock.until(max(s + n / rate for s, n in zip(starts, sizes, strict=True))))
+        try:
+            await asyncio.wait({work, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+        if self._broken.done():
+            raise ComponentDied(self._name, "simulated failure")
+        self._clock.decoded += sum(sizes)
+        responses = (self._response(start, size, sampling) for start, size in zip(starts, sizes, strict=True))
+        return PromptGroup(prompt, attempt, tuple(responses))
+
+    async def close(self, seconds: float) -> None:
+        """See pool.Worker."""
+
+    async def inspect(self) -> str:
+        """See pool.Worker."""
+        return "simulated"
+
+    def kill(self) -> None:
+        """See pool.Worker."""
+        if not self._broken.done():
+            self._broken.set_result(None)
+
+    def _response(self, start: float, size: int, sampling: Sampling) -> Response:
+        moments = start + np.arange(size) / self._hardware.decode_rate
+        versions = np.searchsorted(np.asarray(self._clock.published), moments, side="right") - 1
+        full = size == sampling.max_tokens
+        return Response(
+            np.ones(size, np.int64),
+            np.full(size, -1, np.float32),
+            np.maximum(versions, 0),
+            "length" if full else "stop",
+        )
+
+
+def response_lengths(hardware: Hardware, sampling: Sampling, prompt_id: str, attempt: int) -> list[int]:
+    """K log-normal lengths."""
+    rng = np.random.default_rng(derive_seed(sampling.seed, prompt_id, attempt))
+    variance = np.log1p(hardware.length_variation**2)
+    drawn = rng.lognormal(np.log(hardware.mean_tokens) - variance / 2, np.sqrt(variance), sampling.group_size)
+    return [int(n) for n in np.clip(drawn, 1, sampling.max_tokens)]
+
+
+@dataclass(slots=True)
+class SimulatedVerifier:
+    """Verifier: half of the responses pass."""
+
+    seconds: float
+
+    async def score(self, group: PromptGroup) -> ScoredGroup:
+        """See interfaces.Verifier."""
+        await asyncio.sleep(self.seconds)
+        rng = np.random.default_rng(derive_seed(0, *group.key))
+        return ScoredGroup(group, rng.integers(0, 2, len(group.responses)).astype(np.float32))
+
+
+class SimulatedTargetBuilder:
+    """TargetBuilder: flat targets. It is an actor of its own, so its work is not the controller's."""
+
+    async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
+        """See interfaces.TargetBuilder."""
+        return [
+            TargetGroup(scored, np.full(len(scored.rewards), -np.log(len(scored.rewards)), np.float32), found, 1.0)
+            for scored, found in zip(groups, anchor, strict=True)
+        ]
+
+
+@dataclass(slots=True)
+class SimulatedLearner:
+    """Learner: takes the time of the batch's tokens."""
+
+    hardware: Hardware
+    world_size: int
+
+    async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
+        """See interfaces.Learner."""
+        tokens = sum(scored.group.num_tokens for scored in groups)
+        await asyncio.sleep(self.hardware.anchor_share * tokens / self.hardware.train_rate)
+        return zero_anchor(groups)
+
+    async def project(self, batch: TrainBatch) -> StepReport:
+        """See interfaces.Learner."""
+        await asyncio.sleep(sum(update.num_tokens for update in batch.updates) / self.hardware.train_rate)
+        norms = StepNorms(1.0, applied=True, gradient_by_kind={}, update_ratio_by_kind={})
+        reports = []
+        for number, update in enumerate(batch.updates):
+            targets = {p.item.group.key: p.item for share in update.shares for mb in share for p in mb.pieces}
+            reports.append(UpdateReport(tuple(_projected(t, number) for t in targets.values()), norms, 1, 0.0, ()))
+        return StepReport(tuple(reports))
+
+    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+        """See interfaces.Learner."""
+        bundles = itertools.chain.from_iterable(forwards)
+        return [np.zeros(len(response), np.float32) for _, responses in bundles for response in responses]
+
+    async def digest(self) -> str:
+        """See interfaces.Learner."""
+        return "simulated"
+
+    async def save(self, folder: Path) -> None:
+        """See interfaces.Learner."""
+
+    async def restore(self, folder: Path, written_by: int) -> None:
+        """See interfaces.Learner."""
+
+    async def reform(self, lost: LearnerLost) -> None:
+        """See interfaces.Learner. No rank fails here."""
+        raise lost
+
+
+class SimulatedTransport:
+    """WeightTransport: all engines stand still for as long as a publish takes."""
+
+    def __init__(self, pool: RolloutPool[SimulatedEngine], clock: ActiveClock, seconds: float) -> None:
+        self._pool, self._clock, self._seconds = pool, clock, seconds
+        self._current: WeightsVersion | None = None
+        pool.admit = self.admit
+
+    async def publish(self, step: int) -> Publication:
+        """See interfaces.WeightTransport."""
+        await self._clock.publish(self._seconds)
+        self._current = WeightsVersion(step, "simulated")
+        self._pool.serve(await self._pool.started(), self._current)
+        return Publication(self._current, 0, max(self._seconds, 1e-9), self._pool.statuses(), 0.0, {})
+
+    async def admit(self, member: Member[SimulatedEngine]) -> None:
+        """Give the current weights to a replacement."""
+        if self._current is not None:
+            self._pool.serve([member], self._current)
+
+
+def _projected(target: TargetGroup, update: int) -> ProjectedGroup:
+    zeros = np.zeros(len(target.log_target), np.float32)
+    names = ("log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "engine_drift",
+             "engine_kl", "reference_kl")  # fmt: skip
+    prompt_id, attempt = target.group.key
+    return ProjectedGroup(prompt_id, attempt, update, tuple(range(len(zeros))), loss=0.0, **dict.fromkeys(names, zeros))

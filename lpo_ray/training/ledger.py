@@ -1,0 +1,321 @@
+"""Every prompt attempt of a run, one SQLite row each, committed with the step; the source of resume.
+
+```
+ issued ──▶ sampled ──▶ scored ──▶ trained (step)
+    │          │           ├─────▶ stale      too old, or too far from the policy: its prompt is issued again
+    ├──────────┴─▶ lost    │                  no answer, no verdict: its prompt is issued again
+    └──────────────────────┴─────▶ filtered   left out on purpose: its prompt is not issued again
+```
+A lost or stale prompt is issued again under the next attempt number, so an answer that comes late has no row to go to.
+What a scored group holds stays in the file until a checkpoint holds what was learned from it: a run that was killed
+takes the groups it had, and computes the steps since its checkpoint again from exactly the groups that made them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpo_ray.common.redaction import redact
+from lpo_ray.errors import ConfigError
+from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, WeightsVersion
+from lpo_ray.training.ledger_codec import anchor_from_bytes, anchor_to_bytes, from_bytes, to_bytes
+
+STATES = ("issued", "sampled", "scored", "trained", "lost", "stale", "filtered")
+IN_FLIGHT = STATES[:3]
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS attempts (
+    data_index   INTEGER NOT NULL,
+    prompt_id    TEXT NOT NULL,
+    attempt      INTEGER NOT NULL,
+    state        TEXT NOT NULL
+        CHECK (state IN ('issued', 'sampled', 'scored', 'trained', 'lost', 'stale', 'filtered')),
+    step         INTEGER,
+    reason       TEXT,
+    leased_until REAL NOT NULL,
+    newest       INTEGER,
+    updated_at   REAL NOT NULL,
+    PRIMARY KEY (prompt_id, attempt),
+    CHECK (state NOT IN ('lost', 'stale', 'filtered') OR reason IS NOT NULL),
+    CHECK (state <> 'trained' OR step IS NOT NULL)
+) STRICT;
+CREATE INDEX IF NOT EXISTS by_state ON attempts (state);
+CREATE INDEX IF NOT EXISTS by_step ON attempts (step) WHERE step IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_index ON attempts (data_index);
+CREATE TABLE IF NOT EXISTS contents (
+    prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, content BLOB NOT NULL, PRIMARY KEY (prompt_id, attempt)
+) STRICT;
+CREATE TABLE IF NOT EXISTS commits (step INTEGER PRIMARY KEY, digest TEXT NOT NULL, committed_at REAL NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS anchors (
+    step INTEGER NOT NULL, prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, anchor BLOB NOT NULL,
+    PRIMARY KEY (step, prompt_id, attempt)
+) STRICT;
+CREATE TABLE IF NOT EXISTS reused (
+    step INTEGER NOT NULL, prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (step, prompt_id, attempt)
+) STRICT;
+"""
+
+
+@contextlib.contextmanager
+def read_ledger(run_dir: Path) -> Iterator[sqlite3.Connection]:
+    """The ledger of a run's folder, to read only. ConfigError when it has none."""
+    path = run_dir / "ledger.sqlite"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} has no ledger.sqlite; expected the folder of a run, such as runs/NAME")
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        yield db
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What a resumed run has to do before new data."""
+
+    prompts: tuple[tuple[int, str], ...]
+    """(data index, prompt id) to issue again, in data order"""
+    scored: tuple[ScoredGroup, ...]
+    """groups that were not trained yet"""
+
+
+class Ledger:
+    """The run's accounting. One writer (the loop); readers may open the file at any time (WAL)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create ``path``."""
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_SCHEMA)
+        self._counts: Counter[str] = Counter()
+        self._count()
+
+    def close(self) -> None:
+        """Close the file; everything written is durable."""
+        self._db.close()
+
+    def issue(self, data_index: int, prompt_id: str, lease_seconds: float) -> int:
+        """The prompt goes to sampling, and is expected back scored within the lease; returns its attempt number, 0 for
+        the first.
+        """
+        row = self._db.execute("SELECT MAX(attempt) FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()
+        attempt, now = (0 if row[0] is None else row[0] + 1), time.time()
+        self._db.execute(
+            "INSERT INTO attempts VALUES (?, ?, ?, 'issued', NULL, NULL, ?, NULL, ?)",
+            (data_index, prompt_id, attempt, now + lease_seconds, now),
+        )
+        self._counts["issued"] += 1
+        return attempt
+
+    def sampled(self, key: Key) -> None:
+        """All K responses are there."""
+        self._move(key, ("issued",), "sampled")
+
+    def scored(self, scored: ScoredGroup) -> None:
+        """All K responses have a verdict. The group is kept until ``settle``."""
+        key = scored.group.key
+        with self._transaction():
+            newest = max(int(response.versions.max()) for response in scored.group.responses)
+            self._move(key, ("sampled",), "scored", newest=newest)
+            self._db.execute("INSERT INTO contents VALUES (?, ?, ?)", (*key, to_bytes(scored)))
+
+    def lost(self, key: Key, reason: str) -> None:
+        """The attempt cannot be completed. Of a reason, which a plug-in may have worded, secrets are left out."""
+        self._move(key, ("issued", "sampled"), "lost", reason=redact(reason))
+
+    def stale(self, key: Key, reason: str) -> None:
+        """The attempt is not trained because of its age, or of how far the policy has moved since."""
+        self._leave(key, ("scored",), "stale", reason)
+
+    def filtered(self, key: Key, reason: str) -> None:
+        """The attempt is left out on purpose."""
+        self._leave(key, IN_FLIGHT, "filtered", reason)
+
+    @contextlib.contextmanager
+    def step(
+        self,
+        version: WeightsVersion,
+        trained: Sequence[Key],
+        skipped: Mapping[Key, str] | None = None,
+        reused: Sequence[Key] = (),
+        anchors: Mapping[Key, AnchorGroup] | None = None,
+    ) -> Iterator[None]:
+        """One transaction around what else belongs to the step: the groups are trained by it, or skipped by an update
+        for the reason given, or trained again. ``anchors``: of all of these, as they were when the step was made; they
+        are kept with the groups, since another pass over them might round differently.
+
+        It commits, durably, when the block ends, and leaves no trace when the block raises or the process dies in it.
+        ValueError for a group that is not scored.
+        """
+        with self._transaction(durable=True):
+            for key in trained:
+                self._move(key, ("scored",), "trained", step=version.step)
+            for key, reason in (skipped or {}).items():
+                self._move(key, ("scored",), "filtered", reason=reason, step=version.step)
+            self._db.executemany("INSERT INTO reused VALUES (?, ?, ?)", [(version.step, *key) for key in reused])
+            rows = [(version.step, *key, anchor_to_bytes(anchor)) for key, anchor in (anchors or {}).items()]
+            self._db.executemany("INSERT INTO anchors VALUES (?, ?, ?, ?)", rows)
+            self._db.execute("INSERT INTO commits VALUES (?, ?, ?)", (version.step, version.digest, time.time()))
+            yield
+
+    def settle(self, step: int, keep_steps: int) -> None:
+        """The checkpoint of ``step`` is whole: forget what the groups held that were trained up to it, but for those of
+        the last ``keep_steps`` steps, which may be reused.
+        """
+        self._db.execute(
+            "DELETE FROM contents WHERE (prompt_id, attempt) IN "
+            "(SELECT prompt_id, attempt FROM attempts WHERE step IS NOT NULL AND step <= ?)",
+            (step - keep_steps,),
+        )
+        self._db.execute("DELETE FROM anchors WHERE step <= ?", (step,))
+
+    def commits_after(self, step: int) -> list[WeightsVersion]:
+        """Steps that were committed after ``step``, in order."""
+        rows = self._db.execute("SELECT step, digest FROM commits WHERE step > ? ORDER BY step", (step,)).fetchall()
+        return [WeightsVersion(*row) for row in rows]
+
+    def batch(self, step: int) -> tuple[list[ScoredGroup], Anchor]:
+        """The groups that made ``step``, in their order there: those it trained (or skipped), then those it reused; and
+        their anchor. Empty when that is not here any more.
+        """
+        rows = self._db.execute(
+            "SELECT content, anchor FROM (SELECT 0 AS again, prompt_id, attempt FROM attempts WHERE step = ?1 "
+            "UNION ALL SELECT 1, prompt_id, attempt FROM reused WHERE step = ?1) "
+            "LEFT JOIN contents USING (prompt_id, attempt) "
+            "LEFT JOIN (SELECT prompt_id, attempt, anchor FROM anchors WHERE step = ?1) USING (prompt_id, attempt) "
+            "ORDER BY again, prompt_id",
+            (step,),
+        ).fetchall()
+        if any(None in row for row in rows):
+            return [], ()
+        return [from_bytes(content) for content, _ in rows], tuple(anchor_from_bytes(anchor) for _, anchor in rows)
+
+    def trained_since(self, step: int) -> list[ScoredGroup]:
+        """Groups that were trained after ``step`` and whose contents are still here."""
+        rows = self._db.execute(
+            "SELECT content FROM contents JOIN attempts USING (prompt_id, attempt) "
+            "WHERE state = 'trained' AND step > ? ORDER BY prompt_id",
+            (step,),
+        )
+        return [from_bytes(content) for (content,) in rows]
+
+    def resume(self, step: int) -> Owed:
+        """The run goes on after ``step``. What was on its way is lost and owed; what was trained later is scored again,
+        unless it was sampled by weights that the run went back behind.
+        """
+        with self._transaction(durable=True):
+            now = time.time()
+            self._db.execute(
+                "UPDATE attempts SET state = 'scored', step = NULL, reason = NULL, updated_at = ?2 "
+                "WHERE state IN ('trained', 'filtered') AND step > ?1",
+                (step, now),
+            )
+            self._db.execute(
+                "UPDATE attempts SET state = 'lost', updated_at = ?2, "
+                "reason = 'sampled by weights ' || newest || '; the run went back to ' || ?1 "
+                "WHERE state = 'scored' AND newest > ?1",
+                (step, now),
+            )
+            self._db.execute(
+                "UPDATE attempts SET state = 'lost', updated_at = ?1, reason = 'on its way when the run ended' "
+                "WHERE state IN ('issued', 'sampled')",
+                (now,),
+            )
+            self._db.execute(
+                "UPDATE attempts SET state = 'lost', updated_at = ?, reason = 'what it held was settled' "
+                "WHERE state = 'scored' AND (prompt_id, attempt) NOT IN (SELECT prompt_id, attempt FROM contents)",
+                (now,),
+            )
+            self._db.execute("DELETE FROM commits WHERE step > ?", (step,))
+            self._db.execute("DELETE FROM reused WHERE step > ?", (step,))
+            self._db.execute("DELETE FROM anchors WHERE step > ?", (step,))
+            self._db.execute(
+                "DELETE FROM contents WHERE (prompt_id, attempt) IN "
+                "(SELECT prompt_id, attempt FROM attempts WHERE state IN ('lost', 'stale'))"
+            )
+        self._count()
+        prompts = self._db.execute(
+            "SELECT DISTINCT data_index, prompt_id FROM attempts WHERE prompt_id NOT IN "
+            "(SELECT prompt_id FROM attempts WHERE state IN ('trained', 'filtered', 'scored')) ORDER BY data_index"
+        ).fetchall()
+        contents = self._db.execute(
+            "SELECT content FROM contents JOIN attempts USING (prompt_id, attempt) WHERE state = 'scored' "
+            "ORDER BY prompt_id"
+        )
+        return Owed(tuple(prompts), tuple(from_bytes(content) for (content,) in contents))
+
+    def end(self, reason: str) -> None:
+        """The run is over: what is on its way is lost. Scored groups stay, for a run that goes on."""
+        self._db.execute(
+            "UPDATE attempts SET state = 'lost', reason = ?, updated_at = ? WHERE state IN ('issued', 'sampled')",
+            (redact(reason), time.time()),
+        )
+        self._count()
+
+    def next_index(self) -> int:
+        """Data index of the first prompt that was never issued."""
+        return self._db.execute("SELECT COALESCE(MAX(data_index) + 1, 0) FROM attempts").fetchone()[0]
+
+    def index_of(self, prompt_id: str) -> int:
+        """Data index under which the prompt was issued."""
+        return self._db.execute("SELECT data_index FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()[0]
+
+    def counts(self) -> dict[str, int]:
+        """Attempts by state, "issued" being all that were ever issued, and "in_flight" those without an end."""
+        return {
+            "issued": sum(self._counts.values()),
+            "in_flight": sum(self._counts[state] for state in IN_FLIGHT),
+            **{state: self._counts[state] for state in ("trained", "lost", "stale", "filtered")},
+        }
+
+    def _count(self) -> None:
+        rows = self._db.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state")
+        self._counts = Counter(dict(rows.fetchall()))
+
+    def _leave(self, key: Key, old: tuple[str, ...], state: str, reason: str) -> None:
+        with self._transaction():
+            self._move(key, old, state, reason=reason)
+            self._db.execute("DELETE FROM contents WHERE prompt_id = ? AND attempt = ?", key)
+
+    def _move(
+        self,
+        key: Key,
+        old: tuple[str, ...],
+        new: str,
+        *,
+        reason: str | None = None,
+        step: int | None = None,
+        newest: int | None = None,
+    ) -> None:
+        row = self._db.execute("SELECT state FROM attempts WHERE prompt_id = ? AND attempt = ?", key).fetchone()
+        if row is None or row[0] not in old:
+            state = "not issued" if row is None else row[0]
+            raise ValueError(f"{key[0]} (attempt {key[1]}) is {state}; only {' or '.join(old)} can become {new}")
+        self._db.execute(
+            "UPDATE attempts SET state = ?, reason = ?, step = ?, newest = COALESCE(?, newest), updated_at = ? "
+            "WHERE prompt_id = ? AND attempt = ?",
+            (new, reason, step, newest, time.time(), *key),
+        )
+        self._counts[row[0]] -= 1
+        self._counts[new] += 1
+
+    @contextlib.contextmanager
+    def _transaction(self, *, durable: bool = False) -> Iterator[None]:
+        """All or nothing; ``durable``: also after a power cut, with everything before it."""
+        before = self._counts.copy()
+        if durable:
+            self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            self._counts = before
+            raise
+        finally:
+            if durable:
+                self._db.execute("PRAGMA synchronous=NORMAL")

@@ -1,0 +1,218 @@
+"""The sample lane: prompts in data order -> scored groups, one task a group.
+
+```
+ wanted -> gate.acquire -> ledger.issue -> rollout.sample -> verifier.score -> ledger.scored -> ready
+              ▲                 ▲──── lost, or its lease ran out: the next attempt, in the same place
+              └── release: trained, stale, filtered or cut
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from lpo_ray.errors import GroupLost, TooManyLost
+from lpo_ray.interfaces import Components, Observer
+from lpo_ray.records import Backlog, Key, Prompt, Sampling, ScoredGroup
+from lpo_ray.tasks.sources.source import PromptSource
+from lpo_ray.training.ledger import Ledger, Owed
+from lpo_ray.training.staleness import Place, ReadyGroups, StalenessGate
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSettings:
+    """The sample lane's own values."""
+
+    sampling: Sampling
+    max_attempts: int
+    """of one prompt in a row, before TooManyLost"""
+    lease_seconds: float
+    """from issue to verdict; then the attempt is lost, whoever holds it"""
+    capacity: int
+    """groups that may be on their way or waiting to be trained"""
+    max_bytes: int
+    largest_group: int
+    """bytes"""
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A group on its way."""
+
+    index: int
+    prompt: Prompt
+    place: Place
+    attempt: int = -1
+    version: int = -1
+    """of the weights when the attempt was issued"""
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> Key:
+        """Of the current attempt."""
+        return self.prompt.prompt_id, self.attempt
+
+
+class SampleLane:
+    """Make it inside a running event loop; ``run`` is a task of the training loop's task group, as each group is."""
+
+    def __init__(
+        self,
+        components: Components,
+        source: PromptSource,
+        ledger: Ledger,
+        settings: SampleSettings,
+        observer: Observer,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._components, self._source, self._ledger = components, source, ledger
+        self._settings, self._observer, self._tasks = settings, observer, tasks
+        self._gate = StalenessGate(settings.capacity, settings.max_bytes, settings.largest_group)
+        self._ready = ReadyGroups()
+        self._wanted = asyncio.Semaphore(0)
+        self._again: deque[tuple[int, Prompt]] = deque()
+        self._flights: set[_Flight] = set()
+        self._places: dict[Key, Place] = {}
+        self._sampled_tokens = 0
+        self.version = 0
+        """step of the weights that engines serve now"""
+
+    async def run(self, owed: Owed) -> None:
+        """Issues what is owed, then new data, as much as is wanted. Waits for ``want`` and for the gate."""
+        for scored in owed.scored:
+            place = await self._admitted()
+            self._arrived(scored, place)
+        again = (index for index, _ in owed.prompts)
+        indices = itertools.chain(again, itertools.count(self._ledger.next_index()))
+        while True:
+            place = await self._admitted()
+            index, prompt = self._again.popleft() if self._again else self._next(indices)
+            self._flights.add(flight := _Flight(index, prompt, place))
+            self._issue(flight)
+            flight.task = self._tasks.create_task(self._one_group(flight))
+
+    def want(self, groups: int) -> None:
+        """Ask for as many groups more; without it nothing is sampled."""
+        for _ in range(groups):
+            self._wanted.release()
+
+    async def take_fresh(self, step: int, max_staleness: int) -> ScoredGroup:
+        """The next group to train at ``step``; what is too old for it is issued again."""
+
+        def too_old(scored: ScoredGroup) -> None:
+            bound, oldest = step - max_staleness, scored.group.oldest_version
+            self.stale(scored, f"sampled by weights {oldest}, step {step} takes none older than {bound}")
+
+        return await self._ready.take_fresh(step, max_staleness, too_old)
+
+    def stale(self, scored: ScoredGroup, reason: str) -> None:
+        """A group that was taken is not trained; its prompt is issued again."""
+        self._ledger.stale(scored.group.key, reason)
+        self.release([scored])
+        prompt = scored.group.prompt
+        self._again.append((self._ledger.index_of(prompt.prompt_id), prompt))
+        self.want(1)
+
+    def filtered(self, scored: ScoredGroup, reason: str) -> None:
+        """A group that was taken and released is left out, and its prompt is not issued again."""
+        self._ledger.filtered(scored.group.key, reason)
+
+    def release(self, groups: Iterable[ScoredGroup]) -> None:
+        """Free the places of groups that were taken, unless they are free already."""
+        for scored in groups:
+            place = self._places.pop(scored.group.key, None)
+            if place is not None:
+                self._gate.release(place)
+
+    def cut(self, before: int, reason: str) -> int:
+        """End the groups that were issued to weights before ``before``, and leave them out; returns how many."""
+        late = [flight for flight in self._flights if flight.version < before]
+        for flight in late:
+            self._ledger.filtered(flight.key, reason)
+            self._gate.release(flight.place)
+        self._end(late)
+        return len(late)
+
+    def backlog(self) -> Backlog:
+        """What is here now, and the tokens that were sampled since the last call."""
+        tokens, self._sampled_tokens = self._sampled_tokens, 0
+        return Backlog(len(self._flights), len(self._ready), self._gate.num_bytes, tokens)
+
+    def close(self) -> None:
+        """End every group that is on its way."""
+        self._end(list(self._flights))
+
+    def _end(self, flights: Iterable[_Flight]) -> None:
+        for flight in flights:
+            self._flights.discard(flight)
+            if flight.task is not None:
+                flight.task.cancel()
+
+    async def _admitted(self) -> Place:
+        await self._wanted.acquire()
+        return await self._gate.acquire()
+
+    def _next(self, indices: Iterator[int]) -> tuple[int, Prompt]:
+        index = next(indices)
+        return index, self._source.train(index)
+
+    def _issue(self, flight: _Flight) -> None:
+        lease = self._settings.lease_seconds
+        flight.attempt = self._ledger.issue(flight.index, flight.prompt.prompt_id, lease)
+        flight.version = self.version
+
+    async def _one_group(self, flight: _Flight) -> None:
+        """Consumes an issued prompt, produces one scored group; waits at most max_attempts leases."""
+        for number in range(self._settings.max_attempts):
+            if number:
+                self._issue(flight)
+            try:
+                scored = await self._leased(flight.prompt, flight.attempt)
+            except GroupLost as lost:
+                self._ledger.lost(flight.key, lost.reason)
+                self._observer.lost(lost)
+                continue
+            self._ledger.scored(scored)
+            self._flights.discard(flight)
+            self._sampled_tokens += scored.group.num_tokens
+            self._arrived(scored, flight.place)
+            return
+        raise TooManyLost(
+            f"prompt {flight.prompt.prompt_id} was lost {self._settings.max_attempts} times (pipeline.max_attempts); "
+            "the reasons are in ledger.sqlite. Expected a group at the latest then: mend the cause, or raise the limit"
+        )
+
+    async def _leased(self, prompt: Prompt, attempt: int) -> ScoredGroup:
+        """One attempt within its lease. An answer that comes later, although it was cancelled, goes nowhere."""
+        work = asyncio.ensure_future(self._attempt(prompt, attempt))
+        try:
+            done, _ = await asyncio.wait({work}, timeout=self._settings.lease_seconds)
+            if done:
+                return work.result()
+        finally:
+            work.cancel()
+            work.add_done_callback(_heard)
+        seconds = self._settings.lease_seconds
+        raise GroupLost(prompt.prompt_id, attempt, f"no verdict within its lease of {seconds:g} s")
+
+    async def _attempt(self, prompt: Prompt, attempt: int) -> ScoredGroup:
+        with self._observer.stage("sample"):
+            group = await self._components.rollout.sample(prompt, self._settings.sampling, attempt)
+        self._ledger.sampled(group.key)
+        with self._observer.stage("verify"):
+            return await self._components.verifier.score(group)
+
+    def _arrived(self, scored: ScoredGroup, place: Place) -> None:
+        self._gate.resize(place, scored.group.num_bytes)
+        self._places[scored.group.key] = place
+        self._ready.put(scored)
+
+
+def _heard(work: asyncio.Future[ScoredGroup]) -> None:
+    """Its result or error is known, or of no interest any more."""
+    if not work.cancelled():
+        work.exception()

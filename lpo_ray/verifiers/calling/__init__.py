@@ -1,0 +1,1 @@
+"""How a verifier is called: its arguments, its time, its weighted sums, foreign signatures."""

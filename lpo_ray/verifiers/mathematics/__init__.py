@@ -1,0 +1,1 @@
+"""Whether a mathematical answer is right: numbers first, symbols when needed, both bounded."""

@@ -1,0 +1,125 @@
+"""Tests that call a program's functions: the program in one sandbox, its tests in another, values between them.
+
+What the tests expect never reaches the program, and what it answers reaches the tests as values of plain types
+(``inside.wire``); so all that it can do to a test is to give an answer::
+
+    inside.program_side  <- questions, answers ->  inside.tests_side  - a line per test ->  this process, which
+    started both
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.sandbox.process import READY, Program, code_of, kill, start
+from lpo_ray.verifiers.sandbox.program import run_program, working_kind
+
+_STARTED = b'{"started": true}\n'
+"""what the tester says first"""
+_LINES_KIB = 1024
+"""of the tester, at least: it is not the program"""
+
+
+@dataclass(frozen=True, slots=True)
+class CallTests:
+    """Python that calls what the program defines.
+
+    Example: ``CallTests("import math", ("assert f(4) == 2", "assert f(9) == 3"), "f")``
+    """
+
+    setup: str
+    """runs before them"""
+    tests: tuple[str, ...]
+    """each passes when it raises nothing"""
+    entry_point: str | None
+    """what the program must define; the tests may call it ``candidate``"""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What became of the tests. With ``trouble`` a sandbox or the tests themselves failed; the rest is void."""
+
+    passed: int
+    why: str
+    """the first one did not pass, if one did not"""
+    trouble: str | None = None
+
+
+def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
+    """All within Limits.seconds. A test in which the program ends fails; the next ones get a new process of it, whose
+    start is the program's own time.
+    """
+    left = limits.seconds
+    first, passed, why = 0, 0, ""
+    while first < len(calls.tests) and left > 0:
+        rest = replace(calls, tests=calls.tests[first:])
+        lines, trouble, starting, ran = _run(source, rest, replace(limits, seconds=left).restarted(first > 0))
+        left -= ran + (starting if first else 0.0)
+        if trouble is not None:
+            if first > 0 and left <= 0:  # the time was spent by the program
+                break
+            return Marks(passed, why, trouble)
+        marks = [line for line in lines if "test" in line]
+        passed += sum(line["passed"] for line in marks)
+        failed = [f"test {first + line['test']}: {line['why']}" for line in marks if not line["passed"]]
+        why = why or (failed[0] if failed else "")
+        if "failed" in lines[-1]:
+            return Marks(passed, why or lines[-1]["failed"])
+        first += len(marks)
+        if len(marks) < len(rest.tests) and not (marks and marks[-1]["lost"]):  # it ended the tester, or the time did
+            why = why or f"test {first}: out of time or memory"
+            first += 1
+    return Marks(passed, why or ("" if passed == len(calls.tests) else f"test {first}: out of time"))
+
+
+def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, Any]], str | None, float, float]:
+    """The tester's lines, the first of which says that the program's sandbox works, or what trouble there was; seconds
+    until both sandboxes worked and after.
+    """
+    launched = time.monotonic()
+    most = limits.output_kib * 1024
+    kind = working_kind(limits.kind)
+    with _pipe() as (asked, ask), _pipe() as (answers, answer), open(os.memfd_create("stderr"), "w+b") as words:
+        program = Program(code_of("program_side"), (source, most), "program_side.py", ("wire",))
+        try:
+            solver = start(kind, program, limits, asked.fileno(), answer.fileno(), words.fileno())
+        except OSError as error:
+            return [], f"the {kind} sandbox does not start: {error}", time.monotonic() - launched, 0.0
+        try:
+            asked.close()
+            answer.close()
+            fds = (answers.fileno(), ask.fileno())
+            argument = {
+                "setup": calls.setup, "tests": list(calls.tests), "entry_point": calls.entry_point,
+                "fds": fds, "most": most, "ready": READY,
+            }  # fmt: skip
+            room = replace(limits, output_kib=max(limits.output_kib, _LINES_KIB))
+            tester = Program(code_of("tests_side"), argument, "tests_side.py", ("wire",))
+            outcome = run_program(tester, b"", room, fds, begins_with=_STARTED)
+        finally:
+            kill(solver)
+        starting = time.monotonic() - launched - outcome.seconds
+        lines = [json.loads(line) for line in outcome.stdout.splitlines(keepends=True) if line.endswith(b"\n")]
+        if outcome.trouble is not None:
+            return [], outcome.trouble, starting, outcome.seconds
+        if not lines or not lines[0]["started"]:
+            words.seek(0)
+            said = (
+                words.read().decode(errors="replace").strip()[-300:] or f"not ready within {limits.start_seconds:g} s"
+            )
+            return [], f"the program's {kind} sandbox does not start: {said}", starting, outcome.seconds
+        return lines, lines[-1].get("trouble"), starting, outcome.seconds
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    read, write = os.pipe()
+    with open(read, "rb") as reader, open(write, "wb") as writer:
+        yield reader, writer

@@ -1,0 +1,77 @@
+"""Runs the program once for each input, each time in a fork of this process, and says on stdout what became of it: a
+line ``exit_code printed_too_much stdout_bytes stderr_bytes`` and then those bytes.
+
+Everything in this process can be in the program's hands: whoever forges a line has to forge the right output too,
+which only the process that compares knows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+from lpo_ray.verifiers.sandbox.inside.feed import Watch
+
+LAST_WORDS = 0.2
+"""seconds that what a run wrote may take to arrive after its end"""
+MOST_FDS = 65536
+
+
+class Run:
+    """One fork of this process: feeds it and reads what it prints."""
+
+    def __init__(self, given: bytes, most: int) -> None:
+        """``most``: bytes that it may print."""
+        (stdin, to_it), (out, stdout), (err, stderr) = (os.pipe() for _ in range(3))
+        self._theirs, self._ours = (stdin, stdout, stderr), (to_it, out, err)
+        self._given, self._most = given, most
+        self.pid = os.fork()
+
+    def become(self) -> None:
+        """In the fork: nothing but the program's own ends stays open."""
+        for fd, end in enumerate(self._theirs):
+            os.dup2(end, fd)
+        os.closerange(3, MOST_FDS)
+
+    def finish(self) -> bytes:
+        """Wait for its end, or kill it when it prints too much. Returns what is said of it."""
+        for end in self._theirs:
+            os.close(end)
+        to_it, out, err = self._ours
+        pipes = (os.fdopen(to_it, "wb", 0), os.fdopen(out, "rb", 0), os.fdopen(err, "rb", 0))
+        watch = Watch(self.pid, pipes, self._given, self._most, LAST_WORDS, lambda: None)
+        watch.until(math.inf)
+        os.kill(self.pid, 9)
+        _, status = os.waitpid(self.pid, 0)
+        watch.close()
+        code = os.waitstatus_to_exitcode(status)
+        head = b"%d %d %d %d\n" % (
+            code if code >= 0 else 128 - code, watch.over_output, len(watch.stdout), len(watch.stderr)
+        )  # fmt: skip
+        return bytes(head + watch.stdout + watch.stderr)
+
+
+def say(text: bytes) -> None:
+    """All of it, on stdout."""
+    rest = memoryview(text)
+    while rest:
+        rest = rest[os.write(1, rest) :]
+
+
+def repeat(inputs: list[bytes], most: int) -> bool:
+    """Whether this process is a run of the program now."""
+    for given in inputs:
+        run = Run(given, most)
+        if run.pid == 0:
+            run.become()
+            return True
+        say(run.finish())
+    return False
+
+
+if __name__ == "__main__":
+    program, inputs, most = globals()["ARGUMENT"]
+    if repeat(inputs, most):
+        fresh = sys.modules["__main__"] = type(sys)("__main__")
+        exec(compile(program, "program.py", "exec", dont_inherit=True), fresh.__dict__)

@@ -1,0 +1,118 @@
+"""One run of one program: ``run_program``."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+from lpo_ray.verifiers.sandbox import kinds
+from lpo_ray.verifiers.sandbox.inside.feed import Watch
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.sandbox.memory import limits_memory
+from lpo_ray.verifiers.sandbox.process import READY, Program, kill, start
+
+_LAST_WORDS = 1.0
+"""seconds that what it wrote may take to arrive after its end"""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a program. With ``trouble`` the sandbox failed, and the program has not begun."""
+
+    exit_code: int
+    """as shells have it: 128 + n when signal n ended it, which is also how it is killed (137)"""
+    stdout: bytes
+    stderr: bytes
+    """both together at most Limits.output_kib"""
+    timed_out: bool
+    over_output: bool
+    starting: float
+    """seconds until the program began"""
+    seconds: float
+    """that it ran"""
+    trouble: str | None
+
+
+def run_program(
+    program: Program, stdin: bytes, limits: Limits, fds: Sequence[int] = (), *, begins_with: bytes = b""
+) -> Outcome:
+    """Run it to its end, to Limits.seconds or to Limits.output_kib, after which nothing of it is left. Never raises for
+    what the program does. ``fds`` stay open in it. Its time begins when the sandbox works and it has written
+    ``begins_with``.
+    """
+    kind = working_kind(limits.kind)
+    return _run(kind, program, stdin, limits, fds, begins_with)
+
+
+@cache
+def working_kind(kind: str) -> str:
+    """Bubblewrap or rlimit; ``auto`` is the first that works here, and what the second one lacks is logged."""
+    if kind != kinds.AUTO:
+        return kind
+    if (trouble := trouble_with(kinds.BUBBLEWRAP)) is None:
+        return kinds.BUBBLEWRAP
+    logger.warning(
+        "bubblewrap does not work here (%s). Programs run without it, and lack: %s",
+        trouble, "; ".join(missing(kinds.RLIMIT)) or "nothing",
+    )  # fmt: skip
+    return kinds.RLIMIT
+
+
+@cache
+def trouble_with(kind: str) -> str | None:
+    """Why no program can be run with this kind of sandbox here; None when one can."""
+    return _run(kind, Program(""), b"", Limits(start_seconds=10.0), ()).trouble
+
+
+@cache
+def missing(kind: str) -> tuple[str, ...]:
+    """Protections that this kind does not give here."""
+    outcome = _run(kind, Program("print('\\n'.join(REPORT))"), b"", Limits(start_seconds=10.0), ())
+    lacks = [line for line in outcome.stdout.decode().splitlines() if line]
+    if kind == kinds.RLIMIT:
+        lacks.append("a /tmp: no file can be written at all")
+    if not limits_memory():
+        lacks.append("memory: each of its processes has a limit, all together have none")
+    return (*lacks, outcome.trouble) if outcome.trouble else tuple(lacks)
+
+
+def _run(
+    kind: str, program: Program, stdin: bytes, limits: Limits, fds: Sequence[int], begins_with: bytes = b""
+) -> Outcome:
+    launched = time.monotonic()
+    try:
+        process = start(kind, program, limits, subprocess.PIPE, subprocess.PIPE, subprocess.PIPE, fds)
+    except OSError as error:
+        starting = time.monotonic() - launched
+        return Outcome(-1, b"", b"", False, False, starting, 0.0, f"the {kind} sandbox does not start: {error}")
+    head = READY + begins_with
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    pipes = (process.stdin, process.stdout, process.stderr)
+    most = limits.output_kib * 1024 + len(READY)
+    watch = Watch(process.pid, pipes, stdin, most, _LAST_WORDS, partial(kill, process))
+    try:
+        if watch.until(launched + limits.start_seconds, head):
+            began = time.monotonic()
+            watch.until(began + limits.seconds)
+        else:
+            began = None
+    finally:
+        code = kill(process)
+        watch.close()
+    ended = time.monotonic()
+    starting, seconds = (ended - launched, 0.0) if began is None else (began - launched, ended - began)
+    stdout, stderr = bytes(watch.stdout), bytes(watch.stderr)
+    outcome = Outcome(code, stdout, stderr, watch.timed_out, watch.over_output, starting, seconds, None)
+    if stdout.startswith(READY) and not (began is None and watch.timed_out):
+        return replace(outcome, stdout=stdout[len(READY) :])
+    why = stderr.decode(errors="replace").strip()[-300:] or f"exit code {code}"
+    if watch.timed_out:
+        why = f"not ready within {limits.start_seconds:g} s {why}"
+    return replace(outcome, stdout=b"", trouble=f"the {kind} sandbox does not start: {why}")
