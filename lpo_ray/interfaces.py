@@ -1,6 +1,6 @@
 """The five components of a run. ``loop.py`` is written against these and nothing else.
 
-``actors/`` implements them on Ray, ``lpo_ray/inprocess/`` in one process. All are awaited from one event loop; each
+``actors/`` implements them on Ray, ``run/inprocess.py`` in one process. All are awaited from one event loop; each
 call has a deadline of its own and raises a named error of ``errors.py`` when the component fails.
 """
 

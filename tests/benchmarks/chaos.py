@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.training.ledger_audit import audit
-from tests.chaos import Chaos
+from tests.support.chaos import Chaos
 
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
 

@@ -2,8 +2,8 @@
 
     PYTHONPATH=. .venv/bin/python tests/benchmarks/sandbox.py OUT.json
 
-Prints a table in Markdown: for each program of tests/hostile.py how it ended, the rewards it got, and how many
-processes of it were left a second later.
+Prints a table in Markdown: for each program of tests/support/hostile_programs.py how it ended, the rewards it got, and
+how many processes of it were left a second later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.process import NAME, Program
 from lpo_ray.verifiers.sandbox.program import Outcome, missing, run_program, trouble_with
 from lpo_ray.verifiers.unit_tests import unit_tests
-from tests.hostile import EXPECTED, HOSTILE, MARKER, planted
+from tests.support.hostile_programs import EXPECTED, HOSTILE, MARKER, planted
 
 SECONDS = 2.0
 REPEATS = 30

@@ -32,7 +32,7 @@ from lpo_ray.config import load_config
 from lpo_ray.records import Publication
 from lpo_ray.run.spec import Plan, build_model, make_plan
 from tests.benchmarks.smollm2 import smollm2
-from tests.clusters import on_cluster
+from tests.support.clusters import on_cluster
 
 CACHE = Path.home() / ".cache" / "lpo-ray"
 HOST = ("shared_memory", "gloo", "object_store")

@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.viewer.browser import open_browser
-from tests.viewer.test_page import served
+from tests.support.browser import open_browser
+from tests.tools.view.test_page import served
 
 
 def main(run: str, out: str, query: str = "mixed=true&measured=true&order=moved") -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.training.ledger_audit import audit
-from tests.heads import Head, ray_head
+from tests.support.ray_heads import Head, ray_head
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")

@@ -23,7 +23,7 @@ from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepRepo
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import Plan
 from tests.e2e.test_real_stack import plan_of
-from tests.fakes import FakeEvents
+from tests.support.fakes import FakeEvents
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 VOCABULARY = 90
@@ -179,7 +179,10 @@ def test_a_checkpoint_goes_from_one_rank_to_two_and_back(tiny_policy: Path, tmp_
 @pytest.mark.parametrize("zero", ["{}", "{offload_optimizer: {device: cpu}}"], ids=["plain", "offload"])
 def test_a_gradient_that_is_not_finite_is_dropped_on_all_ranks(zero: str, tiny_policy: Path, tmp_path: Path) -> None:
     plan = plan_of(
-        tmp_path, tiny_policy, "objective.token_clip.kind=tests.e2e.verifiers:not_finite", f"learner.zero={zero}"
+        tmp_path,
+        tiny_policy,
+        "objective.token_clip.kind=tests.support.e2e_verifiers:not_finite",
+        f"learner.zero={zero}",
     )
 
     async def work(learner: LearnerGroup) -> tuple[list[str], list[StepReport]]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from lpo_ray.telemetry.prometheus import EXPORTED
-from tests.builders import make_target
-from tests.telemetry.test_exported import exported_names
+from tests.support.builders import make_target
+from tests.telemetry.test_prometheus import exported_names
 from tests.telemetry.test_telemetry import metrics_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]

@@ -15,7 +15,7 @@ import pytest
 from lpo_ray.telemetry.log import read_log
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.training.ledger_audit import audit
-from tests.heads import BIN, FAKE_HEAD, Head, kill_node, ray_head, ray_node
+from tests.support.ray_heads import BIN, FAKE_HEAD, Head, kill_node, ray_head, ray_node
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")

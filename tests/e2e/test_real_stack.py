@@ -76,7 +76,7 @@ def _niceness(pid: int) -> set[int]:
 async def _verdicts(cluster: object) -> dict[str, object]:
     """Scores of a verifier that spins for ever, and of a good one right after it."""
     from lpo_ray.errors import GroupLost
-    from tests.builders import make_prompt
+    from tests.support.builders import make_prompt
 
     tokens = np.array([20, 21])
     response = Response(tokens, np.zeros(2, np.float32), np.zeros(2, np.int64), "stop")
@@ -88,11 +88,11 @@ async def _verdicts(cluster: object) -> dict[str, object]:
 
     seen: dict[str, object] = {}
     try:
-        await cluster.verifier.score(group("tests.e2e.verifiers:spins"))
+        await cluster.verifier.score(group("tests.support.e2e_verifiers:spins"))
     except GroupLost as lost:
         seen["spins"] = lost.reason
     try:
-        await cluster.verifier.score(group("tests.e2e.verifiers:dies"))
+        await cluster.verifier.score(group("tests.support.e2e_verifiers:dies"))
     except GroupLost as lost:
         seen["dies"] = lost.reason
     seen["good"] = (await cluster.verifier.score(group("countdown"))).rewards.tolist()
@@ -107,7 +107,8 @@ def plan_of(folder: Path, policy: Path, *overrides: str) -> Plan:
                 f"run.dir={folder}", f"run.steps={STEPS}", f"model.path={policy}", "verifier.deadline_seconds=1.0",
                 "verifier.max_retries=1", f"pipeline.groups_per_step={GROUPS}", f"sampling.group_size={SIZE}",
                 "evaluation.num_prompts=6", "evaluation.samples_per_prompt=4", "evaluation.ks=[1,4]",
-                "telemetry.progress=quiet", "learner.lr=1e-3", "task.verifier=tests.e2e.verifiers:digits", *overrides,
+                "telemetry.progress=quiet", "learner.lr=1e-3",
+                "task.verifier=tests.support.e2e_verifiers:digits", *overrides,
             ],
         )
     )  # fmt: skip

@@ -22,7 +22,7 @@ from lpo_ray.training.ledger_audit import audit
 from tests.e2e.test_signals import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
-DIGITS = "task.verifier=tests.e2e.verifiers:digits"
+DIGITS = "task.verifier=tests.support.e2e_verifiers:digits"
 
 
 def lpo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_intact(
 def test_numbers_that_are_not_finite_end_the_run_with_the_evidence(tmp_path: Path, tiny_policy: Path) -> None:
     output = finish(
         run := Run(
-            tmp_path, tiny_policy, "objective.token_clip.kind=tests.e2e.verifiers:not_finite",
+            tmp_path, tiny_policy, "objective.token_clip.kind=tests.support.e2e_verifiers:not_finite",
             "telemetry.samples_every=0", "learner.max_skipped_updates=3",
         )
     )  # fmt: skip

@@ -12,7 +12,7 @@ from actors.learner.group import LearnerGroup
 from lpo_ray.errors import CheckpointDamaged
 from tests.e2e.test_learner import on, steps
 from tests.e2e.test_real_stack import plan_of
-from tests.test_security import Evil
+from tests.repo.test_security import Evil
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from lpo_ray.training.checkpoint import list_checkpoints
-from tests.processes import marked
+from tests.support.processes import marked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")

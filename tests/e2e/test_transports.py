@@ -28,10 +28,10 @@ from lpo_ray.policy.weights import Bucket, tensor_digest
 from lpo_ray.policy.weights_proof import largest_difference, probe_sequences
 from lpo_ray.records import Publication, Sampling
 from lpo_ray.run.spec import Plan
-from tests.builders import make_prompt
-from tests.clusters import on_cluster
 from tests.e2e.test_real_stack import plan_of
-from tests.fakes import FakeEvents
+from tests.support.builders import make_prompt
+from tests.support.clusters import on_cluster
+from tests.support.fakes import FakeEvents
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 KINDS = ("shared_memory", "gloo", "object_store")

@@ -18,7 +18,7 @@ from lpo_ray.training.ledger_audit import audit
 from lpo_ray.verifiers.calling.call import verify_sum
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.sandbox.limits import Limits
-from tests.processes import marked
+from tests.support.processes import marked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 QUICKSTART = str(Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml")
@@ -82,14 +82,14 @@ def check_rewards(rows: list[dict]) -> None:
 
 @pytest.mark.long
 def test_reasoning_gym(tmp_path: Path, tiny_policy: Path) -> None:
-    sum_of = "task.verifier=reasoning_gym + 0.5*tests.e2e.verifiers:now_and_then"
+    sum_of = "task.verifier=reasoning_gym + 0.5*tests.support.e2e_verifiers:now_and_then"
     check_rewards(train(tmp_path, tiny_policy, "task.name=reasoning_gym:gcd", sum_of))
 
 
 def test_unit_tests(tmp_path: Path, tiny_policy: Path) -> None:
     data = tmp_path / "code.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in CODE))
-    sum_of = "task.verifier=unit_tests + 0.5*tests.e2e.verifiers:now_and_then"
+    sum_of = "task.verifier=unit_tests + 0.5*tests.support.e2e_verifiers:now_and_then"
     check_rewards(train(tmp_path, tiny_policy, "task.name=code", f"task.path={data}", sum_of))
 
 
@@ -110,18 +110,18 @@ def test_a_reward_service_that_goes_away_and_comes_back(tmp_path: Path, tiny_pol
         rows = train(
             tmp_path, tiny_policy, "verifier.http.batched=true", "verifier.http.reward=rewards",
             "verifier.http.request={query: prompt+response, prompts: prompt, labels: answer}",
-            "task.verifier=http://127.0.0.1:5000/get_reward + tests.e2e.verifiers:digits",
+            "task.verifier=http://127.0.0.1:5000/get_reward + tests.support.e2e_verifiers:digits",
         )  # fmt: skip
     finally:
         served.kill()
     for row in rows:
         target = str(json.loads(row["answer"])["target"])
-        [digits] = verify_sum("tests.e2e.verifiers:digits", [Case("", row["response"], "")])
+        [digits] = verify_sum("tests.support.e2e_verifiers:digits", [Case("", row["response"], "")])
         assert row["reward"] == pytest.approx((target in row["response"]) + (digits.reward or 0), abs=1e-6)
 
 
 @pytest.mark.long
 def test_reward_functions_of_other_systems_train(tmp_path: Path, tiny_policy: Path) -> None:
     styles = ("configs/rewards/trl_style.py:reward_func", "configs/rewards/verl_style.py:compute_score")
-    sum_of = " + ".join((*styles, "0.01*tests.e2e.verifiers:digits"))
+    sum_of = " + ".join((*styles, "0.01*tests.support.e2e_verifiers:digits"))
     check_rewards(train(tmp_path, tiny_policy, f"task.verifier={sum_of}"))

@@ -21,7 +21,7 @@ from lpo_ray.objective import (
     target_temperature,
     virtual_group_coefficient,
 )
-from tests.objective.strategies import Group, groups
+from tests.support.strategies import Group, groups
 
 # Functions as a user would write them, none of which looks at the mask.
 

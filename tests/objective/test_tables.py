@@ -21,7 +21,7 @@ from lpo_ray.objective import (
     target_temperature,
     virtual_group_coefficient,
 )
-from tests.objective.strategies import FINITE, Group, groups
+from tests.support.strategies import FINITE, Group, groups
 
 ZERO_SUM = sorted(set(DIVERGENCES) - {"pointwise"})
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lpo_ray.objective import diagnose, effective_sample_size, gibbs_target, listwise, project, target_temperature
 from lpo_ray.objective.temperature import LOG_TAU
-from tests.objective.strategies import FINITE, Group, groups
+from tests.support.strategies import FINITE, Group, groups
 
 
 def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

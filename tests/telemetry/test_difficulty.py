@@ -11,7 +11,7 @@ import pytest
 from lpo_ray.records import TargetGroup
 from lpo_ray.telemetry.difficulty import Difficulty
 from lpo_ray.telemetry.samples import samples_path, write_samples
-from tests.builders import make_target
+from tests.support.builders import make_target
 from tests.telemetry.test_telemetry import report_of
 
 

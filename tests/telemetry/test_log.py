@@ -66,7 +66,7 @@ def test_what_is_no_line_of_ours_is_left_out_when_reading(tmp_path: Path) -> Non
 
 
 def test_values_of_secrets_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a secret is, tests/test_security.py says."""
+    """What a secret is, tests/repo/test_security.py says."""
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     line = LogLine(NOON, "info", "driver", "", 0, "logged in with 0123456789abcdef")
     assert LogFile(tmp_path / "log.jsonl").append(line).text == "logged in with <WANDB_API_KEY>"

@@ -40,7 +40,7 @@ from lpo_ray.telemetry.samples import read_step, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog, write_json
 from lpo_ray.telemetry.stage_clock import ENGINES, LEARNER, PRIORITY, Seconds, StageClock, shares
 from lpo_ray.telemetry.summary import build_summary
-from tests.builders import make_target
+from tests.support.builders import make_target
 from tests.telemetry.test_log import NOON
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.choice import multiple_choice
-from tests.verifiers.hostile import PLACED
+from tests.support.hostile_answers import PLACED
 
 PLANETS = {"choices": ["Mars", "Venus", "A moon", "The Sun."]}
 ARC = {"choices": {"text": ["wind", "rain", "ice"], "label": ["1", "2", "3"]}}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.exact import MAX_CHARACTERS, exact, regex
-from tests.verifiers.hostile import PLACED
+from tests.support.hostile_answers import PLACED
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lpo_ray.verifiers.calling.call import verify, verify_sum
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.formats import boxed_format, not_truncated, think_format
-from tests.verifiers.hostile import PLACED
+from tests.support.hostile_answers import PLACED
 
 GOOD = "<think>\nlet me see\n</think>\n<answer>42</answer>"
 

@@ -12,7 +12,7 @@ from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.geometry import geometry, number_in
 from lpo_ray.verifiers.mathematics.numeric import value_of
-from tests.verifiers.hostile import PLACED
+from tests.support.hostile_answers import PLACED
 
 
 @pytest.mark.parametrize(

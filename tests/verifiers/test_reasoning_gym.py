@@ -15,7 +15,7 @@ from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.code_bounds import ARITHMETIC, LITERAL, refused_answer
 from lpo_ray.verifiers.reasoning_gym import made_dataset
-from tests.verifiers.hostile import HOSTILE
+from tests.support.hostile_answers import HOSTILE
 
 COMPOSITE = {"datasets": [{"name": "countdown", "weight": 1}, {"name": "chain_sum", "weight": 1}]}
 WITHOUT_ANSWER = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}

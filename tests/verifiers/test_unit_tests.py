@@ -20,7 +20,7 @@ from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.program import trouble_with
 from lpo_ray.verifiers.unit_tests import BadAnswer, parsed_answer, program_of, unit_tests
-from tests.hostile import EXPECTED, HOSTILE, planted
+from tests.support.hostile_programs import EXPECTED, HOSTILE, planted
 
 
 @pytest.fixture(params=[kinds.BUBBLEWRAP, kinds.RLIMIT])

@@ -2,16 +2,16 @@
 
 Legend: P parameters, W ranks, T positions of a micro-batch, H hidden size, V vocabulary, b bytes of an element.
 
-A learner rank (``actors/learner/zero3.py``) always holds its share of the weights (b P / W), of fp32 master weights
-(4 P / W; none of their own for a float32 model), of two fp32 moments (8 P / W) and of gradients (b P / W). Beside
-that a step has three heights, of which the highest counts. When the scoring head is at work, all that the forward pass kept is there.
-When the backward pass ends, a layer's activations and whole gradients are, and the embedding's. The optimiser then
-takes gradients to fp32 (4 P / W). What the forward pass keeps of a layer is counted tensor by tensor as autograd does
-for transformers' Llama and Qwen layers: norms, queries, keys, values, attention's output, four widths of the
-feed-forward network. With gradient checkpointing it is each layer's input, and one layer whole.
+A learner rank (``actors/learner/zero3.py``) always holds its share of the weights (b P / W), of fp32 master weights (4
+P / W; none of their own for a float32 model), of two fp32 moments (8 P / W) and of gradients (b P / W). Beside that a
+step has three heights, of which the highest counts. When the scoring head is at work, all that the forward pass kept is
+there. When the backward pass ends, a layer's activations and whole gradients are, and the embedding's. The optimiser
+then takes gradients to fp32 (4 P / W). What the forward pass keeps of a layer is counted tensor by tensor as autograd
+does for transformers' Llama and Qwen layers: norms, queries, keys, values, attention's output, four widths of the feed-
+forward network. With gradient checkpointing it is each layer's input, and one layer whole.
 
-tests/test_sizing.py holds this against torch's own count on CPU. The GPU's attention and constants have not met a GPU.
-Not counted: fragmentation of the allocator.
+tests/tools/plan/test_sizes.py holds this against torch's own count on CPU. The GPU's attention and constants have not
+met a GPU. Not counted: fragmentation of the allocator.
 """
 
 from __future__ import annotations

@@ -1,0 +1,284 @@
+"""Who is left out of a publish, and what becomes of the others: the protocol with fakes in place of processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from actors.learner.worker import Staged
+from actors.publisher import Publisher
+from actors.rollout.worker import Delivery
+from actors.transports.table import TRANSPORTS
+from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
+from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
+from lpo_ray.records import FloatArray, Process, WeightsVersion
+from lpo_ray.rollout.member import Member
+from tests.support.fakes import remote_worker
+
+PROBE = [np.arange(3), np.arange(4)]
+LOGPROBS = [np.zeros(2, np.float32), np.zeros(3, np.float32)]
+MANIFEST = make_manifest([TensorMeta("a", (4,)), TensorMeta("b", (4,))], "float32", bucket_bytes=16, num_senders=1)
+DIGESTS = {"a": "1" * 32, "b": "2" * 32}
+
+
+class Reference:
+    """An object reference whose result comes, fails, or never comes."""
+
+    def __init__(self, result: object) -> None:
+        self._result = result
+
+    def future(self) -> Future:
+        future: Future = Future()
+        if isinstance(self._result, BaseException):
+            future.set_exception(self._result)
+        elif self._result is not NEVER:
+            future.set_result(self._result)
+        return future
+
+
+NEVER = object()
+
+
+@dataclass
+class Worker:
+    """A rollout worker's handle. ``faults``: method -> what it answers, once for each entry."""
+
+    name: str
+    events: list[str]
+    faults: dict[str, list[object]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=lambda: dict(DIGESTS))
+    answers: list[FloatArray] = field(default_factory=lambda: [LOGPROBS[0], LOGPROBS[1][-1:]])
+
+    def __getattr__(self, method: str) -> Worker.Method:
+        return Worker.Method(self, method)
+
+    @dataclass
+    class Method:
+        worker: Worker
+        name: str
+
+        def remote(self, *arguments: object) -> Reference:
+            worker = self.worker
+            worker.events.append(f"{worker.name} {self.name}")
+            if worker.faults.get(self.name):
+                return Reference(worker.faults[self.name].pop(0))
+            if self.name == "finish_update":
+                return Reference(Delivery([worker.digests], worker.answers, 0))
+            return Reference(None)
+
+
+class Learner:
+    """A learner of one rank. ``faults``: of ``advance``, once for each entry."""
+
+    manifest: Manifest = MANIFEST
+
+    def __init__(self, events: list[str]) -> None:
+        self.weights_lock, self.published, self.generation = asyncio.Lock(), False, 1
+        self.events, self.faults = events, list[LpoRayError]()
+
+    async def offer(self, num_peers: int, seconds: float) -> list[object]:
+        self.events.append(f"offer to {num_peers}")
+        return [None]
+
+    async def accept(self, seconds: float) -> None:
+        self.events.append("accept")
+
+    async def advance(self, sent: int | None, seconds: float) -> list[Staged]:
+        self.events.append(f"advance {sent}")
+        if sent is not None and self.faults:
+            raise self.faults.pop(0)
+        following = 0 if sent is None else sent + 1
+        names = list(DIGESTS)
+        return [Staged({names[following]: DIGESTS[names[following]]}, None)] if following < 2 else []
+
+    async def probe(self, bundles: object) -> list[FloatArray]:
+        return LOGPROBS
+
+    async def digest(self) -> str:
+        return self.manifest.digest(DIGESTS)
+
+
+class Pool:
+    """Members that are up; those taken out stay away unless ``replace`` makes others."""
+
+    def __init__(self, members: list[Member], replace: Callable[[Member], Member] | None = None) -> None:
+        self.members, self.out, self._replace = members, dict[str, LpoRayError](), replace
+
+    async def started(self) -> list[Member]:
+        assert self.members, "the publish waits for a replacement"
+        return list(self.members)
+
+    def serve(self, members: list[Member], version: WeightsVersion) -> None:
+        for member in members:
+            member.version = version
+
+    def take_out(self, member: Member, error: LpoRayError) -> None:
+        self.members.remove(member)
+        self.out[member.name] = error
+        if self._replace:
+            self.members.append(self._replace(member))
+
+    def statuses(self) -> tuple:
+        return ()
+
+
+@dataclass
+class Stage:
+    """Everything around one publisher."""
+
+    workers: list[Worker]
+    members: list[Member]
+    pool: Pool
+    learner: Learner
+    publisher: Publisher
+    events: list[str]
+
+
+def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
+    events: list[str] = []
+    workers = [Worker(f"w{number}", events) for number in range(count)]
+    process = Process(1, "node", "127.0.0.1", ())
+    members = [
+        Member(number, worker.name, remote_worker(worker.name, worker), process)
+        for number, worker in enumerate(workers)
+    ]
+
+    def fresh(member: Member) -> Member:
+        return Member(member.index, name := member.name + "'", remote_worker(name, Worker(name, events)), process)
+
+    pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
+    publisher = Publisher(
+        learner, pool, TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, processes_per_engine=1,
+        prepare_seconds=0.2, transfer_seconds=0.8,
+    )  # fmt: skip
+    return Stage(workers, members, pool, learner, publisher, events)
+
+
+KINDS = pytest.mark.parametrize("kind", ["shared_memory", "gloo"])
+
+
+@KINDS
+async def test_buckets_go_out_while_the_next_is_staged_and_release_comes_last(kind: str) -> None:
+    at = stage(kind, count=1)
+    publication = await at.publisher.publish(7)
+    assert at.events == [
+        "w0 begin_update", "offer to 1", "w0 join_senders", "accept", "advance None", "w0 receive", "advance 0",
+        "w0 receive", "advance 1", "w0 finish_update", "w0 release",
+    ]  # fmt: skip
+    assert publication.version == WeightsVersion(7, MANIFEST.digest(DIGESTS)) == at.members[0].version
+    assert publication.num_bytes == 32
+    assert at.learner.published
+    at.events.clear()
+    await at.publisher.publish(8)
+    assert "w0 join_senders" not in at.events
+
+
+@KINDS
+@pytest.mark.parametrize("method", ["begin_update", "join_senders", "receive", "finish_update"])
+async def test_an_engine_that_does_not_answer_is_left_out_and_named(kind: str, method: str) -> None:
+    at = stage(kind)
+    at.workers[1].faults[method] = [NEVER]
+    publication = await at.publisher.publish(1)
+    assert at.members[0].version == publication.version
+    assert at.members[1].version is None
+    error = at.pool.out["w1"]
+    assert isinstance(error, DeadlineExceeded)
+    assert error.who == "w1"
+
+
+async def test_without_a_collective_the_others_go_on_with_the_next_bucket() -> None:
+    at = stage("shared_memory")
+    at.workers[1].faults["receive"] = [NEVER]
+    started = asyncio.get_running_loop().time()
+    await at.publisher.publish(1)
+    assert at.events.count("advance 0") == 1
+    assert at.events.count("w0 receive") == 2
+    # half of transfer_seconds went to the one that hangs; the others had the rest
+    assert 0.4 <= asyncio.get_running_loop().time() - started < 0.8
+
+
+async def test_an_engine_lost_while_it_prepares_does_not_break_the_group_of_the_others() -> None:
+    at = stage("gloo")
+    at.workers[1].faults["begin_update"] = [NEVER]
+    await at.publisher.publish(1)
+    assert [event for event in at.events if event.startswith("offer")] == ["offer to 1"]
+    assert at.events.count("advance None") == 1
+
+
+async def test_a_collective_that_breaks_is_formed_anew_without_the_dead() -> None:
+    at = stage("gloo")
+    at.workers[1].faults["receive"] = [NEVER]
+    at.workers[0].faults["receive"] = [RuntimeError("connection closed by peer")]
+    at.learner.faults = [ComponentFailed("learner rank 0", "send bucket 0", "TimeoutError")]
+    await at.publisher.publish(1)
+    assert list(at.pool.out) == ["w1"]
+    assert [event for event in at.events if event.startswith("offer")] == ["offer to 2", "offer to 1"]
+    assert at.members[0].version is not None
+
+
+async def test_a_collective_that_breaks_twice_with_everybody_alive_is_the_learners_fault() -> None:
+    at = stage("gloo")
+    at.learner.faults = [ComponentFailed("learner rank 0", f"send {n}", "TimeoutError") for n in range(2)]
+    with pytest.raises(LearnerLost, match="learner rank 0"):
+        await at.publisher.publish(1)
+    assert not at.pool.out
+
+
+async def test_a_learner_that_hangs_is_lost_where_no_collective_explains_it() -> None:
+    at = stage("shared_memory")
+    at.learner.faults = [DeadlineExceeded("learner rank 1", "send bucket 0", 1.0)]
+    with pytest.raises(LearnerLost, match="learner rank 1 did not finish 'send bucket 0'"):
+        await at.publisher.publish(1)
+    assert not at.pool.out
+
+
+@KINDS
+async def test_an_engine_with_other_bytes_is_replaced_the_others_serve(kind: str) -> None:
+    at = stage(kind)
+    at.workers[1].digests["b"] = "3" * 32
+    await at.publisher.publish(1)
+    error = at.pool.out["w1"]
+    assert isinstance(error, WeightsNotProved)
+    assert "the bytes of b" in str(error)
+    assert "w1 release" not in at.events
+    assert "w0 release" in at.events
+
+
+async def test_when_no_engine_proves_the_weights_the_run_ends() -> None:
+    at = stage("shared_memory")
+    for worker in at.workers:
+        worker.answers = [LOGPROBS[0] + 0.1, LOGPROBS[1][-1:]]
+    with pytest.raises(WeightsNotProved, match="its log-probs of the probe are not the learner's"):
+        await at.publisher.publish(1)
+    assert not [event for event in at.events if event.endswith("release")]
+    assert not at.learner.published
+
+
+async def test_when_every_engine_is_gone_the_publish_waits_for_a_new_one() -> None:
+    at = stage("shared_memory", count=1, replace=True)
+    at.workers[0].faults["receive"] = [NEVER]
+    publication = await at.publisher.publish(1)
+    (fresh,) = at.pool.members
+    assert (fresh.name, fresh.version) == ("w0'", publication.version)
+    assert at.events.index("w0' join_senders") < at.events.index("w0' receive")
+
+
+async def test_a_newcomer_gets_the_current_version_or_waits_for_the_next() -> None:
+    at = stage("shared_memory")
+    newcomer = at.pool.members.pop()
+    await at.publisher.admit(newcomer)
+    assert newcomer.version is None  # nothing was published yet
+    publication = await at.publisher.publish(4)
+    await at.publisher.admit(newcomer)
+    assert newcomer.version == publication.version
+    newcomer.version, at.learner.published = None, False  # a projection has changed the weights
+    await at.publisher.admit(newcomer)
+    assert newcomer.version is None
+    at.pool.members.append(newcomer)
+    assert newcomer.version is None
+    assert (await at.publisher.publish(5)).version == newcomer.version

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from lpo_ray.config import dump_config, load_config
+from lpo_ray.config.validate import warnings
+from lpo_ray.errors import ConfigError
+from lpo_ray.learner.targets import StaleRule
+from lpo_ray.run.spec import make_plan, render
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+def failure(*overrides: str, path: Path = QUICKSTART) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(load_config(path, overrides))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_says_what_it_needs(path: Path) -> None:
+    config = load_config(path)
+    assert config.run.name
+    assert "# Needs:" in path.read_text()
+
+
+def test_there_are_the_papers_five_recipes() -> None:
+    assert len(list(CONFIGS.glob("paper_*.yaml"))) == 5
+
+
+def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -> None:
+    config = load_config(QUICKSTART, ["run.seed=7", "objective.target_temperature=0.5", "task.counts=[3,4]"])
+    assert (config.run.seed, config.objective.target_temperature, config.task.counts) == (7, 0.5, [3, 4])
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(dump_config(config))
+    assert load_config(resolved) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("run.sede=1", "unknown key 'run.sede'; did you mean run.seed?"),
+        ("rum.seed=1", "did you mean run?"),
+        ("run.seed=one", "run.seed"),
+        ("run.seed", "expected section.key=value"),
+        ("run.steps=0", "run.steps is 0; expected a number above 0"),
+        ("run.name=a/b", "run.name is 'a/b'"),
+        ("run.resume=maybe", "run.resume"),
+        ("sampling.top_p=1.5", "sampling.top_p is 1.5; expected in (0, 1]"),
+        ("sampling.max_tokens=2048", "the model has 2048 positions"),
+        ("pipeline.groups_per_step=63", "pipeline.groups_per_step (63) is not divisible"),
+        ("learner.world_size=500", "an update has 32 groups of 8 responses for learner.world_size=500 ranks"),
+        ("learner.lr_schedule=sudden", "learner.lr_schedule is 'sudden'; expected one of constant, "),
+        ("learner.lr_schedule_kwargs={slope: 1}", "learner.lr_schedule=cosine_with_min_lr with"),
+        ("objective.reference_kl=-1", "objective.reference_kl is -1.0; expected 0 or more"),
+        ("pipeline.reused_groups_per_step=4", "set max_staleness >= 1 and behaviour=engine"),
+        ("pipeline.max_gib=1e-6", "expected room for a step at least: set pipeline.max_gib="),
+        ("objective.stale.min_ess=1.5", "objective.stale.min_ess is 1.5; expected a share of K, in [0, 1]"),
+        ("objective.stale.max_drift=0", "objective.stale.max_drift is 0.0; expected a number of nats above 0"),
+        ("objective.stale.policy=forget", "objective.stale.policy"),
+        ("objective.importance_cap=0.5", "objective.importance_cap is 0.5; expected a number of 1 or more, or null"),
+        ("objective.divergence=kl", "objective.divergence is 'kl'; expected one of"),
+        ("objective.target_temperature=hot", "objective.target_temperature is 'hot'"),
+        ("objective.target_temperature=-1", "expected a number above 0"),
+        ("objective.token_clip.kind=hard", "objective.token_clip.kind is 'hard'"),
+        ("objective.token_clip.low=1.0", "objective.token_clip.low is 1.0; expected in (0, 1)"),
+        ("objective.temperature_scale=0", "objective.temperature_scale is 0.0; expected a number above 0"),
+        ("objective.schedule=[{from_step: 64}]", "objective.schedule[0].from_step is 64; expected above 0, where the"),
+        ("objective.schedule=[{from_step: 9, divergence: kl}]", "objective.schedule[0].divergence is 'kl'; expected"),
+        (
+            "objective.schedule=[{from_step: 9}, {from_step: 9}]",
+            "objective.schedule[1].from_step is 9; expected above 9",
+        ),
+        ("objective.ddof=8", "objective.ddof is 8; expected below sampling.group_size"),
+        ("objective.divergence=nowhere:fn", "cannot be imported"),
+        ("task.name=chess", "task.name is 'chess'"),
+        ("task.verifier=chess", "task.verifier is 'chess'; expected one of boxed, boxed_format, countdown"),
+        ("task.name=dataset", "task.path is null"),
+        ("task.counts=[]", "expected a list of 3 and 4"),
+        ("task.counts=[7]", "expected a list of 3 and 4"),
+        ("model.path=/nowhere/model", "'/nowhere/model'"),
+        ("rollout.kv_cache_gib=100000", "GiB of memory are free"),
+        ("rollout.dtype=int4", "rollout.dtype is 'int4'"),
+        ("evaluation.ks=[32]", "evaluation.ks is [32]"),
+        ("learner.betas=[0.9]", "learner.betas is [0.9]"),
+        ("learner.lr=null", "learner.lr"),
+    ],
+)
+def test_bad_values_are_named_with_what_was_expected(override: str, expected: str, tmp_path: Path) -> None:
+    message = failure(f"run.dir={tmp_path}", override)
+    assert expected in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ratio_to_the_anchor_that_leaves_stale_tokens_unweighted_is_warned_of() -> None:
+    ratio = ["objective.behaviour=engine", "objective.token_clip.kind=ppo_ratio"]
+    (warning,) = warnings(load_config(QUICKSTART, ratio))
+    assert "set token_clip.around=behaviour" in warning
+    assert warnings(load_config(QUICKSTART, [*ratio, "objective.token_clip.around=behaviour"])) == []
+
+
+def test_truncated_sampling_with_engine_behaviour_is_refused() -> None:
+    message = failure("sampling.top_p=0.9", "objective.behaviour=engine")
+    assert "sampling.top_p=0.9 cuts the support" in message
+
+
+def test_an_importance_cap_with_engine_behaviour_is_refused() -> None:
+    message = failure("objective.importance_cap=2", "objective.behaviour=engine")
+    assert "objective.importance_cap is 2.0 with objective.behaviour=engine" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), []),
+        (("pipeline.max_staleness=2", "objective.behaviour=engine"), []),
+        (("pipeline.max_staleness=2",), ["older weights count as the current policy's"]),
+        (("pipeline.max_staleness=2", "objective.importance_cap=2"), ["only their tokens are weighted"]),
+        (("sampling.top_p=0.9", "sampling.top_k=5"), ["sampling.top_p=0.9, sampling.top_k=5 cuts the support"]),
+        (("rollout.dtype=bfloat16",), ["nothing corrects for it"]),
+        (("rollout.dtype=bfloat16", "objective.importance_cap=2"), []),
+        (("rollout.dtype=bfloat16", "objective.behaviour=engine"), []),
+        (("objective.stale.policy=temper",), ["objective.stale has no effect with objective.behaviour=recomputed"]),
+        (("objective.stale.policy=temper", "objective.behaviour=engine"), []),
+        (("objective.length_norm=sum", "objective.behaviour=engine"), ["most groups may fall below"]),
+        (("objective.reference_path=/some/model",), ["objective.reference_path has no effect"]),
+        (("checkpoint.best=pass@1",), ["no checkpoint of the run has a value"]),
+        (("checkpoint.best=pass@1", "evaluation.every=10"), []),
+        (
+            ("pipeline.max_staleness=1", "sampling.top_p=0.5"),
+            ["pipeline.max_staleness=1 with objective.behaviour=recomputed", "sampling.top_p=0.5 cuts the support"],
+        ),
+    ],
+)
+def test_what_the_author_may_not_have_meant_is_said_once_each(
+    overrides: tuple[str, ...], expected: list[str], tmp_path: Path
+) -> None:
+    plan = make_plan(load_config(QUICKSTART, [f"run.dir={tmp_path}", *overrides]))
+    found = warnings(plan.config)
+    assert len(found) == len(expected)
+    for text, part in zip(found, expected, strict=True):
+        assert part in text
+        assert f"\nWarning: {text}" in render(plan)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_no_shipped_config_is_warned_about(path: Path) -> None:
+    assert warnings(load_config(path)) == []
+
+
+def test_the_points_of_the_grid_follow_the_schedule(tmp_path: Path) -> None:
+    changes = (
+        "[{from_step: 8, divergence: first_order}, {from_step: 16, temperature_scale: 0.5, target_temperature: one}]"
+    )
+    plan = make_plan(load_config(QUICKSTART, [f"run.dir={tmp_path}", f"objective.schedule={changes}"]))
+    assert [plan.objective().at(step).divergence for step in (0, 7, 8, 63)] == ["forward_kl"] * 2 + ["first_order"] * 2
+    rules = [plan.target_rule().at(step) for step in (7, 8, 16)]
+    assert [rule.anchored for rule in rules] == [True, False, False]
+    assert [(rule.temperature, rule.scale) for rule in rules] == [("group_std", 1.0), ("group_std", 1.0), ("one", 0.5)]
+
+
+def test_values_of_stale_groups_reach_targets_and_learner(tmp_path: Path) -> None:
+    overrides = [f"run.dir={tmp_path}", "objective.behaviour=engine"]
+    plan = make_plan(load_config(QUICKSTART, overrides))
+    assert plan.stale_rule() == StaleRule("drop", 0.3, 0.18232)
+    assert plan.objective().at(0).importance_cap is None
+    tempering = [*overrides, "objective.stale.policy=temper", "objective.stale.min_ess=0.5"]
+    assert make_plan(load_config(QUICKSTART, tempering)).target_rule().at(0).stale == StaleRule("temper", 0.5, 0.18232)
+    capped = make_plan(load_config(QUICKSTART, [overrides[0], "objective.importance_cap=2"]))
+    assert capped.objective().at(0).importance_cap == 2.0
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    assert "does not exist; expected a YAML file" in failure(path=tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("run: [unclosed")
+    assert "is not valid YAML" in failure(path=broken)
+    broken.write_text("run:\n  name: x\n")
+    assert "does not set pipeline.groups_per_step, run.steps, sampling.max_tokens" in failure(path=broken)
+
+
+def test_an_existing_run_folder_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "metrics.jsonl").write_text("{}")
+    assert "continue it with run.resume=auto" in failure(f"run.dir={tmp_path}")
+    assert make_plan(load_config(QUICKSTART, [f"run.dir={tmp_path}", "run.resume=auto"])).run_dir.exists()
+
+
+def test_a_run_is_resumed_with_what_it_was_begun_with(tmp_path: Path) -> None:
+    folder = tmp_path / "quickstart"
+    folder.mkdir()
+    base = [f"run.dir={tmp_path}", "run.resume=auto"]
+    (folder / "config.yaml").write_text(dump_config(load_config(QUICKSTART, base)))
+    assert make_plan(load_config(QUICKSTART, [*base, "run.steps=99", "learner.lr=1e-5"]))
+    assert "was begun with run.seed=0, now it is 1" in failure(*base, "run.seed=1")
+    assert make_plan(load_config(QUICKSTART, [*base, "learner.world_size=1"])).packing().world_size == 1
+
+
+def test_a_model_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    assert "has no config.json" in failure(f"model.path={tmp_path}")
+    (tmp_path / "config.json").write_text("{half")
+    assert "is not JSON" in failure(f"model.path={tmp_path}")
+
+
+DATASET = ("task.name=dataset", "task.verifier=boxed", "evaluation.num_prompts=1")
+
+
+def dataset_failure(
+    tiny_policy: Path, folder: Path, train: str, heldout: str = '{"prompt": "h", "answer": "1"}'
+) -> str:
+    (folder / "train.jsonl").write_text(train)
+    (folder / "heldout.jsonl").write_text(heldout)
+    paths = [f"task.path={folder}/train.jsonl", f"task.heldout_path={folder}/heldout.jsonl"]
+    return failure(*DATASET, *paths, f"model.path={tiny_policy}", f"run.dir={folder}/runs")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("", "has no rows"),
+        ('{"prompt": "a"}', "train.jsonl, row 1 has no answer"),
+        ('{"prompt": "a", "answer": "1"}\nnot json', "train.jsonl, row 2 is not JSON"),
+        ("[1]", "row 1 is '[1]'; expected a JSON object"),
+        ('{"prompt": "  ", "answer": "1"}', "expected a text that is not empty"),
+        ('{"prompt": "h", "answer": "1"}', "must not overlap"),
+        ('{"prompt": "' + "x" * 3000 + '", "answer": "1"}', "longer than 2024 tokens"),
+    ],
+)
+def test_malformed_datasets_name_file_and_row(rows: str, expected: str, tiny_policy: Path, tmp_path: Path) -> None:
+    assert expected in dataset_failure(tiny_policy, tmp_path, rows)
+
+
+def test_a_dataset_that_is_too_small_or_missing(tiny_policy: Path, tmp_path: Path) -> None:
+    good = '{"prompt": "a", "answer": "1"}'
+    (tmp_path / "train.jsonl").write_text(good)
+    (tmp_path / "heldout.jsonl").write_text('{"prompt": "h", "answer": "1"}')
+    paths = [f"task.path={tmp_path}/train.jsonl", f"task.heldout_path={tmp_path}/heldout.jsonl"]
+    base = ("task.name=dataset", "task.verifier=boxed", f"model.path={tiny_policy}", f"run.dir={tmp_path}/runs")
+    assert "evaluation.num_prompts is 256, but there are 1 held-out" in failure(*base, *paths)
+    assert "which does not exist" in failure(*base, "task.path=/nowhere.jsonl", "task.heldout_path=/nowhere.jsonl")
+    assert "task.heldout_path is null" in failure(*base, paths[0])
+    assert "task.path is null" in failure(*base)
+
+
+def test_a_dataset_needs_a_verifier_to_be_named(tiny_policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "answer": "1"}')
+    message = failure("task.name=dataset", f"task.path={tmp_path}/train.jsonl", "evaluation.num_prompts=0")
+    assert "task.name=dataset has no verifier of its own" in message
+
+
+def test_numbers_of_a_plan(tmp_path: Path) -> None:
+    plan = make_plan(load_config(QUICKSTART, [f"run.dir={tmp_path}", "run.steps=11", "learner.lr=1e-3"]))
+    numbers = plan.numbers()
+    assert numbers["responses per step"] == 512
+    assert numbers["groups per update and rank"] == 16
+    assert numbers["optimiser updates in the run"] == 22
+    assert plan.learning_rate(0) == pytest.approx(1e-3)
+    assert plan.learning_rate(10) == pytest.approx(1e-4 + 0.9e-3 * (1 + math.cos(math.pi * 10 / 11)) / 2)
+    assert plan.learning_rate(5) == pytest.approx(1e-4 + 0.9e-3 * (1 + math.cos(math.pi * 5 / 11)) / 2)

@@ -1,0 +1,28 @@
+"""A real cluster for a test or a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from actors.cluster import Cluster, build_cluster, connect, disconnect
+from lpo_ray.run.signals import run_until_signal
+from lpo_ray.run.spec import Plan
+from tests.support.fakes import FakeEvents
+
+
+def on_cluster(plan: Plan, model_path: Path | str, use: Callable[[Cluster], Awaitable[None]]) -> None:
+    """Start Ray and every actor of the plan, run ``use``, and end them all."""
+
+    async def main(_: object) -> None:
+        cluster = await build_cluster(plan, str(model_path), FakeEvents())
+        try:
+            await use(cluster)
+        finally:
+            await cluster.close()
+
+    connect(plan.config)
+    try:
+        run_until_signal(main)
+    finally:
+        disconnect()

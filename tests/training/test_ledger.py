@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lpo_ray.records import AnchorGroup, Key, ScoredGroup, WeightsVersion
+from lpo_ray.training.ledger import Ledger
+from lpo_ray.training.ledger_audit import audit
+from tests.support.builders import make_scored
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+def scored_by(ledger: Ledger, number: int, version: int = 0) -> ScoredGroup:
+    """Prompt ``number`` from issue to verdict."""
+    group = make_scored(number, version=version)
+    attempt = ledger.issue(number, group.group.prompt.prompt_id, 60)
+    group = make_scored(number, version=version, attempt=attempt)
+    ledger.sampled(group.group.key)
+    ledger.scored(group)
+    return group
+
+
+def anchor_of(key: Key) -> AnchorGroup:
+    values = np.arange(6, dtype=np.float32).reshape(3, 2) + int(key[0][6:])
+    return AnchorGroup(*values)
+
+
+def commit(ledger: Ledger, step: int, groups: Sequence[ScoredGroup], reused: Sequence[Key] = ()) -> None:
+    names = keys(groups)
+    anchors = {key: anchor_of(key) for key in (*names, *reused)}
+    with ledger.step(WeightsVersion(step, f"digest-{step}"), names, None, reused, anchors):
+        pass
+
+
+def keys(groups: Sequence[ScoredGroup]) -> list[Key]:
+    return [group.group.key for group in groups]
+
+
+def test_a_prompt_is_issued_sampled_scored_and_trained_once(ledger: Ledger) -> None:
+    group = scored_by(ledger, 0)
+    commit(ledger, 1, [group])
+    assert ledger.counts() == {"issued": 1, "in_flight": 0, "trained": 1, "lost": 0, "stale": 0, "filtered": 0}
+    with pytest.raises(ValueError, match=r"train-00000000 \(attempt 0\) is trained; only scored can become trained"):
+        commit(ledger, 2, [group])
+
+
+def test_a_lost_attempt_is_reissued_and_its_late_answer_has_no_row_to_go_to(ledger: Ledger) -> None:
+    key = make_scored(0).group.key
+    ledger.issue(0, key[0], 60)
+    ledger.lost(key, "engine died")
+    assert ledger.issue(0, key[0], 60) == 1
+    with pytest.raises(ValueError, match="is lost; only issued can become sampled"):
+        ledger.sampled(key)
+    assert ledger.counts()["in_flight"] == 1
+
+
+def test_a_commit_is_all_or_nothing(ledger: Ledger, tmp_path: Path) -> None:
+    first, second = scored_by(ledger, 0), make_scored(1)
+    ledger.issue(1, second.group.prompt.prompt_id, 60)
+    with pytest.raises(ValueError, match="train-00000001"):
+        commit(ledger, 1, [first, second])
+    assert ledger.counts()["trained"] == 0
+    with pytest.raises(OSError, match="disk"), ledger.step(WeightsVersion(1, "d"), [first.group.key]):
+        assert ledger.counts()["trained"] == 1  # what belongs to the step sees it
+        raise OSError("the disk is full")
+    assert ledger.counts() == {"issued": 2, "in_flight": 2, "trained": 0, "lost": 0, "stale": 0, "filtered": 0}
+    assert ledger.commits_after(0) == []
+
+
+def test_a_resumed_run_has_its_scored_groups_and_owes_what_was_on_its_way(ledger: Ledger) -> None:
+    trained, waiting = scored_by(ledger, 0), scored_by(ledger, 1, version=1)
+    ledger.issue(2, "train-00000002", 60)
+    commit(ledger, 1, [trained])
+    owed = ledger.resume(1)
+    assert owed.prompts == ((2, "train-00000002"),)
+    (group,) = owed.scored
+    assert group.group.key == waiting.group.key
+    assert group.rewards.tolist() == waiting.rewards.tolist()
+    for ours, theirs in zip(group.group.responses, waiting.group.responses, strict=True):
+        assert ours.token_ids.tolist() == theirs.token_ids.tolist()
+        assert ours.behaviour_logprobs.tobytes() == theirs.behaviour_logprobs.tobytes()
+        assert ours.versions.tolist() == [1] * len(theirs.token_ids)
+        assert ours.finish_reason == theirs.finish_reason
+    assert ledger.next_index() == 3
+    assert ledger.issue(2, "train-00000002", 60) == 1
+
+
+def test_going_back_keeps_groups_of_weights_that_stay_and_loses_those_of_weights_that_go(ledger: Ledger) -> None:
+    first, second, third = scored_by(ledger, 0), scored_by(ledger, 1), scored_by(ledger, 2, version=1)
+    commit(ledger, 1, [first])
+    commit(ledger, 2, [second, third])
+    assert keys(ledger.batch(2)[0]) == keys([second, third])
+    owed = ledger.resume(1)
+    assert keys(owed.scored) == [second.group.key, third.group.key]
+    owed = ledger.resume(0)
+    assert keys(owed.scored) == [first.group.key, second.group.key]
+    assert owed.prompts == ((2, "train-00000002"),)
+    assert ledger.commits_after(0) == []
+
+
+def test_settled_groups_are_forgotten_but_for_those_that_may_be_reused(ledger: Ledger) -> None:
+    groups = [scored_by(ledger, number) for number in range(3)]
+    for step, group in enumerate(groups, start=1):
+        commit(ledger, step, [group], reused=[groups[0].group.key] if step == 3 else ())
+    assert keys(ledger.batch(3)[0]) == keys([groups[2], groups[0]])
+    assert ledger.batch(3)[1][1].drift.tolist() == anchor_of(groups[0].group.key).drift.tolist()
+    ledger.settle(2, keep_steps=1)
+    assert [bool(ledger.batch(step)[0]) for step in (1, 2, 3)] == [False, False, False]
+    assert keys(ledger.trained_since(0)) == keys(groups[1:])
+    owed = ledger.resume(0)  # to before what was settled: its groups are gone, and owed
+    assert owed.prompts == ((0, "train-00000000"),)
+    assert keys(owed.scored) == keys(groups[1:])
+
+
+def test_a_reader_sees_what_the_writer_has_done(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.issue(0, "a", 60)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as reader:
+        assert reader.execute("SELECT prompt_id, state FROM attempts").fetchall() == [("a", "issued")]
+    assert audit(tmp_path).prompts["issued"] == 1
+    assert audit(tmp_path).violations == ()
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.sampled_from(["score", "lose", "train", "stale", "filter", "resume", "back"]), max_size=40),
+    st.integers(1, 4),
+)
+def test_any_history_balances(tmp_path_factory: pytest.TempPathFactory, moves: list[str], prompts: int) -> None:
+    """Whatever happens, the books balance, and a prompt is trained at most once."""
+    folder = tmp_path_factory.mktemp("ledger")
+    ledger = Ledger(folder / "ledger.sqlite")
+    step = 0
+    on_its_way = {n: ledger.issue(n, f"train-{n:08d}", 60) for n in range(prompts)}
+    scored: dict[int, ScoredGroup] = {}
+    for number, move in enumerate(moves):
+        n = number % prompts
+        if move == "score" and n in on_its_way:
+            scored[n] = make_scored(n, version=step, attempt=on_its_way.pop(n))
+            ledger.sampled(scored[n].group.key)
+            ledger.scored(scored[n])
+        elif move == "lose" and n in on_its_way:
+            ledger.lost((f"train-{n:08d}", on_its_way[n]), "test")
+            on_its_way[n] = ledger.issue(n, f"train-{n:08d}", 60)
+        elif move == "train" and scored:
+            step += 1
+            commit(ledger, step, list(scored.values()))
+            scored = {}
+        elif move == "stale" and n in scored:
+            ledger.stale(scored.pop(n).group.key, "old")
+            on_its_way[n] = ledger.issue(n, f"train-{n:08d}", 60)
+        elif move == "filter" and n in scored:
+            ledger.filtered(scored.pop(n).group.key, "equal")
+        elif move in ("resume", "back"):
+            step = max(0, step - (move == "back"))
+            owed = ledger.resume(step)
+            scored = {int(group.group.prompt.prompt_id[6:]): group for group in owed.scored}
+            on_its_way = {n: ledger.issue(n, name, 60) for n, name in owed.prompts}
+        counts = ledger.counts()
+        assert counts["issued"] == sum(counts[s] for s in ("in_flight", "trained", "lost", "stale", "filtered"))
+        assert counts["in_flight"] == len(on_its_way) + len(scored)
+        assert audit(folder).violations == ()
+
+
+BROKEN = {
+    "UPDATE attempts SET attempt = 5 WHERE data_index = 1": "an attempt of prompt train-00000001 is missing",
+    "INSERT INTO attempts SELECT 0, prompt_id, 1, 'trained', 2, NULL, 0, 0, 0 FROM attempts WHERE data_index = 0":
+        "prompt train-00000000 was issued again after attempt 0, which was trained",
+    "DELETE FROM attempts WHERE data_index = 1": "data index 1 was never issued, though 2 was",
+    "UPDATE attempts SET state = 'lost', reason = '' WHERE data_index = 2": "(attempt 0) is lost without a reason",
+    "UPDATE attempts SET step = 9 WHERE data_index = 0": "belongs to step 9, which was not committed",
+    "DELETE FROM commits WHERE step = 1": "step 1 was not committed, though step 2 was",
+    "INSERT INTO commits VALUES (3, 'd', 0)": "step 3 was committed without a group",
+    "INSERT INTO reused VALUES (1, 'train-00000001', 0)": "was reused by step 1 before it was trained",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "found"), BROKEN.items())
+def test_books_that_do_not_balance_say_why(ledger: Ledger, tmp_path: Path, change: str, found: str) -> None:
+    groups = [scored_by(ledger, number) for number in range(3)]
+    commit(ledger, 1, groups[:1])
+    commit(ledger, 2, groups[1:2])
+    assert audit(tmp_path).violations == ()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as broken:
+        broken.execute(change)
+    assert any(found in violation for violation in audit(tmp_path).violations), audit(tmp_path).violations

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from lpo_ray.errors import CheckpointFailed, ComponentDied, Interrupted, NumbersNotFinite, TooManyLost
+from lpo_ray.learner.packing import Packing
+from lpo_ray.learner.targets import StaleRule
+from lpo_ray.records import Prompt, PromptGroup, Publication, Sampling, ScoredGroup, WeightsVersion
+from lpo_ray.run.signals import first_cause
+from lpo_ray.training.checkpoint import CheckpointRules, list_checkpoints
+from lpo_ray.training.group_selection import AssemblySettings
+from lpo_ray.training.ledger import Ledger, Owed
+from lpo_ray.training.loop import NOTHING_OWED, BatchSettings, LoopSettings, TrainingLoop
+from lpo_ray.training.sample_lane import SampleSettings
+from tests.support.builders import make_scored
+from tests.support.fakes import FakeComponents, FakeObserver, FakeSource
+
+FIRST = WeightsVersion(0, "digest-0")
+
+
+def loop_settings(
+    folder: Path,
+    *,
+    steps: int = 3,
+    groups_per_step: int = 4,
+    max_staleness: int = 0,
+    oversample_groups: int = 0,
+    lease_seconds: float = 1000.0,
+    max_attempts: int = 3,
+    min_ess: float = 0.0,
+    checkpoint_every: int = 2,
+    checkpoints: CheckpointRules | None = None,
+    **assembly: object,
+) -> LoopSettings:
+    values = {
+        "drop_equal_rewards": False, "refill_groups": groups_per_step, "reused_groups_per_step": 0,
+        "behaviour_from_engine": False, **assembly,
+    }  # fmt: skip
+    return LoopSettings(
+        steps=steps,
+        sample=SampleSettings(
+            Sampling(2, 1.0, 4, seed=0),
+            max_attempts,
+            lease_seconds,
+            capacity=(groups_per_step + oversample_groups) * (max_staleness + 1),
+            max_bytes=1_000_000,
+            largest_group=200,
+        ),
+        assembly=AssemblySettings(
+            groups_per_step=groups_per_step,
+            max_staleness=max_staleness,
+            oversample_groups=oversample_groups,
+            stale=StaleRule("drop", min_ess, max_drift=1.0),
+            seed=0,
+            **values,
+        ),
+        batch=BatchSettings(Packing(2, 1000, share_prompt=False), 2, lambda step: 0.1, seed=0),
+        checkpoints=checkpoints or CheckpointRules(folder / "checkpoints", every=checkpoint_every, keep=0, best=None),
+        max_skipped_updates=3,
+        evaluate_every=0,
+    )
+
+
+async def run(
+    folder: Path, parts: FakeComponents, first: WeightsVersion = FIRST, owed: Owed = NOTHING_OWED, **changes: object
+) -> tuple[FakeObserver, Ledger]:
+    observer, ledger = FakeObserver(), Ledger(folder / "ledger.sqlite")
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(folder, **changes), observer)
+    await asyncio.wait_for(loop.run(first, owed, saved=first.step), 20)
+    return observer, ledger
+
+
+async def test_a_synchronous_step_happens_in_order(tmp_path: Path) -> None:
+    parts = FakeComponents()
+    observer, ledger = await run(tmp_path, parts)
+    assert parts.events == [
+        "build 4", "project 0", "publish 1",
+        "build 4", "project 1", "publish 2", "save 2",
+        "build 4", "project 2", "publish 3", "save 3",
+    ]  # fmt: skip
+    assert [record.step for record in observer.steps] == [1, 2, 3]
+    assert ledger.counts() == {"issued": 12, "in_flight": 0, "trained": 12, "lost": 0, "stale": 0, "filtered": 0}
+
+
+async def test_on_policy_groups_are_sampled_from_the_weights_that_train_them(tmp_path: Path) -> None:
+    parts = FakeComponents()
+    await run(tmp_path, parts)
+    assert [parts.sampled_at[f"train-{n:08d}"] for n in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
+
+
+async def test_with_staleness_the_lanes_overlap_and_the_bound_holds(tmp_path: Path) -> None:
+    parts = FakeComponents()
+    observer, ledger = await run(tmp_path, parts, max_staleness=1, behaviour_from_engine=True, steps=6)
+    for record in observer.steps:
+        for target in record.targets:
+            assert record.step - 1 - target.group.oldest_version <= 1
+    assert any(t.group.oldest_version < r.step - 1 for r in observer.steps for t in r.targets)
+    assert ledger.counts()["trained"] == 24
+    assert "anchor" in parts.events
+
+
+async def test_the_backlog_is_what_the_lane_holds_when_a_step_is_done(tmp_path: Path) -> None:
+    parts = FakeComponents(lose={"train-00000001": 1})
+    observer, _ = await run(tmp_path, parts, max_staleness=1, behaviour_from_engine=True, steps=3)
+    found = [record.backlog for record in observer.steps]
+    tokens = 4 * 2 * len(observer.steps[0].targets[0].log_target)
+    for backlog in found:
+        groups = backlog.on_the_way + backlog.waiting
+        assert 0 <= groups <= 4
+        assert backlog.num_bytes > 0
+    assert (found[-1].on_the_way, found[-1].waiting) == (0, 0)
+    assert sum(backlog.sampled_tokens for backlog in found) == 3 * tokens  # a lost attempt adds none
+
+
+async def test_a_lost_group_is_reissued_and_never_trained_as_zero(tmp_path: Path) -> None:
+    parts = FakeComponents(lose={"train-00000001": 2})
+    observer, ledger = await run(tmp_path, parts)
+    assert len(observer.losses) == 2
+    assert ledger.counts() == {"issued": 14, "in_flight": 0, "trained": 12, "lost": 2, "stale": 0, "filtered": 0}
+    trained = {t.group.prompt.prompt_id: t.group.attempt for t in observer.steps[0].targets}
+    assert trained["train-00000001"] == 2
+
+
+async def test_a_prompt_that_is_always_lost_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(tmp_path, FakeComponents(lose={"train-00000002": 99}))
+    cause = first_cause(caught.value)
+    assert isinstance(cause, TooManyLost)
+    assert "train-00000002 was lost 3 times" in str(cause)
+
+
+async def test_a_broken_learner_ends_the_run_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(tmp_path, FakeComponents(fail_project_at=1))
+    assert "the fake learner broke" in str(first_cause(caught.value))
+
+
+async def test_a_run_whose_engines_are_lost_ends_with_a_checkpoint_of_the_last_commit(tmp_path: Path) -> None:
+    class Engines(FakeComponents):
+        async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+            if prompt.prompt_id >= "train-00000012":
+                raise ComponentDied("rollout worker 0", "no rollout worker is left")
+            return await super().sample(prompt, sampling, attempt)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(tmp_path, Engines(), steps=9, checkpoint_every=100)
+    assert str(first_cause(caught.value)) == "rollout worker 0 died: no rollout worker is left"
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000003"]
+
+
+async def test_an_update_that_is_not_committed_is_in_no_checkpoint(tmp_path: Path) -> None:
+    """The learner is a step further than the books; the run goes on from the checkpoint before."""
+
+    class Engines(FakeComponents):
+        async def publish(self, step: int) -> Publication:
+            if step == 4:
+                raise ComponentDied("rollout worker 0", "no rollout worker is left")
+            return await super().publish(step)
+
+    parts = Engines()
+    with pytest.raises(ExceptionGroup):
+        await run(tmp_path, parts, steps=9, checkpoint_every=2)
+    assert "project 3" in parts.events
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step_000002"]
+
+
+async def test_stop_saves_a_checkpoint_and_leaves_the_rest_in_the_ledger(tmp_path: Path) -> None:
+    parts = FakeComponents(sample_seconds=0.02)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    observer = FakeObserver()
+    rare = CheckpointRules(tmp_path / "checkpoints", every=100, keep=0, best=None)
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(tmp_path, steps=1000, checkpoints=rare), observer)
+    task = asyncio.ensure_future(loop.run(FIRST))
+    while len(observer.steps) < 3:
+        await asyncio.sleep(0.005)
+    loop.stop(15)
+    with pytest.raises(Interrupted) as caught:
+        await asyncio.wait_for(task, 5)
+    assert caught.value.exit_code == 143
+    last = observer.steps[-1].step
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [f"step_{last:06d}"]
+    assert ledger.counts()["trained"] == 4 * last
+
+
+async def test_a_resumed_run_trains_what_it_had_and_what_is_owed_and_every_prompt_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    groups = [make_scored(number) for number in range(6)]
+    for number, scored in enumerate(groups):
+        ledger.issue(number, scored.group.prompt.prompt_id, 60)
+        if number != 4:
+            ledger.sampled(scored.group.key)
+            ledger.scored(scored)
+    with ledger.step(WeightsVersion(1, "digest-1"), [scored.group.key for scored in groups[:4]]):
+        pass
+    owed = ledger.resume(1)
+    ledger.close()
+    parts = FakeComponents(step=1)
+    observer, ledger = await run(tmp_path, parts, WeightsVersion(1, "digest-1"), owed, max_staleness=1)
+    assert [record.step for record in observer.steps] == [2, 3]
+    trained = {target.group.key for record in observer.steps for target in record.targets}
+    assert trained == {(f"train-{n:08d}", int(n == 4)) for n in range(4, 12)}
+    assert "train-00000005" not in parts.sampled_at  # it was scored before
+    assert ledger.counts()["trained"] == 12
+
+
+async def test_steps_that_were_computed_again_are_saved_before_the_run_goes_on(tmp_path: Path) -> None:
+    parts = FakeComponents(step=1)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(tmp_path), FakeObserver())
+    await loop.run(WeightsVersion(1, "digest-1"), saved=0)
+    assert parts.events.index("save 1") < parts.events.index("project 1")
+
+
+async def test_a_failed_save_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    class FullDisk(FakeComponents):
+        async def save(self, folder: Path) -> None:
+            (folder / "weights").write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(tmp_path, FullDisk())
+    cause = first_cause(caught.value)
+    assert isinstance(cause, CheckpointFailed)
+    assert "step_000002 could not be written: [Errno 28] No space left on device. Nothing of it is left" in str(cause)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+async def test_sampling_goes_on_while_a_checkpoint_is_written_and_projection_waits_for_it(tmp_path: Path) -> None:
+    class SlowDisk(FakeComponents):
+        async def save(self, folder: Path) -> None:
+            self.events.append("saving")
+            await asyncio.sleep(0.1)
+            await super().save(folder)
+
+        async def score(self, group: PromptGroup) -> ScoredGroup:
+            self.events.append("scored")
+            return await super().score(group)
+
+    parts = SlowDisk()
+    await run(tmp_path, parts)
+    begun, saved = parts.events.index("saving"), parts.events.index("save 2")
+    assert parts.events[begun + 1 : saved].count("scored") == 4
+    assert saved < parts.events.index("project 2")
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".partial")]
+
+
+async def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
+    rules = CheckpointRules(tmp_path / "checkpoints", every=1, keep=2, best="reward")
+    observer = FakeObserver(scores={1: 0.1, 2: 0.9, 3: 0.2, 4: 0.9, 5: 0.3, 6: 0.4, 7: 0.5})
+    loop = TrainingLoop(
+        FakeComponents(), FakeSource(), Ledger(tmp_path / "ledger.sqlite"),
+        loop_settings(tmp_path, steps=7, checkpoints=rules), observer,
+    )  # fmt: skip
+    await loop.run(FIRST)
+    assert [path.name for path in list_checkpoints(rules.folder)] == ["step_000004", "step_000006", "step_000007"]
+
+
+async def test_a_skipped_update_filters_its_groups_and_the_run_goes_on(tmp_path: Path) -> None:
+    observer, ledger = await run(tmp_path, FakeComponents(not_finite_at={1}))
+    assert [record.step for record in observer.steps] == [1, 2, 3]
+    assert ledger.counts() == {"issued": 12, "in_flight": 0, "trained": 8, "lost": 0, "stale": 0, "filtered": 4}
+    assert ledger.resume(3) == NOTHING_OWED
+
+
+async def test_too_many_skipped_updates_in_a_row_end_the_run_with_the_evidence(tmp_path: Path) -> None:
+    parts = FakeComponents(not_finite_at={0, 2, 3, 4})
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(tmp_path, parts, steps=9)
+    cause = first_cause(caught.value)
+    assert isinstance(cause, NumbersNotFinite)
+    assert "3 updates in a row" in str(cause)
+    assert "step 4: loss of train-000000" in str(cause)
+    assert "The groups are in the samples" in str(cause)
+    assert list_checkpoints(tmp_path / "checkpoints")[-1].name == "step_000004"

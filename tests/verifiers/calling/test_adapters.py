@@ -1,0 +1,240 @@
+"""Reward functions of other systems, as their users write them, and what comes of their failures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lpo_ray.common.plugins import UnknownName
+from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.calling.adapters import adapt, verdict_of
+from lpo_ray.verifiers.calling.call import judge_named, verify
+from lpo_ray.verifiers.calling.case import Case
+
+REWARDS = Path(__file__).parents[3] / "configs" / "rewards"
+CHAT = {"prompt": [{"role": "user", "content": "3, 4, 7: make 5"}], "data_source": "countdown", "level": 2}
+
+
+def ask(function: Any, *responses: str, row: dict[str, Any] | None = None, answer: str = "5") -> list[Verdict]:
+    return adapt(function, "a:b")([Case("prompt ", text, answer, row or {}) for text in responses])
+
+
+def rewards(verdicts: Sequence[Verdict]) -> list[float | None]:
+    return [verdict.reward for verdict in verdicts]
+
+
+# --- ours ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_gets_the_fields_that_it_names() -> None:
+    assert rewards(ask(lambda response, truncated: len(response) + truncated, "ab", "c")) == [2, 1]
+
+
+def test_three_parameters_of_any_names_are_prompt_response_and_answer() -> None:
+    assert rewards(ask(lambda p, r, a: (p, r, a) == ("prompt ", "ab", "5"), "ab")) == [1]
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0, np.float32(1), np.array(1.0), torch.tensor(1.0), torch.tensor([1.0])])
+def test_numbers_of_any_library_are_rewards(value: object) -> None:
+    assert verdict_of(value).reward == 1.0
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, "1", [1.0], object(), {"acc": 1}, torch.tensor(math.nan)])
+def test_what_is_no_number_is_no_reward(value: object) -> None:
+    assert verdict_of(value).reward is None
+
+
+# --- TRL ----------------------------------------------------------------------------------------------------------
+
+
+def num_unique_chars(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(set(c))) for c in completions]
+
+
+def conversational(
+    completions: list[list[dict[str, str]]], prompts: Any, level: list[int], **kwargs: Any
+) -> list[float]:
+    assert [message["role"] for message in prompts[0]] == ["user"]
+    return [float(c[0]["content"] == "right") * weight for c, weight in zip(completions, level, strict=True)]
+
+
+def only_some_tasks(prompts: list[str], completions: list[str], task: list[str | None], **kwargs: Any) -> list[Any]:
+    return [1.0 if kind == "math" else None for kind in task]
+
+
+async def asynchronous(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(c)) for c in completions]
+
+
+def test_trl_functions() -> None:
+    assert rewards(ask(num_unique_chars, "aab", "")) == [2, 0]
+    assert rewards(ask(conversational, "right", "wrong", row=CHAT)) == [2, 0]
+    assert rewards(ask(only_some_tasks, "x", row={"task": "math"})) == [1]
+    assert rewards(ask(asynchronous, "xy", "x")) == [2, 1]
+
+
+def test_none_of_a_trl_function_is_unscored() -> None:
+    assert rewards(ask(only_some_tasks, "x", row={"task": "code"})) == [None]
+
+
+def test_a_column_that_the_data_lack_says_its_name() -> None:
+    def needs(completions: list[str], solution: list[str]) -> list[float]:
+        return [1.0]
+
+    with pytest.raises(TypeError, match="solution"):
+        ask(needs, "x")
+
+
+@pytest.mark.parametrize("returned", [[], [1.0], [1.0, 2.0, 3.0], None])
+def test_a_list_of_another_length_scores_nobody(returned: Any) -> None:
+    verdicts = ask(lambda completions: returned, "a", "b")
+    assert rewards(verdicts) == [None, None]
+    assert "rewards of 2 responses" in verdicts[0].detail
+
+
+# --- verl ---------------------------------------------------------------------------------------------------------
+
+
+def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> Any:
+    if data_source == "gone":
+        raise NotImplementedError(data_source)
+    return {"score": float(solution_str.endswith(ground_truth)), "acc": 1}
+
+
+def gsm8k(solution_str: str, ground_truth: str, method: str = "strict", format_score: float = 0.1) -> float:
+    return 1.0 if f"#### {ground_truth}" in solution_str else format_score
+
+
+def test_verl_functions() -> None:
+    assert rewards(ask(compute_score, "it is 5", "it is 6", row={"data_source": "x", "extra_info": {"index": 1}})) == [
+        1,
+        0,
+    ]
+    assert rewards(ask(gsm8k, "#### 5", "5")) == [1, 0.1]
+    assert "acc" in ask(compute_score, "5")[0].detail
+
+
+def test_a_score_that_is_none_keeps_its_reason() -> None:
+    assert ask(lambda solution_str, ground_truth: {"score": None, "acc": 0}, "x") == [
+        Verdict.unscored("the verifier returned None")
+    ]
+
+
+def test_extra_info_is_a_mapping_also_where_the_row_has_none() -> None:
+    def index(solution_str: str, extra_info: dict[str, int]) -> int:
+        return extra_info.get("index", -1)
+
+    assert rewards(ask(index, "x", row={"extra_info": {"index": 3}})) == [3]
+    assert rewards(ask(index, "x", row={"extra_info": None})) == [-1]
+
+
+# --- OpenRLHF -----------------------------------------------------------------------------------------------------
+
+
+def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> dict[str, Any]:
+    found = torch.tensor(
+        [float(q.removeprefix(p) == label) for q, p, label in zip(queries, prompts, labels, strict=True)]
+    )
+    return {"rewards": found, "scores": found, "extra_logs": {"mean": found.mean()}}
+
+
+def test_openrlhf_functions() -> None:
+    assert rewards(ask(reward_func, "5", "6")) == [1, 0]
+    assert rewards(ask(lambda queries, prompts, labels: torch.tensor([0.5]), "5")) == [0.5]
+
+
+# --- verifiers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Rubric:
+    """What we read of the library's class of this name."""
+
+    funcs: list[Any]
+    weights: list[float]
+    parser: Any = field(default_factory=lambda: SimpleNamespace(parse_answer=lambda c: c[-1]["content"]))
+
+
+async def correct_answer(completion: Any, answer: str) -> float:
+    return 1.0 if answer in completion[-1]["content"] else 0.0
+
+
+def parsed(parser: Any, completion: Any, info: dict[str, Any], state: dict[str, Any]) -> float:
+    return float(parser.parse_answer(completion) == info["want"]) + len(state["answer"]) - 1
+
+
+def test_a_rubric_and_an_environment() -> None:
+    rubric = Rubric([correct_answer, parsed], [1.0, 0.5])
+    for made in (rubric, SimpleNamespace(rubric=rubric)):
+        assert rewards(ask(lambda made=made: made, "5!", "5", row={"info": {"want": "5!"}})) == [1.5, 1.0]
+
+
+def test_a_part_of_a_rubric_without_a_verdict_leaves_none() -> None:
+    rubric = Rubric([correct_answer, lambda completion: None], [1.0, 0.1])
+    assert rewards(ask(lambda: rubric, "5")) == [None]
+
+
+def test_a_group_of_rubrics_without_what_is_only_a_metric() -> None:
+    def turns(state: dict[str, Any]) -> int:
+        return state["trajectory"]["turns"]  # of many turns; there are none here
+
+    group = SimpleNamespace(rubrics=[Rubric([correct_answer], [1.0]), Rubric([turns, parsed], [0.0, 0.5])])
+    assert rewards(ask(lambda: SimpleNamespace(rubric=group), "5", row={"info": {"want": "5"}})) == [1.5]
+
+
+# --- all ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda one: 1, "a function of one; expected parameters among"),
+        (lambda one, two, three, four: 1, "a function of one, two, three, four"),
+        (lambda: 7, "makes a int; expected"),
+    ],
+)
+def test_a_function_of_no_known_style_is_refused(function: Any, said: str) -> None:
+    with pytest.raises(UnknownName, match=said):
+        adapt(function, "a:b")
+
+
+def test_one_response_that_makes_it_raise_costs_the_others_nothing(tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text(
+        "def reward(completions, **kwargs):\n"
+        "    if 'bad' in completions:\n        raise RuntimeError('no network')\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    verdicts = verify(f"{tmp_path}/picky.py:reward", [Case("", text, "") for text in ("good", "bad", "good")])
+    assert rewards(verdicts) == [1, None, 1]
+    assert "RuntimeError: no network" in verdicts[1].detail
+
+
+@pytest.mark.parametrize("name", ["trl_style.py:reward_func", "verl_style.py:compute_score"])
+def test_the_examples_give_rewards(name: str) -> None:
+    answer = '{"numbers": [3, 4, 7], "target": 5}'
+    verdicts = judge_named(f"{REWARDS}/{name}")([Case("3,4,7=5:", text, answer) for text in ("3*4-7=5", "", "5")])
+    assert all(verdict.is_scored for verdict in verdicts)
+    assert len({verdict.reward for verdict in verdicts}) > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("x=", "SyntaxError|invalid syntax"), ("raise OSError('disk')", "disk"), ("", "no attribute 'f'")],
+)
+def test_a_file_that_cannot_be_loaded_says_why(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(UnknownName, match=said):
+        judge_named(f"{tmp_path}/broken.py:f")
+
+
+def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match=r"missing\.py"):
+        judge_named(f"{tmp_path}/missing.py:f")
