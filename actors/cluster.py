@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import ray
 import torch
 
-from actors.control.driver import Attendant
+from actors.control.driver import RunDriver
 from actors.learner.group import LearnerGroup
 from actors.publisher import Publisher
 from actors.roles import learner_group, remote_target_builder, remote_verifier, requests_of, rollout_pool
@@ -30,10 +30,10 @@ from lpo_ray.config.schema import Config, Inflight
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
 from lpo_ray.policy.weights_proof import probe_sequences
-from lpo_ray.records import Holder, Process, WeightsVersion
+from lpo_ray.records import BusyWorker, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.log import LogLine
 
 AUTO = "auto"
@@ -66,12 +66,12 @@ class Cluster:
         """See interfaces.Components."""
         return self.rollout.lend()
 
-    def holders(self, stage: str) -> list[Holder]:
+    def busy(self, stage: str) -> list[BusyWorker]:
         """See interfaces.Components."""
         if stage in ("sample", "evaluate", "verify"):
-            sampling = self.rollout.holders() if stage != "verify" else []
-            return sampling + (self.verifier.holders() if stage != "sample" else [])
-        ranks = self.learner.holders()
+            sampling = self.rollout.busy() if stage != "verify" else []
+            return sampling + (self.verifier.busy() if stage != "sample" else [])
+        ranks = self.learner.busy()
         if stage == "publish":
             return ranks + self.rollout.receivers()
         if stage == "anchor":
@@ -144,9 +144,9 @@ def connect(config: Config) -> None:
     )
 
 
-def attendant(config: Config, note: Callable[[str], None], log: Callable[[LogLine], None]) -> Attendant:
+def attendant(config: Config, note: Callable[[str], None], log: Callable[[LogLine], None]) -> RunDriver:
     """For the run of ``config``, on the cluster that this process is connected to."""
-    return Attendant(config.run.name, note, log)
+    return RunDriver(config.run.name, note, log)
 
 
 def address() -> str:
@@ -159,24 +159,24 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
+async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Cluster:
     """Start every actor of the run, in parallel, and wait until all are ready. On an error none stays behind."""
-    config = plan.config
+    config = spec.config
     requests = requests_of(config)
     if not config.cluster.autoscaling:
         check_room(requests)
     transport = _transport_named(transport_kind(config, len(nodes()) + config.cluster.autoscaling))
-    learner = learner_group(plan, model_path, events)
-    rollout = rollout_pool(plan, model_path, transport, events)
-    verifier = remote_verifier(plan, model_path, events)
-    builder = remote_target_builder(plan, events)
+    learner = learner_group(spec, model_path, events)
+    rollout = rollout_pool(spec, model_path, transport, events)
+    verifier = remote_verifier(spec, model_path, events)
+    builder = remote_target_builder(spec, events)
     try:
         async with asyncio.TaskGroup() as starting:
             starting.create_task(learner.start())
             starting.create_task(rollout.start())
             starting.create_task(verifier.service.start())
             starting.create_task(builder.builder.start())
-        publisher = await _publisher(plan, model_path, learner, rollout, transport)
+        publisher = await _publisher(spec, model_path, learner, rollout, transport)
     except BaseException:
         await rollout.close()
         verifier.service.kill()
@@ -188,13 +188,13 @@ async def build_cluster(plan: Plan, model_path: str, events: Events) -> Cluster:
 
 
 @contextlib.asynccontextmanager
-async def open_learner(plan: Plan, model_path: str, events: Events) -> AsyncIterator[LearnerGroup]:
+async def open_learner(spec: RunSpec, model_path: str, events: Events) -> AsyncIterator[LearnerGroup]:
     """The learner's ranks alone, ended with the context."""
-    learner = learner_group(plan, model_path, events)
-    check_room(requests_of(plan.config)[:1])
+    learner = learner_group(spec, model_path, events)
+    check_room(requests_of(spec.config)[:1])
     try:
         await learner.start()
-        await _open_export(plan, learner, TRANSPORTS["object_store"])  # what is sent has a digest; nobody receives it
+        await _open_export(spec, learner, TRANSPORTS["object_store"])  # what is sent has a digest; nobody receives it
         yield learner
     finally:
         await learner.close()
@@ -202,16 +202,16 @@ async def open_learner(plan: Plan, model_path: str, events: Events) -> AsyncIter
 
 @contextlib.asynccontextmanager
 async def open_engines(
-    plan: Plan, model_path: str, events: Events
+    spec: RunSpec, model_path: str, events: Events
 ) -> AsyncIterator[tuple[RolloutPool[RemoteWorker], RemoteVerifier]]:
     """The rollout workers and the verifier alone, ended with the context. Without a learner nothing is published: each
     engine serves what it has loaded from ``model_path``, wherever it runs.
     """
-    config = plan.config
+    config = spec.config
     if not config.cluster.autoscaling:
         check_room(requests_of(config)[1:])
-    rollout = rollout_pool(plan, model_path, TRANSPORTS["object_store"], events)  # never used, and binds to no node
-    verifier = remote_verifier(plan, model_path, events)
+    rollout = rollout_pool(spec, model_path, TRANSPORTS["object_store"], events)  # never used, and binds to no node
+    verifier = remote_verifier(spec, model_path, events)
     version = WeightsVersion(0, "as loaded")
 
     async def admit(member: Member[RemoteWorker]) -> None:
@@ -260,24 +260,24 @@ def transport_kind(config: Config, num_nodes: int) -> str:
     return "object_store" if any(gpus) else "gloo"
 
 
-async def _open_export(plan: Plan, learner: LearnerGroup, transport: Transport) -> None:
-    config = plan.config
+async def _open_export(spec: RunSpec, learner: LearnerGroup, transport: Transport) -> None:
+    config = spec.config
     await learner.open_export(transport, config.rollout.dtype, config.transport.bucket_mib * 2**20)
 
 
 async def _publisher(
-    plan: Plan, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
+    spec: RunSpec, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
 ) -> Publisher:
-    await _open_export(plan, learner, transport)
+    await _open_export(spec, learner, transport)
     return Publisher(
         learner,
         rollout,
         transport,
-        probe=probe_sequences(len(plan.tokenizer(model_path)), plan.context),
-        tolerance=plan.tolerance,
-        processes_per_engine=plan.config.rollout.tensor_parallel_size,
-        prepare_seconds=_prepare_seconds(plan.config),
-        transfer_seconds=plan.config.transport.transfer_seconds,
+        probe=probe_sequences(len(spec.tokenizer(model_path)), spec.context),
+        tolerance=spec.tolerance,
+        processes_per_engine=spec.config.rollout.tensor_parallel_size,
+        prepare_seconds=_prepare_seconds(spec.config),
+        transfer_seconds=spec.config.transport.transfer_seconds,
     )
 
 

@@ -22,7 +22,7 @@ from actors.rollout.remote import RemoteWorker
 from actors.rollout.worker import EngineSettings, RolloutWorker, engine_environment
 from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from actors.runtime.placement import Request, bundle, check_room, nodes, reserve
-from actors.runtime.supervised import Supervised
+from actors.runtime.supervised import RestartableActor
 from actors.transports.table import TRANSPORTS, Transport
 from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
 from actors.verifier.service import VerifierService
@@ -30,7 +30,7 @@ from actors.verifier.settings import verifier_settings
 from lpo_ray.config.schema import Config, EngineKind
 from lpo_ray.interfaces import Events
 from lpo_ray.rollout.pool import RolloutPool
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 
 SERVICE_SECONDS = 120.0
 """that the verifier service has beside the deadlines of its responses"""
@@ -68,22 +68,22 @@ def _offline(model_path: str) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1"} if Path(model_path).exists() else {}
 
 
-def learner_group(plan: Plan, model_path: str, events: Events) -> LearnerGroup:
+def learner_group(spec: RunSpec, model_path: str, events: Events) -> LearnerGroup:
     """All ranks, in one placement group; not started."""
-    config, learner = plan.config, plan.config.learner
+    config, learner = spec.config, spec.config.learner
     offload = learner.zero.get("offload_param", {})
     rules = LearnerRules(
         learner.world_size,
         learner.world_size if learner.min_world_size is None else learner.min_world_size,
-        plan.packing(),
+        spec.packing(),
         learner.deadline_seconds,
-        plan.restart_rule(),
+        spec.restart_rule(),
         shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
     )
     environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(model_path)}
     if not learner.gpus_per_rank:
         environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
-    settings, actor = plan.learner_settings(model_path), ray.remote(LearnerWorker)
+    settings, actor = spec.learner_settings(model_path), ray.remote(LearnerWorker)
 
     async def form(world_size: int) -> Formation:
         request = _learner_request(config, world_size)
@@ -104,9 +104,9 @@ def learner_group(plan: Plan, model_path: str, events: Events) -> LearnerGroup:
     return LearnerGroup(form, rules, events)
 
 
-def remote_verifier(plan: Plan, model_path: str, events: Events) -> RemoteVerifier:
+def remote_verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
     """The verifier service with its pool of processes; not started."""
-    config, verifier = plan.config, plan.config.verifier
+    config, verifier = spec.config, spec.config.verifier
     actor = ray.remote(VerifierService).options(
         num_cpus=1,
         max_concurrency=10_000,
@@ -115,49 +115,49 @@ def remote_verifier(plan: Plan, model_path: str, events: Events) -> RemoteVerifi
     )
 
     def make(num_processes: int) -> ActorProxy[VerifierService]:
-        settings = verifier_settings(plan, num_processes)
+        settings = verifier_settings(spec, num_processes)
         return actor.remote(model_path, settings, trust_remote_code=config.model.trust_remote_code)
 
     def deadline_of(num_processes: int) -> float:
         waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // num_processes)
         return SERVICE_SECONDS + verifier.deadline_seconds * (1 + verifier.max_retries) * waves
 
-    return RemoteVerifier(make, verifier.num_processes, deadline_of, plan.restart_rule(), events)
+    return RemoteVerifier(make, verifier.num_processes, deadline_of, spec.restart_rule(), events)
 
 
-def remote_target_builder(plan: Plan, events: Events) -> RemoteTargetBuilder:
+def remote_target_builder(spec: RunSpec, events: Events) -> RemoteTargetBuilder:
     """The target builder; not started."""
-    environment = _environment(plan.config, {"OMP_NUM_THREADS": "1"})
+    environment = _environment(spec.config, {"OMP_NUM_THREADS": "1"})
     actor = ray.remote(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
-    rule = plan.target_rule()
+    rule = spec.target_rule()
     return RemoteTargetBuilder(
-        Supervised(
+        RestartableActor(
             "target builder",
             lambda: actor.remote(rule),
             lambda builder: builder.start.remote(),
-            plan.restart_rule(),
+            spec.restart_rule(),
             events,
         )
     )
 
 
-def rollout_pool(plan: Plan, model_path: str, transport: Transport, events: Events) -> RolloutPool[RemoteWorker]:
+def rollout_pool(spec: RunSpec, model_path: str, transport: Transport, events: Events) -> RolloutPool[RemoteWorker]:
     """The rollout workers that the plan begins with; not started. Inside a running event loop."""
-    spawn = rollout_spawner(plan, model_path, transport, events)
-    return RolloutPool(spawn, plan.config.rollout.num_workers, settings=plan.pool_settings(), events=events)
+    spawn = rollout_spawner(spec, model_path, transport, events)
+    return RolloutPool(spawn, spec.config.rollout.num_workers, settings=spec.pool_settings(), events=events)
 
 
 def rollout_spawner(
-    plan: Plan, model_path: str, transport: Transport, events: Events
+    spec: RunSpec, model_path: str, transport: Transport, events: Events
 ) -> Callable[[int, str], RemoteWorker]:
     """Makes a rollout worker, by number and name. Each has a placement group of its own, so that it can come and go."""
-    rollout = plan.config.rollout
+    rollout = spec.config.rollout
     on_gpu = rollout.gpus_per_worker > 0
     asynchronous = rollout.engine is EngineKind.asynchronous or (rollout.engine is EngineKind.auto and on_gpu)
     settings = EngineSettings(
         model_path=model_path,
         dtype=rollout.dtype,
-        max_model_len=plan.context,
+        max_model_len=spec.context,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
@@ -166,12 +166,12 @@ def rollout_spawner(
         on_cpu=not on_gpu,
         kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
         receiver=transport.receiver,
-        inflight=plan.config.pipeline.inflight,
-        trust_remote_code=plan.config.model.trust_remote_code,
+        inflight=spec.config.pipeline.inflight,
+        trust_remote_code=spec.config.model.trust_remote_code,
     )
     environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
     actor = ray.remote(RolloutWorker)
-    request = requests_of(plan.config)[1]
+    request = requests_of(spec.config)[1]
     place = dict(request.bundles[0])
     if transport is TRANSPORTS["shared_memory"]:
         place[f"node:{nodes()[0].name}"] = NODE_SHARE  # the learner's: the cluster has one, but more may join
@@ -184,12 +184,12 @@ def rollout_spawner(
                 num_gpus=rollout.gpus_per_worker,
                 max_concurrency=100_000,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-                runtime_env={"env_vars": _environment(plan.config, environment)},
+                runtime_env={"env_vars": _environment(spec.config, environment)},
             ).remote(name, settings)
 
         def note(text: str) -> None:
             events.note(f"{name}: {text}")
 
-        return RemoteWorker(name, request, make, note, plan.config.cluster.placement_seconds)
+        return RemoteWorker(name, request, make, note, spec.config.cluster.placement_seconds)
 
     return spawn

@@ -14,15 +14,15 @@ from typing import Protocol
 from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
-    Bundle,
+    BusyWorker,
     FloatArray,
-    Holder,
     Process,
     Prompt,
     PromptGroup,
     Publication,
     Sampling,
     ScoredGroup,
+    ScoringItem,
     StepRecord,
     StepReport,
     TargetGroup,
@@ -68,7 +68,7 @@ class Learner(Protocol):
         """Run the updates of one step in order. The anchor is the policy before the first of them."""
         ...
 
-    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+    async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
         """Log-probs of each response's tokens, response by response, of all ``forwards`` in order. Ranks share them."""
         ...
 
@@ -173,7 +173,7 @@ class Components(Protocol):
         """
         ...
 
-    def holders(self, stage: str) -> list[Holder]:
+    def busy(self, stage: str) -> list[BusyWorker]:
         """Who is at work on ``stage`` (a name of Observer.stage) at this moment, as far as it is known here: nobody is
         asked. Never raises.
         """

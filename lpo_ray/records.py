@@ -20,7 +20,7 @@ DoubleArray = npt.NDArray[np.float64]
 FinishReason = Literal["stop", "length"]
 Key = tuple[str, int]
 """(prompt id, attempt): names a group in the run"""
-Bundle = tuple[IntArray, Sequence[IntArray]]
+ScoringItem = tuple[IntArray, Sequence[IntArray]]
 """a prompt's tokens, and those of some of its responses"""
 
 
@@ -505,10 +505,10 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class BusyWorker:
     """Who is at work on a stage, and on what. Made by components, read by the watchdog.
 
-    Example: ``Holder("rollout worker 1", "12 groups, oldest train-00000012 attempt 0", 1_700_000_000.0, process)``
+    Example: ``BusyWorker("rollout worker 1", "12 groups, oldest train-00000012 attempt 0", 1_700_000_000.0, process)``
     """
 
     name: str
@@ -519,11 +519,11 @@ class Holder:
     """None: it has none, such as a worker whose process is being started"""
 
     @staticmethod
-    def of_groups(name: str, groups: Mapping[Key, float], process: Process | None) -> Holder:
+    def of_groups(name: str, groups: Mapping[Key, float], process: Process | None) -> BusyWorker:
         """Who holds ``groups``, at least one: key -> unix seconds since when."""
         oldest = min(groups, key=lambda key: groups[key])
         count = f"{len(groups)} group{'s' * (len(groups) > 1)}"
-        return Holder(name, f"{count}, oldest {oldest[0]} attempt {oldest[1]}", groups[oldest], process)
+        return BusyWorker(name, f"{count}, oldest {oldest[0]} attempt {oldest[1]}", groups[oldest], process)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from lpo_ray.telemetry.log import LogLine
 Scale = Callable[[str, int], Awaitable[str]]
 
 
-class Attendant:
-    """See run.Attendant."""
+class RunDriver:
+    """See run.RunDriver."""
 
     def __init__(self, run: str, note: Callable[[str], None], log: Callable[[LogLine], None]) -> None:
         """``log``: is given what workers logged."""

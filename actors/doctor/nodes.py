@@ -22,7 +22,7 @@ from lpo_ray.errors import LpoRayError
 from lpo_ray.tools.doctor import CHECKS, Check, Finding, State, Surroundings, examine
 from lpo_ray.tools.doctor.collective import GRACE, SECONDS, free_port, start_rank, summary
 from lpo_ray.tools.doctor.findings import broken, judge
-from lpo_ray.tools.doctor.probe import Outcome
+from lpo_ray.tools.doctor.probe import ProbeResult
 from lpo_ray.tools.doctor.versions import all_versions, same_everywhere
 
 T = TypeVar("T")
@@ -63,13 +63,13 @@ class NodeDoctor:
         """A port at the node's own address."""
         return free_port(host)
 
-    def rank(self, rank: int, host: str, port: int, seconds: float) -> Outcome:
+    def rank(self, rank: int, host: str, port: int, seconds: float) -> ProbeResult:
         """One rank of a gloo collective, rank 0 of which is at ``host:port``."""
         return start_rank(rank, host, port, "gloo", seconds).outcome(seconds + GRACE)
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class NodeChecks:
     """A live node and its examiner."""
 
     name: str
@@ -91,7 +91,7 @@ def examine_cluster(
 
 
 async def _examine(
-    nodes: Sequence[Node], checks: Sequence[Check], surroundings: Surroundings, *, quick: bool
+    nodes: Sequence[NodeChecks], checks: Sequence[Check], surroundings: Surroundings, *, quick: bool
 ) -> dict[str, list[Finding]]:
     names = [node.name for node in nodes]
     seconds = sum(check.seconds for check in checks if not (quick and check.slow)) + CALL_SECONDS
@@ -116,7 +116,7 @@ async def _examine(
     return {**groups, BETWEEN: between}
 
 
-async def _measure(node: Node) -> Skew | LpoRayError:
+async def _measure(node: NodeChecks) -> Skew | LpoRayError:
     best: Skew | LpoRayError | None = None
     for _ in range(ROUNDS):
         asked = time.time()
@@ -157,7 +157,7 @@ def authentication(mode: str) -> Finding:
     return judge("authentication", problem, mode or "token (Ray's default)", "token", advice)
 
 
-async def _collectives(nodes: Sequence[Node]) -> list[Finding]:
+async def _collectives(nodes: Sequence[NodeChecks]) -> list[Finding]:
     """The first node with each other one: a firewall between any of them and the head shows."""
     if len(nodes) < 2:
         return [Finding("gloo between nodes", State.ok, "left out: one node", "2 nodes to try it on")]
@@ -165,7 +165,7 @@ async def _collectives(nodes: Sequence[Node]) -> list[Finding]:
     return [await _collective(first, other) for other in others]
 
 
-async def _collective(first: Node, second: Node) -> Finding:
+async def _collective(first: NodeChecks, second: NodeChecks) -> Finding:
     name, pair = f"gloo, {first.name} with {second.name}", [first.name, second.name]
     [port] = await call_each(
         [first.handle.free_port.remote(first.address)], who=[first.name], what="find a port", seconds=CALL_SECONDS
@@ -188,8 +188,8 @@ def _unreachable(error: LpoRayError) -> Finding:
     return broken("node", str(error), advice)
 
 
-def _node(found: Mapping[str, object]) -> Node:
+def _node(found: Mapping[str, object]) -> NodeChecks:
     node_id, address = str(found["NodeID"]), str(found["NodeManagerAddress"])
     where = NodeAffinitySchedulingStrategy(node_id, soft=False)
     handle = ray.remote(NodeDoctor).options(num_cpus=0, scheduling_strategy=where).remote()
-    return Node(f"{found['NodeManagerHostname']} ({address}, {node_id[:6]})", address, handle)
+    return NodeChecks(f"{found['NodeManagerHostname']} ({address}, {node_id[:6]})", address, handle)

@@ -35,7 +35,7 @@ from lpo_ray.interfaces import Events
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.policy.weights import Manifest
-from lpo_ray.records import Anchor, Bundle, FloatArray, Holder, Process, ScoredGroup, StepReport, TrainBatch
+from lpo_ray.records import Anchor, BusyWorker, FloatArray, Process, ScoredGroup, ScoringItem, StepReport, TrainBatch
 
 T = TypeVar("T")
 LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "disterror",
@@ -112,7 +112,7 @@ class LearnerGroup:
             self.published = False
             return merge_reports(await self._all("project", lambda rank: self.ranks[rank].project.remote(reference)))
 
-    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+    async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
         """See interfaces.Learner. Forwards are dealt out in turn."""
         size = self.world_size
         turns = -(-len(forwards) // size)
@@ -121,7 +121,7 @@ class LearnerGroup:
         )
         return [row for number in range(len(forwards)) for row in by_rank[number % size][number // size]]
 
-    async def probe(self, bundles: Sequence[Bundle]) -> list[FloatArray]:
+    async def probe(self, bundles: Sequence[ScoringItem]) -> list[FloatArray]:
         """Log-probs that every engine must agree with. All ranks gather the same weights, so all must compute the same:
         WeightsNotProved if one does not.
         """
@@ -179,12 +179,14 @@ class LearnerGroup:
             self.published = False
             await self._all("restore", lambda rank: self.ranks[rank].restore.remote(folder.absolute(), written_by))
 
-    def holders(self) -> list[Holder]:
+    def busy(self) -> list[BusyWorker]:
         """The ranks, with the call that they work on; none when nothing is asked of them."""
         if not self._calls:
             return []
         (what, since), *_ = self._calls  # a rank takes its calls in order
-        return [Holder(name, what, since, process) for name, process in zip(self.names, self.processes, strict=False)]
+        return [
+            BusyWorker(name, what, since, process) for name, process in zip(self.names, self.processes, strict=False)
+        ]
 
     async def reform(self, lost: LearnerLost) -> None:
         """See interfaces.Learner. The engines stay as they are."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from actors.control.log_shipping import ship_log
 from actors.runtime.inspection import current_process
-from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.records import Anchor, Process, ScoredGroup, TargetGroup
 
@@ -14,7 +14,7 @@ from lpo_ray.records import Anchor, Process, ScoredGroup, TargetGroup
 class TargetBuilder:
     """Plain class; ``cluster.py`` makes it an actor."""
 
-    def __init__(self, rule: Scheduled[TargetRule]) -> None:
+    def __init__(self, rule: StepSchedule[TargetRule]) -> None:
         self._rule = rule
 
     def start(self) -> Process:

@@ -17,7 +17,7 @@ from actors.control.log_shipping import log, ship_log
 from actors.runtime.cpu_tuning import give_back_unless_spare
 from actors.runtime.inspection import current_process
 from actors.runtime.rendezvous import join_store, listen, meeting_address, open_store
-from actors.runtime.time_limit import Abandonable
+from actors.runtime.time_limit import TimeLimited
 from actors.transports.sender import Sender
 from actors.transports.table import Transport
 from lpo_ray.common.plugins import resolve
@@ -27,11 +27,11 @@ from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import Manifest, TensorMeta, is_published, make_manifest
 from lpo_ray.records import (
     AnchorPiece,
-    Bundle,
     FloatArray,
     MicroBatch,
     Process,
     ScoredGroup,
+    ScoringItem,
     TrainBatch,
     UpdateReport,
 )
@@ -138,7 +138,9 @@ class LearnerWorker:
             give_back_unless_spare()
         return reports
 
-    def logprobs(self, forwards: Sequence[Sequence[Bundle]], turns: int, temperature: float) -> list[list[FloatArray]]:
+    def logprobs(
+        self, forwards: Sequence[Sequence[ScoringItem]], turns: int, temperature: float
+    ) -> list[list[FloatArray]]:
         """Log-probs of each response's tokens, for each of this rank's ``forwards``. ``turns``: forwards of the rank
         that has the most; all run as many, since all gather the weights.
         """
@@ -147,7 +149,7 @@ class LearnerWorker:
             response_logprobs(self._policy, (), temperature)
         return found
 
-    def probe(self, bundles: Sequence[Bundle]) -> list[FloatArray]:
+    def probe(self, bundles: Sequence[ScoringItem]) -> list[FloatArray]:
         """Log-probs of each response's tokens, the same on every rank."""
         return response_logprobs(self._policy, bundles)
 
@@ -182,7 +184,7 @@ class LearnerWorker:
         following = 0 if sent is None else sent + 1
         sending = None
         if sent is not None:
-            sending = Abandonable(lambda: self._sender.send(sent), f"send bucket {sent}")
+            sending = TimeLimited(lambda: self._sender.send(sent), f"send bucket {sent}")
         staged = None
         if following < len(self._staging.manifest.buckets):
             staged = Staged(self._staging.stage(following), self._sender.ticket(following))

@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from lpo_ray.errors import NoRoom
 
-Bundle = Mapping[str, float]
+ScoringItem = Mapping[str, float]
 EPSILON = 1e-6
 NOTE_SECONDS = 15.0
 """between two notes about a placement that is waited for"""
@@ -25,7 +25,7 @@ class Request:
     """Bundles of one role, one for each of its actors."""
 
     role: str
-    bundles: Sequence[Bundle]
+    bundles: Sequence[ScoringItem]
     strategy: str
     """of Ray's placement groups"""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Node:
 
     name: str
     """its address"""
-    resources: Bundle
+    resources: ScoringItem
     """all that it has, in use or not"""
     labels: Mapping[str, str]
 
@@ -132,7 +132,7 @@ def _has_labels(machine: Node, labels: Mapping[str, str]) -> bool:
     return all(machine.labels.get(key) == value for key, value in labels.items())
 
 
-def _lacking(have: Bundle, wanted: Bundle) -> list[str]:
+def _lacking(have: ScoringItem, wanted: ScoringItem) -> list[str]:
     return [
         f"{have.get(resource, 0.0):g} of {amount:g} {resource}"
         for resource, amount in wanted.items()
@@ -141,7 +141,7 @@ def _lacking(have: Bundle, wanted: Bundle) -> list[str]:
 
 
 def _why(
-    wanted: Bundle, request: Request, machines: Sequence[Node], left: Sequence[Bundle], allowed: Sequence[int]
+    wanted: ScoringItem, request: Request, machines: Sequence[Node], left: Sequence[ScoringItem], allowed: Sequence[int]
 ) -> str:
     if not machines:
         return "the cluster has no nodes"

@@ -24,7 +24,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-class Supervised(Generic[A]):
+class RestartableActor(Generic[A]):
     """One actor, whichever process it is in at the moment."""
 
     process: Process

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Abandonable(Generic[T]):
+class TimeLimited(Generic[T]):
     """Runs ``work`` on a thread of its own. A thread cannot be ended from outside: when it is late it is left behind,
     and what it uses (a process group, a buffer) must not be used again.
     """

@@ -7,7 +7,7 @@ import socket
 import torch
 from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
-from actors.runtime.time_limit import Abandonable
+from actors.runtime.time_limit import TimeLimited
 from actors.transports.staging import Staging
 
 
@@ -30,7 +30,7 @@ class NcclSender:
     def accept(self, seconds: float) -> None:
         """See Sender. NCCL has no deadline of its own."""
         if torch.distributed.get_rank() == 0:
-            self._group = Abandonable(lambda: trainer_init(self._address), "join the engines").result(seconds)
+            self._group = TimeLimited(lambda: trainer_init(self._address), "join the engines").result(seconds)
 
     def ticket(self, bucket: int) -> object:
         """See Sender. The broadcast needs none."""

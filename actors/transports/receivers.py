@@ -37,7 +37,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from actors.runtime.time_limit import Abandonable
+from actors.runtime.time_limit import TimeLimited
 from actors.transports.cuda_ipc import from_plain
 from actors.transports.gloo import SECONDS, broadcast, form_group
 from actors.transports.staging import SharedMemory
@@ -121,7 +121,7 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
         """See vLLM."""
 
 
-class Source(Protocol):
+class BucketSource(Protocol):
     """Where a host-memory transport's buckets come from."""
 
     def elements(self, number: int, arrival: Arrival) -> list[Tensor]:
@@ -158,7 +158,7 @@ class GlooSource:
         bucket = self._manifest.buckets[number]
         shares = [self._buffer[slice(*bucket.span(sender))] for sender in range(len(self._groups))]
         receiving = [
-            Abandonable(partial(broadcast, group, share), f"receive bucket {number} from learner rank {rank}")
+            TimeLimited(partial(broadcast, group, share), f"receive bucket {number} from learner rank {rank}")
             for rank, (group, share) in enumerate(zip(self._groups, shares, strict=True))
             if share.numel()
         ]
@@ -183,7 +183,7 @@ class ObjectStoreSource:
             ]
 
 
-SOURCES: dict[str, Callable[[Senders, Manifest, int], Source]] = {
+SOURCES: dict[str, Callable[[Senders, Manifest, int], BucketSource]] = {
     "shared_memory": SharedSource,
     "gloo": GlooSource,
     "object_store": ObjectStoreSource,
@@ -200,7 +200,7 @@ class HostReceiver(Receiver):
         """See vLLM."""
         self.manifest = Manifest.from_plain(init_info.manifest)
         rank = self.parallel_config.rank
-        joining = Abandonable(lambda: SOURCES[init_info.receiver](init_info, self.manifest, rank), "join the learner")
+        joining = TimeLimited(lambda: SOURCES[init_info.receiver](init_info, self.manifest, rank), "join the learner")
         self._source = joining.result(init_info.seconds)
 
     def update_weights(self, update_info: Plain) -> None:
@@ -254,14 +254,14 @@ class NcclReceiver(Receiver, NCCLWeightTransferEngine):  # pyright: ignore[repor
             packed=True,
             packed_buffer_size_bytes=self.manifest.slot_numel * self.manifest.torch_dtype.itemsize,
         )
-        joining = Abandonable(lambda: NCCLWeightTransferEngine.init_transfer_engine(self, native), "join the learner")
+        joining = TimeLimited(lambda: NCCLWeightTransferEngine.init_transfer_engine(self, native), "join the learner")
         joining.result(init_info.seconds)
 
     def receive(self, bucket: Bucket, arrival: Arrival) -> None:
         """See Receiver."""
         native = NCCLWeightTransferUpdateInfo(**_described(bucket, self.manifest.dtype))
         with _recording(self):
-            work = Abandonable(lambda: NCCLWeightTransferEngine.receive_weights(self, native), "receive a bucket")
+            work = TimeLimited(lambda: NCCLWeightTransferEngine.receive_weights(self, native), "receive a bucket")
             work.result(arrival.seconds)
 
 

@@ -17,7 +17,7 @@ RETRY_SECONDS = 0.2
 """before the first retry; doubled with each"""
 
 
-class Source(Protocol):
+class VerdictSource(Protocol):
     """One kind of verifier: VerdictPool or RemoteVerdicts."""
 
     async def verdicts(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
@@ -28,7 +28,7 @@ class Source(Protocol):
 class Verdicts:
     """One event loop."""
 
-    def __init__(self, pool: Source, remote: Source, max_retries: int, most_cached: int) -> None:
+    def __init__(self, pool: VerdictSource, remote: VerdictSource, max_retries: int, most_cached: int) -> None:
         """``pool``: of functions. ``remote``: of services elsewhere. ``most_cached``: verdicts that are remembered."""
         self._pool, self._remote, self._max_retries, self._most_cached = pool, remote, max_retries, most_cached
         self._cached: OrderedDict[bytes, Verdict] = OrderedDict()

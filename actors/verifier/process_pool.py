@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSettings:
+class ProcessPoolSettings:
     """See VerifierConfig."""
 
     num_processes: int
@@ -62,7 +62,7 @@ class PoolSettings:
 class VerdictPool:
     """Verdicts of functions. One event loop."""
 
-    def __init__(self, settings: PoolSettings) -> None:
+    def __init__(self, settings: ProcessPoolSettings) -> None:
         self._settings, self._num_processes = settings, settings.num_processes
         self._seconds: dict[str, float] = {}
         """verifier -> of one verdict, lately"""

@@ -10,11 +10,11 @@ from ray.actor import ActorProxy
 
 from actors.learner.target_builder import TargetBuilder
 from actors.runtime.remote_calls import call_each
-from actors.runtime.supervised import Supervised
+from actors.runtime.supervised import RestartableActor
 from actors.verifier.service import VerifierService
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.interfaces import Events
-from lpo_ray.records import Anchor, Holder, Key, PromptGroup, ScoredGroup, TargetGroup
+from lpo_ray.records import Anchor, BusyWorker, Key, PromptGroup, ScoredGroup, TargetGroup
 
 BUILD_SECONDS = 120.0
 
@@ -36,7 +36,7 @@ class RemoteVerifier:
         self.num_processes, self._deadline_of = num_processes, deadline_of
         self.groups: dict[Key, float] = {}
         """being scored, and since when in unix seconds"""
-        self.service = Supervised(
+        self.service = RestartableActor(
             "verifier service", lambda: make(self.num_processes), lambda actor: actor.start.remote(), rule, events
         )
 
@@ -58,9 +58,9 @@ class RemoteVerifier:
         await self.service.call(lambda actor: actor.resize.remote(num_processes), "resize its pool", BUILD_SECONDS)
         return f"{num_processes} verifier processes"
 
-    def holders(self) -> list[Holder]:
+    def busy(self) -> list[BusyWorker]:
         """The service, when it has groups to score."""
-        return [Holder.of_groups(self.service.name, self.groups, self.service.process)] if self.groups else []
+        return [BusyWorker.of_groups(self.service.name, self.groups, self.service.process)] if self.groups else []
 
     async def close(self) -> None:
         """End the service's pool, then the service. Never raises."""
@@ -72,12 +72,12 @@ class RemoteVerifier:
 class RemoteTargetBuilder:
     """TargetBuilder over its actor."""
 
-    builder: Supervised[TargetBuilder]
+    builder: RestartableActor[TargetBuilder]
 
     async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
         """See interfaces.TargetBuilder."""
         return await self.builder.call(lambda actor: actor.build.remote(groups, anchor, step), "build", BUILD_SECONDS)
 
-    def holder(self) -> Holder:
+    def holder(self) -> BusyWorker:
         """The builder, as the one that is at work."""
-        return Holder(self.builder.name, "builds targets", None, self.builder.process)
+        return BusyWorker(self.builder.name, "builds targets", None, self.builder.process)

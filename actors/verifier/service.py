@@ -13,7 +13,7 @@ from actors.runtime.inspection import current_process
 from actors.runtime.priority import give_way
 from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
-from actors.verifier.process_pool import PoolSettings, VerdictPool
+from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import FloatArray, Process, PromptGroup
 from lpo_ray.rollout.rewards import cases_of, scores_of
@@ -26,7 +26,7 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 class ServiceSettings:
     """See VerifierConfig."""
 
-    pool: PoolSettings
+    pool: ProcessPoolSettings
     remote: RemoteSettings
     max_retries: int
     cached_verdicts: int

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from actors.verifier.endpoint import RemoteSettings
-from actors.verifier.process_pool import PoolSettings
+from actors.verifier.process_pool import ProcessPoolSettings
 from actors.verifier.service import ServiceSettings
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 
 WHOLE = ("prompt", "response", "answer", "row")
 """what an endpoint gets when verifier.http.request says nothing"""
 
 
-def verifier_settings(plan: Plan, num_processes: int) -> ServiceSettings:
+def verifier_settings(spec: RunSpec, num_processes: int) -> ServiceSettings:
     """For a service with so many processes."""
-    verifier = plan.config.verifier
+    verifier = spec.config.verifier
     http, judge = verifier.http, verifier.judge
-    pool = PoolSettings(
+    pool = ProcessPoolSettings(
         num_processes, verifier.deadline_seconds, verifier.slow_seconds, verifier.recycle_after, verifier.memory_mib
     )
     remote = RemoteSettings(
@@ -33,5 +33,5 @@ def verifier_settings(plan: Plan, num_processes: int) -> ServiceSettings:
         scale=judge.scale,
     )
     return ServiceSettings(
-        pool, remote, verifier.max_retries, verifier.cached_verdicts, plan.overlong(), plan.sandbox()
+        pool, remote, verifier.max_retries, verifier.cached_verdicts, spec.overlong(), spec.sandbox()
     )

@@ -35,16 +35,16 @@ def cli() -> None:
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a policy; the run's folder holds its checkpoints, metrics and report."""
     from lpo_ray.config import dump_config, load_config
-    from lpo_ray.run.spec import make_plan, render
+    from lpo_ray.run.spec import make_spec, render
 
-    plan = make_plan(load_config(config, overrides))
+    spec = make_spec(load_config(config, overrides))
     if dry_run:
-        click.echo(dump_config(plan.config))
-        click.echo(render(plan))
+        click.echo(dump_config(spec.config))
+        click.echo(render(spec))
         return
     from lpo_ray.cli.train import train_command
 
-    train_command(plan)
+    train_command(spec)
 
 
 @cli.command()
@@ -68,7 +68,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 @click.option("--train-rate", type=float, default=None, help="Response tokens a second of one learner rank.")
 @click.option("--publish-rate", type=float, default=None, help="GB of weights a second.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def plan(
+def spec(
     config: Path,
     overrides: tuple[str, ...],
     clusters: tuple[str, ...],
@@ -84,9 +84,9 @@ def plan(
     """Memory, tokens, time and places of a run before anything starts. Exit code 2 if it does not fit."""
     from lpo_ray.cli.plan import plan_command
     from lpo_ray.config import load_config
-    from lpo_ray.tools.plan.forecast import Given
+    from lpo_ray.tools.plan.forecast import Assumptions
 
-    given = Given(prompt_tokens, response_tokens, sample_rate, train_rate, publish_rate)
+    given = Assumptions(prompt_tokens, response_tokens, sample_rate, train_rate, publish_rate)
     plan_command(load_config(config, overrides), clusters, address, from_run, given, as_json=as_json)
 
 
@@ -171,9 +171,9 @@ def warmup(config: Path, overrides: tuple[str, ...]) -> None:
     """Build the tiny base policy (or find it in the cache) and print its folder."""
     from lpo_ray.cli.train import warmup_command
     from lpo_ray.config import load_config
-    from lpo_ray.run.spec import make_plan
+    from lpo_ray.run.spec import make_spec
 
-    warmup_command(make_plan(load_config(config, overrides), for_training=False))
+    warmup_command(make_spec(load_config(config, overrides), for_training=False))
 
 
 @cli.command()

@@ -13,11 +13,11 @@ from rich.console import Console
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.errors import RunBusy, RunFailed, RunsFailed
 from lpo_ray.run.signals import run_until_signal
-from lpo_ray.run.spec import Plan, make_plan
+from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.tools.compare.findings import Results
 from lpo_ray.tools.compare.grid import arms_of, axes_of
-from lpo_ray.tools.compare.launcher import Named, Process, carry_out
+from lpo_ray.tools.compare.launcher import LaunchedRun, Named, carry_out
 from lpo_ray.tools.compare.outcome import read_outcome
 from lpo_ray.tools.compare.report import Background, write_comparison
 from lpo_ray.tools.compare.study import Run, in_common, runs_of
@@ -35,8 +35,8 @@ def compare_command(path: Path, texts: Sequence[str], seeds: int, out: Path | No
     arms = arms_of(axes, config.objective.divergence)
     folder = out or Path(config.run.dir) / f"{config.run.name}-comparison"
     runs = runs_of(path, overrides, arms, seeds, folder)
-    plan = make_plan(runs[0].config)  # that data, verifier and memory are as needed, before anything starts
-    count = parallel or _that_fit(plan, len(runs))
+    spec = make_spec(runs[0].config)  # that data, verifier and memory are as needed, before anything starts
+    count = parallel or _that_fit(spec, len(runs))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -66,7 +66,7 @@ def _carry_out(runs: Sequence[Run], folder: Path, parallel: int) -> list[RunFail
     async def launch(run: Named) -> None:
         assert isinstance(run, Run)
         arguments = ("train", str(folder / "config.yaml"), *run.overrides)
-        await Process(arguments, logs / f"{run.name}.log", run.config.learner.threads).run(run.name)
+        await LaunchedRun(arguments, logs / f"{run.name}.log", run.config.learner.threads).run(run.name)
 
     def on_end(run: Named, failure: RunFailed | None) -> None:
         nonlocal ended
@@ -76,7 +76,7 @@ def _carry_out(runs: Sequence[Run], folder: Path, parallel: int) -> list[RunFail
 
     async def all_of_them() -> list[RunFailed]:
         if left and left[0].config.model.path is None:  # once, not by every run at the same time
-            warmup = Process(
+            warmup = LaunchedRun(
                 ("warmup", str(folder / "config.yaml")), logs / "warmup.log", left[0].config.learner.threads
             )
             await warmup.run("warmup")
@@ -100,9 +100,9 @@ def _write(runs: Sequence[Run], failed: Sequence[RunFailed], folder: Path, ks: S
     console.print(f"{folder}: comparison.html, .md and .json; curves and trades, .svg and .png", soft_wrap=True)
 
 
-def _that_fit(plan: Plan, wanted: int) -> int:
+def _that_fit(spec: RunSpec, wanted: int) -> int:
     """As many runs as find a place at once, one at least."""
-    needed, machines = bundles(plan), _machines(plan.config.cluster.address)
+    needed, machines = bundles(spec), _machines(spec.config.cluster.address)
     fitting = 1
     while fitting < wanted and isinstance(place(needed * (fitting + 1), machines, spread=frozenset()), list):
         fitting += 1

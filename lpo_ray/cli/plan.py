@@ -15,12 +15,12 @@ from rich.console import Console
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ChecksFailed, ConfigError, DoesNotFit
-from lpo_ray.run.spec import Plan, data_plan, outline
+from lpo_ray.run.spec import RunSpec, data_spec, outline
 from lpo_ray.tasks.base_policy import character_tokenizer, default_cache_dir
 from lpo_ray.tools import data_report as data_view
 from lpo_ray.tools import doctor
 from lpo_ray.tools.plan.architecture import read_architecture
-from lpo_ray.tools.plan.forecast import Given, make_forecast
+from lpo_ray.tools.plan.forecast import Assumptions, make_forecast
 from lpo_ray.tools.plan.machines import Machine, described, this_machine
 from lpo_ray.tools.plan.render import render_forecast, render_rows
 from lpo_ray.tools.plan.requirements import bundles
@@ -55,7 +55,7 @@ def plan_command(
     clusters: Sequence[str],
     address: str | None,
     from_run: Path | None,
-    given: Given,
+    given: Assumptions,
     *,
     as_json: bool,
 ) -> None:
@@ -85,7 +85,7 @@ def plan_command(
         sys.stderr.write(f"{', '.join(names)}: {problem}\n")
 
 
-def _machines(plan: Plan, clusters: Sequence[str], address: str | None) -> list[tuple[str, list[Machine]]]:
+def _machines(plan: RunSpec, clusters: Sequence[str], address: str | None) -> list[tuple[str, list[Machine]]]:
     """Name and machines of each cluster that was asked for."""
     if clusters and address is not None:
         raise ConfigError(f"--cluster {clusters[0]} and --address {address} are both given; expected one of them")
@@ -98,7 +98,7 @@ def _machines(plan: Plan, clusters: Sequence[str], address: str | None) -> list[
     return [("this machine", [this_machine(sum(bundle.cpus for bundle in bundles(plan)) + 1)])]
 
 
-def _measured(given: Given, run_dir: Path) -> Given:
+def _measured(given: Assumptions, run_dir: Path) -> Assumptions:
     """``given``, with the rates and the length of responses of the run in ``run_dir`` where nothing else is said."""
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"--from-run {run_dir} has no config.yaml; expected the folder of a run")
@@ -113,7 +113,7 @@ def data_command(config: Config, *, as_json: bool) -> None:
     """Print the first prompts of a run as the engine will get them, and what is in its data. DataError when that cannot
     be used.
     """
-    plan = data_plan(config)
+    plan = data_spec(config)
     path = plan.model_path
     report = data_view.read(plan, character_tokenizer() if path is None else plan.tokenizer(path))
     if as_json:

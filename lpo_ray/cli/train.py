@@ -30,43 +30,43 @@ from lpo_ray.records import WorkerStatus
 from lpo_ray.run.inprocess import InprocessVerifier, build_engine, build_inprocess, build_learner
 from lpo_ray.run.recorder import Recorder, RecorderSettings
 from lpo_ray.run.signals import call_off_ray_alarm, interrupt_on_signal, run_until_signal
-from lpo_ray.run.spec import Plan, build_model, make_plan
-from lpo_ray.run.train import Attendant, Build, train
+from lpo_ray.run.spec import RunSpec, build_model, make_spec
+from lpo_ray.run.train import Build, Steerable, train
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.telemetry.monitor.progress import render_evaluation
 from lpo_ray.telemetry.sinks import MetricsSink, write_json
 from lpo_ray.tools.evaluate.session import EvaluationRun, opened
-from lpo_ray.tools.evaluate.target import Request
+from lpo_ray.tools.evaluate.target import EvaluationRequest
 from lpo_ray.tools.replay import OpenLearner, recorded_digests, replay
 
 TABLE_WIDTH = 160
 """columns of a table where the output is no terminal"""
 
 
-def train_command(plan: Plan) -> None:
+def train_command(spec: RunSpec) -> None:
     """Build the base policy if needed, train, and show what came out."""
     interrupt_on_signal()
-    console = Console(stderr=plan.config.telemetry.progress is ProgressKind.quiet)
-    model_path = _model(plan, console)
-    with _cluster(plan):
-        recorder = _recorder(plan, model_path, console)
-        attending = _attendant(plan, recorder)
-        outcome = run_until_signal(lambda signals: train(plan, model_path, _build(plan), recorder, signals, attending))
+    console = Console(stderr=spec.config.telemetry.progress is ProgressKind.quiet)
+    model_path = _model(spec, console)
+    with _cluster(spec):
+        recorder = _recorder(spec, model_path, console)
+        attending = _attendant(spec, recorder)
+        outcome = run_until_signal(lambda signals: train(spec, model_path, _build(spec), recorder, signals, attending))
     if outcome.before and outcome.after:
         console.print(render_evaluation(outcome.before, outcome.after))
     console.print(f"run folder: {outcome.run_dir}  (report.html, summary.json, checkpoints/)", highlight=False)
 
 
-def evaluate_command(requests: Sequence[Request], by: str | None, *, fresh: bool, as_json: bool) -> None:
+def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, fresh: bool, as_json: bool) -> None:
     """Evaluate one model on the task of each request, or go on where a call before was ended; show what came out."""
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
     progress_console = Console(stderr=True)
-    plans = [make_plan(request.config, for_training=False) for request in requests]
+    plans = [make_spec(request.config, for_training=False) for request in requests]
     model_path = _model(plans[0], progress_console)
     with contextlib.ExitStack() as stack:
         runs = [
-            stack.enter_context(opened(request, plan, model_path, by, fresh=fresh))
-            for request, plan in zip(requests, plans, strict=True)
+            stack.enter_context(opened(request, spec, model_path, by, fresh=fresh))
+            for request, spec in zip(requests, plans, strict=True)
         ]
         lost: list[dict[str, str]] = [{} for _ in runs]
         if any(run.missing for run in runs):
@@ -94,21 +94,21 @@ def evaluate_command(requests: Sequence[Request], by: str | None, *, fresh: bool
         console.print(render_suite(reports))
 
 
-def warmup_command(plan: Plan) -> None:
+def warmup_command(spec: RunSpec) -> None:
     """Build the tiny base policy and print its folder."""
-    if plan.model_path is not None:
-        raise ConfigError(f"model.path is {plan.model_path!r}; warmup builds the tiny base policy, which is null")
-    sys.stdout.write(f"{_model(plan, Console(stderr=True))}\n")
+    if spec.model_path is not None:
+        raise ConfigError(f"model.path is {spec.model_path!r}; warmup builds the tiny base policy, which is null")
+    sys.stdout.write(f"{_model(spec, Console(stderr=True))}\n")
 
 
 def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
     """Compute a recorded step again and print one line; ReplayDiffers when the weights are not the recorded ones."""
     recorded_digests(run_dir, step)  # that the step exists, before anything starts
     stored = load_config(run_dir / "config.yaml")
-    plan = dataclasses.replace(make_plan(stored, for_training=False), run_dir=run_dir)
-    model_path = _model(plan, Console(stderr=True))
-    with _cluster(plan):
-        line = run_until_signal(lambda _: replay(plan, model_path, step, _open_learner(plan), from_start=from_start))
+    spec = dataclasses.replace(make_spec(stored, for_training=False), run_dir=run_dir)
+    model_path = _model(spec, Console(stderr=True))
+    with _cluster(spec):
+        line = run_until_signal(lambda _: replay(spec, model_path, step, _open_learner(spec), from_start=from_start))
     sys.stdout.write(f"{line}\n")
 
 
@@ -123,8 +123,8 @@ class StandardError:
         """See interfaces.Events. What needs a reader's attention is noted."""
 
 
-def _open_learner(plan: Plan) -> OpenLearner:
-    if plan.config.cluster.kind is ClusterKind.inprocess:
+def _open_learner(spec: RunSpec) -> OpenLearner:
+    if spec.config.cluster.kind is ClusterKind.inprocess:
         return _open_inprocess_learner
     from actors.cluster import open_learner
 
@@ -132,21 +132,21 @@ def _open_learner(plan: Plan) -> OpenLearner:
 
 
 @contextlib.asynccontextmanager
-async def _open_inprocess_learner(plan: Plan, model_path: str) -> AsyncIterator[Learner]:
-    yield build_learner(plan.learner_settings(model_path))
+async def _open_inprocess_learner(spec: RunSpec, model_path: str) -> AsyncIterator[Learner]:
+    yield build_learner(spec.learner_settings(model_path))
 
 
 @contextlib.contextmanager
-def _cluster(plan: Plan) -> Iterator[None]:
+def _cluster(spec: RunSpec) -> Iterator[None]:
     """A Ray cluster around the command, joined or started; nothing without Ray."""
-    if plan.config.cluster.kind is ClusterKind.inprocess:
+    if spec.config.cluster.kind is ClusterKind.inprocess:
         yield
         return
     from actors.cluster import check, connect, disconnect
 
-    check(plan.config)
+    check(spec.config)
     try:
-        connect(plan.config)
+        connect(spec.config)
         interrupt_on_signal()  # Ray has put its own handler in place, which would end with exit code 15
         yield
     except SystemExit as stopped:
@@ -156,27 +156,27 @@ def _cluster(plan: Plan) -> Iterator[None]:
         disconnect()
 
 
-def _attendant(plan: Plan, recorder: Recorder) -> Attendant | None:
-    if plan.config.cluster.kind is ClusterKind.inprocess:
+def _attendant(spec: RunSpec, recorder: Recorder) -> Steerable | None:
+    if spec.config.cluster.kind is ClusterKind.inprocess:
         return None
     from actors.cluster import address, attendant
 
     recorder.on_cluster(address())
-    return attendant(plan.config, recorder.note, recorder.worker_log)
+    return attendant(spec.config, recorder.note, recorder.worker_log)
 
 
-def _build(plan: Plan) -> Build:
-    if plan.config.cluster.kind is ClusterKind.inprocess:
+def _build(spec: RunSpec) -> Build:
+    if spec.config.cluster.kind is ClusterKind.inprocess:
         return _build_inprocess
     from actors.cluster import build_cluster
 
     return build_cluster
 
 
-async def _build_inprocess(plan: Plan, model_path: str, events: Events) -> Components:
+async def _build_inprocess(spec: RunSpec, model_path: str, events: Events) -> Components:
     return build_inprocess(
-        plan.learner_settings(model_path), plan.target_rule(), plan.context, plan.tolerance,
-        plan.overlong(), plan.sandbox(), plan.config.rollout.max_num_seqs,
+        spec.learner_settings(model_path), spec.target_rule(), spec.context, spec.tolerance,
+        spec.overlong(), spec.sandbox(), spec.config.rollout.max_num_seqs,
     )  # fmt: skip
 
 
@@ -185,10 +185,10 @@ def _bar(console: Console) -> RichProgress:
     return RichProgress(*columns, console=console, transient=True)
 
 
-def _model(plan: Plan, console: Console) -> str:
+def _model(spec: RunSpec, console: Console) -> str:
     """The model's folder; the tiny base policy is built here, with a progress bar, when it is not cached."""
-    if plan.model_path is not None:
-        return plan.model_path
+    if spec.model_path is not None:
+        return spec.model_path
     with _bar(console) as progress:
         task = progress.add_task("warm start of the base policy", total=None, start=False)
 
@@ -197,16 +197,16 @@ def _model(plan: Plan, console: Console) -> str:
             progress.update(task, completed=step, total=steps, description=f"warm start, loss {loss:.3f}")
 
         started = time.monotonic()
-        path = build_model(plan, show)
+        path = build_model(spec, show)
     console.print(f"base policy: {path}  ({time.monotonic() - started:.0f} s)", highlight=False, soft_wrap=True)
     return path
 
 
 async def _evaluated(runs: Sequence[EvaluationRun], model_path: str, progress: RichProgress) -> list[dict[str, str]]:
     """One task after the other on the same engines; the lost prompts of each."""
-    plan = runs[0].plan
+    spec = runs[0].spec
     lost = []
-    async with _open_engines(plan, model_path) as (rollout, verifier):
+    async with _open_engines(spec, model_path) as (rollout, verifier):
         for run in runs:
             task = progress.add_task(run.request.name, total=len(run.missing))
 
@@ -217,28 +217,28 @@ async def _evaluated(runs: Sequence[EvaluationRun], model_path: str, progress: R
     return lost
 
 
-def _open_engines(plan: Plan, model_path: str) -> AbstractAsyncContextManager[tuple[RolloutEngine, Verifier]]:
+def _open_engines(spec: RunSpec, model_path: str) -> AbstractAsyncContextManager[tuple[RolloutEngine, Verifier]]:
     """What evaluates: no learner."""
-    if plan.config.cluster.kind is ClusterKind.inprocess:
-        return _open_inprocess_engine(plan, model_path)
+    if spec.config.cluster.kind is ClusterKind.inprocess:
+        return _open_inprocess_engine(spec, model_path)
     from actors.cluster import open_engines
 
-    return open_engines(plan, model_path, StandardError())
+    return open_engines(spec, model_path, StandardError())
 
 
 @contextlib.asynccontextmanager
-async def _open_inprocess_engine(plan: Plan, model_path: str) -> AsyncIterator[tuple[RolloutEngine, Verifier]]:
-    settings, tokenizer = plan.learner_settings(model_path), plan.tokenizer(model_path)
-    engine = build_engine(settings, tokenizer, plan.config.rollout.max_num_seqs)
-    yield engine, InprocessVerifier(tokenizer, plan.overlong(), plan.sandbox())
+async def _open_inprocess_engine(spec: RunSpec, model_path: str) -> AsyncIterator[tuple[RolloutEngine, Verifier]]:
+    settings, tokenizer = spec.learner_settings(model_path), spec.tokenizer(model_path)
+    engine = build_engine(settings, tokenizer, spec.config.rollout.max_num_seqs)
+    yield engine, InprocessVerifier(tokenizer, spec.overlong(), spec.sandbox())
 
 
-def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
-    config = plan.config
+def _recorder(spec: RunSpec, model_path: str, console: Console) -> Recorder:
+    config = spec.config
     objective = config.objective
     clip = objective.token_clip
     settings = RecorderSettings(
-        folder=plan.run_dir,
+        folder=spec.run_dir,
         run=config.run.name,
         seed=config.run.seed,
         steps=config.run.steps,
@@ -250,7 +250,7 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
             "token_clip": f"{clip.kind} {clip.low:g}/{clip.high:g}",
             "length_norm": objective.length_norm.value,
         },
-        points=plan.points(),
+        points=spec.points(),
         pass_reward=config.evaluation.pass_reward,
         samples_every=config.telemetry.samples_every,
         tensorboard=config.telemetry.tensorboard,
@@ -266,7 +266,7 @@ def _recorder(plan: Plan, model_path: str, console: Console) -> Recorder:
         ),
         stall_seconds=config.telemetry.stall_seconds,
     )
-    return Recorder(settings, console, plan.tokenizer(model_path), _cluster_sinks(config))
+    return Recorder(settings, console, spec.tokenizer(model_path), _cluster_sinks(config))
 
 
 def _cluster_sinks(config: Config) -> list[MetricsSink]:

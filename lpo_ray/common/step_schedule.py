@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduled(Generic[T]):
+class StepSchedule(Generic[T]):
     """``changes``: (first step, value), steps counted from 0 and ascending; the first is step 0."""
 
     changes: tuple[tuple[int, T], ...]
@@ -21,7 +21,7 @@ class Scheduled(Generic[T]):
             raise ValueError(f"changes at steps {steps}; expected ascending ones that begin with 0")
 
     @classmethod
-    def constant(cls, value: T) -> Scheduled[T]:
+    def constant(cls, value: T) -> StepSchedule[T]:
         """The same at every step."""
         return cls(((0, value),))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import CheckpointDamaged, LearnerLost
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.norms import norms_by_kind, update_ratios
@@ -26,7 +26,7 @@ from lpo_ray.policy.layout import Layout
 from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing, response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import TensorMeta, is_published, make_manifest, tensor_digest
-from lpo_ray.records import Anchor, Bundle, FloatArray, ScoredGroup, StepNorms, StepReport, TrainBatch
+from lpo_ray.records import Anchor, FloatArray, ScoredGroup, ScoringItem, StepNorms, StepReport, TrainBatch
 
 
 class TorchScorer:
@@ -124,7 +124,7 @@ class InprocessLearner:
         self,
         policy: TorchPolicy,
         tokenizer: Tokenizer,
-        objective: Scheduled[Objective],
+        objective: StepSchedule[Objective],
         packing: Packing,
         reference: Scorer | None = None,
     ) -> None:
@@ -144,7 +144,7 @@ class InprocessLearner:
             [run_updates(self.policy, batch.updates, 0, objective, batch.learning_rate, self._reference)]
         )
 
-    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+    async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
         """See interfaces.Learner."""
         return [row for bundles in forwards for row in response_logprobs(self.policy, bundles, temperature)]
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.learner.packing import Packing
 from lpo_ray.objective import clipped_token_loss, project, response_log_ratio, truncated_importance
 from lpo_ray.policy.scoring import Scorer, TokenScores, score_bundles
@@ -86,7 +86,7 @@ class LearnerSettings:
     model_path: str
     dtype: str
     """float32, or bfloat16 with fp32 master weights"""
-    objective: Scheduled[Objective]
+    objective: StepSchedule[Objective]
     """only its divergence changes"""
     optimiser: OptimiserSettings
     packing: Packing

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpo_ray.records import Bundle, IntArray
+from lpo_ray.records import IntArray, ScoringItem
 
 BUCKET_SHRINK = 0.8
 """rows of attention below this share of the widest open a narrower bucket"""
@@ -112,7 +112,7 @@ class Layout:
         return 1.0 - float(self.attention_mask.sum()) / self.attention_mask.numel()
 
 
-def lay_out(bundles: Sequence[Bundle], *, packed: bool, share_prompt: bool) -> Layout:
+def lay_out(bundles: Sequence[ScoringItem], *, packed: bool, share_prompt: bool) -> Layout:
     """Lay out all responses of ``bundles`` in order. No bundle at all gives a forward over one token and no response.
 
     ``share_prompt`` needs ``packed``.
@@ -124,7 +124,7 @@ def lay_out(bundles: Sequence[Bundle], *, packed: bool, share_prompt: bool) -> L
     return _packed(bundles, share_prompt) if packed else _padded(bundles)
 
 
-def _padded(bundles: Sequence[Bundle]) -> Layout:
+def _padded(bundles: Sequence[ScoringItem]) -> Layout:
     sequences = [np.concatenate([prompt, r]) for prompt, responses in bundles for r in responses] or [bundles[0][0]]
     starts = [len(prompt) for prompt, responses in bundles for _ in responses]
     width = max(len(sequence) for sequence in sequences)
@@ -145,7 +145,7 @@ def _padded(bundles: Sequence[Bundle]) -> Layout:
     )
 
 
-def _packed(bundles: Sequence[Bundle], share_prompt: bool) -> Layout:
+def _packed(bundles: Sequence[ScoringItem], share_prompt: bool) -> Layout:
     tokens: list[IntArray] = []
     positions: list[IntArray] = []
     select: list[IntArray] = []

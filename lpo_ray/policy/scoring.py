@@ -17,7 +17,7 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.policy.attention import PACKED, supports_packing
 from lpo_ray.policy.layout import Layout, lay_out
 from lpo_ray.policy.logprob_head import ScoringHead
-from lpo_ray.records import Bundle, FloatArray
+from lpo_ray.records import FloatArray, ScoringItem
 
 
 class Scorer(Protocol):
@@ -90,7 +90,7 @@ def prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) 
     return True
 
 
-def score_bundles(scorer: Scorer, bundles: Sequence[Bundle], temperature: float) -> TokenScores:
+def score_bundles(scorer: Scorer, bundles: Sequence[ScoringItem], temperature: float) -> TokenScores:
     """One forward over all responses of ``bundles``, in order. Without any it still runs one, over one token."""
     layout = lay_out(bundles, packed=scorer.packed, share_prompt=scorer.share_prompt)
     logprobs, entropy = scorer.score(layout, temperature)
@@ -102,7 +102,7 @@ def score_bundles(scorer: Scorer, bundles: Sequence[Bundle], temperature: float)
     return TokenScores(zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropy), mask, layout.padding)
 
 
-def response_logprobs(scorer: Scorer, bundles: Sequence[Bundle], temperature: float = 1.0) -> list[FloatArray]:
+def response_logprobs(scorer: Scorer, bundles: Sequence[ScoringItem], temperature: float = 1.0) -> list[FloatArray]:
     """Log-probs of each response's tokens, response by response, in one forward, which runs without any, too."""
     with torch.no_grad():
         scores = score_bundles(scorer, bundles, temperature)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lpo_ray.records import Bundle, FloatArray, IntArray
+from lpo_ray.records import FloatArray, IntArray, ScoringItem
 
 SCORED, CACHED = 9, 34
 """tokens of the two sequences; the second is longer than a block of an engine's prefix cache (16 or 32 tokens)"""
@@ -25,13 +25,13 @@ def probe_sequences(vocabulary: int, context: int) -> list[IntArray]:
     return [rng.integers(0, vocabulary, size=length, dtype=np.int64) for length in lengths]
 
 
-def as_bundles(sequences: Sequence[IntArray]) -> list[Bundle]:
+def as_bundles(sequences: Sequence[IntArray]) -> list[ScoringItem]:
     """What a learner is asked for the log-probs of all tokens but the first of each sequence."""
     return [(sequence[:1], [sequence[1:]]) for sequence in sequences]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ProofResult:
     """What a delivery's proof shows."""
 
     difference: float
@@ -46,7 +46,7 @@ def check_delivery(
     expected: Sequence[FloatArray],
     served: Sequence[FloatArray],
     cached_tokens: int,
-) -> Finding:
+) -> ProofResult:
     """Compare digests (tensor -> digest; ``arrived``: in each process of the engine) and log-probs of the probe.
     ``served`` has only the last log-prob of the last sequence.
     """
@@ -54,17 +54,19 @@ def check_delivery(
     for process, found in enumerate(arrived):
         missing = [name for name in sent if name not in found]
         if missing:
-            return Finding(difference, f"{missing[0]} did not arrive ({len(missing)} of {len(sent)} tensors missing)")
+            return ProofResult(
+                difference, f"{missing[0]} did not arrive ({len(missing)} of {len(sent)} tensors missing)"
+            )
         changed = [name for name, digest in sent.items() if found[name] != digest]
         if changed:
             name = changed[0]
             what = f"the bytes of {name} that arrived at process {process} have digest {found[name][:12]}"
-            return Finding(difference, f"{what}, sent were {sent[name][:12]} ({len(changed)} tensors differ)")
+            return ProofResult(difference, f"{what}, sent were {sent[name][:12]} ({len(changed)} tensors differ)")
     if cached_tokens:
-        return Finding(
+        return ProofResult(
             difference, f"{cached_tokens} tokens of the probe came from a prefix cache older than these weights"
         )
-    return Finding(difference, "")
+    return ProofResult(difference, "")
 
 
 def largest_difference(left: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> float:

@@ -17,7 +17,7 @@ from lpo_ray.errors import LpoRayError
 from lpo_ray.rollout.member import Member, W
 
 
-class Balance(Generic[W]):
+class LoadBalancer(Generic[W]):
     """Members by their load, and the groups that wait for one of them."""
 
     def __init__(self, slots: int) -> None:

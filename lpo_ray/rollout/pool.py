@@ -26,7 +26,7 @@ from lpo_ray.common.restart_budget import RestartBudget, RestartRule
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost, LpoRayError
 from lpo_ray.interfaces import Events, RolloutEngine
 from lpo_ray.records import (
-    Holder,
+    BusyWorker,
     Process,
     Prompt,
     PromptGroup,
@@ -35,7 +35,7 @@ from lpo_ray.records import (
     WorkerState,
     WorkerStatus,
 )
-from lpo_ray.rollout.load_balancer import Balance
+from lpo_ray.rollout.load_balancer import LoadBalancer
 from lpo_ray.rollout.member import Member, W
 
 
@@ -89,7 +89,7 @@ class RolloutPool(Generic[W]):
         self._spawn, self._settings, self._events = spawn, settings, events
         self._places: dict[int, _Place[W]] = {}
         self._indices = itertools.count()
-        self._balance = Balance[W](settings.slots)
+        self._balance = LoadBalancer[W](settings.slots)
         self._changed = asyncio.Event()
         """set, and a new one put in its place, when members, failure or what is wanted change"""
         self._failure: LpoRayError | None = None
@@ -225,22 +225,24 @@ class RolloutPool(Generic[W]):
             for place in self._places.values()
         )
 
-    def holders(self) -> list[Holder]:
+    def busy(self) -> list[BusyWorker]:
         """The members that hold groups; when none does, the workers that are being started, for which groups wait."""
         members = [place.member for place in self._places.values() if place.member is not None]
-        holding = [Holder.of_groups(m.name, m.groups, m.process) for m in members if m.groups]
-        starting = [Holder(p.name, p.state, None, None) for p in self._places.values() if p.state != "serving"]
+        holding = [BusyWorker.of_groups(m.name, m.groups, m.process) for m in members if m.groups]
+        starting = [BusyWorker(p.name, p.state, None, None) for p in self._places.values() if p.state != "serving"]
         if not self.wanted and (waiting := self._balance.num_waiting):
-            starting = [Holder("nobody", f"no rollout workers are wanted, {waiting} groups wait", None, None)]
+            starting = [BusyWorker("nobody", f"no rollout workers are wanted, {waiting} groups wait", None, None)]
         return holding or starting
 
     def up(self) -> list[Member[W]]:
         """The members and those that are lent."""
         return [place.member for place in self._places.values() if place.member is not None and place.member.up]
 
-    def receivers(self) -> list[Holder]:
+    def receivers(self) -> list[BusyWorker]:
         """The members, as those that take new weights."""
-        return [Holder(m.name, f"takes new weights, has {m.version or 'none'}", None, m.process) for m in self.members]
+        return [
+            BusyWorker(m.name, f"takes new weights, has {m.version or 'none'}", None, m.process) for m in self.members
+        ]
 
     async def close(self) -> None:
         """End the engines and their actors; gives each ten seconds to end what it started. Never raises."""

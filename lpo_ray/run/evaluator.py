@@ -15,7 +15,7 @@ from lpo_ray.evaluation import Evaluation, evaluate
 from lpo_ray.interfaces import Components, RolloutEngine
 from lpo_ray.records import Prompt
 from lpo_ray.run.signals import first_cause
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 
 
 class Record(Protocol):
@@ -45,9 +45,9 @@ class Record(Protocol):
 class Evaluator:
     """One evaluation at a time. ``done``: what came out, by step."""
 
-    def __init__(self, plan: Plan, components: Components, heldout: Sequence[Prompt], recorder: Record) -> None:
+    def __init__(self, spec: RunSpec, components: Components, heldout: Sequence[Prompt], recorder: Record) -> None:
         """``heldout``: none, and nothing is evaluated."""
-        self._plan, self._components, self._heldout, self._recorder = plan, components, heldout, recorder
+        self._spec, self._components, self._heldout, self._recorder = spec, components, heldout, recorder
         self._running: asyncio.Task[None] | None = None
         self.done: dict[int, Evaluation] = {}
 
@@ -68,7 +68,7 @@ class Evaluator:
         if self._is_known(step):
             return
         await self.finish()
-        lent = self._components.lend() if self._plan.lends_for_evaluation else None
+        lent = self._components.lend() if self._spec.lends_for_evaluation else None
         if lent is None:
             await self.now(step)
         else:
@@ -80,7 +80,7 @@ class Evaluator:
         if self._is_known(step):
             return
         with self._recorder.stage("evaluate"):
-            found = await self._evaluated(self._components.rollout, self._plan.max_in_flight, live=True)
+            found = await self._evaluated(self._components.rollout, self._spec.max_in_flight, live=True)
         self._keep(step, found)
 
     async def finish(self) -> None:
@@ -95,7 +95,7 @@ class Evaluator:
         """Its engine lost, it is given up: no other has the weights of that step."""
         try:
             async with lent as engine:
-                found = await self._evaluated(engine, self._plan.max_in_flight_of_one, live=False)
+                found = await self._evaluated(engine, self._spec.max_in_flight_of_one, live=False)
         except BaseExceptionGroup as group:
             cause = first_cause(group)
             if not isinstance(cause, ComponentDied) or isinstance(cause, LearnerLost):
@@ -105,12 +105,12 @@ class Evaluator:
         self._keep(step, found)
 
     async def _evaluated(self, engine: RolloutEngine, max_in_flight: int, *, live: bool) -> Evaluation:
-        config = self._plan.config.evaluation
+        config = self._spec.config.evaluation
         return await evaluate(
             engine,
             self._components.verifier,
             self._heldout,
-            self._plan.evaluation_sampling(),
+            self._spec.evaluation_sampling(),
             ks=config.ks,
             pass_reward=config.pass_reward,
             max_in_flight=max_in_flight,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError, WeightsNotProved
 from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchScorer
@@ -17,7 +17,7 @@ from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import (
     Anchor,
-    Holder,
+    BusyWorker,
     Process,
     PromptGroup,
     Publication,
@@ -49,7 +49,7 @@ class InprocessVerifier:
 class InprocessTargetBuilder:
     """Builds targets here."""
 
-    def __init__(self, rule: Scheduled[TargetRule]) -> None:
+    def __init__(self, rule: StepSchedule[TargetRule]) -> None:
         self._rule = rule
 
     async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
@@ -92,9 +92,9 @@ class InprocessComponents:
     def lend(self) -> None:
         """See interfaces.Components. There is but one engine."""
 
-    def holders(self, stage: str) -> list[Holder]:
+    def busy(self, stage: str) -> list[BusyWorker]:
         """See interfaces.Components. It is always this process."""
-        return [Holder("this process", stage, None, this_process())]
+        return [BusyWorker("this process", stage, None, this_process())]
 
     async def inspect(self, process: Process) -> str:
         """See interfaces.Components."""
@@ -112,7 +112,7 @@ class InprocessComponents:
 
 def build_inprocess(
     settings: LearnerSettings,
-    rule: Scheduled[TargetRule],
+    rule: StepSchedule[TargetRule],
     context: int,
     tolerance: float,
     overlong: Overlong | None = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
 from lpo_ray.evaluation import Evaluation
@@ -46,7 +46,7 @@ class RecorderSettings:
     model: str
     task: str
     objective: dict[str, object]
-    points: Scheduled[Point]
+    points: StepSchedule[Point]
     """of the grid, by step"""
     pass_reward: float
     samples_every: int

@@ -1,6 +1,6 @@
 """From a configuration to the values of a run: every derived number. What can be wrong with them is in ``checks.py``.
 
-``make_plan`` starts nothing and writes nothing, so ``--dry-run`` and ``train`` see the same numbers and errors.
+``make_spec`` starts nothing and writes nothing, so ``--dry-run`` and ``train`` see the same numbers and errors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from omegaconf import OmegaConf
 
 from lpo_ray.common.restart_budget import RestartRule
-from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.config.validate import warnings
@@ -32,10 +32,10 @@ from lpo_ray.run import preflight as checks
 from lpo_ray.tasks import base_policy as warmup
 from lpo_ray.tasks.sources.source import PromptEncoder, PromptSource
 from lpo_ray.tasks.table import check_task, task_named, verifier_of
-from lpo_ray.tasks.task import Given
+from lpo_ray.tasks.task import SourceContext
 from lpo_ray.telemetry.trackers import tracker_named
 from lpo_ray.training.checkpoint import CheckpointRules
-from lpo_ray.training.group_selection import AssemblySettings
+from lpo_ray.training.group_selection import SelectionSettings
 from lpo_ray.training.loop import BatchSettings, LoopSettings
 from lpo_ray.training.measurement import MeasureRule
 from lpo_ray.training.sample_lane import SampleSettings
@@ -60,7 +60,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunSpec:
     """A checked configuration and what follows from it."""
 
     config: Config
@@ -209,7 +209,7 @@ class Plan:
             self.config.run.seed,
         )
 
-    def points(self) -> Scheduled[Point]:
+    def points(self) -> StepSchedule[Point]:
         """The points of the grid that the run goes through."""
         objective = self.config.objective
         point = Point(objective.divergence, objective.target_temperature, objective.temperature_scale)
@@ -218,11 +218,11 @@ class Plan:
             named = {name: getattr(change, name) for name in Point._fields}
             point = point._replace(**{name: value for name, value in named.items() if value is not None})
             changes.append((change.from_step, point))
-        return Scheduled(tuple(changes))
+        return StepSchedule(tuple(changes))
 
-    def objective(self) -> Scheduled[Objective]:
+    def objective(self) -> StepSchedule[Objective]:
         """For the learner."""
-        return Scheduled(tuple((step, self._objective(point.divergence)) for step, point in self.points().changes))
+        return StepSchedule(tuple((step, self._objective(point.divergence)) for step, point in self.points().changes))
 
     def _objective(self, divergence: str) -> Objective:
         objective = self.config.objective
@@ -239,9 +239,9 @@ class Plan:
             importance_cap=objective.importance_cap,
         )
 
-    def target_rule(self) -> Scheduled[TargetRule]:
+    def target_rule(self) -> StepSchedule[TargetRule]:
         """How targets are built."""
-        return Scheduled(tuple((step, self._target_rule(point)) for step, point in self.points().changes))
+        return StepSchedule(tuple((step, self._target_rule(point)) for step, point in self.points().changes))
 
     def _target_rule(self, point: Point) -> TargetRule:
         objective = self.config.objective
@@ -327,11 +327,11 @@ class Plan:
             largest_group=self.largest_group,
         )
 
-    def assembly_settings(self) -> AssemblySettings:
+    def selection_settings(self) -> SelectionSettings:
         """What a step is made of."""
         pipeline = self.config.pipeline
         refill = pipeline.groups_per_step if pipeline.refill_groups is None else pipeline.refill_groups
-        return AssemblySettings(
+        return SelectionSettings(
             groups_per_step=pipeline.groups_per_step,
             max_staleness=pipeline.max_staleness,
             drop_equal_rewards=pipeline.equal_rewards is EqualRewards.drop,
@@ -349,7 +349,7 @@ class Plan:
         return LoopSettings(
             steps=config.run.steps,
             sample=self.sample_settings(),
-            assembly=self.assembly_settings(),
+            assembly=self.selection_settings(),
             batch=self.batch_settings(),
             checkpoints=CheckpointRules(
                 self.run_dir / "checkpoints", config.checkpoint.every, config.checkpoint.keep, config.checkpoint.best
@@ -376,29 +376,29 @@ class Plan:
             return self.checked
         task = self.config.task
         encoder = PromptEncoder(tokenizer, task.template, self.max_prompt_tokens)
-        return task_named(task.name).make(task, Given(self.config.run.seed, self.verifier, encoder))
+        return task_named(task.name).make(task, SourceContext(self.config.run.seed, self.verifier, encoder))
 
 
-def make_plan(config: Config, *, for_training: bool = True) -> Plan:
+def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     """Check everything that can be checked without starting a process. Raises ConfigError."""
-    plan = data_plan(config)
-    checks.check_verifier(plan.verifier, config.cluster.kind)
-    plan.learning_rates()
+    spec = data_spec(config)
+    checks.check_verifier(spec.verifier, config.cluster.kind)
+    spec.learning_rates()
     _check_reference(config)
     _check_trackers(config.telemetry.trackers)
     if for_training:
         checks.check_training_data(config.task)
-        checks.check_run_folder(plan.run_dir, config)
+        checks.check_run_folder(spec.run_dir, config)
     checks.check_memory(config)
-    checks.check_room(config.pipeline, plan.largest_group)
-    if plan.model_path is None:
-        return plan
-    source = plan.source(plan.tokenizer(plan.model_path))
+    checks.check_room(config.pipeline, spec.largest_group)
+    if spec.model_path is None:
+        return spec
+    source = spec.source(spec.tokenizer(spec.model_path))
     checks.check_data(source, config.evaluation.num_prompts, for_training=for_training)
-    return replace(plan, checked=source)
+    return replace(spec, checked=source)
 
 
-def data_plan(config: Config) -> Plan:
+def data_spec(config: Config) -> RunSpec:
     """A plan of which only what decides the prompts has been checked: model, task and lengths. Raises ConfigError."""
     path, trust = config.model.path, config.model.trust_remote_code
     context = warmup.CONTEXT_LENGTH if path is None else context_length(path, trust_remote_code=trust)
@@ -407,7 +407,7 @@ def data_plan(config: Config) -> Plan:
     return outline(config, context)
 
 
-def outline(config: Config, context: int) -> Plan:
+def outline(config: Config, context: int) -> RunSpec:
     """The values of a run with a model of ``context`` positions, without a look at disk or hardware. Raises ConfigError
     when the task has no verifier.
     """
@@ -415,7 +415,7 @@ def outline(config: Config, context: int) -> Plan:
     if tolerance is None:
         exact = config.model.dtype == config.rollout.dtype == "float32"
         tolerance = 1e-3 if exact else 0.5
-    return Plan(
+    return RunSpec(
         config, Path(config.run.dir) / config.run.name, config.model.path, context, verifier_of(config.task), tolerance
     )
 
@@ -433,18 +433,18 @@ def _check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"telemetry.trackers is {list(names)}; expected {name!r} once")
 
 
-def build_model(plan: Plan, on_progress: warmup.Progress | None = None) -> str:
+def build_model(spec: RunSpec, on_progress: warmup.Progress | None = None) -> str:
     """The folder of the model to train: the configured one, or the tiny base policy, built and cached on first use."""
-    if plan.model_path is not None:
-        return plan.model_path
-    recipe = plan.config.model.warmup
+    if spec.model_path is not None:
+        return spec.model_path
+    recipe = spec.config.model.warmup
     cache = recipe.cache_dir or warmup.default_cache_dir()
-    settings = warmup.Recipe(recipe.seed, recipe.steps, recipe.batch_size, recipe.lr, tuple(plan.config.task.counts))
+    settings = warmup.Recipe(recipe.seed, recipe.steps, recipe.batch_size, recipe.lr, tuple(spec.config.task.counts))
     return str(warmup.cached_base_policy(Path(cache), settings, on_progress))
 
 
-def render(plan: Plan) -> str:
+def render(spec: RunSpec) -> str:
     """The derived numbers as aligned text, and what may not be meant."""
-    width = max(len(name) for name in plan.numbers())
-    lines = [f"{name:<{width}}  {value}" for name, value in plan.numbers().items()]
-    return "\n".join([*lines, *(f"Warning: {text}" for text in warnings(plan.config))])
+    width = max(len(name) for name in spec.numbers())
+    lines = [f"{name:<{width}}  {value}" for name, value in spec.numbers().items()]
+    return "\n".join([*lines, *(f"Warning: {text}" for text in warnings(spec.config))])

@@ -22,20 +22,20 @@ from lpo_ray.run.evaluator import Evaluator
 from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.redo import redo
 from lpo_ray.run.signals import Signals, first_cause
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.telemetry.stage_clock import Seconds
 from lpo_ray.training import checkpoint
 from lpo_ray.training.checkpoint import CheckpointState
-from lpo_ray.training.ledger import Ledger, Owed
+from lpo_ray.training.ledger import Ledger, PendingWork
 from lpo_ray.training.loop import TrainingLoop
 
 T = TypeVar("T")
-Build = Callable[[Plan, str, Events], Awaitable[Components]]
+Build = Callable[[RunSpec, str, Events], Awaitable[Components]]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunResult:
     """What a finished run has to show."""
 
     run_dir: Path
@@ -43,7 +43,7 @@ class Outcome:
     after: Evaluation | None
 
 
-class Attendant(Protocol):
+class Steerable(Protocol):
     """Lets others ask a run where it is, and scale it, while it goes on."""
 
     def attend(
@@ -54,19 +54,19 @@ class Attendant(Protocol):
 
 
 async def train(
-    plan: Plan,
+    spec: RunSpec,
     model_path: str,
     build: Build,
     recorder: Recorder,
     signals: Signals,
-    attendant: Attendant | None = None,
-) -> Outcome:
+    attendant: Steerable | None = None,
+) -> RunResult:
     """Carry out the plan. Raises Interrupted after a signal (work committed), or the first error of a component."""
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
         if attendant is not None:
             await stack.enter_async_context(attendant.attend(recorder.status, steering.scale))
-        return await _train(plan, model_path, build, recorder, signals, steering)
+        return await _train(spec, model_path, build, recorder, signals, steering)
 
 
 @dataclass(slots=True)
@@ -84,34 +84,34 @@ class _Steering:
 
 
 async def _train(
-    plan: Plan, model_path: str, build: Build, recorder: Recorder, signals: Signals, steering: _Steering
-) -> Outcome:
-    config = plan.config
-    source = plan.source(plan.tokenizer(model_path))
+    spec: RunSpec, model_path: str, build: Build, recorder: Recorder, signals: Signals, steering: _Steering
+) -> RunResult:
+    config = spec.config
+    source = spec.source(spec.tokenizer(model_path))
     heldout = source.heldout(config.evaluation.num_prompts)
-    plan.run_dir.mkdir(parents=True, exist_ok=True)
-    unchanged = plan.learns_as_begun()
-    write_text(plan.run_dir / "config.yaml", dump_config(config))
-    ledger = Ledger(plan.run_dir / "ledger.sqlite")
+    spec.run_dir.mkdir(parents=True, exist_ok=True)
+    unchanged = spec.learns_as_begun()
+    write_text(spec.run_dir / "config.yaml", dump_config(config))
+    ledger = Ledger(spec.run_dir / "ledger.sqlite")
     started = time.monotonic()
     try:
         async with contextlib.AsyncExitStack() as stack:
-            components = await stack.enter_async_context(_open(build, plan, model_path, recorder, steering))
-            evaluator = Evaluator(plan, components, heldout, recorder)
+            components = await stack.enter_async_context(_open(build, spec, model_path, recorder, steering))
+            evaluator = Evaluator(spec, components, heldout, recorder)
             await stack.enter_async_context(evaluator.opened())
             for warning in warnings(config):
                 recorder.note(f"Warning: {warning}")
-            start = await _restore(plan, model_path, components, ledger, recorder, unchanged=unchanged)
-            if plan.is_evaluated(start.version.step):
+            start = await _restore(spec, model_path, components, ledger, recorder, unchanged=unchanged)
+            if spec.is_evaluated(start.version.step):
                 await evaluator.now(start.version.step)
-            if plan.config.rollout.autoscale.max:
-                recorder.on_step = _autoscaling(Autoscaler(plan.autoscale_rule()), components, recorder)
-            settings = plan.loop_settings()
+            if spec.config.rollout.autoscale.max:
+                recorder.on_step = _autoscaling(Autoscaler(spec.autoscale_rule()), components, recorder)
+            settings = spec.loop_settings()
             signals.loop = TrainingLoop(components, source, ledger, settings, recorder)
             signals.step = start.version.step
 
             async def recover(lost: LearnerLost) -> None:
-                await _recover(plan, model_path, components, ledger, recorder, lost)
+                await _recover(spec, model_path, components, ledger, recorder, lost)
 
             version = await signals.loop.run(
                 start.version, start.owed, evaluator.during, saved=start.saved, recover=recover
@@ -125,7 +125,7 @@ async def _train(
     finally:
         recorder.close(ledger.counts(), time.monotonic() - started)
         ledger.close()
-    return Outcome(plan.run_dir, evaluator.done.get(0), evaluator.done.get(version.step))
+    return RunResult(spec.run_dir, evaluator.done.get(0), evaluator.done.get(version.step))
 
 
 def _autoscaling(scaler: Autoscaler, components: Components, recorder: Recorder) -> Callable[[Seconds], None]:
@@ -146,12 +146,12 @@ def _autoscaling(scaler: Autoscaler, components: Components, recorder: Recorder)
 
 @contextlib.asynccontextmanager
 async def _open(
-    build: Build, plan: Plan, model_path: str, recorder: Recorder, steering: _Steering
+    build: Build, spec: RunSpec, model_path: str, recorder: Recorder, steering: _Steering
 ) -> AsyncIterator[Components]:
     watchdog = recorder.watchdog()
     async with watchdog.running(None):
         with recorder.stage("start"):
-            components = await build(plan, model_path, recorder)
+            components = await build(spec, model_path, recorder)
     try:
         async with watchdog.running(components):
             steering.components = components
@@ -166,13 +166,13 @@ class _Start:
     """Where a run goes on."""
 
     version: WeightsVersion
-    owed: Owed
+    owed: PendingWork
     saved: int
     """step of the checkpoint it came from"""
 
 
 async def _restore(
-    plan: Plan, model_path: str, components: Components, ledger: Ledger, recorder: Recorder, *, unchanged: bool
+    spec: RunSpec, model_path: str, components: Components, ledger: Ledger, recorder: Recorder, *, unchanged: bool
 ) -> _Start:
     """The newest checkpoint (or the model's own weights), then, if the run learns as it did (``unchanged``), the steps
     that were committed since, computed again; published and proved.
@@ -182,13 +182,13 @@ async def _restore(
         with recorder.stage("publish"):
             return (await components.transport.publish(step)).version
 
-    found, state = await _from_checkpoint(plan, model_path, components)
+    found, state = await _from_checkpoint(spec, model_path, components)
     step = saved = 0 if state is None else state.step
     recorded = {version.step: version for version in ledger.commits_after(saved)}
     if unchanged and recorded:
         recorder.note(f"computing steps {saved + 1} to {max(recorded)} again from the groups that made them")
         with recorder.stage("project"):
-            step = await redo(components, ledger, plan.batch_settings(), saved)
+            step = await redo(components, ledger, spec.batch_settings(), saved)
     version = await publish(step)
     if step > saved and version != recorded[step]:
         why = f"step {step}, computed again, gave weights {version}; the run had recorded {recorded[step]}"
@@ -210,10 +210,10 @@ async def _restore(
 
 
 async def _from_checkpoint(
-    plan: Plan, model_path: str, components: Components
+    spec: RunSpec, model_path: str, components: Components
 ) -> tuple[list[Path], CheckpointState | None]:
     """The learner takes the newest checkpoint, which is verified first; without one it stays as it is."""
-    found = checkpoint.list_checkpoints(plan.run_dir / "checkpoints")
+    found = checkpoint.list_checkpoints(spec.run_dir / "checkpoints")
     state = await asyncio.to_thread(checkpoint.verify, found[-1], model_path) if found else None
     if state is not None:
         await components.learner.restore(found[-1], state.world_size)
@@ -221,7 +221,7 @@ async def _from_checkpoint(
 
 
 async def _recover(
-    plan: Plan, model_path: str, components: Components, ledger: Ledger, recorder: Recorder, lost: LearnerLost
+    spec: RunSpec, model_path: str, components: Components, ledger: Ledger, recorder: Recorder, lost: LearnerLost
 ) -> None:
     """The learner is lost while the run goes on: it is started again, and brought to the last commit, from the newest
     checkpoint and the groups that were trained since.
@@ -230,10 +230,10 @@ async def _recover(
     learner, started = components.learner, time.monotonic()
     ranks = learner.world_size
     await learner.reform(lost)
-    _, state = await _from_checkpoint(plan, model_path, components)
+    _, state = await _from_checkpoint(spec, model_path, components)
     saved = 0 if state is None else state.step
     recorded = ledger.commits_after(saved)
-    step = await redo(components, ledger, plan.batch_settings(), saved)
+    step = await redo(components, ledger, spec.batch_settings(), saved)
     wanted = recorded[-1] if recorded else WeightsVersion(saved, "" if state is None else state.digest)
     reached = WeightsVersion(step, await learner.digest())
     if step < wanted.step or (wanted.digest and reached != wanted and learner.world_size == ranks):

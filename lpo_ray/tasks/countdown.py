@@ -7,12 +7,12 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.options import known_only, refused
 from lpo_ray.tasks.sources.countdown_problems import EXAMPLES
 from lpo_ray.tasks.sources.countdown_source import CountdownSource
-from lpo_ray.tasks.task import Given, Task
+from lpo_ray.tasks.task import SourceContext, Task
 
 OPTIONS = {"examples": f"solved problems shown as earlier turns, 0 to {len(EXAMPLES)}; needs task.template=chat"}
 
 
-def _make(task: TaskConfig, given: Given) -> CountdownSource:
+def _make(task: TaskConfig, given: SourceContext) -> CountdownSource:
     return CountdownSource(
         seed=given.seed,
         counts=task.counts,

@@ -11,12 +11,12 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.options import known_only, refused
 from lpo_ray.tasks.sources.dataset import DatasetSource
 from lpo_ray.tasks.sources.prompt_file import Reading
-from lpo_ray.tasks.task import Given, Task
+from lpo_ray.tasks.task import SourceContext, Task
 from lpo_ray.verifiers.calling.weighted_sum import terms
 from lpo_ray.verifiers.table import VERIFIERS
 
 
-def make_dataset(task: TaskConfig, given: Given) -> DatasetSource:
+def make_dataset(task: TaskConfig, given: SourceContext) -> DatasetSource:
     """The source of any task whose prompts stand in files."""
     return DatasetSource(
         path=task.path,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.sources.source import PromptSource
-from lpo_ray.tasks.task import Given, Task, variant_of
+from lpo_ray.tasks.task import SourceContext, Task, variant_of
 
 
-def _make(task: TaskConfig, given: Given) -> PromptSource:
+def _make(task: TaskConfig, given: SourceContext) -> PromptSource:
     try:
         from lpo_ray.tasks.reasoning_gym import ReasoningGymSource
     except ImportError as error:

@@ -10,7 +10,7 @@ from lpo_ray.tasks.sources.source import PromptEncoder, PromptSource
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class SourceContext:
     """What a task's source needs beside the task section."""
 
     seed: int
@@ -32,7 +32,7 @@ class Task:
     """one sentence: prompt, answer, reward"""
     verifier: str | None
     """when task.verifier is null; None: the configuration must name one"""
-    make: Callable[[TaskConfig, Given], PromptSource]
+    make: Callable[[TaskConfig, SourceContext], PromptSource]
     """DataError when the data cannot be used"""
     check: Callable[[TaskConfig, int], None] = nothing_to_check
     """of the section and evaluation.num_prompts, before anything is read. ConfigError"""

@@ -19,7 +19,7 @@ from lpo_ray.records import Prompt
 from lpo_ray.tasks.options import known_only, refused
 from lpo_ray.tasks.sources.source import PromptEncoder, cycled
 from lpo_ray.tasks.sources.split import split_of
-from lpo_ray.tasks.task import Given, Task
+from lpo_ray.tasks.task import SourceContext, Task
 
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HELDOUT_SEED = 0
@@ -117,7 +117,7 @@ def _list(value: object) -> list[int]:
     return value
 
 
-def _make(task: TaskConfig, given: Given) -> TokenReversalSource:
+def _make(task: TaskConfig, given: SourceContext) -> TokenReversalSource:
     return TokenReversalSource(
         seed=given.seed,
         settings=_settings(task),

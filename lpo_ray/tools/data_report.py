@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.sources import summary as statistics
 from lpo_ray.tasks.sources.dataset import DatasetSource
 from lpo_ray.tasks.table import task_named
@@ -64,22 +64,22 @@ class DataReport:
         return asdict(self)
 
 
-def read(plan: Plan, tokenizer: Tokenizer) -> DataReport:
+def read(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
     """Read the data of the plan. Raises DataError."""
-    task = task_named(plan.config.task.name)
-    source = plan.source(tokenizer)
+    task = task_named(spec.config.task.name)
+    source = spec.source(tokenizer)
     prompts = [source.train(number) for number in range(SHOWN_PROMPTS)]
     return DataReport(
-        task=plan.config.task.name,
+        task=spec.config.task.name,
         about=task.about,
         recommended=dict(task.recommended),
-        verifier=plan.verifier,
-        max_prompt_tokens=plan.max_prompt_tokens,
+        verifier=spec.verifier,
+        max_prompt_tokens=spec.max_prompt_tokens,
         prompts=tuple(
             ShownPrompt(p.prompt_id, len(p.token_ids), tokenizer.show(p.token_ids), p.answer, tuple(p.row))
             for p in prompts
         ),
-        statistics=statistics.of_source(source, plan.config.evaluation.num_prompts),
+        statistics=statistics.of_source(source, spec.config.evaluation.num_prompts),
         alike=source.num_alike if isinstance(source, DatasetSource) else None,
     )
 

@@ -10,40 +10,42 @@ from pathlib import Path
 from lpo_ray.errors import ConfigError, ReplayDiffers
 from lpo_ray.interfaces import Learner
 from lpo_ray.learner.packing import pack_step
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.samples import read_step, samples_path
 from lpo_ray.training import checkpoint
 from lpo_ray.training.ledger import read_ledger
 
-OpenLearner = Callable[[Plan, str], AbstractAsyncContextManager[Learner]]
+OpenLearner = Callable[[RunSpec, str], AbstractAsyncContextManager[Learner]]
 
 
-async def replay(plan: Plan, model_path: str, step: int, open_learner: OpenLearner, *, from_start: bool = False) -> str:
+async def replay(
+    spec: RunSpec, model_path: str, step: int, open_learner: OpenLearner, *, from_start: bool = False
+) -> str:
     """Replay up to ``step`` of the plan's run, from the newest checkpoint before it or ``from_start``; one line on what
     was compared. Raises ReplayDiffers naming the first step whose weights are not those that the run published,
     ConfigError when something that is needed was not recorded.
     """
-    recorded = recorded_digests(plan.run_dir, step)
-    start = None if from_start else newest_before(plan.run_dir, step)
+    recorded = recorded_digests(spec.run_dir, step)
+    start = None if from_start else newest_before(spec.run_dir, step)
     first = 0 if start is None else checkpoint.step_of(start)
-    missing = [at for at in range(first + 1, step + 1) if not samples_path(plan.run_dir, at).is_file()]
+    missing = [at for at in range(first + 1, step + 1) if not samples_path(spec.run_dir, at).is_file()]
     if missing:
         raise ConfigError(
-            f"the samples of step {missing[0]} were not recorded in {plan.run_dir}; a replay of step {step} needs "
+            f"the samples of step {missing[0]} were not recorded in {spec.run_dir}; a replay of step {step} needs "
             f"those of steps {first + 1} to {step}: run with telemetry.samples_every=1"
         )
-    line = f"step {step} of {plan.run_dir}, replayed from {start.name if start else 'the start'}"
-    async with open_learner(plan, model_path) as learner:
+    line = f"step {step} of {spec.run_dir}, replayed from {start.name if start else 'the start'}"
+    async with open_learner(spec, model_path) as learner:
         if start is not None:
             state = await asyncio.to_thread(checkpoint.verify, start, model_path)
             await learner.restore(start, state.world_size)
         for at in range(first, step):
-            recorded_step = read_step(samples_path(plan.run_dir, at + 1))
+            recorded_step = read_step(samples_path(spec.run_dir, at + 1))
             batch = pack_step(
                 recorded_step.targets,
-                plan.packing(),
+                spec.packing(),
                 step=at,
-                seed=plan.config.run.seed,
+                seed=spec.config.run.seed,
                 updates=recorded_step.updates,
                 learning_rate=recorded_step.learning_rate,
             )

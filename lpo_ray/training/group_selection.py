@@ -23,7 +23,7 @@ LEFT_OUT = ("equal_rewards", "off_policy", "cut")
 
 
 @dataclass(frozen=True, slots=True)
-class AssemblySettings:
+class SelectionSettings:
     """What a step is made of."""
 
     groups_per_step: int
@@ -66,7 +66,7 @@ class StepGroups:
         return self.groups[len(self.groups) - self.num_reused :]
 
 
-class Assembly:
+class GroupSelector:
     """Consumes the sample lane's groups, produces those of a step. Owns the groups that may be reused: those of the
     last ``max_staleness`` steps.
     """
@@ -75,7 +75,7 @@ class Assembly:
         self,
         lane: SampleLane,
         log_ratios: Callable[[Sequence[ScoredGroup]], Awaitable[Anchor]],
-        settings: AssemblySettings,
+        settings: SelectionSettings,
         observer: Observer,
         trained: Sequence[ScoredGroup],
     ) -> None:

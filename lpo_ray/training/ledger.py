@@ -72,7 +72,7 @@ def read_ledger(run_dir: Path) -> Iterator[sqlite3.Connection]:
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class PendingWork:
     """What a resumed run has to do before new data."""
 
     prompts: tuple[tuple[int, str], ...]
@@ -202,7 +202,7 @@ class Ledger:
         )
         return [from_bytes(content) for (content,) in rows]
 
-    def resume(self, step: int) -> Owed:
+    def resume(self, step: int) -> PendingWork:
         """The run goes on after ``step``. What was on its way is lost and owed; what was trained later is scored again,
         unless it was sampled by weights that the run went back behind.
         """
@@ -245,7 +245,7 @@ class Ledger:
             "SELECT content FROM contents JOIN attempts USING (prompt_id, attempt) WHERE state = 'scored' "
             "ORDER BY prompt_id"
         )
-        return Owed(tuple(prompts), tuple(from_bytes(content) for (content,) in contents))
+        return PendingWork(tuple(prompts), tuple(from_bytes(content) for (content,) in contents))
 
     def end(self, reason: str) -> None:
         """The run is over: what is on its way is lost. Scored groups stay, for a run that goes on."""

@@ -40,14 +40,14 @@ from lpo_ray.records import (
 )
 from lpo_ray.tasks.sources.source import PromptSource
 from lpo_ray.training.checkpoint import CheckpointRules, CheckpointState, save_checkpoint
-from lpo_ray.training.group_selection import Assembly, AssemblySettings, StepGroups
-from lpo_ray.training.ledger import Ledger, Owed
+from lpo_ray.training.group_selection import GroupSelector, SelectionSettings, StepGroups
+from lpo_ray.training.ledger import Ledger, PendingWork
 from lpo_ray.training.measurement import NOTHING, Measurement, MeasureRule
 from lpo_ray.training.sample_lane import SampleLane, SampleSettings
 
 T = TypeVar("T")
 Recover = Callable[[LearnerLost], Awaitable[None]]
-NOTHING_OWED = Owed((), ())
+NOTHING_OWED = PendingWork((), ())
 
 
 async def _no_recovery(lost: LearnerLost) -> None:
@@ -71,7 +71,7 @@ class LoopSettings:
 
     steps: int
     sample: SampleSettings
-    assembly: AssemblySettings
+    assembly: SelectionSettings
     batch: BatchSettings
     checkpoints: CheckpointRules
     max_skipped_updates: int
@@ -123,7 +123,7 @@ class TrainingLoop:
     async def run(
         self,
         first: WeightsVersion,
-        owed: Owed = NOTHING_OWED,
+        owed: PendingWork = NOTHING_OWED,
         evaluate: Callable[[int], Awaitable[None]] | None = None,
         *,
         saved: int = 0,
@@ -151,7 +151,7 @@ class TrainingLoop:
         return version
 
     async def _lanes_to_the_end(
-        self, first: WeightsVersion, owed: Owed, evaluate: Callable[[int], Awaitable[None]] | None
+        self, first: WeightsVersion, owed: PendingWork, evaluate: Callable[[int], Awaitable[None]] | None
     ) -> WeightsVersion:
         settings = self._settings
         remaining = (settings.steps - first.step) * settings.assembly.groups_per_step
@@ -188,7 +188,7 @@ class TrainingLoop:
         settings = self._settings
         since = version.step - settings.assembly.max_staleness
         reusable = self._ledger.trained_since(since) if settings.assembly.reused_groups_per_step else []
-        assembly = Assembly(lane, self._log_ratios, settings.assembly, self._observer, reusable)
+        assembly = GroupSelector(lane, self._log_ratios, settings.assembly, self._observer, reusable)
         for step in range(version.step, settings.steps):
             found = await self._unless_stopped(assembly.groups(step))
             if found is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lpo_ray.interfaces import Learner
-from lpo_ray.records import AfterGroup, Bundle, FloatArray, Key, TargetGroup
+from lpo_ray.records import AfterGroup, FloatArray, Key, ScoringItem, TargetGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class Measurement:
         return [[next(rows) for _ in target.group.responses] for target in self._targets]
 
 
-def _forwards(targets: Sequence[TargetGroup], tokens: int) -> list[list[Bundle]]:
+def _forwards(targets: Sequence[TargetGroup], tokens: int) -> list[list[ScoringItem]]:
     """Bundles of each forward. Every response counts with its prompt, also where the learner shares that."""
-    forwards: list[list[Bundle]] = []
+    forwards: list[list[ScoringItem]] = []
     room = 0
     for target in targets:
         prompt, before = target.group.prompt.token_ids, None

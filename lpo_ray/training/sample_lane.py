@@ -19,8 +19,8 @@ from lpo_ray.errors import GroupLost, TooManyLost
 from lpo_ray.interfaces import Components, Observer
 from lpo_ray.records import Backlog, Key, Prompt, Sampling, ScoredGroup
 from lpo_ray.tasks.sources.source import PromptSource
-from lpo_ray.training.ledger import Ledger, Owed
-from lpo_ray.training.staleness import Place, ReadyGroups, StalenessGate
+from lpo_ray.training.ledger import Ledger, PendingWork
+from lpo_ray.training.staleness import GateSlot, ReadyGroups, StalenessGate
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class _Flight:
 
     index: int
     prompt: Prompt
-    place: Place
+    place: GateSlot
     attempt: int = -1
     version: int = -1
     """of the weights when the attempt was issued"""
@@ -76,12 +76,12 @@ class SampleLane:
         self._wanted = asyncio.Semaphore(0)
         self._again: deque[tuple[int, Prompt]] = deque()
         self._flights: set[_Flight] = set()
-        self._places: dict[Key, Place] = {}
+        self._places: dict[Key, GateSlot] = {}
         self._sampled_tokens = 0
         self.version = 0
         """step of the weights that engines serve now"""
 
-    async def run(self, owed: Owed) -> None:
+    async def run(self, owed: PendingWork) -> None:
         """Issues what is owed, then new data, as much as is wanted. Waits for ``want`` and for the gate."""
         for scored in owed.scored:
             place = await self._admitted()
@@ -152,7 +152,7 @@ class SampleLane:
             if flight.task is not None:
                 flight.task.cancel()
 
-    async def _admitted(self) -> Place:
+    async def _admitted(self) -> GateSlot:
         await self._wanted.acquire()
         return await self._gate.acquire()
 
@@ -206,7 +206,7 @@ class SampleLane:
         with self._observer.stage("verify"):
             return await self._components.verifier.score(group)
 
-    def _arrived(self, scored: ScoredGroup, place: Place) -> None:
+    def _arrived(self, scored: ScoredGroup, place: GateSlot) -> None:
         self._gate.resize(place, scored.group.num_bytes)
         self._places[scored.group.key] = place
         self._ready.put(scored)

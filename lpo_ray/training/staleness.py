@@ -10,7 +10,7 @@ from lpo_ray.records import ScoredGroup
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class GateSlot:
     """What one group on its way may take of memory. Given out by ``StalenessGate.acquire``."""
 
     num_bytes: int
@@ -33,7 +33,7 @@ class StalenessGate:
             )
         self.capacity, self.max_bytes, self.largest_group = capacity, max_bytes, largest_group
         self.num_bytes = 0
-        self._held: set[Place] = set()
+        self._held: set[GateSlot] = set()
         self._room = asyncio.Event()
 
     @property
@@ -41,22 +41,22 @@ class StalenessGate:
         """Groups that have a place."""
         return len(self._held)
 
-    async def acquire(self) -> Place:
+    async def acquire(self) -> GateSlot:
         """Take one place. Waits for room, which ``release`` (after each publish) and ``resize`` make."""
         while len(self._held) >= self.capacity or self.num_bytes + self.largest_group > self.max_bytes:
             self._room.clear()
             await self._room.wait()
-        self._held.add(place := Place(self.largest_group))
+        self._held.add(place := GateSlot(self.largest_group))
         self.num_bytes += place.num_bytes
         return place
 
-    def resize(self, place: Place, num_bytes: int) -> None:
+    def resize(self, place: GateSlot, num_bytes: int) -> None:
         """The group has arrived and takes ``num_bytes``."""
         self.num_bytes += num_bytes - place.num_bytes
         place.num_bytes = num_bytes
         self._room.set()
 
-    def release(self, place: Place) -> None:
+    def release(self, place: GateSlot) -> None:
         """Free a place. One that is not taken is a bug of the caller: ValueError."""
         if place not in self._held:
             raise ValueError(f"released a place of {place.num_bytes} bytes that is not taken")

@@ -11,12 +11,12 @@ import pytest
 
 from actors.cluster import Cluster
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
-from actors.runtime.supervised import Supervised
+from actors.runtime.supervised import RestartableActor
 from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import NoRoom
 from lpo_ray.learner.packing import Packing
-from lpo_ray.records import Holder, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
+from lpo_ray.records import BusyWorker, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from tests.support.fakes import FakeEvents, remote_worker
@@ -60,7 +60,9 @@ def make_cluster() -> Cluster:
     learner._formation = Formation([Remote(), Remote()], SimpleNamespace())
     learner.processes = [process(1), process(2)]
     verifier = RemoteVerifier(lambda count: Remote(), 2, lambda count: 5, never, events)
-    builder = RemoteTargetBuilder(Supervised("target builder", Remote, lambda actor: actor.start(), never, events))
+    builder = RemoteTargetBuilder(
+        RestartableActor("target builder", Remote, lambda actor: actor.start(), never, events)
+    )
     verifier.service.process, builder.builder.process = process(3), process(4)
     return Cluster(pool, verifier, builder, learner, SimpleNamespace())
 
@@ -69,8 +71,8 @@ async def no_room(world_size: int) -> Formation:
     raise NoRoom("there is none")
 
 
-def names(holders: list[Holder]) -> list[str]:
-    return [f"{holder.name}: {holder.doing}" for holder in holders]
+def names(busy: list[BusyWorker]) -> list[str]:
+    return [f"{holder.name}: {holder.doing}" for holder in busy]
 
 
 async def started(work) -> asyncio.Task:
@@ -82,59 +84,59 @@ async def started(work) -> asyncio.Task:
 
 async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     at = make_cluster()
-    assert names(at.holders("sample")) == ["rollout worker 0: starting", "rollout worker 1: starting"]
+    assert names(at.busy("sample")) == ["rollout worker 0: starting", "rollout worker 1: starting"]
     workers = [remote_worker(f"rollout worker {n}", Remote()) for n in (0, 1)]
     members = [Member(n, worker.name, worker, process(10 + n)) for n, worker in enumerate(workers)]
     at.rollout.members = list(members)
     for place, member in zip(at.rollout._places.values(), members, strict=True):
         place.member = member
     at.rollout.serve(members, WeightsVersion(3, "abc"))
-    assert at.holders("sample") == []
+    assert at.busy("sample") == []
     seconds = iter([50.0, 51.0, 52.0])
     monkeypatch.setattr("lpo_ray.rollout.pool.time", SimpleNamespace(time=lambda: next(seconds)))
     tasks = [await started(at.rollout.sample(prompt(n), SAMPLING, n % 2)) for n in (7, 8, 9)]
-    first, second = at.holders("sample")
-    assert first == Holder("rollout worker 0", "2 groups, oldest train-00000007 attempt 1", 50.0, process(10))
-    assert second == Holder("rollout worker 1", "1 group, oldest train-00000008 attempt 0", 51.0, process(11))
+    first, second = at.busy("sample")
+    assert first == BusyWorker("rollout worker 0", "2 groups, oldest train-00000007 attempt 1", 50.0, process(10))
+    assert second == BusyWorker("rollout worker 1", "1 group, oldest train-00000008 attempt 0", 51.0, process(11))
     members[0].worker.handle.answer("a group")
     assert await tasks[0] == "a group"
-    assert at.holders("evaluate")[0].doing == "1 group, oldest train-00000009 attempt 1"
-    assert names(at.holders("publish")) == [
+    assert at.busy("evaluate")[0].doing == "1 group, oldest train-00000009 attempt 1"
+    assert names(at.busy("publish")) == [
         "rollout worker 0: takes new weights, has 3:abc", "rollout worker 1: takes new weights, has 3:abc",
     ]  # fmt: skip
     members[0].worker.handle.answer("a group")
     members[1].worker.handle.answer("a group")
     await asyncio.gather(*tasks)
-    assert at.holders("sample") == []
+    assert at.busy("sample") == []
 
 
 async def test_the_verifier_knows_its_groups() -> None:
     at = make_cluster()
-    assert at.holders("verify") == []
+    assert at.busy("verify") == []
     task = await started(at.verifier.score(PromptGroup(prompt(7), 2, (RESPONSE,))))
-    assert names(at.holders("verify")) == ["verifier service: 1 group, oldest train-00000007 attempt 2"]
-    assert at.holders("verify") == at.holders("evaluate")[-1:]
+    assert names(at.busy("verify")) == ["verifier service: 1 group, oldest train-00000007 attempt 2"]
+    assert at.busy("verify") == at.busy("evaluate")[-1:]
     at.verifier.service.handle.answer((np.array([0.5], dtype=np.float32), ("value 21, target 22",)))
     scored = await task
     assert (scored.group.key, scored.rewards.tolist()) == (("train-00000007", 2), [0.5])
     assert scored.details == ("value 21, target 22",)
-    assert at.holders("verify") == []
+    assert at.busy("verify") == []
 
 
 async def test_ranks_hold_what_is_asked_of_them_and_nothing_after_it() -> None:
     at = make_cluster()
-    assert names(at.holders("anchor")) == ["target builder: builds targets"]
-    assert at.holders("project") == at.holders("checkpoint") == []
+    assert names(at.busy("anchor")) == ["target builder: builds targets"]
+    assert at.busy("project") == at.busy("checkpoint") == []
     task = await started(at.learner.probe([]))
     for stage in ("anchor", "project", "checkpoint", "publish"):
-        assert names(at.holders(stage)) == ["learner rank 0: compute the probe", "learner rank 1: compute the probe"]
-    assert [holder.process for holder in at.holders("project")] == [process(1), process(2)]
+        assert names(at.busy(stage)) == ["learner rank 0: compute the probe", "learner rank 1: compute the probe"]
+    assert [holder.process for holder in at.busy("project")] == [process(1), process(2)]
     for rank in at.learner.ranks:
         rank.answer([])
     await task
-    assert at.learner.holders() == []
+    assert at.learner.busy() == []
     task = await started(at.learner.logprobs([[], [], []], 1.0))
-    assert names(at.holders("project")) == ["learner rank 0: logprobs", "learner rank 1: logprobs"]
+    assert names(at.busy("project")) == ["learner rank 0: logprobs", "learner rank 1: logprobs"]
     for rank, answer in zip(at.learner.ranks, ([["of 0"], ["of 2"]], [["of 1", "of 1 too"]]), strict=True):
         rank.answer(answer)
     assert await task == ["of 0", "of 1", "of 1 too", "of 2"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.process import NAME, Program
-from lpo_ray.verifiers.sandbox.program import Outcome, missing, run_program, trouble_with
+from lpo_ray.verifiers.sandbox.program import ProgramResult, missing, run_program, trouble_with
 from lpo_ray.verifiers.unit_tests import unit_tests
 from tests.support.hostile_programs import EXPECTED, HOSTILE, MARKER, planted
 
@@ -40,7 +40,7 @@ def processes_left() -> int:
     return count
 
 
-def ending(outcome: Outcome) -> str:
+def ending(outcome: ProgramResult) -> str:
     """In a few words."""
     if outcome.trouble:
         return f"TROUBLE: {outcome.trouble}"

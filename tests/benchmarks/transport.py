@@ -30,7 +30,7 @@ from actors.cluster import Cluster, _publisher
 from actors.transports.table import TRANSPORTS
 from lpo_ray.config import load_config
 from lpo_ray.records import Publication
-from lpo_ray.run.spec import Plan, build_model, make_plan
+from lpo_ray.run.spec import RunSpec, build_model, make_spec
 from tests.benchmarks.smollm2 import smollm2
 from tests.support.clusters import on_cluster
 
@@ -79,7 +79,7 @@ def memcpy(num_bytes: int) -> Callable[[], float]:
     return lambda: timed(lambda: target.copy_(source))
 
 
-def plan_of(model: str, dtype: str, kind: str, folder: Path, ranks: int = 2) -> Plan:
+def plan_of(model: str, dtype: str, kind: str, folder: Path, ranks: int = 2) -> RunSpec:
     gpus = torch.cuda.device_count()
     per_actor = 0 if not gpus else 0.5 if kind == "cuda_ipc" else 1
     overrides = [
@@ -90,19 +90,19 @@ def plan_of(model: str, dtype: str, kind: str, folder: Path, ranks: int = 2) -> 
     ]  # fmt: skip
     if model == "smollm2":
         overrides += [f"model.path={smollm2(CACHE)}"]
-    return make_plan(load_config(Path("configs/quickstart.yaml"), overrides), for_training=False)
+    return make_spec(load_config(Path("configs/quickstart.yaml"), overrides), for_training=False)
 
 
 def measure(model: str, dtype: str, kinds: Sequence[str], ranks: int, rounds: int, folder: Path) -> list[Row]:
     """Transports that end in the same engine class take turns on one cluster."""
-    plan = plan_of(model, dtype, kinds[0], folder, ranks)
-    path = build_model(plan)
+    spec = plan_of(model, dtype, kinds[0], folder, ranks)
+    path = build_model(spec)
     rows: list[Row] = []
 
     async def use(cluster: Cluster) -> None:
         copy = memcpy(cluster.learner.manifest.num_bytes)
         for kind in kinds:
-            publisher = await _publisher(plan, path, cluster.learner, cluster.rollout, TRANSPORTS[kind])
+            publisher = await _publisher(spec, path, cluster.learner, cluster.rollout, TRANSPORTS[kind])
             done: list[Publication] = []
             copies: list[float] = []
             for number in range(WARM_UP + rounds):
@@ -110,7 +110,7 @@ def measure(model: str, dtype: str, kinds: Sequence[str], ranks: int, rounds: in
                 copies.append(copy())
             rows.append(row_of(model, dtype, kind, cluster.learner.world_size, done, copies))
 
-    on_cluster(plan, path, use)
+    on_cluster(spec, path, use)
     return rows
 
 

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from lpo_ray.config import load_config
-from lpo_ray.run.spec import Plan, make_plan
+from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.telemetry.sinks import MetricsLog
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "smollm2_countdown.yaml"
@@ -31,8 +31,8 @@ MICRO = 32
 STAGES = ("sample", "verify", "anchor", "project", "publish", "wait")
 
 
-def plan_of(overrides: list[str]) -> Plan:
-    return make_plan(load_config(CONFIG, overrides), for_training=False)
+def plan_of(overrides: list[str]) -> RunSpec:
+    return make_spec(load_config(CONFIG, overrides), for_training=False)
 
 
 def ours(overrides: list[str], steps: int) -> dict[str, object]:
@@ -60,13 +60,13 @@ def theirs(overrides: list[str], steps: int, dtype: str, out: Path) -> None:
     from lpo_ray.verifiers.calling.case import Case
 
     torch.set_num_threads(THREADS)
-    plan = plan_of(overrides)
-    config = plan.config
-    assert plan.model_path is not None, "configs/smollm2_countdown.yaml has a model.path"
+    spec = plan_of(overrides)
+    config = spec.config
+    assert spec.model_path is not None, "configs/smollm2_countdown.yaml has a model.path"
     groups, size = config.pipeline.groups_per_step, config.sampling.group_size
     updates = config.pipeline.updates_per_step
-    tokenizer = plan.tokenizer(plan.model_path)
-    source = plan.source(tokenizer)
+    tokenizer = spec.tokenizer(spec.model_path)
+    source = spec.source(tokenizer)
     prompts = [source.train(number) for number in range(groups * steps)]
     texts = [tokenizer.show(prompt.token_ids) for prompt in prompts]
     assert all(tokenizer.encode(text).tolist() == p.token_ids.tolist() for text, p in zip(texts, prompts, strict=True))
@@ -76,7 +76,7 @@ def theirs(overrides: list[str], steps: int, dtype: str, out: Path) -> None:
         nonlocal tokens
         tokens += sum(map(len, completion_ids))
         cases = [Case(*row) for row in zip(prompts, completions, answer, strict=True)]
-        return [verdict.reward for verdict in verify(plan.verifier, cases)]
+        return [verdict.reward for verdict in verify(spec.verifier, cases)]
 
     class Clock(TrainerCallback):
         """A step of ours is ``updates`` of theirs, the first of which samples for all."""
@@ -107,7 +107,7 @@ def theirs(overrides: list[str], steps: int, dtype: str, out: Path) -> None:
         rows = [{"prompt": text, "answer": prompt.answer} for text, prompt in zip(texts, prompts, strict=True)]
         clock = Clock()
         trainer = GRPOTrainer(
-            model=plan.model_path, reward_funcs=reward, args=settings, train_dataset=Dataset.from_list(rows),
+            model=spec.model_path, reward_funcs=reward, args=settings, train_dataset=Dataset.from_list(rows),
             callbacks=[clock],
         )  # fmt: skip
         trainer.train()

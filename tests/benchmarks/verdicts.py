@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from random import Random
 
-from actors.verifier.process_pool import PoolSettings, VerdictPool
+from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
 from lpo_ray.tasks.sources.countdown_problems import answer_json, generate
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.case import Case
@@ -61,8 +61,8 @@ def countdown_group(number: int) -> list[Case]:
     return [Case("", response, answer_json(problem)) for response in responses]
 
 
-def settings(processes: int, deadline: float) -> PoolSettings:
-    return PoolSettings(
+def settings(processes: int, deadline: float) -> ProcessPoolSettings:
+    return ProcessPoolSettings(
         num_processes=processes, deadline_seconds=deadline, slow_seconds=deadline, recycle_after=10**9, memory_mib=4096
     )
 

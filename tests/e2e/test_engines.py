@@ -23,7 +23,7 @@ SAMPLING = Sampling(group_size=4, temperature=0.8, max_tokens=12, seed=3)
 
 @pytest.fixture(scope="module", params=[pytest.param("inprocess", marks=pytest.mark.long), "asynchronous"])
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> dict:
-    plan = plan_of(
+    spec = plan_of(
         tmp_path_factory.mktemp(request.param), tiny_policy, f"rollout.engine={request.param}", "learner.world_size=1"
     )
     found: dict[str, object] = {"policy": tiny_policy}
@@ -35,14 +35,14 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         found["again"] = (await cluster.transport.publish(2)).version
         found["after"] = await cluster.rollout.sample(prompt, SAMPLING, 0)
         for step, kind in enumerate(("gloo", "object_store", "shared_memory"), start=3):
-            publisher = await _publisher(plan, str(tiny_policy), cluster.learner, cluster.rollout, TRANSPORTS[kind])
+            publisher = await _publisher(spec, str(tiny_policy), cluster.learner, cluster.rollout, TRANSPORTS[kind])
             found[kind] = (await publisher.publish(step)).version
         long = make_prompt(2, length=2048, vocabulary=90)
         with pytest.raises(GroupLost) as lost:
             await cluster.rollout.sample(long, SAMPLING, 0)
         found["lost"] = lost.value
 
-    on_cluster(plan, tiny_policy, use)
+    on_cluster(spec, tiny_policy, use)
     return found
 
 

@@ -58,7 +58,7 @@ def test_a_lent_engine_keeps_its_weights_through_publishes_and_then_has_the_last
     transport: str, tmp_path: Path, tiny_policy: Path
 ) -> None:
     policy = make_model(tmp_path / "policy", "qwen3", True, tiny_policy)
-    plan = plan_of(
+    spec = plan_of(
         tmp_path, policy, "rollout.num_workers=2", "learner.world_size=1", "rollout.kv_cache_gib=0.2",
         f"transport.kind={transport}", "supervision.max_restarts=0",
     )  # fmt: skip
@@ -84,7 +84,7 @@ def test_a_lent_engine_keeps_its_weights_through_publishes_and_then_has_the_last
             await asyncio.sleep(0.1)
         await cluster.transport.publish(3)
 
-    on_cluster(plan, policy, use)
+    on_cluster(spec, policy, use)
     assert seen.lent is not None
     assert seen.others is not None
     first, last = seen.models
@@ -121,11 +121,11 @@ def test_engines_that_only_evaluate_serve_the_folder_and_need_no_learner(
     engine: str, tmp_path: Path, tiny_policy: Path
 ) -> None:
     policy = make_model(tmp_path / "policy", "qwen3", True, tiny_policy)
-    plan = plan_of(tmp_path, policy, "rollout.num_workers=2", "rollout.kv_cache_gib=0.2", f"rollout.engine={engine}")
+    spec = plan_of(tmp_path, policy, "rollout.num_workers=2", "rollout.kv_cache_gib=0.2", f"rollout.engine={engine}")
     seen = Alone()
 
     async def use(_: object) -> None:
-        async with open_engines(plan, str(policy), FakeEvents()) as (rollout, _):
+        async with open_engines(spec, str(policy), FakeEvents()) as (rollout, _):
             seen.groups += await asyncio.gather(*(rollout.sample(PROMPT, SAMPLING, attempt) for attempt in range(2)))
             seen.processes = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
             psutil.Process(rollout.members[1].process.pid).kill()
@@ -138,7 +138,7 @@ def test_engines_that_only_evaluate_serve_the_folder_and_need_no_learner(
             member = rollout.members[-1]
             seen.groups.append(await member.worker.sample(PROMPT, SAMPLING, 0, 60))
 
-    connect(plan.config)
+    connect(spec.config)
     try:
         run_until_signal(use)
     finally:

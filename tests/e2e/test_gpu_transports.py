@@ -26,7 +26,7 @@ def test_after_each_of_three_updates_the_engine_is_transformers(
     if torch.cuda.device_count() < count:
         pytest.skip(f"needs {count} GPUs, found {torch.cuda.device_count()}")
     path = make_model(tmp_path / "model", "qwen3", True, tiny_policy)
-    plan = plan_of(
+    spec = plan_of(
         tmp_path, path, f"transport.kind={kind}", f"model.dtype={dtype}", f"rollout.dtype={dtype}",
         "learner.world_size=1", f"learner.gpus_per_rank={share}", f"rollout.gpus_per_worker={share}",
         "rollout.gpu_memory_utilization=0.3",
@@ -40,7 +40,7 @@ def test_after_each_of_three_updates_the_engine_is_transformers(
             model = await reference(cluster.learner, path / f"step{step}", dtype)
             cases.append(await look(cluster, model, publication))
 
-    on_cluster(plan, path, use)
+    on_cluster(spec, path, use)
     for case in cases:
         assert case.greedy
         assert case.difference < (1e-3 if dtype == "float32" else 2e-2)

@@ -107,7 +107,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     policy = make_model(folder / "policy", "qwen3", True, tiny_policy)
     first, *_ = Inflight
-    plan = plan_of(
+    spec = plan_of(
         folder, policy, f"rollout.engine={request.param}", "learner.world_size=1", "rollout.kv_cache_gib=0.2",
         "supervision.max_restarts=0", "rollout.deadline_seconds=240", f"rollout.max_num_seqs={SLOTS}",
         f"pipeline.inflight={first.value}",
@@ -126,7 +126,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             await publish_under_load(cluster, case)
         found.probe_overtakes = await overtakes(cluster)
 
-    on_cluster(plan, policy, use)
+    on_cluster(spec, policy, use)
     return found
 
 

@@ -21,7 +21,7 @@ from lpo_ray.learner.packing import pack_step
 from lpo_ray.objective import gibbs_target, target_temperature
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
 from lpo_ray.run.signals import run_until_signal
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from tests.e2e.test_real_stack import plan_of
 from tests.support.fakes import FakeEvents
 
@@ -55,18 +55,18 @@ def make_targets(number_of_groups: int = 6, size: int = 4) -> list[TargetGroup]:
     return targets
 
 
-def on(plan: Plan, policy: Path, work: Callable[[LearnerGroup], Awaitable[object]]) -> object:
+def on(spec: RunSpec, policy: Path, work: Callable[[LearnerGroup], Awaitable[object]]) -> object:
     async def main(_: object) -> object:
-        async with open_learner(plan, str(policy), FakeEvents()) as learner:
+        async with open_learner(spec, str(policy), FakeEvents()) as learner:
             return await work(learner)
 
     return run_until_signal(main)
 
 
-async def steps(learner: LearnerGroup, plan: Plan, count: int, first: int = 0, lr: float = 1e-3) -> list[StepReport]:
+async def steps(learner: LearnerGroup, spec: RunSpec, count: int, first: int = 0, lr: float = 1e-3) -> list[StepReport]:
     reports = []
     for step in range(first, first + count):
-        batch = pack_step(make_targets(), plan.packing(), step=step, seed=0, updates=2, learning_rate=lr)
+        batch = pack_step(make_targets(), spec.packing(), step=step, seed=0, updates=2, learning_rate=lr)
         reports.append(await learner.project(batch))
     return reports
 
@@ -87,17 +87,17 @@ def test_on_policy_lpo_rev_and_grpo_give_the_same_weights(tiny_policy: Path, tmp
     """Proposition 1, on two ZeRO-3 ranks: the same samples, tau, ddof and floor, one update."""
 
     def after(*overrides: str) -> dict[str, torch.Tensor]:
-        plan = plan_of(tmp_path, tiny_policy, *overrides)
+        spec = plan_of(tmp_path, tiny_policy, *overrides)
 
         async def one(learner: LearnerGroup) -> dict[str, torch.Tensor]:
             before = await weights_of(learner)
-            batch = pack_step(make_targets(), plan.packing(), step=0, seed=0, updates=1, learning_rate=1e-3)
+            batch = pack_step(make_targets(), spec.packing(), step=0, seed=0, updates=1, learning_rate=1e-3)
             await learner.project(batch)
             found = await weights_of(learner)
             assert distance(found, before) > 1e-3
             return found
 
-        return on(plan, tiny_policy, one)
+        return on(spec, tiny_policy, one)
 
     lpo = after("objective.divergence=reverse_kl", "objective.token_clip.kind=clamp")
     grpo = after("objective.divergence=first_order", "objective.token_clip.kind=ppo_ratio")
@@ -123,13 +123,13 @@ def test_the_split_over_ranks_and_micro_batches_does_not_matter(tiny_policy: Pat
     found = {}
     for name, overrides in layouts.items():
         base = ("objective.divergence=reverse_kl", "pipeline.share_prompt=false")
-        plan = plan_of(tmp_path, tiny_policy, *base, *overrides)
+        spec = plan_of(tmp_path, tiny_policy, *base, *overrides)
 
-        async def two(learner: LearnerGroup, plan: Plan = plan) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
-            reports = await steps(learner, plan, 2, lr=1e-4)
+        async def two(learner: LearnerGroup, spec: RunSpec = spec) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
+            reports = await steps(learner, spec, 2, lr=1e-4)
             return await weights_of(learner), reports
 
-        found[name] = on(plan, tiny_policy, two)
+        found[name] = on(spec, tiny_policy, two)
     weights, reports = found["whole"]
     for name, (other, other_reports) in found.items():
         assert distance(other, weights) < 2e-5, name
@@ -178,7 +178,7 @@ def test_a_checkpoint_goes_from_one_rank_to_two_and_back(tiny_policy: Path, tmp_
 
 @pytest.mark.parametrize("zero", ["{}", "{offload_optimizer: {device: cpu}}"], ids=["plain", "offload"])
 def test_a_gradient_that_is_not_finite_is_dropped_on_all_ranks(zero: str, tiny_policy: Path, tmp_path: Path) -> None:
-    plan = plan_of(
+    spec = plan_of(
         tmp_path,
         tiny_policy,
         "objective.token_clip.kind=tests.support.e2e_verifiers:not_finite",
@@ -187,11 +187,11 @@ def test_a_gradient_that_is_not_finite_is_dropped_on_all_ranks(zero: str, tiny_p
 
     async def work(learner: LearnerGroup) -> tuple[list[str], list[StepReport]]:
         digests = [await learner.digest()]
-        reports = await steps(learner, plan, 1)
+        reports = await steps(learner, spec, 1)
         digests.append(await learner.digest())
         return digests, reports
 
-    (before, after), (report,) = on(plan, tiny_policy, work)
+    (before, after), (report,) = on(spec, tiny_policy, work)
     assert before == after
     for update in report.updates:
         assert not update.norms.applied
@@ -200,18 +200,18 @@ def test_a_gradient_that_is_not_finite_is_dropped_on_all_ranks(zero: str, tiny_p
 
 
 def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> None:
-    plan = plan_of(
+    spec = plan_of(
         tmp_path, tiny_policy, "model.dtype=bfloat16", "learner.zero={offload_optimizer: {device: cpu}}",
         "objective.reference_kl=0.1",
     )  # fmt: skip
 
     async def work(learner: LearnerGroup) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
         before = await weights_of(learner)
-        reports = await steps(learner, plan, 2)
+        reports = await steps(learner, spec, 2)
         assert distance(await weights_of(learner), before) > 1e-4
         return before, reports
 
-    before, reports = on(plan, tiny_policy, work)
+    before, reports = on(spec, tiny_policy, work)
     assert {tensor.dtype for tensor in before.values()} == {torch.bfloat16}
     assert all(update.norms.applied for report in reports for update in report.updates)
     norms = reports[1].updates[1].norms
@@ -224,7 +224,7 @@ def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> N
 
 def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, tmp_path: Path) -> None:
     """One rank is stopped; the other waits for it in a collective. Both are late, and the message tells them apart."""
-    plan = plan_of(tmp_path, tiny_policy)
+    spec = plan_of(tmp_path, tiny_policy)
 
     async def work(learner: LearnerGroup) -> str:
         learner._rules = replace(learner._rules, deadline_seconds=4.0)
@@ -240,13 +240,13 @@ def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, 
         assert stopped in str(caught.value)
         return str(caught.value).partition(stopped)[0]
 
-    waiting = on(plan, tiny_policy, work)
+    waiting = on(spec, tiny_policy, work)
     assert "barrier" in waiting  # where rank 0 is
     assert "stage (actors/transports/staging.py" in waiting
 
 
 def test_ranks_share_the_forwards_of_logprobs(tiny_policy: Path, tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, tiny_policy)
+    spec = plan_of(tmp_path, tiny_policy)
     groups = [target.group for target in make_targets(5)]
     forwards = [[(g.prompt.token_ids, [r.token_ids for r in g.responses])] for g in groups]
 
@@ -261,4 +261,4 @@ def test_ranks_share_the_forwards_of_logprobs(tiny_policy: Path, tmp_path: Path)
         tempered = await learner.logprobs(forwards[:1], 0.5)
         assert np.abs(tempered[0] - expected[0]).max() > 0.1
 
-    on(plan, tiny_policy, both)
+    on(spec, tiny_policy, both)

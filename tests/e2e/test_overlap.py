@@ -21,25 +21,25 @@ STEPS = 5
 def test_staleness_stays_in_its_bound_and_the_anchor_absorbs_it(tmp_path: Path, tiny_policy: Path) -> None:
     from actors.cluster import build_cluster, connect, disconnect
 
-    plan = plan_of(
+    spec = plan_of(
         tmp_path, tiny_policy, "pipeline.max_staleness=1", "objective.behaviour=engine", f"run.steps={STEPS}",
         "evaluation.num_prompts=0",
     )  # fmt: skip
-    connect(plan.config)
+    connect(spec.config)
     try:
-        recorder = _recorder(plan, str(tiny_policy), Console(quiet=True))
-        run_until_signal(lambda signals: train(plan, str(tiny_policy), build_cluster, recorder, signals))
+        recorder = _recorder(spec, str(tiny_policy), Console(quiet=True))
+        run_until_signal(lambda signals: train(spec, str(tiny_policy), build_cluster, recorder, signals))
     finally:
         disconnect()
-    metrics = [json.loads(line) for line in (plan.run_dir / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (spec.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == list(range(1, STEPS + 1))
     assert all(row["staleness_max"] <= 1 for row in metrics)
     assert any(row["staleness_max"] == 1 for row in metrics)
-    summary = json.loads((plan.run_dir / "summary.json").read_text())
+    summary = json.loads((spec.run_dir / "summary.json").read_text())
     assert summary["groups"]["trained"] == STEPS * GROUPS
     stale, fresh = [], []
     for step in range(1, STEPS + 1):
-        for row in pq.read_table(plan.run_dir / "samples" / f"step_{step:06d}.parquet").to_pylist():
+        for row in pq.read_table(spec.run_dir / "samples" / f"step_{step:06d}.parquet").to_pylist():
             (stale if min(row["versions"]) < step - 1 else fresh).append(abs(row["anchor"]))
     assert max(fresh, default=0.0) < 1e-3
     assert max(stale) > 1e-3

@@ -22,7 +22,7 @@ from lpo_ray.interfaces import Events
 from lpo_ray.records import WorkerStatus
 from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.signals import Signals, run_until_signal
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.run.train import train
 from lpo_ray.training.loop import StepRecord
 from tests.e2e.test_real_stack import plan_of
@@ -87,27 +87,27 @@ class Stopping(Recorder):
 
 @pytest.fixture(scope="module", params=["shared_memory", pytest.param("gloo", marks=pytest.mark.long)])
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Faulty:
-    plan = plan_of(
+    spec = plan_of(
         tmp_path_factory.mktemp(request.param), tiny_policy, f"transport.kind={request.param}", "run.steps=200",
         "rollout.num_workers=2", "rollout.kv_cache_gib=0.2", f"transport.prepare_seconds={PREPARE}",
         "transport.bucket_mib=1", f"transport.transfer_seconds={TRANSFER}", "learner.world_size=1",
         "evaluation.num_prompts=0", "telemetry.progress=plain",
     )  # fmt: skip
-    found, output = Faulty(plan.run_dir), io.StringIO()
+    found, output = Faulty(spec.run_dir), io.StringIO()
 
-    async def build(plan: Plan, model_path: str, events: Events) -> Cluster:
-        cluster = await build_cluster(plan, model_path, events)
+    async def build(spec: RunSpec, model_path: str, events: Events) -> Cluster:
+        cluster = await build_cluster(spec, model_path, events)
         found.attach(cluster)
         return cluster
 
-    connect(plan.config)
+    connect(spec.config)
     try:
-        recorder = _recorder(plan, str(tiny_policy), Console(file=output, width=400))
+        recorder = _recorder(spec, str(tiny_policy), Console(file=output, width=400))
         recorder.__class__, recorder.faulty = Stopping, found
 
         async def work(signals: Signals) -> None:
             recorder.signals = signals
-            await train(plan, str(tiny_policy), build, recorder, signals)
+            await train(spec, str(tiny_policy), build, recorder, signals)
 
         with pytest.raises(Interrupted):
             run_until_signal(work)

@@ -23,7 +23,7 @@ from lpo_ray.objective import project
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import PromptGroup, Response
 from lpo_ray.run.signals import run_until_signal
-from lpo_ray.run.spec import Plan, make_plan
+from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.run.train import train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -99,8 +99,8 @@ async def _verdicts(cluster: object) -> dict[str, object]:
     return seen
 
 
-def plan_of(folder: Path, policy: Path, *overrides: str) -> Plan:
-    return make_plan(
+def plan_of(folder: Path, policy: Path, *overrides: str) -> RunSpec:
+    return make_spec(
         load_config(
             QUICKSTART,
             [
@@ -118,16 +118,16 @@ def plan_of(folder: Path, policy: Path, *overrides: str) -> Plan:
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Finished:
     from actors.cluster import build_cluster, connect, disconnect
 
-    plan = plan_of(tmp_path_factory.mktemp("runs"), tiny_policy)
-    seen = Finished(plan.run_dir)
+    spec = plan_of(tmp_path_factory.mktemp("runs"), tiny_policy)
+    seen = Finished(spec.run_dir)
 
-    async def build(plan: Plan, model_path: str, events: Events) -> Watched:
-        return Watched(await build_cluster(plan, model_path, events), seen)
+    async def build(spec: RunSpec, model_path: str, events: Events) -> Watched:
+        return Watched(await build_cluster(spec, model_path, events), seen)
 
-    connect(plan.config)
+    connect(spec.config)
     try:
-        recorder = _recorder(plan, str(tiny_policy), Console(quiet=True))
-        run_until_signal(lambda signals: train(plan, str(tiny_policy), build, recorder, signals))
+        recorder = _recorder(spec, str(tiny_policy), Console(quiet=True))
+        run_until_signal(lambda signals: train(spec, str(tiny_policy), build, recorder, signals))
     finally:
         disconnect()
     return seen

@@ -27,7 +27,7 @@ from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import Bucket, tensor_digest
 from lpo_ray.policy.weights_proof import largest_difference, probe_sequences
 from lpo_ray.records import Publication, Sampling
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from tests.e2e.test_real_stack import plan_of
 from tests.support.builders import make_prompt
 from tests.support.clusters import on_cluster
@@ -125,12 +125,12 @@ async def look(cluster: Cluster, model: torch.nn.Module, publication: Publicatio
 class Reusable:
     """One cluster whose ranks and engine are given one model after the other."""
 
-    def __init__(self, cluster: Cluster, plan: Plan, seen: Seen, folder: Path) -> None:
-        self.cluster, self.plan, self.seen, self.folder = cluster, plan, seen, folder
+    def __init__(self, cluster: Cluster, spec: RunSpec, seen: Seen, folder: Path) -> None:
+        self.cluster, self.spec, self.seen, self.folder = cluster, spec, seen, folder
 
     async def use(self, path: Path, dtype: str) -> None:
         learner = self.cluster.learner
-        settings = replace(self.plan.learner_settings(str(path)), dtype=dtype)
+        settings = replace(self.spec.learner_settings(str(path)), dtype=dtype)
 
         def load(worker: LearnerWorker) -> None:
             LearnerWorker.__init__(worker, worker._rank, worker._world_size, settings)
@@ -139,8 +139,8 @@ class Reusable:
         pool = self.cluster.rollout
         for member in pool.members:
             member.worker.kill()
-        plan = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        pool._spawn = rollout_spawner(plan, str(path), TRANSPORTS["shared_memory"], FakeEvents())
+        spec = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
+        pool._spawn = rollout_spawner(spec, str(path), TRANSPORTS["shared_memory"], FakeEvents())
         await asyncio.gather(pool.start(), learner.load())
 
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:
@@ -240,16 +240,16 @@ async def all_digests(host: Reusable) -> None:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
     folder = tmp_path_factory.mktemp("transports")
-    plan = plan_of(folder, tiny_policy, *SMALL)
+    spec = plan_of(folder, tiny_policy, *SMALL)
     found = Seen()
 
     async def use(cluster: Cluster) -> None:
-        host = Reusable(cluster, plan, found, folder)
+        host = Reusable(cluster, spec, found, folder)
         await all_cases(host, tiny_policy)
         await all_faults(host)
         await all_digests(host)
 
-    on_cluster(plan, tiny_policy, use)
+    on_cluster(spec, tiny_policy, use)
     return found
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lpo_ray.common.step_schedule import Scheduled
+from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.lr_schedule import SCHEDULES, learning_rates
 from lpo_ray.learner.norms import kind_of
@@ -25,15 +25,15 @@ def test_every_name_gives_a_rate_for_every_step(name: str) -> None:
 
 
 def test_a_scheduled_value_holds_from_its_step_on() -> None:
-    found = Scheduled(((0, "a"), (3, "b"), (4, "c")))
+    found = StepSchedule(((0, "a"), (3, "b"), (4, "c")))
     assert [found.at(step) for step in range(6)] == ["a", "a", "a", "b", "c", "c"]
-    assert Scheduled.constant(7).at(10**6) == 7
+    assert StepSchedule.constant(7).at(10**6) == 7
 
 
 @pytest.mark.parametrize("steps", [(), (1,), (0, 0), (0, 3, 2)])
 def test_a_scheduled_value_begins_at_0_and_goes_on(steps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected ascending ones that begin with 0"):
-        Scheduled(tuple((step, "a") for step in steps))
+        StepSchedule(tuple((step, "a") for step in steps))
 
 
 def test_linear_by_hand() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lpo_ray.errors import ComponentDied
 from lpo_ray.records import Process, WeightsVersion
-from lpo_ray.rollout.load_balancer import Balance
+from lpo_ray.rollout.load_balancer import LoadBalancer
 from lpo_ray.rollout.member import Member
 from lpo_ray.tools.simulate.virtual_time import run
 
@@ -67,7 +67,7 @@ class Stated:
 @settings(deadline=None)
 def test_groups_go_where_the_stated_rule_says_whoever_comes_and_goes(moves: list[tuple[str, int]]) -> None:
     async def scene() -> None:
-        balance, stated = Balance(SLOTS), Stated()
+        balance, stated = LoadBalancer(SLOTS), Stated()
         members: dict[int, Member] = {}
         tasks: dict[int, asyncio.Task[Member]] = {}
         for number, (move, value) in enumerate(moves):
@@ -117,7 +117,7 @@ def test_groups_go_where_the_stated_rule_says_whoever_comes_and_goes(moves: list
 
 def test_a_group_that_is_cancelled_as_it_gets_its_member_gives_the_place_back() -> None:
     async def scene() -> None:
-        balance, member = Balance(SLOTS), make_member(0)
+        balance, member = LoadBalancer(SLOTS), make_member(0)
         task = asyncio.ensure_future(balance.take(4, lambda: 1e9))
         await settle()
         balance.offer([member])
@@ -132,7 +132,7 @@ def test_a_group_that_is_cancelled_as_it_gets_its_member_gives_the_place_back() 
 
 def test_a_large_group_that_is_cancelled_lets_the_smaller_one_behind_it_go() -> None:
     async def scene() -> None:
-        balance, member = Balance(SLOTS), make_member(0)
+        balance, member = LoadBalancer(SLOTS), make_member(0)
         balance.offer([member])
         await balance.take(4, lambda: 1e9)
         large, small = (asyncio.ensure_future(balance.take(size, lambda: 1e9)) for size in (5, 2))
@@ -156,7 +156,7 @@ def test_patience_is_asked_again_and_ends_the_wait() -> None:
             return 10.0 if loop.time() < 15 else 0.0
 
         with pytest.raises(TimeoutError):
-            await Balance(SLOTS).take(1, patience)
+            await LoadBalancer(SLOTS).take(1, patience)
         assert loop.time() == 20.0
         assert asked == [0.0, 10.0, 10.0, 20.0]
 
@@ -165,7 +165,7 @@ def test_patience_is_asked_again_and_ends_the_wait() -> None:
 
 def test_a_failure_reaches_all_who_wait() -> None:
     async def scene() -> None:
-        balance = Balance(SLOTS)
+        balance = LoadBalancer(SLOTS)
         tasks = [asyncio.ensure_future(balance.take(size, lambda: 1e9)) for size in (1, 2)]
         await settle()
         balance.fail(ComponentDied("rollout worker 0", "gone"))
@@ -179,7 +179,7 @@ def test_a_failure_reaches_all_who_wait() -> None:
 
 def test_the_heap_stays_small_however_many_groups_pass() -> None:
     async def scene() -> None:
-        balance, members = Balance(SLOTS), [make_member(index) for index in range(3)]
+        balance, members = LoadBalancer(SLOTS), [make_member(index) for index in range(3)]
         balance.offer(members)
         for _ in range(2000):
             balance.give_back(await balance.take(2, lambda: 1e9), 2)

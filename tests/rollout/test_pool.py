@@ -205,7 +205,7 @@ def test_none_then_some_then_none_then_some() -> None:
         tasks = [scene.sample(number) for number in range(3)]
         await asyncio.sleep(5000)  # far beyond every deadline of the pool
         assert not any(task.done() for task in tasks)
-        assert pool.holders()[0].doing == "no rollout workers are wanted, 3 groups wait"
+        assert pool.busy()[0].doing == "no rollout workers are wanted, 3 groups wait"
         pool.scale(1)
         await asyncio.sleep(8)
         pool.scale(0)

@@ -17,7 +17,7 @@ from lpo_ray.evaluation import Evaluation
 from lpo_ray.interfaces import RolloutEngine
 from lpo_ray.records import Prompt, PromptGroup, Sampling, ScoredGroup
 from lpo_ray.run.evaluator import Evaluator
-from lpo_ray.run.spec import Plan, make_plan
+from lpo_ray.run.spec import RunSpec, make_spec
 from tests.support.fakes import FakeComponents, FakeSource
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -89,9 +89,9 @@ class FakeRecord:
         self.notes.append(text)
 
 
-def plan_of(*overrides: str) -> Plan:
+def plan_of(*overrides: str) -> RunSpec:
     base = ["run.name=never_begun", "evaluation.samples_per_prompt=4", "evaluation.ks=[1]"]
-    return make_plan(load_config(QUICKSTART, [*base, *overrides]))
+    return make_spec(load_config(QUICKSTART, [*base, *overrides]))
 
 
 def make(*overrides: str) -> tuple[Evaluator, Lending, FakeRecord]:

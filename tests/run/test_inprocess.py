@@ -14,7 +14,7 @@ from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.inprocess import InprocessComponents, build_inprocess
 from lpo_ray.run.signals import first_cause
-from lpo_ray.run.spec import Plan, make_plan
+from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.loop import TrainingLoop
 from tests.support.fakes import FakeObserver
@@ -22,8 +22,8 @@ from tests.support.fakes import FakeObserver
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
-def prepare(folder: Path, policy: Path, *overrides: str) -> tuple[Plan, InprocessComponents]:
-    plan = make_plan(
+def prepare(folder: Path, policy: Path, *overrides: str) -> tuple[RunSpec, InprocessComponents]:
+    spec = make_spec(
         load_config(
             QUICKSTART,
             [
@@ -33,15 +33,15 @@ def prepare(folder: Path, policy: Path, *overrides: str) -> tuple[Plan, Inproces
             ],
         )
     )  # fmt: skip
-    parts = build_inprocess(plan.learner_settings(str(policy)), plan.target_rule(), plan.context, plan.tolerance)
-    return plan, parts
+    parts = build_inprocess(spec.learner_settings(str(policy)), spec.target_rule(), spec.context, spec.tolerance)
+    return spec, parts
 
 
-async def one_step(plan: Plan, parts: InprocessComponents, folder: Path, policy: Path) -> FakeObserver:
+async def one_step(spec: RunSpec, parts: InprocessComponents, folder: Path, policy: Path) -> FakeObserver:
     observer = FakeObserver()
     version = (await parts.transport.publish(0)).version
-    source = plan.source(Tokenizer.load(str(policy)))
-    loop = TrainingLoop(parts, source, Ledger(folder / "ledger.sqlite"), plan.loop_settings(), observer)
+    source = spec.source(Tokenizer.load(str(policy)))
+    loop = TrainingLoop(parts, source, Ledger(folder / "ledger.sqlite"), spec.loop_settings(), observer)
     await loop.run(version)
     return observer
 
@@ -52,11 +52,11 @@ async def one_step(plan: Plan, parts: InprocessComponents, folder: Path, policy:
 async def test_every_point_of_the_grid_takes_a_step(
     divergence: str, kind: str, behaviour: str, tmp_path: Path, tiny_policy: Path
 ) -> None:
-    plan, parts = prepare(
+    spec, parts = prepare(
         tmp_path, tiny_policy, f"objective.divergence={divergence}", f"objective.token_clip.kind={kind}",
         f"objective.behaviour={behaviour}",
     )  # fmt: skip
-    observer = await one_step(plan, parts, tmp_path, tiny_policy)
+    observer = await one_step(spec, parts, tmp_path, tiny_policy)
     report = observer.steps[0].report
     assert all(np.isfinite(update.norms.gradient) and update.norms.gradient > 0 for update in report.updates)
     assert all(np.isfinite(group.coefficient).all() for group in report.groups)
@@ -64,10 +64,10 @@ async def test_every_point_of_the_grid_takes_a_step(
 
 
 async def test_one_response_a_prompt_trains_as_virtual_groups(tmp_path: Path, tiny_policy: Path) -> None:
-    plan, parts = prepare(
+    spec, parts = prepare(
         tmp_path, tiny_policy, "sampling.group_size=1", "objective.ddof=0", "pipeline.groups_per_step=4"
     )
-    observer = await one_step(plan, parts, tmp_path, tiny_policy)
+    observer = await one_step(spec, parts, tmp_path, tiny_policy)
     coefficients = np.concatenate([group.coefficient for group in observer.steps[0].report.groups])
     assert len(coefficients) == 4
     assert np.abs(coefficients).max() <= 0.5
@@ -77,26 +77,26 @@ async def test_one_response_a_prompt_trains_as_virtual_groups(tmp_path: Path, ti
 async def test_weights_that_did_not_arrive_are_noticed(
     tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, parts = prepare(tmp_path, tiny_policy)
+    spec, parts = prepare(tmp_path, tiny_policy)
     monkeypatch.setattr(parts.rollout, "load", lambda weights, step: None)
     with pytest.raises(ExceptionGroup) as caught:
-        await one_step(plan, parts, tmp_path, tiny_policy)
+        await one_step(spec, parts, tmp_path, tiny_policy)
     cause = first_cause(caught.value)
     assert isinstance(cause, WeightsNotProved)
     assert "the in-process engine does not serve weights version 1:" in str(cause)
 
 
 async def test_an_unscored_response_loses_its_group(tmp_path: Path, tiny_policy: Path) -> None:
-    plan, parts = prepare(tmp_path, tiny_policy, "task.verifier=tests.verifiers.test_verdict:raises")
-    source = plan.source(Tokenizer.load(str(tiny_policy)))
-    group = await parts.rollout.sample(source.train(0), plan.sampling(), 0)
+    spec, parts = prepare(tmp_path, tiny_policy, "task.verifier=tests.verifiers.test_verdict:raises")
+    source = spec.source(Tokenizer.load(str(tiny_policy)))
+    group = await parts.rollout.sample(source.train(0), spec.sampling(), 0)
     with pytest.raises(GroupLost, match="response 0 stayed unscored: RuntimeError: no network"):
         await parts.verifier.score(group)
 
 
 async def test_whatever_the_stage_it_is_this_process_and_it_can_be_looked_at(tmp_path: Path, tiny_policy: Path) -> None:
     _, parts = prepare(tmp_path, tiny_policy)
-    (holder,) = parts.holders("project")
+    (holder,) = parts.busy("project")
     assert holder.process is not None
     assert holder.process.pid == os.getpid()
     text = await parts.inspect(holder.process)

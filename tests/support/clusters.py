@@ -7,21 +7,21 @@ from pathlib import Path
 
 from actors.cluster import Cluster, build_cluster, connect, disconnect
 from lpo_ray.run.signals import run_until_signal
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from tests.support.fakes import FakeEvents
 
 
-def on_cluster(plan: Plan, model_path: Path | str, use: Callable[[Cluster], Awaitable[None]]) -> None:
+def on_cluster(spec: RunSpec, model_path: Path | str, use: Callable[[Cluster], Awaitable[None]]) -> None:
     """Start Ray and every actor of the plan, run ``use``, and end them all."""
 
     async def main(_: object) -> None:
-        cluster = await build_cluster(plan, str(model_path), FakeEvents())
+        cluster = await build_cluster(spec, str(model_path), FakeEvents())
         try:
             await use(cluster)
         finally:
             await cluster.close()
 
-    connect(plan.config)
+    connect(spec.config)
     try:
         run_until_signal(main)
     finally:

@@ -17,9 +17,8 @@ from actors.runtime.placement import Request
 from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
-    Bundle,
+    BusyWorker,
     FloatArray,
-    Holder,
     NotFinite,
     Process,
     ProjectedGroup,
@@ -29,6 +28,7 @@ from lpo_ray.records import (
     Response,
     Sampling,
     ScoredGroup,
+    ScoringItem,
     StepNorms,
     StepRecord,
     StepReport,
@@ -54,7 +54,7 @@ class FakeComponents:
     sampled_at: dict[str, int] = field(default_factory=dict)
     world_size: int = 2
     sample_seconds: float = 0.0
-    holding: dict[str, list[Holder]] = field(default_factory=dict)
+    holding: dict[str, list[BusyWorker]] = field(default_factory=dict)
     """stage -> who is at work on it"""
     inspected: list[int] = field(default_factory=list)
     """process ids, in order"""
@@ -109,7 +109,7 @@ class FakeComponents:
         version = WeightsVersion(step, f"digest-{step}")
         return Publication(version, 8, 0.5, (WorkerStatus("the fake engine", "serving", version, 0, ""),), 0.0, {})
 
-    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+    async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
         bundles = itertools.chain.from_iterable(forwards)
         return [np.zeros(len(response), np.float32) for _, responses in bundles for response in responses]
 
@@ -123,7 +123,7 @@ class FakeComponents:
     async def restore(self, folder: Path, written_by: int) -> None:
         self.step = int((folder / "weights").read_text())
 
-    def holders(self, stage: str) -> list[Holder]:
+    def busy(self, stage: str) -> list[BusyWorker]:
         return list(self.holding.get(stage, []))
 
     async def inspect(self, process: Process) -> str:

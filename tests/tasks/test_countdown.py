@@ -12,7 +12,7 @@ from lpo_ray.tasks.sources.countdown_problems import EXAMPLES, Problem, answer_j
 from lpo_ray.tasks.sources.countdown_source import CountdownSource
 from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.verifiers.countdown import countdown_strict
-from tests.support.datasets import chat_tokenizer
+from tests.support.dataset_files import chat_tokenizer
 
 
 def source(seed: int, **changes: object) -> CountdownSource:

@@ -11,13 +11,13 @@ import pytest
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError, DataError
-from lpo_ray.run.spec import make_plan
+from lpo_ray.run.spec import make_spec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.dataset import needs_answer
 from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.tasks.sources.split import split_of
 from lpo_ray.tasks.table import TASKS, check_task, task_named, verifier_of
-from lpo_ray.tasks.task import Given, Task
+from lpo_ray.tasks.task import SourceContext, Task
 from lpo_ray.tasks.token_reversal import HELDOUT_SHARE, Settings, TokenReversalSource
 from lpo_ray.verifiers.table import VERIFIERS
 from lpo_ray.verifiers.token_reversal import token_reversal, token_reversal_share
@@ -120,13 +120,13 @@ def test_recipes_of_tasks_are_planned_with_the_tiny_model(
     own = task_named(config.task.name).verifier
     if own not in VERIFIERS:
         config = load_config(CONFIGS / f"{name}.yaml", [*overrides, "task.verifier=boxed"])
-    plan = make_plan(config)
+    spec = make_spec(config)
     if name == "reasoning_gym":
         return
-    assert plan.checked is not None
-    assert plan.source(character_tokenizer()) is plan.checked
-    assert len(plan.checked.heldout(config.evaluation.num_prompts)) == config.evaluation.num_prompts
-    assert 3 not in plan.checked.train(0).token_ids  # <unk>
+    assert spec.checked is not None
+    assert spec.source(character_tokenizer()) is spec.checked
+    assert len(spec.checked.heldout(config.evaluation.num_prompts)) == config.evaluation.num_prompts
+    assert 3 not in spec.checked.train(0).token_ids  # <unk>
 
 
 def test_reasoning_gym_is_asked_for_one_of_its_generators() -> None:
@@ -135,7 +135,7 @@ def test_reasoning_gym_is_asked_for_one_of_its_generators() -> None:
     pytest.importorskip("reasoning_gym")
     encoder = PromptEncoder(character_tokenizer(), "plain", 1000)
     task = TaskConfig(name="reasoning_gym:chain_sum", options={"max_terms": 3})
-    prompt = TASKS["reasoning_gym"].make(task, Given(0, "reasoning_gym", encoder)).train(0)
+    prompt = TASKS["reasoning_gym"].make(task, SourceContext(0, "reasoning_gym", encoder)).train(0)
     assert prompt.answer
 
 

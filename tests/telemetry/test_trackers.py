@@ -16,7 +16,7 @@ import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError
-from lpo_ray.run.spec import make_plan
+from lpo_ray.run.spec import make_spec
 from lpo_ray.telemetry.trackers import (
     TRACKERS,
     TrackedRun,
@@ -170,7 +170,7 @@ def test_a_run_that_never_began_closes_its_trackers(tmp_path: Path) -> None:
 
 def test_names_are_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def plan_with(*names: str) -> None:
-        make_plan(load_config(QUICKSTART, [f"run.dir={tmp_path}", f"telemetry.trackers=[{','.join(names)}]"]))
+        make_spec(load_config(QUICKSTART, [f"run.dir={tmp_path}", f"telemetry.trackers=[{','.join(names)}]"]))
 
     with pytest.raises(ConfigError, match=r"telemetry.trackers is 'comet'; expected one of mlflow, wandb, or 'package"):
         plan_with("comet")

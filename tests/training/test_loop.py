@@ -11,8 +11,8 @@ from lpo_ray.learner.targets import StaleRule
 from lpo_ray.records import Prompt, PromptGroup, Publication, Sampling, ScoredGroup, WeightsVersion
 from lpo_ray.run.signals import first_cause
 from lpo_ray.training.checkpoint import CheckpointRules, list_checkpoints
-from lpo_ray.training.group_selection import AssemblySettings
-from lpo_ray.training.ledger import Ledger, Owed
+from lpo_ray.training.group_selection import SelectionSettings
+from lpo_ray.training.ledger import Ledger, PendingWork
 from lpo_ray.training.loop import NOTHING_OWED, BatchSettings, LoopSettings, TrainingLoop
 from lpo_ray.training.sample_lane import SampleSettings
 from tests.support.builders import make_scored
@@ -49,7 +49,7 @@ def loop_settings(
             max_bytes=1_000_000,
             largest_group=200,
         ),
-        assembly=AssemblySettings(
+        assembly=SelectionSettings(
             groups_per_step=groups_per_step,
             max_staleness=max_staleness,
             oversample_groups=oversample_groups,
@@ -65,7 +65,11 @@ def loop_settings(
 
 
 async def run(
-    folder: Path, parts: FakeComponents, first: WeightsVersion = FIRST, owed: Owed = NOTHING_OWED, **changes: object
+    folder: Path,
+    parts: FakeComponents,
+    first: WeightsVersion = FIRST,
+    owed: PendingWork = NOTHING_OWED,
+    **changes: object,
 ) -> tuple[FakeObserver, Ledger]:
     observer, ledger = FakeObserver(), Ledger(folder / "ledger.sqlite")
     loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(folder, **changes), observer)

@@ -13,7 +13,7 @@ from lpo_ray.learner.packing import Packing, pack_update
 from lpo_ray.learner.updates import Objective, run_updates
 from lpo_ray.objective import diagnose
 from lpo_ray.policy.scoring import response_logprobs
-from lpo_ray.records import Bundle, FloatArray, StepReport, TargetGroup
+from lpo_ray.records import FloatArray, ScoringItem, StepReport, TargetGroup
 from lpo_ray.training.measurement import Measurement, MeasureRule
 from tests.learner.test_updates import OBJECTIVE, make_policy, make_targets
 
@@ -26,7 +26,7 @@ class OnePolicy:
     def __init__(self, objective: Objective) -> None:
         self.policy, self._objective, self.forwards = make_policy(), objective, 0
 
-    async def logprobs(self, forwards: list[list[Bundle]], temperature: float) -> list[FloatArray]:
+    async def logprobs(self, forwards: list[list[ScoringItem]], temperature: float) -> list[FloatArray]:
         self.forwards += len(forwards)
         return [row for bundles in forwards for row in response_logprobs(self.policy, bundles, temperature)]
 

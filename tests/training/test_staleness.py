@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_ray.records import ScoredGroup
-from lpo_ray.training.staleness import Place, ReadyGroups, StalenessGate
+from lpo_ray.training.staleness import GateSlot, ReadyGroups, StalenessGate
 from tests.support.builders import make_scored
 
 
@@ -51,8 +51,8 @@ def test_a_gate_that_admits_nothing_is_refused(capacity: int, max_bytes: int) ->
 def test_the_gate_never_holds_more_than_it_may(moves: list[str], capacity: int, max_bytes: int) -> None:
     async def run() -> None:
         gate = StalenessGate(capacity, max_bytes, 10)
-        held: list[Place] = []
-        waiting: list[asyncio.Task[Place]] = []
+        held: list[GateSlot] = []
+        waiting: list[asyncio.Task[GateSlot]] = []
         for move in moves:
             if move == "acquire":
                 waiting.append(asyncio.ensure_future(gate.acquire()))

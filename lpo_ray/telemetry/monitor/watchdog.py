@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 
 from lpo_ray.interfaces import Components
-from lpo_ray.records import Holder
+from lpo_ray.records import BusyWorker
 from lpo_ray.telemetry.stage_clock import StageClock
 
 PERIOD = 2.0
@@ -26,7 +26,7 @@ INSPECTED = 4
 class Watchdog:
     """Looks at one run. ``show`` is given the waiting snapshot of status.json whenever it changed::
 
-        {"stages": [{"stage": "project", "since": 1700000000.0, "holders": [asdict(Holder), ...]}, ...],
+        {"stages": [{"stage": "project", "since": 1700000000.0, "holders": [asdict(BusyWorker), ...]}, ...],
          "progress_at": 1700000000.0, "evidence": "learner rank 0, project since 31 s: process 4711 is stopped, ..."}
 
     Times are unix seconds; ``evidence`` is empty unless the run stands still.
@@ -87,17 +87,17 @@ class Watchdog:
             self._note(f"went on after {self._moved_at - before:.0f} s")
         self._next, self._noted, self._evidence = self._stall_seconds, False, ""
 
-    def _stages(self, components: Components | None) -> dict[str, tuple[float, list[Holder]]]:
+    def _stages(self, components: Components | None) -> dict[str, tuple[float, list[BusyWorker]]]:
         """Stage -> since when in unix seconds, and who works on it."""
         return {
-            stage: (since + self._offset, components.holders(stage) if components is not None else [])
+            stage: (since + self._offset, components.busy(stage) if components is not None else [])
             for stage, since in self._clock.active_since.items()
         }
 
-    async def _inspected(self, stages: dict[str, tuple[float, list[Holder]]], components: Components | None) -> str:
+    async def _inspected(self, stages: dict[str, tuple[float, list[BusyWorker]]], components: Components | None) -> str:
         if components is None:
             return ""
-        known = {h.process: h for _, holders in stages.values() for h in holders if h.process is not None}
+        known = {h.process: h for _, busy in stages.values() for h in busy if h.process is not None}
         found = list(known.items())[:INSPECTED]
         texts = await asyncio.gather(*(components.inspect(process) for process, _ in found))
         now = self._wall_clock()
@@ -106,20 +106,20 @@ class Watchdog:
             for (process, holder), text in zip(found, texts, strict=True)
         )
 
-    def _account(self, stages: dict[str, tuple[float, list[Holder]]], components: Components | None) -> str:
+    def _account(self, stages: dict[str, tuple[float, list[BusyWorker]]], components: Components | None) -> str:
         now = self._wall_clock()
         nobody = "the components, which are starting" if components is None else "nobody who is known here"
         lines = []
-        for stage, (since, holders) in stages.items():
-            names = ", ".join(holder.name for holder in holders) or nobody
+        for stage, (since, busy) in stages.items():
+            names = ", ".join(holder.name for holder in busy) or nobody
             lines.append(f"{stage}: {now - since:.0f} s, {names}")
         return "\n".join([*lines, *filter(None, [self._evidence])])
 
-    def _write(self, stages: dict[str, tuple[float, list[Holder]]]) -> None:
+    def _write(self, stages: dict[str, tuple[float, list[BusyWorker]]]) -> None:
         waiting: dict[str, object] = {
             "stages": [
-                {"stage": stage, "since": since, "holders": [asdict(holder) for holder in holders]}
-                for stage, (since, holders) in stages.items()
+                {"stage": stage, "since": since, "busy": [asdict(holder) for holder in busy]}
+                for stage, (since, busy) in stages.items()
             ],
             "progress_at": self._clock.moved_at + self._offset,
             "evidence": self._evidence,
@@ -140,7 +140,7 @@ class Watchdog:
             self._note(f"the watchdog ended, stalls are not reported any more: {type(error).__name__}: {error}")
 
 
-def describe_holder(holder: Holder, now: float) -> str:
+def describe_holder(holder: BusyWorker, now: float) -> str:
     """In one line: who, doing what, since when."""
     since = "" if holder.since is None else f" since {now - holder.since:.0f} s"
     return f"{holder.name}, {holder.doing}{since}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from lpo_ray.records import Holder, Process
+from lpo_ray.records import BusyWorker, Process
 from lpo_ray.telemetry.monitor.process_state import describe
 from lpo_ray.telemetry.monitor.watchdog import describe_holder
 from lpo_ray.telemetry.status import read_status, state_of
@@ -42,10 +42,10 @@ def render_why(status: Mapping, look: Callable[[Process], str | None]) -> str:
     lines = [head if alive else f"{head}; this is what it waited for:"]
     recorded = False
     for entry in waiting["stages"]:
-        holders = [_holder(stored) for stored in entry["holders"]]
-        names = ", ".join(holder.name for holder in holders) or "nobody who is known"
+        busy = [_holder(stored) for stored in entry["busy"]]
+        names = ", ".join(holder.name for holder in busy) or "nobody who is known"
         lines.append(f"waits for {entry['stage']} since {now - entry['since']:.0f} s: {names}")
-        for holder in holders:
+        for holder in busy:
             lines.append(f"  {describe_holder(holder, now)}")
             if holder.process is None:
                 continue
@@ -69,8 +69,8 @@ def render_why(status: Mapping, look: Callable[[Process], str | None]) -> str:
 def processes_of(status: Mapping) -> list[Process]:
     """Those that the run waits for, each once."""
     waiting = status.get("waiting") or {"stages": []}
-    holders = (_holder(stored) for entry in waiting["stages"] for stored in entry["holders"])
-    return list({place(h.process): h.process for h in holders if h.process is not None}.values())
+    busy = (_holder(stored) for entry in waiting["stages"] for stored in entry["busy"])
+    return list({place(h.process): h.process for h in busy if h.process is not None}.values())
 
 
 def place(process: Process) -> str:
@@ -78,11 +78,11 @@ def place(process: Process) -> str:
     return f"{process.host}:{process.pid}"
 
 
-def _holder(stored: Mapping) -> Holder:
+def _holder(stored: Mapping) -> BusyWorker:
     process = stored["process"]
     if process is not None:
         process = Process(**{**process, "logs": tuple(process["logs"])})
-    return Holder(stored["name"], stored["doing"], stored["since"], process)
+    return BusyWorker(stored["name"], stored["doing"], stored["since"], process)
 
 
 def _is_here(process: Process, status: Mapping[str, object]) -> bool:

@@ -9,9 +9,9 @@ import numpy as np
 
 from lpo_ray.tools.compare.bootstrap import Interval, count_wins, paired_bootstrap
 from lpo_ray.tools.compare.grid import BASELINE, CONTROL, Arm
-from lpo_ray.tools.compare.outcome import CURVES, Outcome
+from lpo_ray.tools.compare.outcome import CURVES, ArmResult
 
-Results = Mapping[Arm, Mapping[int, Outcome]]
+Results = Mapping[Arm, Mapping[int, ArmResult]]
 """arm -> seed -> what came out; only what finished is there"""
 WHEN = {False: "at the end", True: "over the curve"}
 """Measure.over_curve, for readers"""
@@ -108,19 +108,21 @@ def find(results: Results, ks: Sequence[int]) -> Findings:
     )
 
 
-def scores(outcome: Outcome, measure: Measure, prompts: Sequence[str]) -> np.ndarray:
+def scores(outcome: ArmResult, measure: Measure, prompts: Sequence[str]) -> np.ndarray:
     """[P] of one run."""
     last = max(outcome.num_correct)
     steps = [step for step in outcome.num_correct if step > 0] if measure.over_curve else [last]
     return np.mean([outcome.pass_at(measure.k, step, prompts) for step in steps], axis=0)
 
 
-def _matrix(outcomes: Mapping[int, Outcome], seeds: Sequence[int], measure: Measure, prompts: list[str]) -> np.ndarray:
+def _matrix(
+    outcomes: Mapping[int, ArmResult], seeds: Sequence[int], measure: Measure, prompts: list[str]
+) -> np.ndarray:
     """[S, P]"""
     return np.stack([scores(outcomes[seed], measure, prompts) for seed in seeds])
 
 
-def _prompts(*several: Mapping[int, Outcome]) -> list[str]:
+def _prompts(*several: Mapping[int, ArmResult]) -> list[str]:
     found = (outcome.num_correct.values() for outcomes in several for outcome in outcomes.values())
     return sorted({prompt for evaluations in found for evaluation in evaluations for prompt in evaluation})
 
@@ -182,7 +184,7 @@ def _wins(divergence: str, arms: Sequence[Found], measures: Sequence[Measure]) -
 
 
 def _checks(results: Results) -> list[str]:
-    by_seed: dict[int, list[Outcome]] = {}
+    by_seed: dict[int, list[ArmResult]] = {}
     for outcomes in results.values():
         for seed, outcome in outcomes.items():
             by_seed.setdefault(seed, []).append(outcome)

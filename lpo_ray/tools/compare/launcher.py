@@ -66,7 +66,7 @@ class Launch(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class LaunchedRun:
     """``python -m lpo_ray ARGUMENTS`` with as many threads as it was given; it says what it says in ``log``."""
 
     arguments: tuple[str, ...]

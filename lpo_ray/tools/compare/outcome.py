@@ -18,7 +18,7 @@ CURVES = ("token_entropy", "gradient_norm", "response_length")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
+class ArmResult:
     """Of one finished run. Made by read_outcome."""
 
     num_correct: Mapping[int, Mapping[str, int]]
@@ -49,12 +49,12 @@ def is_finished(folder: Path, steps: int) -> bool:
     return summary["steps"] == steps and summary["evaluation"]["after"] is not None
 
 
-def read_outcome(folder: Path) -> Outcome:
+def read_outcome(folder: Path) -> ArmResult:
     """Of a run for which is_finished."""
     evaluations = read_evaluations(folder / "evaluations.json")
     rows = MetricsLog(folder / "metrics.jsonl").read()
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return Outcome(
+    return ArmResult(
         {step: found["num_correct"] for step, found in evaluations.items()},
         next(iter(evaluations.values()))["samples_per_prompt"],
         {name: np.array([row[name] for row in rows], dtype=np.float64) for name in CURVES},

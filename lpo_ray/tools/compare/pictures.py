@@ -16,7 +16,7 @@ from lpo_ray.telemetry.monitor.report import tidy
 from lpo_ray.tools.compare.bootstrap import Interval, band
 from lpo_ray.tools.compare.findings import Results
 from lpo_ray.tools.compare.grid import Arm
-from lpo_ray.tools.compare.outcome import Outcome
+from lpo_ray.tools.compare.outcome import ArmResult
 
 WINDOW = 5
 """steps over which metrics of steps are averaged, for the eye, unless there are few"""
@@ -89,7 +89,9 @@ def _draw_trade(axes: Axes, number: int, trade: Trade) -> None:
     axes.annotate(str(number), (x.mean, y.mean), xytext=(5, 4), textcoords="offset points", fontsize=10)
 
 
-def _draw_arm(panels: Sequence[Axes], outcomes: Sequence[Outcome], ks: Sequence[int], label: str, colour: str) -> None:
+def _draw_arm(
+    panels: Sequence[Axes], outcomes: Sequence[ArmResult], ks: Sequence[int], label: str, colour: str
+) -> None:
     steps = sorted(set.intersection(*(set(outcome.num_correct) for outcome in outcomes)))
     for axes, k in zip(panels, ks, strict=False):
         lines = [[_pass_at(outcome, k, step) for step in steps] for outcome in outcomes]
@@ -108,5 +110,5 @@ def _line(axes: Axes, steps: np.ndarray, lines: np.ndarray, label: str, colour: 
     axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _pass_at(outcome: Outcome, k: int, step: int) -> float:
+def _pass_at(outcome: ArmResult, k: int, step: int) -> float:
     return float(np.mean(outcome.pass_at(k, step, sorted(outcome.num_correct[step]))))

@@ -8,7 +8,7 @@ import time
 import torch
 
 from lpo_ray.tools.doctor.findings import Finding, State, Surroundings
-from lpo_ray.tools.doctor.probe import Outcome, Running, failed
+from lpo_ray.tools.doctor.probe import ProbeResult, Running, failed
 
 SECONDS = 60.0
 """for both ranks to import torch, meet and add up"""
@@ -48,7 +48,7 @@ def start_rank(rank: int, host: str, port: int, backend: str, seconds: float) ->
     return Running(module, {"OMP_NUM_THREADS": "1"})
 
 
-def summary(name: str, backend: str, outcomes: list[Outcome], seconds: float) -> Finding:
+def summary(name: str, backend: str, outcomes: list[ProbeResult], seconds: float) -> Finding:
     """The finding of both ranks."""
     advice = ADVICE[backend]
     for rank, outcome in enumerate(outcomes):

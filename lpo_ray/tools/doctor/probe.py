@@ -22,7 +22,7 @@ LINES = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProbeResult:
     """How a process ended."""
 
     exit_code: int | None
@@ -50,7 +50,7 @@ class Running:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
-    def outcome(self, seconds: float) -> Outcome:
+    def outcome(self, seconds: float) -> ProbeResult:
         """Wait for the end; after ``seconds`` look at what it does and end it."""
         doing = ""
         try:
@@ -63,7 +63,7 @@ class Running:
         words = [line for line in err.splitlines() if line.strip()][-LINES:]
         evidence = "; ".join([*doing.splitlines(), *words])
         code = None if doing else self._process.returncode
-        return Outcome(code, _last_object(out), evidence, time.monotonic() - self._started)
+        return ProbeResult(code, _last_object(out), evidence, time.monotonic() - self._started)
 
     def end(self) -> None:
         """Kill its process group."""
@@ -71,12 +71,12 @@ class Running:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def run(module: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> Outcome:
+def run(module: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> ProbeResult:
     """A module to its end."""
     return Running(module, environment or {}).outcome(seconds)
 
 
-def failed(name: str, outcome: Outcome, seconds: float, expected: str, advice: str) -> Finding:
+def failed(name: str, outcome: ProbeResult, seconds: float, expected: str, advice: str) -> Finding:
     """The finding for a process that did not succeed."""
     if outcome.exit_code is None:
         how = f"no end within {seconds:g} s"

@@ -18,9 +18,9 @@ from lpo_ray.interfaces import RolloutEngine, Verifier
 from lpo_ray.policy.loading import identity
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, ScoredGroup
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.sinks import write_json
-from lpo_ray.tools.evaluate.target import Request
+from lpo_ray.tools.evaluate.target import EvaluationRequest
 from lpo_ray.verifiers.answers import read_as
 
 DECIDES_A_VERDICT = ("overlong", "http", "judge", "sandbox")
@@ -31,8 +31,8 @@ DECIDES_A_VERDICT = ("overlong", "http", "judge", "sandbox")
 class EvaluationRun:
     """A request whose prompts are known and whose store is open: nothing expensive has been started."""
 
-    request: Request
-    plan: Plan
+    request: EvaluationRequest
+    spec: RunSpec
     tokenizer: Tokenizer
     prompts: list[Prompt]
     store: ResultStore
@@ -53,15 +53,15 @@ class EvaluationRun:
             self.store.append(PromptResult.of(scored, self.tokenizer))
 
         return await score_prompts(
-            rollout, verifier, self.missing, self.plan.evaluation_sampling(),
-            max_in_flight=self.plan.max_in_flight, on_scored=keep, on_progress=on_progress,
+            rollout, verifier, self.missing, self.spec.evaluation_sampling(),
+            max_in_flight=self.spec.max_in_flight, on_scored=keep, on_progress=on_progress,
         )  # fmt: skip
 
     def report(self, lost: dict[str, str]) -> Report:
         """Of all results there are; written to the folder. TooManyLost when there are none."""
         if not self.store.results:
             raise all_lost(lost)
-        config, sampling = self.plan.config, self.plan.evaluation_sampling()
+        config, sampling = self.spec.config, self.spec.evaluation_sampling()
         about = {
             "model": self.request.model,
             "model_path": config.model.path,
@@ -70,8 +70,8 @@ class EvaluationRun:
             "max_tokens": sampling.max_tokens,
             "seed": sampling.seed,
             "pass_reward": config.evaluation.pass_reward,
-            "verifier": self.plan.verifier,
-            "answers_read_as": read_as(self.plan.verifier),
+            "verifier": self.spec.verifier,
+            "answers_read_as": read_as(self.spec.verifier),
         }
         report = make_report(
             self.store.results,
@@ -87,25 +87,27 @@ class EvaluationRun:
 
 
 @contextlib.contextmanager
-def opened(request: Request, plan: Plan, model_path: str, by: str | None, *, fresh: bool) -> Iterator[EvaluationRun]:
+def opened(
+    request: EvaluationRequest, spec: RunSpec, model_path: str, by: str | None, *, fresh: bool
+) -> Iterator[EvaluationRun]:
     """``by``: a column of the data; ``fresh``: without the results that are there. Raises ConfigError, also when those
     are of another model, sampling or prompt.
     """
-    config = plan.config
+    config = spec.config
     if not config.evaluation.num_prompts:
         raise ConfigError("evaluation.num_prompts is 0; expected the number of held-out prompts to evaluate on")
-    tokenizer = plan.tokenizer(model_path)
-    prompts = list(plan.source(tokenizer).heldout(config.evaluation.num_prompts))
+    tokenizer = spec.tokenizer(model_path)
+    prompts = list(spec.source(tokenizer).heldout(config.evaluation.num_prompts))
     column = None if by is None else (by, groups_of(prompts, by))
     verifier = asdict(config.verifier)
     of_what = {
         "model": identity(model_path, trust_remote_code=config.model.trust_remote_code),
         "dtype": config.rollout.dtype,
-        "sampling": asdict(plan.evaluation_sampling()),
-        "verifier": {"name": plan.verifier, **{key: _plain(verifier[key]) for key in DECIDES_A_VERDICT}},
+        "sampling": asdict(spec.evaluation_sampling()),
+        "verifier": {"name": spec.verifier, **{key: _plain(verifier[key]) for key in DECIDES_A_VERDICT}},
     }
     with ResultStore(request.folder, of_what, prompts, fresh=fresh) as store:
-        yield EvaluationRun(request, plan, tokenizer, prompts, store, column)
+        yield EvaluationRun(request, spec, tokenizer, prompts, store, column)
 
 
 def _plain(section: dict[str, object]) -> dict[str, object]:

@@ -32,7 +32,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class EvaluationRequest:
     """One task to evaluate a model on."""
 
     config: Config
@@ -60,20 +60,20 @@ def requests_of(
     config: Path | None = None,
     suite: Path | None = None,
     out: Path | None = None,
-) -> list[Request]:
+) -> list[EvaluationRequest]:
     """One for each task of ``suite``, or one. Raises ConfigError before anything is written."""
     if task is not None and suite is not None:
         raise ConfigError(f"--task is {task} with --suite {suite}; expected one of both")
     found = _target(target, step, task, config, suite)
     if suite is None:
         only = config_of([*found.layers, ("evaluate", ANY_KS)], overrides)
-        return [Request(only, found.model, only.task.name, out or found.folder)]
+        return [EvaluationRequest(only, found.model, only.task.name, out or found.folder)]
     shared, tasks = _suite(suite)
     folder = out or found.folder
     requests = []
     for name, sections in tasks.items():
         layers = [*_without_task(found.layers), shared, (f"{suite}: {name}", sections), ("evaluate", ANY_KS)]
-        requests.append(Request(config_of(layers, overrides), found.model, name, folder / name))
+        requests.append(EvaluationRequest(config_of(layers, overrides), found.model, name, folder / name))
     return requests
 
 

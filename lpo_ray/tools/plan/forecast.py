@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lpo_ray.errors import ConfigError
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
-from lpo_ray.tools.plan.machines import Machine, Place, place
+from lpo_ray.tools.plan.machines import Machine, Placement, place
 from lpo_ray.tools.plan.memory import (
     GIB,
-    EngineSettings,
+    EngineShape,
     KvCache,
     Memory,
     engine_memory,
@@ -50,7 +50,7 @@ SPREAD = frozenset({"rollout"})
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Assumptions:
     """What a user says of the run; None: measured, or assumed."""
 
     prompt_tokens: float | None = None
@@ -69,7 +69,7 @@ class Given:
 class Forecast:
     """Everything that ``lpo-ray plan`` says of one cluster."""
 
-    plan: Plan
+    spec: RunSpec
     model: Architecture
     machines: Sequence[Machine]
     device: Device | None
@@ -81,7 +81,7 @@ class Forecast:
     kv: KvCache
     slots: int
     """responses that an engine decodes at once"""
-    places: Sequence[Place]
+    places: Sequence[Placement]
     rates: Rates | None
     time: StepTime | None
     problems: Sequence[str]
@@ -107,7 +107,7 @@ class Forecast:
                 for m in self.machines
             ],
             "model": dataclasses.asdict(self.model),
-            "derived": self.plan.numbers(),
+            "derived": self.spec.numbers(),
             "learner_rank_bytes": dict(self.rank.device),
             "learner_rank_host_bytes": dict(self.rank.host),
             "learner_rank_total_bytes": self.rank.total,
@@ -132,42 +132,42 @@ class Forecast:
         }
 
 
-def make_forecast(plan: Plan, model: Architecture, machines: Sequence[Machine], given: Given) -> Forecast:
+def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine], given: Assumptions) -> Forecast:
     """Raises ConfigError only for what ``given`` says wrongly; what does not fit is in ``problems``."""
     problems: list[str] = []
-    notes = unmet_here(plan)
-    lengths = mean_lengths(plan, given.prompt_tokens, given.response_tokens)
-    work = step_work(plan, model, lengths)
-    rank_settings, engine_settings = rank_of(plan, model, lengths), engine_of(plan, model)
+    notes = unmet_here(spec)
+    lengths = mean_lengths(spec, given.prompt_tokens, given.response_tokens)
+    work = step_work(spec, model, lengths)
+    rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(spec, model)
     rank, engine = rank_memory(model, rank_settings), engine_memory(model, engine_settings)
-    found = place(bundles(plan), machines, spread=SPREAD)
+    found = place(bundles(spec), machines, spread=SPREAD)
     places = [] if isinstance(found, str) else found
     if isinstance(found, str):
-        problems.append(f"{found}; {placement_remedy(plan)}")
+        problems.append(f"{found}; {placement_remedy(spec)}")
     device = _slowest(machines, places, on_gpu=engine_settings.on_gpu)
-    kv = _kv(plan, model, engine_settings, device)
-    problems += context_problems(plan, lengths)
-    problems += parallel_problems(plan, model)
+    kv = _kv(spec, model, engine_settings, device)
+    problems += context_problems(spec, lengths)
+    problems += parallel_problems(spec, model)
     if device is not None:
-        problems += device_problems(plan, model, rank_settings, engine_settings, machines, places, device)
-        problems += kv_problems(plan, model, engine_settings, kv, device)
+        problems += device_problems(spec, model, rank_settings, engine_settings, machines, places, device)
+        problems += kv_problems(spec, model, engine_settings, kv, device)
     else:
         notes.append("the GPUs are not in tools/plan/devices.py: whether it fits is not known, and times need rates")
-    problems += host_problems(plan, rank, engine, machines, places)
-    slots = _slots(plan, work, kv, lengths)
-    rates = _rates(plan, model, device, work, slots, given, notes)
-    time = None if rates is None else step_time(work, rates, setup_of(plan))
-    if slots < min(plan.config.rollout.max_num_seqs, _responses_per_engine(plan)):
+    problems += host_problems(spec, rank, engine, machines, places)
+    slots = _slots(spec, work, kv, lengths)
+    rates = _rates(spec, model, device, work, slots, given, notes)
+    time = None if rates is None else step_time(work, rates, setup_of(spec))
+    if slots < min(spec.config.rollout.max_num_seqs, _responses_per_engine(spec)):
         notes.append(
             f"keys and values of {slots} responses fit an engine at the expected length, rollout.max_num_seqs is "
-            f"{plan.config.rollout.max_num_seqs}: more wait, or are computed again"
+            f"{spec.config.rollout.max_num_seqs}: more wait, or are computed again"
         )
     return Forecast(
-        plan, model, machines, device, lengths, work, rank, engine, kv, slots, places, rates, time, problems, notes
+        spec, model, machines, device, lengths, work, rank, engine, kv, slots, places, rates, time, problems, notes
     )
 
 
-def _slowest(machines: Sequence[Machine], places: Sequence[Place], *, on_gpu: bool) -> Device | None:
+def _slowest(machines: Sequence[Machine], places: Sequence[Placement], *, on_gpu: bool) -> Device | None:
     """Of those that have a part in the run; of all where nothing has a place. None when one is not known."""
     if not on_gpu:
         return CPU
@@ -178,29 +178,35 @@ def _slowest(machines: Sequence[Machine], places: Sequence[Place], *, on_gpu: bo
     return min((device for device in found if device is not None), key=lambda device: (device.bf16, device.bandwidth))
 
 
-def _kv(plan: Plan, model: Architecture, engine: EngineSettings, device: Device | None) -> KvCache:
-    rollout = plan.config.rollout
+def _kv(spec: RunSpec, model: Architecture, engine: EngineShape, device: Device | None) -> KvCache:
+    rollout = spec.config.rollout
     if engine.on_gpu and device is not None:
         return kv_cache(model, engine, device.memory_gib, rollout.gpu_memory_utilization)
     per_token = kv_bytes_per_token(model, engine.dtype, engine.tensor_parallel_size)
     return KvCache(0 if engine.on_gpu else int(rollout.kv_cache_gib * GIB), per_token)
 
 
-def _responses_per_engine(plan: Plan) -> int:
-    config = plan.config
+def _responses_per_engine(spec: RunSpec) -> int:
+    config = spec.config
     return math.ceil(config.pipeline.groups_per_step * config.sampling.group_size / config.rollout.num_workers)
 
 
-def _slots(plan: Plan, work: Work, kv: KvCache, lengths: Lengths) -> int:
+def _slots(spec: RunSpec, work: Work, kv: KvCache, lengths: Lengths) -> int:
     fit = kv.responses(lengths.prompt + lengths.response)
-    return max(1, min(plan.config.rollout.max_num_seqs, fit, _responses_per_engine(plan)))
+    return max(1, min(spec.config.rollout.max_num_seqs, fit, _responses_per_engine(spec)))
 
 
 def _rates(
-    plan: Plan, model: Architecture, device: Device | None, work: Work, slots: int, given: Given, notes: list[str]
+    spec: RunSpec,
+    model: Architecture,
+    device: Device | None,
+    work: Work,
+    slots: int,
+    given: Assumptions,
+    notes: list[str],
 ) -> Rates | None:
     """Given before measured before derived; None when the device is not known and not all three are given."""
-    config = plan.config
+    config = spec.config
     learner, rollout = config.learner, config.rollout
     derived: tuple[float, float, float] | None = None
     longest = 0.0
@@ -210,7 +216,7 @@ def _rates(
             model, _times(device, cores[0]), rollout.dtype, work, rollout.tensor_parallel_size, slots
         )
         train = rank_rate(
-            model, _times(device, cores[1]), config.model.dtype, work, world_size=plan.packing().world_size,
+            model, _times(device, cores[1]), config.model.dtype, work, world_size=spec.packing().world_size,
             checkpointing=learner.gradient_checkpointing, offload=offloads(learner.zero, "offload_optimizer"),
         )  # fmt: skip
         derived = (sample, train, publish_rate(device))

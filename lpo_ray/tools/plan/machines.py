@@ -43,7 +43,7 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Placement:
     """Where a bundle is."""
 
     role: str
@@ -95,7 +95,7 @@ def this_machine(logical_cpus: float) -> Machine:
     )
 
 
-def place(bundles: Sequence[Bundle], machines: Sequence[Machine], *, spread: frozenset[str]) -> list[Place] | str:
+def place(bundles: Sequence[Bundle], machines: Sequence[Machine], *, spread: frozenset[str]) -> list[Placement] | str:
     """A place for every bundle in order, or what is missing, as a sentence. Roles in ``spread`` go where the fewest of
     them are, others where most is taken already. First fit: there may be an arrangement that it does not find.
     """
@@ -115,7 +115,7 @@ def place(bundles: Sequence[Bundle], machines: Sequence[Machine], *, spread: fro
             room.gpus[device] -= min(1.0, bundle.gpus)
             room.roles.add((bundle.role, device))
         room.placed[bundle.role] = room.placed.get(bundle.role, 0) + 1
-        places.append(Place(bundle.role, index, found))
+        places.append(Placement(bundle.role, index, found))
     return places
 
 

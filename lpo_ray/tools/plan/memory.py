@@ -66,7 +66,7 @@ class RankSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
+class EngineShape:
     """How an engine is run."""
 
     dtype: str
@@ -194,7 +194,7 @@ def kv_bytes_per_token(model: Architecture, dtype: str, tensor_parallel_size: in
     return 2 * model.num_layers * heads * model.head_dim * BYTES[dtype]
 
 
-def engine_memory(model: Architecture, engine: EngineSettings) -> Memory:
+def engine_memory(model: Architecture, engine: EngineShape) -> Memory:
     """Of one GPU of an engine, keys and values left out. ``new weights`` (two buckets and the layer that is being put
     together) come on top of what gpu_memory_utilization allows vLLM.
     """
@@ -231,7 +231,7 @@ class KvCache:
         return math.floor(self.tokens / tokens)
 
 
-def kv_cache(model: Architecture, engine: EngineSettings, memory_gib: float, utilization: float) -> KvCache:
+def kv_cache(model: Architecture, engine: EngineShape, memory_gib: float, utilization: float) -> KvCache:
     """What ``utilization`` of a GPU's memory leaves for keys and values."""
     used = engine_memory(model, engine).device
     room = int(utilization * memory_gib * GIB) - (sum(used.values()) - used["new weights"])

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.run import preflight as checks
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.table import check_task
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import Device
-from lpo_ray.tools.plan.machines import Machine, Place
-from lpo_ray.tools.plan.memory import GIB, EngineSettings, KvCache, Memory, RankSettings, engine_memory, rank_memory
+from lpo_ray.tools.plan.machines import Machine, Placement
+from lpo_ray.tools.plan.memory import GIB, EngineShape, KvCache, Memory, RankSettings, engine_memory, rank_memory
 from lpo_ray.tools.plan.remedies import for_engine, for_rank
 from lpo_ray.tools.plan.requirements import ASSUMED_PROMPT_TOKENS, Lengths
 
 
-def unmet_here(plan: Plan) -> list[str]:
+def unmet_here(spec: RunSpec) -> list[str]:
     """What ``train`` would refuse on this machine: data and verifiers that are not here. No reason against a plan."""
-    config, found = plan.config, []
+    config, found = spec.config, []
     for check in (
         lambda: check_task(config.task, config.evaluation.num_prompts),
-        lambda: checks.check_verifier(plan.verifier, plan.config.cluster.kind),
+        lambda: checks.check_verifier(spec.verifier, spec.config.cluster.kind),
     ):
         try:
             check()
@@ -32,21 +32,21 @@ def unmet_here(plan: Plan) -> list[str]:
     return found
 
 
-def context_problems(plan: Plan, lengths: Lengths) -> list[str]:
+def context_problems(spec: RunSpec, lengths: Lengths) -> list[str]:
     """A response of the most tokens must leave room for a prompt."""
-    limit = plan.config.sampling.max_tokens
-    if limit < plan.context:
+    limit = spec.config.sampling.max_tokens
+    if limit < spec.context:
         return []
-    fitting = max(1, plan.context - math.ceil(max(lengths.prompt, ASSUMED_PROMPT_TOKENS)))
+    fitting = max(1, spec.context - math.ceil(max(lengths.prompt, ASSUMED_PROMPT_TOKENS)))
     return [
-        f"sampling.max_tokens is {limit}, but {plan.model_path} has {plan.context} positions for prompt and response "
+        f"sampling.max_tokens is {limit}, but {spec.model_path} has {spec.context} positions for prompt and response "
         f"together: no prompt has room; set sampling.max_tokens={fitting} or less, or take a model with more positions"
     ]
 
 
-def parallel_problems(plan: Plan, model: Architecture) -> list[str]:
+def parallel_problems(spec: RunSpec, model: Architecture) -> list[str]:
     """An engine in parts needs a GPU for each, and heads that divide."""
-    rollout, found = plan.config.rollout, []
+    rollout, found = spec.config.rollout, []
     parts, gpus = rollout.tensor_parallel_size, rollout.gpus_per_worker
     if gpus and math.ceil(gpus) != parts:
         found.append(
@@ -62,16 +62,16 @@ def parallel_problems(plan: Plan, model: Architecture) -> list[str]:
 
 
 def device_problems(
-    plan: Plan,
+    spec: RunSpec,
     model: Architecture,
     rank: RankSettings,
-    engine: EngineSettings,
+    engine: EngineShape,
     machines: Sequence[Machine],
-    places: Sequence[Place],
+    places: Sequence[Placement],
     device: Device,
 ) -> list[str]:
     """Roles that need more than their GPU has, each once. Without places: each role on a GPU of its own."""
-    utilization = plan.config.rollout.gpu_memory_utilization
+    utilization = spec.config.rollout.gpu_memory_utilization
     reserved = utilization * device.memory_gib * GIB + engine_memory(model, engine).device["new weights"]
     needs = {
         "learner": rank_memory(model, rank).total if rank.on_gpu else 0,
@@ -103,29 +103,29 @@ def device_problems(
     return found
 
 
-def kv_problems(plan: Plan, model: Architecture, engine: EngineSettings, kv: KvCache, device: Device) -> list[str]:
+def kv_problems(spec: RunSpec, model: Architecture, engine: EngineShape, kv: KvCache, device: Device) -> list[str]:
     """VLLM does not start when the keys and values of one sequence of the model's whole context do not fit."""
-    if kv.tokens >= plan.context:
+    if kv.tokens >= spec.context:
         return []
-    missing = (plan.context * kv.bytes_per_token - kv.num_bytes) / GIB
-    rollout = plan.config.rollout
+    missing = (spec.context * kv.bytes_per_token - kv.num_bytes) / GIB
+    rollout = spec.config.rollout
     if not engine.on_gpu:
-        needed = math.ceil(plan.context * kv.bytes_per_token / GIB * 100) / 100
+        needed = math.ceil(spec.context * kv.bytes_per_token / GIB * 100) / 100
         remedies = [f"rollout.kv_cache_gib={needed:g}"]
     else:
-        remedies = for_engine(model, engine, device.memory_gib, rollout.gpu_memory_utilization, plan.context)
+        remedies = for_engine(model, engine, device.memory_gib, rollout.gpu_memory_utilization, spec.context)
     return [
         f"an engine has {max(0, kv.num_bytes) / GIB:.2f} GiB for keys and values, and one sequence of the model's "
-        f"{plan.context} positions needs {plan.context * kv.bytes_per_token / GIB:.2f}: {missing:.2f} GiB are missing; "
+        f"{spec.context} positions needs {spec.context * kv.bytes_per_token / GIB:.2f}: {missing:.2f} GiB are missing; "
         + _advice(remedies, "")
     ]
 
 
 def host_problems(
-    plan: Plan, rank: Memory, engine: Memory, machines: Sequence[Machine], places: Sequence[Place]
+    spec: RunSpec, rank: Memory, engine: Memory, machines: Sequence[Machine], places: Sequence[Placement]
 ) -> list[str]:
     """Machines whose memory is less than what is on them: processes without GPU, and what is offloaded."""
-    config, found = plan.config, []
+    config, found = spec.config, []
     cache = int(config.rollout.kv_cache_gib * GIB)
     each = {
         "learner": sum(rank.host.values()) if config.learner.gpus_per_rank else rank.total,
@@ -146,9 +146,9 @@ def host_problems(
     return found
 
 
-def placement_remedy(plan: Plan) -> str:
+def placement_remedy(spec: RunSpec) -> str:
     """What to do when bundles have no place."""
-    config = plan.config
+    config = spec.config
     return (
         f"add nodes, or lower rollout.num_workers ({config.rollout.num_workers}), learner.world_size "
         f"({config.learner.world_size}) or their cpus_per_/gpus_per_ settings"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from lpo_ray.tools.plan.architecture import Architecture
-from lpo_ray.tools.plan.memory import GIB, EngineSettings, RankSettings, kv_cache, rank_memory
+from lpo_ray.tools.plan.memory import GIB, EngineShape, RankSettings, kv_cache, rank_memory
 
 FEWEST_TOKENS = 2048
 """of a micro-batch: fewer cost more than they save"""
@@ -42,7 +42,7 @@ def _rank_changes(rank: RankSettings) -> Iterator[tuple[str, RankSettings]]:
 
 
 def for_engine(
-    model: Architecture, engine: EngineSettings, memory_gib: float, utilization: float, tokens: int
+    model: Architecture, engine: EngineShape, memory_gib: float, utilization: float, tokens: int
 ) -> list[str]:
     """Overrides with which keys and values of ``tokens`` positions fit an engine."""
     found = []

@@ -21,7 +21,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"{model.name}: {model.parameters:,} parameters (from {model.source})", style="bold"),
         Text(f"on {describe_cluster(forecast)}; {COMPUTED}, unless a line says so"),
-        _numbers({name: str(value) for name, value in forecast.plan.numbers().items()}, "derived"),
+        _numbers({name: str(value) for name, value in forecast.spec.numbers().items()}, "derived"),
         _memory(forecast.rank.device, "memory of a learner rank", forecast),
     ]
     if forecast.rank.host:
@@ -35,7 +35,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
                 "room (tokens)": f"{kv.tokens:,}",
                 "responses at sampling.max_tokens": f"{forecast.responses_at_most_length:,}",
                 "responses at the expected length": f"{forecast.responses_expected:,}",
-                "rollout.max_num_seqs": f"{forecast.plan.config.rollout.max_num_seqs:,}",
+                "rollout.max_num_seqs": f"{forecast.spec.config.rollout.max_num_seqs:,}",
             },
             "keys and values of an engine",
         ),
@@ -59,7 +59,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
                     "learning": f"{time.train:.2f} s at {train.value:,.0f} tokens/s a rank, {train.source}",
                     "publishing": f"{time.publish:.2f} s at {publish.value:.2f} GB/s, {publish.source}",
                     "step": f"{time.step:.2f} s",
-                    "run, without evaluation": f"{time.step * forecast.plan.config.run.steps / 3600:.2f} h",
+                    "run, without evaluation": f"{time.step * forecast.spec.config.run.steps / 3600:.2f} h",
                     "the slower lane": time.lane,
                     "advice": time.advice or "no lane waits for more than a quarter of its time",
                 },
@@ -76,7 +76,7 @@ def render_rows(forecasts: Sequence[tuple[str, Forecast]]) -> RenderableType:
     """One row for each cluster, by the name that it was given."""
     first = forecasts[0][1]
     title = (
-        f"{first.plan.config.run.name}: {first.model.name}, {first.model.parameters / 1e9:.2f} B parameters; {COMPUTED}"
+        f"{first.spec.config.run.name}: {first.model.name}, {first.model.parameters / 1e9:.2f} B parameters; {COMPUTED}"
     )
     table = Table(box=box.MARKDOWN)
     for column in COLUMNS:

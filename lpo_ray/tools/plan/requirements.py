@@ -10,12 +10,12 @@ from pathlib import Path
 from lpo_ray.config.schema import ClipCentre, ClusterKind
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.machines import Bundle
-from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineSettings, RankSettings
+from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineShape, RankSettings
 from lpo_ray.tools.plan.throughput import Work, forward_passes
 
 ASSUMED_PROMPT_TOKENS = 256
@@ -32,9 +32,9 @@ class Lengths:
     source: str
 
 
-def mean_lengths(plan: Plan, prompt_tokens: float | None, response_tokens: float | None) -> Lengths:
+def mean_lengths(spec: RunSpec, prompt_tokens: float | None, response_tokens: float | None) -> Lengths:
     """Given, read from the data where that and the tokenizer are at hand, or assumed. Raises ConfigError."""
-    limit, longest = plan.config.sampling.max_tokens, max(1, plan.max_prompt_tokens)
+    limit, longest = spec.config.sampling.max_tokens, max(1, spec.max_prompt_tokens)
     for flag, value, most in (
         ("--prompt-tokens", prompt_tokens, longest), ("--response-tokens", response_tokens, limit),
     ):  # fmt: skip
@@ -44,7 +44,7 @@ def mean_lengths(plan: Plan, prompt_tokens: float | None, response_tokens: float
             )
     prompt, where = prompt_tokens, "prompt given"
     if prompt is None:
-        prompt, where = _read_prompts(plan), f"prompt the mean of {PROMPTS_READ} of the data"
+        prompt, where = _read_prompts(spec), f"prompt the mean of {PROMPTS_READ} of the data"
     if prompt is None:
         prompt, where = float(min(ASSUMED_PROMPT_TOKENS, longest)), "prompt assumed (--prompt-tokens)"
     if response_tokens is not None:
@@ -52,28 +52,28 @@ def mean_lengths(plan: Plan, prompt_tokens: float | None, response_tokens: float
     return Lengths(prompt, limit / 2, f"{where}, response assumed as half of sampling.max_tokens (--response-tokens)")
 
 
-def _read_prompts(plan: Plan) -> float | None:
-    path = plan.model_path
+def _read_prompts(spec: RunSpec) -> float | None:
+    path = spec.model_path
     try:
         if path is not None and not Path(path).is_dir():
             return None
-        source = _few(plan).source(character_tokenizer() if path is None else Tokenizer.load(path))
+        source = _few(spec).source(character_tokenizer() if path is None else Tokenizer.load(path))
         return sum(len(source.train(number).token_ids) for number in range(PROMPTS_READ)) / PROMPTS_READ
-    except ConfigError:  # data or tokenizer are not here, which ``make_plan`` says better
+    except ConfigError:  # data or tokenizer are not here, which ``make_spec`` says better
         return None
 
 
-def _few(plan: Plan) -> Plan:
+def _few(spec: RunSpec) -> RunSpec:
     """The same plan with the first PROMPTS_READ prompts only, so that a large file is not read to its end."""
-    task = plan.config.task
+    task = spec.config.task
     few = replace(task, num_train=min(PROMPTS_READ, task.num_train or PROMPTS_READ), heldout_path=None)
-    return replace(plan, config=replace(plan.config, task=few))
+    return replace(spec, config=replace(spec.config, task=few))
 
 
-def step_work(plan: Plan, model: Architecture, lengths: Lengths) -> Work:
+def step_work(spec: RunSpec, model: Architecture, lengths: Lengths) -> Work:
     """What a step of the plan has to do."""
-    config = plan.config
-    objective = plan.objective().at(0)
+    config = spec.config
+    objective = spec.objective().at(0)
     return Work(
         prompts=config.pipeline.groups_per_step,
         group_size=config.sampling.group_size,
@@ -83,7 +83,7 @@ def step_work(plan: Plan, model: Architecture, lengths: Lengths) -> Work:
         share_prompt=config.pipeline.share_prompt,
         forward_passes=forward_passes(
             config.pipeline.updates_per_step,
-            from_engine=plan.from_engine,
+            from_engine=spec.from_engine,
             around_anchor=config.objective.token_clip.around is ClipCentre.anchor,
             reference=objective.reference_kl > 0,
         ),
@@ -93,15 +93,15 @@ def step_work(plan: Plan, model: Architecture, lengths: Lengths) -> Work:
     )
 
 
-def rank_of(plan: Plan, model: Architecture, lengths: Lengths) -> RankSettings:
+def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSettings:
     """The learner rank of the plan. Its largest micro-batch is one of the budget, of what an update gives a rank,
     or of one response.
     """
-    config, zero = plan.config, plan.config.learner.zero
-    world_size = plan.packing().world_size
+    config, zero = spec.config, spec.config.learner.zero
+    world_size = spec.packing().world_size
     group = config.sampling.group_size * (lengths.prompt + config.sampling.max_tokens)
     update = config.pipeline.groups_per_step / config.pipeline.updates_per_step * group
-    one = min(plan.context, lengths.prompt + config.sampling.max_tokens)
+    one = min(spec.context, lengths.prompt + config.sampling.max_tokens)
     tokens = max(one, min(config.pipeline.tokens_per_micro_batch, update / world_size))
     return RankSettings(
         world_size=world_size,
@@ -113,7 +113,7 @@ def rank_of(plan: Plan, model: Architecture, lengths: Lengths) -> RankSettings:
         offload_optimizer=offloads(zero, "offload_optimizer"),
         offload_parameters=offloads(zero, "offload_param"),
         live_parameters=_live(zero),
-        bucket_bytes=_bucket(plan, model),
+        bucket_bytes=_bucket(spec, model),
         on_gpu=config.learner.gpus_per_rank > 0,
     )
 
@@ -130,26 +130,26 @@ def _live(zero: Mapping[str, object]) -> int:
     return max(int(value) for value in values if isinstance(value, int | float))
 
 
-def _bucket(plan: Plan, model: Architecture) -> int:
-    config = plan.config
+def _bucket(spec: RunSpec, model: Architecture) -> int:
+    config = spec.config
     return max(config.transport.bucket_mib * 2**20, BYTES[config.rollout.dtype] * model.largest_parameter)
 
 
-def engine_of(plan: Plan, model: Architecture) -> EngineSettings:
+def engine_of(spec: RunSpec, model: Architecture) -> EngineShape:
     """The engine of the plan."""
-    rollout = plan.config.rollout
-    return EngineSettings(
+    rollout = spec.config.rollout
+    return EngineShape(
         dtype=rollout.dtype,
         tensor_parallel_size=rollout.tensor_parallel_size,
         max_num_seqs=rollout.max_num_seqs,
-        bucket_bytes=_bucket(plan, model),
+        bucket_bytes=_bucket(spec, model),
         on_gpu=rollout.gpus_per_worker > 0,
     )
 
 
-def bundles(plan: Plan) -> list[Bundle]:
+def bundles(spec: RunSpec) -> list[Bundle]:
     """What the actors of the plan ask for. Without Ray there is one process."""
-    config = plan.config
+    config = spec.config
     learner, rollout = config.learner, config.rollout
     if config.cluster.kind is ClusterKind.inprocess:
         return [Bundle("process", 1, 0)]
@@ -158,12 +158,12 @@ def bundles(plan: Plan) -> list[Bundle]:
     return [*ranks, *engines, Bundle("verifier", 1, 0)]
 
 
-def setup_of(plan: Plan) -> Setup:
+def setup_of(spec: RunSpec) -> Setup:
     """What telemetry.advice speaks of."""
-    config = plan.config
+    config = spec.config
     return Setup(
         config.pipeline.max_staleness,
         config.rollout.num_workers,
-        plan.packing().world_size,
+        spec.packing().world_size,
         config.verifier.num_processes,
     )

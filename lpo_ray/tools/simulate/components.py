@@ -19,7 +19,6 @@ from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import ComponentDied, LearnerLost
 from lpo_ray.records import (
     Anchor,
-    Bundle,
     FloatArray,
     Process,
     ProjectedGroup,
@@ -29,6 +28,7 @@ from lpo_ray.records import (
     Response,
     Sampling,
     ScoredGroup,
+    ScoringItem,
     StepNorms,
     StepReport,
     TargetGroup,
@@ -210,7 +210,7 @@ class SimulatedLearner:
             reports.append(UpdateReport(tuple(_projected(t, number) for t in targets.values()), norms, 1, 0.0, ()))
         return StepReport(tuple(reports))
 
-    async def logprobs(self, forwards: Sequence[Sequence[Bundle]], temperature: float) -> list[FloatArray]:
+    async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
         """See interfaces.Learner."""
         bundles = itertools.chain.from_iterable(forwards)
         return [np.zeros(len(response), np.float32) for _, responses in bundles for response in responses]

@@ -22,9 +22,9 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError, GroupLost
-from lpo_ray.records import Holder, Process, Prompt, StepRecord, WorkerStatus
+from lpo_ray.records import BusyWorker, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
-from lpo_ray.run.spec import Plan
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.stage_clock import WAIT, StageClock
 from lpo_ray.tools.simulate import virtual_time
 from lpo_ray.tools.simulate.components import (
@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulationResult:
     """What came out of a simulated run, without its first and last steps, in which the lanes fill up and run empty.
     Seconds are virtual unless the name says otherwise.
     """
@@ -87,7 +87,7 @@ class _Components:
     def lend(self) -> None:
         """See interfaces.Components. Nothing is evaluated here."""
 
-    def holders(self, stage: str) -> list[Holder]:
+    def busy(self, stage: str) -> list[BusyWorker]:
         """See interfaces.Components."""
         return []
 
@@ -171,7 +171,7 @@ class _Notes:
         self.restarts = sum(worker.restarts for worker in workers)
 
 
-def simulate(config: Config, engines: int) -> Outcome:
+def simulate(config: Config, engines: int) -> SimulationResult:
     """Run the loop of ``config`` to its last step in virtual time, with ``engines`` engines, and with groups and
     learner ranks in proportion to those it has for rollout.num_workers. In a folder of its own.
     """
@@ -190,7 +190,7 @@ def simulate(config: Config, engines: int) -> Outcome:
         pipeline=dataclasses.replace(pipeline, groups_per_step=per_update * pipeline.updates_per_step),
         learner=dataclasses.replace(config.learner, world_size=world_size),
     )
-    plan = Plan(config, Path(), None, config.sampling.max_tokens + PROMPT_TOKENS, "", 0.0)
+    spec = RunSpec(config, Path(), None, config.sampling.max_tokens + PROMPT_TOKENS, "", 0.0)
     hardware = Hardware(
         mean_tokens=sim.mean_tokens,
         length_variation=sim.length_variation,
@@ -205,11 +205,11 @@ def simulate(config: Config, engines: int) -> Outcome:
     )
     with tempfile.TemporaryDirectory(prefix="lpo-ray-simulation-") as name:
         rules = CheckpointRules(Path(name) / "checkpoints", every=0, keep=1, best=None)
-        settings = dataclasses.replace(plan.loop_settings(), checkpoints=rules, evaluate_every=0)
+        settings = dataclasses.replace(spec.loop_settings(), checkpoints=rules, evaluate_every=0)
         return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
 
 
-def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[Outcome]:
+def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[SimulationResult]:
     """``simulate`` for each number of engines, in a process of its own, so that its memory can be told apart."""
     context = multiprocessing.get_context("spawn")
     for number in engines:
@@ -217,7 +217,7 @@ def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[Outcome]:
             yield process.submit(simulate, config, number).result()
 
 
-def render(outcomes: Sequence[Outcome]) -> Table:
+def render(outcomes: Sequence[SimulationResult]) -> Table:
     """One row for each number of engines."""
     table = Table(title="in virtual time, without the steps in which lanes fill up or run empty", title_justify="left")
     for column in COLUMNS:
@@ -232,7 +232,7 @@ def render(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, folder: Path) -> Outcome:
+async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, folder: Path) -> SimulationResult:
     clock = ActiveClock()
     ahead = settings.assembly.max_staleness
     notes = _Notes(ahead + 1, settings.steps - ahead, clock)
@@ -265,7 +265,7 @@ async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, f
     seconds, cpu = notes.end.seconds - notes.begin.seconds, notes.end.cpu - notes.begin.cpu
     decoded = notes.end.decoded - notes.begin.decoded
     trained = sum(notes.staleness.values())
-    return Outcome(
+    return SimulationResult(
         engines=engines,
         steps=settings.steps,
         seconds=seconds,

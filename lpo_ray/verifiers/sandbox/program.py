@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from lpo_ray.verifiers.sandbox import kinds
-from lpo_ray.verifiers.sandbox.inside.feed import Watch
+from lpo_ray.verifiers.sandbox.inside.feed import Feed
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.memory import limits_memory
 from lpo_ray.verifiers.sandbox.process import READY, Program, kill, start
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProgramResult:
     """What became of a program. With ``trouble`` the sandbox failed, and the program has not begun."""
 
     exit_code: int
@@ -40,7 +40,7 @@ class Outcome:
 
 def run_program(
     program: Program, stdin: bytes, limits: Limits, fds: Sequence[int] = (), *, begins_with: bytes = b""
-) -> Outcome:
+) -> ProgramResult:
     """Run it to its end, to Limits.seconds or to Limits.output_kib, after which nothing of it is left. Never raises for
     what the program does. ``fds`` stay open in it. Its time begins when the sandbox works and it has written
     ``begins_with``.
@@ -83,20 +83,20 @@ def missing(kind: str) -> tuple[str, ...]:
 
 def _run(
     kind: str, program: Program, stdin: bytes, limits: Limits, fds: Sequence[int], begins_with: bytes = b""
-) -> Outcome:
+) -> ProgramResult:
     launched = time.monotonic()
     try:
         process = start(kind, program, limits, subprocess.PIPE, subprocess.PIPE, subprocess.PIPE, fds)
     except OSError as error:
         starting = time.monotonic() - launched
-        return Outcome(-1, b"", b"", False, False, starting, 0.0, f"the {kind} sandbox does not start: {error}")
+        return ProgramResult(-1, b"", b"", False, False, starting, 0.0, f"the {kind} sandbox does not start: {error}")
     head = READY + begins_with
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     pipes = (process.stdin, process.stdout, process.stderr)
     most = limits.output_kib * 1024 + len(READY)
-    watch = Watch(process.pid, pipes, stdin, most, _LAST_WORDS, partial(kill, process))
+    watch = Feed(process.pid, pipes, stdin, most, _LAST_WORDS, partial(kill, process))
     try:
         if watch.until(launched + limits.start_seconds, head):
             began = time.monotonic()
@@ -109,7 +109,7 @@ def _run(
     ended = time.monotonic()
     starting, seconds = (ended - launched, 0.0) if began is None else (began - launched, ended - began)
     stdout, stderr = bytes(watch.stdout), bytes(watch.stderr)
-    outcome = Outcome(code, stdout, stderr, watch.timed_out, watch.over_output, starting, seconds, None)
+    outcome = ProgramResult(code, stdout, stderr, watch.timed_out, watch.over_output, starting, seconds, None)
     if stdout.startswith(READY) and not (began is None and watch.timed_out):
         return replace(outcome, stdout=stdout[len(READY) :])
     why = stderr.decode(errors="replace").strip()[-300:] or f"exit code {code}"

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors.runtime import supervised
-from actors.runtime.supervised import Supervised
+from actors.runtime.supervised import RestartableActor
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import ComponentDied
 from lpo_ray.records import Process
@@ -56,9 +56,11 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervised.ray, "kill", lambda handle: setattr(handle, "dead", True))
 
 
-async def begin(actors: list[Actor], restarts: int) -> tuple[Supervised, FakeEvents]:
+async def begin(actors: list[Actor], restarts: int) -> tuple[RestartableActor, FakeEvents]:
     made, events = iter(actors), FakeEvents()
-    found = Supervised("the service", lambda: next(made), lambda a: a.start(), RestartRule(restarts, 100, 0), events)
+    found = RestartableActor(
+        "the service", lambda: next(made), lambda a: a.start(), RestartRule(restarts, 100, 0), events
+    )
     actors[0].up()
     await found.start()
     return found, events

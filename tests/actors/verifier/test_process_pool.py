@@ -21,13 +21,13 @@ from pebble.pool.base_pool import PoolStatus
 from actors.verifier import endpoint as remote_verdicts
 from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
-from actors.verifier.process_pool import PoolSettings, VerdictPool
+from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.calling.version import version_of
 
 HERE = f"{Path(__file__).parents[2]}/support/odd_verifiers.py"
-POOL = PoolSettings(num_processes=2, deadline_seconds=2.0, slow_seconds=0.3, recycle_after=1000, memory_mib=1024)
+POOL = ProcessPoolSettings(num_processes=2, deadline_seconds=2.0, slow_seconds=0.3, recycle_after=1000, memory_mib=1024)
 REMOTE = RemoteSettings(
     seconds=10.0, concurrency=8, request={"text": "response", "gold": "answer", "level": "row.level"},
     reward="result.score", reply_schema={}, batched=False, key_env="LPO_RAY_TEST_KEY", judge_url="",

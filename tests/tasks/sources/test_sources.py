@@ -21,8 +21,8 @@ from lpo_ray.tasks.sources.source import epoch_order
 from lpo_ray.tasks.sources.tables import ParquetRows
 from lpo_ray.verifiers.calling.adapters import adapt
 from lpo_ray.verifiers.calling.case import Case
-from tests.support import datasets as made
-from tests.support.datasets import chat_tokenizer, source, write, write_jsonl, write_parquet
+from tests.support import dataset_files as made
+from tests.support.dataset_files import chat_tokenizer, source, write, write_jsonl, write_parquet
 
 SUMS = [{"prompt": f"{n} + {n} =", "answer": str(2 * n), "level": n % 3} for n in range(50)]
 PROMPT = "What is 2 + 2?"

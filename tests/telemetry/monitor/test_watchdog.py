@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lpo_ray.records import Holder, Process
+from lpo_ray.records import BusyWorker, Process
 from lpo_ray.telemetry.monitor.watchdog import INSPECTED, Watchdog
 from lpo_ray.telemetry.stage_clock import StageClock
 from tests.support.fakes import FakeComponents
@@ -17,8 +17,8 @@ START = 1_000_000.0
 """unix seconds when the monotonic clock shows 0"""
 
 
-def rank(number: int, since: float | None = None) -> Holder:
-    return Holder(f"learner rank {number}", "project", since, Process(100 + number, "node", "10.0.0.1", ()))
+def rank(number: int, since: float | None = None) -> BusyWorker:
+    return BusyWorker(f"learner rank {number}", "project", since, Process(100 + number, "node", "10.0.0.1", ()))
 
 
 @dataclass
@@ -109,11 +109,11 @@ async def test_the_snapshot_is_shown_when_it_changed_and_only_then() -> None:
         assert len(at.shown) == 2
         assert at.shown[1] == {
             "stages": [
-                {"stage": "sample", "since": START + 3.0, "holders": []},
+                {"stage": "sample", "since": START + 3.0, "busy": []},
                 {
                     "stage": "project",
                     "since": START + 3.0,
-                    "holders": [
+                    "busy": [
                         {
                             "name": "learner rank 0", "doing": "project", "since": None,
                             "process": {"pid": 100, "node_id": "node", "host": "10.0.0.1", "logs": (), "oom_kills": 0},
@@ -181,7 +181,7 @@ async def test_progress_during_the_look_is_no_stall() -> None:
 async def test_it_ends_with_its_context_and_says_when_it_ends_before() -> None:
     at = Scene(stall_seconds=0.02)
 
-    def broken(stage: str) -> list[Holder]:
+    def broken(stage: str) -> list[BusyWorker]:
         raise RuntimeError("no such stage")
 
     before = asyncio.all_tasks()
@@ -190,7 +190,7 @@ async def test_it_ends_with_its_context_and_says_when_it_ends_before() -> None:
         assert len(asyncio.all_tasks()) == len(before) + 1
     assert asyncio.all_tasks() == before
     assert at.notes == []
-    at.parts.holders = broken
+    at.parts.busy = broken
     with pytest.raises(KeyError), at.clock.stage("project"):
         async with at.dog.running(at.parts):
             await asyncio.sleep(0.01)

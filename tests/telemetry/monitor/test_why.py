@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lpo_ray.errors import ConfigError
-from lpo_ray.records import Holder, Process
+from lpo_ray.records import BusyWorker, Process
 from lpo_ray.telemetry.monitor.process_state import _oom_kills, describe, this_process
 from lpo_ray.telemetry.monitor.why import why_from_folder
 from lpo_ray.telemetry.status import FILE, StatusFile
@@ -28,8 +28,8 @@ def looked(process: Process) -> str:
 
 
 def waiting_for(process: Process | None, evidence: str = "") -> dict[str, object]:
-    holder = Holder("rollout worker 1", "12 groups, oldest train-00000012 attempt 0", time.time() - 45, process)
-    stage = {"stage": "sample", "since": time.time() - 47, "holders": [asdict(holder)]}
+    holder = BusyWorker("rollout worker 1", "12 groups, oldest train-00000012 attempt 0", time.time() - 45, process)
+    stage = {"stage": "sample", "since": time.time() - 47, "busy": [asdict(holder)]}
     return {"stages": [stage], "progress_at": time.time() - 40, "evidence": evidence}
 
 

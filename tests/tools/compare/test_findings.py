@@ -9,7 +9,7 @@ import pytest
 from lpo_ray.errors import RunFailed
 from lpo_ray.tools.compare.findings import Measure, Results, find
 from lpo_ray.tools.compare.grid import Arm
-from lpo_ray.tools.compare.outcome import CURVES, Outcome, is_finished
+from lpo_ray.tools.compare.outcome import CURVES, ArmResult, is_finished
 from lpo_ray.tools.compare.report import Background, write_comparison
 
 SAMPLES, PROMPTS = 4, 40
@@ -17,14 +17,14 @@ SETTINGS = ((("objective.target_temperature", "one"),), (("objective.target_temp
 AT_END, OVER_CURVE = Measure(1, over_curve=False), Measure(1, over_curve=True)
 
 
-def outcome(seed: int, gain: int, *, lost: tuple[str, ...] = (), at_start: int = 0) -> Outcome:
+def outcome(seed: int, gain: int, *, lost: tuple[str, ...] = (), at_start: int = 0) -> ArmResult:
     """``gain``: passing responses more of every prompt at the last step."""
     rng = np.random.default_rng(seed)
     base = {f"p{n}": int(count) for n, count in enumerate(rng.integers(0, SAMPLES - 1, PROMPTS))}
     last = {name: count + gain for name, count in base.items() if name not in lost}
     curves = {name: np.full(20, 0.5) for name in CURVES}
     start = {name: count + at_start for name, count in base.items()}
-    return Outcome({0: start, 2: base, 4: last}, SAMPLES, curves, 8, 100, 1.0)
+    return ArmResult({0: start, 2: base, 4: last}, SAMPLES, curves, 8, 100, 1.0)
 
 
 def results(**gains: int) -> Results:

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from lpo_ray.errors import RunFailed
-from lpo_ray.tools.compare.launcher import Named, Process, carry_out
+from lpo_ray.tools.compare.launcher import LaunchedRun, Named, carry_out
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ async def test_stopping_stops_the_runs_that_go_on_and_starts_no_other() -> None:
 
 
 async def test_a_process_that_fails_has_its_last_lines_in_the_error(tmp_path: Path) -> None:
-    process = Process(("data", str(tmp_path / "none.yaml")), tmp_path / "a.log", threads=1)
+    process = LaunchedRun(("data", str(tmp_path / "none.yaml")), tmp_path / "a.log", threads=1)
     with pytest.raises(
         RunFailed, match=r"run one ended with exit code 2.*\n.*ConfigError: config file .* does not exist"
     ):
@@ -85,7 +85,7 @@ async def test_a_process_that_fails_has_its_last_lines_in_the_error(tmp_path: Pa
 
 
 async def test_a_process_that_is_stopped_has_ended_when_its_call_has(tmp_path: Path) -> None:
-    process = Process(("data", str(tmp_path / "none.yaml")), tmp_path / "a.log", threads=1)
+    process = LaunchedRun(("data", str(tmp_path / "none.yaml")), tmp_path / "a.log", threads=1)
     task = asyncio.create_task(process.run("one"))
     while not (found := children_with(str(tmp_path))):
         await asyncio.sleep(0.01)

@@ -32,7 +32,7 @@ from lpo_ray.tools.doctor.machine import (
     within_cgroup,
 )
 from lpo_ray.tools.doctor.ownership import check_owner, owner
-from lpo_ray.tools.doctor.probe import Outcome, run
+from lpo_ray.tools.doctor.probe import ProbeResult, run
 from lpo_ray.tools.doctor.sandbox import check_sandbox, sandbox
 from lpo_ray.tools.doctor.stack import engine, extension
 from lpo_ray.tools.doctor.versions import TESTED, companions, engine_package, package, python_version, same_everywhere
@@ -68,7 +68,7 @@ def test_a_check_that_breaks_is_a_finding_and_the_next_one_still_runs() -> None:
     checks = [Check("first", breaks, 5), Check("second", leaves, 5), Check("third", lambda _: [fine], 5)]
     first, second, third = examine(checks, HERE, quick=False)
     assert first.state is FAIL
-    assert re.fullmatch(r"OSError: the driver has gone at tests/test_doctor\.py:\d+", first.found)
+    assert re.fullmatch(r"OSError: the driver has gone at doctor/test_doctor\.py:\d+", first.found)
     assert second.found.startswith("SystemExit: 3 at ")
     assert third == fine
     assert failures({"a": [first, third], "b": [second]}) == ["first (a)", "second (b)"]
@@ -374,10 +374,10 @@ def test_two_ranks_add_up() -> None:
 @pytest.mark.slow
 def test_a_rank_whose_partner_never_comes_says_so_in_time() -> None:
     alone = start_rank(1, "127.0.0.1", 1, "gloo", 4.0).outcome(60.0)
-    finding = summary("gloo collective", "gloo", [Outcome(0, {"sum": 3.0, "seconds": 0.1}, "", 1.0), alone], 4.0)
+    finding = summary("gloo collective", "gloo", [ProbeResult(0, {"sum": 3.0, "seconds": 0.1}, "", 1.0), alone], 4.0)
     assert finding.state is FAIL
     assert finding.found.startswith("rank 1: ")
-    wrong = summary("x", "gloo", [Outcome(0, {"sum": n, "seconds": 0.1}, "", 1.0) for n in (3.0, 2.0)], 4.0)
+    wrong = summary("x", "gloo", [ProbeResult(0, {"sum": n, "seconds": 0.1}, "", 1.0) for n in (3.0, 2.0)], 4.0)
     assert (wrong.state, wrong.found) == (FAIL, "1 + 2 came out as [3.0, 2.0]")
 
 

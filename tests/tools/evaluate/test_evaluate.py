@@ -15,7 +15,7 @@ import pytest
 from lpo_ray.cli.train import evaluate_command
 from lpo_ray.config.load import load_config, read_layer
 from lpo_ray.errors import ConfigError, TooManyLost
-from lpo_ray.run.spec import make_plan
+from lpo_ray.run.spec import make_spec
 from lpo_ray.tools.evaluate.target import requests_of
 
 ROOT = Path(__file__).parents[3]
@@ -148,8 +148,8 @@ def test_without_training_data_nothing_is_trained(tiny_policy: Path, tmp_path: P
     overrides = ["task.path=null", f"task.heldout_path={heldout(tmp_path)}", f"model.path={tiny_policy}"]
     config = load_config(ROOT / "configs" / "math.yaml", overrides)
     with pytest.raises(ConfigError, match=r"task\.path is null with task.heldout_path="):
-        make_plan(config)
-    assert len(make_plan(config, for_training=False).checked.heldout(6)) == 6
+        make_spec(config)
+    assert len(make_spec(config, for_training=False).checked.heldout(6)) == 6
 
 
 def picky(response: str, row: dict[str, object]) -> float | None:

@@ -11,18 +11,22 @@ import pytest
 from lpo_ray.cli import plan as check_commands
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError, DoesNotFit
-from lpo_ray.run.spec import make_plan
-from lpo_ray.tools.plan.forecast import Given
+from lpo_ray.run.spec import make_spec
+from lpo_ray.tools.plan.forecast import Assumptions
 from tests.cli.test_cli import lpo_ray
 from tests.tools.plan.test_sizes import write_metrics
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(path.name for path in CONFIGS.glob("paper_*.yaml"))
-NOTHING = Given()
+NOTHING = Assumptions()
 
 
 def planned(
-    capsys: pytest.CaptureFixture[str], name: str, *overrides: str, cluster: str = "8xH100", given: Given = NOTHING
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    *overrides: str,
+    cluster: str = "8xH100",
+    given: Assumptions = NOTHING,
 ) -> dict[str, Any]:
     """JSON of one cluster; DoesNotFit goes through."""
     clusters = (cluster,) if cluster else ()
@@ -55,7 +59,7 @@ def test_the_papers_recipes_fit_eight_gpus(name: str, cluster: str, capsys: pyte
 
 def test_the_derived_numbers_are_those_of_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "quickstart.yaml", cluster="")
-    assert found["derived"] == make_plan(load_config(CONFIGS / "quickstart.yaml", ()), for_training=False).numbers()
+    assert found["derived"] == make_spec(load_config(CONFIGS / "quickstart.yaml", ()), for_training=False).numbers()
     assert found["model"]["parameters"] == 1_790_656
     assert found["weight_bytes_per_step"] == 4 * 1_790_656  # what the runs' metrics say as well: 7,162,624
     assert found["prompt_tokens"] == pytest.approx(10, abs=1)
@@ -108,14 +112,14 @@ def test_shared_gpus_hold_both_or_say_so(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_rates_given_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rates = Given(response_tokens=8, sample_rate=4096, train_rate=2048, publish_rate=1)
+    rates = Assumptions(response_tokens=8, sample_rate=4096, train_rate=2048, publish_rate=1)
     found = planned(capsys, "quickstart.yaml", cluster="", given=rates)
     assert (found["seconds"]["sample"], found["seconds"]["train"]) == (1, 1)
     assert found["seconds"]["step"] == pytest.approx(2 + 7_162_624e-9)
     write_metrics(tmp_path, 5)
     (tmp_path / "config.yaml").write_text((CONFIGS / "quickstart.yaml").read_text())
     config = load_config(CONFIGS / "quickstart.yaml", ())
-    check_commands.plan_command(config, (), None, tmp_path, Given(train_rate=1000), as_json=True)
+    check_commands.plan_command(config, (), None, tmp_path, Assumptions(train_rate=1000), as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["rates"]["sample"] == {"value": 500, "source": f"measured in {tmp_path} (3 steps)"}
     assert found["rates"]["train"] == {"value": 1000, "source": "given"}
@@ -125,15 +129,15 @@ def test_rates_given_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (Given(response_tokens=25), "--response-tokens is 25; expected a number above 0 and at most 24"),
-        (Given(response_tokens=0), "--response-tokens is 0; expected"),
-        (Given(response_tokens=float("nan")), "--response-tokens is nan; expected"),
-        (Given(prompt_tokens=-1), "--prompt-tokens is -1; expected"),
-        (Given(sample_rate=0), "--sample-rate is 0; expected a number above 0"),
-        (Given(train_rate=float("nan")), "--train-rate is nan; expected"),
+        (Assumptions(response_tokens=25), "--response-tokens is 25; expected a number above 0 and at most 24"),
+        (Assumptions(response_tokens=0), "--response-tokens is 0; expected"),
+        (Assumptions(response_tokens=float("nan")), "--response-tokens is nan; expected"),
+        (Assumptions(prompt_tokens=-1), "--prompt-tokens is -1; expected"),
+        (Assumptions(sample_rate=0), "--sample-rate is 0; expected a number above 0"),
+        (Assumptions(train_rate=float("nan")), "--train-rate is nan; expected"),
     ],
 )
-def test_numbers_that_cannot_be(given: Given, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_cannot_be(given: Assumptions, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=said):
         planned(capsys, "quickstart.yaml", cluster="", given=given)
 
@@ -145,13 +149,13 @@ def test_unknown_gpus_have_sizes_but_no_times(monkeypatch: pytest.MonkeyPatch) -
     from tests.tools.plan.test_sizes import shipped
 
     model = shipped("Qwen/Qwen3-4B", monkeypatch)
-    plan = outline(load_config(CONFIGS / "paper_polaris.yaml", ()), model.context)
+    spec = outline(load_config(CONFIGS / "paper_polaris.yaml", ()), model.context)
     machines = [Machine("node", 64, 8, None, 512)]
-    found = make_forecast(plan, model, machines, NOTHING)
+    found = make_forecast(spec, model, machines, NOTHING)
     assert found.time is None
     assert not found.problems
     assert any("give --sample-rate, or --from-run" in note for note in found.notes)
-    assert make_forecast(plan, model, machines, Given(None, None, 1000, 1000, 1)).time is not None
+    assert make_forecast(spec, model, machines, Assumptions(None, None, 1000, 1000, 1)).time is not None
 
 
 def test_a_host_without_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +166,8 @@ def test_a_host_without_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
     from lpo_ray.tools.plan.machines import Machine
 
     model = read_architecture(None)
-    plan = outline(load_config(CONFIGS / "quickstart.yaml", ()), model.context)
-    found = make_forecast(plan, model, [Machine("small", 8, 0, CPU, 2.0)], NOTHING)
+    spec = outline(load_config(CONFIGS / "quickstart.yaml", ()), model.context)
+    found = make_forecast(spec, model, [Machine("small", 8, 0, CPU, 2.0)], NOTHING)
     (problem,) = found.problems
     assert problem.startswith("2 learner ranks with ")
     assert "GiB do not fit the memory of small, 2.0 GiB: " in problem

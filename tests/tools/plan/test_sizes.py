@@ -24,11 +24,11 @@ from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGr
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture, describe, read_architecture, shipped_architectures
 from lpo_ray.tools.plan.devices import CPU, DEVICES, device_named, device_reported
-from lpo_ray.tools.plan.machines import Bundle, Machine, Place, described, place
+from lpo_ray.tools.plan.machines import Bundle, Machine, Placement, described, place
 from lpo_ray.tools.plan.memory import (
     BYTES,
     GIB,
-    EngineSettings,
+    EngineShape,
     RankSettings,
     engine_memory,
     head_memory,
@@ -59,7 +59,7 @@ RANK = RankSettings(
     world_size=4, dtype="bfloat16", tokens=32768, scored=32768, gradient_checkpointing=True, reference=False,
     offload_optimizer=False, offload_parameters=False, live_parameters=10**9, bucket_bytes=2**26, on_gpu=True,
 )  # fmt: skip
-ENGINE = EngineSettings("bfloat16", 1, 512, 2**26, on_gpu=True)
+ENGINE = EngineShape("bfloat16", 1, 512, 2**26, on_gpu=True)
 WORK = Work(
     prompts=8, group_size=4, prompt_tokens=100, response_tokens=50, longest_tokens=100, share_prompt=False,
     forward_passes=0.5, updates=2, tokens_per_micro_batch=1000, weight_bytes=2 * 10**9,
@@ -386,13 +386,13 @@ def machine(gpus: int, cpus: float = math.inf) -> Machine:
 def test_ranks_are_packed_and_engines_spread() -> None:
     wanted = [Bundle("learner", 1, 1)] * 4 + [Bundle("rollout", 1, 1)] * 4
     found = place(wanted, [machine(8), machine(8)], spread=frozenset({"rollout"}))
-    assert [where.machine for where in found if isinstance(where, Place)] == [0, 0, 0, 0, 0, 1, 0, 1]
+    assert [where.machine for where in found if isinstance(where, Placement)] == [0, 0, 0, 0, 0, 1, 0, 1]
 
 
 def test_shares_of_a_gpu_stand_beside_each_other() -> None:
     wanted = [Bundle("learner", 1, 0.5), Bundle("rollout", 1, 0.5), Bundle("rollout", 1, 0.3)]
     found = place(wanted, [machine(2)], spread=frozenset({"rollout"}))
-    assert [where.devices for where in found if isinstance(where, Place)] == [(0,), (0,), (1,)]
+    assert [where.devices for where in found if isinstance(where, Placement)] == [(0,), (0,), (1,)]
 
 
 def test_what_has_no_place_is_named() -> None:

@@ -18,7 +18,7 @@ from lpo_ray.verifiers.sandbox import kinds, process
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.memory import limits_memory
 from lpo_ray.verifiers.sandbox.process import Program
-from lpo_ray.verifiers.sandbox.program import Outcome, missing, run_program, trouble_with, working_kind
+from lpo_ray.verifiers.sandbox.program import ProgramResult, missing, run_program, trouble_with, working_kind
 from lpo_ray.verifiers.sandbox.seccomp import seccomp_filter
 from tests.support.hostile_programs import HOSTILE, MARKER, planted
 
@@ -68,7 +68,7 @@ def aims(monkeypatch: pytest.MonkeyPatch) -> Iterator[Aims]:
     folder.rmdir()
 
 
-def run(source: str, limits: Limits, stdin: bytes = b"") -> Outcome:
+def run(source: str, limits: Limits, stdin: bytes = b"") -> ProgramResult:
     return run_program(Program(textwrap.dedent(source)), stdin, limits)
 
 

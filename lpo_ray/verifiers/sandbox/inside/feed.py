@@ -15,7 +15,7 @@ from typing import IO
 _PIECE = 65536
 
 
-class Watch:
+class Feed:
     """What it printed is in ``stdout`` and ``stderr``."""
 
     def __init__(self, pid: int, pipes: tuple[IO[bytes], IO[bytes], IO[bytes]], given: bytes, most: int,

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 
-from lpo_ray.verifiers.sandbox.inside.feed import Watch
+from lpo_ray.verifiers.sandbox.inside.feed import Feed
 
 LAST_WORDS = 0.2
 """seconds that what a run wrote may take to arrive after its end"""
@@ -40,7 +40,7 @@ class Run:
             os.close(end)
         to_it, out, err = self._ours
         pipes = (os.fdopen(to_it, "wb", 0), os.fdopen(out, "rb", 0), os.fdopen(err, "rb", 0))
-        watch = Watch(self.pid, pipes, self._given, self._most, LAST_WORDS, lambda: None)
+        watch = Feed(self.pid, pipes, self._given, self._most, LAST_WORDS, lambda: None)
         watch.until(math.inf)
         os.kill(self.pid, 9)
         _, status = os.waitpid(self.pid, 0)
