@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 import venv
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -93,8 +93,7 @@ def locked() -> tuple[str, list[str], str]:
     return torch, [line for line in lines if line not in (torch, deepspeed)], deepspeed
 
 
-@dataclass(frozen=True)
-class Installer:
+class Installer(NamedTuple):
     """``uv pip install`` or ``pip install``: what set-up asks of them is spelled the same way."""
 
     name: str
