@@ -51,7 +51,6 @@ class Machine:
         monkeypatch.setattr(setup_env, "STAMP", self.venv / "stamp")
         monkeypatch.setattr(setup_env.venv, "create", self._create)
         monkeypatch.setattr(sys, "argv", ["setup_env.py"])
-        monkeypatch.setattr(sys, "dont_write_bytecode", False)
         monkeypatch.setenv("PATH", f"{folder / 'path'}:/usr/bin:/bin")
         for name in [name for name in setup_env.os.environ if name.startswith(("PIP_", "UV_", "SSL_CERT"))]:
             monkeypatch.delenv(name)
@@ -212,18 +211,19 @@ list.format='columns'
         "UV_FIND_LINKS": "/a,/b",
         "UV_HTTP_TIMEOUT": "60",
         "UV_INSECURE_HOST": "three.invalid",
-        "UV_COMPILE_BYTECODE": "0",
     }
     assert {name: value for name, value in environment.items() if name.startswith("UV_")} == expected
     assert environment["SSL_CERT_FILE"] == "/etc/ca.crt"
     assert "ALL_PROXY" not in environment
 
 
-def test_where_python_writes_no_bytecode_uv_does(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_import_check_leaves_bytecode(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.has_uv()
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    note = 'case "$2" in *deepspeed*) env >"{folder}/environment" ;; esac\n'
+    monkeypatch.setitem(globals(), "PYTHON", PYTHON + note)
     machine.set_up()
-    assert machine.environment()["UV_COMPILE_BYTECODE"] == "1"
+    assert "PYTHONDONTWRITEBYTECODE" not in machine.environment()
 
 
 def test_uv_sync_leaves_out_what_the_lock_leaves_out() -> None:

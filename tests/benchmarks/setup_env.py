@@ -4,8 +4,8 @@
 
 Each set-up is launch/setup_env.py of the last commit, whole, into an empty .venv of a clone: venv, installation, import
 check. Ways take turns. "cold": nothing of it was downloaded before, uv itself neither; "warm": the same again. "uv,
-compiled": uv compiles every file at once, as it does where Python has been told to write no bytecode. All end with the
-same packages, which is checked.
+compiled": with UV_COMPILE_BYTECODE=1 uv compiles every file at once, as pip does. All end with the same packages, which
+is checked.
 
 The first import comes after the import check, in a process of its own; bytecode that is missing is written.
 """
