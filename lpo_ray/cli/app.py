@@ -68,7 +68,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 @click.option("--train-rate", type=float, default=None, help="Response tokens a second of one learner rank.")
 @click.option("--publish-rate", type=float, default=None, help="GB of weights a second.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def spec(
+def plan(
     config: Path,
     overrides: tuple[str, ...],
     clusters: tuple[str, ...],
