@@ -35,12 +35,15 @@ def cli() -> None:
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a policy; the run's folder holds its checkpoints, metrics and report."""
     from lpo_ray.config import dump_config, load_config
-    from lpo_ray.run.spec import make_spec, render
+    from lpo_ray.run.numbers import render
+    from lpo_ray.run.preflight import outlook
+    from lpo_ray.run.spec import make_spec
 
     spec = make_spec(load_config(config, overrides))
     if dry_run:
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
+        click.echo(f"train would {outlook(spec.run_dir, spec.config)}")
         return
     from lpo_ray.cli.train import train_command
 
@@ -96,7 +99,7 @@ def plan(
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; nothing is cut.")
 def data(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """The first ten prompts as the engine will get them, with their answers; rows, lengths, duplicates, overlap."""
-    from lpo_ray.cli.plan import data_command
+    from lpo_ray.cli.data import data_command
     from lpo_ray.config import load_config
 
     data_command(load_config(config, overrides), as_json=as_json)
@@ -132,7 +135,7 @@ def evaluate(
     TARGET is a configuration's YAML file, a run's folder, or a model (folder or hub name) with --task, --config or
     --suite. Results are in --out, else in RUN/evaluations or ./evaluations.
     """
-    from lpo_ray.cli.train import evaluate_command
+    from lpo_ray.cli.evaluate import evaluate_command
     from lpo_ray.tools.evaluate.target import requests_of
 
     requests = requests_of(target, overrides, step=step, task=task, config=config, suite=suite, out=out)
@@ -185,7 +188,7 @@ def warmup(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each number of engines.")
 def simulate(config: Path, overrides: tuple[str, ...], engines: str, as_json: bool) -> None:
     """Run the same loop, gate, ledger and pool against simulated engines and learners, in virtual time."""
-    from lpo_ray.cli.plan import simulate_command
+    from lpo_ray.cli.simulate import simulate_command
     from lpo_ray.config import load_config
 
     simulate_command(load_config(config, overrides), engines, as_json=as_json)
@@ -356,7 +359,7 @@ def doctor(address: str | None, as_json: bool, quick: bool) -> None:
     """Check whether this machine (or a cluster) can run lpo-ray: what was found, what was expected, what to do. Exit
     code 0 only if nothing fails.
     """
-    from lpo_ray.cli.plan import doctor_command
+    from lpo_ray.cli.doctor import doctor_command
 
     doctor_command(address, as_json=as_json, quick=quick)
 

@@ -64,8 +64,8 @@ class DataReport:
         return asdict(self)
 
 
-def read(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
-    """Read the data of the plan. Raises DataError."""
+def read_data(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
+    """Read the data of a run. Raises DataError."""
     task = task_named(spec.config.task.name)
     source = spec.source(tokenizer)
     prompts = [source.train(number) for number in range(SHOWN_PROMPTS)]

@@ -11,6 +11,7 @@ import pytest
 from lpo_ray.cli import plan as check_commands
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError, DoesNotFit
+from lpo_ray.run.numbers import numbers
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tools.plan.forecast import Assumptions
 from tests.cli.test_cli import lpo_ray
@@ -59,7 +60,7 @@ def test_the_papers_recipes_fit_eight_gpus(name: str, cluster: str, capsys: pyte
 
 def test_the_derived_numbers_are_those_of_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "quickstart.yaml", cluster="")
-    assert found["derived"] == make_spec(load_config(CONFIGS / "quickstart.yaml", ()), for_training=False).numbers()
+    assert found["derived"] == numbers(make_spec(load_config(CONFIGS / "quickstart.yaml", ()), for_training=False))
     assert found["model"]["parameters"] == 1_790_656
     assert found["weight_bytes_per_step"] == 4 * 1_790_656  # what the runs' metrics say as well: 7,162,624
     assert found["prompt_tokens"] == pytest.approx(10, abs=1)
