@@ -20,7 +20,7 @@ from lpo_ray.run.signals import first_cause
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """How policies are evaluated, and when during a run."""
+    """Settings of evaluations: how policies are evaluated, and when during a run."""
 
     sampling: Sampling
     ks: tuple[int, ...]
@@ -44,7 +44,7 @@ class EvaluationSettings:
 
 
 class Record(Protocol):
-    """Where evaluations are written: the recorder in a run."""
+    """Receiver of evaluations: the recorder in a run."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time what happens within as stage ``name``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lpo_ray.config.algorithms import algorithm_name
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.config.validate import warnings
 from lpo_ray.run import settings
@@ -9,7 +10,7 @@ from lpo_ray.run.spec import RunSpec
 
 
 def numbers(spec: RunSpec) -> dict[str, int | float | str]:
-    """Every derived number, by what it is called."""
+    """Derive every number, by what it is called."""
     config = spec.config
     pipeline, group_size = config.pipeline, config.sampling.group_size
     per_update = pipeline.groups_per_step // pipeline.updates_per_step
@@ -19,6 +20,7 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
         "context (tokens)": spec.context,
         "longest prompt (tokens)": spec.max_prompt_tokens,
         "verifier": spec.verifier,
+        "algorithm": _algorithm(spec),
         "responses per step": pipeline.groups_per_step * group_size,
         "groups per update": per_update,
         "groups per update and rank": per_update / settings.world_size(config),
@@ -36,8 +38,28 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
     }
 
 
+def _algorithm(spec: RunSpec) -> str:
+    """Name the algorithm, or the ones that the run goes through."""
+    objective, clip = spec.config.objective, spec.config.objective.token_clip
+    changes = settings.grid_points(spec).changes
+    names = [
+        algorithm_name(
+            point.divergence,
+            point.target_temperature,
+            clip.kind,
+            clip_low=clip.low,
+            clip_high=clip.high,
+            length_norm=objective.length_norm.value,
+            temperature_scale=point.temperature_scale,
+        )
+        for _, point in changes
+    ]
+    later = [f"from step {step}: {name}" for (step, _), name in zip(changes[1:], names[1:], strict=True)]
+    return "; ".join([names[0], *later])
+
+
 def _processes(config: Config) -> dict[str, int | float | str]:
-    """Actors and verifier processes, and what engines on CPUs cache; on a GPU each takes what is left of it."""
+    """Count processes, and the KV caches of engines on CPUs; on a GPU each engine takes what is left of it."""
     if config.cluster.kind is ClusterKind.inprocess:
         return {"processes": 1}
     rollout = config.rollout

@@ -115,7 +115,7 @@ def _check_resume(folder: Path, config: Config) -> None:
 
 
 def _changed(folder: Path, config: Config, keys: Sequence[str]) -> dict[str, tuple[object, object]]:
-    """Of ``keys`` those with another value than the run in ``folder`` was begun with: that value, and the new one."""
+    """Find the ``keys`` whose value is not the one that the run in ``folder`` was begun with: key -> (begun, now)."""
     stored, wanted = OmegaConf.load(folder / "config.yaml"), OmegaConf.create(dump_config(config))
     values = {key: (OmegaConf.select(stored, key), OmegaConf.select(wanted, key)) for key in keys}
     return {key: (begun, now) for key, (begun, now) in values.items() if begun != now}

@@ -23,7 +23,7 @@ from lpo_ray.training.loop import BatchSettings, make_batch
 
 
 class Journal(Protocol):
-    """Where recovery says what it does; the recorder in a run."""
+    """Receiver of what recovery reports: the recorder in a run."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time what happens within as stage ``name``."""
@@ -36,7 +36,7 @@ class Journal(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run begins or continues."""
+    """Point where a run begins or continues."""
 
     version: WeightsVersion
     owed: PendingWork

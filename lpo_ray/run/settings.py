@@ -65,7 +65,7 @@ def autoscale_rule(spec: RunSpec) -> AutoscaleRule:
 
 
 def overlong(spec: RunSpec) -> Overlong:
-    """What responses lose for their length."""
+    """Penalty of responses for their length."""
     shaping = spec.config.verifier.overlong
     return Overlong(spec.config.sampling.max_tokens, shaping.buffer_tokens, shaping.penalty)
 
@@ -170,7 +170,7 @@ def target_rules(spec: RunSpec) -> StepSchedule[TargetRule]:
 
 
 def stale_rule(spec: RunSpec) -> StaleRule:
-    """What is done with groups that have drifted."""
+    """Rule for groups that have drifted."""
     stale = spec.config.objective.stale
     return StaleRule(stale.policy.value, stale.min_ess, stale.max_drift)
 
@@ -284,7 +284,7 @@ def setup_of(config: Config) -> Setup:
 
 
 def recorder_settings(spec: RunSpec, model_path: str) -> RecorderSettings:
-    """What the recorder needs to know of the run."""
+    """Settings of the recorder."""
     config = spec.config
     objective = config.objective
     clip = objective.token_clip
