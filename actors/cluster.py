@@ -52,7 +52,7 @@ class Cluster:
     learner: LearnerGroup
     transport: WeightTransport
     background: list[asyncio.Task[None]] = field(default_factory=list)
-    """what looks after the cluster while the run goes on"""
+    """tasks that look after the cluster during the run"""
 
     @property
     def processes(self) -> dict[str, Process]:

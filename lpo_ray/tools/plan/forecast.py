@@ -54,7 +54,7 @@ SPREAD = frozenset({"rollout"})
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What a user says of the run; None: measured, or assumed."""
+    """Values that a user gives for the run; None: measured, or assumed."""
 
     prompt_tokens: float | None = None
     response_tokens: float | None = None
@@ -70,7 +70,7 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Everything that ``lpo-ray plan`` says of one cluster."""
+    """Forecast of a run on one cluster."""
 
     spec: RunSpec
     model: Architecture
@@ -102,7 +102,7 @@ class Forecast:
         return self.kv.responses(self.lengths.prompt + self.lengths.response)
 
     def to_json(self) -> dict[str, object]:
-        """All numbers; bytes as bytes, times in seconds."""
+        """Return all numbers; bytes as bytes, times in seconds."""
         time, rates = self.time, self.rates
         return {
             "cluster": [

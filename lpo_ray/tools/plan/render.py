@@ -17,7 +17,7 @@ COMPUTED = "computed, not measured"
 
 
 def render_forecast(forecast: Forecast) -> RenderableType:
-    """Everything about one cluster."""
+    """Render everything about one cluster."""
     model, work, kv, time = forecast.model, forecast.work, forecast.kv, forecast.time
     parts: list[RenderableType] = [
         Text(f"{model.name}: {model.parameters:,} parameters (from {model.source})", style="bold"),
@@ -74,7 +74,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
 
 
 def render_rows(forecasts: Sequence[tuple[str, Forecast]]) -> RenderableType:
-    """One row for each cluster, by the name that it was given."""
+    """Render a row for each cluster, by the name that it was given."""
     first = forecasts[0][1]
     title = (
         f"{first.spec.config.run.name}: {first.model.name}, {first.model.parameters / 1e9:.2f} B parameters; {COMPUTED}"

@@ -25,7 +25,7 @@ PROMPTS_READ = 32
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens on average, and where they come from."""
+    """Mean lengths in tokens, and where they come from."""
 
     prompt: float
     response: float
@@ -33,7 +33,9 @@ class Lengths:
 
 
 def mean_lengths(spec: RunSpec, prompt_tokens: float | None, response_tokens: float | None) -> Lengths:
-    """Given, read from the data where that and the tokenizer are at hand, or assumed. Raises ConfigError."""
+    """Take given lengths, else read them from the data where it and the tokenizer are at hand, else assume them. Raises
+    ConfigError.
+    """
     limit, longest = spec.config.sampling.max_tokens, max(1, spec.max_prompt_tokens)
     for flag, value, most in (
         ("--prompt-tokens", prompt_tokens, longest), ("--response-tokens", response_tokens, limit),
@@ -64,7 +66,7 @@ def _read_prompts(spec: RunSpec) -> float | None:
 
 
 def _few(spec: RunSpec) -> RunSpec:
-    """The same run with the first PROMPTS_READ prompts only, so that a large file is not read to its end."""
+    """Cut the run's data to the first PROMPTS_READ prompts, so that a large file is not read to its end."""
     task = spec.config.task
     few = replace(task, num_train=min(PROMPTS_READ, task.num_train or PROMPTS_READ), heldout_path=None)
     return replace(spec, config=replace(spec.config, task=few))
@@ -93,7 +95,7 @@ def step_work(spec: RunSpec, model: Architecture, lengths: Lengths) -> Work:
 
 
 def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSettings:
-    """A learner rank of the run. Its largest micro-batch is one of the budget, of what an update gives a rank,
+    """Learner rank of the run. Its largest micro-batch is one of the budget, of what an update gives a rank,
     or of one response.
     """
     config, zero = spec.config, spec.config.learner.zero
@@ -134,7 +136,7 @@ def _bucket(config: Config, model: Architecture) -> int:
 
 
 def engine_of(config: Config, model: Architecture) -> EngineShape:
-    """An engine of the run."""
+    """Engine of the run."""
     rollout = config.rollout
     return EngineShape(
         dtype=rollout.dtype,

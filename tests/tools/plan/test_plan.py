@@ -145,11 +145,12 @@ def test_numbers_that_cannot_be(given: Assumptions, said: str, capsys: pytest.Ca
 
 def test_unknown_gpus_have_sizes_but_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
     from lpo_ray.run.spec import outline
+    from lpo_ray.tools.plan.architecture import read_architecture
     from lpo_ray.tools.plan.forecast import make_forecast
     from lpo_ray.tools.plan.machines import Machine
-    from tests.tools.plan.test_sizes import shipped
 
-    model = shipped("Qwen/Qwen3-4B", monkeypatch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = read_architecture("Qwen/Qwen3-4B")
     spec = outline(load_config(CONFIGS / "paper_polaris.yaml", ()), model.context)
     machines = [Machine("node", 64, 8, None, 512)]
     found = make_forecast(spec, model, machines, NOTHING)
