@@ -1,4 +1,4 @@
-"""`lpo-ray data`: the first prompts of a run as the engine will get them, and what is in the data, in numbers."""
+"""Data report: the first prompts of a run as the engine will get them, and what is in the data, in numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 @dataclass(frozen=True, slots=True)
 class ShownPrompt:
-    """One training prompt.
+    """Training prompt as it is shown.
 
     Example: ``ShownPrompt("train-00000000", 10, "3,4,7=5:", '{"numbers": [3, 4, 7], "target": 5}', ())``
     """
@@ -44,7 +44,7 @@ class ShownPrompt:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What the command shows."""
+    """Content of the report."""
 
     task: str
     about: str
@@ -60,12 +60,12 @@ class DataReport:
     """
 
     def to_json(self) -> dict[str, object]:
-        """For --json: nothing is cut."""
+        """Return everything for --json; nothing is cut."""
         return asdict(self)
 
 
-def read(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
-    """Read the data of the plan. Raises DataError."""
+def read_data(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
+    """Read the data of a run. Raises DataError."""
     task = task_named(spec.config.task.name)
     source = spec.source(tokenizer)
     prompts = [source.train(number) for number in range(SHOWN_PROMPTS)]
@@ -85,7 +85,7 @@ def read(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
 
 
 def render(report: DataReport) -> RenderableType:
-    """For a terminal: control characters escaped, long texts cut."""
+    """Render for a terminal: control characters escaped, long texts cut."""
     parts: list[RenderableType] = [_panel(prompt) for prompt in report.prompts]
     head = Text(f"{visible(report.task, LONGEST_ANSWER)}: {report.about}\nverifier {report.verifier}")
     if report.recommended:
@@ -97,7 +97,7 @@ def render(report: DataReport) -> RenderableType:
 
 
 def visible(text: str, longest: int) -> str:
-    """``text`` with what a terminal would act on escaped, and without its middle when it is longer than ``longest``."""
+    """Escape what a terminal would act on in ``text``, and cut its middle when it is longer than ``longest``."""
     if len(text) > longest:
         half = longest // 2
         left_out = len(text) - 2 * half

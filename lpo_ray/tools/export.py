@@ -1,4 +1,4 @@
-"""A run's policy as a plain Hugging Face folder: safetensors, tokenizer, generation config, model card."""
+"""Export of a run's policy to a plain Hugging Face folder: safetensors, tokenizer, generation config, model card."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from lpo_ray.cli.train import _recorder
 from lpo_ray.config import load_config
 from lpo_ray.interfaces import Events
 from lpo_ray.objective import project
@@ -25,6 +24,7 @@ from lpo_ray.records import PromptGroup, Response
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.run.train import train
+from tests.support.builders import recorder_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
@@ -126,7 +126,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Fin
 
     connect(spec.config)
     try:
-        recorder = _recorder(spec, str(tiny_policy), Console(quiet=True))
+        recorder = recorder_of(spec, tiny_policy, Console(quiet=True))
         run_until_signal(lambda signals: train(spec, str(tiny_policy), build, recorder, signals))
     finally:
         disconnect()

@@ -26,14 +26,19 @@ class Setup:
     world_size: int
     num_processes: int
     """of the verifier"""
+    in_process: bool = False
+    """whether everything runs in one process: no count can be raised, and nothing overlaps"""
 
 
 def advise(engines: Mapping[str, float], learner: Mapping[str, float], setup: Setup) -> str | None:
-    """One line, or None when no lane waits for more than LIMIT of its time. ``engines``, ``learner``: shares by stage.
+    """Return one line, or None when no lane waits for more than LIMIT of its time. ``engines`` and ``learner`` are
+    shares by stage.
 
     The numbers proposed are ratios of busy times: if one worker samples for 0.9 of the time and the learner works for
     0.3 of it, three workers keep the learner busy. That supposes that work divides without loss.
     """
+    if setup.in_process:
+        return None
     sampling, verifying = engines["sample"], engines["verify"]
     learning = learner["project"] + learner["anchor"]
     engines_wait, learner_waits = engines["wait"], learner["wait"]

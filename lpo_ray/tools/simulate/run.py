@@ -24,6 +24,7 @@ from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError, GroupLost
 from lpo_ray.records import BusyWorker, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
+from lpo_ray.run.settings import loop_settings
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.stage_clock import WAIT, StageClock
 from lpo_ray.tools.simulate import virtual_time
@@ -205,7 +206,7 @@ def simulate(config: Config, engines: int) -> SimulationResult:
     )
     with tempfile.TemporaryDirectory(prefix="lpo-ray-simulation-") as name:
         rules = CheckpointRules(Path(name) / "checkpoints", every=0, keep=1, best=None)
-        settings = dataclasses.replace(spec.loop_settings(), checkpoints=rules, evaluate_every=0)
+        settings = dataclasses.replace(loop_settings(spec), checkpoints=rules, evaluate_every=0)
         return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
 
 
