@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
 from lpo_ray.errors import ComponentDied, LearnerLost
-from lpo_ray.evaluation import Evaluation, evaluate
+from lpo_ray.evaluation import evaluate
 from lpo_ray.interfaces import Components, RolloutEngine
-from lpo_ray.records import Prompt
+from lpo_ray.records import Evaluation, Prompt
 from lpo_ray.run.signals import first_cause
 from lpo_ray.run.spec import RunSpec
 

@@ -18,6 +18,7 @@ from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.config.validate import warnings
 from lpo_ray.errors import ConfigError
+from lpo_ray.interfaces import PromptSource
 from lpo_ray.learner.lr_schedule import learning_rates
 from lpo_ray.learner.packing import Packing
 from lpo_ray.learner.targets import StaleRule, TargetRule
@@ -30,7 +31,7 @@ from lpo_ray.rollout.autoscale import AutoscaleRule
 from lpo_ray.rollout.pool import PoolSettings
 from lpo_ray.run import preflight as checks
 from lpo_ray.tasks import base_policy as warmup
-from lpo_ray.tasks.sources.source import PromptEncoder, PromptSource
+from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.tasks.table import check_task, task_named, verifier_of
 from lpo_ray.tasks.task import SourceContext
 from lpo_ray.telemetry.trackers import tracker_named
