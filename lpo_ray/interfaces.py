@@ -103,6 +103,22 @@ class WeightTransport(Protocol):
         ...
 
 
+class PromptSource(Protocol):
+    """Training prompts by number, and held-out prompts.
+
+    The position in the data is that number and nothing else: a source has no cursor, so what a resumed run needs is
+    the first number that was never issued, which its ledger has.
+    """
+
+    def train(self, index: int) -> Prompt:
+        """Training prompt number ``index`` of the run (0, 1, ...), without end. Its id sorts in this order."""
+        ...
+
+    def heldout(self, count: int) -> Sequence[Prompt]:
+        """The first ``count`` held-out prompts; none of them is ever a training prompt."""
+        ...
+
+
 class Events(Protocol):
     """Where components report what a user should see, at any time."""
 

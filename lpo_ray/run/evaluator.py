@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lpo_ray.errors import ComponentDied, LearnerLost
-from lpo_ray.evaluation import Evaluation, evaluate
+from lpo_ray.evaluation import evaluate
 from lpo_ray.interfaces import Components, RolloutEngine
-from lpo_ray.records import Prompt, Sampling
+from lpo_ray.records import Evaluation, Prompt, Sampling
 from lpo_ray.run.signals import first_cause
 
 

@@ -14,7 +14,7 @@ from lpo_ray.common.plugins import UnknownName
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import ClusterKind, Config, PipelineConfig, Resume, TaskConfig
 from lpo_ray.errors import ConfigError
-from lpo_ray.tasks.sources.source import PromptSource
+from lpo_ray.interfaces import PromptSource
 from lpo_ray.training import checkpoint
 from lpo_ray.training.ledger import read_ledger
 from lpo_ray.verifiers.calling.call import judge_named

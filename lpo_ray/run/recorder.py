@@ -13,9 +13,8 @@ from rich.console import Console
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
-from lpo_ray.evaluation import Evaluation
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.records import WorkerStatus
+from lpo_ray.records import Evaluation, WorkerStatus
 from lpo_ray.run.spec import Point
 from lpo_ray.telemetry.difficulty import Difficulty
 from lpo_ray.telemetry.evaluations import Evaluations

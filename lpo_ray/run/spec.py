@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
+from lpo_ray.interfaces import PromptSource
 from lpo_ray.learner.lr_schedule import learning_rates
 from lpo_ray.policy.loading import context_length
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run import preflight
 from lpo_ray.tasks import base_policy
-from lpo_ray.tasks.sources.source import PromptEncoder, PromptSource
+from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.tasks.table import check_task, task_named, verifier_of
 from lpo_ray.tasks.task import SourceContext
 from lpo_ray.telemetry.trackers import tracker_named

@@ -14,8 +14,8 @@ from typing import Protocol
 from lpo_ray.config import dump_config
 from lpo_ray.config.validate import warnings
 from lpo_ray.errors import ConfigError
-from lpo_ray.evaluation import Evaluation
 from lpo_ray.interfaces import Components, Events
+from lpo_ray.records import Evaluation
 from lpo_ray.rollout.autoscale import Autoscaler
 from lpo_ray.run import settings
 from lpo_ray.run.evaluator import Evaluator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
-from lpo_ray.tasks.sources.source import PromptSource
+from lpo_ray.interfaces import PromptSource
 from lpo_ray.tasks.task import SourceContext, Task, variant_of
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lpo_ray.config.schema import TaskConfig
-from lpo_ray.tasks.sources.source import PromptEncoder, PromptSource
+from lpo_ray.interfaces import PromptSource
+from lpo_ray.tasks.sources.source import PromptEncoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lpo_ray.evaluation import Evaluation
+from lpo_ray.records import Evaluation
 from lpo_ray.telemetry.sinks import write_json
 
 NUM_CORRECT = "num_correct"

@@ -13,9 +13,8 @@ import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.errors import ComponentDied, TooManyLost
-from lpo_ray.evaluation import Evaluation
 from lpo_ray.interfaces import RolloutEngine
-from lpo_ray.records import Prompt, PromptGroup, Sampling, ScoredGroup
+from lpo_ray.records import Evaluation, Prompt, PromptGroup, Sampling, ScoredGroup
 from lpo_ray.run.evaluator import EvaluationSettings, Evaluator
 from lpo_ray.run.settings import evaluation_settings
 from lpo_ray.run.spec import make_spec

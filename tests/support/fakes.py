@@ -150,15 +150,7 @@ def projected(target: TargetGroup, update: int) -> ProjectedGroup:
         update=update,
         responses=tuple(range(len(zeros))),
         loss=0.0,
-        log_ratio=zeros,
-        surrogate=zeros,
-        coefficient=zeros,
-        entropy=zeros,
-        clip_fraction=zeros,
-        engine_mismatch=zeros,
-        engine_drift=zeros,
-        engine_kl=zeros,
-        reference_kl=zeros,
+        **dict.fromkeys(ProjectedGroup.ARRAYS, zeros),
     )
 
 

@@ -6,29 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 
 from lpo_ray.errors import DataError
 from lpo_ray.policy.tokenizer import Messages, Tokenizer
-from lpo_ray.records import IntArray, Prompt
-
-
-class PromptSource(Protocol):
-    """Training prompts by number, and held-out prompts.
-
-    The position in the data is that number and nothing else: a source has no cursor, so what a resumed run needs is
-    the first number that was never issued, which its ledger has.
-    """
-
-    def train(self, index: int) -> Prompt:
-        """Training prompt number ``index`` of the run (0, 1, ...), without end. Its id sorts in this order."""
-        ...
-
-    def heldout(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` held-out prompts; none of them is ever a training prompt."""
-        ...
+from lpo_ray.records import IntArray
 
 
 class PromptEncoder:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lpo_ray.interfaces import PromptSource
 from lpo_ray.tasks.sources.dataset import DatasetSource
 from lpo_ray.tasks.sources.prompt_file import PromptFile
-from lpo_ray.tasks.sources.source import PromptSource
 
 QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 SAMPLED = 1000
