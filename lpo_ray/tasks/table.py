@@ -6,11 +6,8 @@ from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.countdown import COUNTDOWN
-from lpo_ray.tasks.dataset import DATASET
-from lpo_ray.tasks.geometry import GEOMETRY
-from lpo_ray.tasks.gym import REASONING_GYM
-from lpo_ray.tasks.mathematics import MATH
-from lpo_ray.tasks.programs import CODE
+from lpo_ray.tasks.dataset import CODE, DATASET, GEOMETRY, MATH
+from lpo_ray.tasks.reasoning_gym import REASONING_GYM
 from lpo_ray.tasks.task import Task, variant_of
 from lpo_ray.tasks.token_reversal import TOKEN_REVERSAL
 from lpo_ray.verifiers.table import VERIFIERS

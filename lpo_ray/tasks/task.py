@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lpo_ray.config.schema import TaskConfig
+from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.sources.source import PromptEncoder, PromptSource
 
 
@@ -45,3 +46,16 @@ class Task:
 def variant_of(name: str) -> str:
     """What stands after the colon of task.name; empty when there is none."""
     return name.partition(":")[2]
+
+
+def known_only(options: Mapping[str, object], known: Mapping[str, str], task: str) -> None:
+    """ConfigError when there is an option other than ``known`` (name -> what it is)."""
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        expected = "; ".join(f"{name}: {what}" for name, what in known.items()) or "none"
+        raise ConfigError(f"task.options has {', '.join(unknown)}, which task.name={task} has not; expected {expected}")
+
+
+def refused(name: str, value: object, expected: str) -> ConfigError:
+    """What to raise for an option of the wrong value."""
+    return ConfigError(f"task.options.{name} is {value!r}; expected {expected}")

@@ -16,14 +16,10 @@ from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import DataError
 from lpo_ray.records import Prompt
-from lpo_ray.tasks.options import known_only, refused
-from lpo_ray.tasks.sources.source import PromptEncoder, cycled
-from lpo_ray.tasks.sources.split import split_of
-from lpo_ray.tasks.task import SourceContext, Task
+from lpo_ray.tasks.sources.source import HELDOUT_SEED, PromptEncoder, cycled, split_of
+from lpo_ray.tasks.task import SourceContext, Task, known_only, refused
 
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-HELDOUT_SEED = 0
-"""held-out sequences are the same for every run, so that runs can be compared"""
 HELDOUT_SHARE = 8
 """one sequence in so many is held out. TPO holds none out"""
 MAX_DRAWS = 100_000

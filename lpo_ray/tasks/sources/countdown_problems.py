@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.policy.tokenizer import Messages
-from lpo_ray.tasks.sources.split import Split, split_of
+from lpo_ray.tasks.sources.source import Split, split_of
 
 HELDOUT_SHARE = 8
 """one in so many problems is held out"""

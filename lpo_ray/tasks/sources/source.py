@@ -6,13 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from hashlib import blake2b
+from typing import Literal, Protocol
 
 import numpy as np
 
 from lpo_ray.errors import DataError
 from lpo_ray.policy.tokenizer import Messages, Tokenizer
 from lpo_ray.records import IntArray, Prompt
+
+Split = Literal["train", "heldout"]
+HELDOUT_SEED = 0
+"""of the held-out problems of generators: the same for every run, so that runs can be compared"""
 
 
 class PromptSource(Protocol):
@@ -77,3 +82,9 @@ def epoch_order(seed: int, epoch: int, size: int) -> IntArray:
     order = np.random.default_rng([seed, epoch]).permutation(size)
     order.setflags(write=False)
     return order
+
+
+def split_of(problem: str, task: str, share: int) -> Split:
+    """One in ``share`` problems of a task is held out. ``task``: at most 16 bytes."""
+    digest = blake2b(problem.encode(), digest_size=8, person=task.encode()).digest()
+    return "heldout" if int.from_bytes(digest, "big") % share == 0 else "train"

@@ -1,18 +1,20 @@
-"""Verdicts: look the verifier up, call it, and never let its failure become a reward. Import-light: this runs in every
-verifier process.
+"""Verdicts: look the verifier up, call it, and never let its failure become a reward; and which version of a user's
+verifier is meant. Import-light: this runs in every verifier process.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from hashlib import blake2b
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 from lpo_ray.common.plugins import resolve
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.adapters import Judge, adapt
 from lpo_ray.verifiers.calling.case import Case
-from lpo_ray.verifiers.calling.version import version_of
 from lpo_ray.verifiers.calling.weighted_sum import terms, weighted_sum
 from lpo_ray.verifiers.table import VERIFIERS
 
@@ -31,7 +33,7 @@ def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
 
 
 def verify_sum(verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Verdicts of the weighted sum that ``verifier`` stands for; see ``mixture``."""
+    """Verdicts of the weighted sum that ``verifier`` stands for, as in ``math + 0.2*think_format``."""
     sum_of = terms(verifier)
     parts = [verify(term.name, cases) for term in sum_of]
     return [weighted_sum(sum_of, verdicts) for verdicts in zip(*parts, strict=True)]
@@ -49,3 +51,36 @@ def judge_named(name: str) -> Judge:
 def loaded_version(name: str) -> str:
     """Which version of the verifier this process has: the one on disk when it was first asked for it."""
     return version_of(name)
+
+
+def version_of(name: str) -> str:
+    """Of ``module:function`` or ``path/to/file.py:function``, as it is on disk now. Empty for every other verifier, the
+    version of which is this package's own or an endpoint's.
+    """
+    module, colon, _ = name.rpartition(":")
+    if not colon or ("/" in name and not module.endswith(".py")):
+        return ""
+    path = Path(module).resolve() if module.endswith(".py") else _file_of(module)
+    try:
+        status = path.stat() if path is not None else None
+        return "" if status is None else _digest(path, status.st_mtime_ns, status.st_size)
+    except OSError:  # whoever loads it says so
+        return ""
+
+
+def _file_of(module: str) -> Path | None:
+    """Without running anything of it or of the packages that it is in."""
+    path: list[str] | None = None
+    spec = None
+    for at, part in enumerate(module.split(".")):
+        spec = PathFinder.find_spec(part, path) if at == 0 or path else None
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or ())
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, changed: int, size: int) -> str:
+    """``changed`` and ``size`` are in the key, so that a file is read once only."""
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()

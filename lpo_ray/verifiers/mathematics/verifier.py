@@ -5,7 +5,7 @@ without a box in ``<answer>...</answer>``, or else after the last "answer is" or
 closed was cut off: nothing before it counts.
 
 Three steps, from cheap to dear. Equal as text. Both have a value as numbers, also with roots and pi: equal within half
-a unit of the sixth decimal. Otherwise math-verify, on sympy, as far as ``math_bounds`` lets it have the text.
+a unit of the sixth decimal. Otherwise math-verify, on sympy, as far as ``bounds.refused`` lets it have the text.
 
 Decided where math-verify does otherwise: words are compared as text only, since as products of letters "listen" would
 be "silent"; 50% is 50 and also 0.5; numbers that differ only in the seventh decimal are equal only when that is less
