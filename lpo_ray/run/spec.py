@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
+from lpo_ray.config.cautions import cautions
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
-from lpo_ray.config.validate import warnings
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.lr_schedule import learning_rates
 from lpo_ray.learner.packing import Packing
@@ -447,4 +447,4 @@ def render(spec: RunSpec) -> str:
     """The derived numbers as aligned text, and what may not be meant."""
     width = max(len(name) for name in spec.numbers())
     lines = [f"{name:<{width}}  {value}" for name, value in spec.numbers().items()]
-    return "\n".join([*lines, *(f"Warning: {text}" for text in warnings(spec.config))])
+    return "\n".join([*lines, *(f"Warning: {text}" for text in cautions(spec.config))])

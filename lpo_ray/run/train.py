@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from lpo_ray.config import dump_config
-from lpo_ray.config.validate import warnings
+from lpo_ray.config.cautions import cautions
 from lpo_ray.errors import CheckpointDamaged, ConfigError, LearnerLost, ReplayDiffers
 from lpo_ray.evaluation import Evaluation
 from lpo_ray.interfaces import Components, Events
@@ -99,7 +99,7 @@ async def _train(
             components = await stack.enter_async_context(_open(build, spec, model_path, recorder, steering))
             evaluator = Evaluator(spec, components, heldout, recorder)
             await stack.enter_async_context(evaluator.opened())
-            for warning in warnings(config):
+            for warning in cautions(config):
                 recorder.note(f"Warning: {warning}")
             start = await _restore(spec, model_path, components, ledger, recorder, unchanged=unchanged)
             if spec.is_evaluated(start.version.step):
