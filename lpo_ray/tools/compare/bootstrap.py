@@ -1,4 +1,4 @@
-"""Pure functions of arrays. S seeds, P held-out prompts, T steps."""
+"""Intervals of paired differences, wins and bands over seeds. S seeds, P held-out prompts, T steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 4000
+from lpo_ray.evaluation.estimators import RESAMPLES, percentile_interval
+
 TIE = 1e-9
 """difference of means that is rounding"""
 
@@ -49,8 +50,7 @@ def paired_bootstrap(
     of_prompts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.float64)
     pairs = (of_seeds @ known * of_prompts).sum(1)
     means = (of_seeds @ values * of_prompts).sum(1)[pairs > 0] / pairs[pairs > 0]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = percentile_interval(means, confidence)
     return Interval(float(values.sum() / known.sum()), float(low), float(high))
 
 
