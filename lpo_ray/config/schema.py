@@ -14,36 +14,36 @@ from omegaconf import MISSING
 
 
 class Resume(Enum):
-    """What to do when the run folder exists."""
+    """Choice for a run folder that exists."""
 
     never = "never"
     auto = "auto"
 
 
 class LengthNorm(Enum):
-    """How token log-ratios become a response's log-ratio."""
+    """Reduction of token log-ratios to a response's log-ratio."""
 
     mean = "mean"
     sum = "sum"
 
 
 class Behaviour(Enum):
-    """Whose log-probs stand for pi_b: the learner's own (recomputed) or those the engine sampled with."""
+    """Source of the log-probs that stand for pi_b: the learner's own (recomputed) or those the engine sampled with."""
 
     recomputed = "recomputed"
     engine = "engine"
 
 
 class ClipCentre(Enum):
-    """The policy that the token clip's band is around: the one before the step (pi_t), or the behaviour (pi_b)."""
+    """Policy that the token clip's band is around: the one before the step (pi_t), or the behaviour (pi_b)."""
 
     anchor = "anchor"
     behaviour = "behaviour"
 
 
 class StalePolicy(Enum):
-    """What is done with a group whose behaviour has drifted from the policy: train on it as it is, do not train on it,
-    or shrink its anchor.
+    """Treatment of a group whose behaviour has drifted from the policy: train on it as it is, do not train on it, or
+    shrink its anchor.
     """
 
     keep = "keep"
@@ -52,8 +52,8 @@ class StalePolicy(Enum):
 
 
 class EqualRewards(Enum):
-    """What becomes of a group whose rewards are all equal. It has no gradient at the first update; at later ones, and
-    when it is off-policy, it pulls the policy back to the anchor. So drop it only where that is not wanted.
+    """Treatment of a group whose rewards are all equal. It has no gradient at the first update; at later ones, and when
+    it is off-policy, it pulls the policy back to the anchor. So drop it only where that is not wanted.
     """
 
     keep = "keep"
@@ -61,7 +61,7 @@ class EqualRewards(Enum):
 
 
 class Inflight(Enum):
-    """What becomes of responses that are being decoded when new weights are published; see actors.rollout.inflight."""
+    """Treatment of responses that are being decoded when new weights are published."""
 
     finish = "finish"
     keep_recompute = "keep_recompute"
@@ -70,7 +70,7 @@ class Inflight(Enum):
 
 
 class EngineKind(Enum):
-    """In-process LLMEngine (CPU), AsyncLLM (GPU), or whichever fits the hardware."""
+    """Kind of vLLM engine: in-process LLMEngine (CPU), AsyncLLM (GPU), or the one that fits the hardware."""
 
     auto = "auto"
     inprocess = "inprocess"
@@ -78,7 +78,7 @@ class EngineKind(Enum):
 
 
 class SandboxKind(Enum):
-    """How an untrusted program is held."""
+    """Kind of sandbox that holds an untrusted program."""
 
     auto = "auto"
     bubblewrap = "bubblewrap"
@@ -86,14 +86,14 @@ class SandboxKind(Enum):
 
 
 class ClusterKind(Enum):
-    """Ray actors, or everything in this process (for a debugger)."""
+    """Backend: Ray actors, or everything in this process (for a debugger)."""
 
     ray = "ray"
     inprocess = "inprocess"
 
 
 class ProgressKind(Enum):
-    """Live panel, one line a step, nothing, or by whether the output is a terminal."""
+    """Progress in the terminal: live panel, one line a step, nothing, or by whether the output is a terminal."""
 
     auto = "auto"
     live = "live"
@@ -102,7 +102,7 @@ class ProgressKind(Enum):
 
 
 class Attention(Enum):
-    """Packed without padding, in padded rows, or packed where the model's attention allows it."""
+    """Layout of responses: packed without padding, in padded rows, or packed where the model's attention allows it."""
 
     auto = "auto"
     packed = "packed"
@@ -111,7 +111,7 @@ class Attention(Enum):
 
 @dataclass
 class RunConfig:
-    """What the run is called, how long it is, and whether it continues an earlier one."""
+    """Name and length of the run, and whether it continues an earlier one."""
 
     name: str = MISSING
     """name of its folder and of its metrics: letters, digits, '.', '_', '-'"""
@@ -157,7 +157,7 @@ class ModelConfig:
 
 @dataclass
 class TaskConfig:
-    """Where prompts come from, and what checks the responses."""
+    """Source of the prompts, and what checks the responses."""
 
     name: str = "countdown"
     """row of lpo_ray.tasks.table.TASKS: countdown | math | code | geometry | token_reversal | reasoning_gym:NAME |
@@ -189,7 +189,7 @@ class TaskConfig:
 
 @dataclass
 class SamplingConfig:
-    """How responses are drawn in training."""
+    """Sampling of responses in training."""
 
     group_size: int = 8
     """K, responses per prompt"""
@@ -207,7 +207,7 @@ class SamplingConfig:
 
 @dataclass
 class TokenClipConfig:
-    """How far one token's log-ratio counts."""
+    """Bounds within which one token's log-ratio counts."""
 
     kind: str = "clamp"
     """row of objective.TOKEN_CLIPS: clamp | one_sided | ppo_ratio | none; or "module:function" """
@@ -235,7 +235,7 @@ class StaleConfig:
 
 @dataclass
 class ChangeConfig:
-    """What holds from a step on; null: as before it."""
+    """Change of the objective from a step on; null: as before it."""
 
     from_step: int = MISSING
     """steps that come before it"""
@@ -323,7 +323,7 @@ class PipelineConfig:
 
 @dataclass
 class AutoscaleConfig:
-    """How many rollout workers there are follows from who waits for whom; needs pipeline.max_staleness above 0."""
+    """Autoscaling of rollout workers by who waits for whom; needs pipeline.max_staleness above 0."""
 
     min: int = 1
     """workers at least, while max is above 0"""
@@ -380,7 +380,7 @@ class OverlongConfig:
 
 @dataclass
 class HttpConfig:
-    """For task.verifier=https://...: one POST for each response."""
+    """Requests of task.verifier=https://...: one POST for each response."""
 
     request: dict[str, str] = field(default_factory=dict)
     """key of the JSON body -> prompt | response | answer | prompt+response | row | row.COLUMN; {}: prompt, response,
@@ -400,7 +400,7 @@ class HttpConfig:
 
 @dataclass
 class JudgeConfig:
-    """For task.verifier=judge: a language model behind an OpenAI-compatible endpoint, with a structured answer."""
+    """Judge of task.verifier=judge: a language model behind an OpenAI-compatible endpoint, with a structured answer."""
 
     url: str = "http://127.0.0.1:8000/v1"
     """of the endpoint, with its /v1"""
@@ -416,7 +416,7 @@ class JudgeConfig:
 
 @dataclass
 class SandboxConfig:
-    """For verifiers that run what a response says (unit_tests)."""
+    """Sandbox of verifiers that run what a response says (unit_tests)."""
 
     kind: SandboxKind = SandboxKind.auto
     """auto: bubblewrap where it works, else rlimit, which protects less and says what is missing"""
@@ -506,7 +506,7 @@ class LearnerConfig:
 
 @dataclass
 class TransportConfig:
-    """How new weights reach the engines."""
+    """Transfer of new weights to the engines."""
 
     kind: str = "auto"
     """row of actors.transports.table.TRANSPORTS: shared_memory | gloo | nccl | cuda_ipc | object_store; auto: by where
@@ -523,7 +523,7 @@ class TransportConfig:
 
 @dataclass
 class EvaluationConfig:
-    """pass@k on held-out prompts."""
+    """Evaluation: pass@k on held-out prompts."""
 
     num_prompts: int = 256
     """held-out prompts, before and after; 0: no evaluation"""
@@ -545,7 +545,7 @@ class EvaluationConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When the run is saved, and what is kept of it."""
+    """Checkpoints: when the run is saved, and what is kept of it."""
 
     every: int = 50
     """steps; the last step is always saved"""
@@ -557,7 +557,7 @@ class CheckpointConfig:
 
 @dataclass
 class TelemetryConfig:
-    """What the run writes and shows."""
+    """Files and displays of the run."""
 
     samples_every: int = 1
     """steps between samples/*.parquet; 0: none"""
@@ -577,7 +577,7 @@ class TelemetryConfig:
 
 @dataclass
 class SimulationConfig:
-    """What `lpo-ray simulate` takes for the hardware; engines, ranks and slots are those of rollout and learner."""
+    """Hardware as `lpo-ray simulate` assumes it; engines, ranks and slots are those of rollout and learner."""
 
     mean_tokens: float = 1024.0
     """of a response; lengths are log-normal"""
@@ -601,8 +601,8 @@ class SimulationConfig:
 
 @dataclass
 class SupervisionConfig:
-    """What dies is started again: each rollout worker, the verifier service, the target builder, and the learner's
-    ranks as one group.
+    """Restarts of what dies: each rollout worker, the verifier service, the target builder, and the learner's ranks as
+    one group.
     """
 
     max_restarts: int = 3
@@ -615,7 +615,7 @@ class SupervisionConfig:
 
 @dataclass
 class ClusterConfig:
-    """Where the run's processes are."""
+    """Place of the run's processes."""
 
     kind: ClusterKind = ClusterKind.ray
     """Ray actors, or everything in this process, for a debugger"""

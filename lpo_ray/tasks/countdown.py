@@ -35,12 +35,12 @@ class CountdownSource:
         self._verifier, self._encoder, self._num_train = verifier, encoder, num_train
 
     def train(self, index: int) -> Prompt:
-        """Problem ``index`` of this seed's training split."""
+        """Make problem ``index`` of this seed's training split."""
         problem = cycled(self._seed, index, self._num_train)
         return self._prompt(f"train-{index:08d}", self._seed, problem, "train")
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` problems of the held-out split; the same for every seed."""
+        """Make the first ``count`` problems of the held-out split; the same for every seed."""
         return [self._prompt(f"heldout-{number:08d}", HELDOUT_SEED, number, "heldout") for number in range(count)]
 
     def _prompt(self, prompt_id: str, seed: int, index: int, split: Split) -> Prompt:

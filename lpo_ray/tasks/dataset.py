@@ -21,7 +21,7 @@ from lpo_ray.verifiers.table import VERIFIERS
 
 
 def make_dataset(task: TaskConfig, given: SourceContext) -> DatasetSource:
-    """The source of any task whose prompts stand in files."""
+    """Make the source of any task whose prompts stand in files."""
     return DatasetSource(
         path=task.path,
         heldout_path=task.heldout_path,
@@ -39,7 +39,7 @@ def make_dataset(task: TaskConfig, given: SourceContext) -> DatasetSource:
 
 
 def check_dataset(task: TaskConfig, num_heldout: int) -> None:
-    """Files are named, and there. ConfigError."""
+    """Check that files are named, and there. ConfigError otherwise."""
     known_only(task.options, {"images": "ignore, to train without the images that rows have"}, task.name)
     images = task.options.get("images", "refuse")
     if images not in ("refuse", "ignore"):
@@ -60,7 +60,7 @@ def check_dataset(task: TaskConfig, num_heldout: int) -> None:
 
 
 def needs_answer(verifier: str) -> bool:
-    """Whether one of our verifiers in the sum takes the answer. What others' do with an empty one is theirs."""
+    """Tell whether one of our verifiers in the sum takes the answer. What others' do with an empty one is theirs."""
     return any("answer" in _parameters(term.name) for term in terms(verifier))
 
 

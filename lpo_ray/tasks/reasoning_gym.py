@@ -66,15 +66,15 @@ class ReasoningGymSource:
         self._block(0)
 
     def train(self, index: int) -> Prompt:
-        """Problem ``index`` of this seed's training split."""
+        """Make problem ``index`` of this seed's training split."""
         return self._prompt(f"train-{index:08d}", self._seed, "train", cycled(self._seed, index, self._num_train))
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` problems of the held-out split; the same for every seed."""
+        """Make the first ``count`` problems of the held-out split; the same for every seed."""
         return [self._prompt(f"heldout-{number:08d}", HELDOUT_SEED, "heldout", number) for number in range(count)]
 
     def _prompt(self, prompt_id: str, seed: int, split: Split, problem: int) -> Prompt:
-        """The first draw for ``problem`` that is of ``split`` and leaves room for a response."""
+        """Take the first draw for ``problem`` that is of ``split`` and leaves room for a response."""
         block, number = divmod(problem, BLOCK)
         too_long = 0
         for draw in range(MAX_DRAWS):
@@ -96,7 +96,7 @@ class ReasoningGymSource:
         )
 
     def _block(self, seed: int) -> Dataset:
-        """The BLOCK entries of one seed; those asked for lately are kept."""
+        """Return the BLOCK entries of one seed; those asked for lately are kept."""
         if seed not in self._blocks:
             self._blocks[seed] = self._made(seed)
             if len(self._blocks) > KEPT_BLOCKS:
@@ -123,14 +123,14 @@ class ReasoningGymSource:
 
 
 def generators() -> list[str]:
-    """Names of all generators."""
+    """List the names of all generators."""
     from reasoning_gym.factory import DATASETS
 
     return sorted(DATASETS)
 
 
 def split_of_question(question: str) -> Split:
-    """Where it belongs, whatever the spaces between its words."""
+    """Decide where a question belongs, whatever the spaces between its words."""
     return split_of(" ".join(question.split()), "reasoning_gym", HELDOUT_SHARE)
 
 

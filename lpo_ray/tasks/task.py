@@ -12,7 +12,7 @@ from lpo_ray.tasks.sources.source import PromptEncoder, PromptSource
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What a task's source needs beside the task section."""
+    """Values that a task's source needs beside the task section."""
 
     seed: int
     verifier: str
@@ -21,7 +21,7 @@ class SourceContext:
 
 
 def nothing_to_check(task: TaskConfig, num_heldout: int) -> None:
-    """The ``check`` of a task that takes any settings."""
+    """Check nothing: the ``check`` of a task that takes any settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,16 @@ class Task:
     recommended: Mapping[str, object] = field(default_factory=dict)
     """section.key -> value to begin with, for models of the size that the task is for"""
     takes_variant: bool = False
-    """whether task.name goes on with a colon and the name of one of many"""
+    """whether task.name continues with a colon and the name of one of many"""
 
 
 def variant_of(name: str) -> str:
-    """What stands after the colon of task.name; empty when there is none."""
+    """Return what stands after the colon of task.name; empty when there is none."""
     return name.partition(":")[2]
 
 
 def known_only(options: Mapping[str, object], known: Mapping[str, str], task: str) -> None:
-    """ConfigError when there is an option other than ``known`` (name -> what it is)."""
+    """Raise ConfigError when there is an option other than ``known`` (name -> what it is)."""
     unknown = sorted(set(options) - set(known))
     if unknown:
         expected = "; ".join(f"{name}: {what}" for name, what in known.items()) or "none"
@@ -57,5 +57,5 @@ def known_only(options: Mapping[str, object], known: Mapping[str, str], task: st
 
 
 def refused(name: str, value: object, expected: str) -> ConfigError:
-    """What to raise for an option of the wrong value."""
+    """Make the error for an option of the wrong value."""
     return ConfigError(f"task.options.{name} is {value!r}; expected {expected}")

@@ -21,7 +21,7 @@ MATCH_SECONDS = 1.0
 
 
 def exact(response: str, answer: str) -> Verdict:
-    """1 when the answers are equal, any run of white space being one space; 0 otherwise."""
+    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise."""
     given, wanted = _one_line(answered(response)), _one_line(answer)
     if given == wanted:
         return Verdict.scored(1.0, "equal")
@@ -29,7 +29,7 @@ def exact(response: str, answer: str) -> Verdict:
 
 
 def regex(response: str, answer: str) -> Verdict:
-    """1 when ``answer``, a regular expression, matches the whole of the response's answer; 0 otherwise.
+    """Give 1 when ``answer``, a regular expression, matches the whole of the response's answer; 0 otherwise.
 
     Raises regex.error for a pattern that is none: the row is broken, not the response.
     """
@@ -45,7 +45,7 @@ def regex(response: str, answer: str) -> Verdict:
 
 @cache
 def _compiled(pattern: str) -> regex_library.Pattern[str]:
-    """By the regex package, which can give up; the standard library's ``re`` cannot."""
+    """Compile with the regex package, which can give up; the standard library's ``re`` cannot."""
     import regex as regex_library
 
     return regex_library.compile(pattern)

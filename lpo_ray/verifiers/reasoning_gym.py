@@ -63,7 +63,7 @@ Scorer = Callable[[str | None, dict[str, Any]], float]
 
 
 def reasoning_gym(response: str, row: Mapping[str, Any]) -> Verdict:
-    """What the generator's scorer says, usually 0 to 1, in part also for what is almost right.
+    """Score the answer with the generator's scorer: usually 0 to 1, in part also for what is almost right.
 
     Raises ValueError for a row without a known dataset or an entry, and what the scorer raises on its own answer.
     """
@@ -88,7 +88,7 @@ def reasoning_gym(response: str, row: Mapping[str, Any]) -> Verdict:
 
 
 def refused_answer(generator: str, answer: str) -> str | None:
-    """Why ``answer`` is not given to the scorer of ``generator``; None when it may be."""
+    """Say why ``answer`` is not given to the scorer of ``generator``; None when it may be."""
     if _LARGE_EXPONENT.search(answer):  # Fraction("1e999999999") is a number of as many digits
         return "a number with an exponent of more than 3 digits"
     if _NO_NUMBER.search(answer):  # min(1, exp(-nan)) is 1
@@ -150,8 +150,8 @@ def _score(scorer: Scorer, given: str | None, entry: Mapping[str, Any]) -> float
 
 
 def made_dataset(name: str, options: Mapping[str, Any]) -> ProceduralDataset:
-    """The library's dataset; ``options`` are fields of its configuration, those of ``composite`` with mappings of name,
-    weight and config as its datasets. What the library raises it raises.
+    """Make the library's dataset; ``options`` are fields of its configuration, those of ``composite`` with mappings of
+    name, weight and config as its datasets. What the library raises it raises.
     """
     import reasoning_gym
     from reasoning_gym.composite import DatasetSpec

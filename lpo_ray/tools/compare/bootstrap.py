@@ -15,7 +15,7 @@ TIE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its bounds."""
+    """Mean with its bounds."""
 
     mean: float
     low: float
@@ -30,7 +30,8 @@ class Interval:
 def paired_bootstrap(
     difference: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Mean of ``difference`` [S, P], arm minus baseline of the same seed and prompt, with a percentile interval.
+    """Compute the mean of ``difference`` [S, P], arm minus baseline of the same seed and prompt, with a percentile
+    interval.
 
     Seeds and prompts are resampled together, each with replacement and independently (the pigeonhole bootstrap, Owen
     2007, "The pigeonhole bootstrap", Ann. Appl. Stat. 1): a seed keeps its prompts, a prompt its seeds. It is right
@@ -55,12 +56,12 @@ def paired_bootstrap(
 
 
 def count_wins(values: Sequence[float], baselines: Sequence[float]) -> int:
-    """In how many settings the value is above its own baseline, as the paper counts; a tie is not a win."""
+    """Count in how many settings the value is above its own baseline, as the paper counts; a tie is not a win."""
     return sum(value > baseline + TIE for value, baseline in zip(values, baselines, strict=True))
 
 
 def band(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, smallest and largest over the seeds of ``lines`` [S, T], each [T]. NaN is left out."""
+    """Return the mean, smallest and largest over the seeds of ``lines`` [S, T], each [T]. NaN is left out."""
     lines = np.asarray(lines, dtype=np.float64)
     known = np.isfinite(lines)
     count = known.sum(0)

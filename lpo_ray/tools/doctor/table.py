@@ -52,7 +52,7 @@ STYLES = {State.ok: "green", State.warn: "yellow", State.fail: "bold red"}
 
 
 def render(groups: Mapping[str, Sequence[Finding]]) -> Table:
-    """All findings, a block of rows for each group (a node, or what is between them)."""
+    """Render all findings, a block of rows for each group (a node, or what is between them)."""
     table = Table(title_justify="left", show_lines=False)
     for column, ratio in (("check", 3), ("", 1), ("found", 8), ("expected", 6), ("what to do", 6)):
         table.add_column(column, ratio=ratio, overflow="fold")
@@ -67,7 +67,7 @@ def render(groups: Mapping[str, Sequence[Finding]]) -> Table:
 
 
 def as_json(groups: Mapping[str, Sequence[Finding]]) -> dict[str, object]:
-    """The same for programs: whether nothing fails, and every finding by its group."""
+    """Write for programs whether nothing fails, and every finding by its group."""
     return {
         "passed": passed(groups),
         "groups": {

@@ -20,8 +20,8 @@ from lpo_ray.verifiers.table import VERIFIERS
 
 
 def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Verdicts of the named verifier on responses to one prompt. An exception inside it is its own failure: unscored,
-    with its last line.
+    """Return verdicts of the named verifier on responses to one prompt. An exception inside it is its own failure:
+    unscored, with its last line.
     """
     try:
         return judge_named(name)(cases)
@@ -33,7 +33,7 @@ def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
 
 
 def verify_sum(verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Verdicts of the weighted sum that ``verifier`` stands for, as in ``math + 0.2*think_format``."""
+    """Return verdicts of the weighted sum that ``verifier`` stands for, as in ``math + 0.2*think_format``."""
     sum_of = terms(verifier)
     parts = [verify(term.name, cases) for term in sum_of]
     return [weighted_sum(sum_of, verdicts) for verdicts in zip(*parts, strict=True)]
@@ -41,7 +41,7 @@ def verify_sum(verifier: str, cases: Sequence[Case]) -> list[Verdict]:
 
 @cache
 def judge_named(name: str) -> Judge:
-    """The verifier of a row of VERIFIERS, of ``module:function`` or of ``path/to/file.py:function``. Raises
+    """Return the verifier of a row of VERIFIERS, of ``module:function`` or of ``path/to/file.py:function``. Raises
     UnknownName.
     """
     return adapt(resolve(name, VERIFIERS, "task.verifier"), name)
@@ -49,13 +49,13 @@ def judge_named(name: str) -> Judge:
 
 @cache
 def loaded_version(name: str) -> str:
-    """Which version of the verifier this process has: the one on disk when it was first asked for it."""
+    """Return the version of the verifier that this process has: the one on disk when it was first asked for it."""
     return version_of(name)
 
 
 def version_of(name: str) -> str:
-    """Of ``module:function`` or ``path/to/file.py:function``, as it is on disk now. Empty for every other verifier, the
-    version of which is this package's own or an endpoint's.
+    """Digest the file of ``module:function`` or ``path/to/file.py:function`` as it is on disk now, without importing
+    it. Empty for every other verifier: its version is this package's own or an endpoint's.
     """
     module, colon, _ = name.rpartition(":")
     if not colon or ("/" in name and not module.endswith(".py")):
@@ -69,7 +69,7 @@ def version_of(name: str) -> str:
 
 
 def _file_of(module: str) -> Path | None:
-    """Without running anything of it or of the packages that it is in."""
+    """Find a module's file without running anything of it or of the packages that it is in."""
     path: list[str] | None = None
     spec = None
     for at, part in enumerate(module.split(".")):
@@ -82,5 +82,5 @@ def _file_of(module: str) -> Path | None:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, changed: int, size: int) -> str:
-    """``changed`` and ``size`` are in the key, so that a file is read once only."""
+    """Digest a file, once only as long as ``changed`` and ``size`` stay."""
     return blake2b(path.read_bytes(), digest_size=16).hexdigest()

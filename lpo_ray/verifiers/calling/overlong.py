@@ -20,7 +20,7 @@ class Overlong:
     penalty: float = 1.0
 
     def __call__(self, num_tokens: int) -> float:
-        """Added to the reward of a response of ``num_tokens``."""
+        """Compute what is added to the reward of a response of ``num_tokens``."""
         if not self.buffer_tokens:
             return 0.0
         over = num_tokens - (self.max_tokens - self.buffer_tokens)

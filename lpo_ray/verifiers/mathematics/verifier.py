@@ -54,8 +54,8 @@ Value = tuple[Fraction | float, bool]
 
 
 def math(response: str, answer: str) -> Verdict:
-    """1 when the answers are equal, 0 otherwise. Raises ValueError for an answer that is empty, and TimeoutError when
-    comparing with the dataset's answer takes too long through no fault of the response.
+    """Give 1 when the answers are equal, 0 otherwise. Raises ValueError for an answer that is empty, and TimeoutError
+    when comparing with the dataset's answer takes too long through no fault of the response.
     """
     wanted = _wanted(answer)
     given = given_answer(response)
@@ -67,7 +67,7 @@ def math(response: str, answer: str) -> Verdict:
 
 @lru_cache(maxsize=4096)
 def _compared(given: str, wanted: str) -> tuple[bool, str]:
-    """Whether they are equal, and how that was seen. Remembered: the responses of a group often agree."""
+    """Tell whether two answers are equal, and how that was seen. Remembered: the responses of a group often agree."""
     left, right = as_text(given), as_text(wanted)
     if left == right:
         return True, "equal as text"
@@ -87,7 +87,7 @@ def _compared(given: str, wanted: str) -> tuple[bool, str]:
 
 
 def given_answer(response: str) -> str | None:
-    """What the response gives as its answer; None when it gives none."""
+    """Return what the response gives as its answer; None when it gives none."""
     if _BOX in response:
         return _boxes(response)
     tagged = last_answer(response)
@@ -105,7 +105,7 @@ def given_answer(response: str) -> str | None:
 
 
 def _boxes(response: str) -> str | None:
-    """Content of the last box, after those that are joined to it; None when it is not closed."""
+    """Return the content of the last box, after those that are joined to it; None when it is not closed."""
     content = last_box(response)
     if content is None:
         return None
@@ -132,7 +132,7 @@ def _wanted(answer: str) -> str:
 
 
 def _bare(text: str) -> str:
-    r"""Without the delimiters of mathematics around it; a mixed number as ``1\frac{1}{2}``."""
+    r"""Strip the delimiters of mathematics around ``text``; a mixed number becomes ``1\frac{1}{2}``."""
     text = _PLAIN_MIXED.sub(r"\1\\frac{\2}{\3}", text.strip())
     for opening, closing in _DELIMITERS:
         inner = text[len(opening) : -len(closing)]
@@ -142,7 +142,7 @@ def _bare(text: str) -> str:
 
 
 def as_text(text: str) -> str:
-    """In the spelling in which equal answers are equal as text."""
+    """Bring ``text`` to the spelling in which equal answers are equal as text."""
     text = _SINGLE.sub(r"\1\2", normalised(_STYLE.sub(r"\1", text)))
     letter = _LETTER.fullmatch(text)
     return letter[1] if letter else text
@@ -155,7 +155,7 @@ def _is_words(text: str) -> bool:
 
 
 def value_in(text: str) -> Value | None:
-    """The value of a number, also of one that is named (x = 5), has a unit, or is a percentage."""
+    """Return the value of a number, also of one that is named (x = 5), has a unit, or is a percentage."""
     text = _NAMED.sub("", text)
     is_percent = _PERCENT.search(text) is not None
     text = _DEGREES.sub("", _PERCENT.sub("", text)).replace("\\$", "")
@@ -170,7 +170,7 @@ def value_in(text: str) -> Value | None:
 
 
 def _same_value(left: Value | None, right: Value | None) -> bool | None:
-    """None when one of them has no value."""
+    """Tell whether two values are equal; None when one of them is missing."""
     if left is None or right is None:
         return None
     (given, percent), (wanted, wanted_percent) = left, right

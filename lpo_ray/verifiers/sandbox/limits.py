@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one run of one program; see SandboxConfig, whose defaults these are."""
+    """Limits of one run of one program; the defaults are those of SandboxConfig."""
 
     kind: str = "auto"
     """auto | bubblewrap | rlimit"""
@@ -27,5 +27,5 @@ class Limits:
     """of all processes together, /tmp included, where the kernel lets this process limit it"""
 
     def restarted(self, again: bool) -> Limits:
-        """For another start because the program ended the one before, which is the program's own time."""
+        """Limit another start; where the program ended the one before (``again``), starting is its own time."""
         return replace(self, start_seconds=min(self.start_seconds, self.seconds)) if again else self

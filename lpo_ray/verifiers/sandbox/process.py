@@ -1,4 +1,4 @@
-"""Starts a Python program in a sandbox, of which kind soever, and kills it with all that it started."""
+"""A Python program in a sandbox of either kind: started, and killed with all that it started."""
 
 from __future__ import annotations
 
@@ -47,19 +47,21 @@ class Sandboxed(subprocess.Popen[bytes]):
 
 @cache
 def text_of(module: str) -> str:
-    """Source of a module of ``inside``."""
+    """Return the source of a module of ``inside``."""
     return (Path(__file__).parent / "inside" / f"{module}.py").read_text()
 
 
 @cache
 def code_of(module: str) -> CodeType:
-    """The module compiled, which the interpreter inside, being the same, can run."""
+    """Compile a module of ``inside``; the interpreter there, being the same, can run it."""
     return compile(text_of(module), f"{module}.py", "exec", dont_inherit=True)
 
 
 def start(kind: str, program: Program, limits: Limits, stdin: int, stdout: int, stderr: int,
           fds: Sequence[int] = ()) -> Sandboxed:  # fmt: skip
-    """``kind`` is bubblewrap or rlimit. ``fds`` stay open in the program, under their numbers. Raises OSError."""
+    """Start a program in a sandbox; ``kind`` is bubblewrap or rlimit. ``fds`` stay open in the program, under their
+    numbers. Raises OSError.
+    """
     filter_ = seccomp_filter()
     confined = kind == kinds.RLIMIT
     used = [*program.modules, *["confine"] * confined]
@@ -95,8 +97,8 @@ def start(kind: str, program: Program, limits: Limits, stdin: int, stdout: int, 
 
 
 def kill(process: Sandboxed) -> int:
-    """Kill it and its group, the members of which cannot leave it; their namespace, if they have one, ends with them.
-    Exit code: 128 + n when signal n ended it.
+    """Kill the process and its group, the members of which cannot leave it; their namespace, if they have one, ends
+    with them. Exit code: 128 + n when signal n ended it.
     """
     if process.returncode is None:  # not waited for yet, so the number is still its own
         with contextlib.suppress(ProcessLookupError):

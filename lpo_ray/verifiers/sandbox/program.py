@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProgramResult:
-    """What became of a program. With ``trouble`` the sandbox failed, and the program has not begun."""
+    """Result of a program. With ``trouble`` the sandbox failed, and the program has not begun."""
 
     exit_code: int
     """as shells have it: 128 + n when signal n ended it, which is also how it is killed (137)"""
@@ -41,8 +41,8 @@ class ProgramResult:
 def run_program(
     program: Program, stdin: bytes, limits: Limits, fds: Sequence[int] = (), *, begins_with: bytes = b""
 ) -> ProgramResult:
-    """Run it to its end, to Limits.seconds or to Limits.output_kib, after which nothing of it is left. Never raises for
-    what the program does. ``fds`` stay open in it. Its time begins when the sandbox works and it has written
+    """Run a program to its end, to Limits.seconds or to Limits.output_kib, after which nothing of it is left. Never
+    raises for what the program does. ``fds`` stay open in it. Its time begins when the sandbox works and it has written
     ``begins_with``.
     """
     kind = working_kind(limits.kind)
@@ -51,7 +51,7 @@ def run_program(
 
 @cache
 def working_kind(kind: str) -> str:
-    """Bubblewrap or rlimit; ``auto`` is the first that works here, and what the second one lacks is logged."""
+    """Choose bubblewrap or rlimit; ``auto`` is the first that works here, and what the second one lacks is logged."""
     if kind != kinds.AUTO:
         return kind
     if (trouble := trouble_with(kinds.BUBBLEWRAP)) is None:
@@ -65,13 +65,13 @@ def working_kind(kind: str) -> str:
 
 @cache
 def trouble_with(kind: str) -> str | None:
-    """Why no program can be run with this kind of sandbox here; None when one can."""
+    """Say why no program can be run with this kind of sandbox here; None when one can."""
     return _run(kind, Program(""), b"", Limits(start_seconds=10.0), ()).trouble
 
 
 @cache
 def missing(kind: str) -> tuple[str, ...]:
-    """Protections that this kind does not give here."""
+    """List the protections that this kind does not give here."""
     outcome = _run(kind, Program("print('\\n'.join(REPORT))"), b"", Limits(start_seconds=10.0), ())
     lacks = [line for line in outcome.stdout.decode().splitlines() if line]
     if kind == kinds.RLIMIT:
