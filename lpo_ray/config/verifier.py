@@ -10,7 +10,7 @@ from jsonschema.validators import validator_for
 from lpo_ray.config.ranges import require
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
-from lpo_ray.verifiers.calling.weighted_sum import NotAMixture, terms
+from lpo_ray.verifiers.calling.weighted_sum import NotASum, terms
 
 FIELDS = ("prompt", "response", "answer", "prompt+response", "row")
 """of a case, that a request may hold"""
@@ -48,7 +48,7 @@ def check_verifier_section(config: Config) -> None:
         return
     try:
         names = [term.name for term in terms(config.task.verifier)]
-    except NotAMixture as error:
+    except NotASum as error:
         raise ConfigError(str(error)) from error
     if "judge" in names:
         require(bool(verifier.judge.model), "verifier.judge.model", verifier.judge.model, "the name of the judge")

@@ -12,7 +12,7 @@ _PLUS = re.compile(r"\s\+\s")
 _TERM = re.compile(r"(?:(?P<weight>-?(?:\d+\.?\d*|\.\d+))\s*\*\s*)?(?P<name>\S+)")
 
 
-class NotAMixture(ValueError):
+class NotASum(ValueError):
     """Error of a text that is no sum of verifiers."""
 
 
@@ -31,7 +31,7 @@ def terms(text: str) -> tuple[Term, ...]:
     found = [(_TERM.fullmatch(part.strip()), part) for part in _PLUS.split(text)]
     for match, part in found:
         if match is None:
-            raise NotAMixture(
+            raise NotASum(
                 f"task.verifier is {text!r}, where {part.strip()!r} is no verifier; expected a name, or a sum such as "
                 "'math + 0.2*think_format', with spaces around each +"
             )

@@ -96,23 +96,23 @@ def _run(
     assert process.stderr is not None
     pipes = (process.stdin, process.stdout, process.stderr)
     most = limits.output_kib * 1024 + len(READY)
-    watch = Feed(process.pid, pipes, stdin, most, _LAST_WORDS, partial(kill, process))
+    feed = Feed(process.pid, pipes, stdin, most, _LAST_WORDS, partial(kill, process))
     try:
-        if watch.until(launched + limits.start_seconds, head):
+        if feed.until(launched + limits.start_seconds, head):
             began = time.monotonic()
-            watch.until(began + limits.seconds)
+            feed.until(began + limits.seconds)
         else:
             began = None
     finally:
         code = kill(process)
-        watch.close()
+        feed.close()
     ended = time.monotonic()
     starting, seconds = (ended - launched, 0.0) if began is None else (began - launched, ended - began)
-    stdout, stderr = bytes(watch.stdout), bytes(watch.stderr)
-    outcome = ProgramResult(code, stdout, stderr, watch.timed_out, watch.over_output, starting, seconds, None)
-    if stdout.startswith(READY) and not (began is None and watch.timed_out):
+    stdout, stderr = bytes(feed.stdout), bytes(feed.stderr)
+    outcome = ProgramResult(code, stdout, stderr, feed.timed_out, feed.over_output, starting, seconds, None)
+    if stdout.startswith(READY) and not (began is None and feed.timed_out):
         return replace(outcome, stdout=stdout[len(READY) :])
     why = stderr.decode(errors="replace").strip()[-300:] or f"exit code {code}"
-    if watch.timed_out:
+    if feed.timed_out:
         why = f"not ready within {limits.start_seconds:g} s {why}"
     return replace(outcome, stdout=b"", trouble=f"the {kind} sandbox does not start: {why}")

@@ -40,16 +40,16 @@ class Run:
             os.close(end)
         to_it, out, err = self._ours
         pipes = (os.fdopen(to_it, "wb", 0), os.fdopen(out, "rb", 0), os.fdopen(err, "rb", 0))
-        watch = Feed(self.pid, pipes, self._given, self._most, LAST_WORDS, lambda: None)
-        watch.until(math.inf)
+        feed = Feed(self.pid, pipes, self._given, self._most, LAST_WORDS, lambda: None)
+        feed.until(math.inf)
         os.kill(self.pid, 9)
         _, status = os.waitpid(self.pid, 0)
-        watch.close()
+        feed.close()
         code = os.waitstatus_to_exitcode(status)
         head = b"%d %d %d %d\n" % (
-            code if code >= 0 else 128 - code, watch.over_output, len(watch.stdout), len(watch.stderr)
+            code if code >= 0 else 128 - code, feed.over_output, len(feed.stdout), len(feed.stderr)
         )  # fmt: skip
-        return bytes(head + watch.stdout + watch.stderr)
+        return bytes(head + feed.stdout + feed.stderr)
 
 
 def say(text: bytes) -> None:
