@@ -118,7 +118,7 @@ class RunConfig:
     dir: str = "runs"
     """the run's folder is dir/name"""
     seed: int = 0
-    """of everything that is drawn: prompts, samples, the order of the data"""
+    """seed of everything that is drawn: prompts, samples, the order of the data"""
     steps: int = MISSING
     """training steps of the run, those before a resume included"""
     resume: Resume = Resume.never
@@ -136,7 +136,7 @@ class WarmupConfig:
     lr: float = 2e-3
     """peak learning rate, after a warm-up of 50 steps"""
     seed: int = 0
-    """of the weights at the start and of the problems"""
+    """seed of the initial weights and of the problems"""
     cache_dir: str | None = None
     """null: $LPO_RAY_CACHE, else ~/.cache/lpo-ray"""
 
@@ -174,8 +174,8 @@ class TaskConfig:
     num_train: int | None = None
     """size of the training set (cycled in a new order each epoch); null: all rows, or without end for generators"""
     path: str | None = None
-    """of a data set: .jsonl or .parquet file, Hugging Face folder, or hub name NAME, NAME#SPLIT, NAME#CONFIG/SPLIT;
-    `lpo-ray evaluate` needs heldout_path only
+    """data set to train on: .jsonl or .parquet file, Hugging Face folder, or hub name NAME, NAME#SPLIT,
+    NAME#CONFIG/SPLIT; `lpo-ray evaluate` needs heldout_path only
     """
     heldout_path: str | None = None
     """file or data set of the held-out prompts, named as path is; null: none, so evaluation.num_prompts=0"""
@@ -184,7 +184,7 @@ class TaskConfig:
     answer_column: str | None = None
     """null: recognised by its name, as prompt_column"""
     options: dict[str, Any] = field(default_factory=dict)
-    """of the task, such as {lengths: [7]} for token_reversal, or those of a generator of reasoning_gym"""
+    """the task's own options, such as {lengths: [7]} for token_reversal, or those of a generator of reasoning_gym"""
 
 
 @dataclass
@@ -194,7 +194,7 @@ class SamplingConfig:
     group_size: int = 8
     """K, responses per prompt"""
     temperature: float = 1.0
-    """of the softmax over tokens"""
+    """temperature of the softmax over tokens"""
     top_p: float = 1.0
     """mass of the most probable tokens that are kept; 1: all"""
     top_k: int = 0
@@ -240,11 +240,11 @@ class ChangeConfig:
     from_step: int = MISSING
     """steps that come before it"""
     divergence: str | None = None
-    """as objective.divergence"""
+    """divergence from then on, as objective.divergence"""
     target_temperature: str | float | int | None = None
-    """as objective.target_temperature"""
+    """tau from then on, as objective.target_temperature"""
     temperature_scale: float | None = None
-    """as objective.temperature_scale"""
+    """scale from then on, as objective.temperature_scale"""
 
 
 @dataclass
@@ -279,7 +279,7 @@ class ObjectiveConfig:
     reference_kl: float = 0.0
     """weight of the k3 estimate of KL(policy || reference); 0: no reference is loaded"""
     reference_path: str | None = None
-    """of the frozen reference; null: the model the run starts from"""
+    """model of the frozen reference; null: the model the run starts from"""
 
 
 @dataclass
@@ -304,7 +304,7 @@ class PipelineConfig:
     max_attempts: int = 5
     """issues of one prompt in a row before the run ends with TooManyLost"""
     lease_seconds: float = 1200.0
-    """for one attempt from issue to verdict; then it is lost, whoever holds it, and issued again"""
+    """time of one attempt from issue to verdict; then it is lost, whoever holds it, and issued again"""
     max_gib: float = 8.0
     """memory of the driver for groups that are on their way or wait to be trained"""
     equal_rewards: EqualRewards = EqualRewards.keep
@@ -314,8 +314,8 @@ class PipelineConfig:
     trained with what it has. null: groups_per_step
     """
     oversample_groups: int = 0
-    """on their way beyond those that a step needs; when it has them, what was issued too early for the next step is
-    cut, and counted as filtered. Cuts long responses more often than short ones
+    """groups on their way beyond those that a step needs; when it has them, what was issued too early for the next step
+    is cut, and counted as filtered. Cuts long responses more often than short ones
     """
     reused_groups_per_step: int = 0
     """trained groups, at most max_staleness steps old, that each step trains once more; needs behaviour=engine"""
@@ -338,20 +338,20 @@ class RolloutConfig:
     """The engines that sample."""
 
     num_workers: int = 1
-    """to begin with; `lpo-ray scale RUN rollout=N` changes it during the run"""
+    """engines to begin with; `lpo-ray scale RUN rollout=N` changes it during the run"""
     autoscale: AutoscaleConfig = field(default_factory=AutoscaleConfig)
     engine: EngineKind = EngineKind.auto
     """vLLM's LLMEngine in the worker's process, its AsyncLLM, or by the hardware (auto)"""
     dtype: str = "float32"
     """weights of the engines: float32 | bfloat16"""
     cpus_per_worker: float = 1.0
-    """that Ray reserves for one engine"""
+    """CPUs that Ray reserves for one engine"""
     gpus_per_worker: float = 0.0
-    """that Ray reserves for one engine; 0: a CPU engine"""
+    """GPUs that Ray reserves for one engine; 0: a CPU engine"""
     tensor_parallel_size: int = 1
     """GPUs that share one copy of the weights"""
     threads: int = 1
-    """of one CPU engine's arithmetic"""
+    """threads of one CPU engine's arithmetic"""
     max_num_seqs: int = 256
     """responses an engine decodes at once"""
     kv_cache_gib: float = 1.0
@@ -359,13 +359,13 @@ class RolloutConfig:
     gpu_memory_utilization: float = 0.85
     """share of a GPU's memory for weights and KV cache, as vLLM has it"""
     enforce_eager: bool = True
-    """without CUDA graphs: slower to decode, quicker to start"""
+    """run without CUDA graphs: slower to decode, quicker to start"""
     deadline_seconds: float = 600.0
-    """for one group, and for an engine's start"""
+    """deadline of one group, and of an engine's start"""
     drain_seconds: float = 60.0
-    """that a worker which leaves has to end the groups it has; what is left is issued again"""
+    """time that a leaving worker has to finish its groups; what is left is issued again"""
     labels: dict[str, str] = field(default_factory=dict)
-    """of the nodes that workers may be on, as in `ray start --labels`; {}: any"""
+    """labels of the nodes that workers may be on, as in `ray start --labels`; {}: any"""
 
 
 @dataclass
@@ -373,7 +373,7 @@ class OverlongConfig:
     """Soft overlong punishment, as DAPO has it."""
 
     buffer_tokens: int = 0
-    """before sampling.max_tokens, over which a response loses more and more; 0: off"""
+    """tokens before sampling.max_tokens over which a response loses more and more; 0: off"""
     penalty: float = 1.0
     """what it loses at max_tokens"""
 
@@ -403,7 +403,7 @@ class JudgeConfig:
     """Judge of task.verifier=judge: a language model behind an OpenAI-compatible endpoint, with a structured answer."""
 
     url: str = "http://127.0.0.1:8000/v1"
-    """of the endpoint, with its /v1"""
+    """address of the endpoint, with its /v1"""
     model: str = ""
     """its name at that endpoint"""
     key_env: str | None = None
@@ -425,15 +425,17 @@ class SandboxConfig:
     verifier.deadline_seconds; null: half of that deadline
     """
     memory_mib: int = 512
-    """of each process of a program"""
+    """memory of each process of a program"""
     total_memory_mib: int | None = None
-    """of all its processes and its /tmp together, where there are control groups to limit it; null: twice memory_mib"""
+    """memory of all its processes and its /tmp together, where there are control groups to limit it; null: twice
+    memory_mib
+    """
     processes: int = 32
-    """and threads that a program may have at once"""
+    """processes and threads that a program may have at once"""
     files_mib: int = 16
-    """of all that a program writes"""
+    """size of all files that a program writes"""
     output_kib: int = 256
-    """of what a program prints; beyond that it is killed"""
+    """size of what a program prints; beyond that it is killed"""
 
 
 @dataclass
@@ -441,25 +443,25 @@ class VerifierConfig:
     """Verdicts: processes, deadlines, and what single verifiers need."""
 
     num_processes: int = 2
-    """to begin with; `lpo-ray scale RUN verifier=N` changes it during the run"""
+    """processes to begin with; `lpo-ray scale RUN verifier=N` changes it during the run"""
     deadline_seconds: float = 10.0
-    """for one response; its process is killed then. Of a service elsewhere: for one answer"""
+    """deadline of one response, whose process is then killed; of a service elsewhere, of one answer"""
     slow_seconds: float = 5.0
     """a verdict that took longer is reported with its response"""
     max_retries: int = 2
-    """of an unscored response, before its group is lost"""
+    """retries of an unscored response before its group is lost"""
     recycle_after: int = 10_000
     """calls, after which a process is replaced"""
     memory_mib: int = 4096
-    """of one process; it is replaced when it has grown to half of that"""
+    """memory of one process, which is replaced when it has grown to half of that"""
     cached_verdicts: int = 0
-    """that the service remembers, so that an equal response is not checked again; 0: none"""
+    """verdicts that the service remembers, so that an equal response is not checked again; 0: none"""
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     labels: dict[str, str] = field(default_factory=dict)
-    """of the nodes that the service may be on; {}: any"""
+    """labels of the nodes that the service may be on; {}: any"""
 
 
 @dataclass
@@ -471,25 +473,25 @@ class LearnerConfig:
     min_world_size: int | None = None
     """ranks that suffice when the cluster has no room for world_size any more; null: world_size, it never shrinks"""
     labels: dict[str, str] = field(default_factory=dict)
-    """of the nodes that ranks may be on; {}: any"""
+    """labels of the nodes that ranks may be on; {}: any"""
     cpus_per_rank: float = 1.0
-    """that Ray reserves for one rank"""
+    """CPUs that Ray reserves for one rank"""
     gpus_per_rank: float = 0.0
-    """that Ray reserves for one rank; 0: train on CPUs"""
+    """GPUs that Ray reserves for one rank; 0: train on CPUs"""
     threads: int = 1
-    """of one rank's arithmetic"""
+    """threads of one rank's arithmetic"""
     lr: float = 1e-6
     """peak learning rate"""
     lr_schedule: str = "constant"
     """name of a transformers schedule: constant | linear | cosine | polynomial | constant_with_warmup | ..."""
     lr_schedule_kwargs: dict[str, Any] = field(default_factory=dict)
-    """of that schedule, such as {min_lr_rate: 0.1} for cosine_with_min_lr"""
+    """arguments of that schedule, such as {min_lr_rate: 0.1} for cosine_with_min_lr"""
     warmup_steps: int = 0
-    """over which the learning rate rises from 0, where the schedule has a warm-up"""
+    """steps over which the learning rate rises from 0, where the schedule has a warm-up"""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """of AdamW"""
+    """decay rates of AdamW's two moments"""
     weight_decay: float = 0.1
-    """of AdamW"""
+    """decoupled weight decay of AdamW"""
     gradient_clip: float = 1.0
     """largest norm of an update's gradient"""
     attention: Attention = Attention.auto
@@ -501,7 +503,7 @@ class LearnerConfig:
     zero: dict[str, Any] = field(default_factory=dict)
     """passed through to DeepSpeed's zero_optimization, such as {offload_optimizer: {device: cpu}}"""
     deadline_seconds: float = 1800.0
-    """for one call to the ranks: a step, or their start"""
+    """deadline of one call to the ranks: a step, or their start"""
 
 
 @dataclass
@@ -516,9 +518,9 @@ class TransportConfig:
     tolerance: float | None = None
     """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
     prepare_seconds: float = 60.0
-    """for the engines to stop decoding and to join the learner"""
+    """time for the engines to stop decoding and to join the learner"""
     transfer_seconds: float = 300.0
-    """for all buckets and their proof"""
+    """time for all buckets and their proof"""
 
 
 @dataclass
@@ -530,7 +532,7 @@ class EvaluationConfig:
     samples_per_prompt: int = 16
     """responses drawn for each, from the whole distribution"""
     temperature: float = 1.0
-    """at which they are drawn; 0: greedy"""
+    """temperature at which they are drawn; 0: greedy"""
     ks: list[int] = field(default_factory=lambda: [1, 16])
     """k of each pass@k, at most samples_per_prompt"""
     pass_reward: float = 1.0
@@ -562,7 +564,9 @@ class TelemetryConfig:
     samples_every: int = 1
     """steps between samples/*.parquet; 0: none"""
     measured_groups: int = 8
-    """of a step, scored again after its last update: did P move to w*? 0: none; each costs a forward, or two"""
+    """groups of a step that are scored again after its last update: did P move to w*? 0: none; each costs a forward, or
+    two
+    """
     tensorboard: bool = True
     """write metrics to the run's folder for TensorBoard too"""
     trackers: list[str] = field(default_factory=list)
@@ -572,7 +576,7 @@ class TelemetryConfig:
     progress: ProgressKind = ProgressKind.auto
     """what the terminal shows"""
     stall_seconds: float = 30.0
-    """without any stage entered or left, after which a note says who the run waits for; 0: never"""
+    """time without any stage entered or left, after which a note says who the run waits for; 0: never"""
 
 
 @dataclass
@@ -580,7 +584,7 @@ class SimulationConfig:
     """Hardware as `lpo-ray simulate` assumes it; engines, ranks and slots are those of rollout and learner."""
 
     mean_tokens: float = 1024.0
-    """of a response; lengths are log-normal"""
+    """mean length of a response; lengths are log-normal"""
     length_variation: float = 0.6
     """standard deviation of the length over its mean"""
     decode_rate: float = 40.0
@@ -590,13 +594,13 @@ class SimulationConfig:
     anchor_share: float = 0.3
     """seconds of the anchor pass over those of the updates; with behaviour=engine only"""
     verify_seconds: float = 0.1
-    """for the verdict on one response"""
+    """time of the verdict on one response"""
     publish_seconds: float = 2.0
-    """for one publish, decoding stopped"""
+    """time of one publish, decoding stopped"""
     hours_between_failures: float = 0.0
-    """of one engine, on average; 0: never"""
+    """mean time between failures of one engine; 0: never"""
     restart_seconds: float = 120.0
-    """until a failed engine serves again"""
+    """time until a failed engine serves again"""
 
 
 @dataclass
@@ -606,11 +610,11 @@ class SupervisionConfig:
     """
 
     max_restarts: int = 3
-    """within the window, of each; then a rollout worker is given up, and anything else ends the run"""
+    """restarts of each within the window; after them a rollout worker is given up, and anything else ends the run"""
     window_seconds: float = 3600.0
-    """over which restarts are counted"""
+    """window over which restarts are counted"""
     backoff_seconds: float = 1.0
-    """before the second restart in the window; doubled with each further one"""
+    """pause before the second restart in the window; doubled with each further one"""
 
 
 @dataclass
@@ -620,13 +624,13 @@ class ClusterConfig:
     kind: ClusterKind = ClusterKind.ray
     """Ray actors, or everything in this process, for a debugger"""
     address: str | None = None
-    """of a running Ray cluster; null starts one on this machine for the run"""
+    """address of a running Ray cluster; null starts one on this machine for the run"""
     object_store_gib: float = 1.0
     """local cluster only"""
     autoscaling: bool = False
     """nodes may join when they are asked for: what has no room now is waited for instead of refused"""
     placement_seconds: float = 120.0
-    """for the resources of a role"""
+    """time to find the resources of a role"""
 
 
 @dataclass

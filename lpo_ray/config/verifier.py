@@ -13,7 +13,7 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.verifiers.calling.weighted_sum import NotASum, terms
 
 FIELDS = ("prompt", "response", "answer", "prompt+response", "row")
-"""of a case, that a request may hold"""
+"""fields of a case that a request may hold"""
 
 
 def check_verifier_section(config: Config) -> None:

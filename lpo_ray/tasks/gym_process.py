@@ -19,7 +19,7 @@ from lpo_ray.errors import DataError
 ORDERED_BY_HASH = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 )
-"""of version 0.1.25"""
+"""generators of version 0.1.25 that take texts out of sets"""
 
 
 class GeneratorProcess:

@@ -33,7 +33,7 @@ INSTRUCTION = "\n\nGive the final answer between <answer> and </answer>."
 HELDOUT_SHARE = 4
 """one question in so many is held out; with more, held-out ones take as many draws, and some generators are slow"""
 MAX_DRAWS = 1000
-"""for one problem; a generator that has hardly any question of a split is refused instead of searched for ever"""
+"""draws for one problem; a generator that has hardly any question of a split is refused instead of searched for ever"""
 BLOCK = 64
 """entries of one seed; some generators make all entries of a dataset when it is made"""
 KEPT_BLOCKS = 32

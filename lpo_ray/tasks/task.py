@@ -16,7 +16,7 @@ class SourceContext:
 
     seed: int
     verifier: str
-    """that its prompts name"""
+    """verifier that the prompts name"""
     encoder: PromptEncoder
 
 
@@ -36,7 +36,7 @@ class Task:
     make: Callable[[TaskConfig, SourceContext], PromptSource]
     """DataError when the data cannot be used"""
     check: Callable[[TaskConfig, int], None] = nothing_to_check
-    """of the section and evaluation.num_prompts, before anything is read. ConfigError"""
+    """checks the section and evaluation.num_prompts before anything is read. ConfigError"""
     recommended: Mapping[str, object] = field(default_factory=dict)
     """section.key -> value to begin with, for models of the size that the task is for"""
     takes_variant: bool = False

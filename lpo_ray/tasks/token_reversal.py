@@ -23,7 +23,7 @@ SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HELDOUT_SHARE = 8
 """one sequence in so many is held out. TPO holds none out"""
 MAX_DRAWS = 100_000
-"""for one prompt, and for all held-out ones"""
+"""draws for one prompt, and for all held-out ones"""
 OPTIONS = {
     "lengths": "H, a list of which each is equally often, such as [7]",
     "vocabulary": f"V, 2 to {len(SYMBOLS)}",

@@ -12,7 +12,7 @@ from fractions import Fraction
 from lpo_ray.verdict import Verdict
 
 MAX_CHARACTERS = 1000
-"""of what stands in the box; longer ones are not looked at, so that no response can cost time"""
+"""length of what stands in the box; longer ones are not looked at, so that no response can cost time"""
 
 _BRACE = re.compile(r"[{}]")
 _FRACTION = re.compile(r"(?<![0-9])\\frac\{(-?[0-9]{1,30})\}\{([0-9]{1,30})\}")

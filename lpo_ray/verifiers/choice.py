@@ -17,7 +17,7 @@ from lpo_ray.verifiers.tags import CLOSE, OPEN, last_answer, last_said
 
 LETTERS = tuple("ABCDEFGHIJ")
 MAX_CHARACTERS = 500
-"""of what may name a choice; longer texts name none"""
+"""length of what may name a choice; longer texts name none"""
 
 _BOLD = re.compile(r"\*+|\$|\\(?:text|textbf|mathrm|mathbf)(?=\{)|[{}]|\\[()\[\]]")
 _LETTER = re.compile(r"\(([A-J])\)|([A-J])(?=$|[.:),;\n]| *(?:$|[-–—]|because\b|since\b|as\b))", re.IGNORECASE)

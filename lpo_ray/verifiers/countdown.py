@@ -19,9 +19,9 @@ from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.tags import CLOSE, last_answer
 
 MAX_CHARACTERS = 200
-"""of an expression; longer ones are not looked at, so that no response can cost time"""
+"""length of an expression; longer ones are not looked at, so that no response can cost time"""
 MAX_DIGITS = 9
-"""of a number; Countdown's are small, and arithmetic on larger ones would take as long as the response wants"""
+"""digits of a number; Countdown's are small, and arithmetic on larger ones would take as long as the response wants"""
 
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
 _NUMBER = re.compile(r"[0-9]+")

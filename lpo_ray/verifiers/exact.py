@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     import regex as regex_library
 
 MAX_CHARACTERS = 1000
-"""of an answer that is held against a regular expression; longer ones are wrong, so that no response can cost time"""
+"""length of an answer that is held against a regular expression; longer ones are wrong, so that no response can cost
+time
+"""
 MATCH_SECONDS = 1.0
-"""for one match; a pattern that backtracks for longer than that has not matched"""
+"""time of one match; a pattern that backtracks for longer than that has not matched"""
 
 
 def exact(response: str, answer: str) -> Verdict:

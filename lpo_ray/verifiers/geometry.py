@@ -16,7 +16,7 @@ from lpo_ray.verifiers.mathematics.numeric import value_of
 TOLERANCE = 1e-3
 """relative: 14.14 is 10 sqrt(2)"""
 FORMATTED = 0.1
-"""for a number in a box that is the wrong one"""
+"""reward for a number in a box that is the wrong one"""
 
 _BEFORE = re.compile(r".*(?:=|\\approx|≈|\\doteq)", re.DOTALL)
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°|º|\\%|%")

@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
 
 MAX_CHARACTERS = 2000
-"""of an answer, or twice as many as the right one has; longer ones are wrong"""
+"""length of an answer, or twice as many as the right one has; longer ones are wrong"""
 TUPLES = ("arc_agi", "rearc")
-"""whose scorers compare with tuples, which are lists in JSON"""
+"""generators whose scorers compare with tuples, which are lists in JSON"""
 SECONDS = 3.0
-"""of processor time for one call of a scorer"""
+"""processor time of one call of a scorer"""
 ARITHMETIC = frozenset(
     {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
 )
-"""whose scorers call parse_expr"""
+"""generators whose scorers call parse_expr"""
 LITERAL = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
-"""whose scorers call eval, for an answer that is a list"""
+"""generators whose scorers call eval, for an answer that is a list"""
 FUNCTIONS = frozenset(
     {
         "Abs", "abs", "acos", "acosh", "acot", "asin", "asinh", "atan", "atanh", "cos", "cosh", "cot", "csc", "erf",

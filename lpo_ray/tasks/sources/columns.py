@@ -32,7 +32,7 @@ ANSWERS = ("answer", "label", "ground_truth", "final_answer", "solution")
 """names of the answer's column, likewise"""
 IMAGES = ("images", "image")
 MAX_DEPTH = 64
-"""of mappings and lists in a value"""
+"""nesting of mappings and lists in a value"""
 SHOWN = 80
 """characters of a value in a message"""
 

@@ -15,7 +15,7 @@ from lpo_ray.tasks.sources.source import Split, split_of
 HELDOUT_SHARE = 8
 """one in so many problems is held out"""
 MAX_DRAWS = 100_000
-"""for one problem; settings that allow hardly any problem are refused instead of searched for ever"""
+"""draws for one problem; settings that allow hardly any problem are refused instead of searched for ever"""
 
 
 @dataclass(frozen=True, slots=True)

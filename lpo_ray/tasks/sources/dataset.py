@@ -27,7 +27,7 @@ class Position(NamedTuple):
     step: int
     """prompts of this epoch before it"""
     row: int
-    """of the file, counted from 1; for files of lines, the line"""
+    """row of the file, counted from 1; for files of lines, the line"""
 
 
 class DatasetSource:

@@ -17,7 +17,7 @@ from lpo_ray.records import IntArray, Prompt
 
 Split = Literal["train", "heldout"]
 HELDOUT_SEED = 0
-"""of the held-out problems of generators: the same for every run, so that runs can be compared"""
+"""seed of the held-out problems of generators: the same for every run, so that runs can be compared"""
 
 
 class PromptSource(Protocol):

@@ -20,7 +20,7 @@ from lpo_ray.tasks.sources.rows import Rows
 BATCH = 1024
 """rows that are made Python values at once"""
 KEPT_BYTES = 256 * 2**20
-"""of row groups as Arrow has them: a file of this size is read from disk once. One row group is always kept"""
+"""size of row groups as Arrow has them: a file of this size is read from disk once. One row group is always kept"""
 SAFE_DATASETS = 4
 """major version of the datasets library from which on it runs no code of a data set"""
 

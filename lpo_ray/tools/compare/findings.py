@@ -16,7 +16,7 @@ Results = Mapping[Arm, Mapping[int, ArmResult]]
 WHEN = {False: "at the end", True: "over the curve"}
 """Measure.over_curve, for readers"""
 LAST_STEPS = 10
-"""over which the metrics of steps are averaged"""
+"""steps over which the metrics of steps are averaged"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Difference:
     arm: Arm
     than: Arm
     num_seeds: int
-    """that both have"""
+    """seeds that both have"""
     by: Mapping[Measure, Interval]
 
     @property
@@ -62,9 +62,9 @@ class Found:
     num_seeds: int
     scores: Mapping[Measure, float]
     metrics: Mapping[str, float]
-    """of outcome.CURVES, over the last LAST_STEPS"""
+    """metrics of outcome.CURVES, over the last LAST_STEPS"""
     difference: Difference | None
-    """to the matched baseline; None: it is the baseline, or there is nothing to pair"""
+    """difference to the matched baseline; None: it is the baseline, or there is nothing to pair"""
 
 
 @dataclass(frozen=True, slots=True)

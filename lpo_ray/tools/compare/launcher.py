@@ -17,7 +17,7 @@ from lpo_ray.errors import RunFailed
 
 LAST_LINES = 15
 STOP_SECONDS = 120.0
-"""that a run has to end its update when the comparison is stopped"""
+"""time that a run has to end its update when the comparison is stopped"""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 

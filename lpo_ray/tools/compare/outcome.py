@@ -24,7 +24,7 @@ class ArmResult:
     num_correct: Mapping[int, Mapping[str, int]]
     """step -> prompt -> passing responses; a prompt that was lost is not there"""
     samples: int
-    """of each prompt"""
+    """responses of each prompt"""
     curves: Mapping[str, np.ndarray]
     """metric -> [T]"""
     trained: int

@@ -27,7 +27,7 @@ class Background:
 
     name: str
     in_common: Mapping[str, str]
-    """see study.in_common"""
+    """what all arms share, from study.in_common"""
     failed: Sequence[RunFailed]
     config: str
     """resolved YAML that all runs began from"""

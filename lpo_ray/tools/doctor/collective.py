@@ -11,9 +11,9 @@ from lpo_ray.tools.doctor.findings import Finding, State, Surroundings
 from lpo_ray.tools.doctor.probe import ProbeResult, Running, failed
 
 SECONDS = 60.0
-"""for both ranks to import torch, meet and add up"""
+"""time for both ranks to import torch, meet and add up"""
 GRACE = 5.0
-"""that a rank gets beyond its own deadline, so that its account of what was late still arrives"""
+"""time that a rank gets beyond its own deadline, so that its account of what was late still arrives"""
 EXPECTED = "two ranks add up 4 MiB"
 ADVICE = {
     "gloo": "a firewall between the ranks? set GLOO_SOCKET_IFNAME to the interface of this machine's address",

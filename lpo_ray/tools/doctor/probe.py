@@ -18,7 +18,7 @@ from lpo_ray.telemetry.monitor.process_state import describe
 from lpo_ray.tools.doctor.findings import Finding, State
 
 LINES = 6
-"""of a process's last words"""
+"""lines of a process's last words"""
 
 
 @dataclass(frozen=True, slots=True)

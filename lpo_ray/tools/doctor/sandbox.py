@@ -9,7 +9,7 @@ from lpo_ray.verifiers.sandbox.kinds import BUBBLEWRAP, RLIMIT
 from lpo_ray.verifiers.sandbox.program import missing, trouble_with
 
 SECONDS = 30.0
-"""for a program in each kind"""
+"""time for a program in each kind"""
 
 
 def check_sandbox(_: Surroundings) -> list[Finding]:

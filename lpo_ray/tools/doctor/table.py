@@ -27,7 +27,7 @@ from lpo_ray.tools.doctor.stack import ENGINE_SECONDS, IMPORT_SECONDS, check_eng
 from lpo_ray.tools.doctor.versions import check_packages, check_python
 
 OUTER = 10.0
-"""that a check gets beyond the deadline of the process it runs, so that the process's own account arrives"""
+"""time that a check gets beyond the deadline of the process it runs, so that the process's own account arrives"""
 CHECKS = (
     Check("Python", check_python, 10),
     Check("packages", check_packages, 30),
@@ -47,7 +47,7 @@ CHECKS = (
     Check("engine", check_engine, ENGINE_SECONDS + OUTER, slow=True),
 )
 WIDTH = 160
-"""of the table where there is no terminal"""
+"""width of the table where there is no terminal"""
 STYLES = {State.ok: "green", State.warn: "yellow", State.fail: "bold red"}
 
 

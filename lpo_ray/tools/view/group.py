@@ -22,7 +22,7 @@ from lpo_ray.tools.view.token_text import by_position, pieces
 LONGEST = 20_000
 """characters of a text that is shown at once"""
 MOST_TOKENS = 2_000
-"""that are sent at once"""
+"""tokens that are sent at once"""
 NUMBERS = (
     "reward", "log_target", "target", "log_ratio", "anchor", "coefficient", "surrogate", "entropy", "drift",
     "mismatch_kl",

@@ -22,7 +22,7 @@ from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.tools.view.sample_columns import Key, floats, oldest_versions, read_columns, softmax, stamp
 
 MOST_FILES = 64
-"""that one question reads; the answer says where it stopped"""
+"""files that one question reads; the answer says where it stopped"""
 PAGE = 50
 EXCERPT = 160
 """characters of a prompt in a list"""
@@ -51,13 +51,13 @@ class GroupSummary:
     spread: float
     """largest less smallest reward; 0: no response is better than another"""
     staleness: int
-    """of its oldest token: the step before this one less the version that sampled it"""
+    """staleness of its oldest token: the step before this one less the version that sampled it"""
     gap: float
     """total variation of w* and P, before the update: 0 to 1"""
     moved: float | None
     """total variation of P before and after the step; None: not measured"""
     tokens: int
-    """of its longest response"""
+    """tokens of its longest response"""
     cut: int
     """responses that ended at the token limit"""
 
@@ -91,7 +91,7 @@ class Wanted:
     measured: bool = False
     """only groups whose P after the step was measured"""
     text: str = ""
-    """in prompt, response, answer, detail or prompt_id, whatever the case"""
+    """text to find in prompt, response, answer, detail or prompt_id, whatever the case"""
 
     def takes(self, group: GroupSummary) -> bool:
         """Tell whether the group is wanted, as far as a summary tells: all but ``text``."""
@@ -121,7 +121,7 @@ class Listing:
     unreadable: Mapping[int, str]
     """step -> why"""
     verifiers: Sequence[str]
-    """of all groups of the steps that were read"""
+    """verifiers of all groups of the steps that were read"""
 
 
 def sample_steps(folder: Path) -> list[int]:

@@ -26,7 +26,7 @@ DEPTH = 3
 """folders below the given one in which runs are looked for: a comparison has arms, and these have seeds"""
 MOST_RUNS = 1000
 MOST_POINTS = 400
-"""of a curve; of a longer run, every n-th step and the last"""
+"""points of a curve; of a longer run, every n-th step and the last"""
 TAIL_BYTES = 1 << 18
 SCALES = ("reward", "pass_rate", "token_entropy", "staleness")
 """metrics of the newest step that the list of runs shows"""
@@ -46,9 +46,9 @@ class RunInfo:
     state: str
     step: int
     steps: int | None
-    """that are planned; None: not known"""
+    """steps that are planned; None: not known"""
     last: Mapping[str, float]
-    """of the newest step: SCALES that it has"""
+    """values of the newest step: SCALES that it has"""
     first_sample: int | None
     last_sample: int | None
     """first and last step of which there are samples"""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from lpo_ray.records import IntArray
 
 CHARACTER_TOKENS = 4
-"""that one character may be spread over: bytes of UTF-8"""
+"""tokens that one character may be spread over: bytes of UTF-8"""
 UNFINISHED = "\ufffd"
 """what decoders give for bytes that are no character, or not yet"""
 

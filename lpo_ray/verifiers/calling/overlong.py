@@ -14,7 +14,7 @@ class Overlong:
     """
 
     max_tokens: int
-    """of a response: sampling.max_tokens"""
+    """longest response: sampling.max_tokens"""
     buffer_tokens: int = 0
     """0: nothing is lost"""
     penalty: float = 1.0

@@ -12,11 +12,11 @@ from math import prod
 
 MAX_CHARACTERS = 500
 MAX_DEPTH = 20
-"""of brackets of all kinds"""
+"""nesting of brackets of all kinds"""
 MAX_DIGITS = 40
-"""of one number"""
+"""digits of one number"""
 MAX_EXPONENT = 9999
-"""of a number, or of one letter"""
+"""exponent of a number, or of one letter"""
 MAX_BRACKET_EXPONENT = 30
 """all exponents of brackets beside letters, multiplied: (x+y)^{30} has 31 terms"""
 MAX_FACTORIAL = 999

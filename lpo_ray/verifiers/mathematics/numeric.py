@@ -12,7 +12,7 @@ import re
 
 MAX_CHARACTERS = 300
 MAX_DEPTH = 25
-"""of braces and parentheses"""
+"""nesting of braces and parentheses"""
 
 _SPELLINGS = (
     (re.compile(r"\{,\s?\}"), ","),

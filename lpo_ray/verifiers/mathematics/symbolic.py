@@ -16,7 +16,7 @@ from typing import Any
 from lpo_ray.verifiers.calling.cpu_budget import OutOfTime, cpu_budget
 
 SECONDS = 1.5
-"""of processor time for one step; a verdict has three"""
+"""processor time of one step; a verdict has three"""
 DECIMALS = 6
 
 _UNREADABLE = re.compile(r"[\n$]")

@@ -26,7 +26,7 @@ from lpo_ray.verifiers.mathematics.symbolic import equivalent
 from lpo_ray.verifiers.tags import last_answer, last_said
 
 MAX_BOXES = 12
-"""that are read as one list"""
+"""boxes that are read as one list"""
 ABSOLUTE, RELATIVE = Fraction(51, 10**8), Fraction(1, 10**5)
 EXACT_BELOW = 10**9
 """floating-point values beyond it are left to sympy"""
@@ -50,7 +50,7 @@ _STYLED_WORD = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{2,}")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°|º")
 
 Value = tuple[Fraction | float, bool]
-"""and whether it is followed by a percent sign"""
+"""value of a number, and whether it is followed by a percent sign"""
 
 
 def math(response: str, answer: str) -> Verdict:

@@ -24,7 +24,7 @@ from lpo_ray.verifiers.sandbox.program import run_program, working_kind
 _STARTED = b'{"started": true}\n'
 """what the tester says first"""
 _LINES_KIB = 1024
-"""of the tester, at least: it is not the program"""
+"""least output limit of the tests' own process, which is not the program"""
 
 
 @dataclass(frozen=True, slots=True)

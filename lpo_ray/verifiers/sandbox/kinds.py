@@ -19,7 +19,8 @@ _FIRST_USER = 0x70000000
 """users from here on, of no name, are for programs that root's sandboxes run"""
 _USERS = 2**22
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""of the interpreter, which empties it: each thread's own part of the heap would count as 64 MiB of memory"""
+"""environment of the interpreter, which empties it: each thread's own part of the heap would count as 64 MiB of memory
+"""
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 

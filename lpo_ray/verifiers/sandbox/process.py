@@ -21,7 +21,7 @@ from lpo_ray.verifiers.sandbox.memory import Group, make_group
 from lpo_ray.verifiers.sandbox.seccomp import seccomp_filter
 
 NAME = "lpo-ray-sandbox"
-"""in the command line of every sandboxed process"""
+"""mark in the command line of every sandboxed process"""
 READY = b"\x06ready\n"
 """what each writes to stdout before the program begins"""
 _INSIDE = "lpo_ray.verifiers.sandbox.inside"
@@ -35,14 +35,14 @@ class Program:
     argument: Any = None
     name: str = "program.py"
     modules: tuple[str, ...] = ()
-    """of ``inside``, which it imports"""
+    """modules of ``inside`` that it imports"""
 
 
 class Sandboxed(subprocess.Popen[bytes]):
     """The process that holds a program."""
 
     group: Group | None = None
-    """that limits its memory and that of all it starts"""
+    """control group that limits its memory and that of all it starts"""
 
 
 @cache

@@ -25,7 +25,7 @@ class ProgramResult:
     """Result of a program. With ``trouble`` the sandbox failed, and the program has not begun."""
 
     exit_code: int
-    """as shells have it: 128 + n when signal n ended it, which is also how it is killed (137)"""
+    """exit code as shells have it: 128 + n when signal n ended it, which is also how it is killed (137)"""
     stdout: bytes
     stderr: bytes
     """both together at most Limits.output_kib"""
@@ -34,7 +34,7 @@ class ProgramResult:
     starting: float
     """seconds until the program began"""
     seconds: float
-    """that it ran"""
+    """time that it ran"""
     trouble: str | None
 
 

@@ -21,7 +21,7 @@ class Printed:
     """Result of one run."""
 
     exit_code: int
-    """as shells have it"""
+    """exit code as shells have it"""
     over_output: bool
     """it printed more than Limits.output_kib"""
     stdout: bytes

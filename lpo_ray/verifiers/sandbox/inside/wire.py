@@ -12,7 +12,7 @@ from numbers import Integral
 from typing import Any
 
 DEPTH = 50
-"""of values in values"""
+"""nesting of values in values"""
 _EXACT = 2**53
 _CONTAINERS = {"l": list, "t": tuple, "s": set, "f": frozenset}
 
