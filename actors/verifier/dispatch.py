@@ -9,8 +9,8 @@ from hashlib import blake2b
 from typing import Protocol
 
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.calling.call import version_of
 from lpo_ray.verifiers.calling.case import Case
-from lpo_ray.verifiers.calling.version import version_of
 from lpo_ray.verifiers.calling.weighted_sum import is_remote, terms, weighted_sum
 
 RETRY_SECONDS = 0.2

@@ -27,9 +27,8 @@ from typing import TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.calling.call import loaded_version, verify
+from lpo_ray.verifiers.calling.call import loaded_version, verify, version_of
 from lpo_ray.verifiers.calling.case import Case
-from lpo_ray.verifiers.calling.version import version_of
 
 CHUNK_SECONDS = 0.05
 OVERDUE_SECONDS, OVERDUE_TIMES = 0.25, 10

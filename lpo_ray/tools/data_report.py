@@ -13,8 +13,8 @@ from rich.text import Text
 
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.tasks.sources import summary as statistics
 from lpo_ray.tasks.sources.dataset import DatasetSource
+from lpo_ray.tasks.sources.summary import QUANTILES, SplitSummary, summarise
 from lpo_ray.tasks.table import task_named
 
 SHOWN_PROMPTS = 10
@@ -52,7 +52,7 @@ class DataReport:
     verifier: str
     max_prompt_tokens: int
     prompts: tuple[ShownPrompt, ...]
-    statistics: Mapping[str, statistics.Statistics]
+    statistics: Mapping[str, SplitSummary]
     """train, and heldout where there is one"""
     alike: int | None
     """held-out prompts that are a training prompt but for case and white space (equal ones are an error); None: the
@@ -79,7 +79,7 @@ def read_data(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
             ShownPrompt(p.prompt_id, len(p.token_ids), tokenizer.show(p.token_ids), p.answer, tuple(p.row))
             for p in prompts
         ),
-        statistics=statistics.of_source(source, spec.config.evaluation.num_prompts),
+        statistics=summarise(source, spec.config.evaluation.num_prompts),
         alike=source.num_alike if isinstance(source, DatasetSource) else None,
     )
 
@@ -125,7 +125,7 @@ def _panel(prompt: ShownPrompt) -> Panel:
 
 def _table(report: DataReport) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("", "rows", "left out", "duplicates", *statistics.QUANTILES):
+    for name in ("", "rows", "left out", "duplicates", *QUANTILES):
         table.add_column(name, justify="left" if not name else "right")
     for split, found in report.statistics.items():
         rows = f"first {found.rows:,}" if found.sampled else f"{found.rows:,}"
