@@ -103,10 +103,11 @@ async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    from actors.rollout.engine import AsynchronousEngine, InprocessEngine
+    from actors.rollout.async_engine import AsyncEngine
+    from actors.rollout.sync_engine import SyncEngine
 
     arguments, rule = engine_arguments(settings), RULES[settings.inflight]
-    engine = AsynchronousEngine(arguments, rule) if on_gpu else InprocessEngine(arguments, rule)
+    engine = AsyncEngine(arguments, rule) if on_gpu else SyncEngine(arguments, rule)
     params = SamplingParams(
         max_tokens=TOKENS, ignore_eos=True, seed=0, logprobs=0, detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

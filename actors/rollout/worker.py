@@ -130,16 +130,17 @@ class RolloutWorker:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        from actors.rollout.engine import AsynchronousEngine, InprocessEngine
+        from actors.rollout.async_engine import AsyncEngine
+        from actors.rollout.sync_engine import SyncEngine
 
         give_way()
         ship_log("rollout", self._name)
         self._params, self._kind = SamplingParams, RequestOutputKind
         arguments = engine_arguments(self._settings)
         if self._settings.asynchronous:
-            self._engine = AsynchronousEngine(arguments, self._rule)
+            self._engine = AsyncEngine(arguments, self._rule)
         else:
-            self._engine = await asyncio.to_thread(InprocessEngine, arguments, self._rule)
+            self._engine = await asyncio.to_thread(SyncEngine, arguments, self._rule)
         self._released = asyncio.Event()
         process = current_process()
         log.info("its engine is up on %s: %s in %s", process.host, self._settings.model_path, self._settings.dtype)
