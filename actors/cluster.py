@@ -15,6 +15,7 @@ import torch
 
 from actors.control.driver import RunDriver
 from actors.learner.group import LearnerGroup
+from actors.learner.target_builder import RemoteTargetBuilder
 from actors.publisher import Publisher
 from actors.roles import learner_group, remote_target_builder, remote_verifier, requests_of, rollout_pool
 from actors.rollout.node_drain import watch_nodes
@@ -24,7 +25,7 @@ from actors.runtime.inspection import inspect
 from actors.runtime.placement import check_room, nodes
 from actors.runtime.remote_calls import call
 from actors.transports.table import TRANSPORTS, Transport
-from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
+from actors.verifier.remote import RemoteVerifier
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.schema import Config, Inflight
 from lpo_ray.errors import ConfigError
@@ -75,7 +76,7 @@ class Cluster:
         if stage == "publish":
             return ranks + self.rollout.receivers()
         if stage == "anchor":
-            return ranks or [self.target_builder.holder()]
+            return ranks or self.target_builder.busy()
         if stage == "project":
             return ranks or self.rollout.receivers()  # a new engine is given the weights before they change
         return ranks
@@ -130,7 +131,7 @@ def connect(config: Config) -> None:
         join(config.cluster.address, "cluster.address")
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see actors.runtime.priority
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see runtime.cpu_tuning
     # Ray warns that it turned its token authentication on, which is what a cluster of our own should have.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     wanted = sum(b["CPU"] for request in requests_of(config) for b in request.bundles) + 1

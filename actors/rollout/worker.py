@@ -13,9 +13,8 @@ import ray
 
 from actors.control.log_shipping import log, ship_log
 from actors.rollout.inflight import RULES, TAKEN_BACK
-from actors.runtime.cpu_tuning import KEEP_BLOCKS
+from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
-from actors.runtime.priority import give_way
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import Inflight
 from lpo_ray.errors import GroupLost

@@ -9,8 +9,8 @@ import asyncio
 from dataclasses import dataclass
 
 from actors.control.log_shipping import ship_log
+from actors.runtime.cpu_tuning import give_way
 from actors.runtime.inspection import current_process
-from actors.runtime.priority import give_way
 from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
 from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool

@@ -59,19 +59,19 @@ async def train(
     build: Build,
     recorder: Recorder,
     signals: Signals,
-    attendant: Steerable | None = None,
+    driver: Steerable | None = None,
 ) -> RunResult:
     """Carry out the plan. Raises Interrupted after a signal (work committed), or the first error of a component."""
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
-        if attendant is not None:
-            await stack.enter_async_context(attendant.attend(recorder.status, steering.scale))
+        if driver is not None:
+            await stack.enter_async_context(driver.attend(recorder.status, steering.scale))
         return await _train(spec, model_path, build, recorder, signals, steering)
 
 
 @dataclass(slots=True)
 class _Steering:
-    """What an attendant may do to the run."""
+    """Operations that the control actor may perform on a live run."""
 
     components: Components | None = None
     """None: they are not up"""
