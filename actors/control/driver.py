@@ -31,7 +31,7 @@ class RunDriver:
 
     @contextlib.asynccontextmanager
     async def attend(self, status: Callable[[], Mapping[str, object]], scale: Scale) -> AsyncIterator[None]:
-        """Let others ask and scale the run until the context ends. Raises RunBusy at once when another driver has it."""
+        """Let others ask and scale the run until the context ends. Raises RunBusy when another driver has it."""
         handle = await claim(self._run, self._driver, status())
         task = asyncio.get_running_loop().create_task(self._serve(handle, status, scale))
         try:

@@ -76,8 +76,8 @@ class Jobs:
         job = next((job for job in self.runs() if job.run == run and job.state in ALIVE), None)
         if job is not None:
             raise RunBusy(
-                f"run {run} is active as job {job.job_id} ({job.state}) since {time.time() - job.since:.0f} s; expected "
-                "a name that is free: take another run.name, or stop it with lpo-ray stop"
+                f"run {run} is active as job {job.job_id} ({job.state}) since {time.time() - job.since:.0f} s; "
+                "expected a name that is free: take another run.name, or stop it with lpo-ray stop"
             )
         job_id = f"{run}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
