@@ -16,7 +16,7 @@ import torch
 from actors.control.driver import RunDriver
 from actors.learner.group import LearnerGroup
 from actors.learner.target_builder import RemoteTargetBuilder
-from actors.publisher import Publisher
+from actors.publisher import DeliverySettings, Publisher
 from actors.roles import learner_group, remote_target_builder, remote_verifier, requests_of, rollout_pool
 from actors.rollout.node_drain import watch_nodes
 from actors.rollout.remote import RemoteWorker
@@ -270,16 +270,17 @@ async def _publisher(
     spec: RunSpec, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
 ) -> Publisher:
     await _open_export(spec, learner, transport)
-    return Publisher(
-        learner,
-        rollout,
+    settings = DeliverySettings(
         transport,
+        processes_per_engine=spec.config.rollout.tensor_parallel_size,
         probe=probe_sequences(len(spec.tokenizer(model_path)), spec.context),
         tolerance=spec.tolerance,
-        processes_per_engine=spec.config.rollout.tensor_parallel_size,
         prepare_seconds=_prepare_seconds(spec.config),
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
+    publisher = Publisher(learner, rollout, settings)
+    rollout.admit = publisher.admit
+    return publisher
 
 
 def _prepare_seconds(config: Config) -> float:
