@@ -55,12 +55,12 @@ class Cluster:
 
     @property
     def processes(self) -> dict[str, Process]:
-        """Of every actor, by name."""
+        """Process of every actor, by name."""
+        restartable = (self.verifier.service, self.target_builder.builder)
         return {
             **dict(zip(self.learner.names, self.learner.processes, strict=False)),
             **{member.name: member.process for member in self.rollout.up()},
-            self.verifier.service.name: self.verifier.service.process,
-            self.target_builder.builder.name: self.target_builder.builder.process,
+            **{actor.name: actor.process for actor in restartable if actor.process is not None},
         }
 
     def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
