@@ -46,8 +46,8 @@ class AsyncEngine(Engine):
         self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int
     ) -> RequestOutput:
         so_far: RequestOutput | None = None
-        # Who has no token is known from the report of the first.
-        reported = streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
+        # Which requests have no token yet is known from the report of the first.
+        reported = streamed(params, every=params.max_tokens) if self._rule.restarts_unstarted else params
         with refusals():
             async for output in self._engine.generate(prompt, reported, request_id, priority=priority):
                 self._unstarted.discard(cast("asyncio.Task[RequestOutput]", asyncio.current_task()))
@@ -69,7 +69,7 @@ class AsyncEngine(Engine):
         self._admission.close()
         # The scheduler is paused first: while layers are reloaded no step may run.
         await self._engine.pause_generation(mode=self._rule.pause, clear_cache=self._rule.drops_caches)
-        if self._rule.begins_anew and (unstarted := list(self._unstarted)):
+        if self._rule.restarts_unstarted and (unstarted := list(self._unstarted)):
             for request in unstarted:
                 request.cancel()
             await asyncio.wait(unstarted)

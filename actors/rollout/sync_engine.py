@@ -30,12 +30,12 @@ each token would cost a tenth of the throughput of a small policy."""
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One that was added to the in-process engine, and has not ended. Only the engine's thread changes it."""
+    """A request that the engine has and that has not ended. Only the engine's thread changes it."""
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[RequestOutput | None]
     so_far: RequestOutput | None = None
-    """as far as vLLM has reported"""
+    """what vLLM has reported of its output"""
 
     def settle(self, result: RequestOutput | None, error: BaseException | None = None) -> None:
         self.loop.call_soon_threadsafe(partial(_settle, self.future, result, error))
@@ -45,7 +45,7 @@ class SyncEngine(Engine):
     """LLMEngine on a thread of its own."""
 
     def __init__(self, arguments: EngineArgs, rule: Rule) -> None:
-        """Blocks until the engine has loaded the model; raises what vLLM raises."""
+        """Block until the engine has loaded the model. Raises what vLLM raises."""
         self._rule = rule
         self._admission = Admission()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -85,12 +85,12 @@ class SyncEngine(Engine):
             raise
 
     def _reported(self, params: SamplingParams) -> SamplingParams:
-        """An in-process engine says nothing of a request that it aborts: what is to be taken back is reported on the
-        way. Who has no token is known from the report of the first.
+        """Have a request report on the way what may be taken back: LLMEngine says nothing of a request that it aborts.
+        Which ones have no token yet is known from the report of the first.
         """
         if self._rule.pause == "abort":
             return streamed(params, every=REPORT_EVERY)
-        return streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
+        return streamed(params, every=params.max_tokens) if self._rule.restarts_unstarted else params
 
     @override
     async def name_weights(self, version: str) -> None:
@@ -108,9 +108,9 @@ class SyncEngine(Engine):
         await self._on_thread(self._restart_update)
 
     def _pause(self) -> list[asyncio.Future[RequestOutput | None]]:
-        """Take back what the rule says; returns what must be decoded to its end first."""
+        """Take back the requests that the rule says; returns those that must be decoded to their end first."""
         everything = self._rule.pause == "abort"
-        unstarted = self._rule.begins_anew
+        unstarted = self._rule.restarts_unstarted
         taken = {i: r for i, r in self._requests.items() if everything or (unstarted and r.so_far is None)}
         self._engine.abort_request(list(taken))
         version = self._engine.get_weight_version()
@@ -119,7 +119,7 @@ class SyncEngine(Engine):
             if request.so_far is not None:
                 sampled = request.so_far.outputs[0]
                 sampled.finish_reason = TAKEN_BACK
-                # It was added after the last update, as all were taken back then.
+                # It was added after the last update, when all were taken back.
                 sampled.weight_versions = [WeightVersionSpan(version, 0, len(sampled.token_ids))]
             request.settle(request.so_far)
         if self._rule.pause == "wait":
@@ -194,13 +194,13 @@ class SyncEngine(Engine):
                     if output.finished:
                         del self._requests[output.request_id]
                         request.settle(request.so_far)
-        except BaseException as error:  # noqa: BLE001 - the engine is gone; every waiter must hear why
+        except BaseException as error:  # noqa: BLE001 - the engine is gone; every caller is told why
             self._failure = error
             for request in self._requests.values():
                 request.settle(None, error)
 
     def _serve(self) -> bool:
-        """Run what was handed over; wait for it while there is nothing to decode, or nothing may be. False: close."""
+        """Run the work that was handed over; wait for it while nothing can be decoded. False: close."""
         while True:
             try:
                 work = self._work.get(block=self._updating or not self._engine.has_unfinished_requests())
