@@ -1,4 +1,4 @@
-"""From a plan to what the verifier service is made with."""
+"""Settings of the verifier service, made from a run's spec."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from actors.verifier.service import ServiceSettings
 from lpo_ray.run.spec import RunSpec
 
 WHOLE = ("prompt", "response", "answer", "row")
-"""what an endpoint gets when verifier.http.request says nothing"""
+"""fields that an endpoint gets when verifier.http.request names none"""
 
 
 def verifier_settings(spec: RunSpec, num_processes: int) -> ServiceSettings:
-    """For a service with so many processes."""
+    """Make the settings of a service with ``num_processes`` processes."""
     verifier = spec.config.verifier
     http, judge = verifier.http, verifier.judge
     pool = ProcessPoolSettings(
