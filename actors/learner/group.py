@@ -152,7 +152,8 @@ class LearnerGroup(Learner):
         share_memory = not transport.on_device and len(nodes) == 1 and not self._rules.shards_on_disk
         export = Export(transport, dtype, bucket_bytes, share_memory)
         what = "prepare to send its weights"
-        self._manifest, *_ = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
+        manifests = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
+        self._manifest = manifests[0]
         return self._manifest
 
     async def offer(self, num_peers: int, seconds: float) -> list[object]:
