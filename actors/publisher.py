@@ -43,7 +43,7 @@ Member = PoolMember[RemoteWorker]
 
 @dataclass(frozen=True, slots=True)
 class DeliverySettings:
-    """How weights are delivered and proved: the same for every publish."""
+    """Settings by which weights are delivered and proved: the same for every publish."""
 
     transport: Transport
     processes_per_engine: int
@@ -113,7 +113,7 @@ class Publisher(WeightTransport):
         the learner's side fails again after all engines have joined again.
         """
         left, unexplained = self._settings.transfer_seconds, 0
-        if self._generation != self._learner.generation:  # these ranks have met nobody yet
+        if self._generation != self._learner.generation:  # no engine has joined these ranks yet
             self._generation = self._learner.generation
             self._joined.clear()
         while True:
@@ -169,7 +169,7 @@ class _Attempt:
         self.difference = 0.0
         """largest difference of a log-prob between a member and the learner"""
         self.phases: dict[str, float] = {}
-        """seconds that each took"""
+        """phase -> seconds that it took"""
 
     async def run(self, step: int) -> WeightsVersion:
         """Deliver and prove. Raises _Broken when nothing was delivered, or what the learner raises when it is lost."""

@@ -21,7 +21,7 @@ Scale = Callable[[str, int], Awaitable[str]]
 
 
 class RunDriver:
-    """The driver of one run, towards its control actor: the ``Steerable`` that ``lpo_ray.run.train`` is given."""
+    """Driver of one run, towards its control actor: the ``Steerable`` that ``lpo_ray.run.train`` is given."""
 
     def __init__(self, run: str, note: Callable[[str], None], log: Callable[[LogLine], None]) -> None:
         """``note``: writes a line for the user. ``log``: takes what workers logged."""

@@ -32,7 +32,7 @@ STOP_SECONDS = 600
 QUERY_SECONDS = 90.0
 """for the job that answers a query"""
 MAX_MIB = 256
-"""that a submitted folder may have"""
+"""size limit of a submitted folder"""
 LEFT_OUT = (".git", ".venv", "venv", "__pycache__", "runs", "checkpoints", "node_modules", ".mypy_cache",
             ".pytest_cache", ".ruff_cache", ".env", "*.pyc", "*.token", "auth_token", "*.safetensors", "*.gguf",
             "*.ckpt")  # fmt: skip
@@ -71,7 +71,7 @@ class Jobs:
 
     def submit(self, config: str, run: str, working_dir: Path | None, exclude: Sequence[str]) -> str:
         """Start the run of a resolved configuration (YAML); returns the job's id. ``working_dir``: a folder that goes
-        along, for verifiers and data of one's own. Raises RunBusy while a run of this name is active.
+        along, with the user's verifiers and data. Raises RunBusy while a run of this name is active.
         """
         job = next((job for job in self.runs() if job.run == run and job.state in ALIVE), None)
         if job is not None:

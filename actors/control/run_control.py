@@ -32,7 +32,7 @@ NAMESPACE = "lpo-ray"
 LEASE_SECONDS = 15.0
 """silence after which a driver is taken for dead, and another may drive the run"""
 POLL_SECONDS = 1.0
-"""for which the driver waits for an order"""
+"""for new orders, in one exchange"""
 CALL_SECONDS = 30.0
 """for a call of the control actor"""
 MOST_LINES = 10_000

@@ -1,4 +1,4 @@
-"""ZeRO shards read from disk without the code that pickle would run: a run's folder may come from somebody else.
+"""ZeRO shards read from disk without the code that pickle would run: a run's folder may come from a stranger.
 
 DeepSpeed loads its own files with ``weights_only=False``, which only an environment variable of torch overrides. Beside
 tensors and plain values its files hold two classes, which are allowed by name. Anything else is refused.

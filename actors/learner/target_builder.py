@@ -46,5 +46,5 @@ class RemoteTargetBuilder(interfaces.TargetBuilder):
         return await self.builder.call(lambda actor: actor.build.remote(groups, anchor, step), "build", BUILD_SECONDS)
 
     def busy(self) -> list[BusyWorker]:
-        """Return the builder as the one at work, whether it is or not: nobody asks it."""
+        """Return the builder as the one at work, without asking whether it is."""
         return [BusyWorker(self.builder.name, "builds targets", None, self.builder.process)]

@@ -43,7 +43,7 @@ JOIN_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """How ranks send weights."""
+    """Settings by which ranks send weights."""
 
     transport: Transport
     dtype: str

@@ -14,7 +14,7 @@ from lpo_ray.policy.weights import Plain
 
 
 class Engine(Protocol):
-    """What a rollout worker asks of vLLM."""
+    """Operations of vLLM that a rollout worker needs."""
 
     async def generate(
         self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0

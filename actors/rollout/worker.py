@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How a vLLM engine is built."""
+    """Settings from which a vLLM engine is built."""
 
     model_path: str
     dtype: str

@@ -23,7 +23,7 @@ from lpo_ray.policy.weights import Bucket, Manifest, Pairs
 
 
 class NcclReceiver(Receiver, NCCLWeightTransferEngine):  # pyright: ignore[reportGeneralTypeIssues] - other type arguments
-    """vLLM's NCCL engine, with one packed broadcast for each bucket."""
+    """Receiver by vLLM's NCCL engine, with one packed broadcast for each bucket."""
 
     @override
     def init_transfer_engine(self, init_info: Senders) -> None:
@@ -50,7 +50,7 @@ class NcclReceiver(Receiver, NCCLWeightTransferEngine):  # pyright: ignore[repor
 
 
 class CudaIpcReceiver(Receiver, IPCWeightTransferEngine):  # pyright: ignore[reportGeneralTypeIssues] - as above
-    """vLLM's CUDA IPC engine, with one packed buffer for each bucket."""
+    """Receiver by vLLM's CUDA IPC engine, with one packed buffer for each bucket."""
 
     @override
     def init_transfer_engine(self, init_info: Senders) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class BucketSource(Protocol):
-    """Where the buckets of a transport through host memory come from."""
+    """Source of the buckets of one transport through host memory."""
 
     def elements(self, number: int, arrival: Arrival) -> list[Tensor]:
         """Return each sender's share of a bucket."""
@@ -34,7 +34,7 @@ class BucketSource(Protocol):
 
 
 class SharedSource(BucketSource):
-    """Memory that the ranks share with engines on their host."""
+    """Source in memory that the ranks share with engines on their host."""
 
     def __init__(self, senders: Senders, manifest: Manifest, rank: int) -> None:
         self._slots, self._num_senders = SharedMemory(manifest, str(senders.offers[0])), manifest.num_senders
@@ -45,7 +45,7 @@ class SharedSource(BucketSource):
 
 
 class GlooSource(BucketSource):
-    """One process group for each sender."""
+    """Source over TCP, with one process group for each sender."""
 
     def __init__(self, senders: Senders, manifest: Manifest, rank: int) -> None:
         self._manifest = manifest
@@ -73,7 +73,7 @@ class GlooSource(BucketSource):
 
 
 class ObjectStoreSource(BucketSource):
-    """Arrays that the rollout worker took from Ray's object store."""
+    """Source in arrays that the rollout worker took from Ray's object store."""
 
     def __init__(self, senders: Senders, manifest: Manifest, rank: int) -> None:
         self._dtype = manifest.torch_dtype
@@ -97,7 +97,7 @@ SOURCES: dict[str, Callable[[Senders, Manifest, int], BucketSource]] = {
 
 
 class HostReceiver(Receiver):
-    """Loads buckets that arrive in host memory, on CPU and GPU engines alike."""
+    """Receiver of buckets that arrive in host memory, for CPU and GPU engines alike."""
 
     _other_core = ThreadPoolExecutor(1, "digests")
 

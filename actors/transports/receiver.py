@@ -29,7 +29,7 @@ class Senders(WeightTransferInitInfo):
     receiver: str
     """name under which this engine is registered; a key of host_receiver.SOURCES for transports through host memory"""
     offers: list[object]
-    """of each sender"""
+    """what each sender said of how to reach it; see Sender.offer"""
     host: str
     """address of this engine"""
     rank_offset: int
@@ -44,7 +44,7 @@ class Arrival(WeightTransferUpdateInfo):
 
     bucket: int
     tickets: list[object]
-    """of each sender"""
+    """what each sender said of how to find its share; see Sender.ticket"""
     seconds: float
 
 

@@ -32,13 +32,13 @@ from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.calling.version import version_of
 
 CHUNK_SECONDS = 0.05
-"""that a chunk of responses should take"""
+"""time that a chunk of responses should take"""
 OVERDUE_SECONDS, OVERDUE_TIMES = 0.25, 10
 """a call gives up its slot after so long, and after so many times what it should take"""
 POOLS = 5
 """pools that may break under one call"""
 LOOK_SECONDS = 1.0
-"""between checks of whether the pool of a call still works"""
+"""between two checks of whether the pool of a call still works"""
 SHOWN = 300
 """characters of a response that a warning shows"""
 _WORN = 86
