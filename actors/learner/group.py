@@ -152,9 +152,8 @@ class LearnerGroup(Learner):
         share_memory = not transport.on_device and len(nodes) == 1 and not self._rules.shards_on_disk
         export = Export(transport, dtype, bucket_bytes, share_memory)
         what = "prepare to send its weights"
-        manifests = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
-        self._manifest = manifests[0]
-        return self._manifest
+        self._manifest, *_ = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
+        return self.manifest
 
     async def offer(self, num_peers: int, seconds: float) -> list[object]:
         """Return what engines need to reach each rank; ``num_peers`` engine processes will."""
