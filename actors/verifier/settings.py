@@ -1,4 +1,4 @@
-"""Settings of the verifier service, made from a run's spec."""
+"""From a plan to what the verifier service is made with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from actors.verifier.service import ServiceSettings
 from lpo_ray.run.spec import RunSpec
 
 WHOLE = ("prompt", "response", "answer", "row")
-"""fields that an endpoint gets when verifier.http.request names none"""
+"""what an endpoint gets when verifier.http.request says nothing"""
 
 
 def verifier_settings(spec: RunSpec, num_processes: int) -> ServiceSettings:
-    """Make the settings of a service with ``num_processes`` processes."""
+    """For a service with so many processes."""
     verifier = spec.config.verifier
     http, judge = verifier.http, verifier.judge
     pool = ProcessPoolSettings(

@@ -59,19 +59,19 @@ async def train(
     build: Build,
     recorder: Recorder,
     signals: Signals,
-    driver: Steerable | None = None,
+    attendant: Steerable | None = None,
 ) -> RunResult:
     """Carry out the plan. Raises Interrupted after a signal (work committed), or the first error of a component."""
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
-        if driver is not None:
-            await stack.enter_async_context(driver.attend(recorder.status, steering.scale))
+        if attendant is not None:
+            await stack.enter_async_context(attendant.attend(recorder.status, steering.scale))
         return await _train(spec, model_path, build, recorder, signals, steering)
 
 
 @dataclass(slots=True)
 class _Steering:
-    """Operations that the control actor may perform on a live run."""
+    """What an attendant may do to the run."""
 
     components: Components | None = None
     """None: they are not up"""
