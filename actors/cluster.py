@@ -131,7 +131,7 @@ def connect(config: Config) -> None:
         join(config.cluster.address, "cluster.address")
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see runtime.cpu_tuning
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see actors.runtime.cpu_tuning
     # Ray warns that it turned its token authentication on, which is what a cluster of our own should have.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     wanted = sum(b["CPU"] for request in requests_of(config) for b in request.bundles) + 1
@@ -270,7 +270,7 @@ async def _publisher(
     spec: RunSpec, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
 ) -> Publisher:
     await _open_export(spec, learner, transport)
-    settings = DeliverySettings(
+    delivery = DeliverySettings(
         transport,
         processes_per_engine=spec.config.rollout.tensor_parallel_size,
         probe=probe_sequences(len(spec.tokenizer(model_path)), spec.context),
@@ -278,7 +278,7 @@ async def _publisher(
         prepare_seconds=_prepare_seconds(spec.config),
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
-    publisher = Publisher(learner, rollout, settings)
+    publisher = Publisher(learner, rollout, delivery)
     rollout.admit = publisher.admit
     return publisher
 
