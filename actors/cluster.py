@@ -15,7 +15,8 @@ import torch
 
 from actors.control.driver import RunDriver
 from actors.learner.group import LearnerGroup
-from actors.publisher import Publisher
+from actors.learner.target_builder import RemoteTargetBuilder
+from actors.publisher import DeliverySettings, Publisher
 from actors.roles import learner_group, remote_target_builder, remote_verifier, requests_of, rollout_pool
 from actors.rollout.node_drain import watch_nodes
 from actors.rollout.remote import RemoteWorker
@@ -24,7 +25,7 @@ from actors.runtime.inspection import inspect
 from actors.runtime.placement import check_room, nodes
 from actors.runtime.remote_calls import call
 from actors.transports.table import TRANSPORTS, Transport
-from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
+from actors.verifier.remote import RemoteVerifier
 from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.schema import Config, Inflight
@@ -57,11 +58,11 @@ class Cluster:
     @property
     def processes(self) -> dict[str, Process]:
         """Process of every actor, by name."""
+        restartable = (self.verifier.service, self.target_builder.builder)
         return {
             **dict(zip(self.learner.names, self.learner.processes, strict=False)),
             **{member.name: member.process for member in self.rollout.up()},
-            self.verifier.service.name: self.verifier.service.process,
-            self.target_builder.builder.name: self.target_builder.builder.process,
+            **{actor.name: actor.process for actor in restartable if actor.process is not None},
         }
 
     def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
@@ -77,7 +78,7 @@ class Cluster:
         if stage == "publish":
             return ranks + self.rollout.receivers()
         if stage == "anchor":
-            return ranks or [self.target_builder.holder()]
+            return ranks or self.target_builder.busy()
         if stage == "project":
             return ranks or self.rollout.receivers()  # a new engine is given the weights before they change
         return ranks
@@ -285,16 +286,17 @@ async def _publisher(
     spec: RunSpec, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
 ) -> Publisher:
     await _open_export(spec.config, learner, transport)
-    return Publisher(
-        learner,
-        rollout,
+    delivery = DeliverySettings(
         transport,
+        processes_per_engine=spec.config.rollout.tensor_parallel_size,
         probe=probe_sequences(len(spec.tokenizer(model_path)), spec.context),
         tolerance=spec.tolerance,
-        processes_per_engine=spec.config.rollout.tensor_parallel_size,
         prepare_seconds=_prepare_seconds(spec.config),
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
+    publisher = Publisher(learner, rollout, delivery)
+    rollout.admit = publisher.admit
+    return publisher
 
 
 def _prepare_seconds(config: Config) -> float:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.control.log_shipping import in_run
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
-from actors.learner.target_builder import TargetBuilder
+from actors.learner.target_builder import RemoteTargetBuilder, TargetBuilder
 from actors.learner.worker import LearnerWorker
 from actors.rollout.remote import RemoteWorker
 from actors.rollout.worker import EngineSettings, RolloutWorker, engine_environment
@@ -24,7 +24,7 @@ from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from actors.runtime.placement import Request, bundle, check_room, nodes, reserve
 from actors.runtime.supervised import RestartableActor
 from actors.transports.table import TRANSPORTS, Transport
-from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
+from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from actors.learner.worker import LearnerWorker
 from lpo_ray.config import load_config
 from lpo_ray.interfaces import Events
 from lpo_ray.objective import project
@@ -63,7 +64,7 @@ class Watched:
             seen.niceness = {name: _niceness(pid) for name, pid in seen.pids.items()}
             seen.expected = await cluster.learner.probe(as_bundles(probe))
             seen.served = await cluster.rollout.members[0].worker.handle.logprobs.remote(probe)
-            seen.shards = await cluster.learner.shard_digests()
+            seen.shards = [await rank.__ray_call__.remote(_shard_norms) for rank in cluster.learner.ranks]
             seen.verdicts = await _verdicts(cluster)
         finally:
             await cluster.close()
@@ -71,6 +72,12 @@ class Watched:
 
 def _niceness(pid: int) -> set[int]:
     return {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in psutil.Process(pid).threads()}
+
+
+def _shard_norms(worker: LearnerWorker) -> dict[str, float]:
+    """Norm of a rank's shard of each parameter."""
+    parameters = worker._policy.model.named_parameters()
+    return {name: float(parameter.ds_tensor.detach().double().norm()) for name, parameter in parameters}
 
 
 async def _verdicts(cluster: object) -> dict[str, object]:

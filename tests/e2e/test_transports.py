@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 from actors.cluster import Cluster
 from actors.learner.group import LearnerGroup
 from actors.learner.worker import LearnerWorker
-from actors.publisher import Publisher
+from actors.publisher import DeliverySettings, Publisher
 from actors.roles import rollout_spawner
 from actors.rollout.worker import RolloutWorker
 from actors.transports.table import TRANSPORTS
@@ -147,11 +147,13 @@ class Reusable:
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:
         cluster, transport = self.cluster, TRANSPORTS[kind]
         await cluster.learner.open_export(transport, dtype, bucket_bytes)
-        return Publisher(
-            cluster.learner, cluster.rollout, transport, probe=probe_sequences(VOCABULARY, 256),
-            tolerance=1e-3 if dtype == "float32" else 0.1, processes_per_engine=1, prepare_seconds=30,
-            transfer_seconds=30,
+        settings = DeliverySettings(
+            transport, processes_per_engine=1, probe=probe_sequences(VOCABULARY, 256),
+            tolerance=1e-3 if dtype == "float32" else 0.1, prepare_seconds=30, transfer_seconds=30,
         )  # fmt: skip
+        publisher = Publisher(cluster.learner, cluster.rollout, settings)
+        cluster.rollout.admit = publisher.admit
+        return publisher
 
 
 async def all_cases(host: Reusable, policy: Path) -> None:
