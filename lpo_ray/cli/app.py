@@ -334,6 +334,20 @@ def ledger(run: Path) -> None:
 
 
 @cli.command()
+@RUN
+@click.argument("prompt")
+def trace(run: Path, prompt: str) -> None:
+    """Show what happened to PROMPT (its id or data index) in RUN: attempts, responses, verdicts, and why it was trained
+    or was not.
+    """
+    from rich.console import Console
+
+    from lpo_ray.tools.trace import render, trace
+
+    Console().print(render(trace(run, prompt)))
+
+
+@cli.command()
 @NAME
 @ADDRESS
 def why(run: str, address: str | None) -> None:
