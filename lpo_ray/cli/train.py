@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
+from lpo_ray.common.files import write_json
 from lpo_ray.common.redaction import redact
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import ClusterKind, Config, ProgressKind
@@ -34,7 +35,7 @@ from lpo_ray.run.spec import RunSpec, build_model, make_spec
 from lpo_ray.run.train import Build, Steerable, train
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.telemetry.monitor.progress import render_evaluation
-from lpo_ray.telemetry.sinks import MetricsSink, write_json
+from lpo_ray.telemetry.sinks import MetricsSink
 from lpo_ray.tools.evaluate.session import EvaluationRun, opened
 from lpo_ray.tools.evaluate.target import EvaluationRequest
 from lpo_ray.tools.replay import OpenLearner, recorded_digests, replay

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from lpo_ray.common.files import write_text
 from lpo_ray.config import dump_config
 from lpo_ray.config.validate import warnings
 from lpo_ray.errors import CheckpointDamaged, ConfigError, LearnerLost, ReplayDiffers
@@ -23,7 +24,6 @@ from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.redo import redo
 from lpo_ray.run.signals import Signals, first_cause
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.telemetry.stage_clock import Seconds
 from lpo_ray.training import checkpoint
 from lpo_ray.training.checkpoint import CheckpointState
