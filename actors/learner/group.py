@@ -99,6 +99,11 @@ class LearnerGroup:
         """Of the ranks."""
         return [f"learner rank {rank}" for rank in range(self.world_size)]
 
+    @property
+    def start_seconds(self) -> float:
+        """Seconds that the ranks have to start, once there is room for them."""
+        return max(self._rules.deadline_seconds, START_SECONDS)
+
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         """See interfaces.Learner. Groups are balanced over the ranks and returned in their own order."""
         shares = ray.put(balance(groups, dataclasses.replace(self._rules.packing, world_size=self.world_size)))
@@ -242,7 +247,7 @@ class LearnerGroup:
     async def load(self) -> None:
         """Form the process group of the ranks that there are, and load the policy."""
         self.generation += 1
-        seconds = max(self._rules.deadline_seconds, START_SECONDS)
+        seconds = self.start_seconds
         (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote(), seconds)
         self.processes = await self._all("start", lambda rank: self.ranks[rank].start.remote(host, port), seconds)
 

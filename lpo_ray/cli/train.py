@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 
 import yaml
@@ -122,6 +122,10 @@ class StandardError:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """See interfaces.Events. What needs a reader's attention is noted."""
+
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Show nothing: a command that records no run has no watchdog."""
+        return contextlib.nullcontext()
 
 
 def _open_learner(spec: RunSpec) -> OpenLearner:

@@ -91,6 +91,10 @@ class Recorder:
         """Time what happens within as stage ``name``."""
         return self._clock.stage(name)
 
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Show the component ``name``, which may take ``seconds``, as starting within."""
+        return self._clock.starting(name, seconds)
+
     def watchdog(self) -> Watchdog:
         """Make the watchdog of this run."""
         return Watchdog(self._clock, self._settings.stall_seconds, self.note, self._status.show_waiting)
