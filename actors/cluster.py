@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import ray
 import torch
@@ -24,6 +25,7 @@ from actors.runtime.connection import join
 from actors.runtime.inspection import inspect
 from actors.runtime.placement import check_room, nodes
 from actors.runtime.remote_calls import call
+from actors.runtime.supervised import START_SECONDS
 from actors.transports.table import TRANSPORTS, Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.settings import verifier_settings
@@ -39,6 +41,7 @@ from lpo_ray.run import settings
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.log import LogLine
 
+T = TypeVar("T")
 AUTO = "auto"
 """transport.kind: by placement"""
 
@@ -175,11 +178,12 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
     builder = remote_target_builder(config, settings.target_rules(spec), settings.restart_rule(spec), events)
     try:
         async with asyncio.TaskGroup() as starting:
-            starting.create_task(learner.start())
+            starting.create_task(_started(events, "learner", learner.start_seconds, learner.start()))
             starting.create_task(rollout.start())
-            starting.create_task(verifier.service.start())
-            starting.create_task(builder.builder.start())
-        publisher = await _publisher(spec, model_path, learner, rollout, transport)
+            for actor in (verifier.service, builder.builder):
+                starting.create_task(_started(events, actor.name, START_SECONDS, actor.start()))
+        prepared = _publisher(spec, model_path, learner, rollout, transport)
+        publisher = await _started(events, "sending of weights", config.learner.deadline_seconds, prepared)
     except BaseException:
         await rollout.close()
         verifier.service.kill()
@@ -188,6 +192,12 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
         raise
     watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
     return Cluster(rollout, verifier, builder, learner, publisher, [watching])
+
+
+async def _started(events: Events, name: str, seconds: float, start: Awaitable[T]) -> T:
+    """Await ``start``, and show the component as starting meanwhile."""
+    with events.starting(name, seconds):
+        return await start
 
 
 @contextlib.asynccontextmanager

@@ -130,6 +130,10 @@ class Events(Protocol):
         """The rollout workers, whenever one changes."""
         ...
 
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Enter while the component ``name`` starts with the run, for which it has ``seconds``."""
+        ...
+
 
 class Observer(Protocol):
     """Who is told what happens; telemetry in a run, a list in a test."""

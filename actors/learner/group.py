@@ -106,6 +106,11 @@ class LearnerGroup(Learner):
         """Names of the ranks, in their order."""
         return [f"learner rank {rank}" for rank in range(self.world_size)]
 
+    @property
+    def start_seconds(self) -> float:
+        """Seconds that the ranks have to start, once there is room for them."""
+        return max(self._rules.deadline_seconds, START_SECONDS)
+
     @override
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         # Groups are balanced over the ranks, and merged in their own order.
@@ -248,7 +253,7 @@ class LearnerGroup(Learner):
     async def load(self) -> None:
         """Form the process group of the ranks, and load the policy."""
         self.generation += 1
-        seconds = max(self._rules.deadline_seconds, START_SECONDS)
+        seconds = self.start_seconds
         (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote(), seconds)
         self.processes = await self._all("start", lambda rank: self.ranks[rank].start.remote(host, port), seconds)
 

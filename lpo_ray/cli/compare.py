@@ -11,13 +11,13 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lpo_ray.cli.console import ROW_WIDTH
+from lpo_ray.common.files import write_text
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import RunBusy, RunFailed, RunsFailed
 from lpo_ray.run.preflight import check_run_folder
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import make_spec
-from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.tools.compare.findings import Results
 from lpo_ray.tools.compare.grid import arms_of, axes_of
 from lpo_ray.tools.compare.launcher import LaunchedRun, Named, carry_out

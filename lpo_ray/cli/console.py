@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -32,6 +33,10 @@ class StandardError:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """Write nothing: what needs a reader's attention is noted."""
+
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Show nothing: a command that records no run has no watchdog."""
+        return contextlib.nullcontext()
 
 
 def progress_bar(console: Console) -> Progress:

@@ -12,12 +12,12 @@ from rich.progress import Progress, TaskID
 
 from lpo_ray.cli.backend import backend_of
 from lpo_ray.cli.console import TABLE_WIDTH, model_of, progress_bar
+from lpo_ray.common.files import write_json
 from lpo_ray.errors import EvaluationInterrupted, Interrupted
 from lpo_ray.evaluation.report import Report
 from lpo_ray.evaluation.table import render, render_suite
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec, make_spec
-from lpo_ray.telemetry.sinks import write_json
 from lpo_ray.tools.evaluate.session import EvaluationRun, opened
 from lpo_ray.tools.evaluate.target import EvaluationRequest
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lpo_ray.common.files import write_json
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
@@ -20,16 +21,15 @@ from lpo_ray.telemetry.difficulty import Difficulty
 from lpo_ray.telemetry.evaluations import Evaluations
 from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine
 from lpo_ray.telemetry.metrics import Value, step_metrics, worker_metrics
-from lpo_ray.telemetry.monitor.advice import Adviser, Setup
-from lpo_ray.telemetry.monitor.alarms import alarms
+from lpo_ray.telemetry.monitor.advice import Adviser, Setup, alarms
 from lpo_ray.telemetry.monitor.progress import Progress, step_line
 from lpo_ray.telemetry.monitor.report import write_report
 from lpo_ray.telemetry.monitor.watchdog import Watchdog
 from lpo_ray.telemetry.samples import samples_path, write_samples
-from lpo_ray.telemetry.sinks import MetricsLog, MetricsSink, TensorBoard, write_json
+from lpo_ray.telemetry.sinks import MetricsLog, MetricsSink, TensorBoard
 from lpo_ray.telemetry.stage_clock import Seconds, StageClock
 from lpo_ray.telemetry.status import StatusFile
-from lpo_ray.telemetry.summary import build_summary
+from lpo_ray.telemetry.summary import Summary
 from lpo_ray.telemetry.trackers import TrackedRun, tracker_sinks
 from lpo_ray.training.loop import StepRecord
 
@@ -89,6 +89,10 @@ class Recorder:
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Time what happens within as stage ``name``."""
         return self._clock.stage(name)
+
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Show the component ``name``, which may take ``seconds``, as starting within."""
+        return self._clock.starting(name, seconds)
 
     def watchdog(self) -> Watchdog:
         """Make the watchdog of this run."""
@@ -219,24 +223,22 @@ class Recorder:
         self._progress.close()
         self._status.ended = True
         self._status.write()
-        write_json(
-            settings.folder / "summary.json",
-            build_summary(
-                run=settings.run,
-                seed=settings.seed,
-                steps=self.step,
-                model=settings.model,
-                task=settings.task,
-                wall_seconds=wall_seconds,
-                objective=settings.objective,
-                before=self._evaluations.after(0),
-                after=self._evaluations.after(self.step) if self.step else None,
-                seconds=self._clock.totals(),
-                tokens=self._tokens,
-                advice=self._adviser.latest,
-                groups=groups,
-            ),
+        summary = Summary(
+            run=settings.run,
+            seed=settings.seed,
+            steps=self.step,
+            model=settings.model,
+            task=settings.task,
+            wall_seconds=wall_seconds,
+            objective=settings.objective,
+            before=self._evaluations.after(0),
+            after=self._evaluations.after(self.step) if self.step else None,
+            seconds=self._clock.totals(),
+            tokens=self._tokens,
+            advice=self._adviser.latest,
+            groups=groups,
         )
+        write_json(settings.folder / "summary.json", summary.to_json())
         write_report(settings.folder)
         for sink in self._sinks:
             sink.close()

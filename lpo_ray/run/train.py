@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lpo_ray.common.files import write_text
 from lpo_ray.config import dump_config
 from lpo_ray.config.cautions import cautions
 from lpo_ray.errors import ConfigError
@@ -24,7 +25,6 @@ from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.recovery import Recovery
 from lpo_ray.run.signals import Signals, first_cause
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.telemetry.stage_clock import Seconds
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.loop import TrainingLoop

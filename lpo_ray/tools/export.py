@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from lpo_ray.common.files import write_text
 from lpo_ray.errors import ConfigError
-from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.training import checkpoint
 
 

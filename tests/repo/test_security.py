@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from actors.runtime.rendezvous import join_store, listen, open_store
 from actors.transports.cuda_ipc import from_plain, to_plain
+from lpo_ray.common.files import write_json
 from lpo_ray.common.redaction import redact, secret_in
 from lpo_ray.config import load_config
 from lpo_ray.errors import CheckpointDamaged, ConfigError, DataError
@@ -26,7 +27,6 @@ from lpo_ray.run.inprocess import build_inprocess
 from lpo_ray.run.settings import learner_settings
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tasks.sources.rows import open_rows
-from lpo_ray.telemetry.sinks import write_json
 from lpo_ray.training.checkpoint import _digests
 
 ROOT = Path(__file__).parents[2]

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,6 +203,9 @@ class FakeEvents:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.reports.append(tuple(workers))
+
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 def remote_worker(name: str, handle: object) -> RemoteWorker:

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lpo_ray.common.files import write_json, write_text
 from lpo_ray.errors import RunFailed
 from lpo_ray.telemetry.monitor.report import svg_of
-from lpo_ray.telemetry.sinks import write_json, write_text
 from lpo_ray.tools.compare.findings import WHEN, Difference, Findings, Measure, Results, find
 from lpo_ray.tools.compare.pictures import WINDOW, Trade, draw, draw_trades
 from lpo_ray.tools.compare.tables import Table, tables_of

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
+from lpo_ray.common.files import write_json
 from lpo_ray.errors import ConfigError
 from lpo_ray.evaluation import score_prompts
 from lpo_ray.evaluation.breakdown import groups_of
@@ -21,7 +22,6 @@ from lpo_ray.records import Prompt, ScoredGroup
 from lpo_ray.run.evaluator import EvaluationSettings
 from lpo_ray.run.settings import evaluation_settings
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.telemetry.sinks import write_json
 from lpo_ray.tools.evaluate.target import EvaluationRequest
 from lpo_ray.verifiers.answers import read_as
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +171,10 @@ class _Notes:
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """See interfaces.Events."""
         self.restarts = sum(worker.restarts for worker in workers)
+
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Show nothing."""
+        return contextlib.nullcontext()
 
 
 def simulate(config: Config, engines: int) -> SimulationResult:
