@@ -6,7 +6,8 @@ import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.config.cautions import cautions
-from lpo_ray.run.spec import make_spec, render
+from lpo_ray.run.numbers import render
+from lpo_ray.run.spec import make_spec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
