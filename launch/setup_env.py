@@ -111,10 +111,7 @@ class Installer(NamedTuple):
         if finished.returncode:
             lines = (finished.stdout + finished.stderr).splitlines()
             said = [line for line in lines if line.strip() and "is ignored: it is neither" not in line]
-            raise SetupError(
-                f"{self.name} failed:\n  " + "\n  ".join(said[-8:]) + "\nCheck the network, the package index and free "
-                "disk space (4 GB, 8 where uv's cache is on another disk), then run the same command again"
-            )
+            raise SetupError(f"{self.name} failed:\n  " + "\n  ".join(said[-8:]))
 
 
 def pip() -> Installer:
@@ -180,10 +177,17 @@ def fill(accelerator: str) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=VENV) as folder:
             stages(uv(folder))
+        return
     except SetupError as error:
         say(f"pip takes over: {' '.join(str(error).split())[:300]}")
-        empty()
+    empty()
+    try:
         stages(pip())
+    except SetupError as error:
+        raise SetupError(
+            f"{error}\nCheck the network, the package index and free disk space (4 GB, 8 where uv's cache is on "
+            "another disk), then run the same command again"
+        ) from error
 
 
 def check_imports() -> None:

@@ -58,7 +58,7 @@ def one(way: str, clone: Path, caches: Path) -> tuple[dict[str, float], str]:
     if (clone / ".venv").exists():
         shutil.rmtree(clone / ".venv")
     python = str(clone / ".venv/bin/python")
-    setup, said = seconds([sys._base_executable, "-c", WAYS[way][0]], clone, variables)
+    setup, said = seconds([f"{sys.base_prefix}/bin/python3", "-c", WAYS[way][0]], clone, variables)
     sys.stdout.write(f"{way}:\n{said}")
     first, _ = seconds([python, "-c", IMPORT], clone, variables)
     return {"setup": setup, "first import": first}, seconds([python, "-c", PACKAGES], clone, variables)[1]
