@@ -162,9 +162,11 @@ def test_a_datasets_library_that_would_run_scripts_is_refused(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "datasets", raising=False)
-    with pytest.raises(DataError, match=said):
-        open_rows("somebody/data")
-    monkeypatch.delitem(sys.modules, "datasets")
+    try:
+        with pytest.raises(DataError, match=said):
+            open_rows("somebody/data")
+    finally:
+        sys.modules.pop("datasets", None)  # monkeypatch would put this one back for the tests that follow
 
 
 # Code of a checkpoint
