@@ -104,8 +104,13 @@ class RolloutPool(Generic[W]):
             member.up = False
         places = list(self._places.values())
         async with asyncio.TaskGroup() as starting:
-            tasks = [starting.create_task(self._make(place).start(self._settings.deadline_seconds)) for place in places]
+            tasks = [starting.create_task(self._start(place)) for place in places]
         self.members = [self._joined(place, task.result()) for place, task in zip(places, tasks, strict=True)]
+
+    async def _start(self, place: _Place[W]) -> Process:
+        seconds = self._settings.deadline_seconds
+        with self._events.starting(place.name, seconds):
+            return await self._make(place).start(seconds)
 
     async def admit_all(self) -> None:
         """Admit the members, where nobody publishes to them; one that fails at it is taken out and replaced."""

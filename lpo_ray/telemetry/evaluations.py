@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lpo_ray.evaluation import Evaluation
-from lpo_ray.telemetry.sinks import write_json
+from lpo_ray.common.files import write_json
+from lpo_ray.records import Evaluation
 
 NUM_CORRECT = "num_correct"
 """of every evaluation in the file: prompt -> its passing responses; what was lost is not there"""

@@ -53,7 +53,7 @@ EXPORTED: dict[str, Exported] = {
     "lpo_ray_kl_behaviour_nats": Exported("mismatch_kl", "KL(behaviour || policy before the step) per token", "nats"),
     "lpo_ray_gradient_norm": Exported("gradient_norm", "before clipping, mean of the step's updates", "norm"),
     "lpo_ray_skipped_updates_total": Exported(
-        "skipped_updates", "updates whose numbers were not finite", "updates", "counter"
+        "skipped_updates", "updates skipped for NaN or Inf", "updates", "counter"
     ),
     "lpo_ray_staleness_mean_steps": Exported("staleness", "mean age of the groups that were trained", "steps"),
     "lpo_ray_staleness_max_steps": Exported("staleness_max", "age of the oldest group that was trained", "steps"),

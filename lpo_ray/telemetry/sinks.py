@@ -1,15 +1,13 @@
-"""Where metrics go: metrics.jsonl (the record), TensorBoard (a view of it); and whole JSON files."""
+"""Sinks of metrics: metrics.jsonl (the record) and TensorBoard (a view of it)."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lpo_ray.common.redaction import redact
+from lpo_ray.common.files import finite, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -50,7 +48,7 @@ class MetricsLog:
     def append(self, metrics: Mapping[str, Value]) -> None:
         """Write one step as one line."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(metrics)) + "\n")
+            file.write(json.dumps(finite(metrics)) + "\n")
 
     def read(self) -> list[dict[str, Value]]:
         """All whole lines; a last line that a kill cut short is not a step."""
@@ -124,25 +122,3 @@ def numbers(metrics: Mapping[str, Value]) -> dict[str, float]:
 def in_group(name: str) -> str:
     """A metric's name under its first word, by which viewers group charts: "publish/publish_bytes"."""
     return f"{name.partition('_')[0]}/{name}"
-
-
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write a whole JSON file or nothing. Numbers that are not finite become null."""
-    write_text(path, json.dumps(_finite(value), indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file's content at once: a reader sees the old or the new text. Folders of runs are passed on, so the
-    value of a secret, which the last words of a process may contain, becomes its name.
-    """
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(redact(text), encoding="utf-8", errors="replace")
-    os.replace(partial, path)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -35,14 +35,26 @@ class Seconds:
     """of LEARNER, and wait: for groups"""
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start of one component."""
+
+    since: float
+    """on the clock of StageClock"""
+    limit: float
+    """seconds that it may take"""
+
+
 class StageClock:
-    """Counts seconds by stage. Not thread-safe: one event loop."""
+    """Counter of seconds by stage. Not thread-safe: one event loop."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.now, self._since = now, now()
         self._active: dict[str, int] = {}
         self.active_since: dict[str, float] = {}
         """stages at work, and when the first of each was entered"""
+        self.starts: dict[str, Start] = {}
+        """components that are starting, by name"""
         self.moved_at = self._since
         """when a stage was entered or left last, or ``moved`` was called"""
         self._total, self._lap = _Lanes(), _Lanes()
@@ -66,8 +78,19 @@ class StageClock:
                 self._attribute()
                 del self._active[name], self.active_since[name]
 
+    @contextlib.contextmanager
+    def starting(self, name: str, seconds: float) -> Iterator[None]:
+        """Count the component ``name``, which may take ``seconds``, as starting inside."""
+        self.moved()
+        self.starts[name] = Start(self.moved_at, seconds)
+        try:
+            yield
+        finally:
+            del self.starts[name]
+            self.moved()
+
     def moved(self) -> None:
-        """The stage at work got on, such as an evaluation by one group."""
+        """Note progress inside a stage, such as one group of an evaluation."""
         self.moved_at = self.now()
 
     def active(self) -> dict[str, int]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
+from lpo_ray.common.files import write_json
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import WorkerStatus
-from lpo_ray.telemetry.sinks import write_json
 
 FILE = "status.json"
 SILENT_SECONDS = 10.0

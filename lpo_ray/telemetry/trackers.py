@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from lpo_ray.common.files import write_text
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.errors import ConfigError
 from lpo_ray.telemetry.metrics import Value
-from lpo_ray.telemetry.sinks import in_group, numbers, write_text
+from lpo_ray.telemetry.sinks import in_group, numbers
 
 QUEUED = 1024
 """steps that may wait for a tracker before it is turned off"""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lpo_ray.errors import ComponentDied, Interrupted, LearnerLost, LpoRayError, NumbersNotFinite
-from lpo_ray.interfaces import Components, Observer
+from lpo_ray.interfaces import Components, Observer, PromptSource
 from lpo_ray.learner.packing import Packing, pack_step
 from lpo_ray.records import (
     AfterGroup,
@@ -38,7 +38,6 @@ from lpo_ray.records import (
     UpdateReport,
     WeightsVersion,
 )
-from lpo_ray.tasks.sources.source import PromptSource
 from lpo_ray.training.checkpoint import CheckpointRules, CheckpointState, save_checkpoint
 from lpo_ray.training.group_selection import GroupSelector, SelectionSettings, StepGroups
 from lpo_ray.training.ledger import Ledger, PendingWork

@@ -38,6 +38,20 @@ def test_dry_run_prints_the_config_and_every_number_and_writes_nothing(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_of_an_existing_run_prints_the_numbers_and_what_train_would_do(tmp_path: Path) -> None:
+    folder = tmp_path / "quickstart"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("{}")
+    finished = lpo_ray("train", QUICKSTART, "--dry-run", f"run.dir={tmp_path}")
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(r"^algorithm +LPO, forward KL; tau group_std \(GRPO's\)$", finished.stdout, re.MULTILINE)
+    assert "responses per step" in finished.stdout
+    assert (
+        f"\ntrain would refuse: run folder {folder} exists and is not empty; take another run.name" in finished.stdout
+    )
+    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+
+
 def broken_tracker(run: TrackedRun) -> Tracker:
     raise RuntimeError(f"no such server for {run.name}")
 

@@ -20,6 +20,7 @@ from lpo_ray.errors import LearnerLost
 from lpo_ray.learner.packing import pack_step
 from lpo_ray.objective import gibbs_target, target_temperature
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
+from lpo_ray.run.settings import packing
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec
 from tests.e2e.test_real_stack import plan_of
@@ -66,7 +67,7 @@ def on(spec: RunSpec, policy: Path, work: Callable[[LearnerGroup], Awaitable[obj
 async def steps(learner: LearnerGroup, spec: RunSpec, count: int, first: int = 0, lr: float = 1e-3) -> list[StepReport]:
     reports = []
     for step in range(first, first + count):
-        batch = pack_step(make_targets(), spec.packing(), step=step, seed=0, updates=2, learning_rate=lr)
+        batch = pack_step(make_targets(), packing(spec), step=step, seed=0, updates=2, learning_rate=lr)
         reports.append(await learner.project(batch))
     return reports
 
@@ -91,7 +92,7 @@ def test_on_policy_lpo_rev_and_grpo_give_the_same_weights(tiny_policy: Path, tmp
 
         async def one(learner: LearnerGroup) -> dict[str, torch.Tensor]:
             before = await weights_of(learner)
-            batch = pack_step(make_targets(), spec.packing(), step=0, seed=0, updates=1, learning_rate=1e-3)
+            batch = pack_step(make_targets(), packing(spec), step=0, seed=0, updates=1, learning_rate=1e-3)
             await learner.project(batch)
             found = await weights_of(learner)
             assert distance(found, before) > 1e-3

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 
 from actors.cluster import Cluster, build_cluster, connect, disconnect
-from lpo_ray.cli.train import _recorder
 from lpo_ray.errors import Interrupted
 from lpo_ray.interfaces import Events
 from lpo_ray.records import WorkerStatus
@@ -26,6 +25,7 @@ from lpo_ray.run.spec import RunSpec
 from lpo_ray.run.train import train
 from lpo_ray.training.loop import StepRecord
 from tests.e2e.test_real_stack import plan_of
+from tests.support.builders import recorder_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 PREPARE, TRANSFER = 20.0, 8.0
@@ -102,7 +102,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     connect(spec.config)
     try:
-        recorder = _recorder(spec, str(tiny_policy), Console(file=output, width=400))
+        recorder = recorder_of(spec, tiny_policy, Console(file=output, width=400))
         recorder.__class__, recorder.faulty = Stopping, found
 
         async def work(signals: Signals) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,15 +151,7 @@ def projected(target: TargetGroup, update: int) -> ProjectedGroup:
         update=update,
         responses=tuple(range(len(zeros))),
         loss=0.0,
-        log_ratio=zeros,
-        surrogate=zeros,
-        coefficient=zeros,
-        entropy=zeros,
-        clip_fraction=zeros,
-        engine_mismatch=zeros,
-        engine_drift=zeros,
-        engine_kl=zeros,
-        reference_kl=zeros,
+        **dict.fromkeys(ProjectedGroup.ARRAYS, zeros),
     )
 
 
@@ -211,9 +204,12 @@ class FakeEvents:
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.reports.append(tuple(workers))
 
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
 
 def remote_worker(name: str, handle: object) -> RemoteWorker:
     """A worker whose actor is up: ``handle``."""
     worker = RemoteWorker(name, Request("rollout", [{}], "SPREAD"), lambda group: handle, sys.stderr.write, 5)
-    worker.handle = handle
+    worker._handle = handle
     return worker

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from lpo_ray.common.files import write_json
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.learner.packing import Packing, pack_step
 from lpo_ray.objective import project
@@ -37,9 +38,9 @@ from lpo_ray.telemetry.metrics import diagnostics, pass_rate_histogram, step_met
 from lpo_ray.telemetry.monitor.progress import Progress, step_line
 from lpo_ray.telemetry.monitor.report import CHARTS, write_report
 from lpo_ray.telemetry.samples import read_step, write_samples
-from lpo_ray.telemetry.sinks import MetricsLog, write_json
+from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.telemetry.stage_clock import ENGINES, LEARNER, PRIORITY, Seconds, StageClock, shares
-from lpo_ray.telemetry.summary import build_summary
+from lpo_ray.telemetry.summary import Summary
 from tests.support.builders import make_target
 from tests.telemetry.test_log import NOON
 
@@ -352,13 +353,13 @@ def summary() -> dict[str, object]:
         "pass@1": 0.2, "pass@16": 0.8, "num_prompts": 256, "samples_per_prompt": 16,
         "ci95": {"pass@1": [0.1, 0.3], "pass@16": [0.7, 0.9]}, "lost": 0, "mean_reward": 0.3, "mean_length": 8.0,
     }  # fmt: skip
-    return build_summary(
+    return Summary(
         run="r", seed=0, steps=3, model="m", task="countdown", wall_seconds=12.5,
         objective={"divergence": "forward_kl", "target_temperature": "group_std", "token_clip": "clamp 0.2/0.2",
                    "length_norm": "mean"},
         before=evaluation, after=None, tokens=800, groups={"issued": 4, "trained": 4}, advice="more of it",
         seconds=Seconds({**SECONDS.run, "start": 9.0, "evaluate": 4.0}, SECONDS.engines, SECONDS.learner),
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
 
 
 def test_the_summary_keeps_its_contract() -> None:

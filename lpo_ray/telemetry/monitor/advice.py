@@ -1,11 +1,13 @@
-"""What to change so that neither lane waits for the other: one line, from the shares of the two lanes' time."""
+"""Advice and alarms: what to change so that neither lane waits for the other, and what in a step deserves a warning."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
+from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.stage_clock import Seconds, shares
 
 FIRST_STEPS = 10
@@ -26,14 +28,19 @@ class Setup:
     world_size: int
     num_processes: int
     """of the verifier"""
+    in_process: bool = False
+    """whether everything runs in one process: no count can be raised, and nothing overlaps"""
 
 
 def advise(engines: Mapping[str, float], learner: Mapping[str, float], setup: Setup) -> str | None:
-    """One line, or None when no lane waits for more than LIMIT of its time. ``engines``, ``learner``: shares by stage.
+    """Return one line, or None when no lane waits for more than LIMIT of its time. ``engines`` and ``learner`` are
+    shares by stage.
 
     The numbers proposed are ratios of busy times: if one worker samples for 0.9 of the time and the learner works for
     0.3 of it, three workers keep the learner busy. That supposes that work divides without loss.
     """
+    if setup.in_process:
+        return None
     sampling, verifying = engines["sample"], engines["verify"]
     learning = learner["project"] + learner["anchor"]
     engines_wait, learner_waits = engines["wait"], learner["wait"]
@@ -62,6 +69,21 @@ def advise(engines: Mapping[str, float], learner: Mapping[str, float], setup: Se
             f"{fewer}"
         )
     return None
+
+
+def alarms(metrics: Mapping[str, Value], entropy_alarm: float) -> Iterator[str]:
+    """Yield one sentence for each thing in a step's metrics that deserves a warning: skipped updates, and a mean token
+    entropy below ``entropy_alarm`` nats.
+    """
+    step, entropy = metrics["step"], float(str(metrics["token_entropy"]))
+    if metrics["skipped_updates"]:
+        where = "; ".join(cast("list[str]", metrics["not_finite"])[:3])
+        yield f"step {step}: {metrics['skipped_updates']} updates skipped, NaN or Inf in {where}"
+    if entropy < entropy_alarm:
+        yield (
+            f"step {step}: token entropy is {entropy:.4f} nats, below telemetry.entropy_alarm={entropy_alarm:g}: the "
+            "policy hardly explores any more"
+        )
 
 
 def _percent(share: float) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpo_ray.config.schema import ProgressKind
-from lpo_ray.evaluation import Evaluation
+from lpo_ray.records import Evaluation
 from lpo_ray.telemetry.log import DRIVER, LogLine
 from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.stage_clock import StageClock

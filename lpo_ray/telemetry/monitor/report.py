@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from lpo_ray.common.files import write_text
 from lpo_ray.telemetry.monitor.charts import CHARTS, PALETTE, Chart
-from lpo_ray.telemetry.sinks import MetricsLog, Value, write_text
+from lpo_ray.telemetry.sinks import MetricsLog, Value
 
 
 def write_report(folder: Path) -> Path:

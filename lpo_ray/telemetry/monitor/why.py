@@ -15,7 +15,7 @@ import psutil
 
 from lpo_ray.records import BusyWorker, Process
 from lpo_ray.telemetry.monitor.process_state import describe
-from lpo_ray.telemetry.monitor.watchdog import describe_holder
+from lpo_ray.telemetry.monitor.watchdog import describe_worker
 from lpo_ray.telemetry.status import read_status, state_of
 
 LOOPBACK = "127.0.0.1"
@@ -46,7 +46,7 @@ def render_why(status: Mapping, look: Callable[[Process], str | None]) -> str:
         names = ", ".join(holder.name for holder in busy) or "nobody who is known"
         lines.append(f"waits for {entry['stage']} since {now - entry['since']:.0f} s: {names}")
         for holder in busy:
-            lines.append(f"  {describe_holder(holder, now)}")
+            lines.append(f"  {describe_worker(holder, now)}")
             if holder.process is None:
                 continue
             seen = look(holder.process) if alive else None
