@@ -198,7 +198,7 @@ class ReusableGroups:
             self._groups = [s for s in (*self._groups, *trained) if s.group.oldest_version >= oldest]
 
     def draw(self, step: int) -> list[ScoredGroup]:
-        """Groups to train again at ``step``, in prompt order, drawn by (seed, step) from those that are fresh enough."""
+        """Draw groups to train again at ``step`` by (seed, step) from those that are fresh enough; in prompt order."""
         fresh = [s for s in self._groups if step - s.group.oldest_version <= self._settings.max_staleness]
         count = min(self._settings.reused_groups_per_step, len(fresh))
         rng = np.random.default_rng(derive_seed(self._settings.seed, "reuse", step))

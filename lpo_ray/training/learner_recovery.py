@@ -29,8 +29,8 @@ class LearnerRecovery:
         """starts the learner again, with the weights of the last commit"""
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of ``work``. When the learner is lost in it, restore the learner and run ``work`` again. When
-        several lose it together, the first restores it and the others wait.
+        """Return the result of ``work``. When the learner is lost in it, restore the learner and run ``work`` again.
+        When several lose it together, the first restores it and the others wait.
         """
         while True:
             before = self._count

@@ -102,9 +102,7 @@ class StepResult:
 async def make_batch(
     components: Components, groups: Sequence[ScoredGroup], anchor: Anchor, settings: BatchSettings, step: int
 ) -> tuple[list[TargetGroup], TrainBatch]:
-    """Build the targets of a step's groups and the updates that project the policy onto them, for as many ranks as there
-    are.
-    """
+    """Build the targets of a step's groups, and pack the updates that project the policy onto them for all ranks."""
     targets = await components.target_builder.build(groups, anchor, step)
     batch = pack_step(
         targets,
@@ -190,7 +188,7 @@ class TrainingLoop:
         return version
 
     async def _project_lane(self, version: WeightsVersion) -> WeightsVersion:
-        """Turn scored groups into weights, step by step. Waits for the sample lane, and unblocks it through the gate."""
+        """Turn scored groups into weights, step by step. Waits for the sample lane; unblocks it through the gate."""
         if self._settings.assembly.reused_groups_per_step:
             trained = self._ledger.trained_since(version.step - self._settings.assembly.max_staleness)
             self._reusable.add(version.step, trained)
@@ -257,7 +255,7 @@ class TrainingLoop:
             return await self._recovery.run(lambda: self._components.learner.log_ratios(groups))
 
     def _cut_stragglers(self, step: int) -> int:
-        """End the groups that are late now that the step has its own, and request as many others. Returns their number."""
+        """End the groups that are late once the step has its own, and request others. Returns their number."""
         settings = self._settings.assembly
         if not settings.oversample_groups:
             return 0

@@ -139,7 +139,7 @@ class SampleLane:
                 self._gate.release(slot)
 
     def cut(self, before: int, reason: str) -> int:
-        """End the groups that were issued to weights before step ``before``, and leave them out. Returns their number."""
+        """End and filter the groups that were issued to weights before step ``before``. Returns their number."""
         late = [flight for flight in self._flights if flight.version < before]
         for flight in late:
             self._ledger.filtered(flight.key, reason)

@@ -88,7 +88,7 @@ async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.Monk
     workers = [remote_worker(f"rollout worker {n}", Remote()) for n in (0, 1)]
     members = [Member(n, worker.name, worker, process(10 + n)) for n, worker in enumerate(workers)]
     at.rollout.members = list(members)
-    for place, member in zip(at.rollout._places.values(), members, strict=True):
+    for slot, member in zip(at.rollout._slots.values(), members, strict=True):
         place.member = member
     at.rollout.serve(members, WeightsVersion(3, "abc"))
     assert at.busy("sample") == []
