@@ -89,7 +89,7 @@ async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.Monk
     members = [Member(n, worker.name, worker, process(10 + n)) for n, worker in enumerate(workers)]
     at.rollout.members = list(members)
     for slot, member in zip(at.rollout._slots.values(), members, strict=True):
-        place.member = member
+        slot.member = member
     at.rollout.serve(members, WeightsVersion(3, "abc"))
     assert at.busy("sample") == []
     seconds = iter([50.0, 51.0, 52.0])
