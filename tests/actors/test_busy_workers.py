@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,24 +18,25 @@ from lpo_ray.learner.packing import Packing
 from lpo_ray.records import BusyWorker, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
-from tests.support.fakes import FakeEvents, remote_worker
+from tests.support.fakes import FakeEvents
+from tests.support.ray_fakes import Reference, remote_worker
 
 
 class Remote:
     """A handle: every method is called with ``.remote`` and answers when the test says so."""
 
     def __init__(self) -> None:
-        self.pending: list[Future] = []
+        self.pending: list[Reference] = []
 
     def __getattr__(self, method: str) -> SimpleNamespace:
-        def remote(*_: object) -> SimpleNamespace:
-            self.pending.append(future := Future())
-            return SimpleNamespace(future=lambda: future)
+        def remote(*_: object) -> Reference:
+            self.pending.append(reference := Reference())
+            return reference
 
         return SimpleNamespace(remote=remote)
 
     def answer(self, result: object) -> None:
-        self.pending.pop(0).set_result(result)
+        self.pending.pop(0).answer(result)
 
 
 def process(pid: int) -> Process:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, zero_anchor
+
+NOON = time.mktime((2026, 7, 1, 12, 0, 5, 0, 0, -1))
 
 
 def make_prompt(number: int = 0, length: int = 4, vocabulary: int = 50) -> Prompt:

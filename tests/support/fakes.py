@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.rollout.remote import RemoteWorker
-from actors.runtime.placement import Request
 from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
@@ -210,10 +208,3 @@ class FakeEvents:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.reports.append(tuple(workers))
-
-
-def remote_worker(name: str, handle: object) -> RemoteWorker:
-    """A worker whose actor is up: ``handle``."""
-    worker = RemoteWorker(name, Request("rollout", [{}], "SPREAD"), lambda group: handle, sys.stderr.write, 5)
-    worker.handle = handle
-    return worker

@@ -13,8 +13,8 @@ from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError, DoesNotFit
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tools.plan.forecast import Assumptions
-from tests.cli.test_cli import lpo_ray
-from tests.tools.plan.test_sizes import write_metrics
+from tests.support.commands import lpo_ray
+from tests.support.planning import write_metrics
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(path.name for path in CONFIGS.glob("paper_*.yaml"))
@@ -146,7 +146,7 @@ def test_unknown_gpus_have_sizes_but_no_times(monkeypatch: pytest.MonkeyPatch) -
     from lpo_ray.run.spec import outline
     from lpo_ray.tools.plan.forecast import make_forecast
     from lpo_ray.tools.plan.machines import Machine
-    from tests.tools.plan.test_sizes import shipped
+    from tests.support.planning import shipped
 
     model = shipped("Qwen/Qwen3-4B", monkeypatch)
     spec = outline(load_config(CONFIGS / "paper_polaris.yaml", ()), model.context)
