@@ -1,4 +1,4 @@
-"""Fakes of what runs on Ray: object references, and the pool's handle of a worker. They load Ray; ``fakes`` does not."""
+"""Fakes of what runs on Ray: object references, and the pool's handle of a worker. Only these load Ray."""
 
 from __future__ import annotations
 
