@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lpo_ray.telemetry.log import read_log
 from lpo_ray.telemetry.trackers import TrackedRun, Tracker
-
-QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
-
-
-def lpo_ray(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lpo_ray", *arguments], capture_output=True, text=True, timeout=timeout, check=False
-    )
+from tests.support.commands import QUICKSTART, lpo_ray
 
 
 def test_a_bad_config_is_one_message_and_exit_code_2(tmp_path: Path) -> None:

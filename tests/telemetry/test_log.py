@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from lpo_ray.telemetry.log import LogFile, LogLine, read_log
+from tests.support.builders import NOON
 
-NOON = time.mktime((2026, 7, 1, 12, 0, 5, 0, 0, -1))
 LINE = LogLine(NOON, "warning", "rollout", "rollout worker 1", 12, "its engine is slow")
 
 
