@@ -33,6 +33,7 @@ from lpo_ray.run.recorder import Recorder, RecorderSettings
 from lpo_ray.run.signals import call_off_ray_alarm, interrupt_on_signal, run_until_signal
 from lpo_ray.run.spec import RunSpec, build_model, make_spec
 from lpo_ray.run.train import Build, Steerable, train
+from lpo_ray.telemetry.captured_log import CapturedLog
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.telemetry.monitor.progress import render_evaluation
 from lpo_ray.telemetry.sinks import MetricsSink
@@ -49,8 +50,9 @@ def train_command(spec: RunSpec) -> None:
     interrupt_on_signal()
     console = Console(stderr=spec.config.telemetry.progress is ProgressKind.quiet)
     model_path = _model(spec, console)
-    with _cluster(spec):
+    with CapturedLog() as captured, _cluster(spec):
         recorder = _recorder(spec, model_path, console)
+        captured.write_to(recorder.worker_log)
         attending = _attendant(spec, recorder)
         outcome = run_until_signal(lambda signals: train(spec, model_path, _build(spec), recorder, signals, attending))
     if outcome.before and outcome.after:
@@ -64,7 +66,7 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
     progress_console = Console(stderr=True)
     plans = [make_spec(request.config, for_training=False) for request in requests]
     model_path = _model(plans[0], progress_console)
-    with contextlib.ExitStack() as stack:
+    with CapturedLog(), contextlib.ExitStack() as stack:
         runs = [
             stack.enter_context(opened(request, spec, model_path, by, fresh=fresh))
             for request, spec in zip(requests, plans, strict=True)
@@ -108,7 +110,7 @@ def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
     stored = load_config(run_dir / "config.yaml")
     spec = dataclasses.replace(make_spec(stored, for_training=False), run_dir=run_dir)
     model_path = _model(spec, Console(stderr=True))
-    with _cluster(spec):
+    with CapturedLog(), _cluster(spec):
         line = run_until_signal(lambda _: replay(spec, model_path, step, _open_learner(spec), from_start=from_start))
     sys.stdout.write(f"{line}\n")
 

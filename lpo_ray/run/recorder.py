@@ -141,11 +141,11 @@ class Recorder:
         self._log.append(self._line("error", str(error) or type(error).__name__))  # who runs the command shows it
 
     def log(self, line: LogLine) -> None:
-        """Write a line of the driver or of a worker to log.jsonl, and show it."""
+        """Write a line of the driver or of a worker to log.jsonl, and show it where it is for the user."""
         self._progress.say(self._log.append(line))
 
     def worker_log(self, line: LogLine) -> None:
-        """Log a worker's line, with the step that was done last."""
+        """Log what a logger said, here or in a worker, with the step that was done last."""
         self.log(replace(line, step=self.step))
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:

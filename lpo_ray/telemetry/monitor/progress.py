@@ -58,7 +58,7 @@ class Progress:
 
     def say(self, line: LogLine) -> None:
         """Something that happened once; printed above the panel, without what the panel's reader knows."""
-        if self._kind is ProgressKind.quiet:
+        if self._kind is ProgressKind.quiet or not line.is_shown:
             return
         bare = self._kind is ProgressKind.live and line.role == DRIVER
         for part in line.lines():
