@@ -70,9 +70,10 @@ class Recorder:
         folder = settings.folder
         self._settings, self._tokenizer = settings, tokenizer
         self._clock = StageClock()
-        self._progress = Progress(settings.progress, console, self._clock, settings.steps)
+        self._progress = Progress(settings.progress, console, self._clock, settings.run, settings.steps)
         self._log = LogFile(folder / "log.jsonl")
-        self._sinks: list[MetricsSink] = [MetricsLog(folder / "metrics.jsonl")]
+        self._metrics = MetricsLog(folder / "metrics.jsonl")
+        self._sinks: list[MetricsSink] = [self._metrics]
         if settings.tensorboard:
             self._sinks.append(TensorBoard(folder / "tensorboard"))
         self._sinks += tracker_sinks(settings.trackers, TrackedRun(settings.run, folder, settings.config), self.note)
@@ -124,6 +125,7 @@ class Recorder:
         self._evaluations.resumed(step)
         for sink in self._sinks:
             sink.resumed(step)
+        self._progress.resumed(self._metrics.read())
         self.step = self._status.step = step
         if step:
             self.note(f"resumed after step {step}")

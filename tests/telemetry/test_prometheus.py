@@ -11,7 +11,7 @@ import pytest
 
 from lpo_ray.telemetry.prometheus import EXPORTED, samples
 from tests.support.builders import make_target
-from tests.telemetry.test_telemetry import metrics_of
+from tests.support.telemetry import metrics_of
 
 DASHBOARD = Path(__file__).parents[2] / "launch" / "grafana" / "lpo_ray.json"
 
