@@ -37,7 +37,7 @@ from lpo_ray.training.loop import StepRecord
 
 @dataclass(frozen=True, slots=True)
 class RecorderSettings:
-    """What the recorder needs to know of a run."""
+    """Settings of the recorder of one run."""
 
     folder: Path
     run: str
@@ -47,13 +47,13 @@ class RecorderSettings:
     task: str
     objective: dict[str, object]
     points: StepSchedule[Point]
-    """of the grid, by step"""
+    """points of the grid, by step"""
     pass_reward: float
     samples_every: int
     tensorboard: bool
     trackers: tuple[str, ...]
     config: Mapping[str, object]
-    """resolved, for the trackers"""
+    """resolved configuration, for the trackers"""
     entropy_alarm: float
     progress: ProgressKind
     setup: Setup
@@ -217,7 +217,7 @@ class Recorder:
         self._clock.lap()
 
     def has_evaluated(self, step: int) -> bool:
-        """Whether an evaluation of the policy after ``step`` is on record."""
+        """Tell whether an evaluation of the policy after ``step`` is on record."""
         return self._evaluations.after(step) is not None
 
     def close(self, groups: dict[str, int], wall_seconds: float) -> None:

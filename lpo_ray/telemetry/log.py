@@ -53,7 +53,7 @@ class LogLine:
 
     @property
     def is_shown(self) -> bool:
-        """Whether a terminal shows the line. What other libraries say short of an error is in log.jsonl alone."""
+        """Tell whether a terminal shows the line. What other libraries say short of an error is in log.jsonl alone."""
         return not self.source or self.level == "error"
 
     def render(self) -> str:
