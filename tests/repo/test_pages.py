@@ -110,7 +110,11 @@ def test_files_that_are_named_exist(page: Path) -> None:
         for word in re.split(r"[\s:,=\[\]]+", code):
             if re.fullmatch(r"(?:lpo_ray|actors|tests|configs|docs|launch|docker)/[\w./-]*", word):
                 assert (ROOT / word).exists() or list(ROOT.glob(f"{word}*")), f"{page.name}: {word}"
-            elif SOURCE.fullmatch(word) and not word.startswith(".") and not any(fnmatch(word, user) for user in OF_A_USER):
+            elif (
+                SOURCE.fullmatch(word)
+                and not word.startswith(".")
+                and not any(fnmatch(word, user) for user in OF_A_USER)
+            ):
                 assert next(found(word), None), f"{page.name}: {word}"
 
 
@@ -130,7 +134,9 @@ def test_commands_that_are_named_exist(page: Path) -> None:
 
 
 def test_the_tree_of_the_readme_is_the_tree() -> None:
-    tree = next(body for _, body in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")) if "actors/\n" in body)
+    tree = next(
+        body for _, body in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")) if "actors/\n" in body
+    )
     package = ROOT
     for line in tree.splitlines():
         if not line.startswith(" "):
@@ -189,7 +195,9 @@ def test_the_configuration_that_is_shown_is_one(tmp_path: Path) -> None:
 def test_the_task_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my_task.py").write_text(first_block("own_task.md", "python"), encoding="utf-8")
-    encoder = SimpleNamespace(max_tokens=64, encode=lambda text: np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64))
+    encoder = SimpleNamespace(
+        max_tokens=64, encode=lambda text: np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+    )
     task = task_named("my_task.py:task")
     source = task.make(TaskConfig(options={"largest": 20}), SourceContext(0, str(task.verifier), encoder))  # pyright: ignore
     trained, held = [source.train(index) for index in range(50)], source.heldout(50)
