@@ -51,21 +51,18 @@ class WorkerLog(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
         try:
-            self._lines.put_nowait(self._line(level, f"{record.name}: {self.format(record)}", record.created))
+            self._lines.put_nowait(LogLine.of(record, redact(self.format(record)), self._role, self._worker))
         except queue.Full:
             self._dropped += 1
-
-    def _line(self, level: str, text: str, moment: float) -> LogLine:
-        return LogLine(moment, level, self._role, self._worker, None, redact(text))
 
     def _run(self) -> None:
         while True:
             time.sleep(PERIOD)
             lines = [self._lines.get_nowait() for _ in range(self._lines.qsize())]
             if self._dropped:
-                lines.append(self._line("warning", f"{self._dropped} more lines are left out", time.time()))
+                text = f"{self._dropped} more lines are left out"
+                lines.append(LogLine(time.time(), "warning", self._role, self._worker, None, text))
                 self._dropped = 0
             if lines:
                 try:

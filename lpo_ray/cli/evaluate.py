@@ -18,6 +18,7 @@ from lpo_ray.evaluation.report import Report
 from lpo_ray.evaluation.table import render, render_suite
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec, make_spec
+from lpo_ray.telemetry.captured_log import CapturedLog
 from lpo_ray.tools.evaluate.session import EvaluationRun, opened
 from lpo_ray.tools.evaluate.target import EvaluationRequest
 
@@ -27,7 +28,7 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
     progress_console = Console(stderr=True)
     specs = [make_spec(request.config, for_training=False) for request in requests]
     model_path = model_of(specs[0], progress_console)
-    with contextlib.ExitStack() as stack:
+    with CapturedLog(), contextlib.ExitStack() as stack:
         runs = [
             stack.enter_context(opened(request, spec, model_path, by, fresh=fresh))
             for request, spec in zip(requests, specs, strict=True)

@@ -19,6 +19,7 @@ from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.signals import interrupt_on_signal, run_until_signal
 from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.run.train import train
+from lpo_ray.telemetry.captured_log import CapturedLog
 from lpo_ray.telemetry.monitor.progress import render_evaluation
 from lpo_ray.tools.replay import recorded_digests, replay
 
@@ -30,10 +31,11 @@ def train_command(spec: RunSpec) -> None:
     console = Console(stderr=spec.config.telemetry.progress is ProgressKind.quiet)
     model_path = model_of(spec, console)
     backend = backend_of(spec.config)
-    with backend.cluster():
+    with CapturedLog() as captured, backend.cluster():
         recorder = Recorder(
             settings.recorder_settings(spec, model_path), console, spec.tokenizer(model_path), backend.sinks()
         )
+        captured.write_to(recorder.worker_log)
         steerable = backend.steerable(recorder)
         result = run_until_signal(lambda signals: train(spec, model_path, backend.build, recorder, signals, steerable))
     if result.before and result.after:
@@ -56,7 +58,7 @@ def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
     model_path = model_of(spec, Console(stderr=True))
     backend = backend_of(spec.config)
     packing, seed = settings.packing(spec), spec.config.run.seed
-    with backend.cluster():
+    with CapturedLog(), backend.cluster():
         line = run_until_signal(
             lambda _: replay(
                 run_dir, model_path, step, packing, seed, backend.open_learner(spec, model_path), from_start=from_start

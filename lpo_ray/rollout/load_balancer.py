@@ -1,7 +1,7 @@
-"""Who gets the next group: the member with the fewest responses in flight, once it has room; first come, first served.
+"""Load balancer: the next group goes to the worker with the fewest responses in flight that has room; FIFO.
 
-A member is given as many responses as keep it busy; further groups wait here, so that whoever joins finds work at once,
-and whoever leaves has little to hand back. O(log members) for each group.
+A worker is given as many responses as keep it busy. Further groups wait here, so that a joiner finds work at once and a
+leaver has little to hand back. O(log members) for each group.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lpo_ray.rollout.member import Member, W
 
 
 class LoadBalancer(Generic[W]):
-    """Members by their load, and the groups that wait for one of them."""
+    """Load balancer over members, with a queue of the groups that wait."""
 
     def __init__(self, slots: int) -> None:
         """``slots``: responses that a member is given at once; a group that is larger goes to one that has none."""
@@ -33,14 +33,14 @@ class LoadBalancer(Generic[W]):
 
     @property
     def num_waiting(self) -> int:
-        """Groups that nobody has room for."""
+        """Number of groups that wait for room."""
         return sum(not ticket.done() for _, ticket in self._waiting)
 
     async def take(self, size: int, patience: Callable[[], float]) -> Member[W]:
-        """A member with room for ``size`` responses, which from now on count as its own until ``give_back``.
+        """Wait for a member with room for ``size`` responses, which count as its own until ``give_back``.
 
-        ``patience``: seconds that the group may still wait, asked again when they are over; TimeoutError once there are
-        none. Raises what ``fail`` is given meanwhile.
+        ``patience``: seconds that the group may still wait, asked again when they are over. Raises TimeoutError once
+        there are none, or what ``fail`` is given meanwhile.
         """
         if not self._waiting and (member := self._with_room(size)) is not None:
             self._charge(member, size)
@@ -57,16 +57,16 @@ class LoadBalancer(Generic[W]):
                 self.give_back(ticket.result(), size)
             raise
         finally:
-            if ticket.cancel():  # who stood behind it may have room
+            if ticket.cancel():  # the groups behind it may have room
                 self.offer([])
 
     def give_back(self, member: Member[W], size: int) -> None:
-        """``size`` responses that were taken have ended, well or not."""
+        """Free the room of ``size`` responses that were taken and have ended, well or not."""
         member.responses -= size
         self.offer([member])
 
     def offer(self, members: Sequence[Member[W]]) -> None:
-        """Their load has changed, or they have begun to serve: who waits longest goes first."""
+        """Give waiting groups, the oldest first, to members whose load has changed or that have begun to serve."""
         for member in members:
             self._enter(member)
         while self._waiting:
@@ -80,7 +80,7 @@ class LoadBalancer(Generic[W]):
             self._waiting.popleft()
 
     def fail(self, failure: LpoRayError) -> None:
-        """Nobody will ever have room: all who wait raise ``failure``."""
+        """Raise ``failure`` in every ``take`` that waits: no member will ever have room."""
         for _, ticket in self._waiting:
             if not ticket.done():
                 ticket.set_exception(failure)

@@ -1,4 +1,4 @@
-"""A rollout worker, and what the pool knows of it while its engine is up."""
+"""A rollout worker, what the pool knows of it while its engine is up, and across its replacements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, WeightsVersion
+from lpo_ray.common.restart_budget import RestartBudget
+from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, WeightsVersion, WorkerState
 
 
 class Worker(Protocol):
@@ -64,3 +65,24 @@ class Member(Generic[W]):
     def serves(self) -> bool:
         """Whether the pool may give it groups."""
         return self.up and not self.lent and self.version is not None
+
+
+@dataclass(slots=True, eq=False)
+class WorkerSlot(Generic[W]):
+    """What the pool knows of a worker across its replacements."""
+
+    index: int
+    name: str
+    budget: RestartBudget
+    worker: W | None = None
+    """None before the start"""
+    member: Member[W] | None = None
+    state: WorkerState = "starting"
+    detail: str = ""
+    task: asyncio.Task[None] | None = None
+    """task that starts it, or ends it"""
+
+    @property
+    def stays(self) -> bool:
+        """Whether it counts as one of the workers that are wanted."""
+        return self.state != "leaving"

@@ -36,7 +36,7 @@ from lpo_ray.training.loop import StepRecord
 
 @dataclass(frozen=True, slots=True)
 class RecorderSettings:
-    """What the recorder needs to know of a run."""
+    """Settings of the recorder of one run."""
 
     folder: Path
     run: str
@@ -46,13 +46,13 @@ class RecorderSettings:
     task: str
     objective: dict[str, object]
     points: StepSchedule[Point]
-    """of the grid, by step"""
+    """points of the grid, by step"""
     pass_reward: float
     samples_every: int
     tensorboard: bool
     trackers: tuple[str, ...]
     config: Mapping[str, object]
-    """resolved, for the trackers"""
+    """resolved configuration, for the trackers"""
     entropy_alarm: float
     progress: ProgressKind
     setup: Setup
@@ -69,9 +69,10 @@ class Recorder:
         folder = settings.folder
         self._settings, self._tokenizer = settings, tokenizer
         self._clock = StageClock()
-        self._progress = Progress(settings.progress, console, self._clock, settings.steps)
+        self._progress = Progress(settings.progress, console, self._clock, settings.run, settings.steps)
         self._log = LogFile(folder / "log.jsonl")
-        self._sinks: list[MetricsSink] = [MetricsLog(folder / "metrics.jsonl")]
+        self._metrics = MetricsLog(folder / "metrics.jsonl")
+        self._sinks: list[MetricsSink] = [self._metrics]
         if settings.tensorboard:
             self._sinks.append(TensorBoard(folder / "tensorboard"))
         self._sinks += tracker_sinks(settings.trackers, TrackedRun(settings.run, folder, settings.config), self.note)
@@ -123,6 +124,7 @@ class Recorder:
         self._evaluations.resumed(step)
         for sink in self._sinks:
             sink.resumed(step)
+        self._progress.resumed(self._metrics.read())
         self.step = self._status.step = step
         if step:
             self.note(f"resumed after step {step}")
@@ -140,11 +142,11 @@ class Recorder:
         self._log.append(self._line("error", str(error) or type(error).__name__))  # who runs the command shows it
 
     def log(self, line: LogLine) -> None:
-        """Write a line of the driver or of a worker to log.jsonl, and show it."""
+        """Write a line of the driver or of a worker to log.jsonl, and show it where it is for the user."""
         self._progress.say(self._log.append(line))
 
     def worker_log(self, line: LogLine) -> None:
-        """Log a worker's line, with the step that was done last."""
+        """Log what a logger said, here or in a worker, with the step that was done last."""
         self.log(replace(line, step=self.step))
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
@@ -214,7 +216,7 @@ class Recorder:
         self._clock.lap()
 
     def has_evaluated(self, step: int) -> bool:
-        """Whether an evaluation of the policy after ``step`` is on record."""
+        """Tell whether an evaluation of the policy after ``step`` is on record."""
         return self._evaluations.after(step) is not None
 
     def close(self, groups: dict[str, int], wall_seconds: float) -> None:

@@ -1,9 +1,9 @@
 """The sample lane: prompts in data order -> scored groups, one task a group.
 
 ```
- wanted -> gate.acquire -> ledger.issue -> rollout.sample -> verifier.score -> ledger.scored -> ready
-              ▲                 ▲──── lost, or its lease ran out: the next attempt, in the same place
-              └── release: trained, stale, filtered or cut
+ request -> gate.acquire -> ledger.issue -> rollout.sample -> verifier.score -> ledger.scored -> ready
+               ▲                 ▲──── lost, or its lease ran out: the next attempt, in the same slot
+               └── release: trained, stale, filtered or cut
 ```
 """
 
@@ -18,21 +18,22 @@ from dataclasses import dataclass
 from lpo_ray.errors import GroupLost, TooManyLost
 from lpo_ray.interfaces import Components, Observer, PromptSource
 from lpo_ray.records import Backlog, Key, Prompt, Sampling, ScoredGroup
+from lpo_ray.training.group_selection import Selection
 from lpo_ray.training.ledger import Ledger, PendingWork
 from lpo_ray.training.staleness import GateSlot, ReadyGroups, StalenessGate
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSettings:
-    """The sample lane's own values."""
+    """Settings of the sample lane."""
 
     sampling: Sampling
     max_attempts: int
-    """of one prompt in a row, before TooManyLost"""
+    """attempts of one prompt in a row, before TooManyLost"""
     lease_seconds: float
-    """from issue to verdict; then the attempt is lost, whoever holds it"""
+    """time from issue to verdict; then the attempt is lost, whatever holds it"""
     capacity: int
-    """groups that may be on their way or waiting to be trained"""
+    """groups that may be in flight or waiting to be trained"""
     max_bytes: int
     largest_group: int
     """bytes"""
@@ -40,24 +41,26 @@ class SampleSettings:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A group on its way."""
+    """A group in flight."""
 
     index: int
     prompt: Prompt
-    place: GateSlot
+    slot: GateSlot
     attempt: int = -1
     version: int = -1
-    """of the weights when the attempt was issued"""
+    """step of the weights when the attempt was issued"""
     task: asyncio.Task[None] | None = None
 
     @property
     def key(self) -> Key:
-        """Of the current attempt."""
+        """Prompt id and number of the current attempt."""
         return self.prompt.prompt_id, self.attempt
 
 
 class SampleLane:
-    """Make it inside a running event loop; ``run`` is a task of the training loop's task group, as each group is."""
+    """The lane that samples and scores. Make it inside a running event loop; ``run`` is a task of the training loop's
+    task group, and so is each group.
+    """
 
     def __init__(
         self,
@@ -72,77 +75,84 @@ class SampleLane:
         self._settings, self._observer, self._tasks = settings, observer, tasks
         self._gate = StalenessGate(settings.capacity, settings.max_bytes, settings.largest_group)
         self._ready = ReadyGroups()
-        self._wanted = asyncio.Semaphore(0)
+        self._requested = asyncio.Semaphore(0)
         self._again: deque[tuple[int, Prompt]] = deque()
         self._flights: set[_Flight] = set()
-        self._places: dict[Key, GateSlot] = {}
+        self._slots: dict[Key, GateSlot] = {}
         self._sampled_tokens = 0
         self.version = 0
         """step of the weights that engines serve now"""
 
     async def run(self, owed: PendingWork) -> None:
-        """Issues what is owed, then new data, as much as is wanted. Waits for ``want`` and for the gate."""
+        """Re-admit groups left over from before a resume, then issue new prompts, up to the number requested. Waits for
+        ``request`` and for the gate.
+        """
         for scored in owed.scored:
-            place = await self._admitted()
-            self._arrived(scored, place)
+            slot = await self._admitted()
+            self._arrived(scored, slot)
         again = (index for index, _ in owed.prompts)
         indices = itertools.chain(again, itertools.count(self._ledger.next_index()))
         while True:
-            place = await self._admitted()
+            slot = await self._admitted()
             index, prompt = self._again.popleft() if self._again else self._next(indices)
-            self._flights.add(flight := _Flight(index, prompt, place))
+            self._flights.add(flight := _Flight(index, prompt, slot))
             self._issue(flight)
             flight.task = self._tasks.create_task(self._one_group(flight))
 
-    def want(self, groups: int) -> None:
-        """Ask for as many groups more; without it nothing is sampled."""
+    def request(self, groups: int) -> None:
+        """Ask for ``groups`` more groups. Nothing is sampled that was not requested."""
         for _ in range(groups):
-            self._wanted.release()
+            self._requested.release()
 
     async def take_fresh(self, step: int, max_staleness: int) -> ScoredGroup:
-        """The next group to train at ``step``; what is too old for it is issued again."""
+        """Wait for the next group to train at ``step``. Groups that are too old for it are issued again."""
 
         def too_old(scored: ScoredGroup) -> None:
             bound, oldest = step - max_staleness, scored.group.oldest_version
-            self.stale(scored, f"sampled by weights {oldest}, step {step} takes none older than {bound}")
+            self.mark_stale(scored, f"sampled by weights {oldest}, step {step} takes none older than {bound}")
 
         return await self._ready.take_fresh(step, max_staleness, too_old)
 
-    def stale(self, scored: ScoredGroup, reason: str) -> None:
-        """A group that was taken is not trained; its prompt is issued again."""
+    def apply(self, selection: Selection) -> None:
+        """Do what the selection of a step's groups asks for."""
+        self.release(selection.released)
+        self.request(selection.requested)
+        for scored, reason in selection.filtered:
+            self._ledger.filtered(scored.group.key, reason)
+        for scored, reason in selection.stale:
+            self.mark_stale(scored, reason)
+
+    def mark_stale(self, scored: ScoredGroup, reason: str) -> None:
+        """Leave out a group that was taken, and issue its prompt again."""
         self._ledger.stale(scored.group.key, reason)
         self.release([scored])
         prompt = scored.group.prompt
         self._again.append((self._ledger.index_of(prompt.prompt_id), prompt))
-        self.want(1)
-
-    def filtered(self, scored: ScoredGroup, reason: str) -> None:
-        """A group that was taken and released is left out, and its prompt is not issued again."""
-        self._ledger.filtered(scored.group.key, reason)
+        self.request(1)
 
     def release(self, groups: Iterable[ScoredGroup]) -> None:
-        """Free the places of groups that were taken, unless they are free already."""
+        """Free the slots of groups that were taken, unless they are free already."""
         for scored in groups:
-            place = self._places.pop(scored.group.key, None)
-            if place is not None:
-                self._gate.release(place)
+            slot = self._slots.pop(scored.group.key, None)
+            if slot is not None:
+                self._gate.release(slot)
 
     def cut(self, before: int, reason: str) -> int:
-        """End the groups that were issued to weights before ``before``, and leave them out; returns how many."""
+        """End and filter the groups that were issued to weights before step ``before``. Returns their number."""
         late = [flight for flight in self._flights if flight.version < before]
         for flight in late:
             self._ledger.filtered(flight.key, reason)
-            self._gate.release(flight.place)
+            self._gate.release(flight.slot)
         self._end(late)
         return len(late)
 
     def backlog(self) -> Backlog:
-        """What is here now, and the tokens that were sampled since the last call."""
+        """Groups that the lane holds now, and the tokens that were sampled since the last call."""
         tokens, self._sampled_tokens = self._sampled_tokens, 0
         return Backlog(len(self._flights), len(self._ready), self._gate.num_bytes, tokens)
 
     def close(self) -> None:
-        """End every group that is on its way."""
+        """End every group that is in flight."""
         self._end(list(self._flights))
 
     def _end(self, flights: Iterable[_Flight]) -> None:
@@ -152,7 +162,7 @@ class SampleLane:
                 flight.task.cancel()
 
     async def _admitted(self) -> GateSlot:
-        await self._wanted.acquire()
+        await self._requested.acquire()
         return await self._gate.acquire()
 
     def _next(self, indices: Iterator[int]) -> tuple[int, Prompt]:
@@ -165,7 +175,7 @@ class SampleLane:
         flight.version = self.version
 
     async def _one_group(self, flight: _Flight) -> None:
-        """Consumes an issued prompt, produces one scored group; waits at most max_attempts leases."""
+        """Turn an issued prompt into a scored group, within max_attempts leases."""
         for number in range(self._settings.max_attempts):
             if number:
                 self._issue(flight)
@@ -178,15 +188,15 @@ class SampleLane:
             self._ledger.scored(scored)
             self._flights.discard(flight)
             self._sampled_tokens += scored.group.num_tokens
-            self._arrived(scored, flight.place)
+            self._arrived(scored, flight.slot)
             return
         raise TooManyLost(
             f"prompt {flight.prompt.prompt_id} was lost {self._settings.max_attempts} times (pipeline.max_attempts); "
-            "the reasons are in ledger.sqlite. Expected a group at the latest then: mend the cause, or raise the limit"
+            "the reasons are in ledger.sqlite. Expected a group by then; fix the cause or raise pipeline.max_attempts"
         )
 
     async def _leased(self, prompt: Prompt, attempt: int) -> ScoredGroup:
-        """One attempt within its lease. An answer that comes later, although it was cancelled, goes nowhere."""
+        """Make one attempt within its lease. An answer that comes later, although it was cancelled, is discarded."""
         work = asyncio.ensure_future(self._attempt(prompt, attempt))
         try:
             done, _ = await asyncio.wait({work}, timeout=self._settings.lease_seconds)
@@ -194,7 +204,7 @@ class SampleLane:
                 return work.result()
         finally:
             work.cancel()
-            work.add_done_callback(_heard)
+            work.add_done_callback(_retrieve_exception)
         seconds = self._settings.lease_seconds
         raise GroupLost(prompt.prompt_id, attempt, f"no verdict within its lease of {seconds:g} s")
 
@@ -205,13 +215,13 @@ class SampleLane:
         with self._observer.stage("verify"):
             return await self._components.verifier.score(group)
 
-    def _arrived(self, scored: ScoredGroup, place: GateSlot) -> None:
-        self._gate.resize(place, scored.group.num_bytes)
-        self._places[scored.group.key] = place
+    def _arrived(self, scored: ScoredGroup, slot: GateSlot) -> None:
+        self._gate.resize(slot, scored.group.num_bytes)
+        self._slots[scored.group.key] = slot
         self._ready.put(scored)
 
 
-def _heard(work: asyncio.Future[ScoredGroup]) -> None:
-    """Its result or error is known, or of no interest any more."""
+def _retrieve_exception(work: asyncio.Future[ScoredGroup]) -> None:
+    """Done-callback: retrieve the exception, so that asyncio does not report it as unhandled."""
     if not work.cancelled():
         work.exception()

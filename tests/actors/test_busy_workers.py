@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,24 +19,25 @@ from lpo_ray.learner.packing import Packing
 from lpo_ray.records import BusyWorker, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
-from tests.support.fakes import FakeEvents, remote_worker
+from tests.support.fakes import FakeEvents
+from tests.support.ray_fakes import Reference, remote_worker
 
 
 class Remote:
     """A handle: every method is called with ``.remote`` and answers when the test says so."""
 
     def __init__(self) -> None:
-        self.pending: list[Future] = []
+        self.pending: list[Reference] = []
 
     def __getattr__(self, method: str) -> SimpleNamespace:
-        def remote(*_: object) -> SimpleNamespace:
-            self.pending.append(future := Future())
-            return SimpleNamespace(future=lambda: future)
+        def remote(*_: object) -> Reference:
+            self.pending.append(reference := Reference())
+            return reference
 
         return SimpleNamespace(remote=remote)
 
     def answer(self, result: object) -> None:
-        self.pending.pop(0).set_result(result)
+        self.pending.pop(0).answer(result)
 
 
 def process(pid: int) -> Process:
@@ -89,8 +89,8 @@ async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.Monk
     workers = [remote_worker(f"rollout worker {n}", Remote()) for n in (0, 1)]
     members = [Member(n, worker.name, worker, process(10 + n)) for n, worker in enumerate(workers)]
     at.rollout.members = list(members)
-    for place, member in zip(at.rollout._places.values(), members, strict=True):
-        place.member = member
+    for slot, member in zip(at.rollout._slots.values(), members, strict=True):
+        slot.member = member
     at.rollout.serve(members, WeightsVersion(3, "abc"))
     assert at.busy("sample") == []
     seconds = iter([50.0, 51.0, 52.0])

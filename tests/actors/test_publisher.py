@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,30 +17,12 @@ from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRa
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
-from tests.support.fakes import remote_worker
+from tests.support.ray_fakes import NEVER, Reference, remote_worker
 
 PROBE = [np.arange(3), np.arange(4)]
 LOGPROBS = [np.zeros(2, np.float32), np.zeros(3, np.float32)]
 MANIFEST = make_manifest([TensorMeta("a", (4,)), TensorMeta("b", (4,))], "float32", bucket_bytes=16, num_senders=1)
 DIGESTS = {"a": "1" * 32, "b": "2" * 32}
-
-
-class Reference:
-    """An object reference whose result comes, fails, or never comes."""
-
-    def __init__(self, result: object) -> None:
-        self._result = result
-
-    def future(self) -> Future:
-        future: Future = Future()
-        if isinstance(self._result, BaseException):
-            future.set_exception(self._result)
-        elif self._result is not NEVER:
-            future.set_result(self._result)
-        return future
-
-
-NEVER = object()
 
 
 @dataclass

@@ -26,7 +26,7 @@ from lpo_ray.tasks.base_policy import Recipe, cached_base_policy, default_cache_
 from lpo_ray.telemetry.log import LogLine, read_log
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.training.ledger_audit import audit
-from tests.e2e.test_signals import Run, find
+from tests.support.live_runs import Run, find
 
 OVERRIDES = (
     "pipeline.groups_per_step=64", "sampling.group_size=8", "learner.world_size=2", "rollout.num_workers=2",

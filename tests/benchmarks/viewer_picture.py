@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.support.browser import open_browser
-from tests.tools.view.test_page import served
+from tests.support.viewer import served
 
 
 def main(run: str, out: str, query: str = "mixed=true&measured=true&order=moved") -> None:

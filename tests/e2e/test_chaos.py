@@ -8,8 +8,8 @@ import pytest
 
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.training.ledger_audit import audit
-from tests.e2e.test_signals import QUICKSTART
 from tests.support.chaos import Chaos
+from tests.support.live_runs import QUICKSTART
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 STEPS, GROUPS = 40, 8

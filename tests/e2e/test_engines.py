@@ -13,9 +13,9 @@ from actors.cluster import Cluster, _publisher
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import PromptGroup, Sampling
-from tests.e2e.test_real_stack import plan_of
 from tests.support.builders import make_prompt
 from tests.support.clusters import on_cluster
+from tests.support.real_specs import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 SAMPLING = Sampling(group_size=4, temperature=0.8, max_tokens=12, seed=3)

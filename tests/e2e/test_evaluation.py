@@ -19,13 +19,12 @@ from actors.cluster import Cluster, connect, disconnect, open_engines
 from lpo_ray.records import PromptGroup, Sampling
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.telemetry.evaluations import read_evaluations
-from tests.e2e.test_real_stack import plan_of
-from tests.e2e.test_resume import DIGITS, finish
-from tests.e2e.test_signals import Run
-from tests.e2e.test_transports import VOCABULARY, make_model, on_ranks, perturb, reference
 from tests.support.builders import make_prompt
 from tests.support.clusters import on_cluster
 from tests.support.fakes import FakeEvents
+from tests.support.live_runs import DIGITS, Run, finish
+from tests.support.real_specs import plan_of
+from tests.support.transported_models import VOCABULARY, make_model, on_ranks, perturb, reference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_tokens=12, seed=1)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from actors.cluster import Cluster
-from tests.e2e.test_real_stack import plan_of
-from tests.e2e.test_transports import Case, look, make_model, on_ranks, perturb, reference
 from tests.support.clusters import on_cluster
+from tests.support.real_specs import plan_of
+from tests.support.transported_models import Case, look, make_model, on_ranks, perturb, reference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.gpu, pytest.mark.timeout(600)]
 NEEDED = {"cuda_ipc": (1, 0.5), "shared_memory": (1, 0.5), "object_store": (1, 0.5), "nccl": (2, 1.0)}

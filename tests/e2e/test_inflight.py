@@ -22,10 +22,10 @@ from actors.rollout.worker import RolloutWorker
 from lpo_ray.config.schema import Inflight
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, PromptGroup, Response, Sampling
-from tests.e2e.test_real_stack import plan_of
-from tests.e2e.test_transports import VOCABULARY, make_model, on_ranks, perturb, reference
 from tests.support.builders import make_prompt
 from tests.support.clusters import on_cluster
+from tests.support.real_specs import plan_of
+from tests.support.transported_models import VOCABULARY, make_model, on_ranks, perturb, reference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 ENGINES = ("inprocess", "asynchronous")

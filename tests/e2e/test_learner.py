@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.cluster import connect, disconnect, open_learner
+from actors.cluster import connect, disconnect
 from actors.learner.group import LearnerGroup
 from lpo_ray.errors import LearnerLost
 from lpo_ray.learner.packing import pack_step
-from lpo_ray.objective import gibbs_target, target_temperature
-from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
+from lpo_ray.records import StepReport
 from lpo_ray.run.settings import packing
-from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec
-from tests.e2e.test_real_stack import plan_of
-from tests.support.fakes import FakeEvents
+from tests.support.learner_ranks import make_targets, on, steps
+from tests.support.real_specs import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
-VOCABULARY = 90
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,41 +32,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Iter
     connect(plan_of(tmp_path_factory.mktemp("runs"), tiny_policy).config)
     yield
     disconnect()
-
-
-def make_targets(number_of_groups: int = 6, size: int = 4) -> list[TargetGroup]:
-    """Groups of which one, two or three responses are right, tau = group_std, on-policy."""
-    rng = np.random.default_rng(7)
-    targets = []
-    for number in range(number_of_groups):
-        responses = []
-        for _ in range(size):
-            length = int(rng.integers(3, 20))
-            tokens = rng.integers(4, VOCABULARY, length)
-            responses.append(Response(tokens, np.zeros(length, np.float32), np.zeros(length, np.int64), "stop"))
-        rewards = (np.arange(size) <= number % (size - 1)).astype(np.float32)
-        tau = target_temperature(torch.from_numpy(rewards)[None], "group_std")
-        log_target = gibbs_target(torch.from_numpy(rewards)[None], tau)[0].numpy()
-        prompt = Prompt(f"train-{number:08d}", rng.integers(4, VOCABULARY, 5 + number), "{}", "countdown")
-        scored = ScoredGroup(PromptGroup(prompt, 0, tuple(responses)), rewards)
-        targets.append(TargetGroup(scored, log_target, zero_anchor([scored])[0], float(tau[0])))
-    return targets
-
-
-def on(spec: RunSpec, policy: Path, work: Callable[[LearnerGroup], Awaitable[object]]) -> object:
-    async def main(_: object) -> object:
-        async with open_learner(spec, str(policy), FakeEvents()) as learner:
-            return await work(learner)
-
-    return run_until_signal(main)
-
-
-async def steps(learner: LearnerGroup, spec: RunSpec, count: int, first: int = 0, lr: float = 1e-3) -> list[StepReport]:
-    reports = []
-    for step in range(first, first + count):
-        batch = pack_step(make_targets(), packing(spec), step=step, seed=0, updates=2, learning_rate=lr)
-        reports.append(await learner.project(batch))
-    return reports
 
 
 async def weights_of(learner: LearnerGroup) -> dict[str, torch.Tensor]:

@@ -11,8 +11,8 @@ import pytest
 
 from lpo_ray.telemetry.prometheus import EXPORTED
 from tests.support.builders import make_target
-from tests.telemetry.test_prometheus import exported_names
-from tests.telemetry.test_telemetry import metrics_of
+from tests.support.exported import exported_names
+from tests.support.telemetry import metrics_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 REPORT_SECONDS = 1.0

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.train import train
-from tests.e2e.test_real_stack import GROUPS, plan_of
 from tests.support.builders import recorder_of
+from tests.support.real_specs import GROUPS, plan_of
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 STEPS = 5

@@ -24,8 +24,8 @@ from lpo_ray.run.signals import Signals, run_until_signal
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.run.train import train
 from lpo_ray.training.loop import StepRecord
-from tests.e2e.test_real_stack import plan_of
 from tests.support.builders import recorder_of
+from tests.support.real_specs import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 PREPARE, TRANSFER = 20.0, 8.0

@@ -17,19 +17,17 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from actors.learner.worker import LearnerWorker
-from lpo_ray.config import load_config
 from lpo_ray.interfaces import Events
 from lpo_ray.objective import project
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import PromptGroup, Response
 from lpo_ray.run.signals import run_until_signal
-from lpo_ray.run.spec import RunSpec, make_spec
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.run.train import train
 from tests.support.builders import recorder_of
+from tests.support.real_specs import GROUPS, SIZE, STEPS, plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
-QUICKSTART = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
-STEPS, GROUPS, SIZE = 2, 8, 4
 
 
 @dataclass
@@ -104,21 +102,6 @@ async def _verdicts(cluster: object) -> dict[str, object]:
         seen["dies"] = lost.reason
     seen["good"] = (await cluster.verifier.score(group("countdown"))).rewards.tolist()
     return seen
-
-
-def plan_of(folder: Path, policy: Path, *overrides: str) -> RunSpec:
-    return make_spec(
-        load_config(
-            QUICKSTART,
-            [
-                f"run.dir={folder}", f"run.steps={STEPS}", f"model.path={policy}", "verifier.deadline_seconds=1.0",
-                "verifier.max_retries=1", f"pipeline.groups_per_step={GROUPS}", f"sampling.group_size={SIZE}",
-                "evaluation.num_prompts=6", "evaluation.samples_per_prompt=4", "evaluation.ks=[1,4]",
-                "telemetry.progress=quiet", "learner.lr=1e-3",
-                "task.verifier=tests.support.e2e_verifiers:digits", *overrides,
-            ],
-        )
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

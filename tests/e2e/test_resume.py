@@ -19,25 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lpo_ray.training.checkpoint import list_checkpoints
 from lpo_ray.training.ledger_audit import audit
-from tests.e2e.test_signals import Run
+from tests.support.live_runs import DIGITS, Run, finish
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
-DIGITS = "task.verifier=tests.support.e2e_verifiers:digits"
 
 
 def lpo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "lpo_ray", *arguments], capture_output=True, text=True, timeout=240, check=False
     )
-
-
-def finish(run: Run) -> str:
-    """Wait for the end of a run, whatever it is; its output."""
-    try:
-        return run.process.communicate(timeout=200)[0]
-    finally:
-        for process in run.descendants():
-            process.kill()
 
 
 @pytest.fixture(scope="module")

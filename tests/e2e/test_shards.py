@@ -10,9 +10,9 @@ import torch
 from actors.cluster import connect, disconnect
 from actors.learner.group import LearnerGroup
 from lpo_ray.errors import CheckpointDamaged
-from tests.e2e.test_learner import on, steps
-from tests.e2e.test_real_stack import plan_of
-from tests.repo.test_security import Evil
+from tests.support.learner_ranks import on, steps
+from tests.support.pickles import Evil
+from tests.support.real_specs import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 

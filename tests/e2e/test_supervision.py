@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lpo_ray.training.ledger_audit import audit
-from tests.e2e.test_signals import Run, find
+from tests.support.live_runs import Run, find
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 ROLES = ("LearnerWorker", "VerifierService", "TargetBuilder", "RolloutWorker")

@@ -10,57 +10,29 @@ import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.cluster import Cluster
-from actors.learner.group import LearnerGroup
 from actors.learner.worker import LearnerWorker
 from actors.publisher import DeliverySettings, Publisher
 from actors.roles import rollout_spawner
 from actors.rollout.worker import RolloutWorker
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import WeightsNotProved
-from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import Bucket, tensor_digest
-from lpo_ray.policy.weights_proof import largest_difference, probe_sequences
-from lpo_ray.records import Publication, Sampling
+from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.run.settings import learner_settings
 from lpo_ray.run.spec import RunSpec
-from tests.e2e.test_real_stack import plan_of
-from tests.support.builders import make_prompt
 from tests.support.clusters import on_cluster
 from tests.support.fakes import FakeEvents
+from tests.support.real_specs import plan_of
+from tests.support.transported_models import MODELS, VOCABULARY, Case, look, make_model, on_ranks, perturb, reference
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 KINDS = ("shared_memory", "gloo", "object_store")
 DTYPES = ("bfloat16", "float32")
-VOCABULARY = 333
-"""not a multiple of 64: engines pad it"""
 SMALL = ("rollout.kv_cache_gib=0.2", "supervision.max_restarts=0", "rollout.deadline_seconds=60")
-GREEDY = Sampling(group_size=2, temperature=0.0, max_tokens=12, seed=0)
-SIZES = {
-    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.05,
-}  # fmt: skip
-MODELS = {
-    (name, tied): (config, model)
-    for (name, config, model) in (("qwen3", Qwen3Config, Qwen3ForCausalLM), ("llama", LlamaConfig, LlamaForCausalLM))
-    for tied in (True, False)
-}
-
-
-@dataclass
-class Case:
-    """What was seen of one model, dtype and transport."""
-
-    difference: float
-    """largest, of log-probs to transformers"""
-    greedy: bool
-    versions: set[int]
-    publication: Publication
 
 
 @dataclass
@@ -72,55 +44,6 @@ class Seen:
     """of a float32 learner's weights for bfloat16 engines: the learner's digest, and transformers'"""
     slots: list[float] = field(default_factory=list)
     """memory of each rank for its buckets, in units of two of the largest"""
-
-
-def make_model(folder: Path, name: str, tied: bool, policy: Path) -> Path:
-    torch.manual_seed(1)
-    config, model = MODELS[name, tied]
-    tokenizer = Tokenizer.load(str(policy))
-    ids = {"eos_token_id": VOCABULARY - 1, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    model(config(**SIZES, **ids, tie_word_embeddings=tied, head_dim=32)).save_pretrained(folder)
-    tokenizer.save(folder)
-    return folder
-
-
-def perturb(worker: LearnerWorker, seed: int) -> None:
-    """A random update: the same full noise on every rank, of which each takes its shard."""
-    rank, policy = torch.distributed.get_rank(), worker._policy
-    for name, parameter in policy.model.named_parameters():
-        generator = torch.Generator().manual_seed(seed * 1000 + len(name))
-        noise = torch.randn(parameter.ds_tensor.numel() * policy.world_size, generator=generator) * 0.02
-        part = noise[rank * parameter.ds_tensor.numel() :][: parameter.ds_tensor.numel()]
-        parameter.ds_tensor.data.add_(part.view_as(parameter.ds_tensor).to(parameter.ds_tensor))
-
-
-async def on_ranks(learner: LearnerGroup, function: object, *arguments: object) -> None:
-    for reference in [rank.__ray_call__.remote(function, *arguments) for rank in learner.ranks]:
-        await reference
-
-
-async def reference(learner: LearnerGroup, folder: Path, dtype: str) -> torch.nn.Module:
-    """Transformers' model of the learner's weights, in the engines' dtype."""
-    folder.mkdir(parents=True)
-    await learner.save(folder)
-    return AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=getattr(torch, dtype)).eval()
-
-
-async def look(cluster: Cluster, model: torch.nn.Module, publication: Publication) -> Case:
-    """Greedy responses of the engine beside transformers' own, and the log-probs of both on them."""
-    group = await cluster.rollout.sample(make_prompt(3, length=40, vocabulary=VOCABULARY), GREEDY, 0)
-    start, worst, greedy = 40, 0.0, True
-    for response in group.responses:
-        sequence = torch.from_numpy(np.concatenate([group.prompt.token_ids, response.token_ids]))
-        with torch.no_grad():
-            logprobs = model(sequence[None]).logits[0, start - 1 : -1].float().log_softmax(-1)
-        chosen = logprobs.gather(1, sequence[start:, None])[:, 0]
-        # in bf16 two tokens may be equally likely up to rounding
-        tolerance = 0.0 if model.dtype == torch.float32 else 2e-2
-        greedy &= bool((chosen >= logprobs.max(-1).values - tolerance).all())
-        served = await cluster.rollout.members[0].worker.handle.logprobs.remote([sequence.numpy()])
-        worst = max(worst, largest_difference([chosen.numpy()], [served[0][start - 1 :]]))
-    return Case(worst, greedy, {v for r in group.responses for v in r.versions.tolist()}, publication)
 
 
 class Reusable:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.test_signals import Run
+from tests.support.live_runs import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 COLUMNS = re.compile(r"^\d\d:\d\d:\d\d (\S+ ){4}")

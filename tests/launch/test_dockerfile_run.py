@@ -17,7 +17,7 @@ from tests.launch import roots
 from tests.launch.commands import ROOT
 from tests.launch.dockerfile import parse_dockerfile
 from tests.launch.roots import Build, Root
-from tests.launch.test_images import docker_ignores
+from tests.support.images import docker_ignores
 
 FREE_GIB = 10
 USER = 1000

@@ -4,7 +4,6 @@ No image is built here, which takes a Docker engine; test_dockerfile_run.py runs
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import shutil
@@ -24,8 +23,9 @@ import yaml
 
 from tests.launch.commands import ROOT, commands
 from tests.launch.dockerfile import parse_dockerfile
-from tests.launch.test_manifests import ROLES, parse_ray, schema_of
 from tests.launch.tools import Tools, run_script
+from tests.support.images import docker_ignores, ignored
+from tests.support.manifests import ROLES, parse_ray, schema_of
 
 DOCKER = ROOT / "docker"
 DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu"]
@@ -71,25 +71,6 @@ def test_both_images_differ_in_what_their_hardware_asks_for_only() -> None:
 def test_what_is_made_or_secret_is_not_copied_into_an_image(path: str) -> None:
     assert docker_ignores(path)
     assert path.startswith(".git/") or ignored(path, (ROOT / ".gitignore").read_text(), at_any_depth=True)
-
-
-def ignored(path: str, rules: str, *, at_any_depth: bool) -> bool:
-    """Whether a line of ``rules`` names the file or a folder that it is in: the part of the syntax that we use. A line
-    without a slash is of the top folder, unless it begins with "**/" or, as git has it, ``at_any_depth``.
-    """
-    parts = path.split("/")
-    folders = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    for line in (line.rstrip("/") for line in rules.splitlines() if line and not line.startswith("#")):
-        anywhere = line.startswith("**/") or (at_any_depth and "/" not in line)
-        candidates = parts if anywhere else folders
-        if any(fnmatch.fnmatchcase(candidate, line.removeprefix("**/")) for candidate in candidates):
-            return True
-    return False
-
-
-def docker_ignores(path: str) -> bool:
-    """Whether .dockerignore leaves the file out of an image."""
-    return ignored(path, (ROOT / ".dockerignore").read_text(), at_any_depth=False)
 
 
 @pytest.mark.parametrize("path", ["lpo_ray/cli/app.py", "configs/quickstart.yaml", "docker/entrypoint.sh", "Makefile"])

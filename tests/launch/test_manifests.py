@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gzip
-import json
 import re
 import shlex
 from pathlib import Path
@@ -18,10 +16,10 @@ import yaml
 from lpo_ray.cli.app import cli
 from lpo_ray.config import load_config
 from tests.launch.commands import ROOT, commands
+from tests.support.manifests import ROLES, parse_ray, schema_of
 
 KUBERAY = ROOT / "launch" / "kuberay"
 SCHEMAS = {"RayCluster": "raycluster", "RayJob": "rayjob"}
-ROLES = ["learner", "rollout", "verifier"]
 SUBMITTED_BY = [
     ROOT / "launch" / "ray_up.yaml", KUBERAY / "raycluster.yaml", ROOT / "docker" / "compose.yaml",
     ROOT / "docker" / "compose.gpu.yaml",
@@ -31,10 +29,6 @@ MANIFESTS = [*SUBMITTED_BY, KUBERAY / "rayjob.yaml", KUBERAY / "runs.yaml"]
 
 def manifest(name: str) -> dict[str, Any]:
     return yaml.safe_load((KUBERAY / name).read_text())
-
-
-def schema_of(name: str) -> dict[str, Any]:
-    return json.loads(gzip.decompress((ROOT / "tests" / "data" / f"{name}.schema.json.gz").read_bytes()))
 
 
 def strict(schema: Any) -> Any:
@@ -192,14 +186,6 @@ def parse(command: list[str]) -> click.Context:
     """What the real command line makes of it. Raises click.UsageError."""
     assert command[0] == "lpo-ray"
     return cli.commands[command[1]].make_context(command[1], command[2:])
-
-
-def parse_ray(command: list[str]) -> click.Context:
-    """What ``ray start`` makes of it. Raises click.UsageError."""
-    from ray.scripts.scripts import start
-
-    assert command[:2] == ["ray", "start"]
-    return start.make_context("start", command[2:])
 
 
 @pytest.mark.parametrize("path", SUBMITTED_BY, ids=lambda path: path.name)

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from tests.launch.commands import ROOT
-from tests.launch.test_manifests import parse_ray
 from tests.launch.tools import Tools, run_script
+from tests.support.manifests import parse_ray
 
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("docker/*.sh"), ROOT / "launch" / "slurm.sbatch"])
 SRUN = r"""

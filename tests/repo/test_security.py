@@ -28,6 +28,7 @@ from lpo_ray.run.settings import learner_settings
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tasks.sources.rows import open_rows
 from lpo_ray.training.checkpoint import _digests
+from tests.support.pickles import Evil
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -38,16 +39,6 @@ SECRETS = {
     "MLFLOW_TRACKING_PASSWORD": "mlflow-pass-phrase",
     "AWS_SECRET_ACCESS_KEY": "aws/secret+access=key",
 }
-
-
-class Evil:
-    """Pickled, it makes a file when it is read."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.mark,)
 
 
 def train(*overrides: str, answer: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

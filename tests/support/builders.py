@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGr
 from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.settings import recorder_settings
 from lpo_ray.run.spec import RunSpec
+
+NOON = time.mktime((2026, 7, 1, 12, 0, 5, 0, 0, -1))
 
 
 def make_prompt(number: int = 0, length: int = 4, vocabulary: int = 50) -> Prompt:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.rollout.remote import RemoteWorker
-from actors.runtime.placement import Request
 from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
@@ -206,10 +204,3 @@ class FakeEvents:
 
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-
-def remote_worker(name: str, handle: object) -> RemoteWorker:
-    """A worker whose actor is up: ``handle``."""
-    worker = RemoteWorker(name, Request("rollout", [{}], "SPREAD"), lambda group: handle, sys.stderr.write, 5)
-    worker._handle = handle
-    return worker

@@ -17,7 +17,7 @@ from lpo_ray.telemetry.samples import samples_path, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.telemetry.status import StatusFile
 from tests.support.builders import make_target
-from tests.telemetry.test_telemetry import report_of
+from tests.support.telemetry import report_of
 
 
 def scored(number: int, rewards: Sequence[float], *, version: int = 0, tokens: int = 4) -> TargetGroup:

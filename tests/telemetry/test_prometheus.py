@@ -11,16 +11,10 @@ import pytest
 
 from lpo_ray.telemetry.prometheus import EXPORTED, samples
 from tests.support.builders import make_target
-from tests.telemetry.test_telemetry import metrics_of
+from tests.support.exported import exported_names
+from tests.support.telemetry import metrics_of
 
 DASHBOARD = Path(__file__).parents[2] / "launch" / "grafana" / "lpo_ray.json"
-
-
-def exported_names(name: str) -> set[str]:
-    """What Ray makes of a row: its prefix, and what Prometheus adds to a histogram."""
-    if EXPORTED[name].kind == "histogram":
-        return {f"ray_{name}_{part}" for part in ("bucket", "sum", "count")}
-    return {f"ray_{name}"}
 
 
 def names_in(expression: str) -> set[str]:

@@ -15,7 +15,7 @@ from lpo_ray.errors import DataError
 from lpo_ray.run.spec import data_spec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tools.data_report import read_data, render, visible
-from tests.cli.test_cli import QUICKSTART, lpo_ray
+from tests.support.commands import QUICKSTART, lpo_ray
 from tests.support.dataset_files import VERL_GSM8K, chat_tokenizer, write_jsonl
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[31mred\u202e [bold]not markup[/bold] \r\x00\x9b1A"

@@ -1,49 +1,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.records import AnchorGroup, Key, ScoredGroup, WeightsVersion
+from lpo_ray.records import ScoredGroup, WeightsVersion
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.ledger_audit import audit
 from tests.support.builders import make_scored
+from tests.support.ledgers import anchor_of, commit, keys, scored_by
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "ledger.sqlite")
-
-
-def scored_by(ledger: Ledger, number: int, version: int = 0) -> ScoredGroup:
-    """Prompt ``number`` from issue to verdict."""
-    group = make_scored(number, version=version)
-    attempt = ledger.issue(number, group.group.prompt.prompt_id, 60)
-    group = make_scored(number, version=version, attempt=attempt)
-    ledger.sampled(group.group.key)
-    ledger.scored(group)
-    return group
-
-
-def anchor_of(key: Key) -> AnchorGroup:
-    values = np.arange(6, dtype=np.float32).reshape(3, 2) + int(key[0][6:])
-    return AnchorGroup(*values)
-
-
-def commit(ledger: Ledger, step: int, groups: Sequence[ScoredGroup], reused: Sequence[Key] = ()) -> None:
-    names = keys(groups)
-    anchors = {key: anchor_of(key) for key in (*names, *reused)}
-    with ledger.step(WeightsVersion(step, f"digest-{step}"), names, None, reused, anchors):
-        pass
-
-
-def keys(groups: Sequence[ScoredGroup]) -> list[Key]:
-    return [group.group.key for group in groups]
 
 
 def test_a_prompt_is_issued_sampled_scored_and_trained_once(ledger: Ledger) -> None:
@@ -170,27 +143,3 @@ def test_any_history_balances(tmp_path_factory: pytest.TempPathFactory, moves: l
         assert counts["issued"] == sum(counts[s] for s in ("in_flight", "trained", "lost", "stale", "filtered"))
         assert counts["in_flight"] == len(on_its_way) + len(scored)
         assert audit(folder).violations == ()
-
-
-BROKEN = {
-    "UPDATE attempts SET attempt = 5 WHERE data_index = 1": "an attempt of prompt train-00000001 is missing",
-    "INSERT INTO attempts SELECT 0, prompt_id, 1, 'trained', 2, NULL, 0, 0, 0 FROM attempts WHERE data_index = 0":
-        "prompt train-00000000 was issued again after attempt 0, which was trained",
-    "DELETE FROM attempts WHERE data_index = 1": "data index 1 was never issued, though 2 was",
-    "UPDATE attempts SET state = 'lost', reason = '' WHERE data_index = 2": "(attempt 0) is lost without a reason",
-    "UPDATE attempts SET step = 9 WHERE data_index = 0": "belongs to step 9, which was not committed",
-    "DELETE FROM commits WHERE step = 1": "step 1 was not committed, though step 2 was",
-    "INSERT INTO commits VALUES (3, 'd', 0)": "step 3 was committed without a group",
-    "INSERT INTO reused VALUES (1, 'train-00000001', 0)": "was reused by step 1 before it was trained",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "found"), BROKEN.items())
-def test_books_that_do_not_balance_say_why(ledger: Ledger, tmp_path: Path, change: str, found: str) -> None:
-    groups = [scored_by(ledger, number) for number in range(3)]
-    commit(ledger, 1, groups[:1])
-    commit(ledger, 2, groups[1:2])
-    assert audit(tmp_path).violations == ()
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as broken:
-        broken.execute(change)
-    assert any(found in violation for violation in audit(tmp_path).violations), audit(tmp_path).violations

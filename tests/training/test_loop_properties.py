@@ -33,7 +33,7 @@ from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.ledger_audit import audit
 from lpo_ray.training.loop import TrainingLoop
 from tests.support.fakes import FakeComponents, FakeObserver, FakeSource
-from tests.training.test_loop import loop_settings
+from tests.support.loops import loop_settings
 
 LEASE = 50.0
 STEPS, GROUPS = 5, 4

@@ -11,23 +11,24 @@ from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.stage_clock import Seconds, shares
 
 FIRST_STEPS = 10
-"""before the first advice: the first steps also warm caches up"""
+"""steps before the first advice: the first ones also warm caches up"""
 EVERY_STEPS = 50
+"""steps between two pieces of advice"""
 LIMIT = 0.25
-"""share of a lane's time that may be lost without a word"""
+"""share of a lane's time that it may wait without advice"""
 MOST = 4
-"""times as many of something, at most: more is a guess until it has been measured again"""
+"""factor by which more of something is proposed, at most: beyond it one has to measure again"""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The settings that decide who waits for whom."""
+    """Settings that decide which lane waits for the other."""
 
     max_staleness: int
     num_workers: int
     world_size: int
     num_processes: int
-    """of the verifier"""
+    """processes of the verifier"""
     in_process: bool = False
     """whether everything runs in one process: no count can be raised, and nothing overlaps"""
 
@@ -91,12 +92,12 @@ def _percent(share: float) -> str:
 
 
 def _times(count: int, factor: float) -> int:
-    """``count`` times ``factor``, rounded up, and at most MOST times as many."""
+    """Multiply ``count`` by ``factor``, rounded up, and by MOST at most."""
     return min(math.ceil(count * factor), MOST * count)
 
 
 class Adviser:
-    """Collects steps, and gives advice on them: after FIRST_STEPS, then after every EVERY_STEPS, on those since."""
+    """Collector of steps that advises on them: after FIRST_STEPS, then after every EVERY_STEPS on those since."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -104,10 +105,10 @@ class Adviser:
         self._engines: dict[str, float] = {}
         self._learner: dict[str, float] = {}
         self.latest: str | None = None
-        """the last advice; None when all was well, or too few steps are done"""
+        """last advice; None when all was well, or too few steps are done"""
 
     def step(self, seconds: Seconds) -> str | None:
-        """A step is done. Returns advice when it is due and there is some."""
+        """Add a step that is done. Returns advice when it is due and there is some."""
         for total, new in ((self._engines, seconds.engines), (self._learner, seconds.learner)):
             for stage, value in new.items():
                 total[stage] = total.get(stage, 0.0) + value

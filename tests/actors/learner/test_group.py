@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +15,7 @@ from lpo_ray.errors import ComponentDied, ComponentFailed, LearnerLost, NoRoom
 from lpo_ray.learner.packing import Packing
 from lpo_ray.records import Process
 from tests.support.fakes import FakeEvents
+from tests.support.ray_fakes import Reference
 
 GLOO = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4711")
 
@@ -27,13 +27,7 @@ class Rank:
         self.answers = {"address": ("host", 1), "start": Process(7, "node", "host", ()), **answers}
 
     def __getattr__(self, name: str) -> SimpleNamespace:
-        def remote(*_: object) -> SimpleNamespace:
-            future: Future = Future()
-            answer = self.answers.get(name)
-            future.set_exception(answer) if isinstance(answer, BaseException) else future.set_result(answer)
-            return SimpleNamespace(future=lambda: future)
-
-        return SimpleNamespace(remote=remote)
+        return SimpleNamespace(remote=lambda *_: Reference(self.answers.get(name)))
 
 
 @pytest.fixture(autouse=True)

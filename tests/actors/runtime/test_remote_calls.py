@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-
 import pytest
 from ray.exceptions import OutOfMemoryError, RayError
 
 from actors.runtime.remote_calls import call
 from lpo_ray.errors import ComponentDied, ComponentFailed
+from tests.support.ray_fakes import Reference
 
 RAN_OUT = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was \
 22.39GB used / 23.54GB limit (0.951266), which exceeds the memory usage threshold of 0.95.
 Object store memory usage: [- objects spillable: 0
 Top 10 memory users: PID        MEM(GB) COMMAND
 """
-
-
-class Reference:
-    """Of a call that has ended."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def future(self) -> Future[None]:
-        """As ray.ObjectRef."""
-        found: Future[None] = Future()
-        found.set_exception(self._error)
-        return found
 
 
 @pytest.mark.parametrize(

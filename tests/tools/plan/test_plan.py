@@ -14,8 +14,8 @@ from lpo_ray.errors import ConfigError, DoesNotFit
 from lpo_ray.run.numbers import numbers
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tools.plan.forecast import Assumptions
-from tests.cli.test_cli import lpo_ray
-from tests.tools.plan.test_sizes import write_metrics
+from tests.support.commands import lpo_ray
+from tests.support.planning import write_metrics
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(path.name for path in CONFIGS.glob("paper_*.yaml"))

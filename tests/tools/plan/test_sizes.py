@@ -49,6 +49,7 @@ from lpo_ray.tools.plan.throughput import (
     rank_rate,
     step_time,
 )
+from tests.support.planning import shipped, write_metrics
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 SMOLLM2 = Architecture(
@@ -64,11 +65,6 @@ WORK = Work(
     prompts=8, group_size=4, prompt_tokens=100, response_tokens=50, longest_tokens=100, share_prompt=False,
     forward_passes=0.5, updates=2, tokens_per_micro_batch=1000, weight_bytes=2 * 10**9,
 )  # fmt: skip
-
-
-def shipped(name: str, monkeypatch: pytest.MonkeyPatch) -> Architecture:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return read_architecture(name)
 
 
 @pytest.mark.parametrize(
@@ -421,17 +417,6 @@ def test_no_gpu_is_given_out_twice(ranks: int, engines: int, parts: int, nodes: 
         for device in where.devices:
             taken[where.machine, device] = taken.get((where.machine, device), 0.0) + min(1.0, bundle.gpus)
     assert max(taken.values()) <= 1.0 + 1e-6
-
-
-def write_metrics(folder: Path, steps: int, **changes: float | None) -> None:
-    row = {
-        "tokens": 1000, "seconds": 4.0, "engines_sample": 0.4, "engines_verify": 0.1, "learner_project": 0.2,
-        "learner_anchor": 0.05, "publish_gb_per_second": 0.5, "response_length": 20.0,
-    }  # fmt: skip
-    row |= {key: value for key, value in changes.items() if value is not None}
-    for key in (key for key, value in changes.items() if value is None):
-        del row[key]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(steps)))
 
 
 def test_rates_of_a_run(tmp_path: Path) -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +11,7 @@ from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.telemetry.status import StatusFile
 from tests.support.browser import CHROMIUM, Browser, open_browser
 from tests.support.recorded_runs import make_run, scored, with_columns, write_step
+from tests.support.viewer import served
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
 ROWS = "tbody tr"
@@ -23,26 +19,6 @@ HOSTILE = (
     "<script>window.owned = 1</script><img src=x onerror='window.owned = 1'>\"'><style>*{display:none}</style>"
     "\u202eabc\u2066\u200b\x07&lt;javascript:alert(1)"
 )
-
-
-@contextmanager
-def served(root: Path) -> Iterator[str]:
-    """The address that `lpo-ray view` prints; Ctrl-C ends it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lpo_ray", "view", str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.match(r"(http://127\.0\.0\.1:\d+/)  shows ", line)
-        assert found, line
-        yield found[1]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
