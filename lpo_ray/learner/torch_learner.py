@@ -16,12 +16,8 @@ from lpo_ray.errors import CheckpointDamaged, LearnerLost
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.norms import norms_by_kind, update_ratios
 from lpo_ray.learner.packing import Packing, balance
-from lpo_ray.learner.updates import (
-    Objective,
-    OptimiserSettings,
-    log_ratios_to_engine,
-    run_updates,
-)
+from lpo_ray.learner.settings import Objective, OptimiserSettings
+from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
 from lpo_ray.policy.layout import Layout
 from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing, response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer

@@ -1,5 +1,8 @@
-"""Loading a policy."""
+"""Loading a policy: the model of a Hugging Face folder, its context and its identity.
 
+A model may bring Python code of its own (``auto_map``). It runs only when model.trust_remote_code says so. Whatever
+loads a model or tokenizer passes that flag on, never None: transformers would then ask on the terminal.
+"""
 from __future__ import annotations
 
 import json
@@ -10,7 +13,6 @@ from blake3 import blake3
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lpo_ray.errors import ConfigError
-from lpo_ray.policy.foreign_code import not_loaded
 
 
 def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -66,6 +68,21 @@ def identity(path: str, *, trust_remote_code: bool = False) -> str:
         of_file = blake3(max_threads=blake3.AUTO).update_mmap(file)
         digest.update(f"{file.relative_to(folder)} {of_file.hexdigest()}\n".encode())
     return digest.hexdigest(16)
+
+
+def not_loaded(path: str, part: str, error: Exception) -> ConfigError:
+    """Make the error for a model at ``path`` whose ``part`` (config, tokenizer, weights) transformers could not load.
+
+    It has one line, and names the flag when only the flag is missing.
+    """
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            f"model.path is {path!r}, whose {part} needs Python code that comes with the model; expected a model that "
+            "transformers knows by itself. Read that code, and if it may run on every machine of the run, set "
+            "model.trust_remote_code=true"
+        )
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"model.path is {path!r}, whose {part} could not be loaded: {reason}")
 
 
 def _config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:

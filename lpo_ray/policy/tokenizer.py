@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpo_ray.errors import ConfigError, DataError
-from lpo_ray.policy.foreign_code import not_loaded
+from lpo_ray.policy.loading import not_loaded
 from lpo_ray.records import IntArray
 
 Messages = Sequence[Mapping[str, Any]]

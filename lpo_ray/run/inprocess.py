@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError, WeightsNotProved
+from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchScorer
-from lpo_ray.learner.updates import LearnerSettings
 from lpo_ray.policy.loading import load_policy
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences

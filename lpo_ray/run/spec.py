@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
@@ -21,8 +20,8 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
 from lpo_ray.learner.lr_schedule import learning_rates
 from lpo_ray.learner.packing import Packing
+from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings
 from lpo_ray.learner.targets import StaleRule, TargetRule
-from lpo_ray.learner.updates import LearnerSettings, Objective, OptimiserSettings
 from lpo_ray.objective import UNANCHORED
 from lpo_ray.policy.loading import context_length
 from lpo_ray.policy.tokenizer import Tokenizer
@@ -50,14 +49,6 @@ DECIDES_A_STEP = (
     "pipeline.share_prompt", "rollout.dtype", "run.steps",
 )  # fmt: skip
 """what the weights after a step depend on, beside its groups"""
-
-
-class Point(NamedTuple):
-    """Of the grid: what objective.schedule can change."""
-
-    divergence: str
-    target_temperature: str | float
-    temperature_scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +201,13 @@ class RunSpec:
             self.config.run.seed,
         )
 
-    def points(self) -> StepSchedule[Point]:
+    def points(self) -> StepSchedule[GridPoint]:
         """The points of the grid that the run goes through."""
         objective = self.config.objective
-        point = Point(objective.divergence, objective.target_temperature, objective.temperature_scale)
+        point = GridPoint(objective.divergence, objective.target_temperature, objective.temperature_scale)
         changes = [(0, point)]
         for change in objective.schedule:
-            named = {name: getattr(change, name) for name in Point._fields}
+            named = {name: getattr(change, name) for name in GridPoint._fields}
             point = point._replace(**{name: value for name, value in named.items() if value is not None})
             changes.append((change.from_step, point))
         return StepSchedule(tuple(changes))
@@ -244,7 +235,7 @@ class RunSpec:
         """How targets are built."""
         return StepSchedule(tuple((step, self._target_rule(point)) for step, point in self.points().changes))
 
-    def _target_rule(self, point: Point) -> TargetRule:
+    def _target_rule(self, point: GridPoint) -> TargetRule:
         objective = self.config.objective
         return TargetRule(
             point.target_temperature,

@@ -18,15 +18,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.packing import Packing, balance, pack_step, pack_update
+from lpo_ray.learner.settings import Objective, OptimiserSettings
 from lpo_ray.learner.targets import StaleRule, TargetRule, build_targets
 from lpo_ray.learner.torch_learner import TorchPolicy
-from lpo_ray.learner.updates import (
-    Objective,
-    OptimiserSettings,
-    log_ratios_to_engine,
-    run_updates,
-    score_pieces,
-)
+from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pieces
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS, clipped_token_loss, listwise, project
 from lpo_ray.records import Anchor, AnchorGroup, Piece, StepNorms, StepReport, TargetGroup, Update
 from tests.support.builders import make_target
