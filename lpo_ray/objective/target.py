@@ -19,25 +19,9 @@ def gibbs_target(rewards: Tensor, tau: Tensor, anchor: Tensor | None = None, *, 
         raise ValueError(f"rewards {tuple(rewards.shape)} and tau {tuple(tau.shape)}: expected [P, K] and [P]")
     if anchor is not None and anchor.shape != rewards.shape:
         raise ValueError(f"anchor has shape {tuple(anchor.shape)}, rewards {tuple(rewards.shape)}; expected the same")
-    _check_above_0(tau)
+    if not bool((tau > 0).all()):
+        raise ValueError(f"tau is {tau[~(tau > 0)][:3].tolist()} in places; expected numbers above 0")
     kept = check_mask(rewards, mask)
     best = torch.where(kept, rewards, -torch.inf).amax(-1, keepdim=True)
     logits = (rewards - best) / tau[:, None]
     return masked_log_softmax(logits if anchor is None else logits + anchor, kept)
-
-
-def virtual_group_coefficient(reward: Tensor, baseline: Tensor | float, tau: Tensor | float) -> Tensor:
-    """K = 1 (App. C.2): c = 1/2 - sigmoid((R - b)/tau) for [N] rewards against a batch baseline b; |c| <= 1/2.
-
-    ``baseline`` and ``tau`` > 0 are numbers, or tensors [N] or [].
-    """
-    for name, value in (("baseline", baseline), ("tau", tau)):
-        if isinstance(value, Tensor) and value.shape not in (reward.shape, torch.Size()):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, reward {tuple(reward.shape)}; expected [N] or []")
-    _check_above_0(torch.as_tensor(tau))
-    return 0.5 - torch.sigmoid((reward - baseline) / tau)
-
-
-def _check_above_0(tau: Tensor) -> None:
-    if not bool((tau > 0).all()):
-        raise ValueError(f"tau is {tau[~(tau > 0)][:3].tolist()} in places; expected numbers above 0")

@@ -3,6 +3,7 @@
 A model may bring Python code of its own (``auto_map``). It runs only when model.trust_remote_code says so. Whatever
 loads a model or tokenizer passes that flag on, never None: transformers would then ask on the terminal.
 """
+
 from __future__ import annotations
 
 import json

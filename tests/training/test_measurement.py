@@ -16,7 +16,7 @@ from lpo_ray.objective import diagnose
 from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.records import FloatArray, ScoringItem, StepReport, TargetGroup
 from lpo_ray.training.measurement import Measurement, MeasureRule
-from tests.learner.test_updates import OBJECTIVE, make_policy, make_targets
+from tests.support.policies import OBJECTIVE, make_policy, make_targets
 
 RULE = MeasureRule(100, 40, 1.0, "mean", behaviour_from_engine=True)
 
