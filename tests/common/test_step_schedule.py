@@ -12,6 +12,6 @@ def test_a_scheduled_value_holds_from_its_step_on() -> None:
 
 
 @pytest.mark.parametrize("steps", [(), (1,), (0, 0), (0, 3, 2)])
-def test_a_scheduled_value_begins_at_0_and_goes_on(steps: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected ascending ones that begin with 0"):
+def test_a_scheduled_value_begins_at_0_and_ascends(steps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected ascending steps that begin with 0"):
         StepSchedule(tuple((step, "a") for step in steps))
