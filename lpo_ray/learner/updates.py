@@ -48,23 +48,23 @@ Position = tuple[int, int]
 
 
 class TrainablePolicy(Scorer, Protocol):
-    """What differs between a plain torch model and a ZeRO-3 rank. With ZeRO-3 all ranks must make the same calls."""
+    """A policy being trained: a plain torch model or a ZeRO-3 rank. With ZeRO-3 all ranks must make the same calls."""
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of ``loss``, summed (not averaged) over ranks."""
         ...
 
     def step(self, learning_rate: float) -> StepNorms:
-        """Apply the accumulated gradient, or drop it when it is not finite."""
+        """Apply the accumulated gradient, or drop it when it is NaN or Inf."""
         ...
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """The elementwise sum of every rank's ``values``."""
+        """Add up every rank's ``values``, element by element."""
         ...
 
 
 def score_pieces(scorer: Scorer, pieces: Sequence[Piece[G]], temperature: float) -> TokenScores:
-    """One forward over the pieces' responses, in order. Without pieces it still runs one (see MicroBatch)."""
+    """Run one forward over the pieces' responses, in order. Without pieces it still runs one, over one token."""
     bundles = [
         (piece.item.group.prompt.token_ids, [piece.item.group.responses[k].token_ids for k in piece.responses])
         for piece in pieces
@@ -75,7 +75,7 @@ def score_pieces(scorer: Scorer, pieces: Sequence[Piece[G]], temperature: float)
 def log_ratios_to_engine(
     policy: Scorer, micro_batches: Sequence[MicroBatch[ScoredGroup]], objective: Objective
 ) -> list[AnchorPiece]:
-    """The anchor of each piece's responses: the current policy against the engine's own log-probs."""
+    """Measure the anchor of each piece's responses: the current policy against the engine's log-probs."""
     found = []
     for micro_batch in micro_batches:
         pieces = micro_batch.pieces

@@ -1,4 +1,4 @@
-"""The target on the simplex (Theorem 1): w* = softmax(R/tau + s_t) maximises sum w R - tau KL(w || P_t)."""
+"""Target on the simplex (Theorem 1): w* = softmax(R/tau + s_t) maximises sum w R - tau KL(w || P_t)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lpo_ray.objective.simplex import check_mask, masked_log_softmax
 
 
 def gibbs_target(rewards: Tensor, tau: Tensor, anchor: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
-    """[P, K] log w* for rewards [P, K], temperatures tau [P] > 0 and the anchor s_t [P, K] (None: zeros).
+    """Compute log w* [P, K] from rewards [P, K], temperatures tau [P] > 0 and the anchor s_t [P, K] (None: zeros).
 
     Rewards are taken relative to the group's best, which the softmax does not notice: (R - max R)/tau <= 0 stays
     finite at the temperature's floor, and equal rewards give w* = P_t exactly. tau = infinity gives P_t; tau <= 0 or
-    NaN is an error, since it would turn the preference around or spread NaN without a sound.
+    NaN is an error: it would invert the preference or spread NaN silently.
     """
     if rewards.ndim != 2 or tau.shape != rewards.shape[:1]:
         raise ValueError(f"rewards {tuple(rewards.shape)} and tau {tuple(tau.shape)}: expected [P, K] and [P]")

@@ -17,10 +17,10 @@ from lpo_ray.errors import ConfigError
 
 
 def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a Hugging Face folder, every dropout off. ConfigError when it cannot be loaded, or brings code of
-    its own that is not trusted.
+    """Load the model of a Hugging Face folder, every dropout off.
 
     Dropout would make the anchor's forward and the update's differ at equal weights: a log-ratio that is not there.
+    Raises ConfigError when the model cannot be loaded, or brings code of its own that is not trusted.
     """
     config = _config(path, trust_remote_code=trust_remote_code)
     for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
@@ -35,8 +35,9 @@ def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> Pr
 
 
 def context_length(path: str, *, trust_remote_code: bool = False) -> int:
-    """Positions the model was built for. ConfigError when the folder is not a model, or brings code of its own that is
-    not trusted.
+    """Read the number of positions that the model was built for.
+
+    Raises ConfigError when the folder is not a model, or brings code of its own that is not trusted.
     """
     folder = Path(path)
     if folder.is_absolute() or path.startswith((".", "~")) or folder.exists():  # no hub name begins like that
@@ -57,8 +58,9 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
 
 
 def identity(path: str, *, trust_remote_code: bool = False) -> str:
-    """What model this is: the digest of all files of a folder but its texts for people; of a hub's, the name and the
-    commit that is in use. ConfigError as context_length.
+    """Identify a model: the digest of all files of its folder but ``*.md``, or a hub's name and the commit in use.
+
+    Raises ConfigError as ``context_length`` does.
     """
     folder = Path(path)
     if not folder.is_dir():
