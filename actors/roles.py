@@ -30,8 +30,8 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.schema import Config, EngineKind
 from lpo_ray.interfaces import Events
+from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.targets import TargetRule
-from lpo_ray.learner.updates import LearnerSettings
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
 SERVICE_SECONDS = 120.0

@@ -1,4 +1,4 @@
-"""Every error a user can meet. One tree, each picklable (Ray moves them between processes).
+"""Errors that a user can meet. One tree, each picklable: Ray moves them between processes.
 
 A message says what happened (with the value), what was expected, and what to do.
 Constructors keep their arguments in ``args`` so that ``pickle`` can rebuild them.
@@ -10,31 +10,31 @@ from collections.abc import Sequence
 
 
 class LpoRayError(Exception):
-    """Base of all lpo-ray errors; ``exit_code`` is what the command line ends with."""
+    """Base of all lpo-ray errors; ``exit_code`` is that of the command line."""
 
     exit_code = 1
 
 
 class ConfigError(LpoRayError):
-    """The request cannot be carried out as written. Raised before anything expensive starts."""
+    """A request that cannot be carried out as written. Raised before anything expensive starts."""
 
     exit_code = 2
 
 
 class DataError(ConfigError):
-    """A dataset is missing, empty or malformed; names the file and the row."""
+    """A dataset that is missing, empty or malformed; names the file and the row."""
 
 
 class NoRoom(ConfigError):
-    """The cluster cannot hold a role; names the bundle, what it lacks, and on which nodes."""
+    """A role that the cluster cannot hold; names the bundle, what is lacking, and on which nodes."""
 
 
 class RunBusy(ConfigError):
-    """A run of this name is being driven by somebody else."""
+    """A run folder or evaluation that another process is writing."""
 
 
 class DoesNotFit(ConfigError):
-    """The configuration needs what the cluster lacks; each reason says what, how much is missing, what to do."""
+    """A configuration that needs more than the cluster has; each reason says what, how much, and what to do."""
 
     def __init__(self, reasons: Sequence[str]) -> None:
         super().__init__(reasons)
@@ -45,7 +45,7 @@ class DoesNotFit(ConfigError):
 
 
 class GroupLost(LpoRayError):
-    """One group could not be sampled or scored. The loop reissues its prompt; it is never trained as reward 0."""
+    """A group that could not be sampled or scored. Its prompt is issued again; it is never trained as reward 0."""
 
     def __init__(self, prompt_id: str, attempt: int, reason: str) -> None:
         super().__init__(prompt_id, attempt, reason)
@@ -56,18 +56,18 @@ class GroupLost(LpoRayError):
 
 
 class TooManyLost(LpoRayError):
-    """The same prompt was lost at every attempt, or groups are lost faster than they are trained."""
+    """A prompt that was lost at every attempt, or groups that are lost faster than they are trained."""
 
 
 class DeadlineExceeded(LpoRayError):
-    """A component did not answer in time; names it and the wait, and shows what its process was doing if known."""
+    """A component that did not answer in time; names the wait, and shows what its process was doing if known."""
 
     def __init__(self, who: str, what: str, seconds: float, evidence: str = "") -> None:
         super().__init__(who, what, seconds, evidence)
         self.who, self.what, self.seconds, self.evidence = who, what, seconds, evidence
 
     def with_evidence(self, evidence: Sequence[str]) -> DeadlineExceeded:
-        """The same, with what was seen of the processes that are late."""
+        """Make the same error with what was seen of the processes that are late."""
         return DeadlineExceeded(self.who, self.what, self.seconds, "\n".join(evidence))
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class DeadlineExceeded(LpoRayError):
 
 
 class ComponentDied(LpoRayError):
-    """A rollout worker, verifier service, target builder or learner rank is gone; carries its last words."""
+    """A rollout worker, verifier service, target builder or learner rank that is gone; carries its last words."""
 
     def __init__(self, who: str, cause: str) -> None:
         super().__init__(who, cause)
@@ -90,14 +90,14 @@ class ComponentDied(LpoRayError):
 
 
 class LearnerLost(ComponentDied):
-    """A rank died, hangs, or has lost the others: the ranks can only go on when all are started again."""
+    """A learner rank that died, hangs, or has lost the others. Only a restart of all ranks helps."""
 
     def __str__(self) -> str:
         return self.cause if self.cause.startswith(self.who) else super().__str__()
 
 
 class ComponentFailed(LpoRayError):
-    """A component is alive, but a call to it ended in an error that is not one of ours; carries it as text."""
+    """A call that ended in an error that is not one of ours, while its component is alive; carries it as text."""
 
     def __init__(self, who: str, what: str, cause: str) -> None:
         super().__init__(who, what, cause)
@@ -108,7 +108,7 @@ class ComponentFailed(LpoRayError):
 
 
 class WeightsNotProved(LpoRayError):
-    """An engine does not serve the weights that were published to it."""
+    """An engine that does not serve the weights that were published to it."""
 
     def __init__(self, engine: str, version: str, difference: float, tolerance: float, why: str) -> None:
         super().__init__(engine, version, difference, tolerance, why)
@@ -129,7 +129,7 @@ class WeightsNotProved(LpoRayError):
 
 
 class CheckpointDamaged(LpoRayError):
-    """A checkpoint cannot be restored: a file is missing, cut short or changed, or it is of another model."""
+    """A checkpoint that cannot be restored: a file is missing, cut short or changed, or it is of another model."""
 
     def __init__(self, checkpoint: str, why: str) -> None:
         super().__init__(checkpoint, why)
@@ -138,12 +138,12 @@ class CheckpointDamaged(LpoRayError):
     def __str__(self) -> str:
         return (
             f"checkpoint {self.checkpoint} cannot be restored: {self.why}. Expected what was written when it was "
-            "saved; remove this checkpoint's folder to go on from the one before it"
+            "saved; remove this checkpoint's folder to continue from the one before it"
         )
 
 
 class CheckpointFailed(LpoRayError):
-    """A checkpoint could not be written; those before it are as they were."""
+    """A checkpoint that could not be written; those before it are as they were."""
 
     def __init__(self, checkpoint: str, why: str) -> None:
         super().__init__(checkpoint, why)
@@ -152,12 +152,12 @@ class CheckpointFailed(LpoRayError):
     def __str__(self) -> str:
         return (
             f"checkpoint {self.checkpoint} could not be written: {self.why}. Nothing of it is left and earlier "
-            "checkpoints are untouched; free space or mend the disk, then go on with run.resume=auto"
+            "checkpoints are untouched; free space or fix the disk, then continue with run.resume=auto"
         )
 
 
 class NumbersNotFinite(LpoRayError):
-    """Too many updates in a row were dropped because their loss or gradient was not finite."""
+    """Too many updates in a row that were dropped because their loss or gradient was NaN or Inf."""
 
     def __init__(self, skipped: int, step: int, where: str, evidence: str) -> None:
         super().__init__(skipped, step, where, evidence)
@@ -165,14 +165,14 @@ class NumbersNotFinite(LpoRayError):
 
     def __str__(self) -> str:
         return (
-            f"{self.skipped} updates in a row had a loss or gradient that is not finite and were skipped, the last in "
+            f"{self.skipped} updates in a row had a NaN or Inf as loss or gradient and were skipped, the last in "
             f"step {self.step}: {self.where}. Expected finite numbers; the weights are those before the first of them. "
             f"The groups are in {self.evidence}"
         )
 
 
 class LedgerUnbalanced(LpoRayError):
-    """The books of a run do not balance."""
+    """A ledger whose counts of issued, trained and lost prompts do not balance."""
 
     def __init__(self, run_dir: str, violations: Sequence[str]) -> None:
         super().__init__(run_dir, violations)
@@ -186,7 +186,7 @@ class LedgerUnbalanced(LpoRayError):
 
 
 class ChecksFailed(LpoRayError):
-    """Something that a run needs is missing or broken on a machine."""
+    """Checks that found something missing or broken on a machine."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
@@ -200,7 +200,7 @@ class ChecksFailed(LpoRayError):
 
 
 class NothingToTrain(LpoRayError):
-    """Every group of a step was left out as too far from the policy."""
+    """A step all of whose groups were left out as too far from the policy."""
 
     def __init__(self, step: int, dropped: int, reason: str) -> None:
         super().__init__(step, dropped, reason)
@@ -216,11 +216,11 @@ class NothingToTrain(LpoRayError):
 
 
 class ReplayDiffers(LpoRayError):
-    """A recorded step, computed again, gave other weights."""
+    """A recorded step that gave other weights when it was computed again."""
 
 
 class RunFailed(LpoRayError):
-    """A run of a comparison ended with an error; carries its last lines."""
+    """A run of a comparison that ended with an error; carries its last lines."""
 
     def __init__(self, run: str, code: int, log: str, last_lines: Sequence[str]) -> None:
         super().__init__(run, code, log, last_lines)
@@ -235,7 +235,7 @@ class RunFailed(LpoRayError):
 
 
 class RunsFailed(LpoRayError):
-    """Some runs of a comparison failed; the others are compared."""
+    """Runs of a comparison that failed; the others are compared."""
 
     def __init__(self, runs: Sequence[str], total: int) -> None:
         super().__init__(runs, total)
@@ -244,12 +244,12 @@ class RunsFailed(LpoRayError):
     def __str__(self) -> str:
         return (
             f"{len(self.runs)} of {self.total} runs failed: {', '.join(self.runs)}. Expected none; the same command "
-            "goes on with them, and runs again only what has not finished"
+            "continues with them, and runs again only what has not finished"
         )
 
 
 class Interrupted(LpoRayError):
-    """A signal asked the run to end; the work done so far is committed."""
+    """A signal that asked the run to end; the work done so far is committed."""
 
     def __init__(self, signal_number: int, step: int) -> None:
         super().__init__(signal_number, step)
@@ -257,11 +257,11 @@ class Interrupted(LpoRayError):
         self.exit_code = 128 + signal_number
 
     def __str__(self) -> str:
-        return f"stopped by signal {self.signal_number} after step {self.step}; go on with run.resume=auto"
+        return f"stopped by signal {self.signal_number} after step {self.step}; continue with run.resume=auto"
 
 
 class EvaluationInterrupted(Interrupted):
-    """A signal asked an evaluation to end; the results so far are kept."""
+    """A signal that asked an evaluation to end; the results so far are kept."""
 
     def __str__(self) -> str:
-        return f"stopped by signal {self.signal_number}; the results so far are kept: the same command goes on"
+        return f"stopped by signal {self.signal_number}; the results so far are kept: the same command continues"

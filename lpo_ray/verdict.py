@@ -1,4 +1,4 @@
-"""What a verifier says of one response. Stdlib only: verifier processes import it."""
+"""Verdict of a verifier on one response. Standard library only: verifier processes import it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numbers import Real
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Either scored (a finite reward) or unscored (a reason). A failed check is never a reward of 0.
+    """A verdict: scored (a finite reward) or unscored (a reason). A check that failed is never a reward of 0.
 
     Example: ``Verdict.scored(0.1, "value 21, target 22")``, ``Verdict.unscored("no verdict within 10 s")``
     """
@@ -25,7 +25,7 @@ class Verdict:
 
     @classmethod
     def scored(cls, reward: float, detail: str = "") -> Verdict:
-        """The response was checked. ValueError unless ``reward`` is a finite real number."""
+        """Make the verdict on a response that was checked. Raises ValueError unless ``reward`` is finite and real."""
         if not isinstance(reward, Real):  # None would pass for unscored, and "1" for a number
             raise ValueError(  # noqa: TRY004 - one error for every reward that is none, infinite ones included
                 f"a scored reward is {reward!r}; expected a finite number, or Verdict.unscored(reason)"
@@ -34,10 +34,10 @@ class Verdict:
 
     @classmethod
     def unscored(cls, reason: str) -> Verdict:
-        """The response could not be checked."""
+        """Make the verdict on a response that could not be checked."""
         return cls(None, reason)
 
     @property
     def is_scored(self) -> bool:
-        """Whether there is a reward."""
+        """Whether the verdict has a reward."""
         return self.reward is not None

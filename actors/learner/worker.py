@@ -22,7 +22,8 @@ from actors.transports.sender import Sender
 from actors.transports.staging import Staging, make_slots
 from actors.transports.table import Transport
 from lpo_ray.common.plugins import resolve
-from lpo_ray.learner.updates import LearnerSettings, log_ratios_to_engine, run_updates
+from lpo_ray.learner.settings import LearnerSettings
+from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
 from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import Manifest, TensorMeta, is_published, make_manifest

@@ -20,7 +20,8 @@ from typing_extensions import override
 from actors.learner.safe_shards import to_universal, without_code
 from lpo_ray.errors import CheckpointDamaged
 from lpo_ray.learner.norms import norms_by_kind, update_ratios
-from lpo_ray.learner.updates import OptimiserSettings, TrainablePolicy
+from lpo_ray.learner.settings import OptimiserSettings
+from lpo_ray.learner.updates import TrainablePolicy
 from lpo_ray.policy.layout import Layout
 from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing
 from lpo_ray.policy.weights import TensorMeta, make_manifest

@@ -1,1 +1,1 @@
-"""Toolbox of the standard library only: every room may use it."""
+"""Tools that need the standard library only; every package may use them."""

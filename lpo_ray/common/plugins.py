@@ -1,6 +1,4 @@
-"""Names to functions: a row of a literal table, "package.module:function" from anywhere on the path, or
-"folder/file.py:function". Stdlib only.
-"""
+"""Names to functions: a row of a table, "package.module:function" or "folder/file.py:function"."""
 
 from __future__ import annotations
 
@@ -16,12 +14,13 @@ T = TypeVar("T")
 
 
 class UnknownName(ValueError):
-    """A name is neither in its table nor importable."""
+    """A name that is neither in its table nor importable."""
 
 
 def resolve(name: str, table: Mapping[str, T], kind: str) -> T:
-    """``table[name]``, or what "package.module:function" or "folder/file.py:function" names. ``kind`` is the config
-    key, for the message.
+    """Look ``name`` up in ``table``, or import what "package.module:function" or "folder/file.py:function" names.
+
+    ``kind`` is the config key, for the message. Raises UnknownName.
     """
     if name in table:
         return table[name]
@@ -46,7 +45,7 @@ def resolve(name: str, table: Mapping[str, T], kind: str) -> T:
 
 
 def _module(name: str) -> ModuleType:
-    """A module by its name, or by the path of its file, which is loaded once."""
+    """Import a module by its name, or by the path of its file, which is loaded once."""
     if not name.endswith(".py"):
         return importlib.import_module(name)
     path = str(Path(name).resolve())

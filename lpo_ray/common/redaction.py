@@ -1,7 +1,7 @@
-"""Secrets of the environment (tokens, keys, passwords) stay out of what is printed or written. Stdlib only.
+"""Redaction of secrets (tokens, keys, passwords) in whatever is printed or written.
 
-What is a secret is known by the name of its variable, as in RAY_AUTH_TOKEN, HF_TOKEN or WANDB_API_KEY; and Ray's token
-file is one.
+A secret is known by the name of its environment variable, as in RAY_AUTH_TOKEN, HF_TOKEN or WANDB_API_KEY. Ray's token
+file holds another one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 
 
 def secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Value of each secret that this process knows -> the name of its variable."""
+    """Collect the secrets that this process knows: value -> name of its variable."""
     found = {value.strip(): name for name, value in environment.items() if _NAMES.search(name)}
     token_file = Path(environment.get(TOKEN_FILE) or Path.home() / ".ray" / "auth_token")
     with suppress(OSError, UnicodeDecodeError):  # no token, or not ours to read
@@ -30,12 +30,12 @@ def secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The text with ``<NAME>`` in place of each secret's value; longer secrets first, as one may contain another."""
+    """Put ``<NAME>`` in place of each secret's value; longer secrets first, as one may contain another."""
     for value, name in sorted(secrets(environment).items(), key=lambda item: -len(item[0])):
         text = text.replace(value, f"<{name}>")
     return text
 
 
 def secret_in(text: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Name of a variable whose secret value is in ``text``; None: there is none."""
+    """Find the name of a variable whose secret value is in ``text``. None: there is none."""
     return next((name for value, name in secrets(environment).items() if value in text), None)

@@ -1,4 +1,4 @@
-"""How often a process that fails is started again: so many times in a while, each time after a longer pause."""
+"""Restart budgets: a failed process is restarted a few times within a window, each time after a longer pause."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RestartRule:
-    """``max_restarts`` within any ``window_seconds``; the n-th of them comes after backoff_seconds x 2^(n-1), the first
-    at once.
+    """Limits of a restart budget: ``max_restarts`` within any ``window_seconds``.
+
+    The first restart is immediate; the n-th after it waits backoff_seconds x 2^(n-1).
     """
 
     max_restarts: int
@@ -20,16 +21,16 @@ class RestartRule:
 
 
 class RestartBudget:
-    """Of one process, or of a group that starts as one."""
+    """Restart budget of one process, or of a group restarted together."""
 
     def __init__(self, rule: RestartRule, clock: Callable[[], float] = time.monotonic) -> None:
         self._rule, self._clock = rule, clock
         self._recent: deque[float] = deque()
         self.spent = 0
-        """restarts in all"""
+        """restarts so far"""
 
     def spend(self) -> float | None:
-        """Seconds to wait before the next restart, which is counted; None: there is none left."""
+        """Count one restart and return the seconds to wait before it. None: the budget is spent."""
         now = self._clock()
         while self._recent and now - self._recent[0] >= self._rule.window_seconds:
             self._recent.popleft()

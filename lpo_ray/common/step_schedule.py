@@ -1,4 +1,4 @@
-"""A value that changes at given steps of a run, such as the divergence (objective.schedule)."""
+"""Values that change at given steps of a run, such as the divergence (objective.schedule)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StepSchedule(Generic[T]):
-    """``changes``: (first step, value), steps counted from 0 and ascending; the first is step 0."""
+    """A value for each step. ``changes``: (first step, value), ascending from step 0."""
 
     changes: tuple[tuple[int, T], ...]
 
     def __post_init__(self) -> None:
         steps = [step for step, _ in self.changes]
         if not steps or steps[0] != 0 or any(later <= step for step, later in pairwise(steps)):
-            raise ValueError(f"changes at steps {steps}; expected ascending ones that begin with 0")
+            raise ValueError(f"changes at steps {steps}; expected ascending steps that begin with 0")
 
     @classmethod
     def constant(cls, value: T) -> StepSchedule[T]:
-        """The same at every step."""
+        """Make a schedule that has the same value at every step."""
         return cls(((0, value),))
 
     def at(self, step: int) -> T:
-        """What holds for the step that follows ``step`` others."""
+        """Return the value for the step that follows ``step`` others."""
         return next(value for first, value in reversed(self.changes) if first <= step)

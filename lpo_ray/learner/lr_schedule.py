@@ -1,4 +1,4 @@
-"""Learning-rate schedules by the names of transformers: one value a step, the same for all updates of the step."""
+"""Learning-rate schedules by the names of transformers: one value for all updates of a step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from transformers import SchedulerType, get_scheduler
 from lpo_ray.errors import ConfigError
 
 SCHEDULES = tuple(sorted({kind.value for kind in SchedulerType} - {"reduce_lr_on_plateau", "greedy"}))
-"""learner.lr_schedule; the two left out follow a metric instead of the step"""
+"""values of learner.lr_schedule; the two left out follow a metric instead of the step"""
 
 
 def learning_rates(
     name: str, lr: float, *, steps: int, warmup_steps: int, arguments: Mapping[str, object]
 ) -> Callable[[int], float]:
-    """The learning rate of each step, counted from 0. ConfigError for arguments the schedule does not take."""
+    """Make the function step (from 0) -> rate. Raises ConfigError for arguments that the schedule does not take."""
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=lr)
     try:
         schedule = get_scheduler(

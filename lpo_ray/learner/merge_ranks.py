@@ -1,4 +1,4 @@
-"""What the ranks saw of a step's groups, put together again: a split group is whole, and in the step's order."""
+"""Merge per-rank results: reassemble split groups, in step order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lpo_ray.records import (
 
 
 def merge_log_ratios(groups: Sequence[ScoredGroup], found: Sequence[AnchorPiece]) -> Anchor:
-    """The anchor of each group, in the groups' order, from all pieces of all ranks."""
+    """Assemble the anchor of each group, in the groups' order, from all pieces of all ranks."""
     columns = {scored.group.key: np.zeros((3, len(scored.rewards)), dtype=np.float32) for scored in groups}
     for piece in found:
         anchor = piece.anchor
@@ -29,7 +29,7 @@ def merge_log_ratios(groups: Sequence[ScoredGroup], found: Sequence[AnchorPiece]
 
 
 def merge_reports(by_rank: Sequence[Sequence[UpdateReport]]) -> StepReport:
-    """The ranks' reports as one: groups whole again and in prompt order, numbers of the whole update."""
+    """Merge the ranks' reports: groups whole again and in prompt order, numbers of the whole update."""
     merged = []
     for reports in zip(*by_rank, strict=True):
         pieces: dict[Key, list[ProjectedGroup]] = {}

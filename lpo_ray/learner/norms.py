@@ -1,4 +1,4 @@
-"""How large gradients and updates are, by kind of parameter: where training blows up, or stands still, shows here."""
+"""Norms of gradients and updates by kind of parameter: they show where training blows up or stands still."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _PATTERNS = (
     ("embedding", ("embed", "wte", "wpe")),
     ("head", ("lm_head",)),
 )
-"""the first that matches a part of the name counts"""
+"""kind -> parts of a parameter's name; the first match counts"""
 
 
 def kind_of(name: str) -> str:
-    """The kind of a parameter, by its name."""
+    """Classify a parameter by its name."""
     return next((kind for kind, parts in _PATTERNS if any(part in name for part in parts)), "other")
 
 
 def norms_by_kind(
     tensors: Iterable[tuple[str, Tensor]], sum_over_ranks: Callable[[Tensor], Tensor]
 ) -> dict[str, float]:
-    """Norm of all tensors of each kind, over all ranks' shards. Kinds without a tensor are left out; all ranks call."""
+    """Compute the norm of each kind over all ranks' shards, without kinds that have no tensor. All ranks call it."""
     squares = torch.zeros(len(KINDS), dtype=torch.float64)
     for name, tensor in tensors:
         squares[KINDS.index(kind_of(name))] += _square(tensor)
@@ -38,8 +38,9 @@ def update_ratios(
     optimiser: torch.optim.AdamW,
     sum_over_ranks: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """Norm of AdamW's last update over norm of the weights, by kind, over all ranks' shards: name, weight after the
-    update and its two moments. All ranks call.
+    """Divide the norm of AdamW's last update by that of the weights, for each kind and over all ranks' shards.
+
+    A shard is a name, the weight after the update, and its two moments. All ranks call it.
     """
     step = int(next(iter(optimiser.state.values()))["step"])
     options = optimiser.param_groups[0]
@@ -72,8 +73,10 @@ def adamw_update(
     eps: float,
     weight_decay: float,
 ) -> Tensor:
-    """What AdamW's step number ``step`` added to ``weight`` (given after it), from its state: no copy of the weights
-    has to be kept. The decay is taken of the new weights, which differ from the old by the update itself.
+    """Compute what AdamW's step number ``step`` added to ``weight``, from the weight after it and its state.
+
+    So no copy of the weights has to be kept. The decay is taken of the new weights, which differ from the old by the
+    update itself.
     """
     first, second = moments
     denominator = (second / (1 - betas[1] ** step)).sqrt_().add_(eps)

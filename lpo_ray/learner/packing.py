@@ -1,10 +1,10 @@
-"""Groups into token-budgeted micro-batches, balanced over ranks, with global denominators.
+"""Packing: groups into micro-batches within a token budget, balanced over ranks, with global denominators.
 
 A group stays whole wherever it can: its K coefficients need all K log-ratios, and one forward over the whole group has
-them. One that exceeds the budget (or has to be shared by ranks that outnumber the groups) is split into pieces by
-responses; the learner then collects its log-ratios in a pass of its own where it does not know them already. The loss
-denominators are counted here, over all ranks and micro-batches, before any backward pass; so the gradient does not
-depend on how the groups were laid out.
+them. A group that exceeds the budget is split into pieces by responses; so is one that more ranks than groups have to
+share. The learner then collects its log-ratios in a pass of its own, unless it knows them already. The denominators of
+the loss are counted here, over all ranks and micro-batches, before any backward pass. So the gradient does not depend
+on how the groups were laid out.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lpo_ray.records import G, MicroBatch, Piece, TargetGroup, TrainBatch, Updat
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How groups become micro-batches."""
+    """Settings of packing."""
 
     world_size: int
     tokens_per_micro_batch: int
     share_prompt: bool
 
     def tokens(self, piece: Piece[G]) -> int:
-        """Positions of a packed forward over the piece."""
+        """Count the positions of a packed forward over the piece."""
         group = piece.item.group
         prompts = 1 if self.share_prompt else len(piece.responses)
         return prompts * len(group.prompt.token_ids) + sum(len(group.responses[k].token_ids) for k in piece.responses)
@@ -38,9 +38,9 @@ def pack_step(
 ) -> TrainBatch:
     """Split a step's groups, in the order of (seed, step), into ``updates`` parts, each packed over the ranks.
 
-    Where groups were dropped from the step the parts differ by one group at most, each with denominators of its own;
-    fewer groups than updates make fewer updates, for an update without groups would step on weight decay alone.
-    Raises ValueError when there are no groups: whether a step may be empty is the caller's decision.
+    The parts differ by one group at most, where groups were dropped from the step; each has denominators of its own.
+    Fewer groups than updates make fewer updates: one without groups would step on weight decay alone. Raises ValueError
+    when there are no groups: whether a step may be empty is the caller's decision.
     """
     if not targets or updates < 1:
         raise ValueError(f"{len(targets)} groups for {updates} updates; expected at least one of each")
@@ -53,7 +53,7 @@ def pack_step(
 
 
 def pack_update(targets: Sequence[TargetGroup], packing: Packing) -> Update:
-    """One update's groups over the ranks, with the denominators of the whole update."""
+    """Distribute one update's groups over the ranks, with the denominators of the whole update."""
     shares = balance(targets, packing)
     return Update(
         shares,
@@ -64,11 +64,11 @@ def pack_update(targets: Sequence[TargetGroup], packing: Packing) -> Update:
 
 
 def balance(items: Sequence[G], packing: Packing) -> tuple[tuple[MicroBatch[G], ...], ...]:
-    """[rank][i] micro-batches: longest piece first onto the rank with the fewest tokens (LPT), there into the first
-    micro-batch with room (first fit); a response above the budget stands alone.
+    """Make the micro-batches [rank][i]: longest piece first (LPT), onto the rank with the fewest tokens.
 
-    Every rank gets the same number of micro-batches, the last ones empty where needed: ZeRO-3 gathers parameters in
-    each forward, so a rank that runs fewer of them leaves the others waiting for ever.
+    There it goes into the first micro-batch with room (first fit); a response above the budget stands alone. Every rank
+    gets the same number of micro-batches, the last ones empty where needed. ZeRO-3 gathers parameters in each forward,
+    so a rank that runs fewer of them would leave the others waiting for ever.
     """
     pieces = [piece for item in items for piece in _pieces(item, packing, len(items))]
     load = [0] * packing.world_size
@@ -89,7 +89,7 @@ def balance(items: Sequence[G], packing: Packing) -> tuple[tuple[MicroBatch[G], 
 
 
 def _pieces(item: G, packing: Packing, num_items: int) -> list[Piece[G]]:
-    """The group whole, or its responses in consecutive runs that keep to the budget."""
+    """Keep the group whole, or cut its responses into consecutive runs that keep to the budget."""
     every = tuple(range(len(item.group.responses)))
     whole = Piece(item, every)
     budget = packing.tokens_per_micro_batch

@@ -1,6 +1,4 @@
-"""Scored groups -> target groups: the paper's Theorem 1 applied to the records of one step; and what is done with
-groups whose behaviour is no longer the policy.
-"""
+"""Targets: the paper's Theorem 1 applied to the scored groups of one step, and the rule for stale groups."""
 
 from __future__ import annotations
 
@@ -18,12 +16,13 @@ from lpo_ray.records import Anchor, AnchorGroup, ScoredGroup, TargetGroup
 
 @dataclass(frozen=True, slots=True)
 class StaleRule:
-    """What is done with a group whose behaviour has drifted from the policy. All of it is read off the anchor, so it
-    has no effect where the behaviour is recomputed.
+    """Rule for groups whose behaviour has drifted from the policy.
+
+    It is read off the anchor, so it has no effect where the behaviour is recomputed.
     """
 
     policy: Literal["keep", "drop", "temper"]
-    """keep: nothing. drop: see ``why_dropped``. temper: shrink its anchor until the effective sample size is enough"""
+    """keep: nothing. drop: do not train it (``why_dropped``). temper: shrink its anchor until ``min_ess`` is reached"""
     min_ess: float
     """least effective sample size, as a share of K"""
     max_drift: float
@@ -34,10 +33,10 @@ KEEP = StaleRule("keep", 0.0, math.inf)
 
 
 def why_dropped(anchor: AnchorGroup, rule: StaleRule) -> str | None:
-    """Why a group is not to be trained on, with the numbers; None: it is. Call it before targets are built, whose
-    batch-wide statistics are over the groups that are trained.
+    """Say why a group is not to be trained on, with the numbers. None: it is trained.
 
-    One response is an effective sample of one of one, so K = 1 is dropped for drift only.
+    Call it before targets are built: their batch-wide statistics are over the groups that are trained. One response is
+    an effective sample of one of one, so K = 1 is dropped for drift only.
     """
     if rule.policy != "drop":
         return None
@@ -59,8 +58,10 @@ def why_dropped(anchor: AnchorGroup, rule: StaleRule) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class TargetRule:
-    """How targets are built. ``anchored=False`` leaves s_t out, as the first-order (policy gradient) rows read A_k
-    off a target without it. ``stale`` matters to the target when it tempers.
+    """Rule by which targets are built.
+
+    ``anchored=False`` leaves s_t out: the first-order (policy gradient) rows read A_k off a target without it.
+    ``stale`` matters to the target when it tempers.
     """
 
     temperature: str | float
@@ -73,9 +74,9 @@ class TargetRule:
 
 
 def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRule) -> list[TargetGroup]:
-    """w* = softmax(R/tau + s_t) of each group, in order. Groups of unequal K are masked, K = 1 is a virtual group.
+    """Build w* = softmax(R/tau + s_t) of each group, in order. Unequal K are masked, K = 1 is a virtual group.
 
-    A tempered group has w* = softmax(R/tau + lambda s_t): it counts as sampled from pi_b^lambda pi_t^(1 - lambda), and
+    A tempered group has w* = softmax(R/tau + lambda s_t). It counts as sampled from pi_b^lambda pi_t^(1 - lambda), and
     the learner measures its log-ratios from there (``TargetGroup.offset``). Batch-wide statistics (batch_std, and the
     baseline of K = 1) are over exactly these groups.
     """
@@ -113,6 +114,6 @@ def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRul
 
 
 def _batch_statistics(rewards: torch.Tensor, rule: TargetRule) -> tuple[torch.Tensor, torch.Tensor]:
-    """Baseline b and tau of the virtual groups: one response has no spread, so the batch [N] is their group."""
+    """Compute baseline b and tau of virtual groups: one response has no spread, so the batch [N] is their group."""
     tau = target_temperature(rewards[None], rule.temperature, ddof=rule.ddof, floor=rule.floor) * rule.scale
     return rewards.mean(), tau[0]

@@ -1,4 +1,4 @@
-"""A single-device learner in this process: plain torch, the same arithmetic as a ZeRO-3 rank."""
+"""Learner on a single device in this process: plain torch, the same arithmetic as a ZeRO-3 rank."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from typing import cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import CheckpointDamaged, LearnerLost
+from lpo_ray.interfaces import Learner
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.norms import norms_by_kind, update_ratios
 from lpo_ray.learner.packing import Packing, balance
-from lpo_ray.learner.updates import (
-    Objective,
-    OptimiserSettings,
-    log_ratios_to_engine,
-    run_updates,
-)
+from lpo_ray.learner.settings import Objective, OptimiserSettings
+from lpo_ray.learner.updates import TrainablePolicy, log_ratios_to_engine, run_updates
 from lpo_ray.policy.layout import Layout
 from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing, response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
@@ -29,21 +27,21 @@ from lpo_ray.policy.weights import TensorMeta, is_published, make_manifest, tens
 from lpo_ray.records import Anchor, FloatArray, ScoredGroup, ScoringItem, StepNorms, StepReport, TrainBatch
 
 
-class TorchScorer:
+class TorchScorer(Scorer):
     """Scorer on one device."""
 
     def __init__(self, model: PreTrainedModel, *, attention: str = "auto", share_prompt: bool = False) -> None:
-        """``attention``: learner.attention."""
+        """Prepare ``model`` for ``attention``, a value of learner.attention."""
         self.model, self.share_prompt = model, share_prompt
         self.packed = prepare_packing(model, attention, share_prompt=share_prompt)
         self._scoring = ScoringModel(model)
 
+    @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        """See Scorer."""
         return self._scoring(layout, temperature)
 
 
-class TorchPolicy(TorchScorer):
+class TorchPolicy(TorchScorer, TrainablePolicy):
     """TrainablePolicy on one device. A bf16 model has fp32 master weights, as with ZeRO-3."""
 
     def __init__(
@@ -65,12 +63,12 @@ class TorchPolicy(TorchScorer):
             self._masters.values(), lr=0.0, betas=settings.betas, weight_decay=settings.weight_decay
         )
 
+    @override
     def backward(self, loss: Tensor) -> None:
-        """See TrainablePolicy."""
         loss.backward()
 
+    @override
     def step(self, learning_rate: float) -> StepNorms:
-        """See TrainablePolicy."""
         for name, master in self._masters.items():
             gradient = self._weights[name].grad
             if master is not self._weights[name] and gradient is not None:
@@ -92,16 +90,16 @@ class TorchPolicy(TorchScorer):
                     weight.copy_(self._masters[name])
         return StepNorms(float(norm), applied, gradients, self._update_ratios() if applied else {})
 
+    @override
     def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """See TrainablePolicy: there is one rank."""
         return values
 
     def state(self) -> dict[str, dict[str, object]]:
-        """Everything ``load_state`` needs: master weights and optimiser."""
+        """Collect everything ``load_state`` needs: master weights and optimiser."""
         return {"weights": dict(self._masters), "optimiser": self.optimiser.state_dict()}
 
     def load_state(self, state: dict[str, dict[str, object]]) -> None:
-        """Continue from ``state``."""
+        """Continue from what ``state`` returned."""
         self.optimiser.load_state_dict(state["optimiser"])
         with torch.no_grad():
             for name, master in self._masters.items():
@@ -115,8 +113,8 @@ class TorchPolicy(TorchScorer):
         return update_ratios(shards, self.optimiser, self.sum_over_ranks)
 
 
-class InprocessLearner:
-    """Learner of one rank."""
+class InprocessLearner(Learner):
+    """Learner of one rank, in this process."""
 
     world_size = 1
 
@@ -132,44 +130,44 @@ class InprocessLearner:
         self._packing, self._reference = packing, reference
         self.vocabulary = len(tokenizer)
 
+    @override
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
-        """See interfaces.Learner."""
         found = log_ratios_to_engine(self.policy, balance(groups, self._packing)[0], self._objective.at(0))
         return merge_log_ratios(groups, found)
 
+    @override
     async def project(self, batch: TrainBatch) -> StepReport:
-        """All updates of the step."""
         objective = self._objective.at(batch.step)
         return merge_reports(
             [run_updates(self.policy, batch.updates, 0, objective, batch.learning_rate, self._reference)]
         )
 
+    @override
     async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
-        """See interfaces.Learner."""
         return [row for bundles in forwards for row in response_logprobs(self.policy, bundles, temperature)]
 
     def weights(self) -> dict[str, Tensor]:
-        """The policy's own tensors that travel, by name."""
+        """Collect the policy's own tensors that are published, by name."""
         model = self.policy.model
         return {name: p.detach() for name, p in model.named_parameters() if is_published(name, model)}
 
+    @override
     async def digest(self) -> str:
-        """See interfaces.Learner."""
         weights = self.weights()
         metas = [TensorMeta(name, tuple(tensor.shape)) for name, tensor in weights.items()]
         dtype = str(self.policy.model.dtype).removeprefix("torch.")
         manifest = make_manifest(metas, dtype, bucket_bytes=1 << 30, num_senders=1)
         return manifest.digest({name: tensor_digest(tensor) for name, tensor in weights.items()})
 
+    @override
     async def save(self, folder: Path) -> None:
-        """``folder/policy`` in Hugging Face format and ``folder/shards/state.pt``."""
         self.policy.model.save_pretrained(folder / "policy")
         self._tokenizer.save(folder / "policy")
         (folder / "shards").mkdir()
         torch.save(self.policy.state(), folder / "shards" / "state.pt")
 
+    @override
     async def restore(self, folder: Path, written_by: int) -> None:
-        """Weights and optimiser state of ``save``. Raises CheckpointDamaged when the file has more than tensors."""
         try:
             state = torch.load(folder / "shards" / "state.pt", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -177,6 +175,6 @@ class InprocessLearner:
             raise CheckpointDamaged(str(folder), why) from error
         self.policy.load_state(state)
 
+    @override
     async def reform(self, lost: LearnerLost) -> None:
-        """See interfaces.Learner. It cannot be lost: it is this process."""
-        raise lost
+        raise lost  # it cannot be lost: it is this process

@@ -7,7 +7,7 @@ from lpo_ray.objective.diagnostics import Diagnostics, diagnose
 from lpo_ray.objective.divergence import DIVERGENCES, UNANCHORED, Projection, project
 from lpo_ray.objective.off_policy import effective_sample_size, temper, truncated_importance
 from lpo_ray.objective.simplex import listwise, response_log_ratio
-from lpo_ray.objective.target import gibbs_target, virtual_group_coefficient
+from lpo_ray.objective.target import gibbs_target
 from lpo_ray.objective.temperature import TEMPERATURES, target_temperature
 from lpo_ray.objective.token_clip import TOKEN_CLIPS, clipped_token_loss
 
@@ -28,5 +28,4 @@ __all__ = [
     "target_temperature",
     "temper",
     "truncated_importance",
-    "virtual_group_coefficient",
 ]

@@ -1,4 +1,4 @@
-"""What LPO.md section 6 logs of each group: entropies, divergences both ways, gains, effective sample size."""
+"""Diagnostics of each group: entropies, divergences both ways, gains, effective sample size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lpo_ray.objective.simplex import check_mask, finite_log, masked_log_softmax
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """Each [P], one value a group."""
+    """Diagnostics of P groups: each field is [P], one value a group."""
 
     target_entropy: Tensor
     """H(w*), nats"""
@@ -38,10 +38,10 @@ class Diagnostics:
 def diagnose(
     rewards: Tensor, tau: Tensor, anchor: Tensor, log_ratio: Tensor, log_target: Tensor, *, mask: Tensor | None = None
 ) -> Diagnostics:
-    """Diagnostics of groups: rewards R, anchor s_t, log-ratio s_theta and log w*, each [P, K]; tau [P].
+    """Compute diagnostics from rewards R, anchor s_t, log-ratio s_theta and log w*, each [P, K]; tau [P].
 
-    The predicted gain is computed as R(w*) - R(P_t), which the theorem shows to be the same and which stays finite for
-    tau = infinity and exact where tau is large and Jeffreys all rounding. So of tau only the shape is read.
+    The predicted gain is computed as R(w*) - R(P_t), which the theorem shows to be the same. It stays finite for tau =
+    infinity, and exact where tau is large and Jeffreys all rounding. So of tau only the shape is read.
     """
     shapes = {tuple(value.shape) for value in (rewards, anchor, log_ratio, log_target)}
     if rewards.ndim != 2 or len(shapes) != 1 or tau.shape != rewards.shape[:1]:

@@ -1,6 +1,6 @@
 """Projections: the divergence that pulls P_theta to w*, and its coefficients c_k = dL/ds_k.
 
-A newcomer adds a divergence as one function and one row of DIVERGENCES. Given log P and log w* [P, K] and the mask, it
+A divergence is added as one function and one row of DIVERGENCES. Given log P and log w* [P, K] and the mask, it
 returns its value [P] and its coefficient [P, K]; for L(P) with g = dL/dP the coefficient is P (g - sum P g) (C.6).
 Both logs are finite: a masked or underflowed entry stands at LOG_ZERO, where its probability is 0. Whatever is weighted
 by P or w* is right without looking at the mask; a mean over the K responses has to use it.
@@ -20,7 +20,7 @@ from lpo_ray.objective.simplex import check_mask, finite_log, masked_log_softmax
 
 
 class Projection(NamedTuple):
-    """Of a batch of groups."""
+    """Loss and coefficients of a batch of groups."""
 
     loss: Tensor
     """[P] value of the divergence; its gradient with respect to the log-ratio is the coefficient"""

@@ -1,8 +1,8 @@
-"""Groups that older weights, or an engine that differs from the learner, have sampled: how much of such a group is left
-to learn from, and how much of its anchor to believe. P groups, K responses, N rows, T tokens.
+"""Off-policy groups, sampled by older weights or by an engine that differs from the learner: how much they still say.
 
-The listwise simplex over s_t = log pi_t - log pi_b is self-normalised importance sampling. When pi_b has drifted from
-pi_t a few responses carry all of the weight, and the group then says what they say, with the noise of so few.
+Legend: P groups, K responses, N rows, T tokens. The listwise simplex over s_t = log pi_t - log pi_b is self-normalised
+importance sampling. When pi_b has drifted from pi_t, a few responses carry all of the weight. The group then says what
+they say, with the noise of so few.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from torch import Tensor
 from lpo_ray.objective.simplex import check_mask, masked_log_softmax, masked_sum
 
 HALVINGS = 60
-"""of [0, 1]: to the last bit of fp64"""
+"""halvings of [0, 1]: to the last bit of fp64"""
 SLACK = 1e-12
-"""relative: K equal weights do not sum to exactly K"""
+"""relative tolerance: K equal weights do not sum to exactly K"""
 
 
 def effective_sample_size(log_ratio: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """[P, K] s_t -> [P] 1 / sum P_t^2 with P_t = softmax(s_t): how many of the K responses carry the weight (Kish,
-    "Survey Sampling", 1965), in [1, K].
+    """Compute how many of the K responses carry the weight: [P, K] s_t -> [P] 1 / sum P_t^2, P_t = softmax(s_t).
+
+    It is in [1, K] (Kish, "Survey Sampling", 1965).
     """
     if log_ratio.ndim != 2:
         raise ValueError(f"log_ratio has shape {tuple(log_ratio.shape)}; expected [P, K]")
@@ -31,12 +32,13 @@ def effective_sample_size(log_ratio: Tensor, *, mask: Tensor | None = None) -> T
 
 
 def temper(log_ratio: Tensor, least: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """[P] the largest lambda in [0, 1] whose softmax(lambda s_t) has an effective sample size of at least ``least``;
-    in fp64. ``log_ratio`` is s_t [P, K], ``least`` [P] is at most K.
+    """Find the largest lambda in [0, 1] [P] whose softmax(lambda s_t) has an effective sample size of ``least``.
+
+    ``log_ratio`` is s_t [P, K], ``least`` [P] is at most K; the result is in fp64.
 
     lambda s_t is the log-ratio of pi_t to the geometric mixture pi_b^lambda pi_t^(1 - lambda), up to a constant. The
     effective sample size falls as lambda grows (d log sum P^2 / d lambda = 2 (E under P^2 of s - E under P of s) >= 0),
-    so halving finds it. A group that has enough keeps lambda = 1; one response is one of one, and keeps it too.
+    so halving finds it. A group that has enough keeps lambda = 1, and so does a group of one response.
     """
     kept = check_mask(log_ratio, mask)
     if least.shape != log_ratio.shape[:1] or bool((least > kept.sum(-1)).any()):
@@ -54,7 +56,7 @@ def temper(log_ratio: Tensor, least: Tensor, *, mask: Tensor | None = None) -> T
 
 
 def truncated_importance(log_ratio: Tensor, cap: float) -> Tensor:
-    """[N, T] log pi_old - log pi_engine of sampled tokens -> [N, T] min(pi_old / pi_engine, cap), constants.
+    """Compute importance weights: [N, T] log pi_old - log pi_engine -> [N, T] min(pi_old / pi_engine, cap), constants.
 
     Truncated importance sampling (Ionides, 2008) of the token, as the baselines use it against the mismatch of engine
     and learner (Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", 2025). ``cap`` of

@@ -1,4 +1,4 @@
-"""The response simplex: K responses of one prompt as a distribution. P prompts, K responses, N rows, T tokens."""
+"""Response simplex: K responses of one prompt as a distribution. P prompts, K responses, N rows, T tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOG_ZERO = -1e15
 
 
 def response_log_ratio(token_log_ratio: Tensor, mask: Tensor, length_norm: str = "mean") -> Tensor:
-    """[N, T] token log-ratios and mask -> [N] response log-ratio s: mean (LPO, Eq. 3) or sum (TPO) over its tokens.
+    """Reduce [N, T] token log-ratios to [N] response log-ratios s: mean (LPO, Eq. 3) or sum (TPO) over tokens.
 
     A row without tokens has s = 0.
     """
@@ -28,7 +28,7 @@ def response_log_ratio(token_log_ratio: Tensor, mask: Tensor, length_norm: str =
 
 
 def listwise(log_ratio: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """[P, K] log-ratios s -> [P, K] log P_theta, the listwise policy softmax(s) (Eq. 4). Masked entries are -inf."""
+    """Compute log P_theta [P, K], the listwise policy softmax(s) (Eq. 4) of log-ratios s. Masked entries are -inf."""
     if log_ratio.ndim != 2:
         raise ValueError(f"log_ratio has shape {tuple(log_ratio.shape)}; expected [P, K]")
     kept = check_mask(log_ratio, mask)
@@ -36,7 +36,7 @@ def listwise(log_ratio: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
 
 def check_mask(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The bool mask of ``values`` [P, K], all true when None. Every group needs at least one response."""
+    """Return the bool mask of ``values`` [P, K], all true when None. Every group needs at least one response."""
     if mask is None:
         return torch.ones_like(values, dtype=torch.bool)
     if mask.shape != values.shape:
@@ -49,16 +49,16 @@ def check_mask(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_log_softmax(logits: Tensor, kept: Tensor) -> Tensor:
-    """Log softmax over the kept entries; -inf elsewhere, without NaN in value or gradient."""
+    """Compute the log softmax over the kept entries; -inf elsewhere, without NaN in value or gradient."""
     filled = torch.where(kept, logits, torch.finfo(logits.dtype).min)
     return torch.where(kept, filled.log_softmax(-1), -torch.inf)
 
 
 def masked_sum(values: Tensor, kept: Tensor) -> Tensor:
-    """Sum over K of the kept entries, [P]; whatever stands in the others, NaN included, does not matter."""
+    """Add up the kept entries of each row, [P]; whatever stands in the others, NaN included, does not matter."""
     return torch.where(kept, values, 0.0).sum(-1)
 
 
 def finite_log(log_values: Tensor, kept: Tensor) -> Tensor:
-    """Log-probs with masked and underflowed entries at LOG_ZERO: their exp is 0, and 0 * log 0 is 0, never NaN."""
+    """Put masked and underflowed log-probs at LOG_ZERO: their exp is 0, and 0 * log 0 is 0, never NaN."""
     return torch.where(kept, log_values.clamp(min=LOG_ZERO), LOG_ZERO)

@@ -11,9 +11,9 @@ from lpo_ray.common.plugins import resolve
 from lpo_ray.objective.simplex import check_mask, masked_log_softmax, masked_sum
 
 LOG_TAU = (-4.6, 6.9)
-"""of the smallest and largest tau that ``effective`` tries, 0.01 and 1000, in units of the largest centred reward"""
+"""logs of the smallest and largest tau that ``effective`` tries, 0.01 and 1000 times the largest centred reward"""
 HALVINGS = 40
-"""of that range: to 1e-11 of tau"""
+"""halvings of LOG_TAU: to 1e-11 of tau"""
 
 Temperature = Callable[[Tensor, Tensor, int], Tensor]
 """rewards [P, K], kept [P, K], ddof -> the statistic [P], before the floor is added"""
@@ -45,9 +45,11 @@ def batch_std(rewards: Tensor, kept: Tensor, ddof: int) -> Tensor:
 
 
 def effective(share: float) -> Temperature:
-    """The tau with which the target's effective size 1 / sum w^2, w = softmax(R/tau), is ``share`` of K: a prompt on
-    which one response of eight is right is pulled as softly as one on which five are. Where the best responses alone
-    are more than that, the smallest tau that is tried; equal rewards have every response at any tau, and get infinity.
+    """Make the statistic with which the target's effective size 1 / sum w^2, w = softmax(R/tau), is ``share`` of K.
+
+    So a prompt on which one response of eight is right is pulled as softly as one on which five are. Where the best
+    responses alone are more than that share, tau is the smallest that is tried. Equal rewards get infinity: at any tau
+    they have every response.
     """
 
     def temperature(rewards: Tensor, kept: Tensor, ddof: int) -> Tensor:
@@ -84,7 +86,7 @@ EXACT = frozenset({"one"})
 def target_temperature(
     rewards: Tensor, rule: str | float, *, ddof: int = 0, floor: float = 1e-6, mask: Tensor | None = None
 ) -> Tensor:
-    """[P, K] rewards -> [P] tau = statistic + floor (a constant, and ``one``, as they are).
+    """Compute tau [P] = statistic + floor from rewards [P, K]; constants and ``one`` get no floor.
 
     ``rule`` is a row of TEMPERATURES, "package.module:function", or a positive number.
     """

@@ -17,7 +17,7 @@ from lpo_ray.common.plugins import resolve
 TokenClip = Callable[[Tensor, Tensor, float, float], Tensor]
 
 MAX_LOG_RATIO = 20.0
-"""ratio 5e8: no update of use is beyond it, and float32 ends at 88"""
+"""a ratio of 5e8: no useful update is beyond it, and float32 ends at 88"""
 
 
 def clamp(delta: Tensor, coefficient: Tensor, low: float, high: float) -> Tensor:
@@ -52,7 +52,7 @@ TOKEN_CLIPS: dict[str, TokenClip] = {"clamp": clamp, "one_sided": one_sided, "pp
 def clipped_token_loss(
     kind: str, token_log_ratio: Tensor, coefficient: Tensor, *, low: float = 0.2, high: float = 0.2
 ) -> Tensor:
-    """[N, T] token log-ratios and [N] coefficients -> [N, T] loss per token, before the mean over tokens."""
+    """Compute the loss of each token [N, T], before the mean, from [N, T] log-ratios and [N] coefficients."""
     if token_log_ratio.ndim != 2 or coefficient.shape != token_log_ratio.shape[:1]:
         raise ValueError(
             f"token_log_ratio {tuple(token_log_ratio.shape)} and coefficient {tuple(coefficient.shape)}: "

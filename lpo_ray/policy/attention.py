@@ -21,8 +21,10 @@ PACKED = "lpo_ray_packed"
 
 
 class _ToRows(torch.autograd.Function):
-    """[T, heads, D] -> [S, heads, D]. The backward pass is a gather too: a pad never has a gradient, so only the
-    further copies of shared prompts have to be added.
+    """Gather of packed tokens into rows, [T, heads, D] -> [S, heads, D].
+
+    The backward pass is a gather too: a pad never has a gradient, so only the further copies of shared prompts have to
+    be added.
     """
 
     @staticmethod
@@ -41,7 +43,7 @@ class _ToRows(torch.autograd.Function):
 
 
 class _FromRows(torch.autograd.Function):
-    """[S, heads, D] -> [T, heads, D]: each packed token's own output."""
+    """Gather of each packed token's own output, [S, heads, D] -> [T, heads, D]."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, padded: Tensor, gather: Gather) -> Tensor:
@@ -66,7 +68,7 @@ def packed_attention(
     scaling: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """[1, heads, T, D] queries and [1, kv heads, T, D] keys and values -> [1, T, heads, D]."""
+    """Attend [1, heads, T, D] queries to [1, kv heads, T, D] keys and values -> [1, T, heads, D]."""
     repeat = query.shape[1] // key.shape[1]
     packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and len(rows.bounds):
@@ -89,7 +91,7 @@ def packed_attention(
 
 
 def _on_sequences(packed: list[Tensor], rows: AttentionRows, scaling: float | None, *, grouped: bool) -> Tensor:
-    """[T, heads, D]: torch's flash attention over sequences of unequal length, in half precision on a GPU."""
+    """Run torch's flash attention over sequences of unequal length, in half precision on a GPU -> [T, heads, D]."""
     from torch.nn.attention.varlen import varlen_attn
 
     (query, key, value), ends, longest = packed, rows.bounds, rows.longest
@@ -101,7 +103,7 @@ def _on_sequences(packed: list[Tensor], rows: AttentionRows, scaling: float | No
 
 
 def supports_packing(model: PreTrainedModel) -> bool:
-    """Whether the model takes attention from outside, and every layer of it is full causal attention."""
+    """Say whether the model's attention can be replaced, and every layer of it is full causal attention."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     window = getattr(config, "sliding_window", None) if not getattr(config, "layer_types", None) else None

@@ -1,11 +1,11 @@
-"""Where each token of a micro-batch stands in one forward: packed without padding, or padded rows.
+"""Layout: where each token of a micro-batch stands in one forward, packed without padding or in padded rows.
 
 Legend: N responses, T positions of the forward, M response tokens, R rows of attention, L their width.
 
-Packed, the forward is one row of all tokens, each with its own position id; only attention sees sequences, as padded
-rows of indices into it (``AttentionRows``), so that no linear layer ever works on a pad. With a shared prompt the K
-responses of a group stand behind one copy of it, which looks at itself once: a further response is a row of its own
-queries, whose keys are the prompt's and its own. Padded is for models whose attention cannot be replaced.
+Packed, the forward is one row of all tokens, each with its own position id. Only attention sees sequences, as padded
+rows of indices into it (``AttentionRows``), so no linear layer works on a pad. With a shared prompt the K responses of
+a group stand behind one copy of it, which attends to itself once. A further response is a row of its own queries, whose
+keys are the prompt's and its own. Padded is for models whose attention cannot be replaced.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from lpo_ray.records import IntArray, ScoringItem
 BUCKET_SHRINK = 0.8
 """rows of attention below this share of the widest open a narrower bucket"""
 MASKED_QUERIES = 512
-"""queries of a row that looks at a shared prompt through a mask, at most; a longer response has a row of prompt and
-response, whose causal attention needs none: the mask has a byte for each query and key
+"""most queries of a row that attends to a shared prompt through a mask, which has a byte for each query and key. A
+longer response has a row of prompt and response, whose causal attention needs no mask
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Packed tokens taken into padded rows, and what brings the rows' gradients back."""
+    """Indices that take packed tokens into padded rows, and the rows' gradients back."""
 
     index: Tensor
     """[S] packed position of each entry, row after row and bucket after bucket; pads repeat position 0"""
@@ -38,10 +38,10 @@ class Gather:
     copies: Tensor
     """entries that are further copies of a token"""
     copied: Tensor
-    """their packed positions"""
+    """packed positions of ``copies``"""
 
     def to(self, device: torch.device) -> Gather:
-        """On ``device``."""
+        """Move all tensors to ``device``."""
         return Gather(*(tensor.to(device) for tensor in (self.index, self.owner, self.copies, self.copied)))
 
 
@@ -53,18 +53,18 @@ class AttentionBucket:
     queries: int
     keys: int
     mask: Tensor | None
-    """[R, 1, queries, keys], true where a query looks at a key. None: queries are the keys, right-padded, and causal
-    attention needs no mask: a token never looks to its right, where the pads are
+    """[R, 1, queries, keys], true where a query attends to a key. None: queries are the keys, right-padded, and causal
+    attention needs no mask: a token never attends to its right, where the pads are
     """
 
     def to(self, device: torch.device) -> AttentionBucket:
-        """On ``device``."""
+        """Move all tensors to ``device``."""
         return AttentionBucket(self.rows, self.queries, self.keys, None if self.mask is None else self.mask.to(device))
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionRows:
-    """Who looks at whom in a packed forward: rows of queries and of keys, in buckets."""
+    """Rows of queries and of keys of a packed forward, in buckets: which token attends to which."""
 
     queries: Gather
     keys: Gather
@@ -78,7 +78,7 @@ class AttentionRows:
     """tokens of the longest sequence"""
 
     def to(self, device: torch.device) -> AttentionRows:
-        """On ``device``."""
+        """Move all tensors to ``device``."""
         queries = self.queries.to(device)
         keys = queries if self.keys is self.queries else self.keys.to(device)
         buckets = tuple(bucket.to(device) for bucket in self.buckets)
@@ -87,7 +87,7 @@ class AttentionRows:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One forward over N responses."""
+    """Layout of one forward over N responses."""
 
     token_ids: Tensor
     """[B, T]; B = 1 when packed"""
@@ -113,7 +113,7 @@ class Layout:
 
 
 def lay_out(bundles: Sequence[ScoringItem], *, packed: bool, share_prompt: bool) -> Layout:
-    """Lay out all responses of ``bundles`` in order. No bundle at all gives a forward over one token and no response.
+    """Lay out all responses of ``bundles`` in order. No bundle gives a forward over one token and no response.
 
     ``share_prompt`` needs ``packed``.
     """
@@ -183,21 +183,20 @@ def _packed(bundles: Sequence[ScoringItem], share_prompt: bool) -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A sequence's packed positions, and how many of the last of them are its queries behind a mask; None: all are
-    queries, without a mask.
-    """
+    """Row of attention: the packed positions of one sequence."""
 
     keys: IntArray
     masked: int | None
+    """how many of the last keys are queries behind a mask; None: all are queries, without a mask"""
 
     @property
     def kind(self) -> int:
-        """Rows of one bucket are of one kind: numbers of masked queries between two powers of two."""
+        """Kind of the row; a bucket has one: numbers of masked queries between two powers of two."""
         return 0 if self.masked is None else self.masked.bit_length()
 
 
 def _attention_rows(rows: Sequence[_Row], num_tokens: int) -> AttentionRows:
-    """Rows cut into buckets, the widest of a kind first."""
+    """Cut rows into buckets, the widest of a kind first."""
     ordered = sorted(rows, key=lambda row: (row.kind, -len(row.keys)))
     grouped: list[list[_Row]] = []
     for row in ordered:
@@ -221,7 +220,7 @@ def _attention_rows(rows: Sequence[_Row], num_tokens: int) -> AttentionRows:
 
 
 def _causal_bucket(rows: Sequence[_Row]) -> tuple[AttentionBucket, IntArray, IntArray]:
-    """The bucket and its queries and keys, which are the same, right-padded with -1."""
+    """Make the bucket and its queries and keys, which are the same, right-padded with -1."""
     width = len(rows[0].keys)
     entries = np.full((len(rows), width), -1, dtype=np.int64)
     for number, row in enumerate(rows):
@@ -230,10 +229,10 @@ def _causal_bucket(rows: Sequence[_Row]) -> tuple[AttentionBucket, IntArray, Int
 
 
 def _masked_bucket(rows: Sequence[_Row]) -> tuple[AttentionBucket, IntArray, IntArray]:
-    """The bucket and its queries and keys, left-padded with -1, so that every row's last query stands at its last key.
+    """Make the bucket and its queries and keys, left-padded with -1: every row's last query stands at its last key.
 
-    Every query sees a key, a pad too (a row of nothing but -inf would be NaN): a row has more keys than twice its
-    queries, which are at least half of the bucket's.
+    Every query sees a key, even a pad's query: a row of nothing but -inf would be NaN. For a row has more keys than
+    twice its queries, which are at least half of the bucket's.
     """
     num_queries, num_keys = max(row.masked or 0 for row in rows), len(rows[0].keys)
     queries = np.full((len(rows), num_queries), -1, dtype=np.int64)
@@ -248,7 +247,7 @@ def _masked_bucket(rows: Sequence[_Row]) -> tuple[AttentionBucket, IntArray, Int
 
 
 def _gather(parts: Sequence[IntArray], num_tokens: int) -> Gather:
-    """Of entries that are packed positions, or -1 for a pad."""
+    """Make the indices from entries that are packed positions, or -1 for a pad."""
     entries = np.concatenate(parts)
     real = np.flatnonzero(entries >= 0)
     _, first = np.unique(entries[real], return_index=True)

@@ -1,4 +1,8 @@
-"""Loading a policy."""
+"""Loading a policy: the model of a Hugging Face folder, its context and its identity.
+
+A model may bring Python code of its own (``auto_map``). It runs only when model.trust_remote_code says so. Whatever
+loads a model or tokenizer passes that flag on, never None: transformers would then ask on the terminal.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,13 @@ from blake3 import blake3
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lpo_ray.errors import ConfigError
-from lpo_ray.policy.foreign_code import not_loaded
 
 
 def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a Hugging Face folder, every dropout off. ConfigError when it cannot be loaded, or brings code of
-    its own that is not trusted.
+    """Load the model of a Hugging Face folder, every dropout off.
 
     Dropout would make the anchor's forward and the update's differ at equal weights: a log-ratio that is not there.
+    Raises ConfigError when the model cannot be loaded, or brings code of its own that is not trusted.
     """
     config = _config(path, trust_remote_code=trust_remote_code)
     for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
@@ -32,8 +35,9 @@ def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> Pr
 
 
 def context_length(path: str, *, trust_remote_code: bool = False) -> int:
-    """Positions the model was built for. ConfigError when the folder is not a model, or brings code of its own that is
-    not trusted.
+    """Read the number of positions that the model was built for.
+
+    Raises ConfigError when the folder is not a model, or brings code of its own that is not trusted.
     """
     folder = Path(path)
     if folder.is_absolute() or path.startswith((".", "~")) or folder.exists():  # no hub name begins like that
@@ -54,8 +58,9 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
 
 
 def identity(path: str, *, trust_remote_code: bool = False) -> str:
-    """What model this is: the digest of all files of a folder but its texts for people; of a hub's, the name and the
-    commit that is in use. ConfigError as context_length.
+    """Identify a model: the digest of all files of its folder but ``*.md``, or a hub's name and the commit in use.
+
+    Raises ConfigError as ``context_length`` does.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -66,6 +71,21 @@ def identity(path: str, *, trust_remote_code: bool = False) -> str:
         of_file = blake3(max_threads=blake3.AUTO).update_mmap(file)
         digest.update(f"{file.relative_to(folder)} {of_file.hexdigest()}\n".encode())
     return digest.hexdigest(16)
+
+
+def not_loaded(path: str, part: str, error: Exception) -> ConfigError:
+    """Make the error for a model at ``path`` whose ``part`` (config, tokenizer, weights) transformers could not load.
+
+    It has one line, and names the flag when only the flag is missing.
+    """
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            f"model.path is {path!r}, whose {part} needs Python code that comes with the model; expected a model that "
+            "transformers knows by itself. Read that code, and if it may run on every machine of the run, set "
+            "model.trust_remote_code=true"
+        )
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"model.path is {path!r}, whose {part} could not be loaded: {reason}")
 
 
 def _config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:

@@ -1,11 +1,11 @@
-"""Log-prob and entropy of tokens from hidden states, without ever holding [tokens, vocabulary] logits.
+"""Log-prob head: log-prob and entropy of tokens from hidden states, without holding [tokens, vocabulary] logits.
 
 Legend: M tokens, H hidden size, V vocabulary.
 
-The head works in chunks of tokens: logits of one chunk in fp32, their log-sum-exp, and they are gone; the backward pass
-computes them again. It costs one more product with the head and saves several copies of [M, V]. Liger's fused linear
-losses do the same for cross-entropy, but reduce over tokens in the forward pass; a listwise coefficient is known only
-after the log-probs of all K responses, so the chunks have to come twice.
+The head works in chunks of tokens. It keeps the log-sum-exp of a chunk's fp32 logits and drops the logits; the backward
+pass computes them again. That costs one more product with the head and saves several copies of [M, V]. Liger's fused
+linear losses do the same for cross-entropy, but reduce over tokens in the forward pass. A listwise coefficient is known
+only after the log-probs of all K responses, so the chunks have to come twice.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 CHUNK_ELEMENTS = 1 << 24
-"""logits of one chunk: 64 MiB in fp32. A model in half precision takes twice that: adding a chunk's gradient to that of
-the weight goes through a temporary of the weight's size there, so fewer chunks pay"""
+"""logits of one chunk: 64 MiB in fp32. In half precision it is twice that: there, adding a chunk's gradient to that of
+the weight goes through a temporary of the weight's size, so fewer chunks are faster"""
 
 
 class _ChunkedScores(torch.autograd.Function):
-    """hidden [M, H], weight [V, H], targets [M] -> log-prob [M] and entropy [M]; entropy has no gradient."""
+    """Function of hidden [M, H], weight [V, H], targets [M] -> log-prob [M] and entropy [M], without its gradient."""
 
     @staticmethod
     def forward(
@@ -69,8 +69,9 @@ class _ChunkedScores(torch.autograd.Function):
 
 
 class _Buffers:
-    """The logits of one chunk, in the width of the scores and in that of the model, used again for each chunk: having
-    the kernel map 64 MiB anew for every temporary took longer than the arithmetic.
+    """Buffers for the logits of one chunk, in the width of the scores and in that of the model.
+
+    Each chunk uses them again: having the kernel map 64 MiB for every temporary took longer than the arithmetic.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, exact: torch.dtype, chunk: int) -> None:
@@ -79,7 +80,7 @@ class _Buffers:
         self._narrow = self.wide if hidden.dtype == exact else hidden.new_empty(shape)
 
     def logits(self, hidden: Tensor, weight: Tensor, scale: float) -> Tensor:
-        """[rows, V] logits over the temperature; valid until the next call."""
+        """Compute [rows, V] logits over the temperature; valid until the next call."""
         narrow, wide = self._narrow[: len(hidden)], self.wide[: len(hidden)]
         torch.mm(hidden, weight.T, out=narrow)
         if self._narrow is not self.wide:
@@ -87,19 +88,19 @@ class _Buffers:
         return wide if scale == 1.0 else wide.mul_(scale)
 
     def narrowed(self, wide: Tensor) -> Tensor:
-        """``wide`` in the model's width."""
+        """Cast ``wide`` to the model's width."""
         return wide if self._narrow is self.wide else self._narrow[: len(wide)].copy_(wide)
 
 
 class ScoringHead(nn.Module):
-    """Holds the model's output weight; a module of its own, so that ZeRO-3 gathers the weight around its call."""
+    """Output weight of the model, in a module of its own so that ZeRO-3 gathers it around the call."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """[M] log-prob of ``targets`` and [M] entropy, at the sampling temperature, from hidden [M, H]."""
+        """Compute [M] log-prob of ``targets`` and [M] entropy at the sampling temperature from hidden [M, H]."""
         elements = CHUNK_ELEMENTS * (2 if hidden.element_size() == 2 else 1)
         chunk = max(1, elements // len(self.weight))
         return _ChunkedScores.apply(hidden, self.weight, targets, 1.0 / temperature, chunk)

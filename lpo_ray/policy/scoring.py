@@ -1,4 +1,4 @@
-"""One forward of the policy: pieces of groups in, log-prob and entropy of each response token out.
+"""Scoring: one forward of the policy gives log-prob and entropy of each response token.
 
 Legend: N responses of a micro-batch, T tokens of the longest, M response tokens together.
 """
@@ -21,19 +21,19 @@ from lpo_ray.records import FloatArray, ScoringItem
 
 
 class Scorer(Protocol):
-    """What can score tokens: a policy being trained, or a frozen reference. With ZeRO-3 all ranks must call at once."""
+    """Scores tokens: a policy being trained, or a frozen reference. With ZeRO-3 all ranks must call at once."""
 
     packed: bool
     share_prompt: bool
 
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        """[M] log-prob and [M] entropy of the layout's response tokens."""
+        """Compute [M] log-prob and [M] entropy of the layout's response tokens."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Of N responses padded to T tokens. fp32 or better."""
+    """Scores of N responses padded to T tokens, in fp32 or better."""
 
     logprobs: Tensor
     """[N, T] of the sampled tokens at the sampling temperature; 0 where padded"""
@@ -54,7 +54,7 @@ class ScoringModel(nn.Module):
         self.head = ScoringHead(_output_weight(model))
 
     def forward(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        """See Scorer.score."""
+        """Compute [M] log-prob and [M] entropy of the layout's response tokens."""
         device = self.model.device
         rows = {} if layout.rows is None else {"rows": layout.rows.to(device)}
         mask = layout.attention_mask
@@ -73,9 +73,9 @@ class ScoringModel(nn.Module):
 
 
 def prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) -> bool:
-    """Give the model packed attention if ``wanted`` ("auto", "packed" or "padded") and its kind allow; whether it has.
+    """Give the model packed attention, if ``wanted`` ("auto", "packed" or "padded") and its kind allow it.
 
-    Raises ConfigError when "packed" or a shared prompt is wanted of a model that cannot.
+    Returns whether it has it now. Raises ConfigError when "packed" or a shared prompt is wanted of a model that cannot.
     """
     able = supports_packing(model)
     if not able and (wanted == "packed" or share_prompt):
@@ -91,7 +91,7 @@ def prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) 
 
 
 def score_bundles(scorer: Scorer, bundles: Sequence[ScoringItem], temperature: float) -> TokenScores:
-    """One forward over all responses of ``bundles``, in order. Without any it still runs one, over one token."""
+    """Run one forward over all responses of ``bundles``, in order. Without any it still runs one, over one token."""
     layout = lay_out(bundles, packed=scorer.packed, share_prompt=scorer.share_prompt)
     logprobs, entropy = scorer.score(layout, temperature)
     lengths = torch.tensor(layout.lengths, dtype=torch.long, device=logprobs.device)
@@ -103,7 +103,7 @@ def score_bundles(scorer: Scorer, bundles: Sequence[ScoringItem], temperature: f
 
 
 def response_logprobs(scorer: Scorer, bundles: Sequence[ScoringItem], temperature: float = 1.0) -> list[FloatArray]:
-    """Log-probs of each response's tokens, response by response, in one forward, which runs without any, too."""
+    """Compute the log-probs of each response's tokens in one forward, which runs even without responses."""
     with torch.no_grad():
         scores = score_bundles(scorer, bundles, temperature)
     lengths = [len(response) for _, responses in bundles for response in responses]
@@ -112,7 +112,7 @@ def response_logprobs(scorer: Scorer, bundles: Sequence[ScoringItem], temperatur
 
 
 def _output_weight(model: PreTrainedModel) -> nn.Parameter:
-    """The weight of a plain linear head. ConfigError for heads that do more: their log-probs would be wrong."""
+    """Find the weight of a plain linear head. Raises ConfigError for one that does more: log-probs would be wrong."""
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     more = {

@@ -1,4 +1,4 @@
-"""A model's tokenizer as this system uses it: text to token ids once, token ids to text for people and verifiers."""
+"""Tokenizer of a model: text to token ids once, token ids to text for people and verifiers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpo_ray.errors import ConfigError, DataError
-from lpo_ray.policy.foreign_code import not_loaded
+from lpo_ray.policy.loading import not_loaded
 from lpo_ray.records import IntArray
 
 Messages = Sequence[Mapping[str, Any]]
-"""a conversation: each has a role and a content, which is text"""
+"""a conversation; each message has a role and a content, which is text"""
 
 
 class Tokenizer:
@@ -26,8 +26,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str, *, trust_remote_code: bool = False) -> Tokenizer:
-        """The tokenizer of a model folder. ConfigError when there is none, or when it brings code of its own that is
-        not trusted.
+        """Load the tokenizer of a model folder.
+
+        Raises ConfigError when there is none, or when it brings code of its own that is not trusted.
         """
         try:
             return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
@@ -35,31 +36,31 @@ class Tokenizer:
             raise not_loaded(path, "tokenizer", error) from error
 
     def __len__(self) -> int:
-        """Tokens of the vocabulary, added ones included."""
+        """Count the tokens of the vocabulary, added ones included."""
         return len(self._tokenizer)
 
     @property
     def eos_token_id(self) -> int:
-        """The token that ends a response."""
+        """Token that ends a response."""
         return self._required("eos_token_id")
 
     @property
     def pad_token_id(self) -> int:
-        """Fills batches; the end token where a model has none."""
+        """Token that fills batches; the end token where a model has none."""
         pad = self._tokenizer.pad_token_id
         return self.eos_token_id if pad is None else int(cast("int", pad))
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether ``encode_chat`` works."""
+        """Whether the tokenizer has a chat template, which ``render`` needs."""
         return self._tokenizer.chat_template is not None
 
     def encode(self, text: str) -> IntArray:
-        """[T] token ids, without special tokens."""
+        """Turn text into [T] token ids, without special tokens."""
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
     def encode_many(self, texts: Sequence[str]) -> list[IntArray]:
-        """``encode`` of each, together: several times as fast where the tokenizer has threads."""
+        """Encode many texts together: several times as fast where the tokenizer has threads."""
         if not texts:
             return []
         found = self._tokenizer(
@@ -69,28 +70,30 @@ class Tokenizer:
         return [np.asarray(row, dtype=np.int64) for row in cast("list[list[int]]", rows)]
 
     def encode_chat(self, text: str) -> IntArray:
-        """[T] token ids of ``text`` as the user's turn, with the prompt for the assistant's."""
+        """Encode ``text`` as the user's turn, with the prompt for the assistant's -> [T] token ids."""
         return self.encode_messages([{"role": "user", "content": text}])
 
     def encode_messages(self, messages: Messages) -> IntArray:
-        """[T] token ids of a conversation; see ``render``."""
+        """Encode a conversation through the chat template (``render``) -> [T] token ids."""
         return self.encode(self.render(messages))
 
     def render(self, messages: Messages) -> str:
-        """A conversation through the chat template, with the prompt for the assistant's turn; when the last message is
-        the assistant's, the response goes on with it. DataError without a template, or when it refuses the messages.
+        """Render a conversation through the chat template, with the prompt for the assistant's turn.
+
+        When the last message is the assistant's, the response continues it. Raises DataError without a template, or
+        when the template refuses the messages.
         """
         if not self.has_chat_template:
             raise DataError(
                 "the prompt is messages, but the model's tokenizer has no chat template to render them with; expected "
                 "prompts that are text, or a model.path with a chat template"
             )
-        goes_on = messages[-1]["role"] == "assistant"
+        continues = messages[-1]["role"] == "assistant"
         try:
             rendered = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                add_generation_prompt=not goes_on,
-                continue_final_message=goes_on,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
                 tokenize=False,
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:  # templates are programs, and check little
@@ -100,15 +103,15 @@ class Tokenizer:
         return cast("str", rendered)
 
     def decode(self, token_ids: IntArray) -> str:
-        """Text without special tokens."""
+        """Turn token ids into text without special tokens."""
         return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def show(self, token_ids: IntArray) -> str:
-        """Text with special tokens: what the model sees."""
+        """Turn token ids into text with special tokens: what the model sees."""
         return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def save(self, folder: Path) -> None:
-        """Write it beside a model."""
+        """Write the tokenizer beside a model."""
         self._tokenizer.save_pretrained(folder)
 
     def _required(self, name: str) -> int:

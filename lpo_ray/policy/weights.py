@@ -1,7 +1,7 @@
-"""What travels from the learner to the engines: a manifest of tensors cut into buckets, and the digest that names them.
+"""Weights on their way from the learner to the engines: a manifest of tensors in buckets, and the digest that names it.
 
-Made by the learner, read by every sender and receiver. All tensors of a manifest travel in one dtype, the engines';
-inside a bucket they lie one behind the other, so any process that has the bytes of a bucket has its tensors as views.
+Made by the learner, read by every sender and receiver. All tensors of a manifest travel in one dtype, the engines'.
+Inside a bucket they lie one behind the other: a process that has the bytes of a bucket has its tensors as views.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from transformers import PreTrainedModel
 
 Pairs = Iterable[tuple[str, Tensor]]
 Plain = dict[str, object]
-"""of str, int, list and dict only: what every serialiser carries"""
+"""a value of str, int, list and dict only, which every serialiser carries"""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
-    """One tensor, under its Hugging Face name. Example: ``TensorMeta("lm_head.weight", (90, 64))``"""
+    """Name and shape of a tensor, under its Hugging Face name. Example: ``TensorMeta("lm_head.weight", (90, 64))``"""
 
     name: str
     shape: tuple[int, ...]
 
     @property
     def numel(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Consecutive tensors that are gathered, sent and loaded together. ``shares[i]``: those that sender i sends."""
+    """Consecutive tensors that are gathered, sent and loaded together. Sender i sends ``shares[i]``."""
 
     shares: tuple[tuple[TensorMeta, ...], ...]
 
     @property
     def tensors(self) -> tuple[TensorMeta, ...]:
-        """All of them, in the order of their bytes."""
+        """All tensors of the bucket, in the order of their bytes."""
         return tuple(tensor for share in self.shares for tensor in share)
 
     @property
     def numel(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return sum(tensor.numel for tensor in self.tensors)
 
     def share(self, sender: int) -> tuple[TensorMeta, ...]:
-        """What a sender sends; nothing for a rank that is none."""
+        """Return the tensors that a sender sends; none for a rank that is no sender."""
         return self.shares[sender] if sender < len(self.shares) else ()
 
     def span(self, sender: int) -> tuple[int, int]:
-        """First element and end of a sender's share."""
+        """Return the first element and the end of a sender's share."""
         sizes = [sum(tensor.numel for tensor in share) for share in self.shares]
         return sum(sizes[:sender]), sum(sizes[: sender + 1])
 
     def views(self, elements: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, as views of the bucket's ``elements`` [numel]."""
+        """Yield name and tensor, as views of the bucket's ``elements`` [numel]."""
         for sender in range(len(self.shares)):
             yield from self.share_views(sender, elements[slice(*self.span(sender))])
 
     def share_views(self, sender: int, elements: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, as views of the ``elements`` of one sender's share."""
+        """Yield name and tensor, as views of the ``elements`` of one sender's share."""
         start = 0
         for tensor in self.share(sender):
             yield tensor.name, elements[start : start + tensor.numel].view(tensor.shape)
@@ -82,17 +82,17 @@ class Manifest:
 
     @cached_property
     def tensors(self) -> tuple[TensorMeta, ...]:
-        """In the order in which they travel."""
+        """All tensors, in the order in which they travel."""
         return tuple(tensor for bucket in self.buckets for tensor in bucket.tensors)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Of every tensor."""
+        """Dtype in which every tensor travels."""
         return getattr(torch, self.dtype)
 
     @property
     def slot_numel(self) -> int:
-        """Elements of the largest bucket."""
+        """Number of elements of the largest bucket."""
         return max(bucket.numel for bucket in self.buckets)
 
     @property
@@ -102,18 +102,20 @@ class Manifest:
 
     @property
     def num_senders(self) -> int:
-        """Ranks that send."""
+        """Number of ranks that send."""
         return len(self.buckets[0].shares)
 
     def digest(self, digests: Mapping[str, str]) -> str:
-        """Identity of a version: over name, shape, dtype and digest of every tensor. It does not depend on buckets,
-        on how many ranks there are, or on the transport. Raises KeyError when a tensor has no digest.
+        """Compute the identity of a version, over name, shape, dtype and digest of every tensor.
+
+        It does not depend on buckets, on the number of ranks, or on the transport. Raises KeyError when a tensor has no
+        digest.
         """
         lines = (f"{t.name} {t.shape} {self.dtype} {digests[t.name]}\n" for t in self.tensors)
         return blake3("".join(lines).encode()).hexdigest(16)
 
     def to_plain(self) -> Plain:
-        """For engines behind another serialiser."""
+        """Make a form that engines behind another serialiser can read."""
         return {
             "dtype": self.dtype,
             "buckets": [[[[t.name, list(t.shape)] for t in share] for share in b.shares] for b in self.buckets],
@@ -121,7 +123,7 @@ class Manifest:
 
     @staticmethod
     def from_plain(plain: Mapping[str, object]) -> Manifest:
-        """Of ``to_plain``."""
+        """Make a manifest of what ``to_plain`` returned."""
         buckets = plain["buckets"]
         assert isinstance(buckets, list)
         return Manifest(
@@ -150,7 +152,7 @@ def make_manifest(tensors: Sequence[TensorMeta], dtype: str, *, bucket_bytes: in
 
 
 def _shares(tensors: Sequence[TensorMeta], count: int) -> tuple[tuple[TensorMeta, ...], ...]:
-    """Consecutive shares: a tensor belongs to the share in which its middle lies."""
+    """Cut into consecutive shares: a tensor belongs to the share in which its middle lies."""
     shares: list[list[TensorMeta]] = [[] for _ in range(count)]
     total, before = sum(tensor.numel for tensor in tensors), 0
     for tensor in tensors:
@@ -160,12 +162,12 @@ def _shares(tensors: Sequence[TensorMeta], count: int) -> tuple[tuple[TensorMeta
 
 
 def is_published(name: str, model: PreTrainedModel | nn.Module) -> bool:
-    """Whether a parameter must travel: a tied output head is the embedding under another name."""
+    """Say whether a parameter must be sent: a tied output head is the embedding under another name."""
     tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
     return not (tied and name == "lm_head.weight")
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """128 bits of BLAKE3 over the tensor's bytes."""
+    """Compute 128 bits of BLAKE3 over the tensor's bytes."""
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return blake3(data.data).hexdigest(16)

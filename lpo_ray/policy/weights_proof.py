@@ -1,4 +1,4 @@
-"""The probe: fixed tokens whose log-probs prove which weights an engine serves."""
+"""Probe of fixed tokens, whose log-probs prove which weights an engine serves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SCORED, CACHED = 9, 34
 
 
 def probe_sequences(vocabulary: int, context: int) -> list[IntArray]:
-    """The probe; the same on every machine. Engines score every token of the first sequence, and the last token of the
-    second by a request that may read the prefix cache.
+    """Make the probe, the same on every machine.
 
-    Random tokens, so that every part of the model shows in the result: a head that stayed stale moves them by far more
-    than the tolerance.
+    Engines score every token of the first sequence, and the last token of the second by a request that may read the
+    prefix cache. The tokens are random, so that every part of the model shows in the result: a head that stayed stale
+    moves them by far more than the tolerance.
     """
     rng = np.random.default_rng(20260506)
     lengths = [min(length, context) for length in (SCORED, CACHED)]
@@ -26,18 +26,18 @@ def probe_sequences(vocabulary: int, context: int) -> list[IntArray]:
 
 
 def as_bundles(sequences: Sequence[IntArray]) -> list[ScoringItem]:
-    """What a learner is asked for the log-probs of all tokens but the first of each sequence."""
+    """Make the items with which a learner scores all tokens but the first of each sequence."""
     return [(sequence[:1], [sequence[1:]]) for sequence in sequences]
 
 
 @dataclass(frozen=True, slots=True)
 class ProofResult:
-    """What a delivery's proof shows."""
+    """Result of the proof of a delivery."""
 
     difference: float
-    """largest, of log-probs"""
+    """largest difference of log-probs"""
     why: str
-    """what arrived otherwise than it was sent, or is stale; empty: nothing"""
+    """what arrived other than it was sent, or is stale; empty: nothing"""
 
 
 def check_delivery(
@@ -48,6 +48,7 @@ def check_delivery(
     cached_tokens: int,
 ) -> ProofResult:
     """Compare digests (tensor -> digest; ``arrived``: in each process of the engine) and log-probs of the probe.
+
     ``served`` has only the last log-prob of the last sequence.
     """
     difference = largest_difference([*expected[:-1], expected[-1][-1:]], served)
@@ -70,7 +71,7 @@ def check_delivery(
 
 
 def largest_difference(left: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> float:
-    """Max |a - b| over pairs of arrays; NaN on either side counts as infinite."""
+    """Compute max |a - b| over pairs of arrays; a NaN on either side counts as infinite."""
     worst = 0.0
     for a, b in zip(left, right, strict=True):
         difference = float(np.max(np.abs(a - b))) if a.shape == b.shape else float("inf")

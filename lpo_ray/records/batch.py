@@ -1,4 +1,4 @@
-"""Micro-batches and updates: how the groups of a step are laid out over forwards and ranks. Made by packing."""
+"""Micro-batches and updates: the groups of a step over forwards and ranks. Made by packing, read by the learner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lpo_ray.records.groups import G, TargetGroup
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece(Generic[G]):
-    """Responses of one group that stand in one micro-batch: all of them, or some of a group that was split."""
+    """Responses of one group in one micro-batch: all of them, or some of a group that was split."""
 
     item: G
     responses: tuple[int, ...]
@@ -18,19 +18,19 @@ class Piece(Generic[G]):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all responses of the group are here."""
+        """Whether the piece has all responses of its group."""
         return len(self.responses) == len(self.item.group.responses)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch(Generic[G]):
-    """Pieces of one forward. May be empty: every rank runs the same number of forwards."""
+    """Pieces of one forward. It may be empty: every rank runs the same number of forwards."""
 
     pieces: tuple[Piece[G], ...]
 
     @property
     def is_split(self) -> bool:
-        """Whether a group here has responses elsewhere."""
+        """Whether a group of this micro-batch has responses in another one."""
         return not all(piece.is_whole for piece in self.pieces)
 
 
@@ -49,13 +49,13 @@ class Update:
 
     @property
     def imbalance(self) -> float:
-        """Share of the ranks' time that is spent waiting for the rank with the most tokens, if all are as fast."""
+        """Share of the ranks' time spent waiting for the rank with the most tokens, if all are equally fast."""
         return 1.0 - sum(self.tokens_by_rank) / (len(self.tokens_by_rank) * max(self.tokens_by_rank))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainBatch:
-    """All updates of one step. Made by packing, read by the learner."""
+    """All updates of one step."""
 
     step: int
     updates: tuple[Update, ...]

@@ -18,13 +18,13 @@ FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
 FinishReason = Literal["stop", "length"]
 Key = tuple[str, int]
-"""(prompt id, attempt): names a group in the run"""
+"""(prompt id, attempt): the name of a group in the run"""
 ScoringItem = tuple[IntArray, Sequence[IntArray]]
-"""a prompt's tokens, and those of some of its responses"""
+"""tokens of a prompt, and those of some of its responses"""
 
 
 def check_lengths(what: str, expected: int, **lengths: int) -> None:
-    """Raise ValueError where one of ``lengths`` is not ``expected``; ``what`` is the record, for the message."""
+    """Raise ValueError when one of ``lengths`` is not ``expected``. ``what`` names the record in the message."""
     for name, length in lengths.items():
         if length != expected:
             raise ValueError(f"{what}: {name} has {length} entries, expected {expected}")
@@ -32,7 +32,7 @@ def check_lengths(what: str, expected: int, **lengths: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """One question. Made by the prompt source.
+    """One question, made by the prompt source.
 
     Example: ``Prompt("train-00000007", np.array([22, 15, 14]), '{"numbers": [3, 4, 7], "target": 5}', "countdown")``
     """
@@ -42,11 +42,11 @@ class Prompt:
     token_ids: IntArray
     """[T] what the engine is given and the learner conditions on"""
     answer: str
-    """opaque to the system; only the verifier reads it"""
+    """the right answer; only the verifier reads it"""
     verifier: str
-    """see task.verifier"""
+    """a value of task.verifier"""
     row: Mapping[str, Any] = field(default_factory=dict)
-    """the dataset's other columns, for verifiers that want them"""
+    """other columns of the dataset, for verifiers that want them"""
 
     def __post_init__(self) -> None:
         if len(self.token_ids) == 0:
@@ -55,7 +55,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are drawn. Probabilities are those of the *sampling* temperature."""
+    """Parameters of sampling. Probabilities are those of the *sampling* temperature."""
 
     group_size: int
     temperature: float
@@ -69,7 +69,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Response:
-    """One sampled output, the stop token included. Made by a rollout engine."""
+    """One sampled output, the stop token included, made by a rollout engine."""
 
     token_ids: IntArray
     """[T] exactly what was sampled; never retokenised"""
@@ -91,10 +91,10 @@ class Response:
 
 
 class GroupColumns(NamedTuple):
-    """The responses of a group end to end, T_sum tokens in all: how a group travels and is stored."""
+    """Columns of a group's responses, end to end: the form in which it travels and is stored. T_sum tokens in all."""
 
     lengths: tuple[int, ...]
-    """[K]"""
+    """[K] tokens of each response"""
     token_ids: IntArray
     """[T_sum]"""
     behaviour_logprobs: FloatArray
@@ -107,7 +107,7 @@ class GroupColumns(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptGroup:
-    """One prompt and its K responses: the atom of the system. Made by a rollout engine."""
+    """One prompt and its K responses, made by a rollout engine: what is sampled, scored and trained as a whole."""
 
     prompt: Prompt
     attempt: int
@@ -119,13 +119,13 @@ class PromptGroup:
             raise ValueError(f"group {self.prompt.prompt_id} has no responses")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled as columns: a group crosses five borders, and a record and three arrays for each response take 2.5
-        times as long to pickle.
+        """Pickle as columns. A group crosses five borders; a record and three arrays for each response take 2.5 times
+        as long to pickle.
         """
         return _group_of_columns, (self.prompt, self.attempt, *self.columns())
 
     def columns(self) -> GroupColumns:
-        """Its responses end to end."""
+        """Join the responses end to end."""
         rows = self.responses
         return GroupColumns(
             tuple(len(response.token_ids) for response in rows),
@@ -137,7 +137,7 @@ class PromptGroup:
 
     @classmethod
     def of_columns(cls, prompt: Prompt, attempt: int, columns: GroupColumns) -> PromptGroup:
-        """The group whose ``columns`` these are. Its arrays are views of them."""
+        """Make the group whose ``columns`` these are. Its arrays are views of them."""
         lengths, *arrays, reasons = columns
         ends = np.cumsum(lengths)[:-1]
         rows = zip(*(np.split(array, ends) for array in arrays), reasons, strict=True)
@@ -145,7 +145,7 @@ class PromptGroup:
 
     @property
     def key(self) -> Key:
-        """Its name in the run."""
+        """Name of the group in the run."""
         return self.prompt.prompt_id, self.attempt
 
     @property
@@ -155,12 +155,12 @@ class PromptGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Response tokens of the group."""
+        """Response tokens of the whole group."""
         return sum(len(response.token_ids) for response in self.responses)
 
     @property
     def num_bytes(self) -> int:
-        """Of its arrays."""
+        """Bytes held by its arrays."""
         arrays = [a for r in self.responses for a in (r.token_ids, r.behaviour_logprobs, r.versions)]
         return self.prompt.token_ids.nbytes + sum(array.nbytes for array in arrays)
 
@@ -171,13 +171,13 @@ def _group_of_columns(prompt: Prompt, attempt: int, *columns: Any) -> PromptGrou
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredGroup:
-    """A group with K real verdicts. Made by the verifier service."""
+    """A group with K verdicts that are real, made by the verifier service."""
 
     group: PromptGroup
     rewards: FloatArray
     """[K] finite"""
     details: tuple[str, ...] = ()
-    """[K] what the verifier said beside each reward, or empty: nobody needs it but a reader"""
+    """[K] what the verifier said beside each reward, for people; or empty"""
 
     def __post_init__(self) -> None:
         check_lengths(f"group {self.group.prompt.prompt_id}", len(self.group.responses), rewards=len(self.rewards))
@@ -187,9 +187,9 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnchorGroup:
-    """How the policy before the step's first update, pi_t, sees the responses of a group that pi_b sampled: the anchor
-    of its target, and how far the two are apart. Made by the learner in one pass without gradient; zeros where pi_b is
-    pi_t by definition (``zero_anchor``). With delta = log pi_t - log pi_b of a token:
+    """Anchor of a group's target, and how far the behaviour pi_b is from pi_t, the policy before the step's first
+    update. The learner measures it in one pass without gradient. It is zero where pi_b is pi_t by definition
+    (``zero_anchor``). With delta = log pi_t - log pi_b of a token:
 
     Example: ``AnchorGroup(np.array([0.1, -0.2]), np.array([0.15, 0.2]), np.array([0.012, 0.021]))``
     """
@@ -209,30 +209,30 @@ class AnchorGroup:
 
 
 Anchor = tuple[AnchorGroup, ...]
-"""of each group of a step, in the groups' order"""
+"""anchor of each group of a step, in the groups' order"""
 
 
 def zero_anchor(groups: Sequence[ScoredGroup]) -> Anchor:
-    """The anchor of groups whose behaviour is the policy before the step's first update: nothing differs."""
+    """Make the anchor of groups whose behaviour is the policy before the step's first update: zeros."""
     zeros = (np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
     return tuple(AnchorGroup(array, array, array) for array in zeros)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnchorPiece:
-    """The anchor of some responses of a group, as one rank found it."""
+    """Anchor of some responses of a group, as one rank measured it."""
 
     key: Key
-    """of the group"""
+    """name of the group"""
     responses: tuple[int, ...]
     """their indices in the group"""
     anchor: AnchorGroup
-    """of these responses"""
+    """one entry for each of ``responses``"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TargetGroup:
-    """A scored group with its target on the simplex. Made by the target builder (LPO, Theorem 1)."""
+    """A scored group with its target on the simplex, made by the target builder (LPO, Theorem 1)."""
 
     scored: ScoredGroup
     log_target: FloatArray
@@ -254,28 +254,29 @@ class TargetGroup:
 
     @property
     def offset(self) -> DoubleArray:
-        """[K] (1 - lambda) s_t: log-ratio of the mixture that the group counts as sampled from to pi_b. What is
-        subtracted from a log-ratio to pi_b to have the one to the mixture; exactly 0 when lambda is 1.
+        """[K] (1 - lambda) s_t: log-ratio to pi_b of the mixture that the group counts as sampled from.
+
+        A log-ratio to pi_b minus this is one to the mixture. It is exactly 0 when lambda is 1.
         """
         return (1.0 - self.tempering) * self.anchor.log_ratio.astype(np.float64)
 
     @property
     def start(self) -> DoubleArray:
-        """[K] lambda s_t: log-ratio of pi_t to that mixture, which is the anchor in the target."""
+        """[K] lambda s_t: log-ratio of pi_t to the mixture, which is the anchor in the target."""
         return self.anchor.log_ratio.astype(np.float64) - self.offset
 
     @property
     def group(self) -> PromptGroup:
-        """The sampled group inside."""
+        """The sampled group."""
         return self.scored.group
 
 
 class Grouped(Protocol):
-    """A record around a PromptGroup: ScoredGroup and TargetGroup."""
+    """A record around a PromptGroup, such as ScoredGroup and TargetGroup."""
 
     @property
     def group(self) -> PromptGroup:
-        """The sampled group inside."""
+        """The sampled group."""
         ...
 
 

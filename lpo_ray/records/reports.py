@@ -18,8 +18,9 @@ from lpo_ray.records.status import Backlog, Publication
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProjectedGroup:
-    """What the learner saw of one group at its update: enough to recompute the loss. From one rank it may cover a
-    piece of the group only; merged, it covers all of it. Arrays are over ``responses``.
+    """Report of one group at its update: enough to recompute the loss. Arrays are over ``responses``.
+
+    From one rank it may cover a piece of the group only; merged over ranks, it covers all of it.
     """
 
     ARRAYS: ClassVar[tuple[str, ...]]
@@ -31,7 +32,7 @@ class ProjectedGroup:
     responses: tuple[int, ...]
     """their indices in the group"""
     log_ratio: FloatArray
-    """s_theta before this update, to pi_b itself; the simplex is that of s_theta minus the target's ``offset``"""
+    """s_theta before this update, to pi_b itself; the simplex is over s_theta minus ``TargetGroup.offset``"""
     surrogate: FloatArray
     """what each response adds to the differentiated loss: its coefficient times its clipped log-ratio"""
     coefficient: FloatArray
@@ -45,15 +46,15 @@ class ProjectedGroup:
     engine_mismatch: FloatArray
     """mean over tokens of log pi_engine - log pi_behaviour; 0 up to rounding when engine and learner agree"""
     engine_drift: FloatArray
-    """mean over tokens of the same, absolute: AnchorGroup's drift, for a behaviour that the learner recomputed"""
+    """mean over tokens of the same, absolute: what AnchorGroup.drift is for a behaviour that is not recomputed"""
     engine_kl: FloatArray
-    """mean over tokens of the k3 estimate of KL(pi_engine || pi_behaviour), nats: AnchorGroup's mismatch_kl likewise"""
+    """mean over tokens of the k3 estimate of KL(pi_engine || pi_behaviour), nats; likewise AnchorGroup.mismatch_kl"""
     reference_kl: FloatArray
     """mean over tokens of the k3 estimate of KL(policy || reference), nats; 0 without a reference"""
 
     @property
     def key(self) -> Key:
-        """The group's name in the run."""
+        """Name of the group in the run."""
         return self.prompt_id, self.attempt
 
 
@@ -62,12 +63,12 @@ ProjectedGroup.ARRAYS = tuple(entry.name for entry in fields(ProjectedGroup) if 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AfterGroup:
-    """How the policy after a step's last update sees the responses of a group. Made by ``after.Measurement``."""
+    """Log-ratios of a group under the policy after a step's last update. Made by ``training.measurement``."""
 
     log_ratio: FloatArray
-    """[K] s_theta, to pi_b itself, as in ProjectedGroup"""
+    """[K] s_theta, to pi_b itself"""
     token_log_ratio: tuple[FloatArray, ...]
-    """of each response, [T] log pi_theta - log pi_b"""
+    """[K][T] log pi_theta - log pi_b of each token"""
 
     def __post_init__(self) -> None:
         check_lengths("after", len(self.log_ratio), token_log_ratio=len(self.token_log_ratio))
@@ -75,11 +76,11 @@ class AfterGroup:
 
 @dataclass(frozen=True, slots=True)
 class NotFinite:
-    """A number that is not finite, and where it came up first."""
+    """A NaN or Inf, and where it came up first."""
 
     what: str
-    """"log-prob" or "loss"; or "gradient", whose source the forward pass does not show: then the response that weighs
-    most in the update stands here
+    """"log-prob", "loss" or "gradient". The forward pass does not show where a gradient became NaN or Inf; then the
+    response that weighs most in the update is named
     """
     prompt_id: str
     attempt: int
@@ -94,12 +95,12 @@ class NotFinite:
 
 @dataclass(frozen=True, slots=True)
 class StepNorms:
-    """What one optimiser step did. Norms are over all ranks."""
+    """Norms of one optimiser step, over all ranks."""
 
     gradient: float
     """before clipping"""
     applied: bool
-    """False: the gradient was not finite, the weights are as before"""
+    """False: the gradient was NaN or Inf, the weights are as before"""
     gradient_by_kind: Mapping[str, float]
     """embedding, attention, mlp, norm, head, other -> gradient norm before clipping"""
     update_ratio_by_kind: Mapping[str, float]
@@ -108,7 +109,7 @@ class StepNorms:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateReport:
-    """One optimiser update, as one rank reports it, or merged over ranks."""
+    """Report of one optimiser update, by one rank or merged over ranks."""
 
     groups: tuple[ProjectedGroup, ...]
     norms: StepNorms
@@ -117,17 +118,17 @@ class UpdateReport:
     padding: float
     """share of the forwards' positions that held no token"""
     not_finite: tuple[NotFinite, ...]
-    """the first of each micro-batch"""
+    """first NaN or Inf of each micro-batch"""
 
     @property
     def loss(self) -> float:
-        """Mean over prompts of the divergence."""
+        """Mean of the divergence over the update's prompts."""
         return float(np.mean([group.loss for group in self.groups])) if self.groups else 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepReport:
-    """All updates of one step. Made by the learner, read by telemetry."""
+    """Report of all updates of one step, made by the learner."""
 
     updates: tuple[UpdateReport, ...]
 
@@ -138,13 +139,13 @@ class StepReport:
 
     @property
     def loss(self) -> float:
-        """Mean over the step's prompts of the divergence at the update that trained them."""
+        """Mean of the divergence over the step's prompts, each at the update that trained it."""
         return float(np.mean([group.loss for group in self.groups]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRecord:
-    """One finished step, for the observer. ``step`` counts from 1: it is the version of the weights it made."""
+    """Record of a finished step, made by the loop. ``step`` counts from 1: it is the version of the weights it made."""
 
     step: int
     batch: TrainBatch
@@ -159,12 +160,12 @@ class StepRecord:
     """groups that were trained before"""
     backlog: Backlog
     after: Mapping[Key, AfterGroup] = field(default_factory=dict)
-    """of the groups that were measured"""
+    """reports of the groups that were measured after the step"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """Result of one evaluation."""
+    """Result of one evaluation. P prompts."""
 
     pass_at: dict[int, float]
     ci95: dict[int, tuple[float, float]]
@@ -181,7 +182,7 @@ class Evaluation:
     """[P] of the same prompts"""
 
     def to_json(self) -> dict[str, object]:
-        """The form of summary.json."""
+        """Make the form that summary.json has."""
         return {
             **{f"pass@{k}": value for k, value in self.pass_at.items()},
             "num_prompts": self.num_prompts,

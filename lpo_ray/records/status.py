@@ -1,4 +1,4 @@
-"""Status: which weights are served, by which workers, who is busy, and what waits."""
+"""Status: which weights are served by which workers, which of them are busy, and what waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lpo_ray.records.groups import Key
 
 @dataclass(frozen=True, slots=True)
 class WeightsVersion:
-    """Identity of published weights: the step that made them and the digest of the bytes."""
+    """Identity of published weights: the step that made them and the digest of their bytes."""
 
     step: int
     digest: str
@@ -25,23 +25,23 @@ WorkerState = Literal["starting", "serving", "lent", "out", "leaving"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One rollout worker, as users see it."""
+    """Status of one rollout worker, as users see it."""
 
     name: str
     state: WorkerState
-    """starting: its engine is being built, or waits for its first weights; out: it failed and is being replaced, or was
-    given up; leaving: it gets no new groups, and ends those that it has
+    """starting: its engine is being built, or waits for its first weights. serving: it samples. lent: an evaluation has
+    it. out: it failed and is being replaced, or was given up. leaving: it finishes its groups and gets no new ones
     """
     version: WeightsVersion | None
-    """of the weights it has proved to serve"""
+    """weights that it has proved to serve"""
     restarts: int
     detail: str
-    """why it was taken out last; empty if it never was"""
+    """why it was last taken out of service; empty if it never was"""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Where a component runs.
+    """Process of a component, and where it runs.
 
     Example: ``Process(4711, "0f3c...", "10.0.0.3", ("/tmp/ray/.../worker-1.out", "/tmp/ray/.../worker-1.err"))``
     """
@@ -54,12 +54,12 @@ class Process:
     logs: tuple[str, ...]
     """files of its standard output and error"""
     oom_kills: int = 0
-    """processes that the machine's kernel had killed for lack of memory when this one started"""
+    """processes that the kernel had killed for lack of memory before this one started"""
 
 
 @dataclass(frozen=True, slots=True)
 class BusyWorker:
-    """Who is at work on a stage, and on what. Made by components, read by the watchdog.
+    """A worker that is busy with a stage. Made by components, read by the watchdog.
 
     Example: ``BusyWorker("rollout worker 1", "12 groups, oldest train-00000012 attempt 0", 1_700_000_000.0, process)``
     """
@@ -67,13 +67,13 @@ class BusyWorker:
     name: str
     doing: str
     since: float | None
-    """unix seconds; None: for as long as the stage"""
+    """unix seconds; None: since the stage began"""
     process: Process | None
-    """None: it has none, such as a worker whose process is being started"""
+    """None: it has none yet"""
 
     @staticmethod
     def of_groups(name: str, groups: Mapping[Key, float], process: Process | None) -> BusyWorker:
-        """Who holds ``groups``, at least one: key -> unix seconds since when."""
+        """Make the record of a worker that holds ``groups``, at least one: key -> unix seconds since when."""
         oldest = min(groups, key=lambda key: groups[key])
         count = f"{len(groups)} group{'s' * (len(groups) > 1)}"
         return BusyWorker(name, f"{count}, oldest {oldest[0]} attempt {oldest[1]}", groups[oldest], process)
@@ -81,7 +81,7 @@ class BusyWorker:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One publish: what arrived where, and what it took. Made by the transport, read by telemetry."""
+    """Report of one publish, made by the transport: what arrived where, and how long it took."""
 
     version: WeightsVersion
     num_bytes: int
@@ -90,14 +90,14 @@ class Publication:
     """from the first gather to the last proof"""
     workers: tuple[WorkerStatus, ...]
     difference: float
-    """largest, between the engines' log-probs of the probe and the learner's"""
+    """largest difference between the engines' log-probs of the probe and the learner's"""
     phases: Mapping[str, float]
     """prepare, transfer, prove -> seconds, of the attempt that succeeded"""
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What the sample lane holds when a step is done. Made by the sample lane, read by telemetry.
+    """Groups that the sample lane holds when a step is done.
 
     Example: ``Backlog(on_the_way=40, waiting=24, num_bytes=9_000_000, sampled_tokens=11_500)``
     """
@@ -107,6 +107,6 @@ class Backlog:
     waiting: int
     """scored groups that wait to be trained"""
     num_bytes: int
-    """of the groups that have a place, those of the step included; a group on its way counts as the largest possible"""
+    """bytes of all groups held, those of the step included; a group on its way counts as the largest possible"""
     sampled_tokens: int
-    """response tokens of the groups that were scored since the step before"""
+    """response tokens of the groups scored since the step before"""

@@ -14,9 +14,9 @@ from lpo_ray.common.files import write_json
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
+from lpo_ray.learner.settings import GridPoint
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Evaluation, WorkerStatus
-from lpo_ray.run.spec import Point
 from lpo_ray.telemetry.difficulty import Difficulty
 from lpo_ray.telemetry.evaluations import Evaluations
 from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine
@@ -45,7 +45,7 @@ class RecorderSettings:
     model: str
     task: str
     objective: dict[str, object]
-    points: StepSchedule[Point]
+    points: StepSchedule[GridPoint]
     """points of the grid, by step"""
     pass_reward: float
     samples_every: int

@@ -15,15 +15,15 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.learner.packing import Packing
+from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings
 from lpo_ray.learner.targets import StaleRule, TargetRule
-from lpo_ray.learner.updates import LearnerSettings, Objective, OptimiserSettings
 from lpo_ray.objective import UNANCHORED
 from lpo_ray.records import Sampling
 from lpo_ray.rollout.autoscale import AutoscaleRule
 from lpo_ray.rollout.pool import PoolSettings
 from lpo_ray.run.evaluator import EvaluationSettings
 from lpo_ray.run.recorder import RecorderSettings
-from lpo_ray.run.spec import Point, RunSpec
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.training.checkpoint import CheckpointRules
 from lpo_ray.training.group_selection import SelectionSettings
@@ -114,13 +114,13 @@ def learner_settings(spec: RunSpec, model_path: str) -> LearnerSettings:
     )
 
 
-def grid_points(spec: RunSpec) -> StepSchedule[Point]:
+def grid_points(spec: RunSpec) -> StepSchedule[GridPoint]:
     """Points of the grid that the run goes through, by step."""
     objective = spec.config.objective
-    point = Point(objective.divergence, objective.target_temperature, objective.temperature_scale)
+    point = GridPoint(objective.divergence, objective.target_temperature, objective.temperature_scale)
     changes = [(0, point)]
     for change in objective.schedule:
-        named = {name: getattr(change, name) for name in Point._fields}
+        named = {name: getattr(change, name) for name in GridPoint._fields}
         point = point._replace(**{name: value for name, value in named.items() if value is not None})
         changes.append((change.from_step, point))
     return StepSchedule(tuple(changes))
@@ -130,7 +130,7 @@ def objectives(spec: RunSpec) -> StepSchedule[Objective]:
     """Objective of the learner, by step."""
     objective, clip = spec.config.objective, spec.config.objective.token_clip
 
-    def objective_at(point: Point) -> Objective:
+    def objective_at(point: GridPoint) -> Objective:
         return Objective(
             divergence=point.divergence,
             token_clip=clip.kind,
@@ -156,7 +156,7 @@ def target_rules(spec: RunSpec) -> StepSchedule[TargetRule]:
     """Rule by which targets are built, by step."""
     objective = spec.config.objective
 
-    def rule_at(point: Point) -> TargetRule:
+    def rule_at(point: GridPoint) -> TargetRule:
         return TargetRule(
             point.target_temperature,
             objective.ddof,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
@@ -26,14 +25,6 @@ from lpo_ray.telemetry.trackers import tracker_named
 
 BYTES_PER_TOKEN = 20
 """of a response: token id, log-prob, version"""
-
-
-class Point(NamedTuple):
-    """Point of the grid: the values that objective.schedule can change."""
-
-    divergence: str
-    target_temperature: str | float
-    temperature_scale: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,10 @@ class CapturedLog:
             write(self._held.pop(0))
 
     def __enter__(self) -> Self:
-        def take(_: logging.Logger, record: logging.LogRecord) -> None:
-            self._write(LogLine.of(record, self._formatter.format(record), DRIVER))
+        captured = self
+
+        def take(self: logging.Logger, record: logging.LogRecord) -> None:
+            captured._write(LogLine.of(record, captured._formatter.format(record), DRIVER))
 
         logging.Logger.callHandlers = take
         logging.captureWarnings(True)

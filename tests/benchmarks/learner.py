@@ -41,8 +41,9 @@ from torch.profiler import ProfilerActivity, profile
 from actors.learner.zero3 import ShardedModel, Zero3Policy, join_group
 from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from lpo_ray.learner.packing import Packing, pack_update
+from lpo_ray.learner.settings import Objective, OptimiserSettings
 from lpo_ray.learner.torch_learner import TorchPolicy
-from lpo_ray.learner.updates import Objective, OptimiserSettings, run_updates
+from lpo_ray.learner.updates import run_updates
 from lpo_ray.policy import layout as layouts
 from lpo_ray.policy.attention import PACKED
 from lpo_ray.policy.layout import Layout, lay_out

@@ -13,8 +13,9 @@ import torch
 
 from lpo_ray.learner.merge_ranks import merge_log_ratios
 from lpo_ray.learner.packing import Packing, balance, pack_update
+from lpo_ray.learner.settings import Objective
 from lpo_ray.learner.targets import TargetRule, build_targets
-from lpo_ray.learner.updates import Objective, log_ratios_to_engine, run_updates
+from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
 from lpo_ray.policy.layout import Layout
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepNorms, zero_anchor
 from lpo_ray.verifiers.token_reversal import token_reversal

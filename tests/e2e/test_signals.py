@@ -38,7 +38,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_no_process(run: Run, number
     output, _ = run.process.communicate(timeout=90)
     assert run.process.returncode == code, output
     last = run.steps()[-1]
-    assert f"stopped by signal {int(number)} after step {last}; go on with run.resume=auto" in output
+    assert f"stopped by signal {int(number)} after step {last}; continue with run.resume=auto" in output
     assert list_checkpoints(run.folder / "checkpoints")[-1].name == f"step_{last:06d}"
     assert json.loads((run.folder / "summary.json").read_text())["steps"] == last
     assert (run.folder / "report.html").exists()

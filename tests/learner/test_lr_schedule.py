@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.lr_schedule import SCHEDULES, learning_rates
-from lpo_ray.learner.norms import kind_of
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -24,18 +22,6 @@ def test_every_name_gives_a_rate_for_every_step(name: str) -> None:
         assert values[0] < values[4]
 
 
-def test_a_scheduled_value_holds_from_its_step_on() -> None:
-    found = StepSchedule(((0, "a"), (3, "b"), (4, "c")))
-    assert [found.at(step) for step in range(6)] == ["a", "a", "a", "b", "c", "c"]
-    assert StepSchedule.constant(7).at(10**6) == 7
-
-
-@pytest.mark.parametrize("steps", [(), (1,), (0, 0), (0, 3, 2)])
-def test_a_scheduled_value_begins_at_0_and_goes_on(steps: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected ascending ones that begin with 0"):
-        StepSchedule(tuple((step, "a") for step in steps))
-
-
 def test_linear_by_hand() -> None:
     rates = learning_rates("linear", 1.0, steps=10, warmup_steps=2, arguments={})
     assert [rates(step) for step in (0, 1, 2, 6)] == pytest.approx([0.0, 0.5, 1.0, 0.5])
@@ -46,18 +32,3 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         learning_rates("linear", 1.0, steps=10, warmup_steps=0, arguments={"slope": 1})
     with pytest.raises(ConfigError, match="lr_end"):
         learning_rates("polynomial", 1e-5, steps=10, warmup_steps=0, arguments={"lr_end": 1e-4})
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("model.embed_tokens.weight", "embedding"),
-        ("model.layers.0.self_attn.q_proj.weight", "attention"),
-        ("model.layers.0.self_attn.q_norm.weight", "norm"),
-        ("model.layers.0.mlp.experts.3.up_proj.weight", "mlp"),
-        ("lm_head.weight", "head"),
-        ("score.bias", "other"),
-    ],
-)
-def test_kinds_of_parameters(name: str, kind: str) -> None:
-    assert kind_of(name) == kind

@@ -19,7 +19,6 @@ from lpo_ray.objective import (
     project,
     response_log_ratio,
     target_temperature,
-    virtual_group_coefficient,
 )
 from tests.support.strategies import Group, groups
 
@@ -132,9 +131,6 @@ def test_errors_name_the_value_and_what_was_expected() -> None:
         (r"tau is \[0.0\]", lambda: gibbs_target(two, torch.zeros(1))),
         (r"tau is \[-1.0\]", lambda: gibbs_target(two, -one)),
         (r"tau is \[nan\]", lambda: gibbs_target(two, one * math.nan)),
-        (r"baseline has shape \(1, 1\), reward \(2,\)", lambda: virtual_group_coefficient(two[0], one[None], 1.0)),
-        (r"tau has shape \(3,\), reward \(2,\)", lambda: virtual_group_coefficient(two[0], 0.0, torch.ones(3))),
-        (r"tau is \[0.0\]", lambda: virtual_group_coefficient(two[0], 0.0, torch.tensor([1.0, 0.0]))),
         (r"\(1, 2\) and coefficient \(2,\)", lambda: clipped_token_loss("clamp", two, torch.ones(2))),
         (r"returned \(1,\) for token_log_ratio \(1, 2\)", lambda: clipped_token_loss(HERE + "summed", two, one)),
         (r"the band is 1 - 1.0 to", lambda: clipped_token_loss("clamp", two, one, low=1.0)),

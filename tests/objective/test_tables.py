@@ -19,7 +19,6 @@ from lpo_ray.objective import (
     project,
     response_log_ratio,
     target_temperature,
-    virtual_group_coefficient,
 )
 from tests.support.strategies import FINITE, Group, groups
 
@@ -254,13 +253,6 @@ def test_the_listwise_policy_of_a_masked_group() -> None:
     log_ratio = torch.tensor([[math.log(3.0), 0.0, 9.0]], dtype=torch.float64)
     found = listwise(log_ratio, mask=torch.tensor([[True, True, False]]))[0]
     assert found.tolist() == pytest.approx([math.log(0.75), math.log(0.25), -math.inf])
-
-
-def test_virtual_group_is_bounded_by_a_half() -> None:
-    coefficient = virtual_group_coefficient(torch.tensor([1e9, -1e9, 0.3]), 0.3, 1e-3)
-    assert coefficient.tolist() == [-0.5, 0.5, 0.0]
-    of_batch = virtual_group_coefficient(torch.tensor([1.0, 0.0]), torch.tensor(0.5), torch.tensor(0.5))
-    assert of_batch.tolist() == pytest.approx([0.5 - 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-1)) - 0.5])
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

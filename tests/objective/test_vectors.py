@@ -17,7 +17,6 @@ from lpo_ray.objective import (
     project,
     response_log_ratio,
     target_temperature,
-    virtual_group_coefficient,
 )
 
 VECTORS = json.loads((Path(__file__).parent.parent / "data" / "vectors.json").read_text())
@@ -121,8 +120,10 @@ def test_token_clip(case: dict, kind: str, suffix: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("case", VECTORS["virtual_group_K1"])
 def test_virtual_group(case: dict, dtype: torch.dtype) -> None:
-    reward = torch.tensor([case["R"]], dtype=dtype)
-    coefficient = virtual_group_coefficient(reward, case["b"], case["tau"])
+    """C.2: against a virtual response of the batch's baseline, the forward KL of the pair has c."""
+    pair = row([case["R"], case["b"]], dtype)
+    log_target = gibbs_target(pair, row(case["tau"], dtype))
+    coefficient = project("forward_kl", torch.zeros_like(pair), log_target).coefficient[0, :1]
     torch.testing.assert_close(coefficient, torch.tensor([case["c"]], dtype=dtype), **tolerance(dtype))
 
 

@@ -1,24 +1,33 @@
-"""A tiny policy, an objective, and targets for it."""
+"""A small policy, groups near it, ranks in threads, and the float64 reference of the learner's gradient."""
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lpo_ray.learner.merge_ranks import merge_log_ratios
+from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.packing import Packing, balance
+from lpo_ray.learner.settings import Objective, OptimiserSettings
+from lpo_ray.learner.targets import StaleRule, TargetRule, build_targets
 from lpo_ray.learner.torch_learner import TorchPolicy
-from lpo_ray.learner.updates import Objective, OptimiserSettings, log_ratios_to_engine, score_pieces
-from lpo_ray.records import Anchor, Piece, TargetGroup
+from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pieces
+from lpo_ray.objective import clipped_token_loss, listwise, project
+from lpo_ray.records import Anchor, AnchorGroup, Piece, StepNorms, StepReport, TargetGroup, Update
 from tests.support.builders import make_target
 
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
 LENGTHS = [(3, 5, 2, 7), (1, 9, 4, 4), (6, 2, 2, 1), (5, 5, 8, 3), (2, 3), (7, 1, 1, 2, 4)]
+LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
 WHOLE = 10**6
+ONE_GROUP = 60
+ONE_RESPONSE = 1
 
 
 def make_policy(attention: str = "packed", share_prompt: bool = False, kind: type[TorchPolicy] = TorchPolicy):
@@ -58,6 +67,10 @@ def make_targets(kind: Sequence[tuple[int, ...]] = LENGTHS, anchored: bool = Fal
     return near
 
 
+def picked(anchor: AnchorGroup, order: Sequence[int]) -> AnchorGroup:
+    return AnchorGroup(anchor.log_ratio[order], anchor.drift[order], anchor.mismatch_kl[order])
+
+
 def anchors(policy: TorchPolicy, targets: Sequence[TargetGroup], length_norm: str = "mean") -> Anchor:
     scored = [target.scored for target in targets]
     shares = balance(scored, Packing(1, WHOLE, policy.share_prompt))
@@ -68,3 +81,96 @@ def anchors(policy: TorchPolicy, targets: Sequence[TargetGroup], length_norm: st
 
 def whole(target: TargetGroup) -> Piece[TargetGroup]:
     return Piece(target, tuple(range(len(target.group.responses))))
+
+
+def gradient(policy: TorchPolicy) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
+
+
+class Rank(TorchPolicy):
+    """One of several ranks in threads: sums are over all of them, gradients are kept instead of applied."""
+
+    barrier: threading.Barrier
+    shared: dict[int, torch.Tensor]
+    number: int
+
+    def step(self, learning_rate: float) -> StepNorms:
+        return StepNorms(0.0, True, {}, {})
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        self.shared[self.number] = values
+        self.barrier.wait(30)
+        total = torch.stack([self.shared[rank] for rank in sorted(self.shared)]).sum(0)
+        self.barrier.wait(30)
+        return total
+
+
+def accumulated(
+    updates: Sequence[Update], objective: Objective, attention: str = "packed", share_prompt: bool = False
+) -> tuple[torch.Tensor, StepReport]:
+    """Gradient of all updates together, summed over ranks as ZeRO-3 does, and the merged reports."""
+    world_size = len(updates[0].shares)
+    barrier, shared = threading.Barrier(world_size), {}
+    ranks = []
+    for number in range(world_size):
+        policy = make_policy(attention, share_prompt, Rank)
+        policy.barrier, policy.shared, policy.number = barrier, shared, number
+        ranks.append(policy)
+    with ThreadPoolExecutor(world_size) as pool:
+        runs = [pool.submit(run_updates, policy, updates, policy.number, objective, 0.1) for policy in ranks]
+        reports = [run.result(60) for run in runs]
+    assert len({tuple(report.forwards for report in reports_of) for reports_of in reports}) == 1
+    return sum(gradient(policy) for policy in ranks), merge_reports(reports)
+
+
+def reference(targets: Sequence[TargetGroup], objective: Objective) -> torch.Tensor:
+    """Autograd on one unpadded sequence at a time, in float64.
+
+    Without a clip through the divergence itself; with one, through sum_k sg(c_k) A(clip(delta_k)) (App. D.3). Tempered
+    groups: both see log-ratios from which the response's offset is taken. A cap weights the loss of each token by
+    min(pi_old / pi_engine, cap), where pi_old is this policy and delta is to pi_old.
+    """
+    policy = make_policy("padded")
+    total = torch.zeros((), dtype=torch.float64)
+    for target in targets:
+        rows, weights = [], []
+        for k, response in enumerate(target.group.responses):
+            prompt = target.group.prompt.token_ids
+            tokens = torch.from_numpy(np.concatenate([prompt, response.token_ids]))[None]
+            logits = policy.model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            logprobs = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
+            delta = logprobs - torch.from_numpy(response.behaviour_logprobs).double()
+            tokens = len(response.token_ids) if objective.length_norm == "sum" else 1
+            if objective.behaviour_from_engine:
+                rows.append(delta - (1 - target.tempering) * float(target.anchor.log_ratio[k]) / tokens)
+                weights.append(torch.ones_like(delta))
+            else:
+                rows.append(logprobs - logprobs.detach())
+                weights.append(delta.detach().exp().clamp(max=objective.importance_cap or math.inf))
+        average = torch.mean if objective.length_norm == "mean" else torch.sum
+        log_ratio = torch.stack([average(row) for row in rows])[None]
+        log_target = torch.from_numpy(target.log_target).double()[None]
+        capped = objective.importance_cap is not None
+        if objective.token_clip == "none" and objective.divergence == "forward_kl" and not capped:
+            total = total + (log_target.exp() * (log_target - listwise(log_ratio))).sum()
+            continue
+        c = project(objective.divergence, log_ratio.detach(), log_target).coefficient[0]
+        for k, row in enumerate(rows):
+            loss = clipped_token_loss(objective.token_clip, row[None], c[k : k + 1])[0]
+            total = total + average(loss * weights[k] if capped else loss)
+    (total / len(targets)).backward()
+    return gradient(policy)
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor, relative: float = 1e-6) -> None:
+    assert float((found - expected).norm()) <= relative * float(expected.norm())
+
+
+def tempered(targets: Sequence[TargetGroup], length_norm: str = "mean", rewards: float | None = None):
+    """The targets of the tempering rule; ``rewards``: all the same."""
+    s_t = anchors(make_policy(), targets, length_norm)
+    scored = [target.scored for target in targets]
+    if rewards is not None:
+        scored = [replace(each, rewards=np.full_like(each.rewards, rewards)) for each in scored]
+    rule = TargetRule("one", 0, 1e-6, anchored=True, stale=StaleRule("temper", 0.995, 1.0))
+    return build_targets(scored, s_t, rule)

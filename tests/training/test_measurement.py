@@ -10,7 +10,8 @@ import torch
 
 from lpo_ray.learner.merge_ranks import merge_reports
 from lpo_ray.learner.packing import Packing, pack_update
-from lpo_ray.learner.updates import Objective, run_updates
+from lpo_ray.learner.settings import Objective
+from lpo_ray.learner.updates import run_updates
 from lpo_ray.objective import diagnose
 from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.records import FloatArray, ScoringItem, StepReport, TargetGroup

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lpo_ray.learner.updates import k3
+from lpo_ray.learner.loss import k3
 from lpo_ray.objective import (
     DIVERGENCES,
     clipped_token_loss,

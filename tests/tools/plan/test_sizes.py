@@ -18,8 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.packing import Packing, pack_update
+from lpo_ray.learner.settings import Objective, OptimiserSettings
 from lpo_ray.learner.torch_learner import TorchPolicy
-from lpo_ray.learner.updates import Objective, OptimiserSettings, run_updates
+from lpo_ray.learner.updates import run_updates
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, zero_anchor
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture, describe, read_architecture, shipped_architectures
