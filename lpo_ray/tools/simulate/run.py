@@ -17,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.table import Table
+from typing_extensions import override
 
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError, GroupLost
+from lpo_ray.interfaces import Events, Observer
 from lpo_ray.records import BusyWorker, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from lpo_ray.run.spec import RunSpec
@@ -50,7 +52,8 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
-    """What came out of a simulated run, without its first and last steps, in which the lanes fill up and run empty.
+    """Result of a simulated run, without its first and last steps, in which the lanes fill up and run empty.
+
     Seconds are virtual unless the name says otherwise.
     """
 
@@ -76,7 +79,7 @@ class SimulationResult:
 
 @dataclass(slots=True)
 class _Components:
-    """See interfaces.Components."""
+    """Components that are simulated, around a real pool."""
 
     rollout: RolloutPool[SimulatedEngine]
     verifier: SimulatedVerifier
@@ -85,34 +88,34 @@ class _Components:
     transport: SimulatedTransport
 
     def lend(self) -> None:
-        """See interfaces.Components. Nothing is evaluated here."""
+        """Lend no engine: nothing is evaluated here."""
 
     def busy(self, stage: str) -> list[BusyWorker]:
-        """See interfaces.Components."""
+        """Name nobody: no run is watched here."""
         return []
 
     async def inspect(self, process: Process) -> str:
-        """See interfaces.Components."""
+        """Say that there is no process."""
         return "simulated"
 
     async def scale(self, role: str, count: int) -> str:
-        """See interfaces.Components."""
+        """Aim at ``count`` engines, whatever the role."""
         return self.rollout.scale(count)
 
     async def close(self) -> None:
-        """See interfaces.Components."""
+        """End the engines."""
         await self.rollout.close()
 
 
 class _Source:
-    """PromptSource without texts."""
+    """Source of prompts without text."""
 
     def train(self, index: int) -> Prompt:
-        """See data.source.PromptSource."""
+        """Prompt number ``index``: always the same tokens."""
         return Prompt(f"train-{index:08d}", np.ones(PROMPT_TOKENS, np.int64), "", "simulated")
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """There are none."""
+        """Return none: nothing is evaluated."""
         return []
 
 
@@ -125,8 +128,8 @@ class _Moment:
     decoded: int
 
 
-class _Notes:
-    """Observer and Events: counts what the outcome is made of, between the end of two steps."""
+class _Notes(Observer, Events):
+    """Counter of what the result is made of, between the end of two steps."""
 
     def __init__(self, first: int, last: int, engines: ActiveClock) -> None:
         """Counts the steps after ``first`` up to ``last``."""
@@ -136,12 +139,12 @@ class _Notes:
         self.staleness: Counter[int] = Counter()
         self.idle, self.groups, self.restarts = 0.0, 0, 0
 
+    @override
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """See interfaces.Observer."""
         return self._clock.stage(name)
 
+    @override
     def step_done(self, record: StepRecord) -> None:
-        """See interfaces.Observer."""
         lap = self._clock.lap()
         now = _Moment(asyncio.get_running_loop().time(), time.process_time(), self._engines.decoded)
         if record.step == self._first:
@@ -152,28 +155,30 @@ class _Notes:
             self.groups += len(record.targets)
             self.staleness.update(record.step - 1 - target.group.oldest_version for target in record.targets)
 
+    @override
     def lost(self, lost: GroupLost) -> None:
-        """See interfaces.Observer."""
+        pass
 
+    @override
     def score(self, name: str) -> float | None:
-        """See interfaces.Observer."""
         return None
 
+    @override
     def evidence(self) -> str:
-        """See interfaces.Observer."""
         return ""
 
+    @override
     def note(self, text: str) -> None:
-        """See interfaces.Events."""
+        pass
 
+    @override
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
-        """See interfaces.Events."""
         self.restarts = sum(worker.restarts for worker in workers)
 
 
 def simulate(config: Config, engines: int) -> SimulationResult:
     """Run the loop of ``config`` to its last step in virtual time, with ``engines`` engines, and with groups and
-    learner ranks in proportion to those it has for rollout.num_workers. In a folder of its own.
+    learner ranks in proportion to those it has for rollout.num_workers.
     """
     least = 2 * config.pipeline.max_staleness + 2
     if config.run.steps < least:
@@ -210,7 +215,7 @@ def simulate(config: Config, engines: int) -> SimulationResult:
 
 
 def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[SimulationResult]:
-    """``simulate`` for each number of engines, in a process of its own, so that its memory can be told apart."""
+    """Run ``simulate`` for each number of engines, in a process of its own, so that its memory can be told apart."""
     context = multiprocessing.get_context("spawn")
     for number in engines:
         with ProcessPoolExecutor(1, mp_context=context) as process:
@@ -218,7 +223,7 @@ def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[Simulation
 
 
 def render(outcomes: Sequence[SimulationResult]) -> Table:
-    """One row for each number of engines."""
+    """Make a table with a row for each number of engines."""
     table = Table(title="in virtual time, without the steps in which lanes fill up or run empty", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
