@@ -1,4 +1,4 @@
-"""The composition root on Ray: a plan in, the five components out, or a part of them."""
+"""Composition root on Ray: a spec in, the five components out, or a part of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import ray
 import torch
 
 from actors.control.driver import RunDriver
 from actors.learner.group import LearnerGroup
-from actors.publisher import Publisher
+from actors.learner.target_builder import RemoteTargetBuilder
+from actors.publisher import DeliverySettings, Publisher
 from actors.roles import learner_group, remote_target_builder, remote_verifier, requests_of, rollout_pool
 from actors.rollout.node_drain import watch_nodes
 from actors.rollout.remote import RemoteWorker
@@ -23,8 +25,10 @@ from actors.runtime.connection import join
 from actors.runtime.inspection import inspect
 from actors.runtime.placement import check_room, nodes
 from actors.runtime.remote_calls import call
+from actors.runtime.supervised import START_SECONDS
 from actors.transports.table import TRANSPORTS, Transport
-from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
+from actors.verifier.remote import RemoteVerifier
+from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.schema import Config, Inflight
 from lpo_ray.errors import ConfigError
@@ -33,16 +37,18 @@ from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.records import BusyWorker, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
+from lpo_ray.run import settings
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.log import LogLine
 
+T = TypeVar("T")
 AUTO = "auto"
 """transport.kind: by placement"""
 
 
 @dataclass(slots=True)
 class Cluster:
-    """See interfaces.Components."""
+    """The five components of a run as actors."""
 
     rollout: RolloutPool[RemoteWorker]
     verifier: RemoteVerifier
@@ -50,24 +56,24 @@ class Cluster:
     learner: LearnerGroup
     transport: WeightTransport
     background: list[asyncio.Task[None]] = field(default_factory=list)
-    """what looks after the cluster while the run goes on"""
+    """tasks that look after the cluster during the run"""
 
     @property
     def processes(self) -> dict[str, Process]:
-        """Of every actor, by name."""
+        """Process of every actor, by name."""
+        restartable = (self.verifier.service, self.target_builder.builder)
         return {
             **dict(zip(self.learner.names, self.learner.processes, strict=False)),
             **{member.name: member.process for member in self.rollout.up()},
-            self.verifier.service.name: self.verifier.service.process,
-            self.target_builder.builder.name: self.target_builder.builder.process,
+            **{actor.name: actor.process for actor in restartable if actor.process is not None},
         }
 
     def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
-        """See interfaces.Components."""
+        """Lend an engine that keeps its weights for as long; None when there is none to spare."""
         return self.rollout.lend()
 
     def busy(self, stage: str) -> list[BusyWorker]:
-        """See interfaces.Components."""
+        """Name the workers at work on ``stage``, as far as it is known here."""
         if stage in ("sample", "evaluate", "verify"):
             sampling = self.rollout.busy() if stage != "verify" else []
             return sampling + (self.verifier.busy() if stage != "sample" else [])
@@ -75,17 +81,17 @@ class Cluster:
         if stage == "publish":
             return ranks + self.rollout.receivers()
         if stage == "anchor":
-            return ranks or [self.target_builder.holder()]
+            return ranks or self.target_builder.busy()
         if stage == "project":
             return ranks or self.rollout.receivers()  # a new engine is given the weights before they change
         return ranks
 
     async def inspect(self, process: Process) -> str:
-        """See interfaces.Components."""
+        """Describe what ``process`` is doing, wherever it runs."""
         return await inspect(process)
 
     async def scale(self, role: str, count: int) -> str:
-        """See interfaces.Components."""
+        """Have ``count`` workers of ``role`` from now on; returns what happens. Raises ConfigError."""
         least = {"rollout": 0, "verifier": 1}
         if role not in least:
             raise ConfigError(f"{role}={count}; expected rollout=N or verifier=N: other roles have a fixed number")
@@ -94,7 +100,7 @@ class Cluster:
         return self.rollout.scale(count) if role == "rollout" else await self.verifier.scale(count)
 
     async def close(self) -> None:
-        """See interfaces.Components."""
+        """End every actor of the run."""
         for task in self.background:
             task.cancel()
         await asyncio.gather(
@@ -103,13 +109,13 @@ class Cluster:
 
 
 def check(config: Config) -> None:
-    """What only this side knows to be wrong, before anything starts. Raises ConfigError."""
+    """Check what only this side of the Ray border knows, before anything starts. Raises ConfigError."""
     if config.transport.kind != AUTO:
         _transport_named(config.transport.kind)
 
 
 def _transport_named(kind: str) -> Transport:
-    """Row of TRANSPORTS, or what "module:function" returns. Raises ConfigError."""
+    """Find a row of TRANSPORTS, or what "module:function" returns. Raises ConfigError."""
     try:
         found = resolve(kind, TRANSPORTS, "transport.kind")
     except UnknownName as error:
@@ -130,7 +136,7 @@ def connect(config: Config) -> None:
         join(config.cluster.address, "cluster.address")
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see actors.runtime.priority
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15 for all; see actors.runtime.cpu_tuning
     # Ray warns that it turned its token authentication on, which is what a cluster of our own should have.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     wanted = sum(b["CPU"] for request in requests_of(config) for b in request.bundles) + 1
@@ -144,13 +150,13 @@ def connect(config: Config) -> None:
     )
 
 
-def attendant(config: Config, note: Callable[[str], None], log: Callable[[LogLine], None]) -> RunDriver:
-    """For the run of ``config``, on the cluster that this process is connected to."""
-    return RunDriver(config.run.name, note, log)
+def run_driver(run: str, note: Callable[[str], None], log: Callable[[LogLine], None]) -> RunDriver:
+    """Make the driver's side of the control actor of ``run``, on the cluster that this process is connected to."""
+    return RunDriver(run, note, log)
 
 
 def address() -> str:
-    """Of the cluster that this process is connected to."""
+    """Address of the cluster that this process is connected to."""
     return ray.get_runtime_context().gcs_address
 
 
@@ -166,17 +172,18 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
     if not config.cluster.autoscaling:
         check_room(requests)
     transport = _transport_named(transport_kind(config, len(nodes()) + config.cluster.autoscaling))
-    learner = learner_group(spec, model_path, events)
-    rollout = rollout_pool(spec, model_path, transport, events)
-    verifier = remote_verifier(spec, model_path, events)
-    builder = remote_target_builder(spec, events)
+    learner = _learner(spec, model_path, events)
+    rollout = _rollout(spec, model_path, transport, events)
+    verifier = _verifier(spec, model_path, events)
+    builder = remote_target_builder(config, settings.target_rules(spec), settings.restart_rule(spec), events)
     try:
         async with asyncio.TaskGroup() as starting:
-            starting.create_task(learner.start())
+            starting.create_task(_started(events, "learner", learner.start_seconds, learner.start()))
             starting.create_task(rollout.start())
-            starting.create_task(verifier.service.start())
-            starting.create_task(builder.builder.start())
-        publisher = await _publisher(spec, model_path, learner, rollout, transport)
+            for actor in (verifier.service, builder.builder):
+                starting.create_task(_started(events, actor.name, START_SECONDS, actor.start()))
+        prepared = _publisher(spec, model_path, learner, rollout, transport)
+        publisher = await _started(events, "sending of weights", config.learner.deadline_seconds, prepared)
     except BaseException:
         await rollout.close()
         verifier.service.kill()
@@ -187,14 +194,22 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
     return Cluster(rollout, verifier, builder, learner, publisher, [watching])
 
 
+async def _started(events: Events, name: str, seconds: float, start: Awaitable[T]) -> T:
+    """Await ``start``, and show the component as starting meanwhile."""
+    with events.starting(name, seconds):
+        return await start
+
+
 @contextlib.asynccontextmanager
 async def open_learner(spec: RunSpec, model_path: str, events: Events) -> AsyncIterator[LearnerGroup]:
-    """The learner's ranks alone, ended with the context."""
-    learner = learner_group(spec, model_path, events)
+    """Start the learner's ranks alone, ended with the context."""
+    learner = _learner(spec, model_path, events)
     check_room(requests_of(spec.config)[:1])
     try:
         await learner.start()
-        await _open_export(spec, learner, TRANSPORTS["object_store"])  # what is sent has a digest; nobody receives it
+        await _open_export(
+            spec.config, learner, TRANSPORTS["object_store"]
+        )  # what is sent has a digest; nobody receives it
         yield learner
     finally:
         await learner.close()
@@ -204,14 +219,14 @@ async def open_learner(spec: RunSpec, model_path: str, events: Events) -> AsyncI
 async def open_engines(
     spec: RunSpec, model_path: str, events: Events
 ) -> AsyncIterator[tuple[RolloutPool[RemoteWorker], RemoteVerifier]]:
-    """The rollout workers and the verifier alone, ended with the context. Without a learner nothing is published: each
+    """Start the rollout workers and the verifier alone, ended with the context. Nothing is published: each
     engine serves what it has loaded from ``model_path``, wherever it runs.
     """
     config = spec.config
     if not config.cluster.autoscaling:
         check_room(requests_of(config)[1:])
-    rollout = rollout_pool(spec, model_path, TRANSPORTS["object_store"], events)  # never used, and binds to no node
-    verifier = remote_verifier(spec, model_path, events)
+    rollout = _rollout(spec, model_path, TRANSPORTS["object_store"], events)  # never used, and binds to no node
+    verifier = _verifier(spec, model_path, events)
     version = WeightsVersion(0, "as loaded")
 
     async def admit(member: Member[RemoteWorker]) -> None:
@@ -237,8 +252,8 @@ async def open_engines(
 
 
 def transport_kind(config: Config, num_nodes: int) -> str:
-    """transport.kind, or for auto the fastest that works on all ``num_nodes`` of the cluster, since engines may join
-    anywhere. Raises ConfigError when the one that was named cannot work there.
+    """Choose transport.kind, or for auto the fastest that works on all ``num_nodes`` of the cluster, since engines may
+    join anywhere. Raises ConfigError when the one that was named cannot work there.
     """
     kind, gpus = config.transport.kind, (config.learner.gpus_per_rank, config.rollout.gpus_per_worker)
     if kind == "shared_memory" and num_nodes > 1:
@@ -260,25 +275,38 @@ def transport_kind(config: Config, num_nodes: int) -> str:
     return "object_store" if any(gpus) else "gloo"
 
 
-async def _open_export(spec: RunSpec, learner: LearnerGroup, transport: Transport) -> None:
-    config = spec.config
+def _learner(spec: RunSpec, model_path: str, events: Events) -> LearnerGroup:
+    return learner_group(spec.config, settings.learner_settings(spec, model_path), settings.restart_rule(spec), events)
+
+
+def _rollout(spec: RunSpec, model_path: str, transport: Transport, events: Events) -> RolloutPool[RemoteWorker]:
+    return rollout_pool(spec.config, settings.pool_settings(spec), model_path, spec.context, transport, events)
+
+
+def _verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
+    service = verifier_settings(spec.config.verifier, settings.overlong(spec), settings.sandbox(spec))
+    return remote_verifier(spec.config, service, model_path, settings.restart_rule(spec), events)
+
+
+async def _open_export(config: Config, learner: LearnerGroup, transport: Transport) -> None:
     await learner.open_export(transport, config.rollout.dtype, config.transport.bucket_mib * 2**20)
 
 
 async def _publisher(
     spec: RunSpec, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
 ) -> Publisher:
-    await _open_export(spec, learner, transport)
-    return Publisher(
-        learner,
-        rollout,
+    await _open_export(spec.config, learner, transport)
+    delivery = DeliverySettings(
         transport,
+        processes_per_engine=spec.config.rollout.tensor_parallel_size,
         probe=probe_sequences(len(spec.tokenizer(model_path)), spec.context),
         tolerance=spec.tolerance,
-        processes_per_engine=spec.config.rollout.tensor_parallel_size,
         prepare_seconds=_prepare_seconds(spec.config),
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
+    publisher = Publisher(learner, rollout, delivery)
+    rollout.admit = publisher.admit
+    return publisher
 
 
 def _prepare_seconds(config: Config) -> float:

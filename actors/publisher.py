@@ -1,15 +1,16 @@
-"""Publishing weights: the same two phases for every transport, each with a deadline, and a proof at the end.
+"""Weights published to every engine: two phases that are the same for every transport, then a proof.
 
 ```
- prepare   engines stop decoding; who is new, or all after a failure, joins the senders
+ prepare   engines stop decoding; new ones, or all after a failure, join the senders
  transfer  ranks stage bucket 0
            for each bucket:  engines receive and load it  |  ranks send it, and stage the next one
-           engines drop their caches and finish
+           engines drop their KV cache and finish
  prove     engines: digest of every tensor that arrived, log-probs of the probe  |  learner: log-probs of the probe
            equal -> the version is released: the engine gives out groups again
 ```
-An engine that fails is left out and replaced by the pool; the others get the version. Where engines and ranks meet in a
-collective, one that fails breaks it for all: the group is formed anew without it and the buckets are sent again.
+Each phase has a deadline. An engine that fails is left out and replaced by the pool; the others get the version. Where
+engines and ranks meet in a collective, one that fails breaks it for all: the group is formed again without it, and the
+buckets are sent again.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import ray
+from typing_extensions import override
 
 from actors.learner.group import LearnerGroup
 from actors.rollout.remote import RemoteWorker
@@ -27,6 +30,7 @@ from actors.rollout.worker import Delivery
 from actors.runtime.remote_calls import INNER, call_each
 from actors.transports.table import Transport
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
+from lpo_ray.interfaces import WeightTransport
 from lpo_ray.policy.weights_proof import as_bundles, check_delivery
 from lpo_ray.records import FloatArray, IntArray, Publication, WeightsVersion
 from lpo_ray.rollout.member import Member as PoolMember
@@ -37,41 +41,40 @@ R = TypeVar("R")
 Member = PoolMember[RemoteWorker]
 
 
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """Settings by which weights are delivered and proved: the same for every publish."""
+
+    transport: Transport
+    processes_per_engine: int
+    probe: Sequence[IntArray]
+    """sequences whose log-probs engines and learner compare"""
+    tolerance: float
+    """largest difference of a log-prob that is still rounding"""
+    prepare_seconds: float
+    transfer_seconds: float
+
+
 class _Broken(Exception):
-    """A collective failed, or no engine is left; this attempt is over."""
+    """The end of an attempt: a collective failed, or no engine is left."""
 
     def __init__(self, cause: LpoRayError | None = None) -> None:
         super().__init__(cause)
         self.cause = cause
 
 
-class Publisher:
-    """WeightTransport over Ray, for every kind of transport. Make it after ``LearnerGroup.open_export``."""
+class Publisher(WeightTransport):
+    """WeightTransport over Ray, for every kind of transport. The pool that it publishes to takes ``admit`` from it."""
 
-    def __init__(
-        self,
-        learner: LearnerGroup,
-        pool: RolloutPool[RemoteWorker],
-        transport: Transport,
-        *,
-        probe: Sequence[IntArray],
-        tolerance: float,
-        processes_per_engine: int,
-        prepare_seconds: float,
-        transfer_seconds: float,
-    ) -> None:
-        """``tolerance``: largest log-prob difference on ``probe`` that is still rounding."""
-        self._learner, self._pool, self._transport = learner, pool, transport
-        self._probe, self._tolerance = list(probe), tolerance
-        self._per_engine = processes_per_engine
-        self._prepare_seconds, self._transfer_seconds = prepare_seconds, transfer_seconds
+    def __init__(self, learner: LearnerGroup, pool: RolloutPool[RemoteWorker], settings: DeliverySettings) -> None:
+        self._learner, self._pool, self._settings = learner, pool, settings
         self._joined: set[Member] = set()
+        """members that have joined the senders, and can be sent to"""
         self._current: WeightsVersion | None = None
         self._generation = learner.generation
-        pool.admit = self.admit
 
+    @override
     async def publish(self, step: int) -> Publication:
-        """See interfaces.WeightTransport."""
         started = time.monotonic()
         async with self._learner.weights_lock:
             self._current, attempt = await self._until_served(step)
@@ -81,37 +84,45 @@ class Publisher:
         return Publication(self._current, num_bytes, seconds, workers, attempt.difference, attempt.phases)
 
     async def admit(self, member: Member) -> None:
-        """Bring a new engine to the current version. Returns without it when the weights have changed since, or the
-        learner is lost meanwhile: then weights are about to be published, to this engine too.
+        """Bring a new engine to the current version. Does nothing when the weights have changed since, or the learner
+        is lost meanwhile: then weights are about to be published, to this engine too.
         """
         async with self._learner.weights_lock:
             if self._current is None or not self._learner.published or member.version == self._current:
                 return
-            delivery = _Attempt(self, [member], self._transfer_seconds)
+            attempt = self._attempt([member], self._settings.transfer_seconds)
             try:
-                await delivery.run(self._current.step)
-            except (LearnerLost, DeadlineExceeded):  # of an engine they are in delivery.lost
+                await self._served(attempt, self._current.step)
+            except (LearnerLost, DeadlineExceeded):  # of an engine they are in attempt.lost
                 self._joined.discard(member)
                 return
             except _Broken as broken:
-                delivery.lost.setdefault(member, broken.cause or ComponentDied(member.name, "it did not join"))
-            self._take_out(delivery.lost)
+                attempt.lost.setdefault(member, broken.cause or ComponentDied(member.name, "it did not join"))
+            self._take_out(attempt.lost)
+
+    def _attempt(self, members: Sequence[Member], seconds: float) -> _Attempt:
+        return _Attempt(self._learner, self._settings, members, self._joined, seconds)
+
+    async def _served(self, attempt: _Attempt, step: int) -> WeightsVersion:
+        version = await attempt.run(step)
+        self._pool.serve(attempt.members, version)
+        return version
 
     async def _until_served(self, step: int) -> tuple[WeightsVersion, _Attempt]:
-        """Deliver until every engine that is up has the version, leaving out those that fail. LearnerLost when the
-        learner's side fails again with all engines joined anew.
+        """Deliver until every engine that is up has the version, leaving out those that fail. Raises LearnerLost when
+        the learner's side fails again after all engines have joined again.
         """
-        left, unexplained = self._transfer_seconds, 0
-        if self._generation != self._learner.generation:  # these ranks have met nobody yet
+        left, unexplained = self._settings.transfer_seconds, 0
+        if self._generation != self._learner.generation:  # no engine has joined these ranks yet
             self._generation = self._learner.generation
             self._joined.clear()
         while True:
             members = await self._pool.started()
             if not members:
-                return WeightsVersion(step, await self._learner.digest()), _Attempt(self, [], left)
-            attempt = _Attempt(self, members, left)
+                return WeightsVersion(step, await self._learner.digest()), self._attempt([], left)
+            attempt = self._attempt(members, left)
             try:
-                version = await attempt.run(step)
+                version = await self._served(attempt, step)
             except DeadlineExceeded as late:  # of an engine it is in attempt.lost
                 raise LearnerLost(late.who, str(late)) from late
             except _Broken as broken:
@@ -121,13 +132,13 @@ class Publisher:
                 if broken.cause is not None and unexplained > 1:
                     raise LearnerLost("the learner", str(broken.cause)) from None
                 self._take_out(culprits if unexplained < 2 else attempt.lost)
-                left = attempt.left if self._pool.members else self._transfer_seconds
+                left = attempt.left if self._pool.members else self._settings.transfer_seconds
                 continue
             self._take_out(attempt.lost)
             return version, attempt
 
     def _take_out(self, lost: Mapping[Member, LpoRayError]) -> None:
-        if lost and self._transport.rendezvous:
+        if lost and self._settings.transport.rendezvous:
             self._joined.clear()  # a group with a member that is gone is of no use
         for member, error in lost.items():
             self._joined.discard(member)
@@ -135,27 +146,39 @@ class Publisher:
 
 
 class _Attempt:
-    """One delivery to some members. ``lost``: those that failed on the way, and with what."""
+    """One delivery to some members."""
 
-    def __init__(self, publisher: Publisher, members: Sequence[Member], seconds: float) -> None:
-        self._publisher, self._members = publisher, list(members)
-        self._learner = publisher._learner
-        self._rendezvous = publisher._transport.rendezvous
+    def __init__(
+        self,
+        learner: LearnerGroup,
+        settings: DeliverySettings,
+        members: Sequence[Member],
+        joined: set[Member],
+        seconds: float,
+    ) -> None:
+        """``joined``: those that have joined the senders, kept up to date here. ``seconds``: for the transfer."""
+        self._learner, self._settings, self._joined = learner, settings, joined
+        self._rendezvous = settings.transport.rendezvous
+        self.members = list(members)
+        """those that have not failed"""
+        self.lost: dict[Member, LpoRayError] = {}
+        """those that have, and with what"""
         self.left = seconds
-        """of the transfer, in seconds"""
+        """seconds of the transfer that are left"""
         self._deadline = 0.0
         self.difference = 0.0
+        """largest difference of a log-prob between a member and the learner"""
         self.phases: dict[str, float] = {}
-        self.lost: dict[Member, LpoRayError] = {}
+        """phase -> seconds that it took"""
 
     async def run(self, step: int) -> WeightsVersion:
-        """Raises _Broken when nothing was delivered, or what the learner raises when one of its ranks is gone."""
+        """Deliver and prove. Raises _Broken when nothing was delivered, or what the learner raises when it is lost."""
         started = time.monotonic()
-        self._deadline = started + self._publisher._prepare_seconds
+        self._deadline = started + self._settings.prepare_seconds
         await self._prepare()
         prepared = time.monotonic()
         self._deadline = prepared + self.left
-        probe = self._publisher._probe
+        probe = list(self._settings.probe)
         try:
             digests = await self._transfer()
         finally:
@@ -168,45 +191,43 @@ class _Attempt:
         delivered, expected = await self._both(finishing, self._learner.probe(as_bundles(probe)))
         self._prove(version, digests, delivered, expected)
         await self._each("release", lambda m: m.worker.handle.release.remote())
-        self._publisher._pool.serve(self._members, version)
         now = time.monotonic()
         self.phases = {"prepare": prepared - started, "transfer": transferred - prepared, "prove": now - transferred}
         return version
 
     async def _prepare(self) -> None:
-        publisher = self._publisher
-        # Who is stopped or dead shows here, before anybody waits for it in a collective.
+        # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
         await self._each("stop decoding", lambda m: m.worker.handle.begin_update.remote())
-        everyone_anew = self._rendezvous and publisher._joined != set(self._members)
-        fresh = [m for m in self._members if everyone_anew or m not in publisher._joined]
+        if self._rendezvous and self._joined != set(self.members):
+            self._joined.clear()  # the group takes no new members: it is formed again
+        fresh = [member for member in self.members if member not in self._joined]
         if not fresh:
             return
-        publisher._joined -= set(fresh)
-        seconds = self._patience(fresh)
-        offers = await self._learner.offer(len(fresh) * publisher._per_engine, seconds)
+        seconds, per_engine = self._patience(fresh), self._settings.processes_per_engine
+        offers = await self._learner.offer(len(fresh) * per_engine, seconds)
         plain = {
             "manifest": self._learner.manifest.to_plain(),
-            "receiver": publisher._transport.receiver,
+            "receiver": self._settings.transport.receiver,
             "offers": offers[: self._learner.manifest.num_senders],
-            "group_size": 1 + len(fresh) * publisher._per_engine,
+            "group_size": 1 + len(fresh) * per_engine,
             "seconds": INNER * seconds,
         }
 
         def join(member: Member) -> ray.ObjectRef[None]:
-            rank = 1 + fresh.index(member) * publisher._per_engine
+            rank = 1 + fresh.index(member) * per_engine
             return member.worker.handle.join_senders.remote({**plain, "host": member.process.host, "rank_offset": rank})
 
         await self._both(self._each("join the learner", join, of=fresh), self._learner.accept(seconds))
-        publisher._joined = set(self._members) if self._rendezvous else publisher._joined | set(fresh)
+        self._joined |= set(fresh)
 
     async def _transfer(self) -> dict[str, str]:
-        """All buckets; returns the digests of what the ranks sent."""
+        """Send all buckets; returns the digests of what the ranks sent."""
         staged = await self._learner.advance(None, self._remaining())
         digests: dict[str, str] = {}
         for bucket in range(len(self._learner.manifest.buckets)):
             tickets = [part.ticket for part in staged]
             digests |= {name: digest for part in staged for name, digest in part.digests.items()}
-            seconds = self._patience(self._members)
+            seconds = self._patience(self.members)
 
             def receive(
                 member: Member, bucket: int = bucket, tickets: list[object] = tickets, seconds: float = seconds
@@ -224,15 +245,15 @@ class _Attempt:
         delivered: dict[Member, Delivery],
         expected: list[FloatArray],
     ) -> None:
+        tolerance = self._settings.tolerance
         for member, delivery in delivered.items():
             found = check_delivery(digests, delivery.digests, expected, delivery.logprobs, delivery.cached_tokens)
-            if found.why or found.difference > self._publisher._tolerance:
+            if found.why or found.difference > tolerance:
                 why = found.why or "its log-probs of the probe are not the learner's"
-                tolerance = self._publisher._tolerance
                 self._drop(member, WeightsNotProved(member.name, str(version), found.difference, tolerance, why))
             else:
                 self.difference = max(self.difference, found.difference)
-        if not self._members:
+        if not self.members:
             raise next(iter(self.lost.values()))
 
     async def _each(
@@ -241,8 +262,8 @@ class _Attempt:
         remote: Callable[[Member], ray.ObjectRef[T]],
         of: Sequence[Member] | None = None,
     ) -> dict[Member, T]:
-        """Call all members (or ``of``); those that fail are lost."""
-        asked = list(self._members if of is None else of)
+        """Call all members (or ``of``), and drop those that fail."""
+        asked = list(self.members if of is None else of)
         names = [member.name for member in asked]
         results = await call_each([remote(m) for m in asked], who=names, what=what, seconds=self._patience(asked))
         answers: dict[Member, T] = {}
@@ -251,12 +272,12 @@ class _Attempt:
                 self._drop(member, result)
             else:
                 answers[member] = result
-        if not self._members:
+        if not self.members:
             raise _Broken
         return answers
 
     async def _both(self, engines: Awaitable[dict[Member, T]], learner: Awaitable[R]) -> tuple[dict[Member, T], R]:
-        """Both sides at once, to the end of both: which one failed first says little about who is at fault."""
+        """Wait for both sides, to the end of both: which one failed first says little about which is at fault."""
         lost = len(self.lost)
         answers, result = await asyncio.gather(engines, learner, return_exceptions=True)
         if isinstance(result, ComponentDied) or (isinstance(result, LpoRayError) and not self._rendezvous):
@@ -271,12 +292,12 @@ class _Attempt:
 
     def _drop(self, member: Member, error: LpoRayError) -> None:
         self.lost[member] = error
-        self._members.remove(member)
+        self.members.remove(member)
 
     def _remaining(self) -> float:
-        """Seconds of the phase that are left."""
+        """Seconds that are left of the phase."""
         return max(self._deadline - time.monotonic(), 0.1)
 
     def _patience(self, asked: Sequence[Member]) -> float:
-        """How long to wait for several: half of what is left, so that one that hangs leaves time for the others."""
+        """Seconds to wait: for several half of what is left, so that one that hangs leaves time for the others."""
         return self._remaining() / 2 if len(asked) > 1 else self._remaining()

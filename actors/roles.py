@@ -1,4 +1,4 @@
-"""Each role's actors, from the plan: where they run, in what environment, how often they are started again.
+"""Each role's actors: where they run, in what environment, how often they are restarted.
 
 Actor classes are plain classes; ``ray.remote`` is applied here.
 """
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.control.log_shipping import in_run
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
-from actors.learner.target_builder import TargetBuilder
+from actors.learner.target_builder import RemoteTargetBuilder, TargetBuilder
 from actors.learner.worker import LearnerWorker
 from actors.rollout.remote import RemoteWorker
 from actors.rollout.worker import EngineSettings, RolloutWorker, engine_environment
@@ -24,13 +24,15 @@ from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from actors.runtime.placement import Request, bundle, check_room, nodes, reserve
 from actors.runtime.supervised import RestartableActor
 from actors.transports.table import TRANSPORTS, Transport
-from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
-from actors.verifier.service import VerifierService
-from actors.verifier.settings import verifier_settings
+from actors.verifier.remote import RemoteVerifier
+from actors.verifier.service import ServiceSettings, VerifierService
+from lpo_ray.common.restart_budget import RestartRule
+from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.schema import Config, EngineKind
 from lpo_ray.interfaces import Events
-from lpo_ray.rollout.pool import RolloutPool
-from lpo_ray.run.spec import RunSpec
+from lpo_ray.learner.targets import TargetRule
+from lpo_ray.learner.updates import LearnerSettings
+from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
 SERVICE_SECONDS = 120.0
 """that the verifier service has beside the deadlines of its responses"""
@@ -39,7 +41,7 @@ NODE_SHARE = 0.001
 
 
 def requests_of(config: Config) -> list[Request]:
-    """Room for the learner, the engines and the verifier, in this order. The target builder needs none of its own."""
+    """Request room for the learner, the engines and the verifier, in this order; the target builder needs none."""
     learner, rollout = config.learner, config.rollout
     return [
         _learner_request(config, learner.world_size),
@@ -64,26 +66,26 @@ def _environment(config: Config, extra: dict[str, str]) -> dict[str, str]:
 
 
 def _offline(model_path: str) -> dict[str, str]:
-    """A local folder needs no hub, and must not wait for one."""
+    """Environment of a process whose model is a local folder: it needs no hub, and must not wait for one."""
     return {"HF_HUB_OFFLINE": "1"} if Path(model_path).exists() else {}
 
 
-def learner_group(spec: RunSpec, model_path: str, events: Events) -> LearnerGroup:
-    """All ranks, in one placement group; not started."""
-    config, learner = spec.config, spec.config.learner
+def learner_group(config: Config, settings: LearnerSettings, restarts: RestartRule, events: Events) -> LearnerGroup:
+    """Make the learner of all ranks, in one placement group; not started."""
+    learner = config.learner
     offload = learner.zero.get("offload_param", {})
     rules = LearnerRules(
         learner.world_size,
         learner.world_size if learner.min_world_size is None else learner.min_world_size,
-        spec.packing(),
+        settings.packing,
         learner.deadline_seconds,
-        spec.restart_rule(),
+        restarts,
         shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
     )
-    environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(model_path)}
+    environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(settings.model_path)}
     if not learner.gpus_per_rank:
         environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
-    settings, actor = spec.learner_settings(model_path), ray.remote(LearnerWorker)
+    actor = ray.remote(LearnerWorker)
 
     async def form(world_size: int) -> Formation:
         request = _learner_request(config, world_size)
@@ -104,9 +106,11 @@ def learner_group(spec: RunSpec, model_path: str, events: Events) -> LearnerGrou
     return LearnerGroup(form, rules, events)
 
 
-def remote_verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
-    """The verifier service with its pool of processes; not started."""
-    config, verifier = spec.config, spec.config.verifier
+def remote_verifier(
+    config: Config, settings: ServiceSettings, model_path: str, restarts: RestartRule, events: Events
+) -> RemoteVerifier:
+    """Make the verifier service with its pool of processes; not started."""
+    verifier = config.verifier
     actor = ray.remote(VerifierService).options(
         num_cpus=1,
         max_concurrency=10_000,
@@ -115,49 +119,55 @@ def remote_verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVer
     )
 
     def make(num_processes: int) -> ActorProxy[VerifierService]:
-        settings = verifier_settings(spec, num_processes)
-        return actor.remote(model_path, settings, trust_remote_code=config.model.trust_remote_code)
+        pool = dataclasses.replace(settings.pool, num_processes=num_processes)
+        resized = dataclasses.replace(settings, pool=pool)
+        return actor.remote(model_path, resized, trust_remote_code=config.model.trust_remote_code)
 
     def deadline_of(num_processes: int) -> float:
         waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // num_processes)
         return SERVICE_SECONDS + verifier.deadline_seconds * (1 + verifier.max_retries) * waves
 
-    return RemoteVerifier(make, verifier.num_processes, deadline_of, spec.restart_rule(), events)
+    return RemoteVerifier(make, verifier.num_processes, deadline_of, restarts, events)
 
 
-def remote_target_builder(spec: RunSpec, events: Events) -> RemoteTargetBuilder:
-    """The target builder; not started."""
-    environment = _environment(spec.config, {"OMP_NUM_THREADS": "1"})
+def remote_target_builder(
+    config: Config, rules: StepSchedule[TargetRule], restarts: RestartRule, events: Events
+) -> RemoteTargetBuilder:
+    """Make the target builder; not started."""
+    environment = _environment(config, {"OMP_NUM_THREADS": "1"})
     actor = ray.remote(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
-    rule = spec.target_rule()
     return RemoteTargetBuilder(
         RestartableActor(
             "target builder",
-            lambda: actor.remote(rule),
+            lambda: actor.remote(rules),
             lambda builder: builder.start.remote(),
-            spec.restart_rule(),
+            restarts,
             events,
         )
     )
 
 
-def rollout_pool(spec: RunSpec, model_path: str, transport: Transport, events: Events) -> RolloutPool[RemoteWorker]:
-    """The rollout workers that the plan begins with; not started. Inside a running event loop."""
-    spawn = rollout_spawner(spec, model_path, transport, events)
-    return RolloutPool(spawn, spec.config.rollout.num_workers, settings=spec.pool_settings(), events=events)
+def rollout_pool(
+    config: Config, settings: PoolSettings, model_path: str, context: int, transport: Transport, events: Events
+) -> RolloutPool[RemoteWorker]:
+    """Make the pool of the rollout workers that a run begins with; not started. Call it inside a running event loop."""
+    spawn = rollout_spawner(config, model_path, context, transport, events)
+    return RolloutPool(spawn, config.rollout.num_workers, settings=settings, events=events)
 
 
 def rollout_spawner(
-    spec: RunSpec, model_path: str, transport: Transport, events: Events
+    config: Config, model_path: str, context: int, transport: Transport, events: Events
 ) -> Callable[[int, str], RemoteWorker]:
-    """Makes a rollout worker, by number and name. Each has a placement group of its own, so that it can come and go."""
-    rollout = spec.config.rollout
+    """Return what makes a rollout worker, by number and name, for a model of ``context`` positions. Each worker has a
+    placement group of its own, so that it can come and go.
+    """
+    rollout = config.rollout
     on_gpu = rollout.gpus_per_worker > 0
     asynchronous = rollout.engine is EngineKind.asynchronous or (rollout.engine is EngineKind.auto and on_gpu)
     settings = EngineSettings(
         model_path=model_path,
         dtype=rollout.dtype,
-        max_model_len=spec.context,
+        max_model_len=context,
         max_num_seqs=rollout.max_num_seqs,
         tensor_parallel_size=rollout.tensor_parallel_size,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
@@ -166,12 +176,12 @@ def rollout_spawner(
         on_cpu=not on_gpu,
         kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
         receiver=transport.receiver,
-        inflight=spec.config.pipeline.inflight,
-        trust_remote_code=spec.config.model.trust_remote_code,
+        inflight=config.pipeline.inflight,
+        trust_remote_code=config.model.trust_remote_code,
     )
     environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
     actor = ray.remote(RolloutWorker)
-    request = requests_of(spec.config)[1]
+    request = requests_of(config)[1]
     place = dict(request.bundles[0])
     if transport is TRANSPORTS["shared_memory"]:
         place[f"node:{nodes()[0].name}"] = NODE_SHARE  # the learner's: the cluster has one, but more may join
@@ -184,12 +194,12 @@ def rollout_spawner(
                 num_gpus=rollout.gpus_per_worker,
                 max_concurrency=100_000,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-                runtime_env={"env_vars": _environment(spec.config, environment)},
+                runtime_env={"env_vars": _environment(config, environment)},
             ).remote(name, settings)
 
         def note(text: str) -> None:
             events.note(f"{name}: {text}")
 
-        return RemoteWorker(name, request, make, note, spec.config.cluster.placement_seconds)
+        return RemoteWorker(name, request, make, note, config.cluster.placement_seconds)
 
     return spawn

@@ -1,26 +1,48 @@
 """Create .venv with the pinned stack. Run by the system's Python, standard library only; ``make`` calls it first.
 
 ``--accelerator cpu`` (default) installs requirements-cpu.lock exactly and never downloads a CUDA package;
-``--accelerator cuda`` installs the [cuda] extra. A stamp in .venv makes the second call return at once, and makes a
-set-up that was cut short start over.
+``--accelerator cuda`` installs the [cuda] extra. uv installs, in a third of pip's time; where it is neither on PATH nor
+to be had as a package, or fails, pip does. A stamp in .venv makes the second call return at once, and makes a set-up
+that was cut short start over.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+PYTHON = VENV / "bin/python"
 STAMP = VENV / ".lpo-ray-stamp"
 LOCK = ROOT / "requirements-cpu.lock"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+UV = "uv==0.13.8"
+# What pip is told, and the variables in which uv takes the same. Several values: a space between them, or for
+# find-links a comma.
+SETTINGS = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "no-index": "UV_OFFLINE",
+    "find-links": "UV_FIND_LINKS",
+    "constraint": "UV_CONSTRAINT",
+    "trusted-host": "UV_INSECURE_HOST",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "cert": "SSL_CERT_FILE",
+    "client-cert": "SSL_CLIENT_CERT",
+    "proxy": "ALL_PROXY",
+}
 SUPPORTED = ((3, 11), (3, 12))
 PROBE = """
 import importlib.metadata as m, torch
@@ -45,10 +67,14 @@ def check_python(version: tuple[int, int]) -> None:
 
 
 def usable() -> bool:
-    """Whether .venv is of this Python and has pip; one that was cut short or made by another Python is not."""
+    """Whether .venv was finished, and by this Python. Of one cut short, uv and pip would keep a half-copied package."""
     code = f"import pip, sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
-    python = VENV / "bin/python"
-    return python.exists() and subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+    return STAMP.exists() and subprocess.run([PYTHON, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def empty() -> None:
+    """Make .venv anew, with nothing but pip in it."""
+    venv.create(VENV, with_pip=True, clear=VENV.exists())
 
 
 def fingerprint(accelerator: str) -> str:
@@ -67,56 +93,111 @@ def locked() -> tuple[str, list[str], str]:
     return torch, [line for line in lines if line not in (torch, deepspeed)], deepspeed
 
 
-def pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
-    """Run the environment's pip quietly. Raises SetupError with pip's own last words."""
-    command = [str(VENV / "bin/python"), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar=off"]
-    finished = subprocess.run(
-        [*command, "--quiet", *arguments],
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if finished.returncode:
-        said = [
-            line for line in finished.stdout.splitlines() if line.strip() and "is ignored: it is neither" not in line
-        ]
-        raise SetupError(
-            "pip failed:\n  " + "\n  ".join(said[-8:]) + "\nCheck the network, the package index and free disk space "
-            "(4 GB), then run the same command again"
-        )
+class Installer(NamedTuple):
+    """``uv pip install`` or ``pip install``: what set-up asks of them is spelled the same way."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+
+    def __call__(self, *arguments: str) -> None:
+        """Install quietly. Raises SetupError with the tool's own last words."""
+        try:
+            finished = subprocess.run(
+                [*self.command, *arguments], env=self.environment, capture_output=True, text=True, check=False
+            )
+        except OSError as error:
+            raise SetupError(f"{self.name} does not start: {error}") from error
+        if finished.returncode:
+            lines = (finished.stdout + finished.stderr).splitlines()
+            said = [line for line in lines if line.strip() and "is ignored: it is neither" not in line]
+            raise SetupError(f"{self.name} failed:\n  " + "\n  ".join(said[-8:]))
 
 
-def install_cpu() -> None:
+def pip() -> Installer:
+    """The environment's own pip. No operator of DeepSpeed is compiled: none is needed."""
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar=off", "--quiet"]
+    return Installer("pip", command, {**os.environ, "DS_BUILD_OPS": "0"})
+
+
+def uv(folder: str) -> Installer:
+    """Take uv from PATH, else the package, put into a folder."""
+    found = shutil.which("uv")
+    if not found:
+        pip()("--no-deps", "--target", folder, UV)
+        found = f"{folder}/bin/uv"
+    # --project: [tool.uv] of pyproject.toml is for `uv sync`. --index-strategy: pip's.
+    command = [found, "pip", "install", "--quiet", f"--python={PYTHON}", "--project=/"]
+    command.append("--index-strategy=unsafe-best-match")
+    return Installer("uv", command, {**settings_of_pip(), **pip().environment})
+
+
+def settings_of_pip() -> dict[str, str]:
+    """What pip is told here about indexes, certificates and proxies, under the names that uv reads."""
+    listed = subprocess.run([PYTHON, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
+    settings = {}
+    for section in ("global.", "install.", ":env:."):  # the later one counts
+        for line in listed.splitlines():
+            name, _, value = line.partition("=")
+            if name.startswith(section) and name[len(section) :] in SETTINGS:
+                variable = SETTINGS[name[len(section) :]]
+                settings[variable] = ("," if variable == "UV_FIND_LINKS" else " ").join(ast.literal_eval(value).split())
+    return {variable: value for variable, value in settings.items() if value}
+
+
+def install_cpu(install: Installer) -> None:
     """The lock, in three steps. --no-deps throughout: the lock is complete, see its header."""
     torch, rest, deepspeed = locked()
     wanted = VENV / "requirements.txt"
     wanted.write_text("\n".join(rest) + "\n")
-    say("torch (CPU build)")
+    say(f"torch (CPU build), by {install.name}")
     try:
-        pip("--no-deps", torch)
+        install("--no-deps", torch)
     except SetupError:
         # "+cpu" wheels are not on the ordinary index; this machine's own pip settings offered none either.
-        pip("--no-deps", torch, "--extra-index-url", PYTORCH_CPU_INDEX)
+        install("--no-deps", torch, "--extra-index-url", PYTORCH_CPU_INDEX)
     say(f"{len(rest)} pinned packages")
-    pip("--no-deps", "-r", str(wanted))
+    install("--no-deps", "-r", str(wanted))
     say("deepspeed")
-    # Its set-up imports torch, so it is built in this environment; no operator is compiled, none is needed.
-    pip("--no-deps", "--no-build-isolation", deepspeed, environment={"DS_BUILD_OPS": "0"})
-    pip("--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    # Its set-up imports torch, so it is built in this environment.
+    install("--no-deps", "--no-build-isolation", deepspeed, "-e", str(ROOT))
+
+
+def install_cuda(install: Installer) -> None:
+    """The [cuda] extra, resolved anew: which CUDA packages fit is the machine's matter."""
+    say(f"vllm and torch with CUDA, by {install.name}")
+    install("vllm==0.32.0", "setuptools<81", "wheel", "ninja")
+    install("--no-build-isolation", locked()[2])
+    install("-e", f"{ROOT}[cuda,dev]")
+
+
+def fill(accelerator: str) -> None:
+    """Install by uv, else by pip into an environment made anew."""
+    stages = install_cpu if accelerator == "cpu" else install_cuda
+    try:
+        with tempfile.TemporaryDirectory(dir=VENV) as folder:
+            stages(uv(folder))
+        return
+    except SetupError as error:
+        say(f"pip takes over: {' '.join(str(error).split())[:300]}")
+    empty()
+    try:
+        stages(pip())
+    except SetupError as error:
+        raise SetupError(
+            f"{error}\nCheck the network, the package index and free disk space (4 GB, 8 where uv's cache is on "
+            "another disk), then run the same command again"
+        ) from error
+
+
+def check_imports() -> None:
+    """The installed stack imports, and nothing of CUDA is beside it."""
     say("checking imports")
-    probe = subprocess.run([VENV / "bin/python", "-c", PROBE], capture_output=True, text=True, check=False)
+    # uv compiles nothing: this leaves the bytecode of what every start imports, a tenth of all that is there.
+    writing = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    probe = subprocess.run([PYTHON, "-c", PROBE], env=writing, capture_output=True, text=True, check=False)
     if probe.returncode:
         raise SetupError(f"the installed stack does not import:\n{probe.stderr[-2000:]}")
-
-
-def install_cuda() -> None:
-    """The [cuda] extra, resolved by pip: which CUDA packages fit is the machine's matter."""
-    say("vllm and torch with CUDA")
-    pip("vllm==0.32.0", "setuptools<81", "wheel", "ninja")
-    pip("--no-build-isolation", locked()[2], environment={"DS_BUILD_OPS": "0"})
-    pip("-e", f"{ROOT}[cuda,dev]")
 
 
 def say(what: str) -> None:
@@ -138,10 +219,13 @@ def main() -> None:
         if STAMP.exists() and STAMP.read_text() == wanted:
             return
         say(f"making {VENV.name} with Python {sys.version.split()[0]}")
+        reused = usable()
         STAMP.unlink(missing_ok=True)
-        if not usable():
-            venv.create(VENV, with_pip=True, clear=VENV.exists())
-        (install_cpu if accelerator == "cpu" else install_cuda)()
+        if not reused:
+            empty()
+        fill(accelerator)
+        if accelerator == "cpu":
+            check_imports()
         partial = STAMP.with_suffix(".partial")
         partial.write_text(wanted)
         partial.rename(STAMP)

@@ -103,6 +103,22 @@ class WeightTransport(Protocol):
         ...
 
 
+class PromptSource(Protocol):
+    """Training prompts by number, and held-out prompts.
+
+    The position in the data is that number and nothing else: a source has no cursor, so what a resumed run needs is
+    the first number that was never issued, which its ledger has.
+    """
+
+    def train(self, index: int) -> Prompt:
+        """Training prompt number ``index`` of the run (0, 1, ...), without end. Its id sorts in this order."""
+        ...
+
+    def heldout(self, count: int) -> Sequence[Prompt]:
+        """The first ``count`` held-out prompts; none of them is ever a training prompt."""
+        ...
+
+
 class Events(Protocol):
     """Where components report what a user should see, at any time."""
 
@@ -112,6 +128,10 @@ class Events(Protocol):
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """The rollout workers, whenever one changes."""
+        ...
+
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Enter while the component ``name`` starts with the run, for which it has ``seconds``."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The driver's side of the control actor: says where the run is, carries out orders, and answers them."""
+"""The driver's side of the control actor: it reports the run's status, carries out orders and answers them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Scale = Callable[[str, int], Awaitable[str]]
 
 
 class RunDriver:
-    """See run.RunDriver."""
+    """Driver of one run, towards its control actor: the ``Steerable`` that ``lpo_ray.run.train`` is given."""
 
     def __init__(self, run: str, note: Callable[[str], None], log: Callable[[LogLine], None]) -> None:
-        """``log``: is given what workers logged."""
+        """``note``: writes a line for the user. ``log``: takes what workers logged."""
         self._run, self._note, self._log = run, note, log
         self._driver = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._answers: dict[int, str | LpoRayError] = {}
 
     @contextlib.asynccontextmanager
     async def attend(self, status: Callable[[], Mapping[str, object]], scale: Scale) -> AsyncIterator[None]:
-        """Until the end of the context. RunBusy at once when another driver has the run."""
+        """Let others ask and scale the run until the context ends. Raises RunBusy when another driver has it."""
         handle = await claim(self._run, self._driver, status())
         task = asyncio.get_running_loop().create_task(self._serve(handle, status, scale))
         try:

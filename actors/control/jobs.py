@@ -1,6 +1,6 @@
-"""Runs as jobs of a Ray cluster, over the head's job server: all that a machine needs is to reach it, and the token.
+"""Runs as jobs of a Ray cluster, over the head's job server. A machine only needs to reach it, and the token.
 
-A question to a run (where it is, what it waits for, another number of workers) is put by a short job of its own, beside
+A query to a run (where it is, what it waits for, another number of workers) is sent by a short job of its own, beside
 the run's control actor: the job server is the only door, and it asks everybody for the token.
 """
 
@@ -28,13 +28,15 @@ from lpo_ray.errors import ComponentFailed, ConfigError, DeadlineExceeded, LpoRa
 RUN_KEY = "lpo_ray_run"
 CONFIG_FILE = "lpo-ray-submitted.yaml"
 STOP_SECONDS = 600
-"""that a run has to end its update and write its checkpoint, before Ray kills it"""
-QUESTION_SECONDS = 90.0
+"""for a run to end its update and write its checkpoint, before Ray kills it"""
+QUERY_SECONDS = 90.0
+"""for the job that answers a query"""
 MAX_MIB = 256
+"""size limit of a submitted folder"""
 LEFT_OUT = (".git", ".venv", "venv", "__pycache__", "runs", "checkpoints", "node_modules", ".mypy_cache",
             ".pytest_cache", ".ruff_cache", ".env", "*.pyc", "*.token", "auth_token", "*.safetensors", "*.gguf",
             "*.ckpt")  # fmt: skip
-"""of the working folder: what is large, made here, or secret"""
+"""patterns of the working folder that are not submitted: what is large, made here, or secret"""
 ALIVE = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
@@ -45,9 +47,9 @@ class RunJob:
     run: str
     job_id: str
     state: str
-    """of Ray's job: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED"""
+    """state of Ray's job: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED"""
     since: float
-    """unix seconds of the submission"""
+    """when it was submitted, in unix seconds"""
     message: str
 
 
@@ -57,7 +59,7 @@ class Jobs:
     """
 
     def __init__(self, address: str) -> None:
-        """``address``: http://HEAD:8265."""
+        """``address``: URL of the job server, such as http://HEAD:8265."""
         self._address = address
         if not address.startswith(("http://", "https://")):
             raise ConfigError(
@@ -69,13 +71,13 @@ class Jobs:
 
     def submit(self, config: str, run: str, working_dir: Path | None, exclude: Sequence[str]) -> str:
         """Start the run of a resolved configuration (YAML); returns the job's id. ``working_dir``: a folder that goes
-        along, for verifiers and data of one's own. RunBusy when a run of this name goes on.
+        along, with the user's verifiers and data. Raises RunBusy while a run of this name is active.
         """
         job = next((job for job in self.runs() if job.run == run and job.state in ALIVE), None)
         if job is not None:
             raise RunBusy(
-                f"run {run} goes on as job {job.job_id} ({job.state}) since {time.time() - job.since:.0f} s; expected "
-                "a name that is free: take another run.name, or stop it with lpo-ray stop"
+                f"run {run} is active as job {job.job_id} ({job.state}) since {time.time() - job.since:.0f} s; "
+                "expected a name that is free: take another run.name, or stop it with lpo-ray stop"
             )
         job_id = f"{run}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), "PYTHONUNBUFFERED": "1"}
@@ -88,13 +90,13 @@ class Jobs:
             )
 
     def runs(self) -> list[RunJob]:
-        """All runs that the cluster knows, the newest first."""
+        """List all runs that the cluster knows, the newest first."""
         with self._explained():
             found = [self._run_job(job) for job in self._client.list_jobs() if RUN_KEY in (job.metadata or {})]
         return sorted(found, key=lambda job: job.since, reverse=True)
 
     def find(self, run: str) -> RunJob:
-        """The newest job of ``run``."""
+        """Find the newest job of ``run``. Raises ConfigError when there is none."""
         runs = self.runs()
         found = next((job for job in runs if job.run == run), None)
         if found is None:
@@ -103,22 +105,22 @@ class Jobs:
         return found
 
     def logs(self, job_id: str) -> str:
-        """All that the job has printed so far."""
+        """Return all that the job has printed so far."""
         with self._explained():
             return self._client.get_job_logs(job_id)
 
     async def follow(self, job_id: str) -> AsyncIterator[str]:
-        """What the job prints, until it ends."""
+        """Yield what the job prints, until it ends."""
         try:
             async for text in self._client.tail_job_logs(job_id):
                 yield text
         except (RuntimeError, OSError) as error:
             raise ConfigError(
-                f"the stream from {self._address} broke: {error}; the run goes on: follow it again"
+                f"the stream from {self._address} broke: {error}; the run continues: follow it again"
             ) from None
 
     def state(self, job_id: str) -> RunJob:
-        """Of a job, now."""
+        """Look up a job as it is now."""
         with self._explained():
             return self._run_job(self._client.get_job_info(job_id))
 
@@ -128,7 +130,7 @@ class Jobs:
             self._client.stop_job(job_id)
 
     def wait(self, job_id: str, seconds: float) -> RunJob:
-        """The job, once it has ended. Raises DeadlineExceeded."""
+        """Wait until the job has ended, and return it. Raises DeadlineExceeded."""
         until = time.monotonic() + seconds
         while (job := self.state(job_id)).state in ALIVE:
             if time.monotonic() > until:
@@ -136,15 +138,15 @@ class Jobs:
             time.sleep(0.5)
         return job
 
-    def ask(self, run: str, question: Mapping[str, object]) -> dict[str, object]:
-        """Put a question (see ``actors.control.queries``) to a run that goes on; returns its answer."""
+    def ask(self, run: str, query: Mapping[str, object]) -> dict[str, object]:
+        """Send a query (see ``actors.control.queries``) to an active run; returns its answer."""
         job = self.find(run)
         if job.state not in ALIVE:
             raise ConfigError(
                 f"run {run} has ended ({job.state}, job {job.job_id}): {job.message or 'no message'}. Expected one "
-                f"that goes on; what it left is in its folder, what it said in `lpo-ray logs {run}`"
+                f"that is active; what it left is in its folder, what it said in `lpo-ray logs {run}`"
             )
-        text = shlex.quote(json.dumps({"run": run, **question}))
+        text = shlex.quote(json.dumps({"run": run, **query}))
         with self._explained():
             runtime_env = self._client.get_job_info(job.job_id).runtime_env or {}
             kept = {key: runtime_env[key] for key in ("working_dir",) if key in runtime_env}
@@ -152,7 +154,7 @@ class Jobs:
                 entrypoint=f"exec python -m actors.control.queries {text}", runtime_env=kept
             )
         try:
-            self.wait(asked, QUESTION_SECONDS)
+            self.wait(asked, QUERY_SECONDS)
             output = self.logs(asked)
         finally:
             with contextlib.suppress(LpoRayError), self._explained():
@@ -174,7 +176,7 @@ class Jobs:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Errors of the client in our words."""
+        """Turn errors of the client into ours."""
         try:
             yield
         except AuthenticationError as error:
@@ -193,7 +195,7 @@ class Jobs:
 
 @contextlib.contextmanager
 def staged(config: str, working_dir: Path | None, exclude: Sequence[str]) -> Iterator[Path]:
-    """A folder with the configuration and, by hard links where they can be had, what ``working_dir`` holds."""
+    """Make a folder with the configuration and the content of ``working_dir``, by hard links where that is possible."""
     with tempfile.TemporaryDirectory(prefix="lpo-ray-submit-") as name:
         folder = Path(name) / "job"
         if working_dir is None:

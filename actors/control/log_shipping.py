@@ -1,8 +1,8 @@
-"""What a worker's process logs, on its way to the run's one log: over the control actor to the driver, which adds the
-step and writes it. Warnings and errors of all libraries, and whatever our own code says.
+"""The log of a worker's process, on its way to the run's one log: over the control actor to the driver, which adds the
+step and writes it. Warnings and errors of all libraries are shipped, and everything from our own code.
 
 What a process wrote to its standard error, such as the last words of a crash, is not logged; it is shown when the
-worker is looked at (telemetry/process.py).
+worker is inspected (telemetry.monitor.process_state).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
+from typing_extensions import override
 
 from lpo_ray.common.redaction import redact
 from lpo_ray.telemetry.log import LogLine
@@ -25,19 +26,20 @@ if TYPE_CHECKING:
     from actors.control.run_control import RunControl
 
 RUN_VARIABLE = "LPO_RAY_RUN"
-"""in the environment of a run's actors: its name"""
+"""environment variable of a run's actors: the run's name"""
 APART = ("vllm", "DeepSpeed", "ray")
 """loggers that hand nothing on to the root"""
 PERIOD = 1.0
+"""seconds between two shipments"""
 MOST = 200
-"""lines at once; a process that says more within PERIOD is cut short, and said to be"""
+"""lines of a shipment; more are dropped, and their number is logged"""
 
 log = logging.getLogger("lpo_ray.worker")
-"""of our own code in workers"""
+"""logger of our own code in workers"""
 
 
 class WorkerLog(logging.Handler):
-    """Sends lines in the background; whoever logs never waits, and never fails."""
+    """Handler that ships lines in the background: logging never waits, and never fails."""
 
     def __init__(self, control: ActorProxy[RunControl], role: str, worker: str) -> None:
         super().__init__(logging.INFO)
@@ -47,23 +49,20 @@ class WorkerLog(logging.Handler):
         self.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("lpo_ray"))
         threading.Thread(target=self._run, name="worker log", daemon=True).start()
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler."""
-        level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
         try:
-            self._lines.put_nowait(self._line(level, f"{record.name}: {self.format(record)}", record.created))
+            self._lines.put_nowait(LogLine.of(record, redact(self.format(record)), self._role, self._worker))
         except queue.Full:
             self._dropped += 1
-
-    def _line(self, level: str, text: str, moment: float) -> LogLine:
-        return LogLine(moment, level, self._role, self._worker, None, redact(text))
 
     def _run(self) -> None:
         while True:
             time.sleep(PERIOD)
             lines = [self._lines.get_nowait() for _ in range(self._lines.qsize())]
             if self._dropped:
-                lines.append(self._line("warning", f"{self._dropped} more lines are left out", time.time()))
+                text = f"{self._dropped} more lines are left out"
+                lines.append(LogLine(time.time(), "warning", self._role, self._worker, None, text))
                 self._dropped = 0
             if lines:
                 try:
@@ -73,7 +72,7 @@ class WorkerLog(logging.Handler):
 
 
 def ship_log(role: str, worker: str) -> None:
-    """From now on what this process logs goes to the run's log. Nothing happens outside of a run."""
+    """Ship what this process logs from now on to the run's log. Does nothing outside of a run."""
     from actors.control.run_control import find
     from lpo_ray.errors import ConfigError
 
@@ -90,5 +89,5 @@ def ship_log(role: str, worker: str) -> None:
 
 
 def in_run(run: str) -> dict[str, str]:
-    """Environment of an actor whose log belongs to ``run``."""
+    """Environment of an actor that ships its log to ``run``."""
     return {RUN_VARIABLE: run}

@@ -1,7 +1,7 @@
-"""Questions to a run from inside its cluster: ``python -m actors.control.queries JSON`` is the job that puts one.
+"""Queries to a run from inside its cluster: ``python -m actors.control.queries JSON`` is the job that sends one.
 
-Questions: {"run": R, "kind": "status"}, {"run": R, "kind": "why"}, {"run": R, "kind": "scale", "role": "rollout",
-"count": 2}. The answer is one line of JSON, {"error": TEXT} when it could not be had.
+Queries: {"run": R, "kind": "status"}, {"run": R, "kind": "why"}, {"run": R, "kind": "scale", "role": "rollout",
+"count": 2}. The answer is one line of JSON, {"error": TEXT} when there is none.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lpo_ray.errors import ConfigError, LpoRayError
 from lpo_ray.telemetry.monitor.why import place, processes_of
 
 ANSWER = "LPO-RAY-ANSWER "
-"""before the line"""
+"""prefix of the line that has the answer"""
 
 
-async def answer(question: Mapping[str, object]) -> dict[str, object]:
+async def answer(query: Mapping[str, object]) -> dict[str, object]:
     """Ask the run's control actor, on the cluster that this process is connected to."""
-    run, kind = str(question["run"]), question["kind"]
+    run, kind = str(query["run"]), query["kind"]
     handle, who = find(run), control_name(run)
     if kind == "status":
         return {"status": await _status(handle, who)}
@@ -37,24 +37,24 @@ async def answer(question: Mapping[str, object]) -> dict[str, object]:
         texts = await asyncio.gather(*(inspect(process) for process in processes))
         return {"status": status, "seen": dict(zip(map(place, processes), texts, strict=True))}
     if kind == "scale":
-        order = handle.order.remote(str(question["role"]), int(str(question["count"])))
+        order = handle.order.remote(str(query["role"]), int(str(query["count"])))
         return {"answer": await call(order, who=who, what="scale", seconds=ANSWER_SECONDS + CALL_SECONDS)}
-    raise ConfigError(f"a question of kind {kind!r}; expected status, why or scale")
+    raise ConfigError(f"a query of kind {kind!r}; expected status, why or scale")
 
 
 async def _status(handle: ActorProxy[RunControl], who: str) -> dict[str, object]:
     return await call(handle.status.remote(), who=who, what="status", seconds=CALL_SECONDS)
 
 
-def ask_here(address: str, question: Mapping[str, object]) -> dict[str, object]:
-    """Join the cluster at ``address``, a machine of which this is, for one question."""
+def ask_here(address: str, query: Mapping[str, object]) -> dict[str, object]:
+    """Join the cluster at ``address``, of which this machine is a node, for one query."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with joined(address, "the run's cluster", "lpo-ray-questions"):
-        return asyncio.run(answer(question))
+    with joined(address, "the run's cluster", "lpo-ray-queries"):
+        return asyncio.run(answer(query))
 
 
 def main() -> None:
-    """Of the job."""
+    """Entry point of the job that answers one query."""
     try:
         found = ask_here("auto", json.loads(sys.argv[1]))
     except LpoRayError as error:

@@ -1,12 +1,12 @@
-"""A run's control actor: detached and named, so that it can be reached from any machine of the cluster, and outlives
-the driver that made it.
+"""The control actor of a run: detached and named, so that any machine of the cluster reaches it, and it outlives the
+driver that made it.
 
 ```
  driver ── exchange (status, answers) ──▶ control of RUN ◀── status, order ── lpo-ray status | why | scale
         ◀── orders, as soon as there are ──
 ```
-The driver asks for orders about once a second, and says where the run is: whoever asks gets an answer also when the
-driver is stuck or dead, and is told how long it has been silent.
+The driver asks for orders about once a second, and reports the run's status. A query is answered also when the driver
+is stuck or dead, and says how long it has been silent.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from lpo_ray.telemetry.log import LogLine
 
 NAMESPACE = "lpo-ray"
 LEASE_SECONDS = 15.0
-"""without a word, after which a driver is taken for dead, and another may drive the run"""
+"""silence after which a driver is taken for dead, and another may drive the run"""
 POLL_SECONDS = 1.0
+"""for new orders, in one exchange"""
 CALL_SECONDS = 30.0
+"""for a call of the control actor"""
 MOST_LINES = 10_000
 """of workers' logs that wait for the driver; older ones are dropped"""
 ANSWER_SECONDS = 20.0
-"""that the driver has to answer an order"""
+"""for the driver to answer an order"""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a user wants of a running run."""
+    """A user's order to a running run: have ``count`` workers of ``role``."""
 
     number: int
     role: str
@@ -49,7 +51,7 @@ class Order:
 
 
 class RunControl:
-    """Plain class; ``claim`` makes it an actor. All methods may run concurrently."""
+    """Control of one run: a plain class that ``claim`` makes an actor. All methods may run concurrently."""
 
     def __init__(self, run: str) -> None:
         self._run, self._driver, self._heard_at = run, "", 0.0
@@ -60,7 +62,7 @@ class RunControl:
         self._answers: dict[int, asyncio.Future[str]] = {}
 
     async def attach(self, driver: str, status: Mapping[str, object]) -> None:
-        """``driver`` drives the run from now on, which is where ``status`` says. RunBusy while another does."""
+        """Put ``driver`` in charge of the run, whose status is ``status``. Raises RunBusy while another driver is."""
         silent = time.time() - self._heard_at
         if self._driver not in ("", driver) and silent < LEASE_SECONDS:
             raise RunBusy(
@@ -73,8 +75,8 @@ class RunControl:
     async def exchange(
         self, driver: str, status: Mapping[str, object], answers: Mapping[int, str | LpoRayError]
     ) -> tuple[list[Order], list[LogLine]]:
-        """The driver says where the run is, answers orders, and waits up to POLL_SECONDS for new ones; it takes along
-        what workers have logged. RunBusy when it was taken for dead and another drives the run now.
+        """Take the driver's status and its answers to orders; return new orders, for which it waits up to POLL_SECONDS,
+        and what workers have logged. Raises RunBusy when the driver was taken for dead and another is in charge.
         """
         if driver != self._driver:
             raise RunBusy(f"run {self._run} was taken over by another driver; this one was silent for too long")
@@ -96,11 +98,11 @@ class RunControl:
         return orders, lines
 
     async def say(self, lines: Sequence[LogLine]) -> None:
-        """Of a worker, for the run's log."""
+        """Take a worker's lines for the run's log."""
         self._lines.extend(lines)
 
     async def order(self, role: str, count: int) -> str:
-        """Have the driver scale ``role``; returns its answer. ConfigError when it does not take the order, or does not
+        """Have the driver scale ``role``; returns its answer. Raises ConfigError when it refuses the order, or does not
         answer.
         """
         order = Order(next(self._numbers), role, count)
@@ -118,7 +120,7 @@ class RunControl:
             self._answers.pop(order.number, None)
 
     async def status(self) -> dict[str, object]:
-        """What the driver said last, and when."""
+        """Return the status that the driver reported last, and when that was."""
         return {**self._status, "heard_at": self._heard_at}
 
     def _fail(self, why: str) -> None:
@@ -130,13 +132,13 @@ class RunControl:
 
 
 def control_name(run: str) -> str:
-    """Of the actor."""
+    """Name of a run's control actor."""
     return f"control of {run}"
 
 
 async def claim(run: str, driver: str, status: Mapping[str, object]) -> ActorProxy[RunControl]:
-    """The control actor of ``run``, with ``driver`` in charge. RunBusy when another is. If there is none it is made, on
-    the driver's own node: what cuts it off there cuts off the driver too.
+    """Put ``driver`` in charge of ``run``, and return the run's control actor. If there is none it is made, on the
+    driver's own node: what cuts it off there cuts off the driver too. Raises RunBusy while another is in charge.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     handle = (
@@ -152,7 +154,7 @@ async def claim(run: str, driver: str, status: Mapping[str, object]) -> ActorPro
 
 
 def find(run: str) -> ActorProxy[RunControl]:
-    """The control actor of ``run`` on the cluster that this process is connected to. ConfigError: there is none."""
+    """Find the control actor of ``run`` on the cluster of this process. Raises ConfigError when there is none."""
     try:
         return ray.get_actor(control_name(run), namespace=NAMESPACE)
     except ValueError:
@@ -160,5 +162,5 @@ def find(run: str) -> ActorProxy[RunControl]:
         names = [entry["name"] for entry in entries if entry["namespace"] == NAMESPACE]
         known = sorted(name.removeprefix("control of ") for name in names)
         raise ConfigError(
-            f"no run named {run} goes on in this cluster; expected one of {', '.join(known) or '(there is none)'}"
+            f"no run named {run} is active in this cluster; expected one of {', '.join(known) or '(there is none)'}"
         ) from None

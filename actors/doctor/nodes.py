@@ -1,6 +1,6 @@
 """`lpo-ray doctor --address`: the checks of one machine on every node of a live cluster, and those between nodes.
 
-One actor per node, pinned to it, without resources: a cluster that is busy can be examined too.
+Each node has one actor, pinned to it and without resources, so a busy cluster can be examined too.
 """
 
 from __future__ import annotations
@@ -27,44 +27,46 @@ from lpo_ray.tools.doctor.versions import all_versions, same_everywhere
 
 T = TypeVar("T")
 START_SECONDS = 60.0
-"""for the actor of a node; it imports torch"""
+"""for the actor of a node to start; it imports torch"""
 CALL_SECONDS = 30.0
+"""for a call of that actor"""
 ROUNDS = 5
-"""of clock readings; the one that came back fastest counts"""
+"""readings of a clock; the one that came back fastest counts"""
 SKEW_WANTED, SKEW_NEEDED = 1.0, 60.0
-"""seconds between two clocks"""
+"""seconds between two clocks: more is a warning, more is a failure"""
 BETWEEN = "between nodes"
+"""heading of the checks between nodes"""
 
 
 @dataclass(frozen=True, slots=True)
 class Skew:
-    """How far a node's clock is ahead of this process's, in seconds; half of the round trip is not known."""
+    """Seconds by which a node's clock is ahead of this process's; half of the round trip is not known."""
 
     ahead: float
     uncertainty: float
 
 
 class NodeDoctor:
-    """Plain class; made an actor on each node."""
+    """Examiner of a node: a plain class that is made an actor on each."""
 
     def clock(self) -> float:
-        """Unix seconds."""
+        """Read the node's clock, in unix seconds."""
         return time.time()
 
     def versions(self) -> dict[str, str]:
-        """See same_everywhere."""
+        """List versions that must be the same on all nodes; see versions.same_everywhere."""
         return all_versions()
 
     def examine(self, checks: Sequence[Check], surroundings: Surroundings, quick: bool) -> list[Finding]:
-        """The checks of one machine."""
+        """Run the checks of one machine."""
         return examine(checks, surroundings, quick=quick)
 
     def free_port(self, host: str) -> int:
-        """A port at the node's own address."""
+        """Find a free port at the node's own address."""
         return free_port(host)
 
     def rank(self, rank: int, host: str, port: int, seconds: float) -> ProbeResult:
-        """One rank of a gloo collective, rank 0 of which is at ``host:port``."""
+        """Run one rank of a gloo collective, whose rank 0 is at ``host:port``."""
         return start_rank(rank, host, port, "gloo", seconds).outcome(seconds + GRACE)
 
 
@@ -80,7 +82,7 @@ class NodeChecks:
 def examine_cluster(
     address: str, surroundings: Surroundings, *, quick: bool, checks: Sequence[Check] = CHECKS
 ) -> dict[str, list[Finding]]:
-    """The findings by node, then those between nodes. Raises ConfigError when no cluster can be joined."""
+    """Collect the findings by node, then those between nodes. Raises ConfigError when no cluster can be joined."""
     with joined(address, "--address"):
         nodes = [_node(found) for found in ray.nodes() if found["Alive"]]
         try:
@@ -141,7 +143,7 @@ def _skew(node: str, found: Skew | LpoRayError) -> Finding:
 
 
 def skew(name: str, found: Skew) -> Finding:
-    """Whether two clocks agree as far as can be told: logs are merged, and tokens expire, by them."""
+    """Judge whether two clocks agree as far as can be told: logs are merged, and tokens expire, by them."""
     apart = abs(found.ahead) - found.uncertainty
     problem = State.warn if apart > SKEW_WANTED else None
     if apart > SKEW_NEEDED:
@@ -151,14 +153,14 @@ def skew(name: str, found: Skew) -> Finding:
 
 
 def authentication(mode: str) -> Finding:
-    """Whether the cluster asks for a token. ``mode``: RAY_AUTH_MODE of this process, which has joined it."""
+    """Judge whether the cluster asks for a token. ``mode``: RAY_AUTH_MODE of this process, which has joined it."""
     problem = State.warn if mode.lower() == "disabled" else None
     advice = "anybody who reaches its ports runs code on every node: start it with RAY_AUTH_MODE=token"
     return judge("authentication", problem, mode or "token (Ray's default)", "token", advice)
 
 
 async def _collectives(nodes: Sequence[NodeChecks]) -> list[Finding]:
-    """The first node with each other one: a firewall between any of them and the head shows."""
+    """Try the first node with each other one: a firewall between any of them and the head shows."""
     if len(nodes) < 2:
         return [Finding("gloo between nodes", State.ok, "left out: one node", "2 nodes to try it on")]
     first, *others = nodes

@@ -1,8 +1,7 @@
-"""What `lpo-ray doctor` tries with vllm, ray and deepspeed.
+"""Probes of `lpo-ray doctor` that need vllm, ray and deepspeed.
 
-``python -m actors.doctor.probes imports | extension | engine`` runs one of them.
-
-Each is a process of its own, and ends with one JSON object as the last line of its standard output.
+``python -m actors.doctor.probes imports | extension | engine`` runs one of them. Each is a process of its own, and ends
+with one JSON object as the last line of its standard output.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ CONTEXT = 128
 PROMPT = "3 + 4 = "
 KV_CACHE_BYTES = 64 << 20
 GPU_BYTES = 3 << 30
-"""of a GPU's memory, for a model of 1.8 M parameters"""
+"""memory of a GPU that a model of 1.8 M parameters may take"""
 
 
 def imports() -> Mapping[str, object]:
-    """What a learner rank imports, in its order."""
+    """Import what a learner rank imports, in its order."""
     import deepspeed
     import ray
     import transformers
@@ -60,7 +59,7 @@ def extension() -> Mapping[str, object]:
 
 
 def engine() -> Mapping[str, object]:
-    """Ten tokens from a random model, and how far their log-probs are from transformers'."""
+    """Decode ten tokens with a random model, and compare their log-probs with those of transformers."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     from lpo_ray.tasks.base_policy import character_tokenizer, make_model
@@ -77,7 +76,7 @@ def engine() -> Mapping[str, object]:
 
 
 async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]]:
-    """Token ids and their log-probs, from an engine that is built as a rollout worker builds its own."""
+    """Decode token ids and their log-probs with an engine that is built as a rollout worker builds its own."""
     from actors.rollout.inflight import RULES
     from actors.rollout.worker import EngineSettings, engine_arguments, engine_environment
     from lpo_ray.config.schema import Inflight
@@ -103,10 +102,11 @@ async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    from actors.rollout.engine import AsynchronousEngine, InprocessEngine
+    from actors.rollout.async_engine import AsyncEngine
+    from actors.rollout.sync_engine import SyncEngine
 
     arguments, rule = engine_arguments(settings), RULES[settings.inflight]
-    engine = AsynchronousEngine(arguments, rule) if on_gpu else InprocessEngine(arguments, rule)
+    engine = AsyncEngine(arguments, rule) if on_gpu else SyncEngine(arguments, rule)
     params = SamplingParams(
         max_tokens=TOKENS, ignore_eos=True, seed=0, logprobs=0, detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

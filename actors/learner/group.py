@@ -1,5 +1,5 @@
-"""The ZeRO-3 ranks as one Learner. They live and die together: one that is lost takes the group with it, and all are
-started again (``reform``), on fewer machines if need be.
+"""The ZeRO-3 ranks as one Learner. They live and die together: when one is lost all are ended and started again
+(``reform``), on fewer machines if need be.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import ray
 from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from typing_extensions import override
 
 from actors.learner.worker import Export, LearnerWorker, Staged
 from actors.runtime.inspection import dismiss, end, inspect
@@ -31,7 +32,7 @@ from lpo_ray.errors import (
     NoRoom,
     WeightsNotProved,
 )
-from lpo_ray.interfaces import Events
+from lpo_ray.interfaces import Events, Learner
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.policy.weights import Manifest
@@ -40,16 +41,16 @@ from lpo_ray.records import Anchor, BusyWorker, FloatArray, Process, ScoredGroup
 T = TypeVar("T")
 LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "disterror",
              "distbackenderror", "distnetworkerror", "diststoreerror")  # fmt: skip
-"""in the error of a rank whose collective failed because another rank is gone"""
+"""signs, in the error of a rank, that its collective failed because another rank is gone"""
 START_SECONDS = 300.0
-"""for the start of the ranks at least, however short the deadline of their calls is"""
+"""least deadline for the start of the ranks, however short that of their calls is"""
 LAST_WORDS_SECONDS = 5.0
-"""in which a rank that died is found, after another has complained"""
+"""for finding a rank that died, after another has complained"""
 
 
 @dataclass(frozen=True, slots=True)
 class Formation:
-    """The actors of all ranks, and their place."""
+    """Actors of all ranks, and their placement group."""
 
     ranks: list[ActorProxy[LearnerWorker]]
     placement: PlacementGroup
@@ -57,7 +58,7 @@ class Formation:
 
 @dataclass(frozen=True, slots=True)
 class LearnerRules:
-    """How many ranks there are, how long they may take, and how often they are started again."""
+    """Number of ranks, their deadline and their restart budget."""
 
     world_size: int
     min_world_size: int
@@ -68,11 +69,11 @@ class LearnerRules:
     """parameters are offloaded to NVMe"""
 
 
-class LearnerGroup:
+class LearnerGroup(Learner):
     """Learner over Ray: each method calls all ranks at once and waits for all of them."""
 
     def __init__(self, form: Callable[[int], Awaitable[Formation]], rules: LearnerRules, events: Events) -> None:
-        """``form``: find room for so many ranks and make their actors. Raises NoRoom."""
+        """``form``: finds room for so many ranks and makes their actors; raises NoRoom."""
         self._form, self._rules, self._events = form, rules, events
         self._budget = RestartBudget(rules.restarts)
         self._formation: Formation | None = None
@@ -80,40 +81,53 @@ class LearnerGroup:
         """how often the ranks were started"""
         self.world_size = rules.world_size
         self.processes: list[Process] = []
-        self.manifest: Manifest
+        self._manifest: Manifest | None = None
         self._export: tuple[Transport, str, int] | None = None
         self.weights_lock = asyncio.Lock()
         """held while the weights change, and while they are being published"""
         self.published = False
         """every engine that serves has these weights; false from the moment they may change"""
         self._calls: list[tuple[str, float]] = []
-        """what the ranks are asked for and have not all answered, oldest first, and since when in unix seconds"""
+        """calls that not all ranks have answered, oldest first, and since when in unix seconds"""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Layout of what the ranks send, once ``open_export`` has made it."""
+        assert self._manifest is not None
+        return self._manifest
 
     @property
     def ranks(self) -> list[ActorProxy[LearnerWorker]]:
-        """The actors, by rank."""
+        """Actors of the ranks, in their order."""
         return [] if self._formation is None else self._formation.ranks
 
     @property
     def names(self) -> list[str]:
-        """Of the ranks."""
+        """Names of the ranks, in their order."""
         return [f"learner rank {rank}" for rank in range(self.world_size)]
 
+    @property
+    def start_seconds(self) -> float:
+        """Seconds that the ranks have to start, once there is room for them."""
+        return max(self._rules.deadline_seconds, START_SECONDS)
+
+    @override
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
-        """See interfaces.Learner. Groups are balanced over the ranks and returned in their own order."""
+        # Groups are balanced over the ranks, and merged in their own order.
         shares = ray.put(balance(groups, dataclasses.replace(self._rules.packing, world_size=self.world_size)))
         parts = await self._all("log_ratios", lambda rank: self.ranks[rank].log_ratios.remote(shares))
         return merge_log_ratios(groups, [found for part in parts for found in part])
 
+    @override
     async def project(self, batch: TrainBatch) -> StepReport:
-        """See interfaces.Learner. The batch is put into the object store once and read by every rank."""
-        reference = ray.put(batch)
+        reference = ray.put(batch)  # into the object store once, where every rank reads it
         async with self.weights_lock:
             self.published = False
             return merge_reports(await self._all("project", lambda rank: self.ranks[rank].project.remote(reference)))
 
+    @override
     async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
-        """See interfaces.Learner. Forwards are dealt out in turn."""
+        # Forwards are dealt out to the ranks in turn.
         size = self.world_size
         turns = -(-len(forwards) // size)
         by_rank = await self._all(
@@ -122,8 +136,8 @@ class LearnerGroup:
         return [row for number in range(len(forwards)) for row in by_rank[number % size][number // size]]
 
     async def probe(self, bundles: Sequence[ScoringItem]) -> list[FloatArray]:
-        """Log-probs that every engine must agree with. All ranks gather the same weights, so all must compute the same:
-        WeightsNotProved if one does not.
+        """Compute the log-probs that every engine must agree with. All ranks gather the same weights, so all must find
+        the same; raises WeightsNotProved if one does not.
         """
         by_rank = await self._all("compute the probe", lambda rank: self.ranks[rank].probe.remote(bundles))
         for rank, other in enumerate(by_rank[1:], start=1):
@@ -131,8 +145,8 @@ class LearnerGroup:
                 raise WeightsNotProved(self.names[rank], "current", float("nan"), 0.0, "it differs from rank 0")
         return by_rank[0]
 
+    @override
     async def digest(self) -> str:
-        """See interfaces.Learner."""
         parts = await self._all("digest its weights", lambda rank: self.ranks[rank].digests.remote())
         return self.manifest.digest({name: digest for part in parts for name, digest in part.items()})
 
@@ -143,44 +157,41 @@ class LearnerGroup:
         share_memory = not transport.on_device and len(nodes) == 1 and not self._rules.shards_on_disk
         export = Export(transport, dtype, bucket_bytes, share_memory)
         what = "prepare to send its weights"
-        self.manifest, *_ = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
+        self._manifest, *_ = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
         return self.manifest
 
     async def offer(self, num_peers: int, seconds: float) -> list[object]:
-        """What engines need to reach each rank."""
+        """Return what engines need to reach each rank; ``num_peers`` engine processes will."""
         return await self._all(
             "offer its weights", lambda rank: self.ranks[rank].offer.remote(num_peers), seconds, alone=False
         )
 
     async def accept(self, seconds: float) -> None:
-        """Return when the engines have joined every rank."""
+        """Wait until the engines have joined every rank."""
         what = "wait for the engines to join"
         await self._all(what, lambda rank: self.ranks[rank].accept.remote(INNER * seconds), seconds, alone=False)
 
     async def advance(self, sent: int | None, seconds: float) -> list[Staged]:
-        """Send the staged bucket ``sent`` while the next is staged; see LearnerWorker. Empty after the last."""
+        """Send the staged bucket ``sent`` while the next is staged (None: stage the first). Empty after the last."""
         what = "stage the first bucket" if sent is None else f"send bucket {sent}"
         parts = await self._all(
             what, lambda rank: self.ranks[rank].advance.remote(sent, INNER * seconds), seconds, alone=False
         )
         return [part for part in parts if part is not None]
 
-    async def shard_digests(self) -> list[dict[str, float]]:
-        """Norms of each rank's shards."""
-        return await self._all("shard_digests", lambda rank: self.ranks[rank].shard_digests.remote())
-
+    @override
     async def save(self, folder: Path) -> None:
-        """See interfaces.Learner. The folder must be visible to every rank."""
+        # The folder must be visible to every rank.
         await self._all("save", lambda rank: self.ranks[rank].save.remote(folder.absolute()))
 
+    @override
     async def restore(self, folder: Path, written_by: int) -> None:
-        """See interfaces.Learner."""
         async with self.weights_lock:
             self.published = False
             await self._all("restore", lambda rank: self.ranks[rank].restore.remote(folder.absolute(), written_by))
 
     def busy(self) -> list[BusyWorker]:
-        """The ranks, with the call that they work on; none when nothing is asked of them."""
+        """List the ranks with the call that they work on; none when nothing is asked of them."""
         if not self._calls:
             return []
         (what, since), *_ = self._calls  # a rank takes its calls in order
@@ -188,8 +199,8 @@ class LearnerGroup:
             BusyWorker(name, what, since, process) for name, process in zip(self.names, self.processes, strict=False)
         ]
 
+    @override
     async def reform(self, lost: LearnerLost) -> None:
-        """See interfaces.Learner. The engines stay as they are."""
         texts = await asyncio.gather(*(inspect(process) for process in self.processes))
         evidence = "\n".join(f"{name}: {text}" for name, text in zip(self.names, texts, strict=False))
         self._events.note(f"the learner's ranks are started again: {lost}\n{evidence}")
@@ -205,12 +216,12 @@ class LearnerGroup:
                 await self.open_export(*self._export)
 
     async def close(self) -> None:
-        """End all ranks, and give their place back."""
+        """End all ranks, and remove their placement group."""
         await dismiss(self.ranks, self.processes)
         self.kill()
 
     def kill(self) -> None:
-        """The same at once, also when one is stopped."""
+        """Kill all ranks immediately, including stopped ones (SIGSTOP)."""
         for process in self.processes:
             end(process)
         self.processes = []
@@ -233,23 +244,23 @@ class LearnerGroup:
         return None
 
     async def start(self, world_size: int | None = None) -> None:
-        """Find room for the ranks (learner.world_size of them if not given), make them, and ``load``. Raises NoRoom."""
+        """Find room for the ranks (all of them if no number is given), make them, and ``load``. Raises NoRoom."""
         size = self._rules.world_size if world_size is None else world_size
         self._formation = await self._form(size)
         self.world_size = size
         await self.load()
 
     async def load(self) -> None:
-        """Form the process group of the ranks that there are, and load the policy."""
+        """Form the process group of the ranks, and load the policy."""
         self.generation += 1
-        seconds = max(self._rules.deadline_seconds, START_SECONDS)
+        seconds = self.start_seconds
         (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote(), seconds)
         self.processes = await self._all("start", lambda rank: self.ranks[rank].start.remote(host, port), seconds)
 
     async def _all(
         self, what: str, remote: Callable[[int], ray.ObjectRef[T]], seconds: float | None = None, *, alone: bool = True
     ) -> list[T]:
-        """``alone``: nobody but ranks takes part; then a rank that is late, or complains about its peers, is lost."""
+        """Call all ranks. ``alone``: only ranks take part, so one that is late, or blames its peers, is lost."""
         references = [remote(rank) for rank in range(self.world_size)]
         self._calls.append(asked := (what, time.time()))
         try:
@@ -273,7 +284,7 @@ class LearnerGroup:
     async def _why_failed(
         self, failed: ComponentFailed, references: Sequence[ray.ObjectRef[T]], what: str, *, alone: bool
     ) -> LpoRayError:
-        """A rank that complains about its peers is not the one that is at fault, if another has died."""
+        """Find the error to raise. A rank that complains about its peers is not at fault if another one has died."""
         if not any(sign in failed.cause.lower() for sign in LOST_PEER):
             return failed
         results = await call_each(references, who=self.names, what=what, seconds=LAST_WORDS_SECONDS)

@@ -1,7 +1,7 @@
-"""ZeRO shards on disk without the code that pickle would run: a run's folder may come from somebody else.
+"""ZeRO shards read from disk without the code that pickle would run: a run's folder may come from a stranger.
 
-DeepSpeed loads its own files with ``weights_only=False``. torch turns that round only by its environment variable; what
-its files hold beside tensors and plain values is two classes, which are allowed by name. Anything else is refused.
+DeepSpeed loads its own files with ``weights_only=False``, which only an environment variable of torch overrides. Beside
+tensors and plain values its files hold two classes, which are allowed by name. Anything else is refused.
 ``python -m actors.learner.safe_shards`` is DeepSpeed's converter to its universal format under the same rule.
 """
 
@@ -24,12 +24,14 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from lpo_ray.errors import CheckpointDamaged
 
 ALLOWED = [LossScaler, ZeroStageEnum]
+"""classes that a shard may hold"""
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""torch's environment variable"""
 
 
 @contextmanager
 def without_code(folder: Path) -> Iterator[None]:
-    """Whatever is loaded inside runs no code. Raises CheckpointDamaged naming ``folder`` when a file would."""
+    """Let nothing that is loaded inside run code. Raises CheckpointDamaged naming ``folder`` when a file would."""
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
     try:
@@ -47,7 +49,7 @@ def without_code(folder: Path) -> Iterator[None]:
 
 
 def to_universal(shards: Path, target: Path) -> None:
-    """DeepSpeed's own converter, in a process of its own as it is meant to run. Raises CheckpointDamaged."""
+    """Run DeepSpeed's own converter, in a process of its own as it is meant to run. Raises CheckpointDamaged."""
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [

@@ -1,4 +1,4 @@
-"""One ZeRO-3 rank as an actor. Every method but ``address`` is a collective over all ranks."""
+"""One ZeRO-3 rank as an actor. Every method is a collective over all ranks, unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from actors.runtime.inspection import current_process
 from actors.runtime.rendezvous import join_store, listen, meeting_address, open_store
 from actors.runtime.time_limit import TimeLimited
 from actors.transports.sender import Sender
+from actors.transports.staging import Staging, make_slots
 from actors.transports.table import Transport
 from lpo_ray.common.plugins import resolve
 from lpo_ray.learner.updates import LearnerSettings, log_ratios_to_engine, run_updates
@@ -37,19 +38,19 @@ from lpo_ray.records import (
 )
 
 JOIN_SECONDS = 600.0
-"""for the ranks to meet"""
+"""for the ranks to meet at start"""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """How a rank sends weights."""
+    """Settings by which ranks send weights."""
 
     transport: Transport
     dtype: str
-    """of the engines: what is sent is cast to it"""
+    """dtype of the engines, to which what is sent is cast"""
     bucket_bytes: int
     share_memory: bool
-    """with the other ranks: all are on one host"""
+    """whether the ranks gather in memory that they share: all are on one host"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +58,33 @@ class Staged:
     """A bucket that is ready to be sent, as one rank sees it."""
 
     digests: dict[str, str]
-    """of the tensors in its share"""
+    """digests of the tensors in its share"""
     ticket: object
+    """what engines need to find the share"""
 
 
 def _interface_of(address: str) -> str | None:
-    """Name of the network interface that has ``address``."""
+    """Find the network interface that has ``address``."""
     found = psutil.net_if_addrs().items()
     return next((name for name, entries in found if any(entry.address == address for entry in entries)), None)
 
 
 class LearnerWorker:
-    """Plain class; ``cluster.py`` makes it an actor with one call at a time, so the ranks' collectives stay in step."""
+    """One rank: a plain class that ``roles.py`` makes an actor, with one call at a time: collectives stay in step."""
 
     def __init__(self, rank: int, world_size: int, settings: LearnerSettings) -> None:
         self._rank, self._world_size, self._settings = rank, world_size, settings
         self._listener: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
-        """Where the other ranks would meet this one; only the ranks' own host or network reaches it."""
+        """Listen where the other ranks can meet this one; only their host or network reaches it. Not a collective."""
         host = meeting_address()
         self._listener = listen(host)
         return host, self._listener.getsockname()[1]
 
     def start(self, host: str, port: int) -> Process:
         """Join the other ranks at ``host:port`` and load the policy."""
-        from actors.learner.zero3 import Zero3Policy, Zero3Scorer, join_group
+        from actors.learner.zero3 import ShardedModel, Zero3Policy, Zero3Scorer, join_group
         from lpo_ray.policy.loading import load_policy
 
         ship_log("learner", f"learner rank {self._rank}")
@@ -101,19 +103,19 @@ class LearnerWorker:
         if not torch.distributed.is_initialized():  # ranks may be started again, with another model
             join_group(self._meet(host, port), self._rank, self._world_size)
         self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
-        attention, share = settings.attention, settings.packing.share_prompt
+
+        def sharded(path: str) -> ShardedModel:
+            model = load_policy(path, settings.dtype, trust_remote_code=trust)
+            return ShardedModel(model, settings.zero, settings.attention, settings.packing.share_prompt)
+
         self._policy = Zero3Policy(
-            load_policy(settings.model_path, settings.dtype, trust_remote_code=trust),
-            settings.zero,
-            attention=attention,
-            share_prompt=share,
-            settings=settings.optimiser,
+            sharded(settings.model_path),
+            settings.optimiser,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
         self._reference = None
         if settings.objective.at(0).reference_kl:
-            frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
-            self._reference = Zero3Scorer(frozen, settings.zero, attention=attention, share_prompt=share)
+            self._reference = Zero3Scorer(sharded(settings.reference_path))
         process = current_process()
         log.info("is up on %s, one of %d ranks, reached at %s", process.host, self._world_size, host)
         return process
@@ -127,11 +129,11 @@ class LearnerWorker:
         return join_store(host, port, self._world_size, seconds=JOIN_SECONDS)
 
     def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
-        """The anchor of this rank's share of the pieces."""
+        """Compute the anchor of this rank's share of the pieces."""
         return log_ratios_to_engine(self._policy, shares[self._rank], self._settings.objective.at(0))
 
     def project(self, batch: TrainBatch) -> list[UpdateReport]:
-        """All updates of a step, on this rank's share."""
+        """Run all updates of a step, on this rank's share."""
         objective = self._settings.objective.at(batch.step)
         reports = run_updates(self._policy, batch.updates, self._rank, objective, batch.learning_rate, self._reference)
         if self._policy.model.device.type == "cpu":
@@ -141,8 +143,8 @@ class LearnerWorker:
     def logprobs(
         self, forwards: Sequence[Sequence[ScoringItem]], turns: int, temperature: float
     ) -> list[list[FloatArray]]:
-        """Log-probs of each response's tokens, for each of this rank's ``forwards``. ``turns``: forwards of the rank
-        that has the most; all run as many, since all gather the weights.
+        """Compute the log-probs of each response's tokens, for each of this rank's ``forwards``. ``turns``: forwards of
+        the rank that has the most; all run as many, since all gather the weights.
         """
         found = [response_logprobs(self._policy, bundles, temperature) for bundles in forwards]
         for _ in range(turns - len(forwards)):
@@ -150,13 +152,11 @@ class LearnerWorker:
         return found
 
     def probe(self, bundles: Sequence[ScoringItem]) -> list[FloatArray]:
-        """Log-probs of each response's tokens, the same on every rank."""
+        """Compute the log-probs of each response's tokens, the same on every rank."""
         return response_logprobs(self._policy, bundles)
 
     def open_export(self, export: Export) -> Manifest:
         """Prepare to send weights. May be called again, for another transport."""
-        from actors.transports.staging import Staging, make_slots
-
         metas = [TensorMeta(n, s) for n, s in self._policy.shapes().items() if is_published(n, self._policy.model)]
         transport = export.transport
         senders = self._world_size if transport.every_rank_sends else 1
@@ -170,11 +170,11 @@ class LearnerWorker:
         return manifest
 
     def offer(self, num_peers: int) -> object:
-        """What engines need to reach this rank. Not a collective."""
+        """Return what engines need to reach this rank. Not a collective."""
         return self._sender.offer(num_peers)
 
     def accept(self, seconds: float) -> None:
-        """Return when the engines have joined. Not a collective of the ranks."""
+        """Wait until the engines have joined this rank. Not a collective of the ranks."""
         self._sender.accept(seconds)
 
     def advance(self, sent: int | None, seconds: float) -> Staged | None:
@@ -193,15 +193,11 @@ class LearnerWorker:
         return staged
 
     def digests(self) -> dict[str, str]:
-        """Digests of the tensors that this rank would send."""
+        """Compute the digests of the tensors that this rank would send."""
         return self._staging.digests()
 
-    def shard_digests(self) -> dict[str, float]:
-        """Norm of this rank's shard of each parameter."""
-        return self._policy.shard_digests()
-
     def save(self, folder: Path) -> None:
-        """``folder/shards`` from all ranks, ``folder/policy`` in Hugging Face format from rank 0."""
+        """Write ``folder/shards`` from all ranks, and ``folder/policy`` in Hugging Face format from rank 0."""
         self._policy.save(folder)
         weights = self._policy.gather()
         if self._rank == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
@@ -14,19 +15,21 @@ from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad, safe
 from torch import Tensor, nn
 from torch.distributed import Store
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from actors.learner.safe_shards import to_universal, without_code
 from lpo_ray.errors import CheckpointDamaged
 from lpo_ray.learner.norms import norms_by_kind, update_ratios
-from lpo_ray.learner.updates import OptimiserSettings
+from lpo_ray.learner.updates import OptimiserSettings, TrainablePolicy
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.scoring import ScoringModel, prepare_packing
+from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing
 from lpo_ray.policy.weights import TensorMeta, make_manifest
 from lpo_ray.records import StepNorms
 
 SHARDS = "shards"
+"""folder of a checkpoint's shards, which is DeepSpeed's tag for them"""
 PIECE_BYTES = 1 << 24
-"""of parameters that are gathered at once, counted as float32"""
+"""bytes of parameters, counted as float32, that are gathered at once"""
 
 
 def join_group(store: Store, rank: int, world_size: int) -> None:
@@ -42,26 +45,28 @@ def join_group(store: Store, rank: int, world_size: int) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # finds torch's
 
 
-class Zero3Scorer:
+@dataclass(frozen=True, slots=True)
+class ShardedModel:
+    """A model to shard, and how: what the trained policy and the reference have in common."""
+
+    model: PreTrainedModel
+    zero: Mapping[str, object]
+    """settings merged over DeepSpeed's zero_optimization section"""
+    attention: str
+    """see learner.attention"""
+    share_prompt: bool
+
+
+class Zero3Scorer(Scorer):
     """One rank's shard of a policy that is only read: the reference. Every method is a collective: all ranks call it at
     the same time, in the same order, otherwise they wait for each other until the deadline.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        zero: Mapping[str, object],
-        *,
-        attention: str,
-        share_prompt: bool,
-        settings: OptimiserSettings | None = None,
-    ) -> None:
-        """``zero`` is merged over the zero_optimization section. ``attention``: learner.attention. ``settings``: of a
-        policy that is trained.
-        """
-        self.model, self.share_prompt = model, share_prompt
-        self.packed = prepare_packing(model, attention, share_prompt=share_prompt)
-        self.optimiser = None if settings is None else _adamw(model, settings)
+    def __init__(self, sharded: ShardedModel, settings: OptimiserSettings | None = None) -> None:
+        """``settings``: given for a policy that is trained."""
+        self.model, self.share_prompt = sharded.model, sharded.share_prompt
+        self.packed = prepare_packing(self.model, sharded.attention, share_prompt=sharded.share_prompt)
+        self.optimiser = None if settings is None else _adamw(self.model, settings)
         self.world_size = torch.distributed.get_world_size()
         config = {
             "train_micro_batch_size_per_gpu": 1,
@@ -69,7 +74,7 @@ class Zero3Scorer:
             "gradient_clipping": 0.0 if settings is None else settings.gradient_clip,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": model.dtype == torch.bfloat16},  # fp32 master weights are DeepSpeed's own
+            "bf16": {"enabled": self.model.dtype == torch.bfloat16},  # fp32 master weights are DeepSpeed's own
             "steps_per_print": 10**9,
             "zero_optimization": {
                 "stage": 3,
@@ -78,44 +83,35 @@ class Zero3Scorer:
                 "stage3_param_persistence_threshold": 0 if self.world_size > 1 else sys.maxsize,
                 # The default, 500 M elements, makes one temporary copy of all gradients of a small model.
                 "reduce_bucket_size": 20_000_000,
-                **zero,
+                **sharded.zero,
             },
         }
-        self.engine, *_ = deepspeed.initialize(model=ScoringModel(model), optimizer=self.optimiser, config=config)
+        self.engine, *_ = deepspeed.initialize(model=ScoringModel(self.model), optimizer=self.optimiser, config=config)
 
+    @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        """See Scorer."""
         return self.engine(layout, temperature)
 
 
-class Zero3Policy(Zero3Scorer):
+class Zero3Policy(Zero3Scorer, TrainablePolicy):
     """One rank's shard of the policy that is trained."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        zero: Mapping[str, object],
-        *,
-        attention: str,
-        share_prompt: bool,
-        settings: OptimiserSettings,
-        gradient_checkpointing: bool,
-    ) -> None:
+    def __init__(self, sharded: ShardedModel, settings: OptimiserSettings, *, gradient_checkpointing: bool) -> None:
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-        super().__init__(model, zero, attention=attention, share_prompt=share_prompt, settings=settings)
+            sharded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        sharded.model.train()
+        super().__init__(sharded, settings)
         self._settings = settings
-        self._offloads = "offload_optimizer" in zero
+        self._offloads = "offload_optimizer" in sharded.zero
 
+    @override
     def backward(self, loss: Tensor) -> None:
-        """See TrainablePolicy. DeepSpeed averages gradients over ranks; the loss already has the global denominator,
-        so the average is undone.
-        """
+        # DeepSpeed averages gradients over ranks. The loss already has the global denominator, so that is undone.
         self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
+    @override
     def step(self, learning_rate: float) -> StepNorms:
-        """See TrainablePolicy. DeepSpeed drops a gradient whose global norm is not finite, on all ranks alike."""
+        # DeepSpeed drops a gradient whose global norm is NaN or Inf, on all ranks alike.
         assert self.optimiser is not None
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
@@ -131,14 +127,14 @@ class Zero3Policy(Zero3Scorer):
             gradients = {kind: value * clipped for kind, value in self._gradient_norms().items()}
         return StepNorms(float(norm), applied, gradients, self._update_ratios())
 
+    @override
     def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """See TrainablePolicy."""
         total = values.to(self.engine.device)
         torch.distributed.all_reduce(total)
         return total.cpu()
 
     def gather(self) -> dict[str, Tensor]:
-        """The full weights by name, on rank 0; others get an empty dict."""
+        """Gather the full weights by name on rank 0; others get an empty dict."""
         weights: dict[str, Tensor] = {}
         if torch.distributed.get_rank() == 0:
             weights = {name: torch.empty(shape, dtype=self.model.dtype) for name, shape in self.shapes().items()}
@@ -146,8 +142,8 @@ class Zero3Policy(Zero3Scorer):
         return weights
 
     def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor]) -> None:
-        """Gather the named parameters on all ranks, a few at a time, and copy those that this rank wants into its
-        ``views``. What is gathered at once, beside the views, is a parameter or ``PIECE_BYTES``.
+        """Gather the named parameters on all ranks, and copy those that this rank wants into its ``views``. They are
+        gathered a few at a time: beside the views a rank holds one parameter, or ``PIECE_BYTES`` of them.
         """
         parameters, shapes = dict(self._named()), self.shapes()
         metas = [TensorMeta(name, shapes[name]) for name in names]
@@ -171,23 +167,16 @@ class Zero3Policy(Zero3Scorer):
             whole.copy_(shard[: whole.numel()])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Full shape of every parameter, in order: a shard looks empty."""
+        """List the full shape of every parameter, in order: a shard looks empty."""
         return {name: tuple(parameter.ds_shape) for name, parameter in self._named()}  # pyright: ignore[reportAttributeAccessIssue]
 
-    def shard_digests(self) -> dict[str, float]:
-        """Norm of this rank's shard of each parameter, to show that ranks hold different ones."""
-        return {
-            name: float(parameter.ds_tensor.detach().double().norm())  # pyright: ignore[reportAttributeAccessIssue]
-            for name, parameter in self._named()
-        }
-
     def save(self, folder: Path) -> None:
-        """ZeRO shards of weights and optimiser in ``folder/shards``, by DeepSpeed."""
+        """Have DeepSpeed write its shards of weights and optimiser into ``folder/shards``."""
         self.engine.save_checkpoint(str(folder), tag=SHARDS)
 
     def restore(self, folder: Path, written_by: int) -> None:
-        """Continue from ``save`` by ``written_by`` ranks; bit-equal on the same number. Another number goes through
-        DeepSpeed's universal format, written beside the shards for the time of the restore.
+        """Continue from ``save`` by ``written_by`` ranks. On the same number that is bit-equal; another number goes
+        through DeepSpeed's universal format, written beside the shards for the time of the restore.
         """
         if written_by == self.world_size:
             self._load(folder, SHARDS)

@@ -1,72 +1,53 @@
-"""vLLM behind one surface: in-process LLMEngine (CPU) or AsyncLLM (GPU). Runs inside a rollout worker.
-
-The in-process engine is owned by one thread: requests, aborts and weight updates are handed to it and run between two
-engine steps, so an update is atomic. AsyncLLM gives the same by ``collective_rpc``, which its core runs between steps.
-"""
+"""vLLM behind one surface, inside a rollout worker: ``sync_engine`` on CPU, ``async_engine`` on GPU."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from vllm import EngineArgs, RequestOutput, SamplingParams
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm import RequestOutput, SamplingParams
 from vllm.exceptions import VLLMValidationError
-from vllm.inputs import TokensPrompt
-from vllm.outputs import WeightVersionSpan
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.rollout.inflight import TAKEN_BACK, Admission, Rule
 from lpo_ray.policy.weights import Plain
-
-T = TypeVar("T")
-REPORT_EVERY = 8
-"""tokens between reports of a response that the in-process engine may take back: those since the last are lost then.
-A report for each token would cost a tenth of the throughput of a small policy."""
 
 
 class Engine(Protocol):
-    """What a rollout worker asks of vLLM."""
+    """Operations of vLLM that a rollout worker needs."""
 
     async def generate(
         self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
     ) -> RequestOutput | None:
-        """The finished output. Or, when an update took the request back: what it had so far, with finish_reason
-        TAKEN_BACK; None if it had no token. Waits while an update goes on. Cancelling the await aborts the request;
-        ValueError when vLLM refuses it. ``shared``: see Admission.prompt; ``priority``: lower is decoded first.
+        """Decode a request to its end. Waits while an update is running. Cancelling the await aborts the request.
+
+        When an update takes the request back, returns what it had so far, with finish_reason TAKEN_BACK; None if it had
+        no token. Raises ValueError when vLLM refuses it. ``shared``: see Admission.prompt; ``priority``: lower is
+        decoded first.
         """
         ...
 
     async def name_weights(self, version: str) -> None:
-        """The weights that it was built with are ``version``."""
+        """Say that the weights it was built with are ``version``."""
         ...
 
     async def join_senders(self, senders: Plain) -> None:
-        """VLLM's ``init_weight_transfer_engine``; see transports.receivers."""
+        """Reach the ranks that send weights: vLLM's ``init_weight_transfer_engine``, see receiver.Senders."""
         ...
 
     async def begin_update(self) -> None:
-        """Do with the running requests as the rule says, and ``start_weight_update``: no token is decoded until
-        ``finish_update``. An update given up is begun again.
+        """Treat the running requests as the rule says, then call vLLM's ``start_weight_update``. No token is decoded
+        until ``finish_update``. An update that was given up is started again.
         """
         ...
 
     async def update_weights(self, arrival: Plain) -> None:
-        """``update_weights``: receive and load one bucket."""
+        """Receive and load one bucket: vLLM's ``update_weights``, see receiver.Arrival."""
         ...
 
     async def finish_update(self, version: str) -> list[dict[str, str]]:
-        """``finish_weight_update``, drop cached keys and values as the rule says, decode again; returns the digest of
-        each tensor as it arrived, from each of the engine's processes.
+        """Call vLLM's ``finish_weight_update``, drop the KV cache as the rule says, and decode again. Returns the
+        digest of each tensor as it arrived, from each of the engine's processes.
         """
         ...
 
@@ -79,298 +60,25 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class _Request:
-    """One that was added to the in-process engine, and has not ended. Only the engine's thread changes it."""
-
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[RequestOutput | None]
-    so_far: RequestOutput | None = None
-    """as far as vLLM has reported"""
-
-    def settle(self, result: RequestOutput | None, error: BaseException | None = None) -> None:
-        self.loop.call_soon_threadsafe(partial(_settle, self.future, result, error))
-
-
-class InprocessEngine:
-    """LLMEngine on a thread of its own."""
-
-    def __init__(self, arguments: EngineArgs, rule: Rule) -> None:
-        """Blocks until the engine has loaded the model; raises what vLLM raises."""
-        self._rule = rule
-        self._admission = Admission()
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._requests: dict[str, _Request] = {}
-        self._failure: BaseException | None = None
-        self._updating = False
-        ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, args=(arguments, ready), name="vllm-engine", daemon=True)
-        self._thread.start()
-        failure = ready.get()
-        if failure is not None:
-            raise failure
-
-    async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
-    ) -> RequestOutput | None:
-        """See Engine."""
-        prompt = await self._admission.prompt(token_ids, shared=shared)
-        loop = asyncio.get_running_loop()
-        request = _Request(loop, loop.create_future())
-        reported = self._reported(params)
-
-        def add() -> None:
-            self._engine.add_request(request_id, prompt, reported, priority=priority)
-            self._requests[request_id] = request
-
-        def abort() -> None:
-            if self._requests.pop(request_id, None):
-                self._engine.abort_request([request_id])
-
-        try:
-            with _refusals():
-                await self._on_thread(add)
-            return await request.future
-        except asyncio.CancelledError:
-            self._work.put(abort)
-            raise
-
-    def _reported(self, params: SamplingParams) -> SamplingParams:
-        """An in-process engine says nothing of a request that it aborts: what is to be taken back is reported on the
-        way. Who has no token is known from the report of the first.
-        """
-        if self._rule.pause == "abort":
-            return _streamed(params, every=REPORT_EVERY)
-        return _streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
-
-    async def name_weights(self, version: str) -> None:
-        """See Engine."""
-        await self._on_thread(lambda: self._engine.set_weight_version(version))
-
-    async def join_senders(self, senders: Plain) -> None:
-        """See Engine."""
-        await self._rpc("init_weight_transfer_engine", init_info=senders)
-
-    async def begin_update(self) -> None:
-        """See Engine."""
-        self._admission.close()
-        if running := await self._on_thread(self._pause):
-            await asyncio.wait(running)
-        await self._on_thread(self._restart_update)
-
-    def _pause(self) -> list[asyncio.Future[RequestOutput | None]]:
-        """Take back what the rule says; returns what must be decoded to its end first."""
-        everything = self._rule.pause == "abort"
-        unstarted = self._rule.begins_anew
-        taken = {i: r for i, r in self._requests.items() if everything or (unstarted and r.so_far is None)}
-        self._engine.abort_request(list(taken))
-        version = self._engine.get_weight_version()
-        for request_id, request in taken.items():
-            del self._requests[request_id]
-            if request.so_far is not None:
-                sampled = request.so_far.outputs[0]
-                sampled.finish_reason = TAKEN_BACK
-                # It was added after the last update, as all were taken back then.
-                sampled.weight_versions = [WeightVersionSpan(version, 0, len(sampled.token_ids))]
-            request.settle(request.so_far)
-        if self._rule.pause == "wait":
-            return [request.future for request in self._requests.values()]
-        self._updating = True
-        return []
-
-    def _restart_update(self) -> None:
-        self._updating = True
-        self._engine.collective_rpc("restart_weight_update")
-
-    async def update_weights(self, arrival: Plain) -> None:
-        """See Engine."""
-        await self._rpc("update_weights", update_info=arrival)
-
-    async def finish_update(self, version: str) -> list[dict[str, str]]:
-        """See Engine."""
-
-        def finish() -> list[dict[str, str]]:
-            self._engine.collective_rpc("finish_weight_update")
-            if self._rule.drops_caches and not self._engine.reset_prefix_cache(reset_running_requests=True):
-                raise RuntimeError("vLLM did not reset its prefix cache; cached prompts would serve the old weights")
-            self._engine.reset_encoder_cache()
-            self._engine.set_weight_version(version)
-            self._updating = False
-            return self._engine.collective_rpc("received_digests")
-
-        digests = await self._on_thread(finish)
-        self._admission.reopen()
-        return digests
-
-    async def _rpc(self, method: str, **arguments: Plain) -> None:
-        await self._on_thread(lambda: self._engine.collective_rpc(method, kwargs=arguments))
-
-    def check(self) -> None:
-        """See Engine."""
-        if self._failure is not None:
-            raise self._failure
-
-    def close(self) -> None:
-        """See Engine."""
-        self._work.put(None)
-        self._thread.join(timeout=30)
-
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        self.check()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def run() -> None:
-            try:
-                result = work()
-            except Exception as error:  # noqa: BLE001 - handed to the caller, whatever it is
-                loop.call_soon_threadsafe(partial(_settle, future, None, error))
-            else:
-                loop.call_soon_threadsafe(partial(_settle, future, result, None))
-
-        self._work.put(run)
-        return await future
-
-    def _run(self, arguments: EngineArgs, ready: queue.SimpleQueue[BaseException | None]) -> None:
-        try:
-            self._engine = LLMEngine.from_engine_args(arguments)
-        except BaseException as error:  # noqa: BLE001 - handed to the constructor's caller
-            ready.put(error)
-            return
-        ready.put(None)
-        try:
-            while self._serve():
-                for output in self._engine.step():
-                    request = self._requests[output.request_id]
-                    request.so_far = _joined(request.so_far, cast(RequestOutput, output))
-                    if output.finished:
-                        del self._requests[output.request_id]
-                        request.settle(request.so_far)
-        except BaseException as error:  # noqa: BLE001 - the engine is gone; every waiter must hear why
-            self._failure = error
-            for request in self._requests.values():
-                request.settle(None, error)
-
-    def _serve(self) -> bool:
-        """Run what was handed over; wait for it while there is nothing to decode, or nothing may be. False: close."""
-        while True:
-            try:
-                work = self._work.get(block=self._updating or not self._engine.has_unfinished_requests())
-            except queue.Empty:
-                return True
-            if work is None:
-                return False
-            work()
-
-
-class AsynchronousEngine:
-    """AsyncLLM: the engine core in a process of its own."""
-
-    def __init__(self, arguments: AsyncEngineArgs, rule: Rule) -> None:
-        self._rule = rule
-        self._admission = Admission()
-        self._engine = AsyncLLM.from_engine_args(arguments)
-        self._unstarted: set[asyncio.Task[RequestOutput]] = set()
-
-    async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
-    ) -> RequestOutput | None:
-        """See Engine."""
-        prompt = await self._admission.prompt(token_ids, shared=shared)
-        request = asyncio.create_task(self._decode(prompt, params, request_id, priority))
-        self._unstarted.add(request)
-        request.add_done_callback(self._unstarted.discard)
-        try:
-            await asyncio.wait([request])
-        finally:
-            request.cancel()
-        output = None if request.cancelled() else request.result()
-        return output if output is not None and output.outputs[0].token_ids else None
-
-    async def _decode(
-        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int
-    ) -> RequestOutput:
-        so_far: RequestOutput | None = None
-        # Who has no token is known from the report of the first.
-        reported = _streamed(params, every=params.max_tokens) if self._rule.begins_anew else params
-        with _refusals():
-            async for output in self._engine.generate(prompt, reported, request_id, priority=priority):
-                self._unstarted.discard(cast("asyncio.Task[RequestOutput]", asyncio.current_task()))
-                so_far = _joined(so_far, output)
-        if so_far is None:
-            raise RuntimeError(f"vLLM ended request {request_id} without an output")
-        return so_far
-
-    async def name_weights(self, version: str) -> None:
-        """See Engine."""
-        await self._engine.update_weight_version(version)
-
-    async def join_senders(self, senders: Plain) -> None:
-        """See Engine."""
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=senders))
-
-    async def begin_update(self) -> None:
-        """See Engine. The scheduler is paused first: while layers are reloaded no step may run."""
-        self._admission.close()
-        await self._engine.pause_generation(mode=self._rule.pause, clear_cache=self._rule.drops_caches)
-        if self._rule.begins_anew and (unstarted := list(self._unstarted)):
-            for request in unstarted:
-                request.cancel()
-            await asyncio.wait(unstarted)
-        await self._engine.collective_rpc("restart_weight_update")
-
-    async def update_weights(self, arrival: Plain) -> None:
-        """See Engine."""
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=arrival))
-
-    async def finish_update(self, version: str) -> list[dict[str, str]]:
-        """See Engine."""
-        await self._engine.finish_weight_update(weight_version=version)
-        if self._rule.drops_caches:
-            await self._engine.reset_prefix_cache(reset_running_requests=True)
-        await self._engine.reset_encoder_cache()
-        digests = await self._engine.collective_rpc("received_digests")
-        await self._engine.resume_generation()
-        self._admission.reopen()
-        return digests
-
-    def check(self) -> None:
-        """See Engine."""
-        if self._engine.errored:
-            raise self._engine.dead_error
-
-    def close(self) -> None:
-        """See Engine."""
-        self._engine.shutdown()
-
-
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """Validation errors of vLLM as ValueError: the request is at fault, not the engine."""
+def refusals() -> Iterator[None]:
+    """Turn vLLM's validation errors into ValueError: the request is at fault, not the engine."""
     try:
         yield
     except VLLMValidationError as error:
         raise ValueError(str(error)) from error
 
 
-def _streamed(params: SamplingParams, every: int | None) -> SamplingParams:
-    """Reported at the first token, then after so many, and at the end; each time what is new."""
+def streamed(params: SamplingParams, every: int | None) -> SamplingParams:
+    """Have a request report at its first token, then after every ``every`` tokens, and at its end; only what is new."""
     params = params.clone()
     params.output_kind, params.stream_interval = RequestOutputKind.DELTA, every
     return params
 
 
-def _joined(so_far: RequestOutput | None, new: RequestOutput) -> RequestOutput:
+def joined(so_far: RequestOutput | None, new: RequestOutput) -> RequestOutput:
+    """Append a report of a streamed request to those before it."""
     if so_far is None:
         return new
     so_far.add(new, aggregate=True)
     return so_far
-
-
-def _settle(future: asyncio.Future[T], result: T | None, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(cast("T", result))
-    else:
-        future.set_exception(error)

@@ -1,14 +1,14 @@
-"""What becomes of the requests in an engine when new weights arrive: one row a mode (``pipeline.inflight``).
+"""Requests in flight when new weights arrive: what becomes of them, one row for each mode (``pipeline.inflight``).
 
 ```
-                 running requests                            keys and values of old weights
+                 running requests                            KV cache of old weights
  finish          are decoded to their end first              dropped
- keep_recompute  wait, and go on                             dropped, and computed again with the new weights
- keep_cache      wait, and go on                             kept: nobody else may read them
+ keep_recompute  wait, and continue                          dropped, and computed again with the new weights
+ keep_cache      wait, and continue                          kept: no other request may read it
  abort_resume    end; the worker sends them again, with      dropped
                  the tokens so far as part of the prompt
 ```
-Read by both engines, which carry it out, and by the rollout worker, for its probe.
+Both engines carry it out; the rollout worker reads it for its probe.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One mode, as engines follow it."""
+    """One mode of ``pipeline.inflight``, as engines follow it."""
 
     pause: Literal["wait", "keep", "abort"]
     """what becomes of running requests, in vLLM's words (``AsyncLLM.pause_generation``)"""
     drops_caches: bool
-    """whether keys and values that the old weights computed are dropped"""
-    begins_anew: bool
+    """whether the KV cache of the old weights is dropped"""
+    restarts_unstarted: bool
     """whether requests that wait for their first token are taken back when an update begins, and sent again after it:
-    they would make a drain longer than the longest response, or find keys and values of the old weights ("abort" takes
-    all back, without more ado)
+    they would make a drain longer than the longest response, or find the KV cache of the old weights ("abort" takes all
+    back anyway)
     """
 
 
 RULES = {
-    Inflight.finish: Rule("wait", drops_caches=True, begins_anew=True),
-    Inflight.keep_recompute: Rule("keep", drops_caches=True, begins_anew=False),
-    Inflight.keep_cache: Rule("keep", drops_caches=False, begins_anew=True),
-    Inflight.abort_resume: Rule("abort", drops_caches=True, begins_anew=False),
+    Inflight.finish: Rule("wait", drops_caches=True, restarts_unstarted=True),
+    Inflight.keep_recompute: Rule("keep", drops_caches=True, restarts_unstarted=False),
+    Inflight.keep_cache: Rule("keep", drops_caches=False, restarts_unstarted=True),
+    Inflight.abort_resume: Rule("abort", drops_caches=True, restarts_unstarted=False),
 }
 
 
 TAKEN_BACK = "abort"
-"""vLLM's finish_reason of a request that was ended from outside, which only an update does"""
+"""vLLM's finish_reason of a request that was ended from outside, as only an update does"""
 
 
 class Admission:
-    """Holds requests back while an engine takes new weights. Lives in the event loop of the engine's worker."""
+    """Gate that holds requests back while an engine takes new weights; in the event loop of the engine's worker."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
@@ -60,17 +60,17 @@ class Admission:
         self._updates = 0
 
     def close(self) -> None:
-        """An update begins. Whoever was admitted before has been handed to the engine before, too."""
+        """Begin an update. What was admitted before it has been handed to the engine before it, too."""
         self._open.clear()
 
     def reopen(self) -> None:
-        """An update is done."""
+        """End an update."""
         self._updates += 1
         self._open.set()
 
     async def prompt(self, token_ids: Sequence[int], *, shared: bool) -> TokensPrompt:
-        """Waits while an update goes on. The prompt shares cached keys and values only with prompts since the last
-        update, unless ``shared``. Counted are updates, not versions: a version may be delivered twice.
+        """Make a prompt, once no update is running. It shares its KV cache only with prompts since the last update,
+        unless ``shared``. Updates are counted, not versions: a version may be delivered twice.
         """
         from vllm.inputs import TokensPrompt
 

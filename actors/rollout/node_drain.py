@@ -1,11 +1,11 @@
-"""Nodes that are about to go (spot instances with notice, an autoscaler that shrinks): their workers leave in time."""
+"""Draining nodes (spot instances with notice, an autoscaler that shrinks): their workers leave in time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from ray._private.state import state as cluster_state  # Ray tells of draining nodes nowhere in public
+from ray._private.state import state as cluster_state  # no public API of Ray lists draining nodes
 from ray.exceptions import RaySystemError
 
 from actors.rollout.remote import RemoteWorker
@@ -13,17 +13,17 @@ from lpo_ray.interfaces import Events
 from lpo_ray.rollout.pool import RolloutPool
 
 PERIOD = 5.0
-"""seconds between two looks"""
+"""seconds between two checks"""
 
 
 async def watch_nodes(pool: RolloutPool[RemoteWorker], events: Events) -> None:
-    """Look for draining nodes until cancelled."""
+    """Have the pool vacate draining nodes, until cancelled."""
     known: set[str] = set()
     while True:
         try:
             draining = await asyncio.to_thread(cluster_state.get_draining_nodes)
         except RaySystemError as error:
-            events.note(f"the cluster does not say which nodes are about to go: {error}")
+            events.note(f"the cluster does not say which nodes are draining: {error}")
             draining = {}
         for node_id, deadline in draining.items():
             if node_id not in known:

@@ -1,6 +1,6 @@
-"""Methods added to vLLM's worker (``worker_extension_cls``); importing it registers our weight-transfer engines.
+"""Methods added to vLLM's worker (``worker_extension_cls``). Importing it registers our weight-transfer engines.
 
-Kept apart from ``engines.py`` because vLLM imports it inside the engine core, before the model is loaded.
+vLLM imports it inside the engine core, before the model is loaded; so it stands apart from the engines.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import cast
 
 import torch
 
-from actors.transports.receivers import Receiver
+import actors.transports.receivers  # noqa: F401 - vLLM finds them by their names
+from actors.transports.receiver import Receiver
 
 # A process must ask the kernel for AMX before its first tile instruction, or it dies with SIGILL; vLLM takes AMX for
 # granted where the CPU announces it. Where the kernel refuses, vLLM must not choose it.
@@ -18,16 +19,16 @@ if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
 
 
 class WorkerExtension:
-    """Mixed into vLLM's Worker by name; ``self`` is the worker."""
+    """Mixin that vLLM adds to its Worker by name; ``self`` is that worker."""
 
     def restart_weight_update(self) -> None:
-        """Start a weight update; one that was begun and given up is closed first."""
+        """Start a weight update. One that was started and given up is closed first."""
         if self._receiver().active:
             self.finish_weight_update()  # type: ignore[attr-defined]
         self.start_weight_update()  # type: ignore[attr-defined]
 
     def received_digests(self) -> dict[str, str]:
-        """Digest of each tensor of the last update as it arrived at this worker."""
+        """Return the digest of each tensor of the last update as it arrived at this worker."""
         return self._receiver().digests
 
     def _receiver(self) -> Receiver:

@@ -13,9 +13,8 @@ import ray
 
 from actors.control.log_shipping import log, ship_log
 from actors.rollout.inflight import RULES, TAKEN_BACK
-from actors.runtime.cpu_tuning import KEEP_BLOCKS
+from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
-from actors.runtime.priority import give_way
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import Inflight
 from lpo_ray.errors import GroupLost
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How the engine is built."""
+    """Settings from which a vLLM engine is built."""
 
     model_path: str
     dtype: str
@@ -43,9 +42,9 @@ class EngineSettings:
     asynchronous: bool
     on_cpu: bool
     kv_cache_bytes: int
-    """on CPU; a GPU takes what gpu_memory_utilization leaves"""
+    """size of the KV cache on CPU; a GPU takes what gpu_memory_utilization leaves"""
     receiver: str
-    """name of the weight-transfer engine; see transports.Transport"""
+    """name of the weight-transfer engine; see table.Transport"""
     inflight: Inflight
     trust_remote_code: bool
     """see model.trust_remote_code"""
@@ -53,23 +52,23 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What an engine says of the weights that it serves."""
+    """An engine's account of the weights that it serves."""
 
     digests: list[dict[str, str]]
-    """of each of its processes: tensor -> digest of what arrived"""
+    """tensor -> digest of what arrived, from each of the engine's processes"""
     logprobs: list[FloatArray]
-    """of the probe"""
+    """log-probs of the probe"""
     cached_tokens: int
-    """of the probe that were not computed with these weights"""
+    """tokens of the probe that came out of the KV cache, so were not computed with these weights"""
 
 
 def engine_environment(settings: EngineSettings, threads: int) -> dict[str, str]:
-    """Environment of the process that builds the engine: vLLM reads it when it is imported, torch when it starts."""
+    """Environment of the process that builds the engine: vLLM reads it at import, torch when it starts."""
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        # Whatever the user's own environment says, what arrives at the engine core is not unpickled. No transport needs
-        # it, nor does cuda_ipc: see cuda_ipc.to_plain.
+        # Whatever the user's environment says, nothing that arrives at the engine core is unpickled. No transport needs
+        # it: see cuda_ipc.to_plain.
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
     }
     if not settings.asynchronous:
@@ -85,7 +84,7 @@ def engine_environment(settings: EngineSettings, threads: int) -> dict[str, str]
 
 
 def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
-    """VLLM's own settings."""
+    """Translate settings into vLLM's own."""
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -119,7 +118,7 @@ def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
 
 
 class RolloutWorker:
-    """Plain class; ``cluster.py`` makes it an actor. All methods but ``start`` may run concurrently."""
+    """One engine: a plain class that ``roles.py`` makes an actor. All methods but ``start`` may run concurrently."""
 
     def __init__(self, name: str, settings: EngineSettings) -> None:
         self._name, self._settings = name, settings
@@ -130,23 +129,24 @@ class RolloutWorker:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        from actors.rollout.engine import AsynchronousEngine, InprocessEngine
+        from actors.rollout.async_engine import AsyncEngine
+        from actors.rollout.sync_engine import SyncEngine
 
         give_way()
         ship_log("rollout", self._name)
         self._params, self._kind = SamplingParams, RequestOutputKind
         arguments = engine_arguments(self._settings)
         if self._settings.asynchronous:
-            self._engine = AsynchronousEngine(arguments, self._rule)
+            self._engine = AsyncEngine(arguments, self._rule)
         else:
-            self._engine = await asyncio.to_thread(InprocessEngine, arguments, self._rule)
+            self._engine = await asyncio.to_thread(SyncEngine, arguments, self._rule)
         self._released = asyncio.Event()
         process = current_process()
         log.info("its engine is up on %s: %s in %s", process.host, self._settings.model_path, self._settings.dtype)
         return process
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        """All K responses, each with a seed of its own; none before the weights are proved or named. Raises GroupLost
+        """Draw all K responses, each with a seed of its own, once the weights are proved or named. Raises GroupLost
         when vLLM refuses or aborts one.
         """
         await self._released.wait()
@@ -165,12 +165,12 @@ class RolloutWorker:
                 task.cancel()
 
     async def serve_loaded(self, version: str) -> None:
-        """Give out groups with the weights of the model's folder, as ``version``: nobody publishes others."""
+        """Give out groups with the weights of the model's folder, as ``version``: no others are published."""
         await self._engine.name_weights(version)
         self._released.set()
 
     async def join_senders(self, senders: Plain) -> None:
-        """Reach the ranks that send weights; see transports.receivers.Senders."""
+        """Reach the ranks that send weights; see receiver.Senders."""
         await self._engine.join_senders(senders)
 
     async def begin_update(self) -> None:
@@ -179,23 +179,23 @@ class RolloutWorker:
         await self._engine.begin_update()
 
     async def receive(self, bucket: int, tickets: Sequence[object], seconds: float) -> None:
-        """Receive and load one bucket; gives up after ``seconds``."""
+        """Receive and load one bucket. Gives up after ``seconds``."""
         found = [await ticket if isinstance(ticket, ray.ObjectRef) else ticket for ticket in tickets]
         if self._settings.asynchronous:  # the engine is another process, behind a serialiser that has no arrays
             found = [item.tobytes() if isinstance(item, np.ndarray) else item for item in found]
         await self._engine.update_weights({"bucket": bucket, "tickets": found, "seconds": seconds})
 
     async def finish_update(self, version: str, probe: Sequence[IntArray]) -> Delivery:
-        """Decode with the new weights again, and say which they are."""
+        """Decode again, with the new weights, and give account of them."""
         digests = await self._engine.finish_update(version)
         return Delivery(digests, *await self._answer(probe))
 
     async def release(self) -> None:
-        """The weights are proved: groups may be given out."""
+        """Give out groups again: the weights are proved."""
         self._released.set()
 
     async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
-        """Log-probs of tokens 1..T-1 of each sequence as the engine computes them now, [T-1] each."""
+        """Compute the log-probs of tokens 1..T-1 of each sequence with the weights of now, [T-1] each."""
         params = self._params(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=self._kind.FINAL_ONLY
         )
@@ -203,11 +203,11 @@ class RolloutWorker:
         return [_prompt_logprobs(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)]
 
     async def _answer(self, probe: Sequence[IntArray]) -> tuple[list[FloatArray], int]:
-        """Log-probs of the probe, and how many of its tokens came out of the prefix cache.
+        """Compute the log-probs of the probe, and count its tokens that came out of the KV cache.
 
-        vLLM computes prompt log-probs without its cache, so stale keys and values would not show in them. The last
-        token of the last sequence is asked for as one that is sampled, which does read the cache; its prompt is there
-        from the publish before, unless the cache was dropped as it must be.
+        vLLM computes prompt log-probs without its KV cache, so a stale one would not show in them. The last token of
+        the last sequence is asked for as one that is sampled, which does read the cache; its prompt is there from the
+        publish before, unless the cache was dropped as it must be.
         """
         *scored, last = probe
         token = int(last[-1])
@@ -222,9 +222,10 @@ class RolloutWorker:
         return found, sampled.num_cached_tokens or 0
 
     async def _probe(self, sequence: IntArray, params: SamplingParams) -> RequestOutput:
-        """Where caches are dropped, the probe shares keys and values with every probe before, so that one that was not
-        dropped shows; where they are kept, it must not find them, as no other request may. It goes before all requests
-        that wait for their turn: until it is answered no group is given out.
+        """Answer one sequence of the probe, before all requests that wait: no group is given out until then.
+
+        Where the KV cache is dropped, the probe shares it with every probe before, so that one that was not dropped
+        shows. Where it is kept, the probe must not find it, as no other request may.
         """
         request_id, shared = f"probe-{os.urandom(8).hex()}", self._rule.drops_caches
         output = await self._engine.generate(request_id, sequence.tolist(), params, shared=shared, priority=-1)
@@ -237,8 +238,8 @@ class RolloutWorker:
         self._engine.close()
 
     async def _one(self, prompt: Prompt, sampling: Sampling, attempt: int, index: int) -> Response:
-        """One response, in parts when the engine takes it back for new weights. A part that was taken back is never
-        complete: vLLM ends a request in the step that samples its last token.
+        """Draw one response, in parts when the engine takes it back for new weights. A part that was taken back is
+        never complete: vLLM ends a request in the step that samples its last token.
         """
         token_ids: list[int] = []
         logprobs: list[float] = []
@@ -251,7 +252,7 @@ class RolloutWorker:
             so_far = [*prompt.token_ids.tolist(), *token_ids]
             output = await self._engine.generate(request_id, so_far, params, shared=False)
             if output is None:
-                continue  # it had no token yet: the same again
+                continue  # it had no token yet: send it again
             sampled = output.outputs[0]
             token_ids += sampled.token_ids
             logprobs += cast("FlatLogprobs", sampled.logprobs).logprobs
@@ -285,7 +286,7 @@ class RolloutWorker:
 
 
 def _prompt_logprobs(output: RequestOutput, sequence: IntArray) -> FloatArray:
-    """[T-1] log-probs of the tokens after the first."""
+    """Read the log-probs of the tokens after the first, [T-1]."""
     if output.prompt_logprobs is None:
         raise RuntimeError("vLLM returned no prompt log-probs for the probe")
     rows = zip(output.prompt_logprobs[1:], sequence[1:], strict=True)

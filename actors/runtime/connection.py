@@ -1,4 +1,4 @@
-"""Joining a Ray cluster that runs already, as a driver of it."""
+"""Connection to a Ray cluster that runs already, as a driver of it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import socket
 from collections.abc import Iterator
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address  # what auto stands for, told nowhere in public
+from ray._private.services import canonicalize_bootstrap_address  # what auto stands for; Ray has no public name for it
 from ray.exceptions import RayError
 
 from lpo_ray.errors import ConfigError
 
 AUTO = "auto"
+"""address that stands for the cluster of this machine"""
 ANSWER_SECONDS = 5.0
 """for a head to take a connection: Ray itself tries for minutes"""
 
 
 @contextlib.contextmanager
 def joined(address: str, asked_by: str, namespace: str | None = None) -> Iterator[None]:
-    """Part of the cluster at ``address`` (HOST:PORT or auto) until the end of the context. ``asked_by``: the option
-    that holds it. Raises ConfigError when nobody answers there or Ray lets nobody in.
+    """Join the cluster at ``address`` (HOST:PORT or auto) until the end of the context. ``asked_by``: the option that
+    holds it. Raises ConfigError when nothing answers there, or Ray refuses.
     """
     join(address, asked_by, namespace)
     try:
@@ -31,7 +32,7 @@ def joined(address: str, asked_by: str, namespace: str | None = None) -> Iterato
 
 
 def join(address: str, asked_by: str, namespace: str | None = None) -> None:
-    """As ``joined``, until ray.shutdown()."""
+    """Join the cluster as ``joined`` does, until ray.shutdown()."""
     try:
         # auto is RAY_ADDRESS, or what the last `ray start` left in a file, of a cluster that may have ended since
         found = canonicalize_bootstrap_address(AUTO) or "" if address == AUTO else address
@@ -47,7 +48,7 @@ def join(address: str, asked_by: str, namespace: str | None = None) -> None:
 
 
 def _reach(address: str, found: str, asked_by: str) -> None:
-    """Somebody listens at ``found``, which is what ``address`` stands for."""
+    """Check that something listens at ``found``, which is what ``address`` stands for. Raises ConfigError."""
     host, _, port = found.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(f"{asked_by} is {address!r}; expected HOST:PORT as `ray start --head` shows it, or auto")

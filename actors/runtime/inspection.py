@@ -1,4 +1,4 @@
-"""Looking at, and ending, the process of an actor, on whichever node it runs."""
+"""Processes of actors: looked at and ended, on whichever node they run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from lpo_ray.records import Process
 from lpo_ray.telemetry.monitor.process_state import SECONDS, describe, this_process
 
 DISMISS_SECONDS = 2.0
+"""for processes to end after Ray was told to end them"""
 
 
 def current_process() -> Process:
-    """Of the calling actor."""
+    """Process of the calling actor."""
     return this_process(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
 
 
 async def inspect(process: Process) -> str:
-    """State, stack and last log lines in a few lines of text; never raises, and takes at most ``SECONDS``."""
+    """Describe state, stack and last log lines in a few lines. Never raises, and takes at most ``SECONDS``."""
     if process.node_id == ray.get_runtime_context().get_node_id():
         return await asyncio.to_thread(describe, process)
     where = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
@@ -33,12 +34,12 @@ async def inspect(process: Process) -> str:
     try:
         return await asyncio.wait_for(asyncio.wrap_future(reference.future()), SECONDS)
     except (RayError, TimeoutError) as error:
-        return f"process {process.pid} on {process.host} cannot be looked at: {type(error).__name__}"
+        return f"process {process.pid} on {process.host} cannot be inspected: {type(error).__name__}"
 
 
 async def dismiss(handles: Sequence[ActorProxy[Any]], processes: Sequence[Process]) -> None:
     """Have Ray end actors, and wait until their processes on this host are gone, DISMISS_SECONDS at most. Ray prints an
-    error for an actor that ends otherwise. One that is stopped stays, for ``end``.
+    error for an actor that ends otherwise. One that is stopped (SIGSTOP) is left to ``end``.
     """
     here = ray.get_runtime_context().get_node_id()
     leaving = []
@@ -52,7 +53,7 @@ async def dismiss(handles: Sequence[ActorProxy[Any]], processes: Sequence[Proces
 
 
 def end(process: Process) -> None:
-    """SIGKILL, which also ends a stopped process, when it runs on this host; Ray ends those elsewhere."""
+    """Send SIGKILL, which also ends a stopped process, if it runs on this host; Ray ends those elsewhere."""
     if process.node_id == ray.get_runtime_context().get_node_id():
         with suppress(psutil.Error):
             psutil.Process(process.pid).kill()

@@ -20,7 +20,7 @@ def nodes_at(address: str) -> list[Machine]:
 
 
 def machines() -> list[Machine]:
-    """Every node that is alive, with all that it has, whoever uses it now. Needs a connection."""
+    """List every node that is alive, with all its resources, in use or not. Needs a connection."""
     found = []
     for node in nodes():
         has = node.resources

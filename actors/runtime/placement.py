@@ -1,4 +1,4 @@
-"""Where actors run: learner ranks together, rollout workers spread. What cannot be met is said at once, and why."""
+"""Placement of actors: learner ranks together, rollout workers spread. What cannot fit is said at once, and why."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from lpo_ray.errors import NoRoom
 
-ScoringItem = Mapping[str, float]
+Resources = Mapping[str, float]
+"""resource -> amount"""
 EPSILON = 1e-6
+"""amount by which a resource may be short, for rounding"""
 NOTE_SECONDS = 15.0
-"""between two notes about a placement that is waited for"""
+"""seconds between two notes about a placement that is waited for"""
 MOST = 8
 """nodes that a message names"""
 
@@ -25,11 +27,11 @@ class Request:
     """Bundles of one role, one for each of its actors."""
 
     role: str
-    bundles: Sequence[ScoringItem]
+    bundles: Sequence[Resources]
     strategy: str
-    """of Ray's placement groups"""
+    """strategy of Ray's placement group"""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """that a node must have"""
+    """labels that a node must have"""
 
     def __str__(self) -> str:
         asked = ", ".join(f"{amount:g} {resource}" for resource, amount in self.bundles[0].items())
@@ -39,22 +41,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of the cluster."""
+    """A node of the cluster."""
 
     name: str
     """its address"""
-    resources: ScoringItem
-    """all that it has, in use or not"""
+    resources: Resources
+    """in use or not"""
     labels: Mapping[str, str]
 
 
 def bundle(cpus: float, gpus: float) -> dict[str, float]:
-    """One actor's resources."""
+    """Resources of one actor."""
     return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
 
 
 def nodes() -> list[Node]:
-    """Of the cluster that this process is connected to, those that are alive."""
+    """List the nodes that are alive, of the cluster that this process is connected to."""
     return [
         Node(node["NodeManagerAddress"], node["Resources"], node.get("Labels") or {})
         for node in ray.nodes()
@@ -63,8 +65,8 @@ def nodes() -> list[Node]:
 
 
 def explain(requests: Sequence[Request], machines: Sequence[Node]) -> str | None:
-    """Why ``requests`` do not fit on ``machines``, were all of them free: which bundle lacks what, and where. None when
-    they fit one after the other, each bundle on the machine that has least left.
+    """Say why ``requests`` would not fit on ``machines`` even if all were free: which bundle lacks what, and where.
+    None when they fit one after the other, each bundle on the machine that has least left.
     """
     left = [dict(machine.resources) for machine in machines]
     for request in requests:
@@ -80,7 +82,7 @@ def explain(requests: Sequence[Request], machines: Sequence[Node]) -> str | None
 
 
 def check_room(requests: Sequence[Request]) -> None:
-    """NoRoom when the cluster cannot hold the roles, even if nothing else ran on it."""
+    """Raise NoRoom when the cluster cannot hold the roles, even if nothing else ran on it."""
     why = explain(requests, nodes())
     if why is not None:
         raise NoRoom(
@@ -91,8 +93,8 @@ def check_room(requests: Sequence[Request]) -> None:
 
 
 async def reserve(request: Request, seconds: float, note: Callable[[str], None]) -> PlacementGroup:
-    """The role's placement group once its resources are held. NoRoom when they are not within ``seconds``; while it
-    waits, ``note`` is told what for.
+    """Wait until the role's placement group holds its resources. Meanwhile ``note`` is told what is missing. Raises
+    NoRoom after ``seconds``.
     """
     bundles = [dict(wanted) for wanted in request.bundles]
     if request.labels:
@@ -132,7 +134,7 @@ def _has_labels(machine: Node, labels: Mapping[str, str]) -> bool:
     return all(machine.labels.get(key) == value for key, value in labels.items())
 
 
-def _lacking(have: ScoringItem, wanted: ScoringItem) -> list[str]:
+def _lacking(have: Resources, wanted: Resources) -> list[str]:
     return [
         f"{have.get(resource, 0.0):g} of {amount:g} {resource}"
         for resource, amount in wanted.items()
@@ -141,7 +143,7 @@ def _lacking(have: ScoringItem, wanted: ScoringItem) -> list[str]:
 
 
 def _why(
-    wanted: ScoringItem, request: Request, machines: Sequence[Node], left: Sequence[ScoringItem], allowed: Sequence[int]
+    wanted: Resources, request: Request, machines: Sequence[Node], left: Sequence[Resources], allowed: Sequence[int]
 ) -> str:
     if not machines:
         return "the cluster has no nodes"

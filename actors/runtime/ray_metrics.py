@@ -6,47 +6,49 @@ import threading
 from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
+from typing_extensions import override
 
 from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.prometheus import BOUNDARIES, EXPORTED, Exported, Sample, samples
+from lpo_ray.telemetry.sinks import MetricsSink
 
 REFRESH_SECONDS = 5.0
 """Ray's agent forgets a gauge that was not set for two report intervals (20 s); a step may take longer"""
 
 
-class RayMetrics:
-    """MetricsSink. Make it in a process that is connected to Ray."""
+class RayMetrics(MetricsSink):
+    """MetricsSink over Ray's metrics. Make it in a process that is connected to Ray."""
 
     def __init__(self, run: str, refresh_seconds: float = REFRESH_SECONDS) -> None:
-        """``run``: the tag of all of them."""
+        """``run``: tag of all metrics."""
         self._instruments = {name: _instrument(name, row, run) for name, row in EXPORTED.items()}
         self._gauges: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
-        """the newest sample of each"""
+        """newest sample of each gauge"""
         self._refresh_seconds = refresh_seconds
         self._ended = threading.Event()
         self._lock = threading.Lock()
 
+    @override
     def resumed(self, step: int) -> None:
-        """See MetricsSink. From now on the gauges are there until ``close``."""
         self.append({"step": step})
         threading.Thread(target=self._keep_gauges, name="gauges", daemon=True).start()
 
+    @override
     def append(self, metrics: Mapping[str, Value]) -> None:
-        """See MetricsSink."""
         for sample in samples(metrics):
             self._record(sample)
 
+    @override
     def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
-        """See MetricsSink."""
         self.append(dict(scores))
 
+    @override
     def changed(self, values: Mapping[str, int]) -> None:
-        """See MetricsSink."""
         self.append(dict(values))
 
+    @override
     def close(self) -> None:
-        """See MetricsSink. The gauges age out."""
-        self._ended.set()
+        self._ended.set()  # the gauges age out
 
     def _record(self, sample: Sample) -> None:
         instrument, tags = self._instruments[sample.name], dict(sample.tags)

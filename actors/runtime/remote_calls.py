@@ -1,4 +1,4 @@
-"""Awaiting Ray calls: each with a deadline, each failure with the name of who failed."""
+"""Ray calls with deadlines: a failure names the actor that failed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ INNER = 0.8
 
 
 async def call(reference: ray.ObjectRef[T], *, who: str, what: str, seconds: float) -> T:
-    """The result of one actor call. Raises DeadlineExceeded, ComponentDied or ComponentFailed naming ``who``, or the
-    error of ours that the call ended in.
+    """Await one actor call. Raises DeadlineExceeded, ComponentDied or ComponentFailed naming ``who``, or the
+    LpoRayError that the call raised.
     """
     return (await call_all([reference], who=[who], what=what, seconds=seconds))[0]
 
 
 async def call_all(references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str], what: str, seconds: float) -> list[T]:
-    """The results of calls that must all succeed, such as a collective: the first failure ends the wait.
+    """Await calls that must all succeed, such as a collective: the first failure ends the wait.
 
-    When a rank of a collective dies, the others wait for it inside; so the failure is raised at once and the callers
-    end the group, instead of waiting for those that cannot answer.
+    When a rank of a collective dies, the others wait for it inside. So the failure is raised at once and callers end
+    the group, instead of waiting for ranks that cannot answer.
     """
     futures = [asyncio.wrap_future(reference.future()) for reference in references]
     names = dict(zip(futures, who, strict=True))
@@ -48,7 +48,7 @@ async def call_all(references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str]
 async def call_each(
     references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str], what: str, seconds: float
 ) -> list[T | LpoRayError]:
-    """The results of calls that may fail one by one: in place of a result, the error that ``call`` would raise."""
+    """Await calls that may fail one by one. The error that ``call`` would raise stands in place of a result."""
 
     async def one(reference: ray.ObjectRef[T], name: str) -> T | LpoRayError:
         try:
@@ -76,7 +76,7 @@ def _raise_named(future: asyncio.Future[T], who: str, what: str) -> None:
 
 
 def _memory_ran_out(text: str) -> str:
-    """Of fifty lines, the one that says how much there was; the rest names every process of the machine."""
+    """Cut Ray's fifty lines down to the amounts; the rest names every process of the machine."""
     used = re.search(r"was ([\d.]+ ?GB used / [\d.]+ ?GB limit)", text)
     amount = used[1] if used else text.strip().partition("\n")[0][:200]
     return f"Ray killed it because its node ran low on memory ({amount}); expected less on this node: see lpo-ray plan"

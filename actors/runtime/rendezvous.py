@@ -1,7 +1,7 @@
-"""Where processes meet: torch's TCPStore asks for no password and listens at every address unless it is told otherwise.
+"""Stores where processes meet. A TCPStore of torch asks for no password, and listens at every address by default.
 
-Whoever reaches a store can send the ranks elsewhere; so it listens at the one address that its members use, and in a
-cluster of one node at loopback.
+A stranger who reaches a store can send the ranks elsewhere. So it listens at the one address that its members use, and
+in a cluster of one node at loopback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def meeting_address() -> str:
 
 
 def listen(host: str) -> socket.socket:
-    """A socket that listens at a free port of ``host`` and nowhere else. Raises OSError."""
+    """Open a socket that listens at a free port of ``host`` and nowhere else. Raises OSError."""
     family = socket.getaddrinfo(host, None)[0][0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -37,7 +37,7 @@ def listen(host: str) -> socket.socket:
 
 
 def open_store(host: str, listener: socket.socket, world_size: int | None, *, seconds: float) -> TCPStore:
-    """The store behind ``listener``, which it takes over. Returns at once; the members come when they come."""
+    """Open the store behind ``listener``, which it takes over. Returns at once, before the members join."""
     port, descriptor = listener.getsockname()[1], listener.detach()
     try:
         return TCPStore(
@@ -50,5 +50,5 @@ def open_store(host: str, listener: socket.socket, world_size: int | None, *, se
 
 
 def join_store(host: str, port: int, world_size: int | None, *, seconds: float) -> TCPStore:
-    """The store that somebody else has opened. Raises RuntimeError when nobody has within ``seconds``."""
+    """Join the store that another process opens. Raises RuntimeError when none has within ``seconds``."""
     return TCPStore(host, port, world_size, is_master=False, timeout=timedelta(seconds=seconds), wait_for_workers=False)

@@ -1,4 +1,4 @@
-"""An actor whose calls may be made again: when it dies or hangs it is replaced, and whoever called it calls again."""
+"""An actor whose calls may be repeated: when it dies or hangs it is replaced, and its callers call again."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ from lpo_ray.interfaces import Events
 from lpo_ray.records import Process
 
 START_SECONDS = 120.0
-
-
+"""for an actor to become ready"""
 A = TypeVar("A")
 T = TypeVar("T")
 
 
 class RestartableActor(Generic[A]):
-    """One actor, whichever process it is in at the moment."""
-
-    process: Process
+    """An actor that is replaced when it fails, within a restart budget."""
 
     def __init__(
         self,
@@ -37,21 +34,23 @@ class RestartableActor(Generic[A]):
         rule: RestartRule,
         events: Events,
     ) -> None:
-        """``start``: the call that makes the actor ready, and tells where it runs."""
+        """``start``: the call that makes the actor ready, and returns where it runs."""
         self.name, self._make, self._start, self._events = name, make, start, events
         self._budget = RestartBudget(rule)
         self._replacing = asyncio.Lock()
         self._generation = 0
         self.handle = make()
+        self.process: Process | None = None
+        """None: it is not ready yet"""
 
     async def start(self) -> Process:
         """Wait until the actor is ready."""
-        self.process = await self._ready(self.handle)
-        return self.process
+        self.process = process = await self._ready(self.handle)
+        return process
 
     async def call(self, remote: Callable[[ActorProxy[A]], ray.ObjectRef[T]], what: str, seconds: float) -> T:
-        """The result of a call that does no harm when it is made twice. Raises ComponentDied or DeadlineExceeded once
-        the restarts are spent, and at once what the actor raised.
+        """Return the result of a call that may be made twice. Raises ComponentDied once the restarts are spent, and at
+        once what the actor raised.
         """
         while True:
             generation = self._generation
@@ -61,13 +60,13 @@ class RestartableActor(Generic[A]):
                 await self._replace(generation, error)
 
     async def close(self) -> None:
-        """End it."""
-        await dismiss([self.handle], [self.process] if hasattr(self, "process") else [])
+        """End the actor."""
+        await dismiss([self.handle], [] if self.process is None else [self.process])
         self.kill()
 
     def kill(self) -> None:
-        """End it at once, also when it is stopped."""
-        if hasattr(self, "process"):
+        """End the actor at once, also when it is stopped (SIGSTOP)."""
+        if self.process is not None:
             end(self.process)
         ray.kill(self.handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
 
@@ -75,12 +74,12 @@ class RestartableActor(Generic[A]):
         return await call(self._start(handle), who=self.name, what="start", seconds=START_SECONDS)
 
     async def _replace(self, generation: int, error: ComponentDied | DeadlineExceeded) -> None:
-        """Of those who find it dead the first replaces it, the others wait for that."""
+        """Replace the actor. The first caller that finds it dead does so; concurrent callers wait."""
         async with self._replacing:
             if generation != self._generation:
                 return
             started = time.monotonic()
-            evidence = await inspect(self.process)
+            evidence = "its process is not known" if self.process is None else await inspect(self.process)
             self._events.note(f"{self.name} is replaced: {error}\n{evidence}")
             self.kill()
             while True:
@@ -96,7 +95,7 @@ class RestartableActor(Generic[A]):
                 except (ComponentDied, DeadlineExceeded) as failed:
                     ray.kill(fresh)  # pyright: ignore[reportArgumentType] - as in kill
                     error = failed
-            # Only now: whoever calls meanwhile finds the old one dead, and waits here for the new one.
+            # Only now: callers meanwhile find the old one dead, and wait here for the new one.
             self.handle, self.process = fresh, process
             self._generation += 1
             self._events.note(f"{self.name} is back after {time.monotonic() - started:.1f} s ({self._budget})")

@@ -1,4 +1,4 @@
-"""Work that may never end, such as a collective whose other side is gone: waited for a while, then left behind."""
+"""Work that may never end, such as a collective whose other side is gone: left behind after a deadline."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class TimeLimited(Generic[T]):
-    """Runs ``work`` on a thread of its own. A thread cannot be ended from outside: when it is late it is left behind,
-    and what it uses (a process group, a buffer) must not be used again.
+    """Work on a thread of its own. A thread cannot be ended from outside: when it is late it is left behind, and what
+    it uses (a process group, a buffer) must not be used again.
     """
 
     def __init__(self, work: Callable[[], T], what: str) -> None:
@@ -28,7 +28,7 @@ class TimeLimited(Generic[T]):
         threading.Thread(target=run, name=what, daemon=True).start()
 
     def result(self, seconds: float) -> T:
-        """What ``work`` returned or raised. Raises TimeoutError when it is not done in time; call it once."""
+        """Return what the work returned, or raise what it raised; TimeoutError when it is late. Call it once."""
         try:
             result = self._results.get(timeout=seconds)
         except queue.Empty:

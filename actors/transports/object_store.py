@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import ray
 import torch
+from typing_extensions import override
 
+from actors.transports.sender import Sender
 from actors.transports.staging import Staging
 
 
-class ObjectStoreSender:
-    """See Sender."""
+class ObjectStoreSender(Sender):
+    """Sender that puts its shares into the object store."""
 
     def __init__(self, staging: Staging, host: str) -> None:
         self._staging = staging
 
+    @override
     def offer(self, num_peers: int) -> object:
-        """See Sender."""
-        return None
+        return None  # there is nothing to join
 
+    @override
     def accept(self, seconds: float) -> None:
-        """See Sender. There is nobody to wait for."""
+        pass
 
+    @override
     def ticket(self, bucket: int) -> object:
-        """See Sender: a reference to the share's bytes. The store drops them when the last reference is gone."""
+        # A reference to the share's bytes. The store drops them when the last reference is gone.
         return ray.put(self._staging.share(bucket).cpu().view(torch.uint8).numpy())
 
+    @override
     def send(self, bucket: int) -> None:
-        """See Sender. The engines fetch it."""
+        pass  # the engines fetch it

@@ -6,20 +6,20 @@ from typing import Protocol
 
 
 class Sender(Protocol):
-    """Made with the rank's Staging. Buckets are sent in order, while the next one is being staged."""
+    """A rank's sender, made with its Staging. Buckets are sent in order, while the next one is being staged."""
 
     def offer(self, num_peers: int) -> object:
-        """What engines need to reach this rank; ``num_peers`` engine processes will. Called again to start anew."""
+        """Return what engines need to reach this rank; ``num_peers`` engine processes will. May be called again."""
         ...
 
     def accept(self, seconds: float) -> None:
-        """Return once every peer has joined. Raises TimeoutError."""
+        """Wait until every peer has joined. Raises TimeoutError."""
         ...
 
     def ticket(self, bucket: int) -> object:
-        """What engines need to find this rank's share of a staged bucket."""
+        """Return what engines need to find this rank's share of a staged bucket."""
         ...
 
     def send(self, bucket: int) -> None:
-        """Send this rank's share of a staged bucket; may block until the engines have it. Runs on a thread."""
+        """Send this rank's share of a staged bucket. Runs on a thread, and may block until the engines have it."""
         ...

@@ -1,12 +1,15 @@
-"""Engines on the learner's host read the buckets where the ranks gathered them: nothing is sent at all."""
+"""Weights to engines on the learner's host, which read buckets where the ranks gathered them: nothing is sent."""
 
 from __future__ import annotations
 
+from typing_extensions import override
+
+from actors.transports.sender import Sender
 from actors.transports.staging import SharedMemory, Staging
 
 
-class SharedMemorySender:
-    """See Sender."""
+class SharedMemorySender(Sender):
+    """Sender that tells engines which memory to open."""
 
     def __init__(self, staging: Staging, host: str) -> None:
         slots = staging.slots
@@ -14,16 +17,18 @@ class SharedMemorySender:
             raise TypeError(f"transport.kind=shared_memory with {type(slots).__name__}; its ranks share one host")
         self._path = slots.path
 
+    @override
     def offer(self, num_peers: int) -> object:
-        """See Sender."""
         return self._path
 
+    @override
     def accept(self, seconds: float) -> None:
-        """See Sender. An engine opens the memory by itself."""
+        pass  # an engine opens the memory by itself
 
+    @override
     def ticket(self, bucket: int) -> object:
-        """See Sender. Where a bucket lies follows from its number."""
-        return None
+        return None  # where a bucket lies follows from its number
 
+    @override
     def send(self, bucket: int) -> None:
-        """See Sender. It is there already."""
+        pass  # it is there already

@@ -1,58 +1,70 @@
-"""Bringing the full weights together from their ZeRO-3 shards, one bucket at a time, in two slots.
+"""Full weights gathered from their ZeRO-3 shards, one bucket at a time, in two slots.
 
-While bucket k is being sent from one slot, bucket k+1 is gathered into the other: the memory is that of two buckets, or
-of two shares where a rank needs no more.
-Ranks on one host gather by writing their shards into memory they share, which needs no collective but a barrier;
-elsewhere DeepSpeed gathers.
+While bucket k is being sent from one slot, bucket k+1 is gathered into the other. So the memory is that of two buckets,
+or of two shares where a rank needs no more.
+Ranks on one host gather by writing their shards into shared memory, which needs no collective but a barrier; elsewhere
+DeepSpeed gathers.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lpo_ray.policy.weights import Bucket, Manifest, tensor_digest
 
-if TYPE_CHECKING:
-    from actors.learner.zero3 import Zero3Policy  # engines open the shared memory too, and have no DeepSpeed
+
+class ShardedPolicy(Protocol):
+    """One rank's shard of the policy whose weights are sent."""
+
+    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor]) -> None:
+        """Gather the named parameters on all ranks, and copy those that this rank wants into its ``views``."""
+        ...
+
+    def write_shards(self, views: Mapping[str, Tensor]) -> None:
+        """Write this rank's shard of each named parameter where it belongs in the full tensor. Not a collective."""
+        ...
 
 
 class Slots:
     """Two buffers, each for what this rank holds of one bucket."""
 
     def __init__(self, manifest: Manifest, sender: int | None, elements: Tensor) -> None:
-        """``sender``: whose shares are held; None: those of all. ``elements`` [2, n]: of the manifest's dtype."""
+        """``sender``: whose shares are held; None: those of all. ``elements`` [2, n]: in the manifest's dtype."""
         self._manifest, self._sender, self._elements = manifest, sender, elements
 
     def held(self, bucket: int) -> Tensor:
-        """[numel] elements."""
+        """Return what is held of a bucket, [numel] elements."""
         content = self._manifest.buckets[bucket]
         return self._elements[bucket % 2, : held_numel(content, self._sender)]
 
     def views(self, bucket: int) -> dict[str, Tensor]:
-        """Name -> tensor of what is held."""
+        """Return the tensors in what is held, by name."""
         content, held = self._manifest.buckets[bucket], self.held(bucket)
         return dict(content.views(held) if self._sender is None else content.share_views(self._sender, held))
 
     def share(self, bucket: int, sender: int) -> Tensor:
-        """Elements of a sender's share; none when it sends nothing."""
+        """Return the elements of a sender's share; none when it sends nothing."""
         if self._sender is None:
             return self.held(bucket)[slice(*self._manifest.buckets[bucket].span(sender))]
         return self.held(bucket)
 
 
 class SharedMemory(Slots):
-    """Slots in memory without a name in any file system: nothing is left behind however the processes end, and the
-    size limit of /dev/shm (64 MB in a container unless raised) does not apply. Others on the host open ``path``.
+    """Slots in memory that other processes of the host open by ``path``.
+
+    It has no name in any file system: nothing is left behind however the processes end, and the size limit of /dev/shm
+    (64 MB in a container unless raised) does not apply.
     """
 
     def __init__(self, manifest: Manifest, path: str | None = None) -> None:
-        """Make it, or map the one at ``path``. Raises OSError."""
+        """Make the memory, or map that at ``path``. Raises OSError."""
         length = 2 * manifest.slot_numel * manifest.torch_dtype.itemsize
         if path is None:
             self._file = os.fdopen(os.memfd_create("lpo-ray-weights"), "r+b")  # open for as long as others may come
@@ -67,7 +79,7 @@ class SharedMemory(Slots):
 
 
 def held_numel(bucket: Bucket, sender: int | None) -> int:
-    """Elements of a bucket that a rank holds: its share, or all."""
+    """Count the elements of a bucket that a rank holds: its share, or all."""
     if sender is None:
         return bucket.numel
     start, end = bucket.span(sender)
@@ -75,8 +87,8 @@ def held_numel(bucket: Bucket, sender: int | None) -> int:
 
 
 def make_slots(manifest: Manifest, *, share_memory: bool, whole: bool, on_device: bool) -> Slots:
-    """Slots shared with the other ranks of this host, or this rank's own, for its share or the ``whole``. A collective:
-    rank 0 makes the shared memory, the others open it.
+    """Make slots shared with the other ranks of this host, or this rank's own, for its share or the ``whole``. A
+    collective: rank 0 makes the shared memory, the others open it.
     """
     rank = torch.distributed.get_rank()
     if not share_memory:
@@ -91,14 +103,14 @@ def make_slots(manifest: Manifest, *, share_memory: bool, whole: bool, on_device
 
 
 class Staging:
-    """One rank's part in the gathering. ``stage`` is a collective: all ranks call it at the same time, in order."""
+    """One rank's part in gathering. ``stage`` is a collective: all ranks call it at the same time, in order."""
 
-    def __init__(self, policy: Zero3Policy, manifest: Manifest, slots: Slots) -> None:
+    def __init__(self, policy: ShardedPolicy, manifest: Manifest, slots: Slots) -> None:
         self.manifest, self.slots, self._policy = manifest, slots, policy
         self._rank = torch.distributed.get_rank()
 
     def share(self, bucket: int) -> Tensor:
-        """Elements of this rank's share of a staged bucket; none when it sends nothing."""
+        """Return the elements of this rank's share of a staged bucket; none when it sends nothing."""
         return self.slots.share(bucket, self._rank)
 
     def stage(self, bucket: int) -> dict[str, str]:
@@ -112,7 +124,7 @@ class Staging:
         return {tensor.name: tensor_digest(views[tensor.name]) for tensor in content.share(self._rank)}
 
     def digests(self) -> dict[str, str]:
-        """Digests of this rank's shares of all buckets; nothing is sent."""
+        """Compute the digests of this rank's shares of all buckets. Nothing is sent."""
         found: dict[str, str] = {}
         for bucket in range(len(self.manifest.buckets)):
             found |= self.stage(bucket)

@@ -1,7 +1,7 @@
-"""How weights travel from the learner to the engines.
+"""Ways for weights to travel from the learner to the engines.
 
-A transport has two sides: a Sender in each learner rank that sends, and a vLLM WeightTransferEngine in each engine
-(``receivers.py``). ``actors/publisher.py`` drives both, bucket by bucket.
+A transport has two sides: a Sender in each learner rank that sends, and a Receiver in each engine, which is a
+weight-transfer engine of vLLM. ``actors/publisher.py`` drives both, bucket by bucket.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class Transport:
     sender: str
     """"module:Class" of the Sender; loaded in the ranks only, since some import vLLM"""
     receiver: str
-    """name under which the engines' side is registered with vLLM"""
+    """name under which the receiver is registered with vLLM; see receivers"""
     rendezvous: bool
-    """both sides meet in a collective: one engine that fails breaks it for all, and the group is formed anew"""
+    """both sides meet in a collective: one engine that fails breaks it for all, and the group is formed again"""
     every_rank_sends: bool
     """False: rank 0 sends everything"""
     on_device: bool
@@ -66,5 +66,3 @@ TRANSPORTS = {
     ),
 }
 """transport.kind -> transport"""
-
-__all__ = ["TRANSPORTS", "Transport"]

@@ -1,4 +1,4 @@
-"""Verdicts from wherever they come: weighted sums of several verifiers, asked again when unscored, remembered."""
+"""Verdicts by any verifier: weighted sums of several, retried when unscored, cached."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from hashlib import blake2b
 from typing import Protocol
 
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.calling.call import version_of
 from lpo_ray.verifiers.calling.case import Case
-from lpo_ray.verifiers.calling.version import version_of
 from lpo_ray.verifiers.calling.weighted_sum import is_remote, terms, weighted_sum
 
 RETRY_SECONDS = 0.2
-"""before the first retry; doubled with each"""
+"""pause before the first retry; doubled with each"""
 
 
 class VerdictSource(Protocol):
-    """One kind of verifier: VerdictPool or RemoteVerdicts."""
+    """A source of verdicts: VerdictPool or RemoteVerdicts."""
 
     async def verdicts(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-        """Of each case, in order. Never raises for what a verifier does."""
+        """Return a verdict of each case, in order. Never raises for what a verifier does."""
         ...
 
 
 class Verdicts:
-    """One event loop."""
+    """Dispatcher to the sources of verdicts. Lives in one event loop."""
 
     def __init__(self, pool: VerdictSource, remote: VerdictSource, max_retries: int, most_cached: int) -> None:
-        """``pool``: of functions. ``remote``: of services elsewhere. ``most_cached``: verdicts that are remembered."""
+        """``pool``: runs functions. ``remote``: asks services elsewhere. ``most_cached``: verdicts that are kept."""
         self._pool, self._remote, self._max_retries, self._most_cached = pool, remote, max_retries, most_cached
         self._cached: OrderedDict[bytes, Verdict] = OrderedDict()
 
     async def of(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-        """A verdict of each case; those that are unscored were asked for max_retries times more, after a pause."""
+        """Return a verdict of each case. One that is unscored is asked for again, ``max_retries`` times at most."""
         verdicts = await self._sum(verifier, cases)
         for retry in range(self._max_retries):
             open_ones = [number for number, verdict in enumerate(verdicts) if not verdict.is_scored]
@@ -47,13 +47,13 @@ class Verdicts:
         return verdicts
 
     async def _sum(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-        """Of the weighted sum that ``verifier`` stands for."""
+        """Return verdicts of the weighted sum that ``verifier`` stands for."""
         sum_of = terms(verifier)
         parts = await asyncio.gather(*(self._remembered(term.name, cases) for term in sum_of))
         return [weighted_sum(sum_of, verdicts) for verdicts in zip(*parts, strict=True)]
 
     async def _remembered(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-        """Of one verifier, those that were asked before from memory."""
+        """Return verdicts of one verifier; those that were asked for before come from the cache."""
         source = self._remote if is_remote(verifier) else self._pool
         if not self._most_cached:
             return await source.verdicts(verifier, cases)
@@ -73,6 +73,6 @@ class Verdicts:
 
 
 def _key(verifier: str, version: str, case: Case) -> bytes:
-    """Of a verdict, within one service: the settings of its verifiers never change."""
+    """Key of a verdict in the cache of one service: the settings of its verifiers never change."""
     asked = (verifier, version, case.prompt, case.answer, repr(case.row), str(case.truncated), case.response)
     return blake2b("\0".join(asked).encode(errors="surrogatepass"), digest_size=16).digest()

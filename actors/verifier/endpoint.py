@@ -1,8 +1,8 @@
-"""Verdicts of services elsewhere: any JSON endpoint, and a language model as a judge. Texts only go out; numbers come
-back.
+"""Verdicts of services elsewhere: any JSON endpoint, and a language model as a judge. Only texts go out, and numbers
+come back.
 
-A service that fails is left alone for a while (a circuit breaker): what asks meanwhile waits, up to its deadline. What
-fails is unscored, never 0.
+A service that fails is left alone for a while (a circuit breaker): requests meanwhile wait, up to their deadline. A
+request that fails is unscored, never 0.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from lpo_ray.verifiers.calling.adapters import verdict_of
 from lpo_ray.verifiers.calling.case import Case
 
 OPENS_AFTER = 5
-"""failures in a row"""
+"""failures in a row after which a circuit opens"""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""seconds that an open circuit rests, doubled at each failure"""
+"""seconds for which an open circuit rests, doubled at each failure"""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""statuses of a service in trouble; any other one means that the question is wrong, and asking again is no use"""
+"""statuses of a service in trouble; any other error means that the request is wrong, and a retry is no use"""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteSettings:
-    """See HttpConfig and JudgeConfig."""
+    """Settings of endpoints and of the judge; the keys of verifier.http and verifier.judge describe them."""
 
     seconds: float
     concurrency: int
@@ -52,16 +52,16 @@ class RemoteSettings:
 
 
 class Unavailable(Exception):
-    """A service gave no usable answer."""
+    """Error of a service that gave no usable answer."""
 
 
 @dataclass
 class Breaker:
-    """Whether a service is asked at the moment. Closed: everybody asks. Open: one asks when the pause is over."""
+    """Circuit breaker of one service. Closed: every request passes. Open: one passes when the pause is over."""
 
     failures: int = 0
     pause: float = 0.0
-    """seconds of the rest that it is in; 0 while it is closed"""
+    """seconds for which it rests; 0 while it is closed"""
     rests_until: float = 0.0
     _probing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -71,7 +71,7 @@ class Breaker:
         return self.failures >= OPENS_AFTER
 
     async def call(self, ask: Any) -> Any:  # noqa: ANN401 - a coroutine function, and what it gives
-        """``ask()``, once the circuit allows it. Raises what it raises."""
+        """Await ``ask()`` once the circuit allows it. Raises what it raises."""
         while self.is_open:
             async with self._probing:
                 if self.is_open:
@@ -80,7 +80,7 @@ class Breaker:
         return await self._noted(ask, FIRST_PAUSE)
 
     async def _noted(self, ask: Any, pause: float) -> Any:  # noqa: ANN401 - as call
-        """``pause``: how long it rests if this fails. What was asked before it opened makes it rest no longer."""
+        """Await ``ask()`` and count failures. ``pause``: rest after one; requests from before it opened add none."""
         asked_open = self.is_open
         try:
             result = await ask()
@@ -95,7 +95,7 @@ class Breaker:
 
 
 class RemoteVerdicts:
-    """Verdicts over HTTP. One event loop."""
+    """Verdicts over HTTP. Lives in one event loop."""
 
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
@@ -106,7 +106,7 @@ class RemoteVerdicts:
         self._validator = validator_for(schema, default=Draft202012Validator)(schema)
 
     async def verdicts(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-        """Of each case, in order. Never raises for what a service does."""
+        """Return a verdict of each case, in order. Never raises for what a service does."""
         if verifier == "judge":
             return list(await asyncio.gather(*(self._judged(case) for case in cases)))
         if self._settings.batched:
@@ -118,7 +118,7 @@ class RemoteVerdicts:
         await self._client.aclose()
 
     async def _asked(self, url: str, cases: Sequence[Case]) -> list[Verdict]:
-        """Of one request. The reply has one reward, or with ``batched`` one for each case."""
+        """Return the verdicts of one request. The reply has one reward, or with ``batched`` one for each case."""
         settings = self._settings
         body = {key: [_field(case, name) for case in cases] for key, name in settings.request.items()}
         if not settings.batched:
@@ -135,7 +135,7 @@ class RemoteVerdicts:
         return [_number(reward, url) for reward in rewards]
 
     def _check(self, reply: Any, url: str) -> None:  # noqa: ANN401 - JSON
-        """Raises Unavailable when it breaks the schema."""
+        """Check a reply against the schema. Raises Unavailable."""
         try:
             error = best_match(self._validator.iter_errors(reply))
         except Unresolvable as unresolvable:
@@ -146,7 +146,7 @@ class RemoteVerdicts:
             raise Unavailable(f"{url} broke verifier.http.reply_schema at {error.json_path}: {error.message[:200]}")
 
     async def _judged(self, case: Case) -> Verdict:
-        """What the language model says of one response."""
+        """Ask the language model for its verdict of one response."""
         settings = self._settings
         body = {
             "model": settings.judge_model,
@@ -175,7 +175,7 @@ class RemoteVerdicts:
         return Verdict.scored(score / settings.scale, str(answer.get("reason", ""))[:500])
 
     async def _posted(self, url: str, body: object, key_env: str | None) -> Any:  # noqa: ANN401 - JSON
-        """The reply's JSON. Raises Unavailable."""
+        """Post a request, and return the reply's JSON. Raises Unavailable."""
         headers = {} if key_env is None else {"Authorization": _authorization(key_env, url)}
         breaker = self._breakers.setdefault(url, Breaker())
 
@@ -219,7 +219,7 @@ def _schema(scale: float) -> dict[str, Any]:
 
 
 def _field(case: Case, name: str) -> Any:  # noqa: ANN401 - JSON
-    """A field of a case, ``prompt+response``, or a column as ``row.name``."""
+    """Read a field of a case, ``prompt+response``, or a column as ``row.name``."""
     if name == "prompt+response":
         return case.prompt + case.response
     if name.startswith("row."):
@@ -228,7 +228,7 @@ def _field(case: Case, name: str) -> Any:  # noqa: ANN401 - JSON
 
 
 def _at(reply: Any, path: str) -> Any:  # noqa: ANN401 - JSON
-    """What stands at a dotted path, such as ``choices.0.text``. Raises Unavailable."""
+    """Read what stands at a dotted path, such as ``choices.0.text``. Raises Unavailable."""
     found = reply
     for part in path.split("."):
         try:
@@ -251,7 +251,7 @@ def _short(value: object) -> str:
 
 
 def _authorization(variable: str, url: str) -> str:
-    """The header's value; a key without its scheme is a bearer token. Raises Unavailable."""
+    """Make the header's value; a key without a scheme is a bearer token. Raises Unavailable."""
     value = os.environ.get(variable)
     if not value:
         raise Unavailable(f"{url} needs a key, and ${variable} is not set where the verifier service runs")

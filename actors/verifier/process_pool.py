@@ -1,9 +1,9 @@
-"""A pool of processes that look at model-written text, each response under a hard deadline.
+"""A pool of processes that verify text written by a model, each response under a hard deadline.
 
-Responses to a prompt go to a process together, as many as take CHUNK_SECONDS by what the verifier took so far: a call
-costs as much as several quick verdicts. A chunk that misses the deadline, or whose process dies, is asked again one by
-one, so the response that did it is known and the others lose nothing but time. A call that takes far longer than its
-like goes on in a spare process, with what the processors have left: its place is for others.
+Responses to a prompt go to a process together, as many as take CHUNK_SECONDS at the verifier's speed so far: a call
+costs as much as several quick verdicts. A chunk that misses the deadline, or whose process dies, is retried one by one,
+so the response that did it is known and the others lose only time. A call that takes far longer than others do
+continues in a spare process, at the lowest priority, and its slot goes to others.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from typing import TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.calling.call import loaded_version, verify
+from lpo_ray.verifiers.calling.call import loaded_version, verify, version_of
 from lpo_ray.verifiers.calling.case import Case
-from lpo_ray.verifiers.calling.version import version_of
 
 CHUNK_SECONDS = 0.05
+"""time that a chunk of responses should take"""
 OVERDUE_SECONDS, OVERDUE_TIMES = 0.25, 10
-"""a call gives up its place after so long, and after so many times what it should take"""
+"""a call gives up its slot after so long, and after so many times what it should take"""
 POOLS = 5
-"""that may break under one call"""
+"""pools that may break under one call"""
 LOOK_SECONDS = 1.0
-"""between looks at whether the pool of a call still works"""
+"""between two checks of whether the pool of a call still works"""
 SHOWN = 300
-"""characters of a response that was slow"""
+"""characters of a response that a warning shows"""
 _WORN = 86
 """exit code of a process that makes way for a fresh one, before it takes up a task"""
 _PR_SET_PDEATHSIG = 1
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ProcessPoolSettings:
-    """See VerifierConfig."""
+    """Settings of the pool; the keys of the verifier section describe them."""
 
     num_processes: int
     deadline_seconds: float
@@ -60,37 +60,37 @@ class ProcessPoolSettings:
 
 
 class VerdictPool:
-    """Verdicts of functions. One event loop."""
+    """Verdicts of functions, in a pool of processes. Lives in one event loop."""
 
     def __init__(self, settings: ProcessPoolSettings) -> None:
         self._settings, self._num_processes = settings, settings.num_processes
         self._seconds: dict[str, float] = {}
-        """verifier -> of one verdict, lately"""
+        """verifier -> seconds of one verdict, lately"""
         # forkserver: a clean parent without this process's threads, from which a replacement forks in milliseconds
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["lpo_ray.verifiers.calling.call"])
-        self._pool, self._places = self._make_pool(self._num_processes), asyncio.Semaphore(self._num_processes)
+        self._pool, self._slots = self._make_pool(self._num_processes), asyncio.Semaphore(self._num_processes)
         self._is_closed = False
         self._closing: list[asyncio.Task[None]] = []
 
     async def verdicts(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-        """Of each case, in order. Never raises for what a verifier does."""
+        """Return a verdict of each case, in order. Never raises for what a verifier does."""
         size = self._chunk_size(verifier)
         chunks = [cases[start : start + size] for start in range(0, len(cases), size)]
         judged = await asyncio.gather(*(self._judged(verifier, chunk) for chunk in chunks))
         return [verdict for chunk in judged for verdict in chunk]
 
     def resize(self, num_processes: int) -> None:
-        """Another number of processes from now on. What the old ones are at work on they end."""
+        """Use another number of processes from now on. The old ones finish what they have begun."""
         if num_processes == self._num_processes:
             return
         self._num_processes = num_processes
         old, self._pool = self._pool, self._make_pool(num_processes)
-        self._places = asyncio.Semaphore(num_processes)
+        self._slots = asyncio.Semaphore(num_processes)
         self._end(old, old.close)
 
     async def close(self) -> None:
-        """Kill the processes. Calls that are on their way have no verdict."""
+        """Kill the processes. Calls in flight get no verdict."""
         self._is_closed = True
         self._pool.stop()
         await asyncio.to_thread(self._pool.join, 10)
@@ -128,7 +128,7 @@ class VerdictPool:
                     self._replace(pool, error)
                     continue
                 reason = f"the pool broke {broken} times: {type(error).__name__} {error}"
-            except Exception as error:  # noqa: BLE001 - of what goes to a process and comes back; none of it is a reward
+            except Exception as error:  # noqa: BLE001 - whatever went wrong, it is no reward
                 reason = f"{type(error).__name__}: {error}"
             if len(chunk) > 1:
                 return [v for case in chunk for v in await self._judged(verifier, [case])]
@@ -136,10 +136,10 @@ class VerdictPool:
             return [Verdict.unscored(reason)]
 
     async def _asked(self, pool: ProcessPool, verifier: str, chunk: Sequence[Case]) -> tuple[list[Verdict], float]:
-        """One call, in a place until it is overdue. Raises what the pool raises."""
+        """Make one call, in a slot until it is overdue. Raises what the pool raises."""
         each, deadline = self._seconds.get(verifier), self._settings.deadline_seconds
         overdue = deadline if each is None else max(OVERDUE_SECONDS, OVERDUE_TIMES * each * len(chunk))
-        async with self._places:
+        async with self._slots:
             asked = (verifier, version_of(verifier), chunk, overdue)
             future = asyncio.wrap_future(pool.schedule(_judge, args=asked, timeout=deadline))
             await _settled(pool, future, overdue)
@@ -149,7 +149,7 @@ class VerdictPool:
         return future.result()
 
     def _replace(self, pool: ProcessPool, error: Exception) -> None:
-        """A new pool in place of one that is broken, unless another call has seen to it."""
+        """Replace a pool that is broken, unless another call has done so."""
         if pool is not self._pool:
             return
         logger.warning("the pool of verifier processes is replaced: %s %s", type(error).__name__, error)
@@ -162,7 +162,7 @@ class VerdictPool:
         self._closing.append(asyncio.ensure_future(asyncio.to_thread(pool.join)))
 
     def _took(self, verifier: str, chunk: Sequence[Case], seconds: float) -> None:
-        """What a chunk teaches of the verifier's speed."""
+        """Learn the verifier's speed from a chunk."""
         each = seconds / len(chunk)
         known = self._seconds.get(verifier, each)
         self._seconds[verifier] = known + 0.2 * (each - known)
@@ -174,7 +174,7 @@ class VerdictPool:
 
 async def _settled(pool: ProcessPool, future: asyncio.Future[T], seconds: float) -> None:
     """Return when ``future`` is done, or after ``seconds``. A pool that breaks ends the calls that it has taken up, but
-    forgets those that wait in its queue, for ever: BrokenProcessPool for these.
+    forgets those that wait in its queue: BrokenProcessPool is raised for these.
     """
     until = time.monotonic() + seconds
     while not future.done() and (left := until - time.monotonic()) > 0:
@@ -190,8 +190,8 @@ def _shown(text: str) -> str:
 
 
 def _enter(memory_mib: int) -> None:
-    """Die with the forkserver (which dies with the actor), also while a verifier spins in a loop of its own; and give
-    MemoryError instead of the machine's memory.
+    """Have this process die with the forkserver (which dies with the actor), even while a verifier spins in a loop, and
+    raise MemoryError before the machine's memory is used up.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -200,8 +200,8 @@ def _enter(memory_mib: int) -> None:
 
 
 def _judge(verifier: str, version: str, cases: Sequence[Case], overdue: float) -> tuple[list[Verdict], float]:
-    """In a process of the pool: the verdicts and how long they took. A process whose memory has grown to half of its
-    limit, or that has been overdue, or that has loaded another version of the verifier, makes way first.
+    """Return verdicts and the seconds they took, in a process of the pool. A process whose memory has grown to half of
+    its limit, that has been overdue, or that has loaded another version of the verifier, makes way for a fresh one.
     """
     global _has_judged  # one that makes way before its first call would be replaced for ever
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
@@ -211,12 +211,12 @@ def _judge(verifier: str, version: str, cases: Sequence[Case], overdue: float) -
         os._exit(_WORN)
     _has_judged = True
     started = time.perf_counter()
-    signal.setitimer(signal.ITIMER_VIRTUAL, overdue)  # of processor time: a call that sleeps is in nobody's way
+    signal.setitimer(signal.ITIMER_VIRTUAL, overdue)  # of processor time: a call that sleeps holds up no other
     verdicts = verify(verifier, cases)
     signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return verdicts, time.perf_counter() - started
 
 
 def _give_way(number: int, frame: FrameType | None) -> None:
-    """From now on this process runs when nobody else wants to."""
+    """Let this process run only when no other wants the processor."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

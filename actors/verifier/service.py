@@ -1,4 +1,4 @@
-"""The verifier service: verdicts apart from driver and learner, by a pool of processes and by services elsewhere.
+"""The verifier service: verdicts apart from driver and learner, by a pool of processes and by endpoints elsewhere.
 
 A response that cannot be checked is *unscored*, which is retried and then loses the group: never a reward of 0.
 """
@@ -9,8 +9,8 @@ import asyncio
 from dataclasses import dataclass
 
 from actors.control.log_shipping import ship_log
+from actors.runtime.cpu_tuning import give_way
 from actors.runtime.inspection import current_process
-from actors.runtime.priority import give_way
 from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
 from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
@@ -24,7 +24,7 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """See VerifierConfig."""
+    """Settings of the service; the keys of the verifier section describe them."""
 
     pool: ProcessPoolSettings
     remote: RemoteSettings
@@ -35,17 +35,17 @@ class ServiceSettings:
 
 
 class VerifierService:
-    """Plain class; ``cluster.py`` makes it an actor with many concurrent calls."""
+    """Service: a plain class that ``roles.py`` makes an actor, with many concurrent calls."""
 
     def __init__(self, model_path: str, settings: ServiceSettings, *, trust_remote_code: bool = False) -> None:
-        """``model_path``: whose tokenizer turns responses into text. ``trust_remote_code``: see
+        """``model_path``: model whose tokenizer turns responses into text. ``trust_remote_code``: see
         model.trust_remote_code.
         """
         self._model_path, self._trust_remote_code = model_path, trust_remote_code
         self._settings = settings
 
     async def start(self) -> Process:
-        """Start the pool; returns where the service runs."""
+        """Start the pool, and return where the service runs."""
         give_way()
         ship_log("verifier", "verifier service")
         settings = self._settings
@@ -60,7 +60,7 @@ class VerifierService:
         self._pool.resize(num_processes)
 
     async def score(self, group: PromptGroup) -> tuple[FloatArray, tuple[str, ...]]:
-        """[K] rewards and details of the group's responses; see interfaces.Verifier."""
+        """Verify the group's responses; returns [K] rewards and details. Raises GroupLost when one stays unscored."""
         cases = cases_of(group, self._tokenizer, self._settings.sandbox)
         return scores_of(group, await self._verdicts.of(group.prompt.verifier, cases), self._settings.overlong)
 

@@ -1,22 +1,27 @@
-"""From a plan to what the verifier service is made with."""
+"""From a configuration to what the verifier service is made with."""
 
 from __future__ import annotations
 
 from actors.verifier.endpoint import RemoteSettings
 from actors.verifier.process_pool import ProcessPoolSettings
 from actors.verifier.service import ServiceSettings
-from lpo_ray.run.spec import RunSpec
+from lpo_ray.config.schema import VerifierConfig
+from lpo_ray.verifiers.calling.overlong import Overlong
+from lpo_ray.verifiers.sandbox.limits import Limits
 
 WHOLE = ("prompt", "response", "answer", "row")
 """what an endpoint gets when verifier.http.request says nothing"""
 
 
-def verifier_settings(spec: RunSpec, num_processes: int) -> ServiceSettings:
-    """For a service with so many processes."""
-    verifier = spec.config.verifier
+def verifier_settings(verifier: VerifierConfig, overlong: Overlong, sandbox: Limits) -> ServiceSettings:
+    """Make the settings of the verifier service."""
     http, judge = verifier.http, verifier.judge
     pool = ProcessPoolSettings(
-        num_processes, verifier.deadline_seconds, verifier.slow_seconds, verifier.recycle_after, verifier.memory_mib
+        verifier.num_processes,
+        verifier.deadline_seconds,
+        verifier.slow_seconds,
+        verifier.recycle_after,
+        verifier.memory_mib,
     )
     remote = RemoteSettings(
         seconds=verifier.deadline_seconds,
@@ -32,6 +37,4 @@ def verifier_settings(spec: RunSpec, num_processes: int) -> ServiceSettings:
         rubric=judge.rubric,
         scale=judge.scale,
     )
-    return ServiceSettings(
-        pool, remote, verifier.max_retries, verifier.cached_verdicts, spec.overlong(), spec.sandbox()
-    )
+    return ServiceSettings(pool, remote, verifier.max_retries, verifier.cached_verdicts, overlong, sandbox)

@@ -33,14 +33,17 @@ def cli() -> None:
 @OVERRIDES
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and every derived number, and stop.")
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Train a policy; the run's folder holds its checkpoints, metrics and report."""
+    """Train a policy. The run's folder holds its checkpoints, metrics and report."""
     from lpo_ray.config import dump_config, load_config
-    from lpo_ray.run.spec import make_spec, render
+    from lpo_ray.run.numbers import render
+    from lpo_ray.run.preflight import outlook
+    from lpo_ray.run.spec import make_spec
 
     spec = make_spec(load_config(config, overrides))
     if dry_run:
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
+        click.echo(f"train would {outlook(spec.run_dir, spec.config)}")
         return
     from lpo_ray.cli.train import train_command
 
@@ -57,18 +60,18 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     help="A cluster that is not at hand: 8xH100, 2x8xH200. Several give a row each.",
 )
 @click.option(
-    "--address", default=None, help="Of a running Ray cluster; cluster.address if not given, else this machine."
+    "--address", default=None, help="Address of a running Ray cluster; cluster.address if not given, else this machine."
 )
 @click.option(
     "--from-run", type=click.Path(path_type=Path), default=None, help="Rates and lengths that a run measured."
 )
-@click.option("--prompt-tokens", type=float, default=None, help="Of a prompt, on average.")
-@click.option("--response-tokens", type=float, default=None, help="Of a response, on average.")
+@click.option("--prompt-tokens", type=float, default=None, help="Mean length of a prompt.")
+@click.option("--response-tokens", type=float, default=None, help="Mean length of a response.")
 @click.option("--sample-rate", type=float, default=None, help="Response tokens a second of one engine.")
 @click.option("--train-rate", type=float, default=None, help="Response tokens a second of one learner rank.")
 @click.option("--publish-rate", type=float, default=None, help="GB of weights a second.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def spec(
+def plan(
     config: Path,
     overrides: tuple[str, ...],
     clusters: tuple[str, ...],
@@ -81,7 +84,7 @@ def spec(
     publish_rate: float | None,
     as_json: bool,
 ) -> None:
-    """Memory, tokens, time and places of a run before anything starts. Exit code 2 if it does not fit."""
+    """Forecast memory, tokens, time and places of a run before anything starts. Exit code 2 if it does not fit."""
     from lpo_ray.cli.plan import plan_command
     from lpo_ray.config import load_config
     from lpo_ray.tools.plan.forecast import Assumptions
@@ -95,8 +98,8 @@ def spec(
 @OVERRIDES
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; nothing is cut.")
 def data(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """The first ten prompts as the engine will get them, with their answers; rows, lengths, duplicates, overlap."""
-    from lpo_ray.cli.plan import data_command
+    """Show the first ten prompts as the engine will get them, with answers; rows, lengths, duplicates, overlap."""
+    from lpo_ray.cli.data import data_command
     from lpo_ray.config import load_config
 
     data_command(load_config(config, overrides), as_json=as_json)
@@ -106,7 +109,7 @@ def data(config: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("target")
 @OVERRIDES
 @click.option(
-    "--step", type=click.IntRange(min=1), default=None, help="Of a run: the checkpoint; the newest if not given."
+    "--step", type=click.IntRange(min=1), default=None, help="Step of a run's checkpoint; the newest if not given."
 )
 @click.option("--task", default=None, help="A task by name, such as countdown, in place of TARGET's own.")
 @click.option("--config", type=click.Path(path_type=Path), default=None, help="For a model: task, sampling, engines.")
@@ -127,12 +130,12 @@ def evaluate(
     fresh: bool,
     as_json: bool,
 ) -> None:
-    """Pass@k, avg@n, maj@n, lengths, diversity on held-out prompts, with 95 % intervals; goes on where it was killed.
+    """Evaluate on held-out prompts: pass@k, avg@n, maj@n, lengths, diversity, 95 % intervals. Continues after a kill.
 
     TARGET is a configuration's YAML file, a run's folder, or a model (folder or hub name) with --task, --config or
     --suite. Results are in --out, else in RUN/evaluations or ./evaluations.
     """
-    from lpo_ray.cli.train import evaluate_command
+    from lpo_ray.cli.evaluate import evaluate_command
     from lpo_ray.tools.evaluate.target import requests_of
 
     requests = requests_of(target, overrides, step=step, task=task, config=config, suite=suite, out=out)
@@ -145,7 +148,9 @@ def evaluate(
 @click.option(
     "--grid", multiple=True, help="An axis, section.key=value,value. More may follow as OVERRIDES with several values."
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Of every arm.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of every arm, a seed each."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder; DIR/NAME-comparison if not given.")
 @click.option("--parallel", type=click.IntRange(min=1), default=None, help="Runs at once; as many as fit if not given.")
 def compare(
@@ -157,7 +162,7 @@ def compare(
     parallel: int | None,
 ) -> None:
     """Train every arm of a grid alike and compare it with first_order of the same setting, prompt by prompt: table with
-    intervals, curves, page. The control first_order_beta is in every setting. The same command goes on where it was.
+    intervals, curves, page. The control first_order_beta is in every setting. The same command continues where it was.
     """
     from lpo_ray.cli.compare import compare_command
 
@@ -185,7 +190,7 @@ def warmup(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each number of engines.")
 def simulate(config: Path, overrides: tuple[str, ...], engines: str, as_json: bool) -> None:
     """Run the same loop, gate, ledger and pool against simulated engines and learners, in virtual time."""
-    from lpo_ray.cli.plan import simulate_command
+    from lpo_ray.cli.simulate import simulate_command
     from lpo_ray.config import load_config
 
     simulate_command(load_config(config, overrides), engines, as_json=as_json)
@@ -268,7 +273,7 @@ def submit(
 @cli.command(name="list")
 @NEEDED
 def list_runs(address: str) -> None:
-    """All runs of a cluster."""
+    """List all runs of a cluster."""
     from lpo_ray.cli.runs import list_command
 
     list_command(address)
@@ -279,7 +284,7 @@ def list_runs(address: str) -> None:
 @NEEDED
 @click.option("--follow", "-f", is_flag=True, help="Until the run ends.")
 def logs(run: str, address: str, follow: bool) -> None:
-    """What RUN (a name) says: one stream, each line with role, worker and step."""
+    """Print what RUN (a name) says: one stream, each line with role, worker and step."""
     from lpo_ray.cli.runs import follow_command
 
     follow_command(run, address, follow=follow)
@@ -313,7 +318,7 @@ def scale(run: str, workers: str, address: str | None) -> None:
 @NAME
 @ADDRESS
 def status(run: str, address: str | None) -> None:
-    """Where RUN is, and which rollout worker serves which weights. RUN: a name with --address, or its folder."""
+    """Say where RUN is, and which rollout worker serves which weights. RUN: a name with --address, or its folder."""
     from lpo_ray.cli.runs import status_command
 
     status_command(run, address)
@@ -322,17 +327,31 @@ def status(run: str, address: str | None) -> None:
 @cli.command()
 @RUN
 def ledger(run: Path) -> None:
-    """What became of every prompt of RUN (a run's folder). Exit code 0 only if the books balance."""
+    """Account for every prompt of RUN (a run's folder). Exit code 0 only if the books balance."""
     from lpo_ray.cli.runs import ledger_command
 
     ledger_command(run)
 
 
 @cli.command()
+@RUN
+@click.argument("prompt")
+def trace(run: Path, prompt: str) -> None:
+    """Show what happened to PROMPT (its id or data index) in RUN: attempts, responses, verdicts, and why it was trained
+    or was not.
+    """
+    from rich.console import Console
+
+    from lpo_ray.tools.trace import render, trace
+
+    Console().print(render(trace(run, prompt)))
+
+
+@cli.command()
 @NAME
 @ADDRESS
 def why(run: str, address: str | None) -> None:
-    """What RUN waits for: the stage, since when, which worker has it, and what that worker does."""
+    """Say what RUN waits for: the stage, since when, which worker has it, and what that worker does."""
     from lpo_ray.cli.runs import why_command
 
     why_command(run, address)
@@ -340,7 +359,7 @@ def why(run: str, address: str | None) -> None:
 
 @cli.command()
 @RUN
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of 127.0.0.1; a free one if not given.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1; a free one if not given.")
 def view(run: Path, port: int) -> None:
     """Show RUN (a run's folder, or one with runs in it) as a web page on this machine: curves, and every group."""
     from lpo_ray.tools.view.app import view as serve
@@ -349,14 +368,16 @@ def view(run: Path, port: int) -> None:
 
 
 @cli.command()
-@click.option("--address", default=None, help="Of a live Ray cluster, to examine all its nodes: HOST:PORT or auto.")
+@click.option(
+    "--address", default=None, help="Address of a live Ray cluster, to examine all its nodes: HOST:PORT or auto."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.option("--quick", is_flag=True, help="Leave out the collectives and the engine.")
 def doctor(address: str | None, as_json: bool, quick: bool) -> None:
     """Check whether this machine (or a cluster) can run lpo-ray: what was found, what was expected, what to do. Exit
     code 0 only if nothing fails.
     """
-    from lpo_ray.cli.plan import doctor_command
+    from lpo_ray.cli.doctor import doctor_command
 
     doctor_command(address, as_json=as_json, quick=quick)
 

@@ -1,4 +1,4 @@
-"""What the command line does for ``lpo-ray compare``: the runs, each a process, and then what came out of them."""
+"""``lpo-ray compare``: the runs, each a process, and then what came out of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from lpo_ray.cli.console import ROW_WIDTH
+from lpo_ray.common.files import write_text
 from lpo_ray.config import dump_config, load_config
+from lpo_ray.config.schema import Config
 from lpo_ray.errors import RunBusy, RunFailed, RunsFailed
+from lpo_ray.run.preflight import check_run_folder
 from lpo_ray.run.signals import run_until_signal
-from lpo_ray.run.spec import RunSpec, make_spec
-from lpo_ray.telemetry.sinks import write_text
+from lpo_ray.run.spec import make_spec
 from lpo_ray.tools.compare.findings import Results
 from lpo_ray.tools.compare.grid import arms_of, axes_of
 from lpo_ray.tools.compare.launcher import LaunchedRun, Named, carry_out
@@ -23,9 +26,6 @@ from lpo_ray.tools.compare.report import Background, write_comparison
 from lpo_ray.tools.compare.study import Run, in_common, runs_of
 from lpo_ray.tools.plan.machines import Machine, place, this_machine
 from lpo_ray.tools.plan.requirements import bundles
-
-TABLE_WIDTH = 200
-"""columns of a table that is not cut where the output is no terminal"""
 
 
 def compare_command(path: Path, texts: Sequence[str], seeds: int, out: Path | None, parallel: int | None) -> None:
@@ -36,7 +36,8 @@ def compare_command(path: Path, texts: Sequence[str], seeds: int, out: Path | No
     folder = out or Path(config.run.dir) / f"{config.run.name}-comparison"
     runs = runs_of(path, overrides, arms, seeds, folder)
     spec = make_spec(runs[0].config)  # that data, verifier and memory are as needed, before anything starts
-    count = parallel or _that_fit(spec, len(runs))
+    check_run_folder(spec.run_dir, spec.config)
+    count = parallel or _that_fit(spec.config, len(runs))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -94,15 +95,15 @@ def _write(runs: Sequence[Run], failed: Sequence[RunFailed], folder: Path, ks: S
         return
     config = (folder / "config.yaml").read_text(encoding="utf-8")
     tables = write_comparison(folder, results, ks, Background(folder.name, in_common(runs), failed, config))
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else ROW_WIDTH, highlight=False)
     for table in tables:
         console.print(table.rich())
     console.print(f"{folder}: comparison.html, .md and .json; curves and trades, .svg and .png", soft_wrap=True)
 
 
-def _that_fit(spec: RunSpec, wanted: int) -> int:
+def _that_fit(config: Config, wanted: int) -> int:
     """As many runs as find a place at once, one at least."""
-    needed, machines = bundles(spec), _machines(spec.config.cluster.address)
+    needed, machines = bundles(config), _machines(config.cluster.address)
     fitting = 1
     while fitting < wanted and isinstance(place(needed * (fitting + 1), machines, spread=frozenset()), list):
         fitting += 1

@@ -1,5 +1,6 @@
-"""What the command line does with runs that go on: submit, follow, ask, scale, stop. Imports no torch, so that an
-answer does not wait for it.
+"""Commands about live runs: submit, list, logs, stop, scale, status, ledger, why.
+
+Imports no torch, so that an answer does not wait for it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from lpo_ray.errors import ComponentFailed, ConfigError, LedgerUnbalanced
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.telemetry.monitor.why import place, render_why, why_from_folder
 from lpo_ray.telemetry.status import read_status, render_status, state_of
-from lpo_ray.training import ledger_audit as accounting
-from lpo_ray.training.ledger_audit import audit
+from lpo_ray.training.ledger_audit import audit, render
 
 if TYPE_CHECKING:
     from lpo_ray.config.schema import Config
@@ -87,26 +87,26 @@ def stop_command(run: str, address: str) -> None:
     jobs = Jobs(address)
     job = jobs.find(run)
     if job.state not in ("PENDING", "RUNNING"):
-        raise ConfigError(f"run {run} has ended already ({job.state}, job {job.job_id}); expected one that goes on")
+        raise ConfigError(f"run {run} has ended already ({job.state}, job {job.job_id}); expected one that is running")
     jobs.stop(job.job_id)
     sys.stdout.write(f"{run} is asked to stop: it ends its update and writes a checkpoint\n")
     ended = jobs.wait(job.job_id, STOP_SECONDS)
-    sys.stdout.write(f"{run} has ended: {ended.state}; go on with run.resume=auto\n")
+    sys.stdout.write(f"{run} has ended: {ended.state}; continue with run.resume=auto\n")
 
 
 def stop_here_command(run_dir: Path) -> None:
-    """The same for a run of this host, by its folder."""
+    """Have a run of this host, by its folder, end its update and write a checkpoint."""
     status = read_status(run_dir)
     if status["ended"] or status["host"] != socket.gethostname() or not psutil.pid_exists(status["pid"]):
         raise ConfigError(
-            f"{run_dir}: {state_of(status)}; expected a run that goes on here, or --address of the cluster that has it"
+            f"{run_dir}: {state_of(status)}; expected a run that is live here, or --address of the cluster that has it"
         )
     os.kill(status["pid"], signal.SIGTERM)
     sys.stdout.write(f"{status['run']} is asked to stop: it ends its update and writes a checkpoint\n")
 
 
 def scale_command(run: str, address: str | None, role: str, count: int) -> None:
-    """Have ``count`` workers of ``role`` in a run that goes on, and print what happens."""
+    """Have ``count`` workers of ``role`` in a live run, and print what happens."""
     question = {"kind": "scale", "role": role, "count": count}
     sys.stdout.write(f"{_ask(run, address, question)['answer']}\n")
 
@@ -118,9 +118,9 @@ def status_command(run: str, address: str | None) -> None:
 
 
 def ledger_command(run_dir: Path) -> None:
-    """Print what became of every prompt; LedgerUnbalanced when the books do not balance."""
+    """Print what became of every prompt. Raises LedgerUnbalanced when the books do not balance."""
     books = audit(run_dir)
-    Console().print(accounting.render(books))
+    Console().print(render(books))
     if books.violations:
         raise LedgerUnbalanced(str(run_dir), books.violations)
 
@@ -144,7 +144,7 @@ def _ask(run: str, address: str | None, question: Mapping[str, object]) -> Mappi
         return Jobs(address).ask(run, question)
     status = read_status(Path(run))
     if status["ended"] or not status.get("cluster"):
-        raise ConfigError(f"{run}: {state_of(status)}; expected the folder of a run that goes on, on Ray")
+        raise ConfigError(f"{run}: {state_of(status)}; expected the folder of a live run on Ray")
     from actors.control.queries import ask_here
 
     return ask_here(status["cluster"], {"run": status["run"], **question})

@@ -26,12 +26,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_layer(path: Path) -> Layer:
-    """The sections that a file has. ConfigError when it is no YAML file of sections."""
+    """Read the sections that a file has. ConfigError when it is no YAML file of sections."""
     return str(path), cast("Mapping[str, object]", _read(path))
 
 
 def config_of(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Config:
-    """Each layer over those before it, then ``overrides``, then one validation. Raises ConfigError as load_config."""
+    """Merge each layer over those before it, then ``overrides``, then one validation. Raises ConfigError as
+    load_config.
+    """
     merged = OmegaConf.structured(Config)
     for source, sections in layers:
         merged = _merge(merged, OmegaConf.create(dict(sections)), source)
@@ -57,12 +59,12 @@ def config_of(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; ``load_config`` of it gives the same run."""
+    """Write the resolved configuration as YAML; ``load_config`` of it gives the same run."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _refuse_secrets(key: str, value: object, source: str) -> None:
-    """A run's folder keeps the resolved configuration, and is passed on."""
+    """Raise ConfigError for a secret in ``value``: a run's folder keeps the configuration, and is handed on."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             _refuse_secrets(f"{key}.{name}" if key else str(name), item, source)

@@ -1,47 +1,25 @@
-"""What of the verifier section cannot be meant."""
+"""Combinations of the verifier section that cannot be meant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.validators import validator_for
 
+from lpo_ray.config.ranges import require
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
-from lpo_ray.verifiers.calling.weighted_sum import NotAMixture, terms
+from lpo_ray.verifiers.calling.weighted_sum import NotASum, terms
 
-Require = Callable[[bool, str, object, str], None]
 FIELDS = ("prompt", "response", "answer", "prompt+response", "row")
-"""of a case, that a request may hold"""
+"""fields of a case that a request may hold"""
 
 
-def check_verifier_section(config: Config, require: Require) -> None:
-    """``require(condition, key, value, expected)`` raises ConfigError."""
+def check_verifier_section(config: Config) -> None:
+    """Raise ConfigError for values of the section that do not go together, or with the task's."""
     verifier = config.verifier
     sandbox, http, overlong = verifier.sandbox, verifier.http, verifier.overlong
-    positive = {
-        "verifier.num_processes": verifier.num_processes,
-        "verifier.deadline_seconds": verifier.deadline_seconds,
-        "verifier.slow_seconds": verifier.slow_seconds,
-        "verifier.recycle_after": verifier.recycle_after,
-        "verifier.memory_mib": verifier.memory_mib,
-        "verifier.http.concurrency": http.concurrency,
-        "verifier.judge.scale": verifier.judge.scale,
-        "verifier.sandbox.memory_mib": sandbox.memory_mib,
-        "verifier.sandbox.processes": sandbox.processes,
-        "verifier.sandbox.files_mib": sandbox.files_mib,
-        "verifier.sandbox.output_kib": sandbox.output_kib,
-    }
-    for key, value in positive.items():
-        require(value > 0, key, value, "a number above 0")
-    for key, value in {
-        "verifier.max_retries": verifier.max_retries,
-        "verifier.cached_verdicts": verifier.cached_verdicts,
-        "verifier.overlong.penalty": overlong.penalty,
-    }.items():
-        require(value >= 0, key, value, "0 or more")
     deadline, most = verifier.deadline_seconds, config.sampling.max_tokens
     require(
         sandbox.seconds is None or 0 < sandbox.seconds < deadline,
@@ -70,7 +48,7 @@ def check_verifier_section(config: Config, require: Require) -> None:
         return
     try:
         names = [term.name for term in terms(config.task.verifier)]
-    except NotAMixture as error:
+    except NotASum as error:
         raise ConfigError(str(error)) from error
     if "judge" in names:
         require(bool(verifier.judge.model), "verifier.judge.model", verifier.judge.model, "the name of the judge")

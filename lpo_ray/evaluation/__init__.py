@@ -3,6 +3,6 @@ becomes numbers with intervals (``estimators``, ``report``), a table and a pictu
 """
 
 from lpo_ray.evaluation.estimators import bootstrap_interval, pass_at_k
-from lpo_ray.evaluation.sampling import Evaluation, evaluate, score_prompts
+from lpo_ray.evaluation.sampling import evaluate, score_prompts
 
-__all__ = ["Evaluation", "bootstrap_interval", "evaluate", "pass_at_k", "score_prompts"]
+__all__ = ["bootstrap_interval", "evaluate", "pass_at_k", "score_prompts"]

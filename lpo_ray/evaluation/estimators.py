@@ -9,6 +9,7 @@ import numpy as np
 
 from lpo_ray.records import IntArray
 
+RESAMPLES = 4000
 CHUNK = 500
 """most resamples that are in memory at once"""
 
@@ -54,14 +55,14 @@ def entropy(answers: Sequence[str | None]) -> float:
 
 
 def bootstrap_interval(
-    values: np.ndarray, *, confidence: float = 0.95, resamples: int = 4000, seed: int = 0
+    values: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Compute the percentile interval of the mean of ``values`` [P]. Prompts are resampled, each with its samples."""
     return bootstrap_intervals([values], confidence=confidence, resamples=resamples, seed=seed)[0]
 
 
 def bootstrap_intervals(
-    quantities: Sequence[np.ndarray], *, confidence: float = 0.95, resamples: int = 4000, seed: int = 0
+    quantities: Sequence[np.ndarray], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[tuple[float, float]]:
     """Compute ``bootstrap_interval`` of several quantities [P] of the same prompts, over the same resamples."""
     values = np.asarray(quantities, dtype=np.float64)
@@ -75,6 +76,12 @@ def bootstrap_intervals(
         drawn = rng.integers(0, size, size=(rows, size)) + size * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
         means.append(times @ values.T / size)
-    tail = (1 - confidence) / 2
-    lows, highs = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    lows, highs = percentile_interval(np.concatenate(means), confidence)
     return [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+
+
+def percentile_interval(resampled: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bound of each column of ``resampled`` [R, ...], or of all of it when it is [R]."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
+    return low, high

@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from lpo_ray.errors import GroupLost, TooManyLost
 from lpo_ray.evaluation.estimators import bootstrap_interval, pass_at_k
 from lpo_ray.interfaces import RolloutEngine, Verifier
-from lpo_ray.records import FloatArray, IntArray, Prompt, Sampling, ScoredGroup
+from lpo_ray.records import Evaluation, FloatArray, Prompt, Sampling, ScoredGroup
 
 ATTEMPTS = 3
 """attempts of one prompt before the evaluation leaves it out"""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evaluation:
-    """Result of one evaluation."""
-
-    pass_at: dict[int, float]
-    ci95: dict[int, tuple[float, float]]
-    num_prompts: int
-    """prompts that count; those that were lost are left out, never counted as failed"""
-    samples_per_prompt: int
-    num_lost: int
-    mean_reward: float
-    mean_length: float
-    """response tokens"""
-    num_correct: IntArray
-    """[P] passing responses of each prompt, in the order of the prompts"""
-    prompt_ids: tuple[str, ...]
-    """[P] of the same prompts"""
-
-    def to_json(self) -> dict[str, object]:
-        """The form of summary.json."""
-        return {
-            **{f"pass@{k}": value for k, value in self.pass_at.items()},
-            "num_prompts": self.num_prompts,
-            "samples_per_prompt": self.samples_per_prompt,
-            "ci95": {f"pass@{k}": list(interval) for k, interval in self.ci95.items()},
-            "lost": self.num_lost,
-            "mean_reward": self.mean_reward,
-            "mean_length": self.mean_length,
-        }
 
 
 async def evaluate(

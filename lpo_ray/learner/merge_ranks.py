@@ -57,15 +57,11 @@ def _whole(pieces: Sequence[ProjectedGroup]) -> ProjectedGroup:
     def joined(name: str) -> FloatArray:
         return np.concatenate([getattr(piece, name) for piece in pieces])[order]
 
-    arrays = (
-        "log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "engine_drift",
-        "engine_kl", "reference_kl",
-    )  # fmt: skip
     return ProjectedGroup(
         prompt_id=first.prompt_id,
         attempt=first.attempt,
         update=first.update,
         responses=tuple(sorted(responses)),
         loss=first.loss,
-        **{name: joined(name) for name in arrays},
+        **{name: joined(name) for name in ProjectedGroup.ARRAYS},
     )

@@ -308,7 +308,7 @@ def _micro_batch_loss(
     losses = iter(loss_P.tolist())
     projected = []
     for piece, part in zip(pieces, _by_piece(columns.T, pieces), strict=True):
-        by_name = dict(zip(_COLUMNS, part.T.numpy(), strict=True))
+        by_name = dict(zip(ProjectedGroup.ARRAYS, part.T.numpy(), strict=True))
         (prompt_id, attempt), responses = piece.item.group.key, piece.responses
         projected.append(
             ProjectedGroup(
@@ -316,12 +316,6 @@ def _micro_batch_loss(
             )
         )
     return total, projected, first
-
-
-_COLUMNS = (
-    "log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "engine_drift", "engine_kl",
-    "reference_kl",
-)  # fmt: skip
 
 
 def k3(log_ratio: Tensor) -> Tensor:

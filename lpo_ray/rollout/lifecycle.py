@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from lpo_ray.errors import ComponentDied, LpoRayError
 from lpo_ray.interfaces import Events
+from lpo_ray.records import Process
 from lpo_ray.rollout.member import Member, W, WorkerSlot
 from lpo_ray.rollout.roster import PoolSettings, Roster
 
@@ -49,10 +50,18 @@ class Lifecycle(Roster[W]):
         slots = list(self._slots.values())
         workers = [self._make(slot) for slot in slots]
         async with asyncio.TaskGroup() as starting:
-            tasks = [starting.create_task(worker.start(self._settings.deadline_seconds)) for worker in workers]
+            tasks = [
+                starting.create_task(self._started(slot, worker)) for slot, worker in zip(slots, workers, strict=True)
+            ]
         self.members = [
             self._join(slot, worker, task.result()) for slot, worker, task in zip(slots, workers, tasks, strict=True)
         ]
+
+    async def _started(self, slot: WorkerSlot[W], worker: W) -> Process:
+        """Start the worker within the deadline, shown as starting for as long."""
+        seconds = self._settings.deadline_seconds
+        with self._events.starting(slot.name, seconds):
+            return await worker.start(seconds)
 
     async def admit_all(self) -> None:
         """Admit the members where nothing is published. A member that fails at it is taken out and replaced."""
@@ -158,7 +167,7 @@ class Lifecycle(Roster[W]):
             self._report()
             worker = self._make(slot)
             try:
-                process = await worker.start(self._settings.deadline_seconds)
+                process = await self._started(slot, worker)
                 break
             except LpoRayError as failed:
                 worker.kill()

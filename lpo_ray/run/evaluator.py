@@ -1,5 +1,5 @@
-"""Evaluations of a run: of the policy after some steps, on an engine that is lent for it while the run goes on, or
-between two steps where there is none to spare.
+"""Evaluations of a run: of the policy after some steps, on an engine lent for it while training continues, or between
+two steps where no engine can be spared.
 """
 
 from __future__ import annotations
@@ -8,21 +8,46 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from lpo_ray.errors import ComponentDied, LearnerLost
-from lpo_ray.evaluation import Evaluation, evaluate
+from lpo_ray.evaluation import evaluate
 from lpo_ray.interfaces import Components, RolloutEngine
-from lpo_ray.records import Prompt
+from lpo_ray.records import Evaluation, Prompt, Sampling
 from lpo_ray.run.signals import first_cause
-from lpo_ray.run.spec import RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """Settings of evaluations: how policies are evaluated, and when during a run."""
+
+    sampling: Sampling
+    ks: tuple[int, ...]
+    pass_reward: float
+    every: int
+    """steps; 0: only before and after the run"""
+    in_flight: int
+    """prompts on their way at once, for each engine"""
+    num_engines: int
+    lend_engine: bool
+    """whether an engine may be lent for an evaluation while training continues"""
+
+    @property
+    def max_in_flight(self) -> int:
+        """Prompts on their way at once on all engines."""
+        return self.num_engines * self.in_flight
+
+    def is_due(self, step: int) -> bool:
+        """Whether the policy after ``step`` is evaluated before the run continues from there."""
+        return step == 0 or (self.every > 0 and step % self.every == 0)
 
 
 class Record(Protocol):
-    """Where evaluations go; see recorder.Recorder."""
+    """Receiver of evaluations: the recorder in a run."""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """The run waits for what goes on within."""
+        """Time what happens within as stage ``name``."""
         ...
 
     def has_evaluated(self, step: int) -> bool:
@@ -30,30 +55,32 @@ class Record(Protocol):
         ...
 
     def evaluating(self, done: int, total: int) -> None:
-        """How far it is."""
+        """Show how far an evaluation is."""
         ...
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        """What came out."""
+        """Write the evaluation of the policy after ``step``."""
         ...
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Log one line."""
         ...
 
 
 class Evaluator:
-    """One evaluation at a time. ``done``: what came out, by step."""
+    """Evaluates a run's policy, one evaluation at a time. ``done`` has the results by step."""
 
-    def __init__(self, spec: RunSpec, components: Components, heldout: Sequence[Prompt], recorder: Record) -> None:
-        """``heldout``: none, and nothing is evaluated."""
-        self._spec, self._components, self._heldout, self._recorder = spec, components, heldout, recorder
+    def __init__(
+        self, settings: EvaluationSettings, components: Components, heldout: Sequence[Prompt], recorder: Record
+    ) -> None:
+        """Evaluate on ``heldout``; without prompts nothing is evaluated."""
+        self._settings, self._components, self._heldout, self._recorder = settings, components, heldout, recorder
         self._running: asyncio.Task[None] | None = None
         self.done: dict[int, Evaluation] = {}
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """An evaluation that still goes on ends with the context, without a result."""
+        """End a running evaluation with the context, without a result."""
         try:
             yield
         finally:
@@ -68,7 +95,7 @@ class Evaluator:
         if self._is_known(step):
             return
         await self.finish()
-        lent = self._components.lend() if self._spec.lends_for_evaluation else None
+        lent = self._components.lend() if self._settings.lend_engine else None
         if lent is None:
             await self.now(step)
         else:
@@ -80,11 +107,11 @@ class Evaluator:
         if self._is_known(step):
             return
         with self._recorder.stage("evaluate"):
-            found = await self._evaluated(self._components.rollout, self._spec.max_in_flight, live=True)
+            found = await self._evaluated(self._components.rollout, self._settings.max_in_flight, live=True)
         self._keep(step, found)
 
     async def finish(self) -> None:
-        """Wait for the evaluation that goes on. Raises what ended it."""
+        """Wait for the running evaluation. Raises what ended it."""
         running, self._running = self._running, None
         if running is not None:
             if not running.done():
@@ -92,10 +119,10 @@ class Evaluator:
             await running
 
     async def _beside(self, step: int, lent: AbstractAsyncContextManager[RolloutEngine]) -> None:
-        """Its engine lost, it is given up: no other has the weights of that step."""
+        """Evaluate on a lent engine. If that is lost, give up: no other engine has the weights of that step."""
         try:
             async with lent as engine:
-                found = await self._evaluated(engine, self._spec.max_in_flight_of_one, live=False)
+                found = await self._evaluated(engine, self._settings.in_flight, live=False)
         except BaseExceptionGroup as group:
             cause = first_cause(group)
             if not isinstance(cause, ComponentDied) or isinstance(cause, LearnerLost):
@@ -105,14 +132,14 @@ class Evaluator:
         self._keep(step, found)
 
     async def _evaluated(self, engine: RolloutEngine, max_in_flight: int, *, live: bool) -> Evaluation:
-        config = self._spec.config.evaluation
+        settings = self._settings
         return await evaluate(
             engine,
             self._components.verifier,
             self._heldout,
-            self._spec.evaluation_sampling(),
-            ks=config.ks,
-            pass_reward=config.pass_reward,
+            settings.sampling,
+            ks=settings.ks,
+            pass_reward=settings.pass_reward,
             max_in_flight=max_in_flight,
             on_progress=self._recorder.evaluating if live else None,
         )

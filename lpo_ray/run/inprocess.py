@@ -1,4 +1,4 @@
-"""The five components without Ray: everything in this process, for a debugger and for fast tests."""
+"""Composition root without Ray: the five components in this process, for a debugger and for fast tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError, WeightsNotProved
 from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchScorer
-from lpo_ray.learner.updates import LearnerSettings
 from lpo_ray.policy.loading import load_policy
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
@@ -28,6 +27,8 @@ from lpo_ray.records import (
 )
 from lpo_ray.rollout.rewards import cases_of, scores_of
 from lpo_ray.rollout.transformers_engine import TransformersEngine
+from lpo_ray.run import settings
+from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.process_state import describe, this_process
 from lpo_ray.verifiers.calling.call import verify_sum
 from lpo_ray.verifiers.calling.overlong import Overlong
@@ -35,37 +36,37 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 
 
 class InprocessVerifier:
-    """Calls the verifier's function directly. No deadline: a verifier that hangs can be looked at."""
+    """Verifier that calls the function directly. No deadline: one that hangs can be looked at in a debugger."""
 
     def __init__(self, tokenizer: Tokenizer, overlong: Overlong, sandbox: Limits) -> None:
         self._tokenizer, self._overlong, self._sandbox = tokenizer, overlong, sandbox
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
-        """See interfaces.Verifier."""
+        """Judge the group's responses, one after the other. Raises GroupLost."""
         verdicts = verify_sum(group.prompt.verifier, cases_of(group, self._tokenizer, self._sandbox))
         return ScoredGroup(group, *scores_of(group, verdicts, self._overlong))
 
 
 class InprocessTargetBuilder:
-    """Builds targets here."""
+    """Target builder in this process."""
 
     def __init__(self, rule: StepSchedule[TargetRule]) -> None:
         self._rule = rule
 
     async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
-        """See interfaces.TargetBuilder."""
+        """Build the targets of a step's groups."""
         return build_targets(groups, anchor, self._rule.at(step))
 
 
 class InprocessTransport:
-    """Copies the learner's weights into the engine's model; the same digest and probe as on Ray prove them."""
+    """Transport that copies the learner's weights into the engine's model, proved by digest and probe as on Ray."""
 
     def __init__(self, learner: InprocessLearner, engine: TransformersEngine, context: int, tolerance: float) -> None:
         self._learner, self._engine, self._tolerance = learner, engine, tolerance
         self._probe = probe_sequences(learner.vocabulary, context)
 
     async def publish(self, step: int) -> Publication:
-        """See interfaces.WeightTransport."""
+        """Copy and prove the weights of ``step``. Raises WeightsNotProved."""
         started = time.monotonic()
         version = WeightsVersion(step, await self._learner.digest())
         weights = self._learner.weights()
@@ -81,7 +82,7 @@ class InprocessTransport:
 
 @dataclass(frozen=True, slots=True)
 class InprocessComponents:
-    """See interfaces.Components."""
+    """The five components of a run in this process."""
 
     rollout: TransformersEngine
     verifier: InprocessVerifier
@@ -90,61 +91,55 @@ class InprocessComponents:
     transport: InprocessTransport
 
     def lend(self) -> None:
-        """See interfaces.Components. There is but one engine."""
+        """Lend nothing: there is but one engine."""
 
     def busy(self, stage: str) -> list[BusyWorker]:
-        """See interfaces.Components. It is always this process."""
+        """Name this process, whatever the stage."""
         return [BusyWorker("this process", stage, None, this_process())]
 
     async def inspect(self, process: Process) -> str:
-        """See interfaces.Components."""
+        """Describe what ``process`` is doing."""
         return await asyncio.to_thread(describe, process)
 
     async def scale(self, role: str, count: int) -> str:
-        """See interfaces.Components. There are no workers here."""
+        """Refuse: there are no workers here. Raises ConfigError."""
         raise ConfigError(
             f"{role}={count} with cluster.kind=inprocess, which has no workers; expected cluster.kind=ray"
         )
 
     async def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there is no process to end."""
 
 
-def build_inprocess(
-    settings: LearnerSettings,
-    rule: StepSchedule[TargetRule],
-    context: int,
-    tolerance: float,
-    overlong: Overlong | None = None,
-    sandbox: Limits | None = None,
-    max_num_seqs: int = 256,
-) -> InprocessComponents:
-    """All components around one model folder."""
-    learner = build_learner(settings)
-    tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=settings.trust_remote_code)
-    engine = build_engine(settings, tokenizer, max_num_seqs)
-    transport = InprocessTransport(learner, engine, context, tolerance)
-    verifier = InprocessVerifier(tokenizer, overlong or Overlong(context), sandbox or Limits())
-    return InprocessComponents(engine, verifier, InprocessTargetBuilder(rule), learner, transport)
+def build_inprocess(spec: RunSpec, model_path: str) -> InprocessComponents:
+    """Build all components of a run around the model in ``model_path``."""
+    learner = build_learner(spec, model_path)
+    engine, verifier = build_engine(spec, model_path)
+    transport = InprocessTransport(learner, engine, spec.context, spec.tolerance)
+    target_builder = InprocessTargetBuilder(settings.target_rules(spec))
+    return InprocessComponents(engine, verifier, target_builder, learner, transport)
 
 
-def build_engine(settings: LearnerSettings, tokenizer: Tokenizer, max_num_seqs: int) -> TransformersEngine:
-    """The engine alone, with the weights of the model's folder as version 0."""
-    model = load_policy(settings.model_path, settings.dtype, trust_remote_code=settings.trust_remote_code)
-    return TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id, max_num_seqs)
+def build_engine(spec: RunSpec, model_path: str) -> tuple[TransformersEngine, InprocessVerifier]:
+    """Build the engine, with the weights of the model's folder as version 0, and the verifier of what it samples."""
+    config, tokenizer = spec.config, spec.tokenizer(model_path)
+    model = load_policy(model_path, config.model.dtype, trust_remote_code=config.model.trust_remote_code)
+    engine = TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id, config.rollout.max_num_seqs)
+    return engine, InprocessVerifier(tokenizer, settings.overlong(spec), settings.sandbox(spec))
 
 
-def build_learner(settings: LearnerSettings) -> InprocessLearner:
-    """The learner alone."""
-    share, trust = settings.packing.share_prompt, settings.trust_remote_code
-    model = load_policy(settings.model_path, settings.dtype, trust_remote_code=trust)
-    if settings.gradient_checkpointing:
+def build_learner(spec: RunSpec, model_path: str) -> InprocessLearner:
+    """Build the learner alone."""
+    made = settings.learner_settings(spec, model_path)
+    share, trust = made.packing.share_prompt, made.trust_remote_code
+    model = load_policy(made.model_path, made.dtype, trust_remote_code=trust)
+    if made.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-    policy = TorchPolicy(model, settings.optimiser, attention=settings.attention, share_prompt=share)
+    policy = TorchPolicy(model, made.optimiser, attention=made.attention, share_prompt=share)
     reference = None
-    if settings.objective.at(0).reference_kl:
-        frozen = load_policy(settings.reference_path, settings.dtype, trust_remote_code=trust)
-        reference = TorchScorer(frozen, attention=settings.attention, share_prompt=share)
-    tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
-    return InprocessLearner(policy, tokenizer, settings.objective, settings.packing, reference)
+    if made.objective.at(0).reference_kl:
+        frozen = load_policy(made.reference_path, made.dtype, trust_remote_code=trust)
+        reference = TorchScorer(frozen, attention=made.attention, share_prompt=share)
+    tokenizer = Tokenizer.load(made.model_path, trust_remote_code=trust)
+    return InprocessLearner(policy, tokenizer, made.objective, made.packing, reference)

@@ -1,9 +1,10 @@
-"""What can be wrong with a valid configuration on this machine: disk, data, memory. Each check raises ConfigError."""
+"""Preflight checks of a valid configuration on this machine: disk, data, memory. Each check raises ConfigError."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -13,16 +14,23 @@ from lpo_ray.common.plugins import UnknownName
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import ClusterKind, Config, PipelineConfig, Resume, TaskConfig
 from lpo_ray.errors import ConfigError
-from lpo_ray.tasks.sources.source import PromptSource
+from lpo_ray.interfaces import PromptSource
+from lpo_ray.training import checkpoint
+from lpo_ray.training.ledger import read_ledger
 from lpo_ray.verifiers.calling.call import judge_named
 from lpo_ray.verifiers.calling.weighted_sum import is_remote, terms
 
 RESUMED_AS_BEGUN = ("run.seed", "model", "task", "sampling", "pipeline.groups_per_step")
 """what a resumed run may not change: the ledger's prompts and the checkpoint's weights were made with it"""
+DECIDES_A_STEP = (
+    "objective", "learner", "model", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch",
+    "pipeline.share_prompt", "rollout.dtype", "run.steps",
+)  # fmt: skip
+"""what the weights after a step depend on, beside its groups"""
 
 
 def check_context(max_tokens: int, context: int) -> None:
-    """A response must leave room for a prompt."""
+    """Check that a response leaves room for a prompt."""
     if max_tokens >= context:
         raise ConfigError(
             f"sampling.max_tokens is {max_tokens}, but the model has {context} positions for prompt "
@@ -31,7 +39,7 @@ def check_context(max_tokens: int, context: int) -> None:
 
 
 def check_verifier(verifier: str, cluster: ClusterKind) -> None:
-    """Each of its sum is in the table or can be imported, and is a function that can be asked; or is a service."""
+    """Check that each term of ``verifier`` is a service, or a function that can be imported and asked."""
     for name in (term.name for term in terms(verifier)):
         if is_remote(name):
             if cluster is ClusterKind.inprocess:
@@ -47,7 +55,7 @@ def check_verifier(verifier: str, cluster: ClusterKind) -> None:
 
 
 def check_training_data(task: TaskConfig) -> None:
-    """Files of which there is one for the evaluation have one for training too."""
+    """Check that a task with a file for the evaluation has one for training too."""
     if task.heldout_path is not None and task.path is None:
         raise ConfigError(
             f"task.path is null with task.heldout_path={task.heldout_path}; expected a file to train on: only "
@@ -56,7 +64,7 @@ def check_training_data(task: TaskConfig) -> None:
 
 
 def check_data(source: PromptSource, num_heldout: int, *, for_training: bool) -> None:
-    """A training prompt can be had, and as many held-out ones as an evaluation takes."""
+    """Check that there is a training prompt, and as many held-out ones as an evaluation takes."""
     if for_training:
         source.train(0)
     if num_heldout:
@@ -64,7 +72,7 @@ def check_data(source: PromptSource, num_heldout: int, *, for_training: bool) ->
 
 
 def check_run_folder(folder: Path, config: Config) -> None:
-    """It can be made, or goes on as it was begun."""
+    """Check that the run folder can be created, or resumed with the settings it was created with."""
     if folder.exists() and any(folder.iterdir()) and config.run.resume is Resume.never:
         raise ConfigError(
             f"run folder {folder} exists and is not empty; take another run.name, continue it with run.resume=auto, "
@@ -77,20 +85,44 @@ def check_run_folder(folder: Path, config: Config) -> None:
         raise ConfigError(f"run folder {folder} cannot be made: {parent} is not a writable folder; set run.dir")
 
 
+def outlook(folder: Path, config: Config) -> str:
+    """Say what ``train`` would do with the run folder: begin, resume after a step, or refuse."""
+    try:
+        check_run_folder(folder, config)
+    except ConfigError as error:
+        return f"refuse: {error}"
+    if not (folder / "ledger.sqlite").is_file():
+        return "begin a new run"
+    saved = max(map(checkpoint.step_of, checkpoint.list_checkpoints(folder / "checkpoints")), default=0)
+    with read_ledger(folder) as ledger:
+        (committed,) = ledger.execute("SELECT max(step) FROM commits").fetchone()
+    last = max(saved, committed or 0) if learns_as_begun(folder, config) else saved
+    again = f", computing steps {saved + 1} to {last} again from the groups that made them" if last > saved else ""
+    return f"resume after step {last} of {config.run.steps}{again}"
+
+
+def learns_as_begun(folder: Path, config: Config) -> bool:
+    """Whether the run in ``folder`` made its steps as ``config`` would make them; true before it is begun."""
+    return not (folder / "config.yaml").exists() or not _changed(folder, config, DECIDES_A_STEP)
+
+
 def _check_resume(folder: Path, config: Config) -> None:
-    stored = OmegaConf.load(folder / "config.yaml")
-    wanted = OmegaConf.create(dump_config(config))
-    for key in RESUMED_AS_BEGUN:
-        begun, now = OmegaConf.select(stored, key), OmegaConf.select(wanted, key)
-        if begun != now:
-            raise ConfigError(
-                f"run folder {folder} was begun with {key}={begun}, now it is {now}; a run is resumed with the "
-                "values it was begun with: set it back, or take another run.name"
-            )
+    for key, (begun, now) in _changed(folder, config, RESUMED_AS_BEGUN).items():
+        raise ConfigError(
+            f"run folder {folder} was begun with {key}={begun}, now it is {now}; a run is resumed with the "
+            "values it was begun with: set it back, or take another run.name"
+        )
+
+
+def _changed(folder: Path, config: Config, keys: Sequence[str]) -> dict[str, tuple[object, object]]:
+    """Find the ``keys`` whose value is not the one that the run in ``folder`` was begun with: key -> (begun, now)."""
+    stored, wanted = OmegaConf.load(folder / "config.yaml"), OmegaConf.create(dump_config(config))
+    values = {key: (OmegaConf.select(stored, key), OmegaConf.select(wanted, key)) for key in keys}
+    return {key: (begun, now) for key, (begun, now) in values.items() if begun != now}
 
 
 def check_memory(config: Config) -> None:
-    """Engines on this machine's CPUs have room for their KV caches."""
+    """Check that engines on this machine's CPUs have room for their KV caches."""
     if config.cluster.kind is not ClusterKind.ray or config.cluster.address or config.rollout.gpus_per_worker:
         return
     needed = config.rollout.num_workers * config.rollout.kv_cache_gib + config.cluster.object_store_gib
@@ -103,7 +135,7 @@ def check_memory(config: Config) -> None:
 
 
 def check_room(pipeline: PipelineConfig, largest_group: int) -> None:
-    """The driver may hold the groups of a step, of ``largest_group`` bytes each at most."""
+    """Check that the driver may hold the groups of a step, of ``largest_group`` bytes each at most."""
     groups = pipeline.groups_per_step + pipeline.oversample_groups
     needed = groups * largest_group / 2**30
     if needed > pipeline.max_gib:

@@ -1,4 +1,4 @@
-"""The run's observer: turns what the loop reports into metrics, samples, log, summary, report and progress."""
+"""Recorder of a run: turns what the loop reports into metrics, samples, log, summary, report and progress."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lpo_ray.common.files import write_json
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
-from lpo_ray.evaluation import Evaluation
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.records import WorkerStatus
+from lpo_ray.records import Evaluation, WorkerStatus
 from lpo_ray.run.spec import Point
 from lpo_ray.telemetry.difficulty import Difficulty
 from lpo_ray.telemetry.evaluations import Evaluations
 from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine
 from lpo_ray.telemetry.metrics import Value, step_metrics, worker_metrics
-from lpo_ray.telemetry.monitor.advice import Adviser, Setup
-from lpo_ray.telemetry.monitor.alarms import alarms
+from lpo_ray.telemetry.monitor.advice import Adviser, Setup, alarms
 from lpo_ray.telemetry.monitor.progress import Progress, step_line
 from lpo_ray.telemetry.monitor.report import write_report
 from lpo_ray.telemetry.monitor.watchdog import Watchdog
 from lpo_ray.telemetry.samples import samples_path, write_samples
-from lpo_ray.telemetry.sinks import MetricsLog, MetricsSink, TensorBoard, write_json
+from lpo_ray.telemetry.sinks import MetricsLog, MetricsSink, TensorBoard
 from lpo_ray.telemetry.stage_clock import Seconds, StageClock
 from lpo_ray.telemetry.status import StatusFile
-from lpo_ray.telemetry.summary import build_summary
+from lpo_ray.telemetry.summary import Summary
 from lpo_ray.telemetry.trackers import TrackedRun, tracker_sinks
 from lpo_ray.training.loop import StepRecord
 
 
 @dataclass(frozen=True, slots=True)
 class RecorderSettings:
-    """What the recorder needs to know of the run."""
+    """Settings of the recorder of one run."""
 
     folder: Path
     run: str
@@ -47,13 +46,13 @@ class RecorderSettings:
     task: str
     objective: dict[str, object]
     points: StepSchedule[Point]
-    """of the grid, by step"""
+    """points of the grid, by step"""
     pass_reward: float
     samples_every: int
     tensorboard: bool
     trackers: tuple[str, ...]
     config: Mapping[str, object]
-    """resolved, for the trackers"""
+    """resolved configuration, for the trackers"""
     entropy_alarm: float
     progress: ProgressKind
     setup: Setup
@@ -66,13 +65,14 @@ class Recorder:
     def __init__(
         self, settings: RecorderSettings, console: Console, tokenizer: Tokenizer, sinks: Sequence[MetricsSink] = ()
     ) -> None:
-        """``sinks``: beside metrics.jsonl and those that the settings name."""
+        """Write to ``sinks`` beside metrics.jsonl and what the settings name."""
         folder = settings.folder
         self._settings, self._tokenizer = settings, tokenizer
         self._clock = StageClock()
-        self._progress = Progress(settings.progress, console, self._clock, settings.steps)
+        self._progress = Progress(settings.progress, console, self._clock, settings.run, settings.steps)
         self._log = LogFile(folder / "log.jsonl")
-        self._sinks: list[MetricsSink] = [MetricsLog(folder / "metrics.jsonl")]
+        self._metrics = MetricsLog(folder / "metrics.jsonl")
+        self._sinks: list[MetricsSink] = [self._metrics]
         if settings.tensorboard:
             self._sinks.append(TensorBoard(folder / "tensorboard"))
         self._sinks += tracker_sinks(settings.trackers, TrackedRun(settings.run, folder, settings.config), self.note)
@@ -85,31 +85,35 @@ class Recorder:
         self._status = StatusFile(folder, settings.run, settings.steps)
         self.step = 0
         self.on_step: Callable[[Seconds], None] | None = None
-        """told after each step where its time went"""
+        """called after each step with where its time went"""
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """See loop.Observer."""
+        """Time what happens within as stage ``name``."""
         return self._clock.stage(name)
 
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Show the component ``name``, which may take ``seconds``, as starting within."""
+        return self._clock.starting(name, seconds)
+
     def watchdog(self) -> Watchdog:
-        """What looks at this run, from beside it."""
+        """Make the watchdog of this run."""
         return Watchdog(self._clock, self._settings.stall_seconds, self.note, self._status.show_waiting)
 
     def status(self) -> Mapping[str, object]:
-        """What status.json says."""
+        """Return what status.json says."""
         return self._status.content()
 
     def serving(self) -> int:
-        """Rollout workers that serve; 0 while others come or go."""
+        """Count the rollout workers that serve; 0 while others come or go."""
         states = [worker["state"] for worker in self._status.workers.values()]
         return len(states) if all(state == "serving" for state in states) else 0
 
     def on_cluster(self, address: str) -> None:
-        """The run is on the Ray cluster at ``address``."""
+        """Note that the run is on the Ray cluster at ``address``."""
         self._status.cluster = address
 
     def resumed(self, step: int) -> None:
-        """The run goes on after ``step`` (0: it starts). What was written beyond it is dropped, to be written again."""
+        """Continue after ``step`` (0: start). What was written beyond it is dropped, to be written again."""
         kept = []
         for path in sorted((self._settings.folder / "samples").glob("step_*.parquet")):
             if int(path.stem.removeprefix("step_")) > step:
@@ -120,38 +124,39 @@ class Recorder:
         self._evaluations.resumed(step)
         for sink in self._sinks:
             sink.resumed(step)
+        self._progress.resumed(self._metrics.read())
         self.step = self._status.step = step
         if step:
             self.note(f"resumed after step {step}")
 
     def lost(self, lost: GroupLost) -> None:
-        """See loop.Observer."""
+        """Log that a group was lost and is issued again."""
         self.log(self._line("warning", str(lost)))
 
     def note(self, text: str) -> None:
-        """See interfaces.Events."""
+        """Log one line of the driver."""
         self.log(self._line("info", text))
 
     def ended(self, error: BaseException) -> None:
-        """The run ends with ``error``."""
+        """Log the error that ends the run."""
         self._log.append(self._line("error", str(error) or type(error).__name__))  # who runs the command shows it
 
     def log(self, line: LogLine) -> None:
-        """A line of the driver or of a worker: to log.jsonl, and shown."""
+        """Write a line of the driver or of a worker to log.jsonl, and show it where it is for the user."""
         self._progress.say(self._log.append(line))
 
     def worker_log(self, line: LogLine) -> None:
-        """A worker logged something; the step is the one that was done last."""
+        """Log what a logger said, here or in a worker, with the step that was done last."""
         self.log(replace(line, step=self.step))
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
-        """See interfaces.Events."""
+        """Write the state of the rollout workers to status.json and the sinks."""
         self._status.update_workers(workers)
         for sink in self._sinks:
             sink.changed(worker_metrics(workers))
 
     def step_done(self, record: StepRecord) -> None:
-        """See loop.Observer."""
+        """Write metrics, samples and log of a step that is being committed."""
         settings, seconds = self._settings, self._clock.lap()
         metrics = step_metrics(record, pass_reward=settings.pass_reward, seconds=seconds)
         metrics |= self._difficulty.step(record.targets)
@@ -183,22 +188,22 @@ class Recorder:
             self.log(self._line("warning", alarm))
 
     def score(self, name: str) -> float | None:
-        """See loop.Observer."""
+        """Return a metric, or a value of the newest evaluation, for the last step; None: not measured."""
         evaluated = self._evaluations.after(self.step) or {}
         found = evaluated.get(name, self._last.get(name))
         return float(found) if isinstance(found, int | float) else None
 
     def evidence(self) -> str:
-        """See loop.Observer."""
+        """Name the file with the groups of the last step."""
         return str(samples_path(self._settings.folder, self.step))
 
     def evaluating(self, done: int, total: int) -> None:
-        """How far an evaluation is."""
+        """Show how far an evaluation is."""
         self._clock.moved()
         self._progress.doing(f"{done}/{total} prompts" if done < total else "")
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        """The policy after ``step`` was evaluated."""
+        """Write the evaluation of the policy after ``step``."""
         self._evaluations.add(step, evaluation)
         scores = {f"evaluation_pass@{k}": value for k, value in evaluation.pass_at.items()}
         for sink in self._sinks:
@@ -211,7 +216,7 @@ class Recorder:
         self._clock.lap()
 
     def has_evaluated(self, step: int) -> bool:
-        """Whether an evaluation of the policy after ``step`` is on record."""
+        """Tell whether an evaluation of the policy after ``step`` is on record."""
         return self._evaluations.after(step) is not None
 
     def close(self, groups: dict[str, int], wall_seconds: float) -> None:
@@ -220,24 +225,22 @@ class Recorder:
         self._progress.close()
         self._status.ended = True
         self._status.write()
-        write_json(
-            settings.folder / "summary.json",
-            build_summary(
-                run=settings.run,
-                seed=settings.seed,
-                steps=self.step,
-                model=settings.model,
-                task=settings.task,
-                wall_seconds=wall_seconds,
-                objective=settings.objective,
-                before=self._evaluations.after(0),
-                after=self._evaluations.after(self.step) if self.step else None,
-                seconds=self._clock.totals(),
-                tokens=self._tokens,
-                advice=self._adviser.latest,
-                groups=groups,
-            ),
+        summary = Summary(
+            run=settings.run,
+            seed=settings.seed,
+            steps=self.step,
+            model=settings.model,
+            task=settings.task,
+            wall_seconds=wall_seconds,
+            objective=settings.objective,
+            before=self._evaluations.after(0),
+            after=self._evaluations.after(self.step) if self.step else None,
+            seconds=self._clock.totals(),
+            tokens=self._tokens,
+            advice=self._adviser.latest,
+            groups=groups,
         )
+        write_json(settings.folder / "summary.json", summary.to_json())
         write_report(settings.folder)
         for sink in self._sinks:
             sink.close()

@@ -1,4 +1,4 @@
-"""Ends with a name: signals that ask a run to stop, and the one error among those of a task group that says why."""
+"""Signal handling, and picking the root cause out of an exception group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Stoppable(Protocol):
-    """What is asked to stop at the first signal: the training loop."""
+    """Work that is asked to stop at the first signal: the training loop."""
 
     def stop(self, signal_number: int) -> None:
         """End soon, with everything written."""
@@ -21,7 +21,9 @@ class Stoppable(Protocol):
 
 
 class Signals:
-    """SIGINT and SIGTERM: the loop is asked to stop; without a loop, or at the second signal, the work is cancelled."""
+    """Handler of SIGINT and SIGTERM: asks the loop to stop. Without a loop, or at the second signal, it cancels the
+    work.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -45,7 +47,7 @@ class Signals:
 
 
 def interrupt_on_signal() -> None:
-    """Until an event loop takes over, SIGINT and SIGTERM raise Interrupted wherever the program is."""
+    """Let SIGINT and SIGTERM raise Interrupted wherever the program is, until an event loop takes over."""
 
     def interrupt(number: int, _: object) -> None:
         call_off_ray_alarm()
@@ -56,8 +58,8 @@ def interrupt_on_signal() -> None:
 
 
 def call_off_ray_alarm() -> None:
-    """Let the end take its time. Between Ray's start and interrupt_on_signal the signal passes through Ray's own
-    (abseil's) failure handler, which sets an alarm that aborts the process 3 s later.
+    """Cancel the alarm of Ray's failure handler (abseil's). A signal between Ray's start and interrupt_on_signal passes
+    through that handler, which sets an alarm that aborts the process 3 s later.
     """
     signal.alarm(0)
 
@@ -82,7 +84,7 @@ def run_until_signal(work: Callable[[Signals], Coroutine[object, object, T]]) ->
 
 
 def first_cause(group: BaseExceptionGroup) -> BaseException:
-    """The error that ended a task group: one of ours if there is one, else the first."""
+    """Find the error that ended a task group: one of ours if there is one, else the first."""
     errors: list[BaseException] = []
     for error in group.exceptions:
         errors.append(first_cause(error) if isinstance(error, BaseExceptionGroup) else error)

@@ -1,4 +1,4 @@
-"""One run from a plan to its folder: open, build, evaluate, train, evaluate, summarise. Ends cleanly on a signal."""
+"""One run from its spec to its folder: open, build, evaluate, train, evaluate, summarise. Ends cleanly on a signal."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+from lpo_ray.common.files import write_text
 from lpo_ray.config import dump_config
-from lpo_ray.config.validate import warnings
-from lpo_ray.errors import CheckpointDamaged, ConfigError, LearnerLost, ReplayDiffers
-from lpo_ray.evaluation import Evaluation
+from lpo_ray.config.cautions import cautions
+from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Components, Events
-from lpo_ray.records import WeightsVersion
+from lpo_ray.records import Evaluation
 from lpo_ray.rollout.autoscale import Autoscaler
+from lpo_ray.run import settings
 from lpo_ray.run.evaluator import Evaluator
+from lpo_ray.run.preflight import learns_as_begun
 from lpo_ray.run.recorder import Recorder
-from lpo_ray.run.redo import redo
+from lpo_ray.run.recovery import Recovery
 from lpo_ray.run.signals import Signals, first_cause
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.telemetry.stage_clock import Seconds
-from lpo_ray.training import checkpoint
-from lpo_ray.training.checkpoint import CheckpointState
-from lpo_ray.training.ledger import Ledger, PendingWork
+from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.loop import TrainingLoop
 
-T = TypeVar("T")
 Build = Callable[[RunSpec, str, Events], Awaitable[Components]]
+"""spec, model folder, events -> the five components, up"""
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a finished run has to show."""
+    """Result of a finished run."""
 
     run_dir: Path
     before: Evaluation | None
@@ -44,12 +43,12 @@ class RunResult:
 
 
 class Steerable(Protocol):
-    """Lets others ask a run where it is, and scale it, while it goes on."""
+    """Lets others query and scale a live run."""
 
     def attend(
         self, status: Callable[[], Mapping[str, object]], scale: Callable[[str, int], Awaitable[str]]
     ) -> AbstractAsyncContextManager[None]:
-        """Until the end of the context. Raises RunBusy when the run is in other hands."""
+        """Answer until the end of the context. Raises RunBusy when another driver has the run."""
         ...
 
 
@@ -59,25 +58,25 @@ async def train(
     build: Build,
     recorder: Recorder,
     signals: Signals,
-    attendant: Steerable | None = None,
+    steerable: Steerable | None = None,
 ) -> RunResult:
-    """Carry out the plan. Raises Interrupted after a signal (work committed), or the first error of a component."""
+    """Carry out the run. Raises Interrupted after a signal (work committed), or the first error of a component."""
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
-        if attendant is not None:
-            await stack.enter_async_context(attendant.attend(recorder.status, steering.scale))
+        if steerable is not None:
+            await stack.enter_async_context(steerable.attend(recorder.status, steering.scale))
         return await _train(spec, model_path, build, recorder, signals, steering)
 
 
 @dataclass(slots=True)
 class _Steering:
-    """What an attendant may do to the run."""
+    """Operations that others may perform on a live run."""
 
     components: Components | None = None
     """None: they are not up"""
 
     async def scale(self, role: str, count: int) -> str:
-        """See interfaces.Components."""
+        """Have ``count`` workers of ``role`` from now on; returns what happens. Raises ConfigError."""
         if self.components is None:
             raise ConfigError(f"{role}={count}: the run is starting, or ending; expected one that trains: ask again")
         return await self.components.scale(role, count)
@@ -89,32 +88,32 @@ async def _train(
     config = spec.config
     source = spec.source(spec.tokenizer(model_path))
     heldout = source.heldout(config.evaluation.num_prompts)
+    evaluation, loop_settings = settings.evaluation_settings(spec), settings.loop_settings(spec)
     spec.run_dir.mkdir(parents=True, exist_ok=True)
-    unchanged = spec.learns_as_begun()
+    recompute = learns_as_begun(spec.run_dir, config)
     write_text(spec.run_dir / "config.yaml", dump_config(config))
     ledger = Ledger(spec.run_dir / "ledger.sqlite")
     started = time.monotonic()
     try:
         async with contextlib.AsyncExitStack() as stack:
             components = await stack.enter_async_context(_open(build, spec, model_path, recorder, steering))
-            evaluator = Evaluator(spec, components, heldout, recorder)
+            evaluator = Evaluator(evaluation, components, heldout, recorder)
             await stack.enter_async_context(evaluator.opened())
-            for warning in warnings(config):
+            for warning in cautions(config):
                 recorder.note(f"Warning: {warning}")
-            start = await _restore(spec, model_path, components, ledger, recorder, unchanged=unchanged)
-            if spec.is_evaluated(start.version.step):
+            recovery = Recovery(
+                components, ledger, recorder, loop_settings.batch, loop_settings.checkpoints.folder, model_path
+            )
+            start = await recovery.start(recompute=recompute)
+            recorder.resumed(start.version.step)
+            if evaluation.is_due(start.version.step):
                 await evaluator.now(start.version.step)
-            if spec.config.rollout.autoscale.max:
-                recorder.on_step = _autoscaling(Autoscaler(spec.autoscale_rule()), components, recorder)
-            settings = spec.loop_settings()
-            signals.loop = TrainingLoop(components, source, ledger, settings, recorder)
+            if config.rollout.autoscale.max:
+                recorder.on_step = _autoscaling(Autoscaler(settings.autoscale_rule(spec)), components, recorder)
+            signals.loop = TrainingLoop(components, source, ledger, loop_settings, recorder)
             signals.step = start.version.step
-
-            async def recover(lost: LearnerLost) -> None:
-                await _recover(spec, model_path, components, ledger, recorder, lost)
-
             version = await signals.loop.run(
-                start.version, start.owed, evaluator.during, saved=start.saved, recover=recover
+                start.version, start.owed, evaluator.during, saved=start.saved, recover=recovery.recover
             )
             signals.loop, signals.step = None, version.step
             await evaluator.finish()
@@ -129,7 +128,7 @@ async def _train(
 
 
 def _autoscaling(scaler: Autoscaler, components: Components, recorder: Recorder) -> Callable[[Seconds], None]:
-    """What each step has to say to the number of rollout workers."""
+    """Scale the rollout workers by where the time of each step went."""
     scaling: set[asyncio.Task[None]] = set()
 
     async def scale(count: int) -> None:
@@ -159,90 +158,3 @@ async def _open(
     finally:
         steering.components = None
         await components.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where a run goes on."""
-
-    version: WeightsVersion
-    owed: PendingWork
-    saved: int
-    """step of the checkpoint it came from"""
-
-
-async def _restore(
-    spec: RunSpec, model_path: str, components: Components, ledger: Ledger, recorder: Recorder, *, unchanged: bool
-) -> _Start:
-    """The newest checkpoint (or the model's own weights), then, if the run learns as it did (``unchanged``), the steps
-    that were committed since, computed again; published and proved.
-    """
-
-    async def publish(step: int) -> WeightsVersion:
-        with recorder.stage("publish"):
-            return (await components.transport.publish(step)).version
-
-    found, state = await _from_checkpoint(spec, model_path, components)
-    step = saved = 0 if state is None else state.step
-    recorded = {version.step: version for version in ledger.commits_after(saved)}
-    if unchanged and recorded:
-        recorder.note(f"computing steps {saved + 1} to {max(recorded)} again from the groups that made them")
-        with recorder.stage("project"):
-            step = await redo(components, ledger, spec.batch_settings(), saved)
-    version = await publish(step)
-    if step > saved and version != recorded[step]:
-        why = f"step {step}, computed again, gave weights {version}; the run had recorded {recorded[step]}"
-        if state is None:
-            raise ReplayDiffers(
-                f"{why}, and there is no checkpoint to go back to. Expected the same: was it begun on another machine, "
-                "or with other versions of the libraries? Go on where it was begun, or take another run.name"
-            )
-        recorder.note(f"{why}: the run goes back to the checkpoint of step {saved}")
-        await components.learner.restore(found[-1], state.world_size)
-        step, version = saved, await publish(saved)
-    if state is not None and step == saved and version.digest != state.digest:
-        raise CheckpointDamaged(
-            str(found[-1]), f"it restored to weights {version}, but was saved as {state.digest[:12]}"
-        )
-    owed = ledger.resume(step)
-    recorder.resumed(step)
-    return _Start(version, owed, saved)
-
-
-async def _from_checkpoint(
-    spec: RunSpec, model_path: str, components: Components
-) -> tuple[list[Path], CheckpointState | None]:
-    """The learner takes the newest checkpoint, which is verified first; without one it stays as it is."""
-    found = checkpoint.list_checkpoints(spec.run_dir / "checkpoints")
-    state = await asyncio.to_thread(checkpoint.verify, found[-1], model_path) if found else None
-    if state is not None:
-        await components.learner.restore(found[-1], state.world_size)
-    return found, state
-
-
-async def _recover(
-    spec: RunSpec, model_path: str, components: Components, ledger: Ledger, recorder: Recorder, lost: LearnerLost
-) -> None:
-    """The learner is lost while the run goes on: it is started again, and brought to the last commit, from the newest
-    checkpoint and the groups that were trained since.
-    ReplayDiffers when its weights are not those of the commit.
-    """
-    learner, started = components.learner, time.monotonic()
-    ranks = learner.world_size
-    await learner.reform(lost)
-    _, state = await _from_checkpoint(spec, model_path, components)
-    saved = 0 if state is None else state.step
-    recorded = ledger.commits_after(saved)
-    step = await redo(components, ledger, spec.batch_settings(), saved)
-    wanted = recorded[-1] if recorded else WeightsVersion(saved, "" if state is None else state.digest)
-    reached = WeightsVersion(step, await learner.digest())
-    if step < wanted.step or (wanted.digest and reached != wanted and learner.world_size == ranks):
-        raise ReplayDiffers(
-            f"the learner was brought back to {reached}, but the last commit is {wanted}. Expected the same weights "
-            "from the same groups; go on from the newest checkpoint with run.resume=auto"
-        )
-    again = f", {step - saved} steps computed again" if step > saved else ""
-    rounding = "" if reached.digest == wanted.digest or not wanted.digest else "; they differ from before by rounding"
-    if learner.world_size != ranks:
-        again += f", with {learner.world_size} ranks instead of {ranks}{rounding}"
-    recorder.note(f"the learner is back at step {step} after {time.monotonic() - started:.1f} s{again}")

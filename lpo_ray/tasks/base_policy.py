@@ -43,12 +43,14 @@ class Recipe:
 
 
 def default_cache_dir() -> Path:
-    """$LPO_RAY_CACHE, else ~/.cache/lpo-ray."""
+    """Return $LPO_RAY_CACHE, else ~/.cache/lpo-ray."""
     return Path(os.environ.get("LPO_RAY_CACHE") or Path.home() / ".cache" / "lpo-ray")
 
 
 def cached_base_policy(cache_dir: Path, recipe: Recipe, on_progress: Progress | None = None) -> Path:
-    """Folder of the recipe's policy in ``cache_dir``, built on first use. Processes that ask at once build it once."""
+    """Return the folder of the recipe's policy in ``cache_dir``, built on first use. Processes that ask at once build
+    it once.
+    """
     key = blake2b(json.dumps([FORMAT, asdict(recipe)]).encode(), digest_size=8).hexdigest()
     folder = cache_dir / f"base-{key}"
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def build_base_policy(folder: Path, recipe: Recipe, on_progress: Progress | None
 
 
 def character_tokenizer() -> Tokenizer:
-    """One token for each printable ASCII character and newline; anything else is <unk>."""
+    """Make a tokenizer with one token for each printable ASCII character and newline; anything else is <unk>."""
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
     characters = [chr(code) for code in range(32, 127)] + ["\n"]
     vocabulary = {token: number for number, token in enumerate(special + characters)}
@@ -94,7 +96,7 @@ def character_tokenizer() -> Tokenizer:
 
 
 def make_model(tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
-    """1.8 M parameters with random weights."""
+    """Make a model of 1.8 M parameters with random weights."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -118,7 +120,7 @@ def make_model(tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
 
 
 def train_base_policy(tokenizer: Tokenizer, recipe: Recipe, on_progress: Progress | None = None) -> Qwen3ForCausalLM:
-    """Supervised steps on fresh problems; the loss is on the solution and its end only."""
+    """Train by supervised steps on fresh problems; the loss is on the solution and its end only."""
     model = make_model(tokenizer, recipe.seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.0)
     for step in range(recipe.steps):
@@ -138,7 +140,7 @@ def train_base_policy(tokenizer: Tokenizer, recipe: Recipe, on_progress: Progres
 
 
 def _batch(tokenizer: Tokenizer, recipe: Recipe, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """[B, T] token ids, and labels that are -100 outside the solution."""
+    """Encode a batch: [B, T] token ids, and labels that are -100 outside the solution."""
     rows = []
     for index in indices:
         problem = generate(recipe.seed, index, split="train", counts=recipe.counts)

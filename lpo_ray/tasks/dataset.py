@@ -1,4 +1,9 @@
-"""Prompts and answers from files. Tasks that are a data set with a verifier of its own build on it."""
+"""Tasks whose prompts and answers stand in files: any data set, and those of the LPO paper with their own verifiers.
+
+Rows may have ``images`` (verl's layout: a list of {bytes, path}). This version trains on text: a row with images is
+refused, as the policy would be asked about what it does not see, unless task.options.images=ignore; then the images
+stay in the prompt's ``row`` (bytes as base64), where verifiers find them.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,15 @@ from pathlib import Path
 
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
-from lpo_ray.tasks.options import known_only, refused
 from lpo_ray.tasks.sources.dataset import DatasetSource
 from lpo_ray.tasks.sources.prompt_file import Reading
-from lpo_ray.tasks.task import SourceContext, Task
+from lpo_ray.tasks.task import SourceContext, Task, known_only, refused
 from lpo_ray.verifiers.calling.weighted_sum import terms
 from lpo_ray.verifiers.table import VERIFIERS
 
 
 def make_dataset(task: TaskConfig, given: SourceContext) -> DatasetSource:
-    """The source of any task whose prompts stand in files."""
+    """Make the source of any task whose prompts stand in files."""
     return DatasetSource(
         path=task.path,
         heldout_path=task.heldout_path,
@@ -35,7 +39,7 @@ def make_dataset(task: TaskConfig, given: SourceContext) -> DatasetSource:
 
 
 def check_dataset(task: TaskConfig, num_heldout: int) -> None:
-    """Files are named, and there. ConfigError."""
+    """Check that files are named, and there. ConfigError otherwise."""
     known_only(task.options, {"images": "ignore, to train without the images that rows have"}, task.name)
     images = task.options.get("images", "refuse")
     if images not in ("refuse", "ignore"):
@@ -56,7 +60,7 @@ def check_dataset(task: TaskConfig, num_heldout: int) -> None:
 
 
 def needs_answer(verifier: str) -> bool:
-    """Whether one of our verifiers in the sum takes the answer. What others' do with an empty one is theirs."""
+    """Tell whether one of our verifiers in the sum takes the answer. What others' do with an empty one is theirs."""
     return any("answer" in _parameters(term.name) for term in terms(verifier))
 
 
@@ -71,3 +75,33 @@ DATASET = Task(
     make=make_dataset,
     check=check_dataset,
 )
+
+MATH = Task(
+    name="math",
+    about="problems of task.path that ask for \\boxed{}; the answer is what the box should hold; reward 1 or 0",
+    verifier="math",
+    make=make_dataset,
+    check=check_dataset,
+    recommended={"task.template": "chat", "sampling.max_tokens": 4096, "pipeline.groups_per_step": 256},
+)
+"""LPO paper, MATH and Polaris"""
+
+CODE = Task(
+    name="code",
+    about="problems of task.path; the answer is unit tests, as JSON; reward by the tests that the program passes",
+    verifier="unit_tests",
+    make=make_dataset,
+    check=check_dataset,
+    recommended={"task.template": "chat", "sampling.max_tokens": 4096, "pipeline.groups_per_step": 256},
+)
+"""LPO paper, PRIME"""
+
+GEOMETRY = Task(
+    name="geometry",
+    about="problems of task.path with the figure in words; the answer is a number; reward 1, 0.1 for another, or 0",
+    verifier="geometry",
+    make=make_dataset,
+    check=check_dataset,
+    recommended={"task.template": "chat", "sampling.max_tokens": 1024, "pipeline.groups_per_step": 128},
+)
+"""LPO paper, Geometry3k"""

@@ -1,4 +1,5 @@
-"""The program of tasks.gym_process.GeneratorProcess. A line of JSON asks for an entry, which is answered as a pickle.
+"""The program that tasks.gym_process.GeneratorProcess runs. A line of JSON asks for an entry, which is answered as a
+pickle.
 
 Beside the tasks, not in them: their package imports torch, which takes longer than all else here.
 """
@@ -21,7 +22,7 @@ KEPT_DATASETS = 32
 
 @lru_cache(maxsize=KEPT_DATASETS)
 def dataset(name: str, options: str) -> ProceduralDataset:
-    """As made_dataset; ``options`` are JSON."""
+    """Make a dataset of Reasoning Gym, or take one made before; ``options`` are JSON."""
     return made_dataset(name, json.loads(options))
 
 

@@ -19,11 +19,11 @@ from lpo_ray.errors import DataError
 ORDERED_BY_HASH = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 )
-"""of version 0.1.25"""
+"""generators of version 0.1.25 that take texts out of sets"""
 
 
 class GeneratorProcess:
-    """Asked for one entry at a time, by one thread."""
+    """Process that makes entries, asked for one at a time by one thread."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -34,7 +34,9 @@ class GeneratorProcess:
         )
 
     def entry(self, name: str, options: Mapping[str, object], number: int) -> Mapping[str, Any]:
-        """Entry ``number`` of a dataset; ``options`` hold its seed and size. DataError when the process has died."""
+        """Return entry ``number`` of a dataset; ``options`` hold its seed and size. DataError when the process has
+        died.
+        """
         asking, answering = self._process.stdin, self._process.stdout
         assert asking is not None and answering is not None
         try:
@@ -48,7 +50,7 @@ class GeneratorProcess:
             ) from error
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.wait()
 
@@ -60,5 +62,5 @@ class RemoteDataset:
         self._process, self._name, self._options = process, name, options
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
-        """One entry: question, answer, metadata."""
+        """Return one entry: question, answer, metadata."""
         return self._process.entry(self._name, self._options, number)

@@ -1,4 +1,5 @@
-"""Reasoning Gym as a prompt source: over a hundred generators of problems, each with its own scorer.
+"""Reasoning Gym: over a hundred generators of problems, each with its own scorer. ``task.name=reasoning_gym:NAME`` is
+one of them, and task.options are its options.
 
 Random access: entry k of a block is entry k of a dataset that is made with a seed of its own, derived from (run seed,
 generator, split, draw, block). Train and held-out are disjoint by construction, whatever the seeds: where a question
@@ -15,11 +16,12 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from lpo_ray.common.seeds import derive_seed
+from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.records import Prompt
 from lpo_ray.tasks.gym_process import ORDERED_BY_HASH, GeneratorProcess, RemoteDataset
-from lpo_ray.tasks.sources.source import PromptEncoder, cycled
-from lpo_ray.tasks.sources.split import Split, split_of
+from lpo_ray.tasks.sources.source import HELDOUT_SEED, PromptEncoder, Split, cycled, split_of
+from lpo_ray.tasks.task import SourceContext, Task, variant_of
 from lpo_ray.verifiers.reasoning_gym import made_dataset
 
 if TYPE_CHECKING:
@@ -28,12 +30,10 @@ if TYPE_CHECKING:
     Dataset = ProceduralDataset | RemoteDataset
 
 INSTRUCTION = "\n\nGive the final answer between <answer> and </answer>."
-HELDOUT_SEED = 0
-"""held-out problems are the same for every run, so that runs can be compared"""
 HELDOUT_SHARE = 4
 """one question in so many is held out; with more, held-out ones take as many draws, and some generators are slow"""
 MAX_DRAWS = 1000
-"""for one problem; a generator that has hardly any question of a split is refused instead of searched for ever"""
+"""draws for one problem; a generator that has hardly any question of a split is refused instead of searched for ever"""
 BLOCK = 64
 """entries of one seed; some generators make all entries of a dataset when it is made"""
 KEPT_BLOCKS = 32
@@ -66,15 +66,15 @@ class ReasoningGymSource:
         self._block(0)
 
     def train(self, index: int) -> Prompt:
-        """Problem ``index`` of this seed's training split."""
+        """Make problem ``index`` of this seed's training split."""
         return self._prompt(f"train-{index:08d}", self._seed, "train", cycled(self._seed, index, self._num_train))
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` problems of the held-out split; the same for every seed."""
+        """Make the first ``count`` problems of the held-out split; the same for every seed."""
         return [self._prompt(f"heldout-{number:08d}", HELDOUT_SEED, "heldout", number) for number in range(count)]
 
     def _prompt(self, prompt_id: str, seed: int, split: Split, problem: int) -> Prompt:
-        """The first draw for ``problem`` that is of ``split`` and leaves room for a response."""
+        """Take the first draw for ``problem`` that is of ``split`` and leaves room for a response."""
         block, number = divmod(problem, BLOCK)
         too_long = 0
         for draw in range(MAX_DRAWS):
@@ -96,7 +96,7 @@ class ReasoningGymSource:
         )
 
     def _block(self, seed: int) -> Dataset:
-        """The BLOCK entries of one seed; those asked for lately are kept."""
+        """Return the BLOCK entries of one seed; those asked for lately are kept."""
         if seed not in self._blocks:
             self._blocks[seed] = self._made(seed)
             if len(self._blocks) > KEPT_BLOCKS:
@@ -123,14 +123,14 @@ class ReasoningGymSource:
 
 
 def generators() -> list[str]:
-    """Names of all generators."""
+    """List the names of all generators."""
     from reasoning_gym.factory import DATASETS
 
     return sorted(DATASETS)
 
 
 def split_of_question(question: str) -> Split:
-    """Where it belongs, whatever the spaces between its words."""
+    """Decide where a question belongs, whatever the spaces between its words."""
     return split_of(" ".join(question.split()), "reasoning_gym", HELDOUT_SHARE)
 
 
@@ -148,3 +148,27 @@ def _check(name: str, options: Mapping[str, object]) -> None:
         raise ConfigError(
             f"task.name=reasoning_gym:{name} has no option {', '.join(unknown)}; expected among {', '.join(taken)}"
         )
+
+
+def _make(task: TaskConfig, given: SourceContext) -> ReasoningGymSource:
+    try:
+        return ReasoningGymSource(
+            seed=given.seed,
+            name=variant_of(task.name),
+            options=task.options,
+            verifier=given.verifier,
+            encoder=given.encoder,
+            num_train=task.num_train,
+        )
+    except ImportError as error:
+        raise ConfigError(f"task.name is {task.name!r}, which needs `pip install reasoning-gym`: {error}") from error
+
+
+REASONING_GYM = Task(
+    name="reasoning_gym",
+    about="problems of one of Reasoning Gym's generators; reward by the generator's own scorer, 0 to 1",
+    verifier="reasoning_gym",
+    make=_make,
+    recommended={"task.template": "chat", "sampling.max_tokens": 1024},
+    takes_variant=True,
+)

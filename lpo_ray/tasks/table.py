@@ -6,11 +6,8 @@ from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.countdown import COUNTDOWN
-from lpo_ray.tasks.dataset import DATASET
-from lpo_ray.tasks.geometry import GEOMETRY
-from lpo_ray.tasks.gym import REASONING_GYM
-from lpo_ray.tasks.mathematics import MATH
-from lpo_ray.tasks.programs import CODE
+from lpo_ray.tasks.dataset import CODE, DATASET, GEOMETRY, MATH
+from lpo_ray.tasks.reasoning_gym import REASONING_GYM
 from lpo_ray.tasks.task import Task, variant_of
 from lpo_ray.tasks.token_reversal import TOKEN_REVERSAL
 from lpo_ray.verifiers.table import VERIFIERS
@@ -28,7 +25,7 @@ TASKS: dict[str, Task] = {
 
 
 def task_named(name: str) -> Task:
-    """A row of TASKS, or what the function that "package.module:function" names returns. ConfigError."""
+    """Return a row of TASKS, or what the function that "package.module:function" names returns. ConfigError."""
     base, variant = name.partition(":")[0], variant_of(name)
     if base in TASKS:
         task = TASKS[base]
@@ -46,7 +43,7 @@ def task_named(name: str) -> Task:
 
 
 def check_task(task: TaskConfig, num_heldout: int) -> None:
-    """A known task, whose files are there and whose settings are its own. ConfigError."""
+    """Check that the task is known, its files are there and its settings are its own. ConfigError otherwise."""
     found = task_named(task.name)
     if task.num_train is not None and task.num_train < 1:
         raise ConfigError(f"task.num_train is {task.num_train}; expected 1 or more, or null for all")
@@ -54,7 +51,7 @@ def check_task(task: TaskConfig, num_heldout: int) -> None:
 
 
 def verifier_of(task: TaskConfig) -> str:
-    """What checks the responses: task.verifier, or the task's own. ConfigError when it has none."""
+    """Return what checks the responses: task.verifier, or the task's own. ConfigError when it has none."""
     name = task.verifier or task_named(task.name).verifier
     if name is None:
         raise ConfigError(

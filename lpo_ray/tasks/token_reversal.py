@@ -16,18 +16,14 @@ from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import DataError
 from lpo_ray.records import Prompt
-from lpo_ray.tasks.options import known_only, refused
-from lpo_ray.tasks.sources.source import PromptEncoder, cycled
-from lpo_ray.tasks.sources.split import split_of
-from lpo_ray.tasks.task import SourceContext, Task
+from lpo_ray.tasks.sources.source import HELDOUT_SEED, PromptEncoder, cycled, split_of
+from lpo_ray.tasks.task import SourceContext, Task, known_only, refused
 
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-HELDOUT_SEED = 0
-"""held-out sequences are the same for every run, so that runs can be compared"""
 HELDOUT_SHARE = 8
 """one sequence in so many is held out. TPO holds none out"""
 MAX_DRAWS = 100_000
-"""for one prompt, and for all held-out ones"""
+"""draws for one prompt, and for all held-out ones"""
 OPTIONS = {
     "lengths": "H, a list of which each is equally often, such as [7]",
     "vocabulary": f"V, 2 to {len(SYMBOLS)}",
@@ -37,7 +33,7 @@ OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """task.options of this task."""
+    """Options of this task, as task.options has them."""
 
     lengths: tuple[int, ...] = (7,)
     vocabulary: int = 2
@@ -57,7 +53,7 @@ class TokenReversalSource:
         self._encoder, self._num_train = encoder, num_train
 
     def train(self, index: int) -> Prompt:
-        """Sequence ``index`` of this seed's training split."""
+        """Make sequence ``index`` of this seed's training split."""
         number = cycled(self._seed, index, self._num_train)
         rng = random.Random(derive_seed(self._seed, "token_reversal", "train", number))
         for _ in range(MAX_DRAWS):
@@ -68,7 +64,9 @@ class TokenReversalSource:
         )
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` different held-out sequences, the same for every seed. DataError when there are fewer."""
+        """Make the first ``count`` different held-out sequences, the same for every seed. DataError when there are
+        fewer.
+        """
         rng = random.Random(derive_seed(HELDOUT_SEED, "token_reversal", "heldout"))
         found: dict[str, None] = {}
         for _ in range(MAX_DRAWS):
@@ -99,7 +97,7 @@ class TokenReversalSource:
 
 
 def _settings(task: TaskConfig) -> Settings:
-    """Of task.options. ConfigError."""
+    """Parse task.options. Raises ConfigError."""
     known_only(task.options, OPTIONS, "token_reversal")
     found = Settings(**{**task.options, "lengths": tuple(_list(task.options.get("lengths", [7])))})
     if not found.lengths or any(type(length) is not int or not 1 <= length <= 1000 for length in found.lengths):

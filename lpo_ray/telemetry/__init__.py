@@ -1,1 +1,1 @@
-"""What a run tells: stage times, metrics, samples, summary, report, live progress."""
+"""Records of a run: stage times, metrics, samples, summary, report, live progress."""

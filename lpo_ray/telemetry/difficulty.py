@@ -1,4 +1,4 @@
-"""How hard each prompt is to the policy, and whether that changes between its visits."""
+"""Difficulty of each prompt for the policy, and how it changes between visits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Difficulty:
         self._last: dict[bytes, float] = {}
 
     def resumed(self, samples: Iterable[Path]) -> None:
-        """The visits that are on record, oldest file first."""
+        """Take the visits that are on record, oldest file first."""
         for path in samples:
             table = pq.read_table(path, columns=["prompt_id", "attempt", "prompt_token_ids", "reward"])
             keys = list(zip(table["prompt_id"].to_pylist(), table["attempt"].to_pylist(), strict=True))
@@ -34,8 +34,8 @@ class Difficulty:
                 self._last[_key(prompt.values.to_numpy().astype(np.int64))] = float(rate)
 
     def step(self, targets: Sequence[TargetGroup]) -> dict[str, float]:
-        """Metrics of a step: share of its prompts that were visited before, and how much more of their responses pass
-        than then (mean, and mean of the size), where any was.
+        """Return the share of a step's prompts that were visited before and, where any was, by how much their pass rate
+        has changed since: the mean, and the mean size.
         """
         changes = []
         for target in targets:

@@ -1,4 +1,4 @@
-"""``evaluations.json`` of a run's folder: what the evaluations found, by the step after which they were made."""
+"""``evaluations.json`` of a run's folder: the evaluations, by the step after which they were made."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lpo_ray.evaluation import Evaluation
-from lpo_ray.telemetry.sinks import write_json
+from lpo_ray.common.files import write_json
+from lpo_ray.records import Evaluation
 
 NUM_CORRECT = "num_correct"
-"""of every evaluation in the file: prompt -> its passing responses; what was lost is not there"""
+"""key of every evaluation in the file: prompt -> its passing responses; prompts that were lost are not there"""
 
 
 class Evaluations:
-    """Those of one run. Written whole at every addition."""
+    """Evaluations of one run, written whole at every addition."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._found: dict[int, dict[str, object]] = {}
 
     def resumed(self, step: int) -> None:
-        """Take those that were made up to ``step`` from the file."""
+        """Read those that were made up to ``step``."""
         self._found = {at: dict(value) for at, value in read_evaluations(self._path).items() if at <= step}
 
     def add(self, step: int, evaluation: Evaluation) -> None:
-        """The policy after ``step`` was evaluated."""
+        """Add the evaluation of the policy after ``step``, and write the file."""
         passed = dict(zip(evaluation.prompt_ids, evaluation.num_correct.tolist(), strict=True))
         self._found[step] = {**evaluation.to_json(), NUM_CORRECT: passed}
         write_json(self._path, {str(at): value for at, value in self._found.items()})
 
     def after(self, step: int) -> dict[str, object] | None:
-        """Evaluation.to_json() of the policy after ``step``; None: not evaluated."""
+        """Return Evaluation.to_json() of the policy after ``step``; None: not evaluated."""
         found = self._found.get(step)
         return None if found is None else {key: value for key, value in found.items() if key != NUM_CORRECT}
 
 
 def read_evaluations(path: Path) -> dict[int, Mapping[str, Any]]:
-    """Step -> Evaluation.to_json() and NUM_CORRECT, in order of the steps; {} without a file."""
+    """Read step -> Evaluation.to_json() and NUM_CORRECT, in order of the steps; {} without a file."""
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {step: stored[str(step)] for step in sorted(int(at) for at in stored)}

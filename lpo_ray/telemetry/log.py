@@ -1,12 +1,13 @@
 """``log.jsonl`` of a run's folder: what the driver and its workers said, one JSON object a line, for people and tools.
 
-Made by the recorder (the driver's own lines) and by whoever brings it the lines of workers. It is a history: a run that
-goes on adds to it, and what it does again stands there twice.
+The recorder writes the driver's lines and those that workers ship. It is a history: a run that continues adds to it,
+and a step that is computed again stands there twice.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from lpo_ray.common.redaction import redact
 Level = Literal["info", "warning", "error"]
 DRIVER = "driver"
 """role of the process that runs the loop"""
+OURS = ("lpo_ray", "actors")
+"""packages whose loggers speak for the run itself"""
 
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """Something that one process said.
+    """Line that one process said.
 
     Example: ``LogLine(1_700_000_000.0, "info", "rollout", "rollout worker 1", 12, "its engine is up")``
     """
@@ -36,24 +39,39 @@ class LogLine:
     worker: str
     """empty: the role has one process"""
     step: int | None
-    """that was done last; None: not known"""
+    """step that was done last; None: not known"""
     text: str
+    source: str = ""
+    """library whose logger said it; empty: our own code"""
+
+    @staticmethod
+    def of(record: logging.LogRecord, text: str, role: str, worker: str = "") -> LogLine:
+        """Make a line of ``text``, the formatted ``record``; the step is not known."""
+        level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
+        source = "" if record.name.partition(".")[0] in OURS else record.name
+        return LogLine(record.created, level, role, worker, None, text, source)
+
+    @property
+    def is_shown(self) -> bool:
+        """Tell whether a terminal shows the line. What other libraries say short of an error is in log.jsonl alone."""
+        return not self.source or self.level == "error"
 
     def render(self) -> str:
-        """``HH:MM:SS level role worker step text`` on one line, in local time; "-" stands for what is not known."""
+        """Return ``HH:MM:SS level role worker step text`` in one line, in local time; "-" where it is not known."""
         clock = time.strftime("%H:%M:%S", time.localtime(self.time))
         names = (self.level, self.role, self.worker, "" if self.step is None else str(self.step))
         columns = " ".join(name.replace(" ", "-") or "-" for name in names)
-        return f"{clock} {columns} {self.text}".replace("\r", "\\r").replace("\n", "\\n")
+        text = f"{self.source}: {self.text}" if self.source else self.text
+        return f"{clock} {columns} {text}".replace("\r", "\\r").replace("\n", "\\n")
 
     def lines(self) -> Iterator[LogLine]:
-        """Itself, once for each line of its text: what is printed."""
+        """Yield the line once for each line of its text: what is printed."""
         for text in self.text.splitlines() or [""]:
             yield replace(self, text=text)
 
     @staticmethod
     def from_json(line: str) -> LogLine:
-        """Of a line of log.jsonl. ValueError when it is none."""
+        """Parse a line of log.jsonl. Raises ValueError when it is none."""
         try:
             return LogLine(**json.loads(line))
         except TypeError as error:
@@ -61,14 +79,14 @@ class LogLine:
 
 
 class LogFile:
-    """Appends lines, each in one write. A last line that a kill cut short is dropped before the first of them."""
+    """File to which lines are appended, each in one write. A last line that a kill cut short is dropped first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
 
     def append(self, line: LogLine) -> LogLine:
-        """Write the line; returns it as it was written, without secrets."""
+        """Write the line. Returns it as it was written, without secrets."""
         masked = replace(line, text=redact(line.text))
         if self._descriptor is None:
             self._descriptor = self._open()
@@ -89,7 +107,7 @@ class LogFile:
 
 
 def read_log(path: Path) -> Iterator[LogLine]:
-    """All lines that are whole and ours; none when there is no file."""
+    """Yield all lines that are whole and ours; none when there is no file."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -101,7 +119,7 @@ def read_log(path: Path) -> Iterator[LogLine]:
 
 
 def _whole_lines(descriptor: int) -> int:
-    """Bytes up to the end of the last whole line."""
+    """Count the bytes up to the end of the last whole line."""
     end, block = os.lseek(descriptor, 0, os.SEEK_END), 65_536
     while end > 0:
         start = max(0, end - block)

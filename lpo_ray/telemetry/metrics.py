@@ -1,4 +1,4 @@
-"""One flat dict of numbers for each step: what LPO.md section 6 asks for, and what users look at first."""
+"""Metrics of a step: one flat dict of numbers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from lpo_ray.telemetry.sinks import Value
 from lpo_ray.telemetry.stage_clock import Seconds, shares
 
 PASS_RATE_BINS = 11
-"""no response passes | 9 equal bins in between | all pass"""
+"""bins of a histogram: no response passes | 9 equal bins in between | all pass"""
 BOUND_SLACK = 1e-6
-"""rounding of log-ratios in fp32"""
+"""reward that is lost to rounding of log-ratios in fp32"""
 
 
 def step_metrics(record: StepRecord, *, pass_reward: float, seconds: Seconds) -> dict[str, Value]:
-    """Metrics of one step. ``seconds``: of this step. Entropies and divergences in nats; means over groups
-    unless the name says otherwise.
+    """Compute the metrics of one step, which took ``seconds``. Entropies and divergences are in nats; means are over
+    groups unless the name says otherwise.
     """
     return {
         "step": record.step,
@@ -47,7 +47,7 @@ def step_metrics(record: StepRecord, *, pass_reward: float, seconds: Seconds) ->
 
 
 def worker_metrics(workers: Sequence[WorkerStatus]) -> dict[str, int]:
-    """How many rollout workers are in each state, and how often the processes of each role were replaced."""
+    """Count the rollout workers in each state, and the replacements of each role's processes."""
     rollout = [worker for worker in workers if role_of(worker.name) == "rollout_worker"]
     restarts: Counter[str] = Counter()
     for worker in workers:
@@ -59,7 +59,7 @@ def worker_metrics(workers: Sequence[WorkerStatus]) -> dict[str, int]:
 
 
 def role_of(name: str) -> str:
-    """The role of a process by its name: "rollout_worker" of "rollout worker 3"."""
+    """Return the role of a process by its name: "rollout_worker" of "rollout worker 3"."""
     return name.rstrip("0123456789 ").replace(" ", "_")
 
 
@@ -102,7 +102,7 @@ def _of_updates(record: StepRecord) -> dict[str, Value]:
 
 
 def _clip_mass(projected: Sequence[ProjectedGroup]) -> float:
-    """Share of the coefficients' size that stands on tokens outside the clip band: what the clip takes of the pull."""
+    """Compute the share of the coefficients' size on tokens outside the clip band: what the clip takes of the pull."""
     sizes = np.concatenate([np.abs(group.coefficient) for group in projected])
     clipped = sizes * np.concatenate([group.clip_fraction for group in projected])
     return float(clipped.sum() / sizes.sum()) if sizes.any() else 0.0
@@ -137,7 +137,7 @@ def _of_groups(record: StepRecord) -> dict[str, Value]:
 
 
 def _of_measured(record: StepRecord) -> dict[str, Value]:
-    """Where the step's updates brought P, of the groups that were measured after them; nothing when none was. The bound
+    """Say where the step's updates brought P, on the groups that were measured after them; {} when none was. The bound
     is Theorem 2's with eps = TV(P, w*) and rewards centred in their range: R(P) - R(P_t) is at least the predicted gain
     less 2 Rmax eps. A virtual group (K = 1) has no simplex to move on, and is left out.
     """
@@ -163,7 +163,7 @@ def _of_measured(record: StepRecord) -> dict[str, Value]:
 
 
 def _of_time(record: StepRecord, seconds: Seconds) -> dict[str, Value]:
-    """Tokens per second: of the whole step, and (sampled, trained) of the time that each lane was busy."""
+    """Return seconds, shares and tokens per second: of the whole step, and of the time that each lane was busy."""
     total = sum(seconds.run.values())
     tokens, sampled = sum(target.group.num_tokens for target in record.targets), record.backlog.sampled_tokens
     return {
@@ -206,8 +206,8 @@ def _of_publication(publication: Publication) -> dict[str, Value]:
 
 
 def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGroup]) -> Diagnostics:
-    """Diagnostics of a step's groups, padded to the largest K. Of a tempered group P_t and P_theta are those from the
-    mixture that it counts as sampled from; only the effective sample size is of its anchor before tempering.
+    """Diagnose a step's groups, padded to the largest K. P_t and P_theta of a tempered group are those from the mixture
+    that it counts as sampled from; only the effective sample size is of its anchor before tempering.
     """
     by_name = {group.key: group for group in projected}
     found = _diagnose(targets, [by_name[target.group.key].log_ratio - target.offset for target in targets])
@@ -216,7 +216,7 @@ def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGro
 
 
 def _diagnose(targets: Sequence[TargetGroup], log_ratios: Sequence[np.ndarray]) -> Diagnostics:
-    """Of policies that see the groups' responses with these log-ratios, [K] each, in the target's simplex."""
+    """Diagnose policies that see the groups' responses with these log-ratios, [K] each, in the target's simplex."""
     columns = (
         [target.scored.rewards for target in targets],
         [target.start for target in targets],
@@ -233,12 +233,12 @@ def _mask(targets: Sequence[TargetGroup]) -> torch.Tensor:
 
 
 def _padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
-    """[P, K] of rows of unequal length, zeros beyond their ends; fp64."""
+    """Stack rows of unequal length to [P, K] in fp64, with zeros beyond their ends."""
     return pad_sequence([torch.from_numpy(np.array(row, dtype=np.float64)) for row in rows], batch_first=True)
 
 
 def pass_rate_histogram(rewards: Sequence[FloatArray], pass_reward: float) -> list[int]:
-    """Number of groups by the share of their responses that pass, in PASS_RATE_BINS bins: what the data is worth to the
+    """Count the groups by the share of their responses that pass, in PASS_RATE_BINS bins: what the data is worth to the
     policy. Groups at either end have equal rewards where rewards are binary, so they have bins of their own.
     """
     counts = [0] * PASS_RATE_BINS
@@ -250,7 +250,7 @@ def pass_rate_histogram(rewards: Sequence[FloatArray], pass_reward: float) -> li
 
 
 def _apart(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGroup]) -> dict[str, Value]:
-    """How far the policy before the step was from what sampled the groups. Either the anchor pass measured it, or the
+    """Measure how far the policy before the step was from the behaviour. Either the anchor pass measured it, or the
     learner at the update, for a behaviour that it recomputed; the other holds zeros.
     """
     drift = [target.anchor.drift.mean() for target in targets], [group.engine_drift.mean() for group in projected]
@@ -262,7 +262,7 @@ def _apart(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGroup]) 
 
 
 def _by_kind(name: str, updates: Sequence[Mapping[str, float]]) -> dict[str, Value]:
-    """Mean over the updates that have the kind of parameter."""
+    """Return the mean for each kind of parameter, over the updates that have it."""
     kinds = sorted({kind for update in updates for kind in update})
     return {f"{name}_{kind}": float(np.mean([update[kind] for update in updates if kind in update])) for kind in kinds}
 

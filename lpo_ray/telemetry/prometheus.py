@@ -1,6 +1,6 @@
-"""What is exported for Prometheus, and under which names: one table, which a test holds the Grafana dashboard against.
+"""Metrics for Prometheus and their names: one table, against which a test checks the Grafana dashboard.
 
-Ray puts ``ray_`` in front of each name. All have the tag ``run``, those with a ``{tag}`` in their key also that one.
+Ray puts ``ray_`` in front of each name. All have the tag ``run``; those with a ``{tag}`` in their key have it too.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from lpo_ray.telemetry.metrics import Value
 
 Kind = Literal["gauge", "counter", "histogram"]
 BOUNDARIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
-"""of the histograms, seconds"""
+"""bounds of the histograms, in seconds"""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """One row."""
+    """Row of EXPORTED: one metric."""
 
     key: str
-    """of metrics.jsonl; "{tag}" in it stands for whatever the tag is"""
+    """key of metrics.jsonl; "{tag}" in it stands for any value of the tag"""
     help: str
     unit: str
-    """the metric's name ends with it, that of a counter with it and "_total" """
+    """end of the metric's name, before "_total" of a counter"""
     kind: Kind = "gauge"
     """counter: the key is what one step adds; histogram: seconds of one step"""
 
     @property
     def tag(self) -> str | None:
-        """The tag that completes the key."""
+        """Name of the tag that completes the key; None: the key is complete."""
         found = re.search(r"\{(\w+)\}", self.key)
         return found[1] if found else None
 
@@ -53,7 +53,7 @@ EXPORTED: dict[str, Exported] = {
     "lpo_ray_kl_behaviour_nats": Exported("mismatch_kl", "KL(behaviour || policy before the step) per token", "nats"),
     "lpo_ray_gradient_norm": Exported("gradient_norm", "before clipping, mean of the step's updates", "norm"),
     "lpo_ray_skipped_updates_total": Exported(
-        "skipped_updates", "updates whose numbers were not finite", "updates", "counter"
+        "skipped_updates", "updates skipped for NaN or Inf", "updates", "counter"
     ),
     "lpo_ray_staleness_mean_steps": Exported("staleness", "mean age of the groups that were trained", "steps"),
     "lpo_ray_staleness_max_steps": Exported("staleness_max", "age of the oldest group that was trained", "steps"),
@@ -93,7 +93,7 @@ EXPORTED: dict[str, Exported] = {
 
 
 class Sample(NamedTuple):
-    """One number of one metric."""
+    """Number of one metric, with its tags."""
 
     name: str
     tags: Mapping[str, str]
@@ -101,7 +101,7 @@ class Sample(NamedTuple):
 
 
 def samples(metrics: Mapping[str, Value]) -> Iterator[Sample]:
-    """What is exported of ``metrics``, which may be a few of metrics.jsonl's keys only."""
+    """Yield what is exported of ``metrics``, which may have a few of metrics.jsonl's keys only."""
     for key, value in metrics.items():
         if isinstance(value, int | float) and (found := _row_of(key)):
             yield Sample(*found, value)

@@ -1,5 +1,5 @@
-"""samples/step_000012.parquet: one row for each response, enough to trace any answer, to recompute the step's loss, and
-to compute the whole step again (``read_step``).
+"""Samples of a step, such as samples/step_000012.parquet: one row for each response. They suffice to trace any answer,
+to recompute the step's loss, and to recompute the whole step (``read_step``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lpo_ray.records import (
 
 
 def samples_path(run_dir: Path, step: int) -> Path:
-    """The file of ``step``."""
+    """Return the path of the samples of ``step``."""
     return run_dir / "samples" / f"step_{step:06d}.parquet"
 
 
@@ -45,7 +45,7 @@ def write_samples(
     after: Mapping[Key, AfterGroup],
     decode: Callable[[IntArray], str],
 ) -> None:
-    """Write the rows, whole or not at all. ``after``: of the groups that were measured.
+    """Write the rows, whole or not at all. ``after`` has the groups that were measured after the step.
 
     The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, s, log_target).loss`` with
     s = log_ratio - (1 - tempering) anchor; the differentiated one is the sum of ``surrogate`` over an update's rows by
@@ -102,7 +102,7 @@ def write_samples(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedStep:
-    """What a step was computed from, bit for bit and in its order."""
+    """Input of a step, bit for bit and in its order."""
 
     targets: list[TargetGroup]
     updates: int
@@ -110,7 +110,7 @@ class RecordedStep:
 
 
 def read_step(path: Path) -> RecordedStep:
-    """The step that was written to ``path``."""
+    """Read the step that was written to ``path``."""
     rows = pq.read_table(path).to_pylist()
     groups: dict[tuple[str, int], list[dict]] = {}
     for row in rows:
@@ -141,5 +141,5 @@ def _target(rows: Sequence[dict]) -> TargetGroup:
 
 
 def _printable(text: str) -> str:
-    """Lone surrogates cannot be written as UTF-8; a model may produce them."""
+    """Replace lone surrogates, which a model may produce and UTF-8 cannot hold."""
     return text.encode("utf-8", errors="replace").decode("utf-8")

@@ -1,15 +1,13 @@
-"""Where metrics go: metrics.jsonl (the record), TensorBoard (a view of it); and whole JSON files."""
+"""Sinks of metrics: metrics.jsonl (the record) and TensorBoard (a view of it)."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lpo_ray.common.redaction import redact
+from lpo_ray.common.files import finite, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -18,31 +16,31 @@ Value = int | float | str | list[int] | list[float] | list[str]
 
 
 class MetricsSink(Protocol):
-    """Takes what a run measures. Called from one thread: ``resumed`` once, before the first step or evaluation."""
+    """Sink of what a run measures. Called from one thread: ``resumed`` once, before the first step or evaluation."""
 
     def resumed(self, step: int) -> None:
-        """The run goes on after ``step`` (0: it starts). What was taken of later steps will come again."""
+        """Continue after ``step`` (0: start). What was taken of later steps will come again."""
         ...
 
     def append(self, metrics: Mapping[str, Value]) -> None:
-        """A step is done; see metrics.step_metrics."""
+        """Take the metrics of a step that is done, as metrics.step_metrics makes them."""
         ...
 
     def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
-        """The policy after ``step`` was evaluated. Names begin with "evaluation_", such as "evaluation_pass@1"."""
+        """Take the scores of the policy after ``step``, by names such as "evaluation_pass@1"."""
         ...
 
     def changed(self, values: Mapping[str, int]) -> None:
-        """Some of the metrics are no longer those of the last step; see metrics.worker_metrics. At any time."""
+        """Take metrics that changed since the last step, as metrics.worker_metrics makes them. Called at any time."""
         ...
 
     def close(self) -> None:
-        """The run is over. Also called when ``resumed`` never was."""
+        """Write what is left: the run is over. Also called when ``resumed`` never was."""
         ...
 
 
 class MetricsLog:
-    """metrics.jsonl: one object a step, in order, without gap or repeat across resumes."""
+    """File metrics.jsonl: one object a step, in order, without gap or repeat across resumes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,10 +48,10 @@ class MetricsLog:
     def append(self, metrics: Mapping[str, Value]) -> None:
         """Write one step as one line."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(metrics)) + "\n")
+            file.write(json.dumps(finite(metrics)) + "\n")
 
     def read(self) -> list[dict[str, Value]]:
-        """All whole lines; a last line that a kill cut short is not a step."""
+        """Return all whole lines; a last line that a kill cut short is not a step."""
         if not self._path.exists():
             return []
         rows = []
@@ -65,30 +63,30 @@ class MetricsLog:
         return rows
 
     def resumed(self, step: int) -> None:
-        """Drop what the run will write again: every line after ``step``."""
+        """Drop every line after ``step``: the run will write it again."""
         kept = [row for row in self.read() if int(str(row["step"])) <= step]
         if kept or self._path.exists():
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
-        """They have a file of their own."""
+        """Write nothing: evaluations have a file of their own."""
 
     def changed(self, values: Mapping[str, int]) -> None:
-        """The next step's line has it."""
+        """Write nothing: the next step's line has it."""
 
     def close(self) -> None:
-        """Every line is written already."""
+        """Do nothing: every line is written already."""
 
 
 class TensorBoard:
-    """Scalars by group, for ``tensorboard --logdir``."""
+    """Event files of TensorBoard: scalars by group, for ``tensorboard --logdir``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writer: SummaryWriter | None = None
 
     def resumed(self, step: int) -> None:
-        """Events after ``step`` are purged; the run writes them again."""
+        """Purge the events after ``step``: the run will write them again."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
@@ -102,7 +100,7 @@ class TensorBoard:
         self._add(step, scores)
 
     def changed(self, values: Mapping[str, int]) -> None:
-        """The next step has it."""
+        """Write nothing: the next step has it."""
 
     def close(self) -> None:
         """Flush and close."""
@@ -117,32 +115,10 @@ class TensorBoard:
 
 
 def numbers(metrics: Mapping[str, Value]) -> dict[str, float]:
-    """The metrics that are one number, but for the step."""
+    """Return the metrics that are one number, without the step."""
     return {name: value for name, value in metrics.items() if isinstance(value, int | float) and name != "step"}
 
 
 def in_group(name: str) -> str:
-    """A metric's name under its first word, by which viewers group charts: "publish/publish_bytes"."""
+    """Return a metric's name under its first word, by which viewers group charts: "publish/publish_bytes"."""
     return f"{name.partition('_')[0]}/{name}"
-
-
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write a whole JSON file or nothing. Numbers that are not finite become null."""
-    write_text(path, json.dumps(_finite(value), indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file's content at once: a reader sees the old or the new text. Folders of runs are passed on, so the
-    value of a secret, which the last words of a process may contain, becomes its name.
-    """
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(redact(text), encoding="utf-8", errors="replace")
-    os.replace(partial, path)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

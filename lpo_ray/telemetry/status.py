@@ -1,4 +1,4 @@
-"""``status.json`` of a run's folder: where the run is, and which rollout worker serves which weights, at any moment."""
+"""``status.json`` of a run's folder: where the run is, and which rollout worker serves which weights."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
+from lpo_ray.common.files import write_json
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import WorkerStatus
-from lpo_ray.telemetry.sinks import write_json
 
 FILE = "status.json"
 SILENT_SECONDS = 10.0
-"""after which a driver that says where it is about once a second is worth a word"""
+"""silence after which a driver, which reports about once a second, may have been killed"""
 
 
 @dataclass(slots=True)
 class StatusFile:
-    """Written whole at every change, by the process that drives the run."""
+    """File status.json, written whole at every change by the process that drives the run."""
 
     folder: Path
     run: str
@@ -34,12 +34,12 @@ class StatusFile:
     workers: dict[str, dict[str, object]] = field(default_factory=dict)
     ended: bool = False
     waiting: dict[str, object] | None = None
-    """see watchdog.Watchdog"""
+    """snapshot of monitor.watchdog.Watchdog"""
     cluster: str | None = None
     """address of the Ray cluster; None: without Ray"""
 
     def update_workers(self, workers: Sequence[WorkerStatus]) -> None:
-        """The rollout workers changed. ``since`` is kept where the state and the version are as before."""
+        """Write the rollout workers. ``since`` is kept where the state and the version are as before."""
         for worker in workers:
             new: dict[str, object] = {
                 "state": worker.state,
@@ -55,12 +55,12 @@ class StatusFile:
         self.write()
 
     def show_waiting(self, waiting: dict[str, object]) -> None:
-        """What the run waits for changed."""
+        """Write what the run waits for."""
         self.waiting = waiting
         self.write()
 
     def content(self) -> dict[str, object]:
-        """What is in the file."""
+        """Return the content of the file."""
         return {
             "run": self.run, "host": socket.gethostname(), "pid": os.getpid(), "ended": self.ended, "step": self.step,
             "steps": self.steps, "weights_version": self.version, "workers": self.workers, "waiting": self.waiting,
@@ -74,7 +74,7 @@ class StatusFile:
 
 
 def read_status(folder: Path) -> dict:
-    """The file of a run's folder. ConfigError when there is none."""
+    """Read the file of a run's folder. Raises ConfigError when there is none."""
     path = folder / FILE
     if not path.is_file():
         raise ConfigError(f"{folder} has no {FILE}; expected the folder of a run, such as runs/NAME")
@@ -82,7 +82,7 @@ def read_status(folder: Path) -> dict:
 
 
 def render_status(status: Mapping) -> Table:
-    """What the file, or the control actor of a run, says, for a terminal."""
+    """Make a table, for a terminal, of what the file or the control actor of a run says."""
     now = time.time()
     head = f"{status['run']}: {state_of(status)}, step {status['step']}/{status['steps']}, weights "
     head += f"{status['weights_version'] or 'none yet'}, {now - status['updated']:.0f} s ago"
@@ -97,7 +97,7 @@ def render_status(status: Mapping) -> Table:
 
 
 def state_of(status: Mapping) -> str:
-    """Whether the run goes on, as far as it can be told from here."""
+    """Say whether the run is running, as far as it can be told from here."""
     if status["ended"]:
         return "ended"
     if "heard_at" in status:  # asked for, not read

@@ -1,7 +1,7 @@
-"""A copy of the metrics for Weights & Biases, MLflow, or a function of yours (``telemetry.trackers``).
+"""Trackers: a copy of the metrics for Weights & Biases, MLflow, or a function of yours (``telemetry.trackers``).
 
-A tracker is never in the run's way: it works on a thread of its own behind a bounded queue, and one that raises or
-does not keep up is turned off with a note. metrics.jsonl is the record; a step that is made again comes here twice.
+A tracker never holds the run up: it works on a thread of its own behind a bounded queue, and one that raises or does
+not keep up is turned off with a note. metrics.jsonl is the record; a step that is computed again comes here twice.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from lpo_ray.common.files import write_text
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.errors import ConfigError
 from lpo_ray.telemetry.metrics import Value
-from lpo_ray.telemetry.sinks import in_group, numbers, write_text
+from lpo_ray.telemetry.sinks import in_group, numbers
 
 QUEUED = 1024
 """steps that may wait for a tracker before it is turned off"""
@@ -37,25 +38,25 @@ LONGEST_PARAMETER = 500
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """What a tracker is told of the run."""
+    """Run, as a tracker is told of it."""
 
     name: str
     folder: Path
-    """of the run; what a tracker keeps on disk belongs there"""
+    """folder of the run; what a tracker keeps on disk belongs there"""
     config: Mapping[str, object]
     """resolved, by section"""
     run_id: str | None = None
-    """the tracker's name of this run, if it had it before a resume"""
+    """name that the tracker gave the run before a resume; None: it is new"""
 
 
 class Tracker(Protocol):
-    """One open run at a tracker. All calls come from the thread that opened it, and may raise anything."""
+    """Open run at a tracker. All calls come from the thread that opened it, and may raise anything."""
 
     run_id: str
-    """what opens the same run again"""
+    """name by which the same run is opened again"""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Values after ``step``; more than once for a step, and not in order when a run went back."""
+        """Send values after ``step``: more than once for a step, and not in order when a run went back."""
         ...
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ Open = Callable[[TrackedRun], Tracker]
 
 
 class WandbTracker:
-    """A run at Weights & Biases. Where and how is W&B's own matter: WANDB_MODE, WANDB_BASE_URL, WANDB_ENTITY, ..."""
+    """Run at Weights & Biases. W&B's own variables say where: WANDB_MODE, WANDB_BASE_URL, WANDB_ENTITY, ..."""
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb  # pyright: ignore[reportMissingImports] - of an extra
@@ -96,16 +97,16 @@ class WandbTracker:
         self.run_id = self._run.id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See Tracker."""
+        """Send values after ``step``, which is a value too."""
         self._run.log({"step": step, **{in_group(name): value for name, value in values.items()}})
 
     def close(self) -> None:
-        """See Tracker."""
+        """Send what is left, and finish the run."""
         self._run.finish()
 
 
 class MlflowTracker:
-    """A run at MLflow: at MLFLOW_TRACKING_URI, or in the run's folder."""
+    """Run at MLflow: at MLFLOW_TRACKING_URI, or in the run's folder."""
 
     def __init__(self, run: TrackedRun) -> None:
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports] - of an extra
@@ -126,22 +127,22 @@ class MlflowTracker:
             self._client.log_batch(self.run_id, params=flat[start : start + PARAMETERS_AT_ONCE])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See Tracker."""
+        """Send values after ``step`` in one call."""
         now = int(time.time() * 1000)
         points = [self._metric(mlflow_name(name), value, now, step) for name, value in values.items()]
         self._client.log_batch(self.run_id, metrics=points)
 
     def close(self) -> None:
-        """See Tracker."""
+        """Mark the run as finished."""
         self._client.set_terminated(self.run_id)
 
 
 TRACKERS: dict[str, Open] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
-"""named as the module they need and as our extra that installs it"""
+"""trackers by name, which is that of the module they need and of our extra that installs it"""
 
 
 def tracker_named(name: str) -> Open:
-    """Row of TRACKERS, or what "module:function" names. ConfigError when there is none, or its package is missing."""
+    """Return a row of TRACKERS, or what "module:function" names. Raises ConfigError if it or its package is missing."""
     try:
         found = resolve(name, TRACKERS, "telemetry.trackers")
     except UnknownName as error:
@@ -155,7 +156,7 @@ def tracker_named(name: str) -> Open:
 
 
 class TrackerSink:
-    """MetricsSink of one tracker."""
+    """Sink of metrics that hands them to one tracker."""
 
     def __init__(
         self,
@@ -166,34 +167,34 @@ class TrackerSink:
         queued: int = QUEUED,
         close_seconds: float = CLOSE_SECONDS,
     ) -> None:
-        """``note`` is called at most once, from the thread of who calls this sink. ConfigError as tracker_named."""
+        """Call ``note`` at most once, from the caller's thread. Raises ConfigError as tracker_named."""
         self._name, self._run, self._note, self._close_seconds = name, run, note, close_seconds
         self._open = tracker_named(name)
         self._id_file = run.folder / "trackers" / name.replace(":", ".")
         self._queue: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(queued)
         self._trouble: str | None = None
-        """why the thread ended; written by it"""
+        """reason for which the thread ended; written by it"""
         self._thread: threading.Thread | None = None
         self._off = False
 
     def resumed(self, step: int) -> None:
-        """Open the tracker, beside the run: the same run as before a resume."""
+        """Open the tracker in the background, for the same run as before a resume."""
         self._thread = threading.Thread(target=self._work, name=f"tracker {self._name}", daemon=True)
         self._thread.start()
 
     def append(self, metrics: Mapping[str, Value]) -> None:
-        """See MetricsSink. Returns at once."""
+        """Queue the numbers of a step. Returns at once."""
         self._put((int(str(metrics["step"])), numbers(metrics)))
 
     def evaluated(self, step: int, scores: Mapping[str, float]) -> None:
-        """See MetricsSink. Returns at once."""
+        """Queue the scores. Returns at once."""
         self._put((step, scores))
 
     def changed(self, values: Mapping[str, int]) -> None:
-        """The next step has it."""
+        """Do nothing: the next step has it."""
 
     def close(self) -> None:
-        """Give the tracker its time to end, and leave it behind otherwise: it cannot hold the process up."""
+        """Give the tracker time to end, and leave it behind otherwise: it cannot hold the process up."""
         if self._thread is None:
             return
         self._put(None)
@@ -217,7 +218,7 @@ class TrackerSink:
 
     def _turn_off(self, why: str) -> None:
         self._off = True
-        self._note(f"telemetry.trackers: {self._name} is off from here on: {why}. The run goes on without it")
+        self._note(f"telemetry.trackers: {self._name} is off from here on: {why}. The run continues without it")
 
     def _work(self) -> None:
         try:
@@ -233,12 +234,12 @@ class TrackerSink:
 
 
 def tracker_sinks(names: Sequence[str], run: TrackedRun, note: Callable[[str], None]) -> list[TrackerSink]:
-    """One sink for each name. ConfigError as tracker_named."""
+    """Make one sink for each name. Raises ConfigError as tracker_named."""
     return [TrackerSink(name, run, note) for name in names]
 
 
 def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """``{"run": {"seed": 0}}`` -> ``{"run.seed": 0}``."""
+    """Flatten ``{"run": {"seed": 0}}`` to ``{"run.seed": 0}``."""
     flat: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -249,11 +250,11 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
 
 
 def mlflow_name(name: str) -> str:
-    """A metric's name in the letters that MLflow takes: "evaluation/evaluation_pass_at_1"."""
+    """Return a metric's name in the letters that MLflow takes: "evaluation/evaluation_pass_at_1"."""
     return in_group(name.replace("@", "_at_"))
 
 
 def _is_installed(module: str) -> bool:
-    """Whether it can be imported. A folder of that name in the working folder, such as W&B leaves, is no package."""
+    """Tell whether it can be imported. A folder of that name, such as W&B leaves, is no package."""
     spec = importlib.util.find_spec(module)
     return spec is not None and spec.origin is not None

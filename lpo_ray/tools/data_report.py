@@ -1,4 +1,4 @@
-"""`lpo-ray data`: the first prompts of a run as the engine will get them, and what is in the data, in numbers."""
+"""Data report: the first prompts of a run as the engine will get them, and what is in the data, in numbers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.text import Text
 
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.tasks.sources import summary as statistics
 from lpo_ray.tasks.sources.dataset import DatasetSource
+from lpo_ray.tasks.sources.summary import QUANTILES, SplitSummary, summarise
 from lpo_ray.tasks.table import task_named
 
 SHOWN_PROMPTS = 10
@@ -28,7 +28,7 @@ HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 @dataclass(frozen=True, slots=True)
 class ShownPrompt:
-    """One training prompt.
+    """Training prompt as it is shown.
 
     Example: ``ShownPrompt("train-00000000", 10, "3,4,7=5:", '{"numbers": [3, 4, 7], "target": 5}', ())``
     """
@@ -44,7 +44,7 @@ class ShownPrompt:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What the command shows."""
+    """Content of the report."""
 
     task: str
     about: str
@@ -52,7 +52,7 @@ class DataReport:
     verifier: str
     max_prompt_tokens: int
     prompts: tuple[ShownPrompt, ...]
-    statistics: Mapping[str, statistics.Statistics]
+    statistics: Mapping[str, SplitSummary]
     """train, and heldout where there is one"""
     alike: int | None
     """held-out prompts that are a training prompt but for case and white space (equal ones are an error); None: the
@@ -60,12 +60,12 @@ class DataReport:
     """
 
     def to_json(self) -> dict[str, object]:
-        """For --json: nothing is cut."""
+        """Return everything for --json; nothing is cut."""
         return asdict(self)
 
 
-def read(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
-    """Read the data of the plan. Raises DataError."""
+def read_data(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
+    """Read the data of a run. Raises DataError."""
     task = task_named(spec.config.task.name)
     source = spec.source(tokenizer)
     prompts = [source.train(number) for number in range(SHOWN_PROMPTS)]
@@ -79,13 +79,13 @@ def read(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
             ShownPrompt(p.prompt_id, len(p.token_ids), tokenizer.show(p.token_ids), p.answer, tuple(p.row))
             for p in prompts
         ),
-        statistics=statistics.of_source(source, spec.config.evaluation.num_prompts),
+        statistics=summarise(source, spec.config.evaluation.num_prompts),
         alike=source.num_alike if isinstance(source, DatasetSource) else None,
     )
 
 
 def render(report: DataReport) -> RenderableType:
-    """For a terminal: control characters escaped, long texts cut."""
+    """Render for a terminal: control characters escaped, long texts cut."""
     parts: list[RenderableType] = [_panel(prompt) for prompt in report.prompts]
     head = Text(f"{visible(report.task, LONGEST_ANSWER)}: {report.about}\nverifier {report.verifier}")
     if report.recommended:
@@ -97,7 +97,7 @@ def render(report: DataReport) -> RenderableType:
 
 
 def visible(text: str, longest: int) -> str:
-    """``text`` with what a terminal would act on escaped, and without its middle when it is longer than ``longest``."""
+    """Escape what a terminal would act on in ``text``, and cut its middle when it is longer than ``longest``."""
     if len(text) > longest:
         half = longest // 2
         left_out = len(text) - 2 * half
@@ -125,7 +125,7 @@ def _panel(prompt: ShownPrompt) -> Panel:
 
 def _table(report: DataReport) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("", "rows", "left out", "duplicates", *statistics.QUANTILES):
+    for name in ("", "rows", "left out", "duplicates", *QUANTILES):
         table.add_column(name, justify="left" if not name else "right")
     for split, found in report.statistics.items():
         rows = f"first {found.rows:,}" if found.sampled else f"{found.rows:,}"

@@ -1,4 +1,4 @@
-"""A run's policy as a plain Hugging Face folder: safetensors, tokenizer, generation config, model card."""
+"""Export of a run's policy to a plain Hugging Face folder: safetensors, tokenizer, generation config, model card."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from lpo_ray.common.files import write_text
 from lpo_ray.errors import ConfigError
-from lpo_ray.telemetry.sinks import write_text
 from lpo_ray.training import checkpoint
 
 

@@ -32,7 +32,7 @@ SLACK = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What came of it."""
+    """Result of an import."""
 
     source: Path
     """the file"""
@@ -88,7 +88,7 @@ def import_gguf(source: str, target: Path) -> Imported:
 
 
 def find_gguf(source: str) -> Path:
-    """The one .gguf file that ``source`` means. ConfigError when there is none, or several."""
+    """Find the one .gguf file that ``source`` means. Raises ConfigError when there is none, or several."""
     path = Path(source)
     if path.is_file():
         return path
@@ -159,7 +159,7 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"{target} could not be written: {error}. Nothing of it is left; free space or mend the disk"
+            f"{target} could not be written: {error}. Nothing of it is left; free space or repair the disk"
         ) from error
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lpo_ray.errors import ComponentDied, Interrupted, LearnerLost, NumbersNotFinite
-from lpo_ray.interfaces import Components, Observer
+from lpo_ray.interfaces import Components, Observer, PromptSource
 from lpo_ray.learner.packing import Packing, pack_step
 from lpo_ray.records import (
     AfterGroup,
@@ -37,7 +37,6 @@ from lpo_ray.records import (
     WeightsVersion,
     zero_anchor,
 )
-from lpo_ray.tasks.sources.source import PromptSource
 from lpo_ray.training.checkpoint import CheckpointRules
 from lpo_ray.training.checkpoint_writer import CheckpointWriter
 from lpo_ray.training.group_selection import (

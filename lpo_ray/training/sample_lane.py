@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lpo_ray.errors import GroupLost, TooManyLost
-from lpo_ray.interfaces import Components, Observer
+from lpo_ray.interfaces import Components, Observer, PromptSource
 from lpo_ray.records import Backlog, Key, Prompt, Sampling, ScoredGroup
-from lpo_ray.tasks.sources.source import PromptSource
 from lpo_ray.training.group_selection import Selection
 from lpo_ray.training.ledger import Ledger, PendingWork
 from lpo_ray.training.staleness import GateSlot, ReadyGroups, StalenessGate

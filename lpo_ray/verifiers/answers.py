@@ -50,7 +50,7 @@ def _math(response: str, row: Mapping[str, Any]) -> str | None:
 
 
 def _decimal(value: Fraction | float) -> str:
-    """Integers as they are, others as far as verifiers compare them."""
+    """Write integers as they are, others as far as verifiers compare them."""
     if Fraction(value).denominator == 1:
         return str(int(value))
     rounded = round(float(value), 6)
@@ -88,10 +88,12 @@ ANSWERS: dict[str, Reading] = {
 
 
 def answer_of(verifier: str, response: str, row: Mapping[str, Any]) -> str | None:
-    """The answer of ``response`` as the first verifier of the sum ``verifier`` that has a row in ANSWERS reads it."""
+    """Return the answer of ``response`` as the first verifier of the sum ``verifier`` that has a row in ANSWERS reads
+    it.
+    """
     return ANSWERS.get(read_as(verifier), _whole)(response, row)
 
 
 def read_as(verifier: str) -> str:
-    """The row of ANSWERS for a sum of verifiers; "the whole response" when none of them has one."""
+    """Return the row of ANSWERS for a sum of verifiers; "the whole response" when none of them has one."""
     return next((term.name for term in terms(verifier) if term.name in ANSWERS), "the whole response")

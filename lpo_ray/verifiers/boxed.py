@@ -12,7 +12,7 @@ from fractions import Fraction
 from lpo_ray.verdict import Verdict
 
 MAX_CHARACTERS = 1000
-"""of what stands in the box; longer ones are not looked at, so that no response can cost time"""
+"""length of what stands in the box; longer ones are not looked at, so that no response can cost time"""
 
 _BRACE = re.compile(r"[{}]")
 _FRACTION = re.compile(r"(?<![0-9])\\frac\{(-?[0-9]{1,30})\}\{([0-9]{1,30})\}")
@@ -24,7 +24,7 @@ _DROPPED = re.compile(
 
 
 def boxed(prompt: str, response: str, answer: str) -> Verdict:
-    """1 when the last box holds the answer, 0 otherwise."""
+    """Give 1 when the last box holds the answer, 0 otherwise."""
     content = last_box(response)
     if content is None:
         return Verdict.scored(0.0, f"no \\boxed{{}} that is closed within {MAX_CHARACTERS} characters")
@@ -38,7 +38,7 @@ def boxed(prompt: str, response: str, answer: str) -> Verdict:
 
 
 def last_box(text: str) -> str | None:
-    """Content of the last box, up to the brace that closes it; None without one within MAX_CHARACTERS."""
+    """Return the content of the last box, up to the brace that closes it; None without one within MAX_CHARACTERS."""
     found = text.rfind("\\boxed{")
     if found < 0:
         return None
@@ -52,14 +52,14 @@ def last_box(text: str) -> str | None:
 
 
 def normalised(text: str) -> str:
-    """Without spaces, delimiters, percent and degree signs; fractions of integers as a/b; in small letters."""
+    """Strip spaces, delimiters, percent and degree signs, write fractions of integers as a/b, and lower the case."""
     text = _DROPPED.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = _FRACTION.sub(r"\1/\2", text)
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).rstrip(".").lower()
 
 
 def number_of(text: str) -> Fraction | None:
-    """The exact value of a normalised number; None when it is none."""
+    """Return the exact value of a normalised number; None when it is none."""
     mixed = _MIXED.fullmatch(text)
     if mixed:
         whole, above, below = (int(digits) for digits in mixed.groups()[1:])

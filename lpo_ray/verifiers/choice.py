@@ -17,7 +17,7 @@ from lpo_ray.verifiers.tags import CLOSE, OPEN, last_answer, last_said
 
 LETTERS = tuple("ABCDEFGHIJ")
 MAX_CHARACTERS = 500
-"""of what may name a choice; longer texts name none"""
+"""length of what may name a choice; longer texts name none"""
 
 _BOLD = re.compile(r"\*+|\$|\\(?:text|textbf|mathrm|mathbf)(?=\{)|[{}]|\\[()\[\]]")
 _LETTER = re.compile(r"\(([A-J])\)|([A-J])(?=$|[.:),;\n]| *(?:$|[-–—]|because\b|since\b|as\b))", re.IGNORECASE)
@@ -25,7 +25,7 @@ _SECOND = re.compile(r"[\s.,;)]*(?:or|and|/|,|&)\s*\(?[A-J]\)?(?=$|[\s.,;:)])")
 
 
 def multiple_choice(response: str, answer: str, row: Mapping[str, Any]) -> Verdict:
-    """1 when the response names the right choice; 0 when it names another, two, or none.
+    """Give 1 when the response names the right choice; 0 when it names another, two, or none.
 
     ``answer``: a letter A to J, a label or the text of one of ``row["choices"]``, or its number counted from 0. Raises
     ValueError when it is none of these.
@@ -39,19 +39,21 @@ def multiple_choice(response: str, answer: str, row: Mapping[str, Any]) -> Verdi
 
 
 def named_choice(response: str, row: Mapping[str, Any]) -> str | None:
-    """The one choice that the response names, as multiple_choice reads it: its letter; None when it names none."""
+    """Return the letter of the one choice that the response names, as multiple_choice reads it; None when it names
+    none.
+    """
     _, given = _given(response, *_choices(row))
     return None if given is None else _shown(given)
 
 
 def _given(response: str, labels: Sequence[str], texts: Sequence[str]) -> tuple[str | None, int | None]:
-    """What the response says in the place for an answer, and the number of the choice that this names."""
+    """Return what the response says in the place for an answer, and the number of the choice that this names."""
     said = _said(response)
     return said, None if said is None else _named(said, labels, texts)
 
 
 def _choices(row: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
-    """(labels, normalised texts), both empty for a row without choices."""
+    """Return (labels, normalised texts), both empty for a row without choices."""
     choices = row.get("choices") or []
     if isinstance(choices, Mapping):
         texts = [_text(text) for text in choices["text"]]
@@ -76,7 +78,7 @@ def _wanted(answer: str, labels: Sequence[str], texts: Sequence[str]) -> int:
 
 
 def _said(response: str) -> str | None:
-    """The text that is meant to name a choice: of all places for it, the last one in the response."""
+    """Find the text that is meant to name a choice: of all places for it, the last one in the response."""
     places: list[tuple[int, str]] = []
     if "\\boxed{" in response:  # one that is not closed was cut off, and names nothing
         places.append((response.rfind("\\boxed{"), last_box(response) or ""))
@@ -95,7 +97,7 @@ def _said(response: str) -> str | None:
 
 
 def _named(said: str, labels: Sequence[str], texts: Sequence[str]) -> int | None:
-    """Number of the one choice that ``said`` names."""
+    """Return the number of the one choice that ``said`` names."""
     if not said.strip() or len(said) > MAX_CHARACTERS:
         return None
     said = _BOLD.sub("", said).strip()

@@ -19,9 +19,9 @@ from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.tags import CLOSE, last_answer
 
 MAX_CHARACTERS = 200
-"""of an expression; longer ones are not looked at, so that no response can cost time"""
+"""length of an expression; longer ones are not looked at, so that no response can cost time"""
 MAX_DIGITS = 9
-"""of a number; Countdown's are small, and arithmetic on larger ones would take as long as the response wants"""
+"""digits of a number; Countdown's are small, and arithmetic on larger ones would take as long as the response wants"""
 
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
 _NUMBER = re.compile(r"[0-9]+")
@@ -30,16 +30,16 @@ _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 
 
 class _NotCountdown(ValueError):
-    """The text is no expression of the game."""
+    """Error of a text that is no expression of the game."""
 
 
 def countdown(prompt: str, response: str, answer: str) -> Verdict:
-    """1 when correct; 0.1 when a well-formed expression has the wrong value or numbers; 0 otherwise."""
+    """Give 1 when correct; 0.1 when a well-formed expression has the wrong value or numbers; 0 otherwise."""
     return _check(response, answer, formatted=0.1)
 
 
 def countdown_strict(prompt: str, response: str, answer: str) -> Verdict:
-    """1 when correct, 0 otherwise."""
+    """Give 1 when correct, 0 otherwise."""
     return _check(response, answer, formatted=0.0)
 
 
@@ -60,7 +60,7 @@ def _check(response: str, answer: str, formatted: float) -> Verdict:
 
 
 def _expression(response: str, target: int) -> str:
-    """The part of the response that is meant as the expression."""
+    """Find the part of the response that is meant as the expression."""
     if CLOSE in response:
         inside = last_answer(response)
         if inside is None:
@@ -75,7 +75,7 @@ def _expression(response: str, target: int) -> str:
 
 
 def _evaluate(text: str) -> tuple[list[int], Fraction]:
-    """Numbers used and exact value of an expression. Raises _NotCountdown or ZeroDivisionError."""
+    """Return the numbers used and the exact value of an expression. Raises _NotCountdown or ZeroDivisionError."""
     if not _ALLOWED.fullmatch(text):
         raise _NotCountdown("characters other than digits, + - * / and parentheses")
     if any(len(digits) > MAX_DIGITS for digits in _NUMBER.findall(text)):

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     import regex as regex_library
 
 MAX_CHARACTERS = 1000
-"""of an answer that is held against a regular expression; longer ones are wrong, so that no response can cost time"""
+"""length of an answer that is held against a regular expression; longer ones are wrong, so that no response can cost
+time
+"""
 MATCH_SECONDS = 1.0
-"""for one match; a pattern that backtracks for longer than that has not matched"""
+"""time of one match; a pattern that backtracks for longer than that has not matched"""
 
 
 def exact(response: str, answer: str) -> Verdict:
-    """1 when the answers are equal, any run of white space being one space; 0 otherwise."""
+    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise."""
     given, wanted = _one_line(answered(response)), _one_line(answer)
     if given == wanted:
         return Verdict.scored(1.0, "equal")
@@ -29,7 +31,7 @@ def exact(response: str, answer: str) -> Verdict:
 
 
 def regex(response: str, answer: str) -> Verdict:
-    """1 when ``answer``, a regular expression, matches the whole of the response's answer; 0 otherwise.
+    """Give 1 when ``answer``, a regular expression, matches the whole of the response's answer; 0 otherwise.
 
     Raises regex.error for a pattern that is none: the row is broken, not the response.
     """
@@ -45,7 +47,7 @@ def regex(response: str, answer: str) -> Verdict:
 
 @cache
 def _compiled(pattern: str) -> regex_library.Pattern[str]:
-    """By the regex package, which can give up; the standard library's ``re`` cannot."""
+    """Compile with the regex package, which can give up; the standard library's ``re`` cannot."""
     import regex as regex_library
 
     return regex_library.compile(pattern)

@@ -11,8 +11,8 @@ _ORDER = (*_THINK, OPEN, CLOSE)
 
 
 def think_format(prompt: str, response: str) -> Verdict:
-    """1 when the response is one ``<think>...</think>`` and then one ``<answer>...</answer>``, with nothing but white
-    space outside; 0 otherwise. A prompt that ends with ``<think>`` has opened it for the response.
+    """Give 1 when the response is one ``<think>...</think>`` and then one ``<answer>...</answer>``, with nothing but
+    white space outside; 0 otherwise. A prompt that ends with ``<think>`` has opened it for the response.
     """
     text = _THINK[0] + response if prompt.rstrip().endswith(_THINK[0]) else response
     for tag in _ORDER:
@@ -33,7 +33,7 @@ def think_format(prompt: str, response: str) -> Verdict:
 
 
 def boxed_format(response: str) -> Verdict:
-    r"""1 when there is one ``\boxed{...}``, closed and not empty; 0 otherwise."""
+    r"""Give 1 when there is one ``\boxed{...}``, closed and not empty; 0 otherwise."""
     boxes = response.count("\\boxed{")
     if boxes != 1:
         return Verdict.scored(0.0, f"{boxes} boxes, expected 1")
@@ -44,5 +44,5 @@ def boxed_format(response: str) -> Verdict:
 
 
 def not_truncated(truncated: bool) -> Verdict:
-    """1 when the response ended by itself; 0 when it was cut off at sampling.max_tokens."""
+    """Give 1 when the response ended by itself; 0 when it was cut off at sampling.max_tokens."""
     return Verdict.scored(float(not truncated), "cut off" if truncated else "ended by itself")

@@ -16,7 +16,7 @@ from lpo_ray.verifiers.mathematics.numeric import value_of
 TOLERANCE = 1e-3
 """relative: 14.14 is 10 sqrt(2)"""
 FORMATTED = 0.1
-"""for a number in a box that is the wrong one"""
+"""reward for a number in a box that is the wrong one"""
 
 _BEFORE = re.compile(r".*(?:=|\\approx|≈|\\doteq)", re.DOTALL)
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°|º|\\%|%")
@@ -30,7 +30,7 @@ _DECIMALS = re.compile(r"-?[0-9]*\.([0-9]+)")
 
 
 def geometry(response: str, answer: str) -> Verdict:
-    """1 when the last box holds the answer's value, 0.1 when it holds another number, 0 otherwise.
+    """Give 1 when the last box holds the answer's value, 0.1 when it holds another number, 0 otherwise.
 
     Raises ValueError for an answer that is no number.
     """
@@ -49,7 +49,7 @@ def geometry(response: str, answer: str) -> Verdict:
 
 
 def number_in(text: str) -> float | None:
-    """The value of ``text`` without its unit; None when it has none."""
+    """Return the value of ``text`` without its unit; None when it has none."""
     text = _BEFORE.sub("", text)
     for pattern in (_DEGREES, _UNIT_IN_TEXT, _UNIT):
         text = pattern.sub(" ", text)

@@ -5,14 +5,18 @@ mapping or as JSON; and ``options``, those it was made with, if any: some scorer
 what stands in its last ``<answer>...</answer>``, or else all of it.
 
 A scorer may raise on an answer of a form that it did not expect. Whose fault that is, its own right answer tells: a
-scorer that takes it works, so the response is wrong. Scorers that evaluate what they are given (sympy's parse_expr runs
-any Python) get only arithmetic; see ``code_bounds``.
+scorer that takes it works, so the response is wrong.
+
+Some scorers hand the answer to sympy's ``parse_expr`` or to ``eval``, which run any Python that is in it: a response
+could read files, start programs, or give itself the reward. They get arithmetic and literals only; ``refused_answer``
+says why an answer is not given to its scorer.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import cache
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.cpu_budget import OutOfTime, cpu_budget
-from lpo_ray.verifiers.code_bounds import refused_answer
+from lpo_ray.verifiers.mathematics.bounds import refused
 from lpo_ray.verifiers.tags import answered
 
 if TYPE_CHECKING:
@@ -28,17 +32,38 @@ if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
 
 MAX_CHARACTERS = 2000
-"""of an answer, or twice as many as the right one has; longer ones are wrong"""
+"""length of an answer, or twice as many as the right one has; longer ones are wrong"""
 TUPLES = ("arc_agi", "rearc")
-"""whose scorers compare with tuples, which are lists in JSON"""
+"""generators whose scorers compare with tuples, which are lists in JSON"""
 SECONDS = 3.0
-"""of processor time for one call of a scorer"""
+"""processor time of one call of a scorer"""
+ARITHMETIC = frozenset(
+    {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
+)
+"""generators whose scorers call parse_expr"""
+LITERAL = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
+"""generators whose scorers call eval, for an answer that is a list"""
+FUNCTIONS = frozenset(
+    {
+        "Abs", "abs", "acos", "acosh", "acot", "asin", "asinh", "atan", "atanh", "cos", "cosh", "cot", "csc", "erf",
+        "exp", "ln", "log", "pi", "sec", "sin", "sinh", "sqrt", "tan", "tanh",
+    }
+)  # fmt: skip
+"""names of more than one letter that arithmetic may have"""
+
+_ARITHMETIC = re.compile(r"[0-9A-Za-z_+\-*/^().,\s]*")
+_LITERAL = re.compile(r"[\w\s,.\-'\"\[\]]*")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_ATTRIBUTE = re.compile(r"\.\s*[A-Za-z_]|__[a-zA-Z]")
+_NO_NUMBER = re.compile(r"(?<![A-Za-z])(?:nan|inf|infinity)(?:[ij]|(?![A-Za-z]))", re.IGNORECASE)
+_REPEATED_MOVE = re.compile(r"\d{3}")
+_LARGE_EXPONENT = re.compile(r"[0-9.][eE][+-]?[0-9_]{4,}")
 
 Scorer = Callable[[str | None, dict[str, Any]], float]
 
 
 def reasoning_gym(response: str, row: Mapping[str, Any]) -> Verdict:
-    """What the generator's scorer says, usually 0 to 1, in part also for what is almost right.
+    """Score the answer with the generator's scorer: usually 0 to 1, in part also for what is almost right.
 
     Raises ValueError for a row without a known dataset or an entry, and what the scorer raises on its own answer.
     """
@@ -60,6 +85,26 @@ def reasoning_gym(response: str, row: Mapping[str, Any]) -> Verdict:
         took_long = f"it took more than {SECONDS:g} s to score"
         return Verdict.scored(0.0, took_long if isinstance(error, OutOfTime) else f"{type(error).__name__}: {error}")
     return Verdict.scored(float(reward), f"by the scorer of {name}")
+
+
+def refused_answer(generator: str, answer: str) -> str | None:
+    """Say why ``answer`` is not given to the scorer of ``generator``; None when it may be."""
+    if _LARGE_EXPONENT.search(answer):  # Fraction("1e999999999") is a number of as many digits
+        return "a number with an exponent of more than 3 digits"
+    if _NO_NUMBER.search(answer):  # min(1, exp(-nan)) is 1
+        return "nan or inf, which some scorers take for right"
+    if generator == "rubiks_cube" and _REPEATED_MOVE.search(answer):
+        return "a move that is repeated 100 times or more"
+    if generator in LITERAL and (not _LITERAL.fullmatch(answer) or _ATTRIBUTE.search(answer)):
+        return f"more than a list of words and numbers, which the scorer of {generator} would run as code"
+    if generator not in ARITHMETIC:
+        return None
+    names = set(_NAME.findall(re.sub(r"\d+(?:\.\d*)?[eE][+-]?\d+", "1", answer)))
+    unknown = sorted(name for name in names if len(name) > 1 and name not in FUNCTIONS)
+    if unknown or not _ARITHMETIC.fullmatch(answer) or _ATTRIBUTE.search(answer):
+        what = f" ({unknown[0][:40]!r})" if unknown else ""
+        return f"more than arithmetic{what}, which the scorer of {generator} would run as code"
+    return refused(answer)
 
 
 def _says_the_same(given: str | None, entry: dict[str, Any]) -> float:
@@ -105,8 +150,8 @@ def _score(scorer: Scorer, given: str | None, entry: Mapping[str, Any]) -> float
 
 
 def made_dataset(name: str, options: Mapping[str, Any]) -> ProceduralDataset:
-    """The library's dataset; ``options`` are fields of its configuration, those of ``composite`` with mappings of name,
-    weight and config as its datasets. What the library raises it raises.
+    """Make the library's dataset; ``options`` are fields of its configuration, those of ``composite`` with mappings of
+    name, weight and config as its datasets. What the library raises it raises.
     """
     import reasoning_gym
     from reasoning_gym.composite import DatasetSpec

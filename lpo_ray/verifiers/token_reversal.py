@@ -10,19 +10,19 @@ from lpo_ray.verdict import Verdict
 
 
 def token_reversal(prompt: str, response: str, answer: str) -> Verdict:
-    """1 when every symbol is right and there are no more, 0 otherwise."""
+    """Give 1 when every symbol is right and there are no more, 0 otherwise."""
     right, given, wanted = _compared(response, answer)
     return Verdict.scored(float(right == given == wanted), f"{right} of {wanted} right, {given} given")
 
 
 def token_reversal_share(prompt: str, response: str, answer: str) -> Verdict:
-    """Share of the answer's places with the right symbol, 0 to 1; symbols beyond the last place do not count."""
+    """Give the share of the answer's places with the right symbol; symbols beyond the last place do not count."""
     right, given, wanted = _compared(response, answer)
     return Verdict.scored(right / wanted, f"{right} of {wanted} right, {given} given")
 
 
 def _compared(response: str, answer: str) -> tuple[int, int, int]:
-    """Symbols that are right, that the response has, and that the answer has."""
+    """Count the symbols that are right, that the response has, and that the answer has."""
     given, wanted = "".join(response.split()), "".join(answer.split())
     if not wanted:
         raise ValueError(f"the answer is {answer!r}; expected the prompt's symbols backwards")

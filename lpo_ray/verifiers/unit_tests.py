@@ -39,19 +39,19 @@ _FORMS = "a list of asserts, or an object with tests, with inputs and outputs, o
 
 
 class BadAnswer(ValueError):
-    """The answer is no set of unit tests. The dataset's fault, so nothing can be said of the response."""
+    """Error of an answer that is no set of unit tests: the dataset's fault, so nothing can be said of the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrintTests:
-    """Each one run of the program."""
+    """Tests by input and output, each one run of the program."""
 
     inputs: tuple[bytes, ...]
     outputs: tuple[bytes, ...]
 
 
 def unit_tests(response: str, answer: str, row: Mapping[str, Any], sandbox: Limits) -> Verdict:
-    """The fraction of tests passed, within ``sandbox.seconds`` for all together. Raises BadAnswer."""
+    """Give the fraction of tests passed, within ``sandbox.seconds`` for all together. Raises BadAnswer."""
     tests = parsed_answer(answer, row)
     program = program_of(response)
     if isinstance(tests, CallTests):
@@ -66,7 +66,7 @@ def unit_tests(response: str, answer: str, row: Mapping[str, Any], sandbox: Limi
 
 
 def program_of(response: str) -> str:
-    """Python source in a response. A block that is not closed goes to the end."""
+    """Find the Python source in a response. A block that is not closed goes to the end."""
     blocks: list[tuple[str, str]] = []
     opened: re.Match[str] | None = None
     for fence in _FENCE.finditer(response):
@@ -82,7 +82,7 @@ def program_of(response: str) -> str:
 
 
 def parsed_answer(answer: str, row: Mapping[str, Any]) -> CallTests | PrintTests:
-    """The unit tests that an answer stands for. Raises BadAnswer."""
+    """Parse the unit tests that an answer stands for. Raises BadAnswer."""
     try:
         given = json.loads(answer)
     except ValueError as error:
@@ -117,7 +117,7 @@ def _statements(given: Mapping[str, Any], row: Mapping[str, Any]) -> CallTests:
 
 
 def _split(code: str) -> tuple[str, list[str]]:
-    """Asserts and calls at the top of a text are tests of their own; what else it has is their preparation."""
+    """Split a text into preparation and tests: each assert and call at its top is a test of its own."""
     before: list[str] = []
     tests: list[str] = []
     for node in _parsed(code).body:
@@ -157,7 +157,7 @@ def _text(value: Any) -> str:  # noqa: ANN401 - any JSON
 
 
 def _arguments(given: Any) -> list[Any]:  # noqa: ANN401 - any JSON
-    """A list of them, or a text with one in JSON on each line."""
+    """Read a call's arguments: a list of them, or a text with one in JSON on each line."""
     if isinstance(given, str):
         return [_value(line) for line in given.splitlines() if line.strip()]
     return given if isinstance(given, list) else [given]
@@ -189,7 +189,7 @@ def _why(number: int, run: Printed) -> str:
 
 
 def _same_text(printed: bytes, expected: bytes) -> bool:
-    """Word for word, with decimals within 1e-6."""
+    """Compare two texts word for word, with decimals within 1e-6."""
     left, right = printed.split(), expected.split()
     return len(left) == len(right) and all(map(_same_word, left, right))
 

@@ -10,8 +10,9 @@ import pytest
 
 from actors.cluster import Cluster
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
+from actors.learner.target_builder import RemoteTargetBuilder
 from actors.runtime.supervised import RestartableActor
-from actors.verifier.remote import RemoteTargetBuilder, RemoteVerifier
+from actors.verifier.remote import RemoteVerifier
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import NoRoom
 from lpo_ray.learner.packing import Packing

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from actors.learner.worker import Staged
-from actors.publisher import Publisher
+from actors.publisher import DeliverySettings, Publisher
 from actors.rollout.worker import Delivery
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
@@ -133,11 +133,10 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
         return Member(member.index, name := member.name + "'", remote_worker(name, Worker(name, events)), process)
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
-    publisher = Publisher(
-        learner, pool, TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, processes_per_engine=1,
-        prepare_seconds=0.2, transfer_seconds=0.8,
-    )  # fmt: skip
-    return Stage(workers, members, pool, learner, publisher, events)
+    settings = DeliverySettings(
+        TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, processes_per_engine=1, prepare_seconds=0.2, transfer_seconds=0.8
+    )
+    return Stage(workers, members, pool, learner, Publisher(learner, pool, settings), events)
 
 
 KINDS = pytest.mark.parametrize("kind", ["shared_memory", "gloo"])

@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from actors.learner.zero3 import Zero3Policy, join_group
+from actors.learner.zero3 import ShardedModel, Zero3Policy, join_group
 from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from lpo_ray.learner.packing import Packing, pack_update
 from lpo_ray.learner.torch_learner import TorchPolicy
@@ -151,10 +151,8 @@ def make_policy(path: str, dtype: str) -> Zero3Policy:
     """One ZeRO-3 rank, as the learner makes it."""
     if not torch.distributed.is_initialized():
         join_group(torch.distributed.HashStore(), 0, 1)
-    return Zero3Policy(
-        load_policy(path, dtype), {}, attention="packed", share_prompt=False, settings=ADAMW,
-        gradient_checkpointing=False,
-    )  # fmt: skip
+    sharded = ShardedModel(load_policy(path, dtype), {}, attention="packed", share_prompt=False)
+    return Zero3Policy(sharded, ADAMW, gradient_checkpointing=False)
 
 
 def project(

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from lpo_ray.config import dump_config, load_config
-from lpo_ray.config.validate import warnings
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.targets import StaleRule
-from lpo_ray.run.spec import make_spec, render
+from lpo_ray.run.numbers import numbers
+from lpo_ray.run.settings import objectives, stale_rule, target_rules
+from lpo_ray.run.spec import make_spec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
@@ -96,13 +97,6 @@ def test_bad_values_are_named_with_what_was_expected(override: str, expected: st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_ratio_to_the_anchor_that_leaves_stale_tokens_unweighted_is_warned_of() -> None:
-    ratio = ["objective.behaviour=engine", "objective.token_clip.kind=ppo_ratio"]
-    (warning,) = warnings(load_config(QUICKSTART, ratio))
-    assert "set token_clip.around=behaviour" in warning
-    assert warnings(load_config(QUICKSTART, [*ratio, "objective.token_clip.around=behaviour"])) == []
-
-
 def test_truncated_sampling_with_engine_behaviour_is_refused() -> None:
     message = failure("sampling.top_p=0.9", "objective.behaviour=engine")
     assert "sampling.top_p=0.9 cuts the support" in message
@@ -113,52 +107,13 @@ def test_an_importance_cap_with_engine_behaviour_is_refused() -> None:
     assert "objective.importance_cap is 2.0 with objective.behaviour=engine" in message
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ((), []),
-        (("pipeline.max_staleness=2", "objective.behaviour=engine"), []),
-        (("pipeline.max_staleness=2",), ["older weights count as the current policy's"]),
-        (("pipeline.max_staleness=2", "objective.importance_cap=2"), ["only their tokens are weighted"]),
-        (("sampling.top_p=0.9", "sampling.top_k=5"), ["sampling.top_p=0.9, sampling.top_k=5 cuts the support"]),
-        (("rollout.dtype=bfloat16",), ["nothing corrects for it"]),
-        (("rollout.dtype=bfloat16", "objective.importance_cap=2"), []),
-        (("rollout.dtype=bfloat16", "objective.behaviour=engine"), []),
-        (("objective.stale.policy=temper",), ["objective.stale has no effect with objective.behaviour=recomputed"]),
-        (("objective.stale.policy=temper", "objective.behaviour=engine"), []),
-        (("objective.length_norm=sum", "objective.behaviour=engine"), ["most groups may fall below"]),
-        (("objective.reference_path=/some/model",), ["objective.reference_path has no effect"]),
-        (("checkpoint.best=pass@1",), ["no checkpoint of the run has a value"]),
-        (("checkpoint.best=pass@1", "evaluation.every=10"), []),
-        (
-            ("pipeline.max_staleness=1", "sampling.top_p=0.5"),
-            ["pipeline.max_staleness=1 with objective.behaviour=recomputed", "sampling.top_p=0.5 cuts the support"],
-        ),
-    ],
-)
-def test_what_the_author_may_not_have_meant_is_said_once_each(
-    overrides: tuple[str, ...], expected: list[str], tmp_path: Path
-) -> None:
-    spec = make_spec(load_config(QUICKSTART, [f"run.dir={tmp_path}", *overrides]))
-    found = warnings(spec.config)
-    assert len(found) == len(expected)
-    for text, part in zip(found, expected, strict=True):
-        assert part in text
-        assert f"\nWarning: {text}" in render(spec)
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_no_shipped_config_is_warned_about(path: Path) -> None:
-    assert warnings(load_config(path)) == []
-
-
 def test_the_points_of_the_grid_follow_the_schedule(tmp_path: Path) -> None:
     changes = (
         "[{from_step: 8, divergence: first_order}, {from_step: 16, temperature_scale: 0.5, target_temperature: one}]"
     )
     spec = make_spec(load_config(QUICKSTART, [f"run.dir={tmp_path}", f"objective.schedule={changes}"]))
-    assert [spec.objective().at(step).divergence for step in (0, 7, 8, 63)] == ["forward_kl"] * 2 + ["first_order"] * 2
-    rules = [spec.target_rule().at(step) for step in (7, 8, 16)]
+    assert [objectives(spec).at(step).divergence for step in (0, 7, 8, 63)] == ["forward_kl"] * 2 + ["first_order"] * 2
+    rules = [target_rules(spec).at(step) for step in (7, 8, 16)]
     assert [rule.anchored for rule in rules] == [True, False, False]
     assert [(rule.temperature, rule.scale) for rule in rules] == [("group_std", 1.0), ("group_std", 1.0), ("one", 0.5)]
 
@@ -166,12 +121,12 @@ def test_the_points_of_the_grid_follow_the_schedule(tmp_path: Path) -> None:
 def test_values_of_stale_groups_reach_targets_and_learner(tmp_path: Path) -> None:
     overrides = [f"run.dir={tmp_path}", "objective.behaviour=engine"]
     spec = make_spec(load_config(QUICKSTART, overrides))
-    assert spec.stale_rule() == StaleRule("drop", 0.3, 0.18232)
-    assert spec.objective().at(0).importance_cap is None
+    assert stale_rule(spec) == StaleRule("drop", 0.3, 0.18232)
+    assert objectives(spec).at(0).importance_cap is None
     tempering = [*overrides, "objective.stale.policy=temper", "objective.stale.min_ess=0.5"]
-    assert make_spec(load_config(QUICKSTART, tempering)).target_rule().at(0).stale == StaleRule("temper", 0.5, 0.18232)
+    assert target_rules(make_spec(load_config(QUICKSTART, tempering))).at(0).stale == StaleRule("temper", 0.5, 0.18232)
     capped = make_spec(load_config(QUICKSTART, [overrides[0], "objective.importance_cap=2"]))
-    assert capped.objective().at(0).importance_cap == 2.0
+    assert objectives(capped).at(0).importance_cap == 2.0
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -181,23 +136,6 @@ def test_missing_files(tmp_path: Path) -> None:
     assert "is not valid YAML" in failure(path=broken)
     broken.write_text("run:\n  name: x\n")
     assert "does not set pipeline.groups_per_step, run.steps, sampling.max_tokens" in failure(path=broken)
-
-
-def test_an_existing_run_folder_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "quickstart").mkdir()
-    (tmp_path / "quickstart" / "metrics.jsonl").write_text("{}")
-    assert "continue it with run.resume=auto" in failure(f"run.dir={tmp_path}")
-    assert make_spec(load_config(QUICKSTART, [f"run.dir={tmp_path}", "run.resume=auto"])).run_dir.exists()
-
-
-def test_a_run_is_resumed_with_what_it_was_begun_with(tmp_path: Path) -> None:
-    folder = tmp_path / "quickstart"
-    folder.mkdir()
-    base = [f"run.dir={tmp_path}", "run.resume=auto"]
-    (folder / "config.yaml").write_text(dump_config(load_config(QUICKSTART, base)))
-    assert make_spec(load_config(QUICKSTART, [*base, "run.steps=99", "learner.lr=1e-5"]))
-    assert "was begun with run.seed=0, now it is 1" in failure(*base, "run.seed=1")
-    assert make_spec(load_config(QUICKSTART, [*base, "learner.world_size=1"])).packing().world_size == 1
 
 
 def test_a_model_folder_without_a_model_is_named(tmp_path: Path) -> None:
@@ -254,10 +192,10 @@ def test_a_dataset_needs_a_verifier_to_be_named(tiny_policy: Path, tmp_path: Pat
 
 def test_numbers_of_a_plan(tmp_path: Path) -> None:
     spec = make_spec(load_config(QUICKSTART, [f"run.dir={tmp_path}", "run.steps=11", "learner.lr=1e-3"]))
-    numbers = spec.numbers()
-    assert numbers["responses per step"] == 512
-    assert numbers["groups per update and rank"] == 16
-    assert numbers["optimiser updates in the run"] == 22
+    found = numbers(spec)
+    assert found["responses per step"] == 512
+    assert found["groups per update and rank"] == 16
+    assert found["optimiser updates in the run"] == 22
     assert spec.learning_rate(0) == pytest.approx(1e-3)
     assert spec.learning_rate(10) == pytest.approx(1e-4 + 0.9e-3 * (1 + math.cos(math.pi * 10 / 11)) / 2)
     assert spec.learning_rate(5) == pytest.approx(1e-4 + 0.9e-3 * (1 + math.cos(math.pi * 5 / 11)) / 2)

@@ -61,7 +61,7 @@ def test_a_run_is_submitted_scaled_asked_and_stopped(lpo_ray, tmp_path: Path, ti
 
     again = lpo_ray("submit", QUICKSTART, f"run.name={run}", "run.steps=2", *SMALL)
     assert again.returncode == 2
-    assert f"run {run} goes on as job {run}-" in again.stderr
+    assert f"run {run} is active as job {run}-" in again.stderr
     assert "expected a name that is free" in again.stderr
 
     listed = lpo_ray("list")
@@ -95,7 +95,7 @@ def test_a_run_is_submitted_scaled_asked_and_stopped(lpo_ray, tmp_path: Path, ti
 
     said = lpo_ray("logs", run).stdout
     assert re.search(r"driver - \d+ rollout worker 1 (serves \d+:|is up, and takes the next weights)", said)
-    assert re.search(r"info rollout rollout-worker-1 \d+ lpo_ray.worker: its engine is up on ", said)
+    assert re.search(r"info rollout rollout-worker-1 \d+ its engine is up on ", said)
     assert "rollout worker 1 has left" in said
 
     stopped = lpo_ray("stop", run)

@@ -19,6 +19,7 @@ from actors.learner.group import LearnerGroup
 from lpo_ray.errors import LearnerLost
 from lpo_ray.learner.packing import pack_step
 from lpo_ray.records import StepReport
+from lpo_ray.run.settings import packing
 from lpo_ray.run.spec import RunSpec
 from tests.support.learner_ranks import make_targets, on, steps
 from tests.support.real_specs import plan_of
@@ -53,7 +54,7 @@ def test_on_policy_lpo_rev_and_grpo_give_the_same_weights(tiny_policy: Path, tmp
 
         async def one(learner: LearnerGroup) -> dict[str, torch.Tensor]:
             before = await weights_of(learner)
-            batch = pack_step(make_targets(), spec.packing(), step=0, seed=0, updates=1, learning_rate=1e-3)
+            batch = pack_step(make_targets(), packing(spec), step=0, seed=0, updates=1, learning_rate=1e-3)
             await learner.project(batch)
             found = await weights_of(learner)
             assert distance(found, before) > 1e-3

@@ -12,7 +12,7 @@ import pytest
 from lpo_ray.telemetry.prometheus import EXPORTED
 from tests.support.builders import make_target
 from tests.support.exported import exported_names
-from tests.support.step_metrics import metrics_of
+from tests.support.telemetry import metrics_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 REPORT_SECONDS = 1.0

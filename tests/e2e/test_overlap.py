@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from lpo_ray.cli.train import _recorder
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.train import train
+from tests.support.builders import recorder_of
 from tests.support.real_specs import GROUPS, plan_of
 
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -27,7 +27,7 @@ def test_staleness_stays_in_its_bound_and_the_anchor_absorbs_it(tmp_path: Path, 
     )  # fmt: skip
     connect(spec.config)
     try:
-        recorder = _recorder(spec, str(tiny_policy), Console(quiet=True))
+        recorder = recorder_of(spec, tiny_policy, Console(quiet=True))
         run_until_signal(lambda signals: train(spec, str(tiny_policy), build_cluster, recorder, signals))
     finally:
         disconnect()

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 
 from actors.cluster import Cluster, build_cluster, connect, disconnect
-from lpo_ray.cli.train import _recorder
 from lpo_ray.errors import Interrupted
 from lpo_ray.interfaces import Events
 from lpo_ray.records import WorkerStatus
@@ -25,6 +24,7 @@ from lpo_ray.run.signals import Signals, run_until_signal
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.run.train import train
 from lpo_ray.training.loop import StepRecord
+from tests.support.builders import recorder_of
 from tests.support.real_specs import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -102,7 +102,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     connect(spec.config)
     try:
-        recorder = _recorder(spec, str(tiny_policy), Console(file=output, width=400))
+        recorder = recorder_of(spec, tiny_policy, Console(file=output, width=400))
         recorder.__class__, recorder.faulty = Stopping, found
 
         async def work(signals: Signals) -> None:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from lpo_ray.cli.train import _recorder
+from actors.learner.worker import LearnerWorker
 from lpo_ray.interfaces import Events
 from lpo_ray.objective import project
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
@@ -24,6 +24,7 @@ from lpo_ray.records import PromptGroup, Response
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.run.train import train
+from tests.support.builders import recorder_of
 from tests.support.real_specs import GROUPS, SIZE, STEPS, plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -61,7 +62,7 @@ class Watched:
             seen.niceness = {name: _niceness(pid) for name, pid in seen.pids.items()}
             seen.expected = await cluster.learner.probe(as_bundles(probe))
             seen.served = await cluster.rollout.members[0].worker.handle.logprobs.remote(probe)
-            seen.shards = await cluster.learner.shard_digests()
+            seen.shards = [await rank.__ray_call__.remote(_shard_norms) for rank in cluster.learner.ranks]
             seen.verdicts = await _verdicts(cluster)
         finally:
             await cluster.close()
@@ -69,6 +70,12 @@ class Watched:
 
 def _niceness(pid: int) -> set[int]:
     return {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in psutil.Process(pid).threads()}
+
+
+def _shard_norms(worker: LearnerWorker) -> dict[str, float]:
+    """Norm of a rank's shard of each parameter."""
+    parameters = worker._policy.model.named_parameters()
+    return {name: float(parameter.ds_tensor.detach().double().norm()) for name, parameter in parameters}
 
 
 async def _verdicts(cluster: object) -> dict[str, object]:
@@ -109,7 +116,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Fin
 
     connect(spec.config)
     try:
-        recorder = _recorder(spec, str(tiny_policy), Console(quiet=True))
+        recorder = recorder_of(spec, tiny_policy, Console(quiet=True))
         run_until_signal(lambda signals: train(spec, str(tiny_policy), build, recorder, signals))
     finally:
         disconnect()

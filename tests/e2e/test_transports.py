@@ -15,13 +15,14 @@ import torch
 
 from actors.cluster import Cluster
 from actors.learner.worker import LearnerWorker
-from actors.publisher import Publisher
+from actors.publisher import DeliverySettings, Publisher
 from actors.roles import rollout_spawner
 from actors.rollout.worker import RolloutWorker
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import WeightsNotProved
 from lpo_ray.policy.weights import Bucket, tensor_digest
 from lpo_ray.policy.weights_proof import probe_sequences
+from lpo_ray.run.settings import learner_settings
 from lpo_ray.run.spec import RunSpec
 from tests.support.clusters import on_cluster
 from tests.support.fakes import FakeEvents
@@ -53,7 +54,7 @@ class Reusable:
 
     async def use(self, path: Path, dtype: str) -> None:
         learner = self.cluster.learner
-        settings = replace(self.spec.learner_settings(str(path)), dtype=dtype)
+        settings = replace(learner_settings(self.spec, str(path)), dtype=dtype)
 
         def load(worker: LearnerWorker) -> None:
             LearnerWorker.__init__(worker, worker._rank, worker._world_size, settings)
@@ -63,17 +64,19 @@ class Reusable:
         for member in pool.members:
             member.worker.kill()
         spec = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        pool._spawn = rollout_spawner(spec, str(path), TRANSPORTS["shared_memory"], FakeEvents())
+        pool._spawn = rollout_spawner(spec.config, str(path), spec.context, TRANSPORTS["shared_memory"], FakeEvents())
         await asyncio.gather(pool.start(), learner.load())
 
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:
         cluster, transport = self.cluster, TRANSPORTS[kind]
         await cluster.learner.open_export(transport, dtype, bucket_bytes)
-        return Publisher(
-            cluster.learner, cluster.rollout, transport, probe=probe_sequences(VOCABULARY, 256),
-            tolerance=1e-3 if dtype == "float32" else 0.1, processes_per_engine=1, prepare_seconds=30,
-            transfer_seconds=30,
+        settings = DeliverySettings(
+            transport, processes_per_engine=1, probe=probe_sequences(VOCABULARY, 256),
+            tolerance=1e-3 if dtype == "float32" else 0.1, prepare_seconds=30, transfer_seconds=30,
         )  # fmt: skip
+        publisher = Publisher(cluster.learner, cluster.rollout, settings)
+        cluster.rollout.admit = publisher.admit
+        return publisher
 
 
 async def all_cases(host: Reusable, policy: Path) -> None:

@@ -92,7 +92,7 @@ def test_who_is_stopped_is_named_and_the_run_goes_on(
         assert f"process {victim.pid} is stopped, " in text
         before = len(output.lines)
         victim.send_signal(signal.SIGCONT)
-        output.wait_for(r"^went on after \d+ s$", 20, before)
+        output.wait_for(r"^continued after \d+ s$", 20, before)
         output.wait_for(r"^step \d+/", 60, before)
         run.process.send_signal(signal.SIGTERM)
         assert run.process.wait(timeout=90) == 143, output.text

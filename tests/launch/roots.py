@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.launch.dockerfile import Instruction, Stage
 
-PACKAGES = "ca-certificates,python3,python3-venv"
+PACKAGES = "ca-certificates,python3,python3-dev,python3-venv"
 """what the image python:*-slim has beyond a minimal Debian"""
 SETTINGS = re.compile(r"PIP_|SSL_CERT|.*CA_BUNDLE|.*_proxy$|.*_PROXY$")
 APT = ("/etc/apt/apt.conf.d", "/etc/apt/auth.conf.d")

@@ -17,15 +17,16 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from actors.runtime.rendezvous import join_store, listen, open_store
 from actors.transports.cuda_ipc import from_plain, to_plain
+from lpo_ray.common.files import write_json
 from lpo_ray.common.redaction import redact, secret_in
 from lpo_ray.config import load_config
 from lpo_ray.errors import CheckpointDamaged, ConfigError, DataError
 from lpo_ray.policy.loading import context_length, load_policy
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.inprocess import build_inprocess
+from lpo_ray.run.settings import learner_settings
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tasks.sources.rows import open_rows
-from lpo_ray.telemetry.sinks import write_json
 from lpo_ray.training.checkpoint import _digests
 from tests.support.pickles import Evil
 
@@ -121,9 +122,8 @@ def test_a_model_that_transformers_knows_is_loaded_without_the_code_it_brings(fo
 def test_the_flag_reaches_learner_and_tokenizer(foreign: Path, tmp_path: Path) -> None:
     overrides = ["cluster.kind=inprocess", "learner.world_size=1", f"run.dir={tmp_path}", f"model.path={foreign}"]
     spec = make_spec(load_config(QUICKSTART, [*overrides, "model.trust_remote_code=true"]))
-    settings = spec.learner_settings(str(foreign))
-    assert settings.trust_remote_code
-    parts = build_inprocess(settings, spec.target_rule(), spec.context, spec.tolerance)
+    assert learner_settings(spec, str(foreign)).trust_remote_code
+    parts = build_inprocess(spec, str(foreign))
     assert type(parts.learner.policy.model).__name__ == "ForeignForCausalLM"
     assert not load_config(QUICKSTART).model.trust_remote_code
 
@@ -153,9 +153,11 @@ def test_a_datasets_library_that_would_run_scripts_is_refused(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "datasets", raising=False)
-    with pytest.raises(DataError, match=said):
-        open_rows("somebody/data")
-    monkeypatch.delitem(sys.modules, "datasets")
+    try:
+        with pytest.raises(DataError, match=said):
+            open_rows("somebody/data")
+    finally:
+        sys.modules.pop("datasets", None)  # monkeypatch would put this one back for the tests that follow
 
 
 # Code of a checkpoint
@@ -164,7 +166,7 @@ def test_a_datasets_library_that_would_run_scripts_is_refused(
 async def test_a_checkpoint_that_would_run_code_is_refused(tiny_policy: Path, tmp_path: Path) -> None:
     overrides = ["cluster.kind=inprocess", "learner.world_size=1", f"run.dir={tmp_path}", f"model.path={tiny_policy}"]
     spec = make_spec(load_config(QUICKSTART, overrides))
-    parts = build_inprocess(spec.learner_settings(str(tiny_policy)), spec.target_rule(), spec.context, spec.tolerance)
+    parts = build_inprocess(spec, str(tiny_policy))
     folder = tmp_path / "step_000001"
     await parts.learner.save(folder)
     await parts.learner.restore(folder, 1)

@@ -13,11 +13,11 @@ import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.errors import ComponentDied, TooManyLost
-from lpo_ray.evaluation import Evaluation
 from lpo_ray.interfaces import RolloutEngine
-from lpo_ray.records import Prompt, PromptGroup, Sampling, ScoredGroup
-from lpo_ray.run.evaluator import Evaluator
-from lpo_ray.run.spec import RunSpec, make_spec
+from lpo_ray.records import Evaluation, Prompt, PromptGroup, Sampling, ScoredGroup
+from lpo_ray.run.evaluator import EvaluationSettings, Evaluator
+from lpo_ray.run.settings import evaluation_settings
+from lpo_ray.run.spec import make_spec
 from tests.support.fakes import FakeComponents, FakeSource
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -89,14 +89,14 @@ class FakeRecord:
         self.notes.append(text)
 
 
-def plan_of(*overrides: str) -> RunSpec:
+def settings_of(*overrides: str) -> EvaluationSettings:
     base = ["run.name=never_begun", "evaluation.samples_per_prompt=4", "evaluation.ks=[1]"]
-    return make_spec(load_config(QUICKSTART, [*base, *overrides]))
+    return evaluation_settings(make_spec(load_config(QUICKSTART, [*base, *overrides])))
 
 
 def make(*overrides: str) -> tuple[Evaluator, Lending, FakeRecord]:
     parts, record = Lending(), FakeRecord()
-    return Evaluator(plan_of(*overrides), parts, FakeSource().heldout(5), record), parts, record
+    return Evaluator(settings_of(*overrides), parts, FakeSource().heldout(5), record), parts, record
 
 
 async def test_the_run_goes_on_while_the_weights_of_that_step_are_evaluated() -> None:
@@ -140,7 +140,7 @@ async def test_what_is_on_record_is_not_done_again_and_without_prompts_there_is_
     await evaluator.during(3)
     assert not parts.is_lent
     assert record.waited == 1
-    nothing = Evaluator(plan_of(), parts, [], record)
+    nothing = Evaluator(settings_of(), parts, [], record)
     await nothing.during(4)
     await nothing.now(4)
     assert list(record.found) == [3]

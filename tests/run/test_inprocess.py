@@ -13,6 +13,7 @@ from lpo_ray.errors import GroupLost, WeightsNotProved
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.inprocess import InprocessComponents, build_inprocess
+from lpo_ray.run.settings import loop_settings, sampling
 from lpo_ray.run.signals import first_cause
 from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.training.ledger import Ledger
@@ -33,15 +34,14 @@ def prepare(folder: Path, policy: Path, *overrides: str) -> tuple[RunSpec, Inpro
             ],
         )
     )  # fmt: skip
-    parts = build_inprocess(spec.learner_settings(str(policy)), spec.target_rule(), spec.context, spec.tolerance)
-    return spec, parts
+    return spec, build_inprocess(spec, str(policy))
 
 
 async def one_step(spec: RunSpec, parts: InprocessComponents, folder: Path, policy: Path) -> FakeObserver:
     observer = FakeObserver()
     version = (await parts.transport.publish(0)).version
     source = spec.source(Tokenizer.load(str(policy)))
-    loop = TrainingLoop(parts, source, Ledger(folder / "ledger.sqlite"), spec.loop_settings(), observer)
+    loop = TrainingLoop(parts, source, Ledger(folder / "ledger.sqlite"), loop_settings(spec), observer)
     await loop.run(version)
     return observer
 
@@ -89,7 +89,7 @@ async def test_weights_that_did_not_arrive_are_noticed(
 async def test_an_unscored_response_loses_its_group(tmp_path: Path, tiny_policy: Path) -> None:
     spec, parts = prepare(tmp_path, tiny_policy, "task.verifier=tests.verifiers.test_verdict:raises")
     source = spec.source(Tokenizer.load(str(tiny_policy)))
-    group = await parts.rollout.sample(source.train(0), spec.sampling(), 0)
+    group = await parts.rollout.sample(source.train(0), sampling(spec), 0)
     with pytest.raises(GroupLost, match="response 0 stayed unscored: RuntimeError: no network"):
         await parts.verifier.score(group)
 

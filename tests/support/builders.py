@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, TargetGroup, zero_anchor
+from lpo_ray.run.recorder import Recorder
+from lpo_ray.run.settings import recorder_settings
+from lpo_ray.run.spec import RunSpec
 
 NOON = time.mktime((2026, 7, 1, 12, 0, 5, 0, 0, -1))
 
@@ -51,3 +56,8 @@ def make_target(number: int = 0, lengths: Sequence[int] = (3, 5), **kwargs: int)
     logits = np.random.default_rng(3000 + number).normal(size=len(lengths))
     log_target = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
     return TargetGroup(scored, log_target, zero_anchor([scored])[0], 1.0)
+
+
+def recorder_of(spec: RunSpec, model_path: Path, console: Console) -> Recorder:
+    """The recorder of a run, without the sinks of a cluster."""
+    return Recorder(recorder_settings(spec, str(model_path)), console, spec.tokenizer(str(model_path)))

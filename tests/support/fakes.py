@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,15 +149,7 @@ def projected(target: TargetGroup, update: int) -> ProjectedGroup:
         update=update,
         responses=tuple(range(len(zeros))),
         loss=0.0,
-        log_ratio=zeros,
-        surrogate=zeros,
-        coefficient=zeros,
-        entropy=zeros,
-        clip_fraction=zeros,
-        engine_mismatch=zeros,
-        engine_drift=zeros,
-        engine_kl=zeros,
-        reference_kl=zeros,
+        **dict.fromkeys(ProjectedGroup.ARRAYS, zeros),
     )
 
 
@@ -208,3 +201,6 @@ class FakeEvents:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.reports.append(tuple(workers))
+
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()

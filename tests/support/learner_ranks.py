@@ -13,6 +13,7 @@ from actors.learner.group import LearnerGroup
 from lpo_ray.learner.packing import pack_step
 from lpo_ray.objective import gibbs_target, target_temperature
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
+from lpo_ray.run.settings import packing
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec
 from tests.support.fakes import FakeEvents
@@ -50,6 +51,6 @@ def on(spec: RunSpec, policy: Path, work: Callable[[LearnerGroup], Awaitable[obj
 async def steps(learner: LearnerGroup, spec: RunSpec, count: int, first: int = 0, lr: float = 1e-3) -> list[StepReport]:
     reports = []
     for step in range(first, first + count):
-        batch = pack_step(make_targets(), spec.packing(), step=step, seed=0, updates=2, learning_rate=lr)
+        batch = pack_step(make_targets(), packing(spec), step=step, seed=0, updates=2, learning_rate=lr)
         reports.append(await learner.project(batch))
     return reports

@@ -35,5 +35,5 @@ class Reference:
 def remote_worker(name: str, handle: object) -> RemoteWorker:
     """A worker whose actor is up: ``handle``."""
     worker = RemoteWorker(name, Request("rollout", [{}], "SPREAD"), lambda group: handle, sys.stderr.write, 5)
-    worker.handle = handle
+    worker._handle = handle
     return worker

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lpo_ray.common.files import write_json
 from lpo_ray.records import IntArray, TargetGroup
 from lpo_ray.telemetry.log import LogFile, LogLine
 from lpo_ray.telemetry.samples import samples_path, write_samples
-from lpo_ray.telemetry.sinks import MetricsLog, write_json
+from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.telemetry.status import StatusFile
 from tests.support.builders import make_target
-from tests.support.step_metrics import report_of
+from tests.support.telemetry import report_of
 
 
 def scored(number: int, rewards: Sequence[float], *, version: int = 0, tokens: int = 4) -> TargetGroup:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_ray.tasks.base_policy import character_tokenizer
+from lpo_ray.tasks.countdown import CountdownSource
 from lpo_ray.tasks.sources.countdown_problems import EXAMPLES, Problem, answer_json, conversation, generate, render
-from lpo_ray.tasks.sources.countdown_source import CountdownSource
 from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.verifiers.countdown import countdown_strict
 from tests.support.dataset_files import chat_tokenizer

@@ -14,8 +14,7 @@ from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.dataset import needs_answer
-from lpo_ray.tasks.sources.source import PromptEncoder
-from lpo_ray.tasks.sources.split import split_of
+from lpo_ray.tasks.sources.source import PromptEncoder, split_of
 from lpo_ray.tasks.table import TASKS, check_task, task_named, verifier_of
 from lpo_ray.tasks.task import SourceContext, Task
 from lpo_ray.tasks.token_reversal import HELDOUT_SHARE, Settings, TokenReversalSource

@@ -12,7 +12,7 @@ from lpo_ray.records import TargetGroup
 from lpo_ray.telemetry.difficulty import Difficulty
 from lpo_ray.telemetry.samples import samples_path, write_samples
 from tests.support.builders import make_target
-from tests.support.step_metrics import report_of
+from tests.support.telemetry import report_of
 
 
 def visited(number: int, rewards: list[float], prompt_id: str) -> TargetGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,24 @@ LINE = LogLine(NOON, "warning", "rollout", "rollout worker 1", 12, "its engine i
 def test_a_line_is_rendered_in_columns_without_spaces() -> None:
     assert LINE.render() == "12:00:05 warning rollout rollout-worker-1 12 its engine is slow"
     assert LogLine(NOON, "info", "driver", "", None, "a\nb\r").render() == "12:00:05 info driver - - a\\nb\\r"
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "source", "shown"),
+    [
+        ("lpo_ray.worker", logging.INFO, "", True),
+        ("actors", logging.WARNING, "", True),
+        ("lpo_ray_plugin", logging.WARNING, "lpo_ray_plugin", False),
+        ("DeepSpeed", logging.WARNING, "DeepSpeed", False),
+        ("vllm.engine", logging.ERROR, "vllm.engine", True),
+        ("vllm.engine", logging.CRITICAL, "vllm.engine", True),
+    ],
+)
+def test_a_terminal_shows_our_own_lines_and_errors_of_others(name: str, level: int, source: str, shown: bool) -> None:
+    record = logging.LogRecord(name, level, __file__, 1, "slow", (), None)
+    line = LogLine.of(record, "slow", "rollout", "rollout worker 1")
+    assert (line.source, line.is_shown) == (source, shown)
+    assert line.render().endswith(f" rollout-worker-1 - {source}: slow" if source else " rollout-worker-1 - slow")
 
 
 def test_a_text_of_several_lines_is_shown_as_several() -> None:
@@ -34,7 +53,7 @@ def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert list(read_log(tmp_path / "run" / "log.jsonl")) == lines
     assert list(read_log(tmp_path / "nothing.jsonl")) == []
     first = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
-    assert list(first) == ["time", "level", "role", "worker", "step", "text"]
+    assert list(first) == ["time", "level", "role", "worker", "step", "text", "source"]
 
 
 @pytest.mark.parametrize("cut", ['{"time": 1.0, "lev', "{", " " * 200_000, ""])

@@ -12,7 +12,7 @@ import pytest
 from lpo_ray.telemetry.prometheus import EXPORTED, samples
 from tests.support.builders import make_target
 from tests.support.exported import exported_names
-from tests.support.step_metrics import metrics_of
+from tests.support.telemetry import metrics_of
 
 DASHBOARD = Path(__file__).parents[2] / "launch" / "grafana" / "lpo_ray.json"
 

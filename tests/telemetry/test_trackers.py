@@ -113,7 +113,7 @@ def test_one_that_cannot_be_opened_is_noted_once(name: str, why: str, tmp_path: 
         sink.append({"step": step})
     sink.close()
     assert len(notes) == 1
-    assert f"is off from here on: {why}. The run goes on" in notes[0]
+    assert f"is off from here on: {why}. The run continues" in notes[0]
 
 
 def test_one_that_raises_later_is_off_from_then_on(tmp_path: Path) -> None:

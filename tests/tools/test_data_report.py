@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lpo_ray.cli.plan import data_command
+from lpo_ray.cli.data import data_command
 from lpo_ray.config import load_config
 from lpo_ray.errors import DataError
 from lpo_ray.run.spec import data_spec
 from lpo_ray.tasks.base_policy import character_tokenizer
-from lpo_ray.tools import data_report as data_view
-from lpo_ray.tools.data_report import visible
+from lpo_ray.tools.data_report import read_data, render, visible
 from tests.support.commands import QUICKSTART, lpo_ray
 from tests.support.dataset_files import VERL_GSM8K, chat_tokenizer, write_jsonl
 
@@ -27,9 +26,9 @@ def shown(tmp_path: Path, rows: list, *overrides: str, tokenizer: object = None)
     path = write_jsonl(tmp_path / "train.jsonl", rows)
     base = ["task.name=dataset", "task.verifier=boxed", f"task.path={path}", "evaluation.num_prompts=0"]
     spec = data_spec(load_config(Path(QUICKSTART), [*base, *overrides]))
-    report = data_view.read(spec, tokenizer or character_tokenizer())
+    report = read_data(spec, tokenizer or character_tokenizer())
     out = io.StringIO()
-    Console(file=out, width=100, force_terminal=True, color_system=None).print(data_view.render(report))
+    Console(file=out, width=100, force_terminal=True, color_system=None).print(render(report))
     return out.getvalue(), json.loads(json.dumps(report.to_json()))
 
 

@@ -13,8 +13,7 @@ from lpo_ray.tasks.reasoning_gym import generators
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
-from lpo_ray.verifiers.code_bounds import ARITHMETIC, LITERAL, refused_answer
-from lpo_ray.verifiers.reasoning_gym import made_dataset
+from lpo_ray.verifiers.reasoning_gym import ARITHMETIC, LITERAL, made_dataset, refused_answer
 from tests.support.hostile_answers import HOSTILE
 
 COMPOSITE = {"datasets": [{"name": "countdown", "weight": 1}, {"name": "chain_sum", "weight": 1}]}

@@ -1,1 +1,1 @@
-"""Datasets and generators -> Prompt."""
+"""Sources of prompts: files and generators."""

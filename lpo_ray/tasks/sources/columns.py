@@ -8,8 +8,8 @@ verl        ``prompt``, messages                                        ``reward
 OpenRLHF    ``input``, ``context_messages`` or ``question``             ``answer`` or ``label``
 ==========  ==========================================================  ===================================
 
-A column of a column is named with a dot. All columns but the prompt's text and ``answer`` go on to verifiers; where the
-prompt is messages, these go on as ``prompt``.
+A column of a column is named with a dot. All columns but the prompt's text and ``answer`` reach verifiers; a prompt of
+messages reaches them as ``prompt``.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ANSWERS = ("answer", "label", "ground_truth", "final_answer", "solution")
 """names of the answer's column, likewise"""
 IMAGES = ("images", "image")
 MAX_DEPTH = 64
-"""of mappings and lists in a value"""
+"""nesting of mappings and lists in a value"""
 SHOWN = 80
 """characters of a value in a message"""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row, understood.
+    """Prompt, answer and the rest of one row.
 
     Example: ``Example("1+1=", "2", {"level": 3}, 0)``
     """
@@ -59,7 +59,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where prompt and answer stand.
+    """Names of the columns where prompt and answer stand.
 
     Example: ``Columns("prompt", "reward_model.ground_truth", True)``
     """
@@ -69,7 +69,7 @@ class Columns:
     needs_answer: bool
 
     def read(self, row: Row, where: str) -> Example:
-        """The row's prompt, answer and rest. DataError that starts with ``where`` and names the column."""
+        """Read the row's prompt, answer and rest. DataError that starts with ``where`` and names the column."""
         found = look_up(row, self.prompt)
         if found is None:
             raise _missing(row, self.prompt, where)
@@ -86,7 +86,8 @@ class Columns:
 
 
 def recognised(first: Row, prompt: str | None, answer: str | None, where: str, *, needs_answer: bool) -> Columns:
-    """The columns of a data set by its ``first`` row; ``prompt`` and ``answer`` are what the configuration says.
+    """Recognise the columns of a data set by its ``first`` row; ``prompt`` and ``answer`` are what the configuration
+    says.
 
     DataError when there is no column for the prompt, or none for an answer that is needed.
     """
@@ -109,7 +110,9 @@ def recognised(first: Row, prompt: str | None, answer: str | None, where: str, *
 
 
 def look_up(row: Row, column: str) -> object:
-    """The value of a column, or of a column of a column (of a list: its number, from 0); None when there is none."""
+    """Return the value of a column, or of a column of a column (of a list: its number, from 0); None when there is
+    none.
+    """
     value: object = row
     if column in row:
         return row[column]
@@ -124,7 +127,7 @@ def look_up(row: Row, column: str) -> object:
 
 
 def plain(value: object, where: str, depth: int = 0) -> Any:  # noqa: ANN401 - JSON
-    """``value`` as what JSON has: bytes as base64, times in ISO format, decimals as text. DataError otherwise."""
+    """Turn ``value`` into JSON types: bytes as base64, times in ISO format, decimals as text. DataError otherwise."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if depth >= MAX_DEPTH:
@@ -143,13 +146,13 @@ def plain(value: object, where: str, depth: int = 0) -> Any:  # noqa: ANN401 - J
 
 
 def shown(value: object) -> str:
-    """A value in a message, on one line and cut."""
+    """Write a value for a message, on one line and cut."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _prompt(value: object, where: str) -> tuple[str | Messages, int]:
-    """The prompt, and the images among its messages."""
+    """Return the prompt, and the images among its messages."""
     if isinstance(value, str) and value.strip():
         return _unicode(value, where), 0
     if not isinstance(value, list | tuple) or not value:
@@ -161,7 +164,7 @@ def _prompt(value: object, where: str) -> tuple[str | Messages, int]:
 
 
 def _message(message: object, where: str) -> tuple[dict[str, Any], int]:
-    """Role, content as text, and whatever else a template may use; and the images that were in the content."""
+    """Return role, content as text, and whatever else a template may use; and the images that were in the content."""
     if not isinstance(message, Mapping):
         raise DataError(f"{where} is {shown(message)}; expected role and content")
     role, content, images = message.get("role"), message.get("content"), 0

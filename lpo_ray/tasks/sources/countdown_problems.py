@@ -10,17 +10,17 @@ from fractions import Fraction
 
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.policy.tokenizer import Messages
-from lpo_ray.tasks.sources.split import Split, split_of
+from lpo_ray.tasks.sources.source import Split, split_of
 
 HELDOUT_SHARE = 8
 """one in so many problems is held out"""
 MAX_DRAWS = 100_000
-"""for one problem; settings that allow hardly any problem are refused instead of searched for ever"""
+"""draws for one problem; settings that allow hardly any problem are refused instead of searched for ever"""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Example: ``Problem((3, 5, 7), 22, "3*5+7")``"""
+    """One problem with a solution. Example: ``Problem((3, 5, 7), 22, "3*5+7")``"""
 
     numbers: tuple[int, ...]
     target: int
@@ -43,7 +43,7 @@ def generate(
     max_number: int = 20,
     max_target: int = 100,
 ) -> Problem:
-    """Problem number ``index`` of ``seed`` in ``split``; targets are in 0..max_target, numbers in 1..max_number.
+    """Make problem number ``index`` of ``seed`` in ``split``; targets are in 0..max_target, numbers in 1..max_number.
 
     Solutions use every number once with + - * and exact /, in random order and nesting. ValueError when the settings
     allow no problem.
@@ -72,7 +72,7 @@ def generate(
 
 
 def answer_json(problem: Problem) -> str:
-    """What the verifier reads."""
+    """Write the problem as JSON, as the verifier reads it."""
     return json.dumps({"numbers": list(problem.numbers), "target": problem.target})
 
 
@@ -94,7 +94,7 @@ TEMPLATES = {"plain": _plain, "chat": _chat}
 
 
 def render(problem: Problem, template: str) -> str:
-    """Text of the problem; ``chat`` is the user's turn, to go through the tokenizer's chat template."""
+    """Write the problem as a text; ``chat`` is the user's turn, to go through the tokenizer's chat template."""
     return TEMPLATES[template](problem)
 
 
@@ -103,8 +103,8 @@ EXAMPLES = (Problem((2, 3, 4), 9, "2+3+4"), Problem((9, 5, 1), 13, "9+5-1"))
 
 
 def conversation(problem: Problem, examples: int) -> Messages:
-    """The problem as the last of the user's turns, after so many of EXAMPLES with their solutions as the assistant's;
-    the form is what these show, so no turn describes it.
+    """Write the problem as the last of the user's turns, after so many of EXAMPLES with their solutions as the
+    assistant's; the form is what these show, so no turn describes it.
     """
     shown: list[dict[str, str]] = []
     for example in EXAMPLES[:examples]:

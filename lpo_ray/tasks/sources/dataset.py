@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Position(NamedTuple):
-    """Where a number of the run is in the data.
+    """Place in the data of a number of the run.
 
     Example: ``Position(epoch=2, step=17, row=4101)``
     """
@@ -27,7 +27,7 @@ class Position(NamedTuple):
     step: int
     """prompts of this epoch before it"""
     row: int
-    """of the file, counted from 1; for files of lines, the line"""
+    """row of the file, counted from 1; for files of lines, the line"""
 
 
 class DatasetSource:
@@ -68,18 +68,20 @@ class DatasetSource:
         return self._train_file
 
     def position(self, index: int) -> Position:
-        """Where training prompt ``index`` of the run is: an endless sequence of epochs, each in an order of its own."""
+        """Find training prompt ``index`` of the run in the data: an endless sequence of epochs, each in an order of its
+        own.
+        """
         epoch, step = divmod(index, len(self.train_file))
         return Position(epoch, step, self.train_file.row(self._place(epoch, step)))
 
     def train(self, index: int) -> Prompt:
-        """Training prompt ``index`` of the run, read from the file and encoded. DataError if the file was changed."""
+        """Read training prompt ``index`` of the run from the file and encode it. DataError if the file was changed."""
         epoch, step = divmod(index, len(self.train_file))
         place = self._place(epoch, step)
         return self._prompt(f"train-{index:08d}-row-{self.train_file.row(place)}", self.train_file, place)
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` prompts of the held-out file; DataError when it has fewer."""
+        """Read the first ``count`` prompts of the held-out file; DataError when it has fewer."""
         file = self.heldout_file
         there = 0 if file is None else len(file)
         if count > there:
@@ -97,7 +99,7 @@ class DatasetSource:
         return Prompt(prompt_id, file.encoded(example), example.answer, self._verifier, example.row)
 
     def _check_overlap(self, heldout: PromptFile) -> int:
-        """How many held-out prompts are alike to one of training. DataError when some are equal."""
+        """Count held-out prompts that are alike to one of training. DataError when some are equal."""
         train = self.train_file
         equal = _shared(heldout.found.exact, train.found.exact, heldout, train)
         alike = _shared(heldout.found.folded, train.found.folded, heldout, train)
@@ -118,5 +120,5 @@ class DatasetSource:
 
 
 def _shared(mine: Hashes, others: Hashes, file: PromptFile, other: PromptFile) -> np.ndarray:
-    """Places in ``file`` whose prompt is also in ``other``."""
+    """List the places in ``file`` whose prompt is also in ``other``."""
     return np.flatnonzero(np.isin(mine[file.kept], others[other.kept]))

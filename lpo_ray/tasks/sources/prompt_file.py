@@ -34,7 +34,7 @@ Hashes = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How rows become prompts."""
+    """Settings by which rows become prompts."""
 
     encoder: PromptEncoder
     prompt_column: str | None
@@ -48,7 +48,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """What one pass over a file found, a number for each of its N rows."""
+    """Findings of one pass over a file, a number for each of its N rows."""
 
     lengths: npt.NDArray[np.int32]
     """[N] tokens of the prompt"""
@@ -81,22 +81,22 @@ class PromptFile:
         self._report(reading)
 
     def __len__(self) -> int:
-        """M, prompts that are short enough."""
+        """Count the prompts that are short enough, M."""
         return len(self.kept)
 
     def row(self, position: int) -> int:
-        """What messages call the row of prompt ``position`` (0 to M - 1): counted from 1; for files of lines, the
-        line.
+        """Return what messages call the row of prompt ``position`` (0 to M - 1): counted from 1; for files of lines,
+        the line.
         """
         return self._rows.number(int(self.kept[position]))
 
     def example(self, position: int) -> Example:
-        """Prompt ``position`` (0 to M - 1), read from the file again."""
+        """Read prompt ``position`` (0 to M - 1) from the file again."""
         index = int(self.kept[position])
         return self._columns.read(self._rows[index], self._where(index))
 
     def encoded(self, example: Example) -> IntArray:
-        """[T] its token ids."""
+        """Encode an example: [T] token ids."""
         return self._encoder.encode(example.prompt)
 
     @property
@@ -120,7 +120,7 @@ class PromptFile:
             done += len(batch)
             if (now := time.monotonic()) - said > PROGRESS_SECONDS:
                 said = now  # a warning, as the driver shows nothing less
-                logger.warning("%s: %s rows read in %.0f s, going on", self.path, f"{done:,}", now - started)
+                logger.warning("%s: %s rows read in %.0f s, continuing", self.path, f"{done:,}", now - started)
         exact, folded = np.concatenate(hashes).T
         return Pass(np.concatenate(lengths), exact.copy(), folded.copy(), num_with_images)
 
@@ -138,7 +138,7 @@ class PromptFile:
         return lengths
 
     def _images(self, examples: list[Example], first: int, reading: Reading) -> int:
-        """How many of them have images. DataError unless these are to be ignored."""
+        """Count the rows that have images. DataError unless these are to be ignored."""
         places = [place for place, example in enumerate(examples) if example.num_images]
         if places and not reading.ignore_images:
             raise DataError(
@@ -179,5 +179,5 @@ def _hashes(text: str) -> tuple[int, int]:
 
 
 def _hash(text: str) -> int:
-    """64 bits: two of a million different texts are equal once in 40 million data sets."""
+    """Hash to 64 bits: two of a million different texts are equal once in 40 million data sets."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")

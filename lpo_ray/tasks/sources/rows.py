@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from typing_extensions import override
+
 from lpo_ray.errors import DataError
 from lpo_ray.tasks.sources.columns import Row, shown
 
@@ -18,20 +20,20 @@ class Rows(Protocol):
     """Rows of a data set, counted from 0. Errors are DataError and name the row, counted from 1 as people do."""
 
     def __iter__(self) -> Iterator[Row]:
-        """All rows in order. To be gone through once before any is asked for; it may be left early."""
+        """Yield all rows in order. To be gone through once before any is asked for; it may be left early."""
         ...
 
     def __getitem__(self, index: int) -> Row:
-        """Row ``index``, which the pass has come by."""
+        """Read row ``index``, which the pass has come by."""
         ...
 
     def number(self, index: int) -> int:
-        """What messages call row ``index``; for files of lines, its line."""
+        """Return what messages call row ``index``; for files of lines, its line."""
         ...
 
 
 def open_rows(path: str) -> Rows:
-    """Of a .jsonl or .parquet file, or of a Hugging Face data set. DataError when it cannot be opened."""
+    """Open a .jsonl or .parquet file, or a Hugging Face data set. DataError when it cannot be opened."""
     if path.endswith(".jsonl"):
         return JsonlRows(path)
     from lpo_ray.tasks.sources.tables import HubRows, ParquetRows  # pyarrow takes a while to import
@@ -39,7 +41,7 @@ def open_rows(path: str) -> Rows:
     return ParquetRows(path) if path.endswith(".parquet") else HubRows(path)
 
 
-class JsonlRows:
+class JsonlRows(Rows):
     """One JSON object a line, in UTF-8; empty lines are passed over. In memory: 16 bytes a row."""
 
     def __init__(self, path: str) -> None:
@@ -47,8 +49,9 @@ class JsonlRows:
         self._offsets, self._numbers = array("q"), array("q")
         self._stamp = (0, 0)
 
+    @override
     def __iter__(self) -> Iterator[Row]:
-        """See Rows; notes where each row begins."""
+        """Yield all rows in order, and note where each begins."""
         self._offsets, self._numbers = array("q"), array("q")
         offset = 0
         with self._open() as file:
@@ -60,8 +63,9 @@ class JsonlRows:
                     yield self._parsed(line, number)
                 offset += len(line)
 
+    @override
     def __getitem__(self, index: int) -> Row:
-        """See Rows. DataError when the file is another than it was."""
+        """Read row ``index``. DataError when the file is another than it was."""
         with self._open() as file:
             if _stamp(file) != self._stamp:
                 raise DataError(
@@ -71,8 +75,8 @@ class JsonlRows:
             file.seek(self._offsets[index])
             return self._parsed(file.readline(), self._numbers[index])
 
+    @override
     def number(self, index: int) -> int:
-        """See Rows."""
         return self._numbers[index]
 
     def _open(self) -> BinaryIO:

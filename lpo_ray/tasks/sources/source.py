@@ -6,34 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from hashlib import blake2b
+from typing import Literal
 
 import numpy as np
 
 from lpo_ray.errors import DataError
 from lpo_ray.policy.tokenizer import Messages, Tokenizer
-from lpo_ray.records import IntArray, Prompt
+from lpo_ray.records import IntArray
 
-
-class PromptSource(Protocol):
-    """Training prompts by number, and held-out prompts.
-
-    The position in the data is that number and nothing else: a source has no cursor, so what a resumed run needs is
-    the first number that was never issued, which its ledger has.
-    """
-
-    def train(self, index: int) -> Prompt:
-        """Training prompt number ``index`` of the run (0, 1, ...), without end. Its id sorts in this order."""
-        ...
-
-    def heldout(self, count: int) -> Sequence[Prompt]:
-        """The first ``count`` held-out prompts; none of them is ever a training prompt."""
-        ...
+Split = Literal["train", "heldout"]
+HELDOUT_SEED = 0
+"""seed of the held-out problems of generators: the same for every run, so that runs can be compared"""
 
 
 class PromptEncoder:
-    """A prompt to the token ids the engine is given: text as it is or as the user's turn, messages through the
-    tokenizer's chat template whatever task.template says.
+    """Encoder from a prompt to the token ids that the engine is given: text as it is or as the user's turn, messages
+    through the tokenizer's chat template whatever task.template says.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str, max_tokens: int) -> None:
@@ -47,23 +36,23 @@ class PromptEncoder:
         self._tokenizer, self._template, self.max_tokens = tokenizer, template, max_tokens
 
     def encode(self, prompt: str | Messages) -> IntArray:
-        """[T] token ids. DataError for messages that cannot be rendered."""
+        """Encode a prompt: [T] token ids. DataError for messages that cannot be rendered."""
         return self._tokenizer.encode(self.render(prompt))
 
     def encode_many(self, rendered: Sequence[str]) -> list[IntArray]:
-        """Token ids of prompts that ``render`` made, together."""
+        """Encode prompts that ``render`` made, together."""
         return self._tokenizer.encode_many(rendered)
 
     def render(self, prompt: str | Messages) -> str:
-        """The text whose tokens the engine is given. DataError for messages that cannot be rendered."""
+        """Render the text whose tokens the engine is given. DataError for messages that cannot be rendered."""
         if not isinstance(prompt, str):
             return self._tokenizer.render(prompt)
         return self._tokenizer.render([{"role": "user", "content": prompt}]) if self._template == "chat" else prompt
 
 
 def cycled(seed: int, index: int, num_train: int | None) -> int:
-    """Which problem of a generator training prompt ``index`` is: itself, or with ``num_train`` one of so many, each
-    epoch in an order of its own.
+    """Choose which problem of a generator training prompt ``index`` is: itself, or with ``num_train`` one of so many,
+    each epoch in an order of its own.
     """
     if not num_train:
         return index
@@ -71,9 +60,17 @@ def cycled(seed: int, index: int, num_train: int | None) -> int:
     return int(epoch_order(seed, epoch, num_train)[position])
 
 
-@lru_cache(maxsize=2)  # a step's prompts may be of two epochs; made anew for each prompt it would take the most time
+@lru_cache(maxsize=2)  # a step's prompts may be of two epochs; made again for each prompt it would take the most time
 def epoch_order(seed: int, epoch: int, size: int) -> IntArray:
-    """The order of ``size`` rows in ``epoch``: a permutation of its own for each (seed, epoch). Read-only."""
+    """Return the order of ``size`` rows in ``epoch``: a permutation of its own for each (seed, epoch). Read-only."""
     order = np.random.default_rng([seed, epoch]).permutation(size)
     order.setflags(write=False)
     return order
+
+
+def split_of(problem: str, task: str, share: int) -> Split:
+    """Decide where a generated problem belongs by the problem itself, whatever seed made it: one in ``share`` problems
+    of a task is held out. ``task``: at most 16 bytes.
+    """
+    digest = blake2b(problem.encode(), digest_size=8, person=task.encode()).digest()
+    return "heldout" if int.from_bytes(digest, "big") % share == 0 else "train"

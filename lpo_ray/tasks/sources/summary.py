@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lpo_ray.interfaces import PromptSource
 from lpo_ray.tasks.sources.dataset import DatasetSource
 from lpo_ray.tasks.sources.prompt_file import PromptFile
-from lpo_ray.tasks.sources.source import PromptSource
 
 QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 SAMPLED = 1000
@@ -18,10 +18,10 @@ SAMPLED = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
-    """Of one split.
+class SplitSummary:
+    """Numbers of one split.
 
-    Example: ``Statistics(7500, 12, 3, {"min": 40, "50 %": 92, "90 %": 160, "99 %": 301, "max": 2410}, False)``
+    Example: ``SplitSummary(7500, 12, 3, {"min": 40, "50 %": 92, "90 %": 160, "99 %": 301, "max": 2410}, False)``
     """
 
     rows: int
@@ -35,8 +35,8 @@ class Statistics:
     """whether these are the first SAMPLED prompts of a generator, which has no end"""
 
 
-def of_source(source: PromptSource, num_heldout: int) -> dict[str, Statistics]:
-    """train, and heldout where there is one, to their numbers; for generators of ``num_heldout`` held-out prompts."""
+def summarise(source: PromptSource, num_heldout: int) -> dict[str, SplitSummary]:
+    """Sum up train, and heldout where there is one. A generator has ``num_heldout`` held-out prompts."""
     if isinstance(source, DatasetSource):
         files = {"train": source.train_file, "heldout": source.heldout_file}
         return {split: _of_file(file) for split, file in files.items() if file is not None}
@@ -44,7 +44,7 @@ def of_source(source: PromptSource, num_heldout: int) -> dict[str, Statistics]:
     if num_heldout:
         splits["heldout"] = list(source.heldout(num_heldout))
     return {
-        split: Statistics(
+        split: SplitSummary(
             rows=len(prompts),
             left_out=0,
             duplicates=len(prompts) - len({prompt.token_ids.tobytes() for prompt in prompts}),
@@ -55,9 +55,9 @@ def of_source(source: PromptSource, num_heldout: int) -> dict[str, Statistics]:
     }
 
 
-def _of_file(file: PromptFile) -> Statistics:
+def _of_file(file: PromptFile) -> SplitSummary:
     lengths = file.found.lengths
-    return Statistics(len(lengths), len(lengths) - len(file), file.num_duplicates, _quantiles(lengths), False)
+    return SplitSummary(len(lengths), len(lengths) - len(file), file.num_duplicates, _quantiles(lengths), False)
 
 
 def _quantiles(lengths: npt.NDArray[np.int32]) -> dict[str, int]:

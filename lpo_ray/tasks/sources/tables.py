@@ -11,19 +11,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import override
 
 from lpo_ray.errors import DataError
 from lpo_ray.tasks.sources.columns import Row
+from lpo_ray.tasks.sources.rows import Rows
 
 BATCH = 1024
 """rows that are made Python values at once"""
 KEPT_BYTES = 256 * 2**20
-"""of row groups as Arrow has them: a file of this size is read from disk once. One row group is always kept"""
+"""size of row groups as Arrow has them: a file of this size is read from disk once. One row group is always kept"""
 SAFE_DATASETS = 4
 """major version of the datasets library from which on it runs no code of a data set"""
 
 
-class ParquetRows:
+class ParquetRows(Rows):
     """A parquet file. In memory: the row groups that were used last, up to KEPT_BYTES."""
 
     def __init__(self, path: str) -> None:
@@ -37,8 +39,8 @@ class ParquetRows:
         self._starts = list(accumulate(sizes, initial=0))
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
 
+    @override
     def __iter__(self) -> Iterator[Row]:
-        """See Rows."""
         first = 0
         try:
             for batch in self._file.iter_batches(batch_size=BATCH):
@@ -47,13 +49,13 @@ class ParquetRows:
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"dataset {self._path} cannot be read after row {first}: {error}") from error
 
+    @override
     def __getitem__(self, index: int) -> Row:
-        """See Rows."""
         group = bisect_right(self._starts, index) - 1
         return rows_of(self._group(group).slice(index - self._starts[group], 1), self._path, index)[0]
 
+    @override
     def number(self, index: int) -> int:
-        """See Rows."""
         return index + 1
 
     def _group(self, group: int) -> pa.Table:
@@ -69,7 +71,7 @@ class ParquetRows:
         return self._kept[group]
 
 
-class HubRows:
+class HubRows(Rows):
     """A Hugging Face data set: a folder that ``save_to_disk`` wrote, or a name on the hub. In memory: nothing, the
     library maps its files.
 
@@ -80,22 +82,22 @@ class HubRows:
         self._path = path
         self._data = _loaded(path).with_format("arrow")
 
+    @override
     def __iter__(self) -> Iterator[Row]:
-        """See Rows."""
         for first in range(0, len(self._data), BATCH):
             yield from rows_of(self._data[first : first + BATCH], self._path, first)
 
+    @override
     def __getitem__(self, index: int) -> Row:
-        """See Rows."""
         return rows_of(self._data[index : index + 1], self._path, index)[0]
 
+    @override
     def number(self, index: int) -> int:
-        """See Rows."""
         return index + 1
 
 
 def rows_of(table: pa.Table | pa.RecordBatch, path: str, first: int) -> list[Row]:
-    """Rows of a table whose first is row ``first`` of the file. DataError when one cannot be a Python value."""
+    """Return a table's rows, the first of which is row ``first`` of the file. DataError when one cannot be read."""
     try:
         return table.to_pylist()
     except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates that Python has not
@@ -139,7 +141,7 @@ def _loaded(path: str) -> Any:  # noqa: ANN401 - datasets is not a package we ne
 
 
 def _split_of(loaded: Any, split: str, path: str) -> Any:  # noqa: ANN401 - as above
-    """A data set out of a folder that may hold several."""
+    """Choose a data set out of a folder that may hold several."""
     if not isinstance(loaded, dict):
         if split:
             raise DataError(f"dataset {path!r} has no splits; expected {path.partition('#')[0]!r}")

@@ -1,1 +1,1 @@
-"""What a run says to people: panel, report, watchdog, why."""
+"""A run as people see it: panel, report, watchdog, why."""

@@ -1,39 +1,47 @@
-"""What to change so that neither lane waits for the other: one line, from the shares of the two lanes' time."""
+"""Advice and alarms: what to change so that neither lane waits for the other, and what in a step deserves a warning."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
+from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.stage_clock import Seconds, shares
 
 FIRST_STEPS = 10
-"""before the first advice: the first steps also warm caches up"""
+"""steps before the first advice: the first ones also warm caches up"""
 EVERY_STEPS = 50
+"""steps between two pieces of advice"""
 LIMIT = 0.25
-"""share of a lane's time that may be lost without a word"""
+"""share of a lane's time that it may wait without advice"""
 MOST = 4
-"""times as many of something, at most: more is a guess until it has been measured again"""
+"""factor by which more of something is proposed, at most: beyond it one has to measure again"""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The settings that decide who waits for whom."""
+    """Settings that decide which lane waits for the other."""
 
     max_staleness: int
     num_workers: int
     world_size: int
     num_processes: int
-    """of the verifier"""
+    """processes of the verifier"""
+    in_process: bool = False
+    """whether everything runs in one process: no count can be raised, and nothing overlaps"""
 
 
 def advise(engines: Mapping[str, float], learner: Mapping[str, float], setup: Setup) -> str | None:
-    """One line, or None when no lane waits for more than LIMIT of its time. ``engines``, ``learner``: shares by stage.
+    """Return one line, or None when no lane waits for more than LIMIT of its time. ``engines`` and ``learner`` are
+    shares by stage.
 
     The numbers proposed are ratios of busy times: if one worker samples for 0.9 of the time and the learner works for
     0.3 of it, three workers keep the learner busy. That supposes that work divides without loss.
     """
+    if setup.in_process:
+        return None
     sampling, verifying = engines["sample"], engines["verify"]
     learning = learner["project"] + learner["anchor"]
     engines_wait, learner_waits = engines["wait"], learner["wait"]
@@ -64,17 +72,32 @@ def advise(engines: Mapping[str, float], learner: Mapping[str, float], setup: Se
     return None
 
 
+def alarms(metrics: Mapping[str, Value], entropy_alarm: float) -> Iterator[str]:
+    """Yield one sentence for each thing in a step's metrics that deserves a warning: skipped updates, and a mean token
+    entropy below ``entropy_alarm`` nats.
+    """
+    step, entropy = metrics["step"], float(str(metrics["token_entropy"]))
+    if metrics["skipped_updates"]:
+        where = "; ".join(cast("list[str]", metrics["not_finite"])[:3])
+        yield f"step {step}: {metrics['skipped_updates']} updates skipped, NaN or Inf in {where}"
+    if entropy < entropy_alarm:
+        yield (
+            f"step {step}: token entropy is {entropy:.4f} nats, below telemetry.entropy_alarm={entropy_alarm:g}: the "
+            "policy hardly explores any more"
+        )
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
 def _times(count: int, factor: float) -> int:
-    """``count`` times ``factor``, rounded up, and at most MOST times as many."""
+    """Multiply ``count`` by ``factor``, rounded up, and by MOST at most."""
     return min(math.ceil(count * factor), MOST * count)
 
 
 class Adviser:
-    """Collects steps, and gives advice on them: after FIRST_STEPS, then after every EVERY_STEPS, on those since."""
+    """Collector of steps that advises on them: after FIRST_STEPS, then after every EVERY_STEPS on those since."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -82,10 +105,10 @@ class Adviser:
         self._engines: dict[str, float] = {}
         self._learner: dict[str, float] = {}
         self.latest: str | None = None
-        """the last advice; None when all was well, or too few steps are done"""
+        """last advice; None when all was well, or too few steps are done"""
 
     def step(self, seconds: Seconds) -> str | None:
-        """A step is done. Returns advice when it is due and there is some."""
+        """Add a step that is done. Returns advice when it is due and there is some."""
         for total, new in ((self._engines, seconds.engines), (self._learner, seconds.learner)):
             for stage, value in new.items():
                 total[stage] = total.get(stage, 0.0) + value

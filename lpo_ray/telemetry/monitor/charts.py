@@ -1,4 +1,4 @@
-"""Which metrics stand together in one figure: what the report draws, and the viewer."""
+"""Charts that the report and the viewer draw: which metrics stand together in one figure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-"""Okabe and Ito: told apart by colour-blind readers too"""
+"""colours of Okabe and Ito, which colour-blind readers can tell apart"""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One figure: metrics over steps. ``stacked`` draws shares of their sum."""
+    """Figure of metrics over steps. ``stacked`` draws shares of their sum."""
 
     title: str
     unit: str
@@ -19,7 +19,7 @@ class Chart:
     """metric -> label"""
     stacked: bool = False
     about: str = ""
-    """what it tells, in a line"""
+    """its meaning, in a line"""
 
 
 CHARTS = (

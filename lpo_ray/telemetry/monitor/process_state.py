@@ -1,6 +1,6 @@
-"""What a process that does not answer, or is gone, was doing: its state, its stack and the end of its log.
+"""State of a process that does not answer, or is gone: its stack and the end of its log.
 
-Looked at from outside, since the process itself cannot answer; on the host where it runs.
+It is inspected from outside, on the host where it runs, since the process itself cannot answer.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import psutil
 from lpo_ray.records import Process
 
 LINES = 8
-"""of each log"""
+"""lines of each log"""
 FRAMES = 24
-"""of the stacks, of all threads together"""
+"""frames of the stacks, of all threads together"""
 SECONDS = 10.0
-"""for the stack"""
+"""seconds to read the stack"""
 
 
 def this_process(node_id: str = "", host: str = "") -> Process:
-    """Of the caller. ``host``: the machine's own name if not given."""
+    """Describe the caller's process. ``host`` is the machine's own name if not given."""
     logs = []
     for descriptor in (1, 2):
         with suppress(OSError):
@@ -36,7 +36,7 @@ def this_process(node_id: str = "", host: str = "") -> Process:
 
 
 def describe(process: Process) -> str:
-    """State, stack and last log lines in a few lines of text, on the process's own host; never raises."""
+    """Return state, stack and last log lines as a few lines of text, on the process's own host. Never raises."""
     lines = [_state(process), *_stack(process.pid)]
     for log in process.logs:
         lines += [f"  log: {line}" for line in _tail(Path(log))]
@@ -55,7 +55,7 @@ def _state(process: Process) -> str:
 
 
 def _oom_kills() -> int:
-    """Of this machine, since it was booted."""
+    """Count the processes that the kernel killed for lack of memory here, since the machine was booted."""
     try:
         rows = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -64,7 +64,7 @@ def _oom_kills() -> int:
 
 
 def _stack(pid: int) -> list[str]:
-    """Python frames of the threads, by py-spy, which reads them also from a stopped process."""
+    """Return the Python frames of the threads, by py-spy, which reads them also from a stopped process."""
     if not psutil.pid_exists(pid):
         return []
     command = [str(Path(sys.executable).with_name("py-spy")), "dump", "--nonblocking", "--pid", str(pid)]

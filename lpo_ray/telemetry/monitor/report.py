@@ -1,4 +1,4 @@
-"""report.html: one self-contained page of a run; curves are inline SVG, nothing is fetched."""
+"""Report of a run, report.html: one self-contained page; curves are inline SVG, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from lpo_ray.common.files import write_text
 from lpo_ray.telemetry.monitor.charts import CHARTS, PALETTE, Chart
-from lpo_ray.telemetry.sinks import MetricsLog, Value, write_text
+from lpo_ray.telemetry.sinks import MetricsLog, Value
 
 
 def write_report(folder: Path) -> Path:
@@ -74,13 +75,13 @@ def _draw(chart: Chart, rows: Sequence[Mapping[str, Value]], evaluations: Mappin
 
 
 def tidy(axes: Axes) -> None:
-    """The look of all our charts."""
+    """Give the axes the look of all our charts."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def svg_of(figure: Figure) -> str:
-    """The figure for a page, or for a file of its own."""
+    """Return the figure as SVG, for a page or for a file of its own."""
     FigureCanvasSVG(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

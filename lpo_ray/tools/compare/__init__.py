@@ -1,5 +1,5 @@
-"""``lpo-ray compare``: arms of a grid, run alike, and what came out of them with intervals. In reading order: ``grid``
-(which arms) -> ``study`` (which runs, and whether they are comparable) -> ``runs`` (at once, again, to their end) ->
-``outcome`` (what a run's folder says) -> ``statistics`` -> ``findings`` (arm against baseline) -> ``tables``,
+"""``lpo-ray compare``: arms of a grid, run alike, and their results with intervals. In reading order: ``grid``
+(which arms) -> ``study`` (which runs, whether comparable) -> ``launcher`` (at once, again, to their end) ->
+``outcome`` (what a run's folder says) -> ``bootstrap`` -> ``findings`` (arm against baseline) -> ``tables``,
 ``pictures``, ``report``.
 """

@@ -1,4 +1,4 @@
-"""Pure functions of arrays. S seeds, P held-out prompts, T steps."""
+"""Intervals of paired differences, wins and bands over seeds. S seeds, P held-out prompts, T steps."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 4000
+from lpo_ray.evaluation.estimators import RESAMPLES, percentile_interval
+
 TIE = 1e-9
 """difference of means that is rounding"""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its bounds."""
+    """Mean with its bounds."""
 
     mean: float
     low: float
@@ -29,7 +30,8 @@ class Interval:
 def paired_bootstrap(
     difference: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Mean of ``difference`` [S, P], arm minus baseline of the same seed and prompt, with a percentile interval.
+    """Compute the mean of ``difference`` [S, P], arm minus baseline of the same seed and prompt, with a percentile
+    interval.
 
     Seeds and prompts are resampled together, each with replacement and independently (the pigeonhole bootstrap, Owen
     2007, "The pigeonhole bootstrap", Ann. Appl. Stat. 1): a seed keeps its prompts, a prompt its seeds. It is right
@@ -49,18 +51,17 @@ def paired_bootstrap(
     of_prompts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.float64)
     pairs = (of_seeds @ known * of_prompts).sum(1)
     means = (of_seeds @ values * of_prompts).sum(1)[pairs > 0] / pairs[pairs > 0]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = percentile_interval(means, confidence)
     return Interval(float(values.sum() / known.sum()), float(low), float(high))
 
 
 def count_wins(values: Sequence[float], baselines: Sequence[float]) -> int:
-    """In how many settings the value is above its own baseline, as the paper counts; a tie is not a win."""
+    """Count in how many settings the value is above its own baseline, as the paper counts; a tie is not a win."""
     return sum(value > baseline + TIE for value, baseline in zip(values, baselines, strict=True))
 
 
 def band(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, smallest and largest over the seeds of ``lines`` [S, T], each [T]. NaN is left out."""
+    """Return the mean, smallest and largest over the seeds of ``lines`` [S, T], each [T]. NaN is left out."""
     lines = np.asarray(lines, dtype=np.float64)
     known = np.isfinite(lines)
     count = known.sum(0)

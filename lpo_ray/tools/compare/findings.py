@@ -16,19 +16,19 @@ Results = Mapping[Arm, Mapping[int, ArmResult]]
 WHEN = {False: "at the end", True: "over the curve"}
 """Measure.over_curve, for readers"""
 LAST_STEPS = 10
-"""over which the metrics of steps are averaged"""
+"""steps over which the metrics of steps are averaged"""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What arms are judged by. ``over_curve``: mean over all evaluations after step 0, not only the last."""
+    """Quantity that arms are judged by. ``over_curve``: mean over all evaluations after step 0, not only the last."""
 
     k: int
     over_curve: bool
 
     @property
     def label(self) -> str:
-        """For readers."""
+        """Name for readers."""
         return f"pass@{self.k} {WHEN[self.over_curve]}"
 
 
@@ -39,32 +39,32 @@ class Difference:
     arm: Arm
     than: Arm
     num_seeds: int
-    """that both have"""
+    """seeds that both have"""
     by: Mapping[Measure, Interval]
 
     @property
     def pair(self) -> str:
-        """Which is subtracted from which."""
+        """Arms, the second of which is subtracted from the first."""
         other = "" if self.than.setting == self.arm.setting else f" at {self.than.setting_label}"
         return f"{self.arm.divergence} - {self.than.divergence}{other}"
 
     @property
     def meaning(self) -> str:
-        """What the difference comes from, of one of Findings.parts."""
+        """Reading of a difference in Findings.parts: what it comes from."""
         return f"{'projection' if self.than.divergence == CONTROL else 'weighting'}: {self.pair}"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Of one arm: means over its seeds."""
+    """Means of one arm over its seeds."""
 
     arm: Arm
     num_seeds: int
     scores: Mapping[Measure, float]
     metrics: Mapping[str, float]
-    """of outcome.CURVES, over the last LAST_STEPS"""
+    """metrics of outcome.CURVES, over the last LAST_STEPS"""
     difference: Difference | None
-    """to the matched baseline; None: it is the baseline, or there is nothing to pair"""
+    """difference to the matched baseline; None: it is the baseline, or there is nothing to pair"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Wins:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All of it."""
+    """All findings of a comparison."""
 
     measures: Sequence[Measure]
     arms: Sequence[Found]
@@ -109,7 +109,7 @@ def find(results: Results, ks: Sequence[int]) -> Findings:
 
 
 def scores(outcome: ArmResult, measure: Measure, prompts: Sequence[str]) -> np.ndarray:
-    """[P] of one run."""
+    """Score one run: [P] values, one for each prompt."""
     last = max(outcome.num_correct)
     steps = [step for step in outcome.num_correct if step > 0] if measure.over_curve else [last]
     return np.mean([outcome.pass_at(measure.k, step, prompts) for step in steps], axis=0)
@@ -118,7 +118,7 @@ def scores(outcome: ArmResult, measure: Measure, prompts: Sequence[str]) -> np.n
 def _matrix(
     outcomes: Mapping[int, ArmResult], seeds: Sequence[int], measure: Measure, prompts: list[str]
 ) -> np.ndarray:
-    """[S, P]"""
+    """Stack the scores of an arm's runs: [S, P]."""
     return np.stack([scores(outcomes[seed], measure, prompts) for seed in seeds])
 
 
@@ -158,7 +158,9 @@ def _difference(arm: Arm, other: Arm, results: Results, measures: Sequence[Measu
 
 
 def _parts(arm: Arm, results: Results, measures: Sequence[Measure]) -> list[Difference]:
-    """Of the control: what the weighting of prompts gives. Of forward KL: what the projection gives beyond that."""
+    """Split the gain over the baseline: the control has what the weighting of prompts gives, forward KL what the
+    projection gives beyond that.
+    """
     than = {CONTROL: BASELINE, "forward_kl": CONTROL}.get(arm.divergence)
     found = None if than is None else _difference(arm, Arm(than, arm.setting), results, measures)
     return [] if found is None else [found]

@@ -35,12 +35,12 @@ class Arm:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """What makes the configuration that of this arm."""
+        """Overrides that make the configuration that of this arm."""
         return tuple(f"{key}={value}" for key, value in (*self._projection(), *self.setting))
 
     @property
     def is_schedule(self) -> bool:
-        """Whether its divergence changes in a run."""
+        """Whether the arm's divergence changes in a run."""
         return _CHANGING.fullmatch(self.divergence) is not None
 
     def _projection(self) -> list[tuple[str, str]]:
@@ -52,28 +52,28 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """For folders."""
+        """Name for folders."""
         parts = (self.divergence, *(value for _, value in self.setting))
         return "-".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts)
 
     @property
     def label(self) -> str:
-        """For readers."""
+        """Name for readers."""
         return ", ".join((self.divergence, *(value for _, value in self.setting)))
 
     @property
     def setting_label(self) -> str:
-        """For readers: the values, of which axes_label has the names."""
+        """Values for readers, of which axes_label has the names."""
         return ", ".join(value for _, value in self.setting) or "as configured"
 
     @property
     def axes_label(self) -> str:
-        """For readers, such as "target_temperature"."""
+        """Names of the axes for readers, such as "target_temperature"."""
         return ", ".join(key.rpartition(".")[2] for key, _ in self.setting) or "setting"
 
 
 def axes_of(texts: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Axes (key -> its values), and what has one value only, which is an override. Raises ConfigError.
+    """Parse axes (key -> its values), and what has one value only, which is an override. Raises ConfigError.
 
     A text is "key=value,value"; several may stand in one, with a space between. Commas in brackets or quotes are
     part of a value.
@@ -100,8 +100,8 @@ def axes_of(texts: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], tuple[str
 
 
 def arms_of(axes: Mapping[str, Sequence[str]], divergence: str) -> list[Arm]:
-    """All arms, setting by setting. ``divergence``: of the configuration, where the grid has no axis of it. Baseline
-    and control are in every setting, asked for or not.
+    """List all arms, setting by setting. ``divergence``: of the configuration, where the grid has no axis of it.
+    Baseline and control are in every setting, asked for or not.
     """
     asked = axes.get(DIVERGENCE, (divergence,))
     divergences = [*asked, *(name for name in (CONTROL, BASELINE) if name not in asked)]
@@ -115,7 +115,7 @@ def arms_of(axes: Mapping[str, Sequence[str]], divergence: str) -> list[Arm]:
 
 
 def _values(listed: str) -> list[str]:
-    """What stands between commas outside quotes and brackets."""
+    """Split at commas outside quotes and brackets."""
     values, depth, quote = [""], 0, ""
     for character in listed:
         if quote:

@@ -1,4 +1,4 @@
-"""Carries the runs of a study out: several at once, each a process of its own; what fails does not stop the others."""
+"""Carrying out the runs of a study: several at once, each a process of its own; what fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lpo_ray.errors import RunFailed
 
 LAST_LINES = 15
 STOP_SECONDS = 120.0
-"""that a run has to end its update when the comparison is stopped"""
+"""time that a run has to end its update when the comparison is stopped"""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
 
 class Named(Protocol):
-    """A run as the scheduler knows it."""
+    """Run as the scheduler knows it."""
 
     @property
     def name(self) -> str:
-        """Unique."""
+        """Name of the run, which no other has."""
         ...
 
 
@@ -58,23 +58,25 @@ async def carry_out(
 
 
 class Launch(Protocol):
-    """Starts a run and returns when it has ended well. Raises RunFailed."""
+    """Function that starts a run and returns when it has ended well. Raises RunFailed."""
 
     async def __call__(self, run: Named) -> None:
-        """When cancelled, the run has ended when this has."""
+        """Launch ``run``. When cancelled, the run has ended when this has."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedRun:
-    """``python -m lpo_ray ARGUMENTS`` with as many threads as it was given; it says what it says in ``log``."""
+    """Process of ``python -m lpo_ray ARGUMENTS`` with so many threads; its output goes to ``log``."""
 
     arguments: tuple[str, ...]
     log: Path
     threads: int
 
     async def run(self, name: str) -> None:
-        """Until it ends. Raises RunFailed with its last lines. It goes when this process does, however that ends."""
+        """Run the process until it ends. Raises RunFailed with its last lines. It ends when this process does, however
+        that ends.
+        """
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         with self.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -97,7 +99,9 @@ def _die_with_parent() -> None:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """It commits what it has and ends; what does not is killed, and goes on from its last commit another time."""
+    """Ask a process to commit what it has and end; one that does not is killed, and continues from its last commit
+    another time.
+    """
     if process.returncode is None:
         process.terminate()
         try:

@@ -19,12 +19,12 @@ CURVES = ("token_entropy", "gradient_norm", "response_length")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArmResult:
-    """Of one finished run. Made by read_outcome."""
+    """Result of one finished run, made by read_outcome."""
 
     num_correct: Mapping[int, Mapping[str, int]]
     """step -> prompt -> passing responses; a prompt that was lost is not there"""
     samples: int
-    """of each prompt"""
+    """responses of each prompt"""
     curves: Mapping[str, np.ndarray]
     """metric -> [T]"""
     trained: int
@@ -34,14 +34,14 @@ class ArmResult:
     seconds: float
 
     def pass_at(self, k: int, step: int, prompts: Sequence[str]) -> np.ndarray:
-        """[P] unbiased pass@k after ``step``; NaN for a prompt that was lost."""
+        """Estimate pass@k, unbiased, [P], after ``step``; NaN for a prompt that was lost."""
         found = self.num_correct[step]
         counts = np.array([found.get(prompt, -1) for prompt in prompts])
         return np.where(counts < 0, np.nan, pass_at_k(np.maximum(counts, 0), self.samples, k))
 
 
 def is_finished(folder: Path, steps: int) -> bool:
-    """Whether the run came to its end, the evaluation after its last step included."""
+    """Tell whether the run came to its end, the evaluation after its last step included."""
     path = folder / "summary.json"
     if not path.exists():
         return False
@@ -50,7 +50,7 @@ def is_finished(folder: Path, steps: int) -> bool:
 
 
 def read_outcome(folder: Path) -> ArmResult:
-    """Of a run for which is_finished."""
+    """Read the result of a run that is_finished."""
     evaluations = read_evaluations(folder / "evaluations.json")
     rows = MetricsLog(folder / "metrics.jsonl").read()
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

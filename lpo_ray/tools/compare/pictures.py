@@ -28,7 +28,7 @@ METRICS = {
 
 
 def draw(results: Results, ks: Sequence[int]) -> Figure:
-    """Means over seeds; bands from the smallest to the largest seed."""
+    """Draw means over seeds, and bands from the smallest to the largest seed."""
     settings = list(dict.fromkeys(arm.setting for arm in results))
     divergences = list(dict.fromkeys(arm.divergence for arm in results))
     columns = len(ks) + len(METRICS)
@@ -54,7 +54,7 @@ def draw(results: Results, ks: Sequence[int]) -> Figure:
 
 @dataclass(frozen=True, slots=True)
 class Trade:
-    """An arm beside the first one."""
+    """Arm beside the first one."""
 
     arm: str
     across: Interval
@@ -64,7 +64,7 @@ class Trade:
 
 
 def draw_trades(panels: Mapping[str, Sequence[Trade]], first: str, ks: Sequence[int]) -> Figure:
-    """Title of a panel -> its arms, the same in each. ``first``: the arm at (0, 0)."""
+    """Draw panels: title -> its arms, the same in each. ``first``: the arm at (0, 0)."""
     figure = Figure(figsize=(6 * len(panels) + 2.5, 5.2), layout="constrained")
     for axes, (title, trades) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         axes.axhline(0, color="0.6", linewidth=0.8)

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lpo_ray.common.files import write_json, write_text
 from lpo_ray.errors import RunFailed
 from lpo_ray.telemetry.monitor.report import svg_of
-from lpo_ray.telemetry.sinks import write_json, write_text
 from lpo_ray.tools.compare.findings import WHEN, Difference, Findings, Measure, Results, find
 from lpo_ray.tools.compare.pictures import WINDOW, Trade, draw, draw_trades
 from lpo_ray.tools.compare.tables import Table, tables_of
@@ -23,11 +23,11 @@ from lpo_ray.tools.compare.tables import Table, tables_of
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """What the reader of a comparison has to know beside the results."""
+    """Facts that the reader of a comparison needs beside the results."""
 
     name: str
     in_common: Mapping[str, str]
-    """see study.in_common"""
+    """what all arms share, from study.in_common"""
     failed: Sequence[RunFailed]
     config: str
     """resolved YAML that all runs began from"""
@@ -55,7 +55,7 @@ def write_comparison(folder: Path, results: Results, ks: Sequence[int], backgrou
 
 
 def _keep(figure: Figure, path: Path) -> Markup:
-    """As .svg, which is returned, and .png."""
+    """Save a figure as .svg, which is returned, and as .png."""
     svg = svg_of(figure)
     write_text(path.with_suffix(".svg"), svg)
     FigureCanvasAgg(figure).print_png(path.with_suffix(".png"), metadata={"Software": None})

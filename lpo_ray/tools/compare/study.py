@@ -37,12 +37,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the run's folder."""
         return self.folder.name
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """What makes the study's configuration that of this run."""
+        """Overrides that make the study's configuration that of this run."""
         return (
             *self.arm.overrides,
             f"run.seed={self.seed}", f"run.name={self.name}", f"run.dir={self.folder.parent}", "run.resume=auto",
@@ -50,12 +50,12 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it need not be run again."""
+        """Tell whether the run need not be run again."""
         return is_finished(self.folder, self.config.run.steps)
 
 
 def runs_of(path: Path, overrides: Sequence[str], arms: Sequence[Arm], seeds: int, out: Path) -> list[Run]:
-    """All runs, seed by seed, so that every arm has the first seed early. The first seed is the configuration's.
+    """List all runs, seed by seed, so that every arm has the first seed early. The first seed is the configuration's.
 
     Raises ConfigError for an arm that cannot be run as written, and for a run in ``out`` that was begun otherwise.
     """
@@ -95,19 +95,19 @@ def _check_as_begun(run: Run) -> None:
 
 
 def only_length(config: Config) -> RunConfig:
-    """What of the section run decides what comes out: where a run is and how it is called does not."""
+    """Keep of the section run what decides the result: where a run is and how it is called does not."""
     return RunConfig(name="", steps=config.run.steps, seed=config.run.seed)
 
 
 def flat(config: Config) -> dict[str, object]:
-    """Every section.key of the first two levels, with its value."""
+    """List every section.key of the first two levels, with its value."""
     sections = OmegaConf.to_container(OmegaConf.create(dump_config(config)))
     assert isinstance(sections, Mapping)
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
 def in_common(runs: Sequence[Run]) -> dict[str, str]:
-    """What was asked to be the same for all arms, and how that is."""
+    """List what was asked to be the same for all arms, and how that is."""
     seeds = sorted({run.seed for run in runs})
     first = runs[0].config
     tokens = [

@@ -13,7 +13,7 @@ from lpo_ray.tools.compare.findings import LAST_STEPS, Difference, Findings, Fou
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Text by rows."""
+    """Table of text by rows."""
 
     title: str
     note: str
@@ -21,7 +21,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def rich(self) -> RichTable:
-        """For the terminal."""
+        """Render for the terminal."""
         table = RichTable(title=self.title, title_justify="left", caption=self.note, caption_justify="left")
         for name in self.header:
             table.add_column(name, overflow="fold")
@@ -30,14 +30,14 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """For a README."""
+        """Render as markdown, for a README."""
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
         return f"### {self.title}\n\n{body}\n\n{self.note}\n"
 
 
 def tables_of(findings: Findings) -> list[Table]:
-    """In the order in which a reader asks."""
+    """Make the tables in the order in which a reader asks."""
     tables = [_arms(findings), _baselines(findings), _parts(findings), _to_first(findings), _wins(findings)]
     return [table for table in tables if table.rows]
 
@@ -105,7 +105,7 @@ def _to_first(findings: Findings) -> Table:
 
 
 def _columns(findings: Findings, what: str) -> list[str]:
-    """Of the tables whose rows _row makes."""
+    """Name the columns of the tables whose rows _row makes."""
     return [_axes(findings), what, "seeds", *(measure.label for measure in findings.measures)]
 
 
@@ -139,6 +139,6 @@ def _wins(findings: Findings) -> Table:
 
 
 def shown(interval: Interval) -> str:
-    """For example "+0.021 [+0.003, +0.040]", in bold stars when the sign is clear."""
+    """Write an interval, for example "+0.021 [+0.003, +0.040]", in bold stars when the sign is clear."""
     text = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
     return f"**{text}**" if interval.excludes_zero else text

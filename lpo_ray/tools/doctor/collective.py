@@ -11,9 +11,9 @@ from lpo_ray.tools.doctor.findings import Finding, State, Surroundings
 from lpo_ray.tools.doctor.probe import ProbeResult, Running, failed
 
 SECONDS = 60.0
-"""for both ranks to import torch, meet and add up"""
+"""time for both ranks to import torch, meet and add up"""
 GRACE = 5.0
-"""that a rank gets beyond its own deadline, so that its account of what was late still arrives"""
+"""time that a rank gets beyond its own deadline, so that its account of what was late still arrives"""
 EXPECTED = "two ranks add up 4 MiB"
 ADVICE = {
     "gloo": "a firewall between the ranks? set GLOO_SOCKET_IFNAME to the interface of this machine's address",
@@ -22,12 +22,12 @@ ADVICE = {
 
 
 def check_gloo(_: Surroundings) -> list[Finding]:
-    """Two ranks on this machine."""
+    """Check that two ranks on this machine add up."""
     return [local("gloo", SECONDS)]
 
 
 def check_nccl(_: Surroundings) -> list[Finding]:
-    """Two ranks on two GPUs of this machine, where there are two."""
+    """Check that two ranks on two GPUs of this machine add up, where there are two."""
     count = torch.cuda.device_count()
     if count < 2:
         return [Finding("NCCL collective", State.ok, f"left out: {count} GPUs", "2 GPUs to try it on")]
@@ -35,7 +35,7 @@ def check_nccl(_: Surroundings) -> list[Finding]:
 
 
 def local(backend: str, seconds: float) -> Finding:
-    """Both ranks as processes of this machine."""
+    """Run both ranks as processes of this machine."""
     host, port = "127.0.0.1", free_port("127.0.0.1")
     ranks = [start_rank(rank, host, port, backend, seconds) for rank in range(2)]
     deadline = time.monotonic() + seconds + GRACE
@@ -43,13 +43,13 @@ def local(backend: str, seconds: float) -> Finding:
 
 
 def start_rank(rank: int, host: str, port: int, backend: str, seconds: float) -> Running:
-    """One rank as a process of this machine; ``host``: where rank 0 is met."""
+    """Start one rank as a process of this machine; ``host``: where rank 0 is met."""
     module = ["lpo_ray.tools.doctor.rank", str(rank), host, str(port), backend, str(seconds)]
     return Running(module, {"OMP_NUM_THREADS": "1"})
 
 
 def summary(name: str, backend: str, outcomes: list[ProbeResult], seconds: float) -> Finding:
-    """The finding of both ranks."""
+    """Sum up what both ranks found."""
     advice = ADVICE[backend]
     for rank, outcome in enumerate(outcomes):
         if not outcome.succeeded:
@@ -63,7 +63,7 @@ def summary(name: str, backend: str, outcomes: list[ProbeResult], seconds: float
 
 
 def free_port(host: str) -> int:
-    """A port that is free now."""
+    """Find a port that is free now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class State(Enum):
-    """How bad it is: nothing; a run works, but worse than it could; a run will not work."""
+    """Severity: nothing; a run works, but worse than it could; a run will not work."""
 
     ok = "OK"
     warn = "WARN"
@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where a run would write."""
+    """Places where a run would write."""
 
     run_dir: Path
     cache_dir: Path
@@ -46,7 +46,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A row of the table of checks."""
+    """Row of the table of checks."""
 
     name: str
     run: Callable[[Surroundings], Sequence[Finding]]
@@ -57,20 +57,20 @@ class Check:
 
 
 def judge(name: str, problem: State | None, found: str, expected: str, advice: str) -> Finding:
-    """OK without a ``problem``; the advice is then dropped."""
+    """Judge by ``problem``: OK without one, and the advice is then dropped."""
     if problem is None:
         return Finding(name, State.ok, found, expected)
     return Finding(name, problem, found, expected, advice)
 
 
 def examine(checks: Sequence[Check], surroundings: Surroundings, *, quick: bool) -> list[Finding]:
-    """The findings of all checks, in order; with ``quick``, of those that take no process and no engine."""
+    """Run all checks, in order; with ``quick``, only those that take no process and no engine."""
     return [finding for check in checks if not (quick and check.slow) for finding in guarded(check, surroundings)]
 
 
 def guarded(check: Check, surroundings: Surroundings) -> Sequence[Finding]:
-    """What the check finds. On a thread of its own, which is left behind when it hangs (a dead network file system, a
-    driver that does not answer): it cannot be ended from outside.
+    """Run a check on a thread of its own, which is left behind when it hangs (a dead network file system, a driver that
+    does not answer): it cannot be ended from outside.
     """
     results: queue.SimpleQueue[Sequence[Finding] | BaseException] = queue.SimpleQueue()
 
@@ -95,17 +95,17 @@ def guarded(check: Check, surroundings: Surroundings) -> Sequence[Finding]:
 
 
 def broken(name: str, found: str, advice: str) -> Finding:
-    """A check that came to no end."""
+    """Make the finding of a check that came to no end."""
     return Finding(name, State.fail, found, "the check ends with a finding", advice)
 
 
 def passed(groups: Mapping[str, Sequence[Finding]]) -> bool:
-    """Whether nothing fails."""
+    """Tell whether nothing fails."""
     return not failures(groups)
 
 
 def failures(groups: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """Names of the checks that fail, each with its group."""
+    """List the checks that fail, each with its group."""
     return [
         f"{finding.name} ({group})"
         for group, findings in groups.items()

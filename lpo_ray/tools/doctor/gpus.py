@@ -17,7 +17,7 @@ FIELDS = ("name", "driver_version", "memory.total", "memory.used")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU as nvidia-smi shows it. Memory in MiB."""
+    """GPU as nvidia-smi shows it. Memory in MiB."""
 
     name: str
     driver: str
@@ -38,13 +38,13 @@ class TorchCuda:
 
 
 def check_gpus(_: Surroundings) -> list[Finding]:
-    """See gpus, driver and nccl."""
+    """Check gpus, driver and nccl."""
     found, seen = torch_cuda(), driver_devices()
     return [gpus(seen, found), driver(found), nccl(found)]
 
 
 def gpus(seen: Sequence[Device], found: TorchCuda) -> Finding:
-    """Whether torch sees the GPUs that the driver shows, and whether they are free."""
+    """Check whether torch sees the GPUs that the driver shows, and whether they are free."""
     names = [f"{device.name} ({device.memory_used} of {device.memory_total} MiB in use)" for device in seen]
     text = f"{', '.join(names) or 'none'}; torch sees {found.devices}"
     expected = "torch sees what the driver shows, and it is free"
@@ -52,7 +52,7 @@ def gpus(seen: Sequence[Device], found: TorchCuda) -> Finding:
         problem = State.warn if seen else None
         return judge("GPUs", problem, f"{text} (a CPU build)", expected, "to use them: make setup ACCEL=cuda")
     if not seen and not found.devices:
-        advice = "this is the CUDA stack: without a GPU take make setup ACCEL=cpu, or mend the driver"
+        advice = "this is the CUDA stack: without a GPU take make setup ACCEL=cpu, or fix the driver"
         return Finding("GPUs", State.warn, text, expected, advice)
     if not found.devices:
         advice = "unset CUDA_VISIBLE_DEVICES, start the container with --gpus all, or update the driver"
@@ -62,8 +62,8 @@ def gpus(seen: Sequence[Device], found: TorchCuda) -> Finding:
 
 
 def driver(found: TorchCuda) -> Finding:
-    """Whether the driver is new enough for torch's CUDA. A newer minor version than the driver's works within a major
-    one, except for what is compiled at run time.
+    """Check whether the driver is new enough for torch's CUDA. A newer minor version than the driver's works within a
+    major one, except for what is compiled at run time.
     """
     name, expected = "driver and CUDA", f"a driver for CUDA {found.runtime}"
     if found.runtime is None:
@@ -79,7 +79,7 @@ def driver(found: TorchCuda) -> Finding:
 
 
 def nccl(found: TorchCuda) -> Finding:
-    """Which NCCL torch brings along."""
+    """Report which NCCL torch brings along."""
     if found.runtime is None:
         return Finding("NCCL", State.ok, "not needed: a CPU build of torch", "one where torch has CUDA")
     problem = None if found.nccl else State.fail
@@ -87,7 +87,7 @@ def nccl(found: TorchCuda) -> Finding:
 
 
 def torch_cuda() -> TorchCuda:
-    """Of this process."""
+    """Read CUDA as torch has it in this process."""
     if torch.version.cuda is None:
         return TorchCuda(None, None, 0, None)
     number = torch._C._cuda_getDriverVersion()  # pyright: ignore[reportAttributeAccessIssue] - of CUDA builds only
@@ -97,7 +97,7 @@ def torch_cuda() -> TorchCuda:
 
 
 def driver_devices() -> list[Device]:
-    """What nvidia-smi shows; nothing where there is none. Raises RuntimeError with its words when it fails."""
+    """List the GPUs that nvidia-smi shows; none without it. Raises RuntimeError with its words when it fails."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
@@ -110,7 +110,9 @@ def driver_devices() -> list[Device]:
 
 
 def parse_device(line: str) -> Device:
-    """A line such as "NVIDIA H100 80GB HBM3, 550.54.15, 81559, 4". Memory that the driver does not tell counts as 0."""
+    """Parse a line such as "NVIDIA H100 80GB HBM3, 550.54.15, 81559, 4". Memory that the driver does not tell counts as
+    0.
+    """
     name, version, total, used = (part.strip() for part in line.rsplit(",", 3))
     return Device(name, version, *(int(number) if number.isdecimal() else 0 for number in (total, used)))
 

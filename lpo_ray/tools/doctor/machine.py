@@ -29,7 +29,7 @@ PORTS_WANTED = 1000
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where something is written: the folder, or the part of its path that is there."""
+    """Folder where something is written: the folder itself, or the part of its path that is there."""
 
     path: Path
     existing: Path
@@ -38,37 +38,37 @@ class Folder:
 
 
 def check_shared_memory(_: Surroundings) -> list[Finding]:
-    """See shared_memory."""
+    """Check shared memory."""
     usage = shutil.disk_usage(SHARED_MEMORY)
     return [shared_memory(usage.total, usage.free)]
 
 
 def check_disk(surroundings: Surroundings) -> list[Finding]:
-    """See disk."""
+    """Check the disk of the folders that a run writes to."""
     folders = {"run": surroundings.run_dir, "temp": surroundings.temp_dir, "cache": surroundings.cache_dir}
     return [disk(f"disk: {name} folder", _folder(path)) for name, path in folders.items()]
 
 
 def check_memory(_: Surroundings) -> list[Finding]:
-    """See memory and swap."""
+    """Check memory and swap."""
     physical, swapped = psutil.virtual_memory(), psutil.swap_memory()
     total, available = within_cgroup(physical.total, physical.available, Path("/sys/fs/cgroup"))
     return [memory(total, available), swap(swapped.total, swapped.used)]
 
 
 def check_descriptors(_: Surroundings) -> list[Finding]:
-    """See descriptors."""
+    """Check the limit on file descriptors."""
     return [descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE))]
 
 
 def check_ports(_: Surroundings) -> list[Finding]:
-    """See head_ports and ephemeral_ports."""
+    """Check the ports of Ray's head and the ephemeral ports."""
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     return [head_ports({port: owner for port in HEAD_PORTS if (owner := listener(port))}), ephemeral_ports(low, high)]
 
 
 def check_hostname(_: Surroundings) -> list[Finding]:
-    """See hostname."""
+    """Check the host's name."""
     name = socket.gethostname()
     try:
         found = sorted({str(entry[4][0]) for entry in socket.getaddrinfo(name, None)})
@@ -78,7 +78,9 @@ def check_hostname(_: Surroundings) -> list[Finding]:
 
 
 def shared_memory(total: int, free: int) -> Finding:
-    """Ray keeps its objects there, and falls back to a far slower file when it is too small."""
+    """Judge the size of shared memory: Ray keeps its objects there, and falls back to a far slower file when it is too
+    small.
+    """
     problem = None if free >= SHARED_MEMORY_NEEDED else State.warn
     if total < SHARED_MEMORY_NEEDED:
         problem = State.fail
@@ -88,7 +90,7 @@ def shared_memory(total: int, free: int) -> Finding:
 
 
 def disk(name: str, folder: Folder) -> Finding:
-    """Checkpoints, samples and Ray's session files are written there."""
+    """Judge the room on disk, where checkpoints, samples and Ray's session files are written."""
     where = str(folder.path) if folder.existing == folder.path else f"{folder.path} (to be made in {folder.existing})"
     found = f"{where}: {gib(folder.free)} free"
     expected = f"{gib(DISK_WANTED)} free, writable; a checkpoint has 16 bytes a parameter"
@@ -101,7 +103,7 @@ def disk(name: str, folder: Folder) -> Finding:
 
 
 def memory(total: int, available: int) -> Finding:
-    """Of the machine, or of the container where that is less."""
+    """Judge the memory of the machine, or of the container where that is less."""
     problem = None if available >= MEMORY_WANTED else State.warn
     if available < MEMORY_NEEDED:
         problem = State.fail
@@ -110,14 +112,14 @@ def memory(total: int, available: int) -> Finding:
 
 
 def swap(total: int, used: int) -> Finding:
-    """Pages of a policy that were swapped out come back one by one."""
+    """Judge swap: pages of a policy that were swapped out come back one by one."""
     found = f"{gib(used)} of {gib(total)} in use" if total else "none"
     problem = State.warn if used > GIB else None
     return judge("swap", problem, found, "little in use", "memory is or was short: steps may take many times as long")
 
 
 def within_cgroup(total: int, available: int, cgroup: Path) -> tuple[int, int]:
-    """Total and available memory under the container's own limit; the machine's without one."""
+    """Return total and available memory under the container's own limit; the machine's without one."""
     try:
         limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:
@@ -128,7 +130,7 @@ def within_cgroup(total: int, available: int, cgroup: Path) -> tuple[int, int]:
 
 
 def descriptors(soft: int, hard: int) -> Finding:
-    """Every connection between Ray's processes takes one."""
+    """Judge the limit on file descriptors: every connection between Ray's processes takes one."""
     unlimited = resource.RLIM_INFINITY
     problem = None if soft == unlimited or soft >= DESCRIPTORS_WANTED else State.warn
     if soft != unlimited and soft < DESCRIPTORS_NEEDED:
@@ -139,7 +141,7 @@ def descriptors(soft: int, hard: int) -> Finding:
 
 
 def head_ports(taken: Mapping[int, str]) -> Finding:
-    """Ports of ``ray start --head``: free, or Ray's already."""
+    """Judge the ports of ``ray start --head``: free, or Ray's already."""
     foreign = [port for port, owner in taken.items() if not owner.startswith(("ray", "gcs_server"))]
     found = ", ".join(f"{port} ({HEAD_PORTS[port]}): {owner}" for port, owner in taken.items()) or "all free"
     expected = f"{', '.join(map(str, HEAD_PORTS))} free, or Ray's"
@@ -148,7 +150,7 @@ def head_ports(taken: Mapping[int, str]) -> Finding:
 
 
 def ephemeral_ports(low: int, high: int) -> Finding:
-    """Ports that the kernel gives out: Ray workers, process groups and vLLM take theirs from them."""
+    """Judge the ports that the kernel gives out: Ray workers, process groups and vLLM take theirs from them."""
     count = high - low + 1
     problem = None if count >= PORTS_WANTED else State.fail
     advice = "sysctl net.ipv4.ip_local_port_range='32768 60999'"
@@ -156,7 +158,7 @@ def ephemeral_ports(low: int, high: int) -> Finding:
 
 
 def hostname(name: str, addresses: Sequence[str], error: str = "") -> Finding:
-    """Gloo finds its network interface by the host's own name."""
+    """Judge the host's own name, by which Gloo finds its network interface."""
     expected = "an address that other nodes reach"
     advice = f"add a line with this machine's address and {name!r} to /etc/hosts"
     if not addresses:
@@ -169,7 +171,7 @@ def hostname(name: str, addresses: Sequence[str], error: str = "") -> Finding:
 
 
 def listener(port: int) -> str:
-    """Who listens on a port of this machine, as far as this user may see; empty when it is free."""
+    """Name who listens on a port of this machine, as far as this user may see; empty when it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -185,7 +187,7 @@ def listener(port: int) -> str:
 
 
 def gib(num_bytes: int) -> str:
-    """Bytes for people."""
+    """Write bytes for people."""
     return f"{num_bytes / GIB:.1f} GiB"
 
 

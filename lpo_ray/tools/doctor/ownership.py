@@ -1,4 +1,4 @@
-"""Who owns the top-level package ``actors``: the name is a generic one, and whoever comes first on the path wins."""
+"""The owner of the top-level package ``actors``: the name is a generic one, and the first on the path wins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGE = "actors"
 
 
 def check_owner(_: Surroundings) -> list[Finding]:
-    """See owner."""
+    """Check which package ``actors`` is imported."""
     spec = importlib.util.find_spec(PACKAGE)
     locations = list(spec.submodule_search_locations or [str(spec.origin)]) if spec else []
     owners = importlib.metadata.packages_distributions().get(PACKAGE, [])
@@ -25,8 +25,8 @@ def check_owner(_: Surroundings) -> list[Finding]:
 
 
 def owner(owners: Sequence[str], locations: Sequence[str], ours: str) -> Finding:
-    """``owners``: distributions that have installed the package; ``locations``: where an import of it would look, the
-    first wins; ``ours``: where it must be.
+    """Judge who owns the package. ``owners``: distributions that have installed the package; ``locations``: where an
+    import of it would look, the first wins; ``ours``: where it must be.
     """
     name, expected = f"package {PACKAGE}", f"{DISTRIBUTION} alone, in {ours}"
     foreign = sorted({each for each in owners if canonicalize_name(each) != DISTRIBUTION})

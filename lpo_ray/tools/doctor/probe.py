@@ -18,12 +18,12 @@ from lpo_ray.telemetry.monitor.process_state import describe
 from lpo_ray.tools.doctor.findings import Finding, State
 
 LINES = 6
-"""of a process's last words"""
+"""lines of a process's last words"""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """How a process ended."""
+    """Result of a process."""
 
     exit_code: int | None
     """None: it was ended at the deadline; negative: a signal"""
@@ -40,7 +40,7 @@ class ProbeResult:
 
 
 class Running:
-    """A Python module as a process, with its descendants in one process group."""
+    """Process of a Python module, with its descendants in one process group."""
 
     def __init__(self, module: Sequence[str], environment: Mapping[str, str]) -> None:
         """``module``: its name and arguments. ``environment`` is laid over this process's own."""
@@ -66,18 +66,18 @@ class Running:
         return ProbeResult(code, _last_object(out), evidence, time.monotonic() - self._started)
 
     def end(self) -> None:
-        """Kill its process group."""
+        """Kill the process group."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def run(module: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> ProbeResult:
-    """A module to its end."""
+    """Run a module to its end."""
     return Running(module, environment or {}).outcome(seconds)
 
 
 def failed(name: str, outcome: ProbeResult, seconds: float, expected: str, advice: str) -> Finding:
-    """The finding for a process that did not succeed."""
+    """Make the finding for a process that did not succeed."""
     if outcome.exit_code is None:
         how = f"no end within {seconds:g} s"
     elif outcome.exit_code < 0:

@@ -30,7 +30,7 @@ def meet(rank: int, host: str, port: int, backend: str, seconds: float) -> Mappi
 
 
 def _add(rank: int, device: torch.device) -> tuple[float, float, float]:
-    """Smallest and largest element of the sum, and seconds."""
+    """Add up once: smallest and largest element of the sum, and seconds."""
     values = torch.full((NUMEL,), float(rank + 1), device=device)
     started = time.monotonic()
     distributed.all_reduce(values)

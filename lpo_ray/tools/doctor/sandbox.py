@@ -9,19 +9,19 @@ from lpo_ray.verifiers.sandbox.kinds import BUBBLEWRAP, RLIMIT
 from lpo_ray.verifiers.sandbox.program import missing, trouble_with
 
 SECONDS = 30.0
-"""for a program in each kind"""
+"""time for a program in each kind"""
 
 
 def check_sandbox(_: Surroundings) -> list[Finding]:
-    """See sandbox."""
+    """Check the sandbox."""
     trouble = {kind: trouble_with(kind) for kind in (BUBBLEWRAP, RLIMIT)}
     kind = next((kind for kind in (BUBBLEWRAP, RLIMIT) if trouble[kind] is None), None)
     return [sandbox(trouble, missing(kind) if kind else ())]
 
 
 def sandbox(trouble: dict[str, str | None], lacks: Sequence[str]) -> Finding:
-    """``trouble``: of each kind, None when it works. ``lacks``: protections that the first that works does not give.
-    Only verifiers that run programs (unit_tests) need one.
+    """Judge the sandbox. ``trouble``: of each kind, None when it works. ``lacks``: protections that the first that
+    works does not give. Only verifiers that run programs (unit_tests) need one.
     """
     if trouble[BUBBLEWRAP] is None:
         return Finding("sandbox", State.ok, "bubblewrap", "bubblewrap")

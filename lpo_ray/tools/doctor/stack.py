@@ -18,22 +18,22 @@ TOLERANCE = 1e-3
 
 
 def check_imports(_: Surroundings) -> list[Finding]:
-    """See imports."""
+    """Check that the stack can be imported together."""
     return [imports(IMPORT_SECONDS)]
 
 
 def check_extension(_: Surroundings) -> list[Finding]:
-    """See extension."""
+    """Check vLLM's compiled operators."""
     return [extension(IMPORT_SECONDS)]
 
 
 def check_engine(_: Surroundings) -> list[Finding]:
-    """See engine."""
+    """Check that a real engine decodes."""
     return [engine(ENGINE_SECONDS)]
 
 
 def imports(seconds: float, module: str = PROBES) -> Finding:
-    """Ray, DeepSpeed and transformers in one process, as a learner rank has them."""
+    """Judge the import of Ray, DeepSpeed and transformers in one process, as a learner rank has them."""
     name, expected = "imports", "torch, ray, deepspeed and transformers in one process"
     outcome = run([module, "imports"], seconds)
     if not outcome.succeeded:
@@ -42,7 +42,7 @@ def imports(seconds: float, module: str = PROBES) -> Finding:
 
 
 def extension(seconds: float, module: str = PROBES) -> Finding:
-    """Whether vLLM's compiled operators load against this torch: they are built for one version of it."""
+    """Judge whether vLLM's compiled operators load against this torch: they are built for one version of it."""
     name, expected = "vllm's extension", "its operators load against this torch"
     outcome = run([module, "extension"], seconds)
     advice = "vllm was built for another torch: install the pair of the lock file, or make setup"
@@ -52,7 +52,7 @@ def extension(seconds: float, module: str = PROBES) -> Finding:
 
 
 def engine(seconds: float, module: str = PROBES) -> Finding:
-    """A vLLM engine with a tiny random model: ten tokens, whose log-probs transformers confirms."""
+    """Judge a vLLM engine with a tiny random model: ten tokens, whose log-probs transformers confirms."""
     name = "engine"
     expected = f"{TOKENS} tokens, log-probs within {TOLERANCE:g} of transformers"
     advice = "run it by itself to see all it says: python -m actors.doctor.probes engine"

@@ -27,7 +27,7 @@ from lpo_ray.tools.doctor.stack import ENGINE_SECONDS, IMPORT_SECONDS, check_eng
 from lpo_ray.tools.doctor.versions import check_packages, check_python
 
 OUTER = 10.0
-"""that a check gets beyond the deadline of the process it runs, so that the process's own account arrives"""
+"""time that a check gets beyond the deadline of the process it runs, so that the process's own account arrives"""
 CHECKS = (
     Check("Python", check_python, 10),
     Check("packages", check_packages, 30),
@@ -47,12 +47,12 @@ CHECKS = (
     Check("engine", check_engine, ENGINE_SECONDS + OUTER, slow=True),
 )
 WIDTH = 160
-"""of the table where there is no terminal"""
+"""width of the table where there is no terminal"""
 STYLES = {State.ok: "green", State.warn: "yellow", State.fail: "bold red"}
 
 
 def render(groups: Mapping[str, Sequence[Finding]]) -> Table:
-    """All findings, a block of rows for each group (a node, or what is between them)."""
+    """Render all findings, a block of rows for each group (a node, or what is between them)."""
     table = Table(title_justify="left", show_lines=False)
     for column, ratio in (("check", 3), ("", 1), ("found", 8), ("expected", 6), ("what to do", 6)):
         table.add_column(column, ratio=ratio, overflow="fold")
@@ -67,7 +67,7 @@ def render(groups: Mapping[str, Sequence[Finding]]) -> Table:
 
 
 def as_json(groups: Mapping[str, Sequence[Finding]]) -> dict[str, object]:
-    """The same for programs: whether nothing fails, and every finding by its group."""
+    """Write for programs whether nothing fails, and every finding by its group."""
     return {
         "passed": passed(groups),
         "groups": {

@@ -31,7 +31,7 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
-    """Versions of those of the distributions that are installed."""
+    """Look up the versions of those distributions that are installed."""
     found = {}
     for name in names:
         try:
@@ -42,12 +42,12 @@ def installed(names: Iterable[str]) -> dict[str, str]:
 
 
 def check_python(_: Surroundings) -> list[Finding]:
-    """See python_version."""
+    """Check the version of Python."""
     return [python_version(platform.python_version(), _python_required())]
 
 
 def check_packages(_: Surroundings) -> list[Finding]:
-    """See package, engine_package and companions."""
+    """Check the packages, vLLM's two names and torch's companions."""
     found, required = installed((*TESTED, *ENGINES, *COMPANIONS)), _required()
     plain = [name for name in TESTED if name != "vllm"]
     return [
@@ -58,14 +58,14 @@ def check_packages(_: Surroundings) -> list[Finding]:
 
 
 def python_version(version: str, required: str) -> Finding:
-    """Whether the interpreter is one that the distribution was made for."""
+    """Judge whether the interpreter is one that the distribution was made for."""
     problem = None if Version(version) in SpecifierSet(required) else State.fail
     advice = "make the environment with such a Python: make setup PYTHON=python3.11"
     return judge("Python", problem, version, required, advice)
 
 
 def package(name: str, version: str | None, required: SpecifierSet, tested: str) -> Finding:
-    """Whether a package is there, in a version that is demanded (else FAIL) and was tested (else WARN)."""
+    """Judge whether a package is there, in a version that is demanded (else FAIL) and was tested (else WARN)."""
     expected = f"{required or 'any version'}; tested with {tested}"
     advice = f"pip install {name}=={tested}, or make setup"
     if version is None:
@@ -77,7 +77,7 @@ def package(name: str, version: str | None, required: SpecifierSet, tested: str)
 
 
 def engine_package(found: Mapping[str, str], required: Mapping[str, SpecifierSet]) -> Finding:
-    """VLLM under one of its two names. Both at once share a folder, and the later one has overwritten the other."""
+    """Judge vLLM, which has two names. Both at once share a folder, and the later one has overwritten the other."""
     present = [name for name in ENGINES if name in found]
     if len(present) == 2:
         both = ", ".join(f"{name} {found[name]}" for name in present)
@@ -89,8 +89,8 @@ def engine_package(found: Mapping[str, str], required: Mapping[str, SpecifierSet
 
 
 def companions(found: Mapping[str, str], *, cuda_build: bool) -> Finding:
-    """Whether torchvision and its kin are of the same build as torch. A CUDA build of one beside a CPU torch breaks
-    every ``from transformers import ...`` ("operator torchvision::nms does not exist").
+    """Judge whether torchvision and its kin are of the same build as torch. A CUDA build of one beside a CPU torch
+    breaks every ``from transformers import ...`` ("operator torchvision::nms does not exist").
     """
     own = _build(found.get("torch", ""))
     wrong = []
@@ -107,7 +107,7 @@ def companions(found: Mapping[str, str], *, cuda_build: bool) -> Finding:
 
 
 def same_everywhere(by_node: Mapping[str, Mapping[str, str]]) -> Finding:
-    """Whether all nodes have the same versions: objects are pickled between them."""
+    """Judge whether all nodes have the same versions: objects are pickled between them."""
     differing = []
     for name in sorted({name for versions in by_node.values() for name in versions}):
         versions = {node: found.get(name, "none") for node, found in by_node.items()}
@@ -119,12 +119,12 @@ def same_everywhere(by_node: Mapping[str, Mapping[str, str]]) -> Finding:
 
 
 def all_versions() -> dict[str, str]:
-    """What ``same_everywhere`` compares."""
+    """List the versions that ``same_everywhere`` compares."""
     return {"python": platform.python_version(), **installed((DISTRIBUTION, *TESTED, *ENGINES, "numpy"))}
 
 
 def _build(version: str) -> str:
-    """The build of a version, such as "cpu" of 2.13.0+cpu; empty on the package index's builds."""
+    """Return the build of a version, such as "cpu" of 2.13.0+cpu; empty on the package index's builds."""
     return version.partition("+")[2]
 
 
@@ -136,7 +136,7 @@ def _python_required() -> str:
 
 
 def _required() -> dict[str, SpecifierSet]:
-    """What the distribution demands of each package, extras included; nothing where it is not installed."""
+    """Read what the distribution demands of each package, extras included; nothing where it is not installed."""
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""One evaluation from a plan to its folder: evaluation.jsonl as it goes on, then results.json and picture.png."""
+"""One offline evaluation in its folder: evaluation.jsonl while it runs, then results.json and picture.png."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
+from lpo_ray.common.files import write_json
 from lpo_ray.errors import ConfigError
 from lpo_ray.evaluation import score_prompts
 from lpo_ray.evaluation.breakdown import groups_of
@@ -18,8 +19,9 @@ from lpo_ray.interfaces import RolloutEngine, Verifier
 from lpo_ray.policy.loading import identity
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, ScoredGroup
+from lpo_ray.run.evaluator import EvaluationSettings
+from lpo_ray.run.settings import evaluation_settings
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.telemetry.sinks import write_json
 from lpo_ray.tools.evaluate.target import EvaluationRequest
 from lpo_ray.verifiers.answers import read_as
 
@@ -29,10 +31,11 @@ DECIDES_A_VERDICT = ("overlong", "http", "judge", "sandbox")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
-    """A request whose prompts are known and whose store is open: nothing expensive has been started."""
+    """Request whose prompts are known and whose store is open; nothing expensive has been started."""
 
     request: EvaluationRequest
-    spec: RunSpec
+    settings: EvaluationSettings
+    verifier: str
     tokenizer: Tokenizer
     prompts: list[Prompt]
     store: ResultStore
@@ -41,27 +44,27 @@ class EvaluationRun:
 
     @property
     def missing(self) -> list[Prompt]:
-        """Prompts without a result."""
+        """Prompts that have no result yet."""
         return [prompt for prompt in self.prompts if not self.store.is_done(prompt.prompt_id)]
 
     async def score(
         self, rollout: RolloutEngine, verifier: Verifier, on_progress: Callable[[int, int], None]
     ) -> dict[str, str]:
-        """Sample and score what is missing, each result on disk at once. Returns the prompts that were lost -> why."""
+        """Sample and score what is missing, each result on disk at once. Returns why each lost prompt was lost."""
 
         def keep(scored: ScoredGroup) -> None:
             self.store.append(PromptResult.of(scored, self.tokenizer))
 
         return await score_prompts(
-            rollout, verifier, self.missing, self.spec.evaluation_sampling(),
-            max_in_flight=self.spec.max_in_flight, on_scored=keep, on_progress=on_progress,
+            rollout, verifier, self.missing, self.settings.sampling,
+            max_in_flight=self.settings.max_in_flight, on_scored=keep, on_progress=on_progress,
         )  # fmt: skip
 
     def report(self, lost: dict[str, str]) -> Report:
-        """Of all results there are; written to the folder. TooManyLost when there are none."""
+        """Report on all results there are, and write it to the folder. Raises TooManyLost when there are none."""
         if not self.store.results:
             raise all_lost(lost)
-        config, sampling = self.spec.config, self.spec.evaluation_sampling()
+        config, sampling = self.request.config, self.settings.sampling
         about = {
             "model": self.request.model,
             "model_path": config.model.path,
@@ -70,8 +73,8 @@ class EvaluationRun:
             "max_tokens": sampling.max_tokens,
             "seed": sampling.seed,
             "pass_reward": config.evaluation.pass_reward,
-            "verifier": self.spec.verifier,
-            "answers_read_as": read_as(self.spec.verifier),
+            "verifier": self.verifier,
+            "answers_read_as": read_as(self.verifier),
         }
         report = make_report(
             self.store.results,
@@ -90,24 +93,25 @@ class EvaluationRun:
 def opened(
     request: EvaluationRequest, spec: RunSpec, model_path: str, by: str | None, *, fresh: bool
 ) -> Iterator[EvaluationRun]:
-    """``by``: a column of the data; ``fresh``: without the results that are there. Raises ConfigError, also when those
-    are of another model, sampling or prompt.
+    """Open the evaluation of ``request``, broken down ``by`` a column of the data; ``fresh`` drops earlier results.
+    Raises ConfigError, also when those are of another model, sampling or prompt.
     """
     config = spec.config
     if not config.evaluation.num_prompts:
         raise ConfigError("evaluation.num_prompts is 0; expected the number of held-out prompts to evaluate on")
     tokenizer = spec.tokenizer(model_path)
     prompts = list(spec.source(tokenizer).heldout(config.evaluation.num_prompts))
+    settings = evaluation_settings(spec)
     column = None if by is None else (by, groups_of(prompts, by))
     verifier = asdict(config.verifier)
     of_what = {
         "model": identity(model_path, trust_remote_code=config.model.trust_remote_code),
         "dtype": config.rollout.dtype,
-        "sampling": asdict(spec.evaluation_sampling()),
+        "sampling": asdict(settings.sampling),
         "verifier": {"name": spec.verifier, **{key: _plain(verifier[key]) for key in DECIDES_A_VERDICT}},
     }
     with ResultStore(request.folder, of_what, prompts, fresh=fresh) as store:
-        yield EvaluationRun(request, spec, tokenizer, prompts, store, column)
+        yield EvaluationRun(request, settings, spec.verifier, tokenizer, prompts, store, column)
 
 
 def _plain(section: dict[str, object]) -> dict[str, object]:

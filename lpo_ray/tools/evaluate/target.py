@@ -1,4 +1,4 @@
-"""What `lpo-ray evaluate TARGET` stands for: one configuration and one folder for each task.
+"""Target of ``lpo-ray evaluate``: one configuration and one folder for each task.
 
 TARGET is a configuration's file, a run's folder (its config.yaml, and the policy of a checkpoint), or a model (folder
 or hub name), which needs --task or --config. A suite is a YAML file: ``all`` has sections of a configuration for all of
@@ -33,7 +33,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """One task to evaluate a model on."""
+    """Task to evaluate a model on."""
 
     config: Config
     model: str
@@ -61,7 +61,7 @@ def requests_of(
     suite: Path | None = None,
     out: Path | None = None,
 ) -> list[EvaluationRequest]:
-    """One for each task of ``suite``, or one. Raises ConfigError before anything is written."""
+    """Make a request for each task of ``suite``, or one. Raises ConfigError before anything is written."""
     if task is not None and suite is not None:
         raise ConfigError(f"--task is {task} with --suite {suite}; expected one of both")
     found = _target(target, step, task, config, suite)
@@ -142,7 +142,7 @@ def _recommended(model: str, task: str | None) -> dict[str, Mapping[str, object]
 
 
 def _template(model: str) -> str:
-    """The chat template where the model has one."""
+    """Choose the chat template where the model has one."""
     return "chat" if Tokenizer.load(model).has_chat_template else "plain"
 
 
@@ -171,7 +171,7 @@ def _suite(path: Path) -> tuple[Layer, Mapping[str, Mapping[str, object]]]:
 
 
 def _without_task(layers: Sequence[Layer]) -> list[Layer]:
-    """What is not about one task. The template stays: it is about the model."""
+    """Drop what is about one task. The template stays: it is about the model."""
     kept: list[Layer] = []
     for source, sections in layers:
         task = sections.get("task")

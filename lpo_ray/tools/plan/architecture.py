@@ -26,7 +26,7 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivi
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A decoder of attention and gated feed-forward layers. Sizes in elements."""
+    """Decoder of attention and gated feed-forward layers. Sizes in elements."""
 
     name: str
     source: str
@@ -62,7 +62,7 @@ class Architecture:
 
 
 def read_architecture(path: str | None) -> Architecture:
-    """Of a Hugging Face folder, a hub name, or (None) the tiny base policy. Raises ConfigError.
+    """Read the architecture of a Hugging Face folder, a hub name, or (None) the tiny base policy. Raises ConfigError.
 
     A hub name that cannot be reached is looked up in architectures.json.
     """
@@ -94,7 +94,7 @@ def shipped_architectures() -> dict[str, dict[str, int | bool | str]]:
 
 
 def describe(model: PreTrainedModel, name: str, source: str) -> Architecture:
-    """The numbers of ``model``, which may be on the meta device. Raises ConfigError for what has no such numbers."""
+    """Measure ``model``, which may be on the meta device. Raises ConfigError for one without such numbers."""
     config = model.config.get_text_config()
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     layers = next((module for module in model.modules() if isinstance(module, torch.nn.ModuleList)), None)

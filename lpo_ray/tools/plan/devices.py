@@ -69,7 +69,7 @@ def device_named(name: str) -> Device:
 
 
 def device_reported(name: str, memory_gib: float | None = None) -> Device | None:
-    """The row that a driver's or Ray's name for a GPU, such as "NVIDIA H100 80GB HBM3" or "A100", is meant by."""
+    """Find the row for a driver's or Ray's name of a GPU, such as "NVIDIA H100 80GB HBM3" or "A100"."""
     words = name.upper().replace("-", " ").replace("_", " ").split()
     found = next((device for key, device in DEVICES.items() if key.upper() in words), None)
     if found is DEVICES["A100"] and ("40G" in name.upper() or (memory_gib is not None and memory_gib < 60)):

@@ -1,6 +1,6 @@
 """What a run will need and how long a step will take, before anything starts: sizes, times, places, what does not fit.
 
-``make_forecast`` puts ``sizing``, ``rates`` and ``machines`` together for one plan and one cluster. Nothing is started.
+``make_forecast`` puts memory, throughput and machines together for one run on one cluster. Nothing is started.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
+from lpo_ray.run.numbers import numbers
+from lpo_ray.run.settings import setup_of
 from lpo_ray.run.spec import RunSpec
+from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
 from lpo_ray.tools.plan.machines import Machine, Placement, place
@@ -41,7 +45,6 @@ from lpo_ray.tools.plan.requirements import (
     mean_lengths,
     offloads,
     rank_of,
-    setup_of,
     step_work,
 )
 from lpo_ray.tools.plan.throughput import Rate, Rates, StepTime, Work, engine_rate, publish_rate, rank_rate, step_time
@@ -51,7 +54,7 @@ SPREAD = frozenset({"rollout"})
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What a user says of the run; None: measured, or assumed."""
+    """Values that a user gives for the run; None: measured, or assumed."""
 
     prompt_tokens: float | None = None
     response_tokens: float | None = None
@@ -67,7 +70,7 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Everything that ``lpo-ray plan`` says of one cluster."""
+    """Forecast of a run on one cluster."""
 
     spec: RunSpec
     model: Architecture
@@ -90,16 +93,16 @@ class Forecast:
 
     @property
     def responses_at_most_length(self) -> int:
-        """Responses of sampling.max_tokens, prompt included, whose keys and values fit in one engine."""
+        """Responses of sampling.max_tokens, prompt included, that fit one engine's KV cache."""
         return self.kv.responses(self.lengths.prompt + self.work.longest_tokens)
 
     @property
     def responses_expected(self) -> int:
-        """The same, of the expected length."""
+        """Responses of the expected length that fit one engine's KV cache."""
         return self.kv.responses(self.lengths.prompt + self.lengths.response)
 
     def to_json(self) -> dict[str, object]:
-        """All numbers; bytes as bytes, times in seconds."""
+        """Return all numbers; bytes as bytes, times in seconds."""
         time, rates = self.time, self.rates
         return {
             "cluster": [
@@ -107,7 +110,7 @@ class Forecast:
                 for m in self.machines
             ],
             "model": dataclasses.asdict(self.model),
-            "derived": self.spec.numbers(),
+            "derived": numbers(self.spec),
             "learner_rank_bytes": dict(self.rank.device),
             "learner_rank_host_bytes": dict(self.rank.host),
             "learner_rank_total_bytes": self.rank.total,
@@ -133,34 +136,38 @@ class Forecast:
 
 
 def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine], given: Assumptions) -> Forecast:
-    """Raises ConfigError only for what ``given`` says wrongly; what does not fit is in ``problems``."""
+    """Forecast a run on ``machines``. What does not fit is in ``problems``. Raises ConfigError only for what ``given``
+    says wrongly.
+    """
+    config, setup = spec.config, setup_of(spec.config)
     problems: list[str] = []
-    notes = unmet_here(spec)
+    notes = unmet_here(config, spec.verifier)
     lengths = mean_lengths(spec, given.prompt_tokens, given.response_tokens)
     work = step_work(spec, model, lengths)
-    rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(spec, model)
+    rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(config, model)
     rank, engine = rank_memory(model, rank_settings), engine_memory(model, engine_settings)
-    found = place(bundles(spec), machines, spread=SPREAD)
+    found = place(bundles(config), machines, spread=SPREAD)
     places = [] if isinstance(found, str) else found
     if isinstance(found, str):
-        problems.append(f"{found}; {placement_remedy(spec)}")
+        problems.append(f"{found}; {placement_remedy(config)}")
     device = _slowest(machines, places, on_gpu=engine_settings.on_gpu)
-    kv = _kv(spec, model, engine_settings, device)
-    problems += context_problems(spec, lengths)
-    problems += parallel_problems(spec, model)
+    kv = _kv(config, model, engine_settings, device)
+    problems += context_problems(config, spec.context, lengths)
+    problems += parallel_problems(config, model)
     if device is not None:
-        problems += device_problems(spec, model, rank_settings, engine_settings, machines, places, device)
-        problems += kv_problems(spec, model, engine_settings, kv, device)
+        problems += device_problems(config, model, rank_settings, engine_settings, machines, places, device)
+        problems += kv_problems(config, spec.context, model, engine_settings, kv, device)
     else:
         notes.append("the GPUs are not in tools/plan/devices.py: whether it fits is not known, and times need rates")
-    problems += host_problems(spec, rank, engine, machines, places)
-    slots = _slots(spec, work, kv, lengths)
-    rates = _rates(spec, model, device, work, slots, given, notes)
-    time = None if rates is None else step_time(work, rates, setup_of(spec))
-    if slots < min(spec.config.rollout.max_num_seqs, _responses_per_engine(spec)):
+    problems += host_problems(config, rank, engine, machines, places)
+    at_most = min(config.rollout.max_num_seqs, math.ceil(work.prompts * work.group_size / setup.num_workers))
+    slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.response)))
+    rates = _rates(config, setup, model, device, work, slots, given, notes)
+    time = None if rates is None else step_time(work, rates, setup)
+    if slots < at_most:
         notes.append(
-            f"keys and values of {slots} responses fit an engine at the expected length, rollout.max_num_seqs is "
-            f"{spec.config.rollout.max_num_seqs}: more wait, or are computed again"
+            f"{slots} responses fit an engine's KV cache at the expected length, rollout.max_num_seqs is "
+            f"{config.rollout.max_num_seqs}: more wait, or are computed again"
         )
     return Forecast(
         spec, model, machines, device, lengths, work, rank, engine, kv, slots, places, rates, time, problems, notes
@@ -168,7 +175,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
 
 
 def _slowest(machines: Sequence[Machine], places: Sequence[Placement], *, on_gpu: bool) -> Device | None:
-    """Of those that have a part in the run; of all where nothing has a place. None when one is not known."""
+    """Find the slowest device with a part in the run, or of all where nothing has a place. None: one is not known."""
     if not on_gpu:
         return CPU
     used = {where.machine for where in places if where.devices} or {i for i, m in enumerate(machines) if m.gpus}
@@ -178,26 +185,17 @@ def _slowest(machines: Sequence[Machine], places: Sequence[Placement], *, on_gpu
     return min((device for device in found if device is not None), key=lambda device: (device.bf16, device.bandwidth))
 
 
-def _kv(spec: RunSpec, model: Architecture, engine: EngineShape, device: Device | None) -> KvCache:
-    rollout = spec.config.rollout
+def _kv(config: Config, model: Architecture, engine: EngineShape, device: Device | None) -> KvCache:
+    rollout = config.rollout
     if engine.on_gpu and device is not None:
         return kv_cache(model, engine, device.memory_gib, rollout.gpu_memory_utilization)
     per_token = kv_bytes_per_token(model, engine.dtype, engine.tensor_parallel_size)
     return KvCache(0 if engine.on_gpu else int(rollout.kv_cache_gib * GIB), per_token)
 
 
-def _responses_per_engine(spec: RunSpec) -> int:
-    config = spec.config
-    return math.ceil(config.pipeline.groups_per_step * config.sampling.group_size / config.rollout.num_workers)
-
-
-def _slots(spec: RunSpec, work: Work, kv: KvCache, lengths: Lengths) -> int:
-    fit = kv.responses(lengths.prompt + lengths.response)
-    return max(1, min(spec.config.rollout.max_num_seqs, fit, _responses_per_engine(spec)))
-
-
 def _rates(
-    spec: RunSpec,
+    config: Config,
+    setup: Setup,
     model: Architecture,
     device: Device | None,
     work: Work,
@@ -205,8 +203,7 @@ def _rates(
     given: Assumptions,
     notes: list[str],
 ) -> Rates | None:
-    """Given before measured before derived; None when the device is not known and not all three are given."""
-    config = spec.config
+    """Take given rates before measured before derived ones. None: the device is unknown, and not all are given."""
     learner, rollout = config.learner, config.rollout
     derived: tuple[float, float, float] | None = None
     longest = 0.0
@@ -216,7 +213,7 @@ def _rates(
             model, _times(device, cores[0]), rollout.dtype, work, rollout.tensor_parallel_size, slots
         )
         train = rank_rate(
-            model, _times(device, cores[1]), config.model.dtype, work, world_size=spec.packing().world_size,
+            model, _times(device, cores[1]), config.model.dtype, work, world_size=setup.world_size,
             checkpointing=learner.gradient_checkpointing, offload=offloads(learner.zero, "offload_optimizer"),
         )  # fmt: skip
         derived = (sample, train, publish_rate(device))

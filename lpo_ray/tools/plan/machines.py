@@ -21,7 +21,7 @@ SLACK = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One node. Made by described, this_machine and actors.runtime.machines."""
+    """Node of a cluster. Made by described, this_machine and actors.runtime.machines."""
 
     name: str
     cpus: float
@@ -35,7 +35,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What one actor asks for, all of it on one machine."""
+    """Resources that one actor asks for, all of them on one machine."""
 
     role: str
     cpus: float
@@ -44,7 +44,7 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a bundle is."""
+    """Machine and devices of a bundle."""
 
     role: str
     machine: int
@@ -64,7 +64,7 @@ class _Room:
 
 
 def described(text: str) -> list[Machine]:
-    """Of a text such as "8xH100" or "2x8xH200", or several with "+" between. Raises ConfigError."""
+    """Parse a text such as "8xH100" or "2x8xH200", or several with "+" between. Raises ConfigError."""
     machines: list[Machine] = []
     for part in text.split("+"):
         match = PATTERN.fullmatch(part.strip())
@@ -83,7 +83,7 @@ def described(text: str) -> list[Machine]:
 
 
 def this_machine(logical_cpus: float) -> Machine:
-    """The machine that this process is on. ``logical_cpus``: what a cluster started here would announce at least."""
+    """Describe this machine. ``logical_cpus``: what a cluster started here would announce at least."""
     gpus = torch.cuda.device_count()
     memory = psutil.virtual_memory().total / 2**30
     cpus = max(logical_cpus, os.cpu_count() or 1)
@@ -96,7 +96,7 @@ def this_machine(logical_cpus: float) -> Machine:
 
 
 def place(bundles: Sequence[Bundle], machines: Sequence[Machine], *, spread: frozenset[str]) -> list[Placement] | str:
-    """A place for every bundle in order, or what is missing, as a sentence. Roles in ``spread`` go where the fewest of
+    """Place every bundle, in order, or say what is missing. Roles in ``spread`` go where the fewest of
     them are, others where most is taken already. First fit: there may be an arrangement that it does not find.
     """
     rooms = [_Room(machine.cpus, [1.0] * machine.gpus) for machine in machines]

@@ -43,7 +43,7 @@ LOGITS_COPIES = 3
 
 @dataclass(frozen=True, slots=True)
 class RankSettings:
-    """How a learner rank is run."""
+    """Settings of a learner rank that decide its memory."""
 
     world_size: int
     dtype: str
@@ -67,7 +67,7 @@ class RankSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """How an engine is run."""
+    """Settings of an engine that decide its memory."""
 
     dtype: str
     tensor_parallel_size: int
@@ -93,7 +93,7 @@ class Memory:
 
 
 def rank_memory(model: Architecture, rank: RankSettings) -> Memory:
-    """Of one learner rank. ``gathered``: whole parameters that ZeRO-3 keeps; ``a step``: the higher of its heights."""
+    """Memory of one learner rank. ``gathered``: whole parameters that ZeRO-3 keeps; ``a step``: its higher peak."""
     size, share = BYTES[rank.dtype], -(-model.parameters // rank.world_size)
     shards, gradients = size * share, size * share
     optimizer = (2 if rank.dtype == "float32" else 3) * FP32 * share
@@ -156,7 +156,7 @@ def layer_activations(model: Architecture, dtype: str, tokens: int, *, on_gpu: b
     size = BYTES[dtype]
     norm = _norm_bytes(dtype)
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    # In half precision on a GPU keys and values stay narrow; else they are repeated for each head: see attention.py.
+    # In half precision on a GPU keys and values stay narrow; else they are repeated for each head (policy/attention.py)
     attention = 2 * queries + 2 * keys if on_gpu and dtype == "bfloat16" else 4 * queries
     per_token = (
         2 * model.hidden_size * (norm + size)
@@ -168,7 +168,7 @@ def layer_activations(model: Architecture, dtype: str, tokens: int, *, on_gpu: b
 
 
 def _norm_bytes(dtype: str) -> int:
-    """Of each element that a norm keeps, its result left out."""
+    """Bytes of each element that a norm keeps, its result left out."""
     return 2 * FP32 if dtype == "float32" else FP32 + BYTES[dtype]
 
 
@@ -187,7 +187,7 @@ def head_memory(model: Architecture, dtype: str, scored: int) -> int:
 
 
 def kv_bytes_per_token(model: Architecture, dtype: str, tensor_parallel_size: int = 1) -> int:
-    """Bytes of keys and values of one position in all layers, on one of an engine's GPUs. KV heads are repeated where
+    """Bytes of the KV cache for one position in all layers, on one of an engine's GPUs. KV heads are repeated where
     GPUs outnumber them.
     """
     heads = max(1, -(-model.num_kv_heads // tensor_parallel_size))
@@ -195,7 +195,7 @@ def kv_bytes_per_token(model: Architecture, dtype: str, tensor_parallel_size: in
 
 
 def engine_memory(model: Architecture, engine: EngineShape) -> Memory:
-    """Of one GPU of an engine, keys and values left out. ``new weights`` (two buckets and the layer that is being put
+    """Memory of one GPU of an engine without its KV cache. ``new weights`` (two buckets and the layer that is being put
     together) come on top of what gpu_memory_utilization allows vLLM.
     """
     size, parts = BYTES[engine.dtype], engine.tensor_parallel_size
@@ -215,7 +215,7 @@ def engine_memory(model: Architecture, engine: EngineShape) -> Memory:
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """Room for keys and values in one engine."""
+    """KV cache of one engine."""
 
     num_bytes: int
     """of one of its GPUs; negative: the weights alone do not fit"""
@@ -232,7 +232,7 @@ class KvCache:
 
 
 def kv_cache(model: Architecture, engine: EngineShape, memory_gib: float, utilization: float) -> KvCache:
-    """What ``utilization`` of a GPU's memory leaves for keys and values."""
+    """KV cache in what ``utilization`` of a GPU's memory leaves."""
     used = engine_memory(model, engine).device
     room = int(utilization * memory_gib * GIB) - (sum(used.values()) - used["new weights"])
     return KvCache(room, kv_bytes_per_token(model, engine.dtype, engine.tensor_parallel_size))

@@ -1,29 +1,48 @@
-"""What does not fit, one sentence each: what, where, how much is missing, and what to change."""
+"""What does not fit, one sentence each: what, where, how much is missing, and the settings that would make it fit, each
+tried alone.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
-from lpo_ray.run import preflight as checks
-from lpo_ray.run.spec import RunSpec
+from lpo_ray.run.preflight import check_verifier
 from lpo_ray.tasks.table import check_task
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import Device
 from lpo_ray.tools.plan.machines import Machine, Placement
-from lpo_ray.tools.plan.memory import GIB, EngineShape, KvCache, Memory, RankSettings, engine_memory, rank_memory
-from lpo_ray.tools.plan.remedies import for_engine, for_rank
+from lpo_ray.tools.plan.memory import (
+    GIB,
+    EngineShape,
+    KvCache,
+    Memory,
+    RankSettings,
+    engine_memory,
+    kv_cache,
+    rank_memory,
+)
 from lpo_ray.tools.plan.requirements import ASSUMED_PROMPT_TOKENS, Lengths
 
+FEWEST_TOKENS = 2048
+"""of a micro-batch: fewer cost more than they save"""
+MOST_RANKS = 64
+MOST_UTILIZATION = 0.95
+PARTS = (2, 4, 8)
 
-def unmet_here(spec: RunSpec) -> list[str]:
-    """What ``train`` would refuse on this machine: data and verifiers that are not here. No reason against a plan."""
-    config, found = spec.config, []
+
+def unmet_here(config: Config, verifier: str) -> list[str]:
+    """Say what ``train`` would refuse on this machine: data and verifiers that are not here. A run may fit all the
+    same.
+    """
+    found = []
     for check in (
         lambda: check_task(config.task, config.evaluation.num_prompts),
-        lambda: checks.check_verifier(spec.verifier, spec.config.cluster.kind),
+        lambda: check_verifier(verifier, config.cluster.kind),
     ):
         try:
             check()
@@ -32,21 +51,21 @@ def unmet_here(spec: RunSpec) -> list[str]:
     return found
 
 
-def context_problems(spec: RunSpec, lengths: Lengths) -> list[str]:
-    """A response of the most tokens must leave room for a prompt."""
-    limit = spec.config.sampling.max_tokens
-    if limit < spec.context:
+def context_problems(config: Config, context: int, lengths: Lengths) -> list[str]:
+    """Check that a response of the most tokens leaves room for a prompt."""
+    limit = config.sampling.max_tokens
+    if limit < context:
         return []
-    fitting = max(1, spec.context - math.ceil(max(lengths.prompt, ASSUMED_PROMPT_TOKENS)))
+    fitting = max(1, context - math.ceil(max(lengths.prompt, ASSUMED_PROMPT_TOKENS)))
     return [
-        f"sampling.max_tokens is {limit}, but {spec.model_path} has {spec.context} positions for prompt and response "
+        f"sampling.max_tokens is {limit}, but {config.model.path} has {context} positions for prompt and response "
         f"together: no prompt has room; set sampling.max_tokens={fitting} or less, or take a model with more positions"
     ]
 
 
-def parallel_problems(spec: RunSpec, model: Architecture) -> list[str]:
-    """An engine in parts needs a GPU for each, and heads that divide."""
-    rollout, found = spec.config.rollout, []
+def parallel_problems(config: Config, model: Architecture) -> list[str]:
+    """Check that an engine in parts has a GPU for each, and heads that divide."""
+    rollout, found = config.rollout, []
     parts, gpus = rollout.tensor_parallel_size, rollout.gpus_per_worker
     if gpus and math.ceil(gpus) != parts:
         found.append(
@@ -62,7 +81,7 @@ def parallel_problems(spec: RunSpec, model: Architecture) -> list[str]:
 
 
 def device_problems(
-    spec: RunSpec,
+    config: Config,
     model: Architecture,
     rank: RankSettings,
     engine: EngineShape,
@@ -70,8 +89,8 @@ def device_problems(
     places: Sequence[Placement],
     device: Device,
 ) -> list[str]:
-    """Roles that need more than their GPU has, each once. Without places: each role on a GPU of its own."""
-    utilization = spec.config.rollout.gpu_memory_utilization
+    """Check that roles fit their GPUs, each set of them once. Without places each role has a GPU of its own."""
+    utilization = config.rollout.gpu_memory_utilization
     reserved = utilization * device.memory_gib * GIB + engine_memory(model, engine).device["new weights"]
     needs = {
         "learner": rank_memory(model, rank).total if rank.on_gpu else 0,
@@ -103,29 +122,31 @@ def device_problems(
     return found
 
 
-def kv_problems(spec: RunSpec, model: Architecture, engine: EngineShape, kv: KvCache, device: Device) -> list[str]:
-    """VLLM does not start when the keys and values of one sequence of the model's whole context do not fit."""
-    if kv.tokens >= spec.context:
+def kv_problems(
+    config: Config, context: int, model: Architecture, engine: EngineShape, kv: KvCache, device: Device
+) -> list[str]:
+    """Check that the KV cache holds one sequence of the model's whole context: without that vLLM does not start."""
+    if kv.tokens >= context:
         return []
-    missing = (spec.context * kv.bytes_per_token - kv.num_bytes) / GIB
-    rollout = spec.config.rollout
+    missing = (context * kv.bytes_per_token - kv.num_bytes) / GIB
+    rollout = config.rollout
     if not engine.on_gpu:
-        needed = math.ceil(spec.context * kv.bytes_per_token / GIB * 100) / 100
+        needed = math.ceil(context * kv.bytes_per_token / GIB * 100) / 100
         remedies = [f"rollout.kv_cache_gib={needed:g}"]
     else:
-        remedies = for_engine(model, engine, device.memory_gib, rollout.gpu_memory_utilization, spec.context)
+        remedies = for_engine(model, engine, device.memory_gib, rollout.gpu_memory_utilization, context)
     return [
-        f"an engine has {max(0, kv.num_bytes) / GIB:.2f} GiB for keys and values, and one sequence of the model's "
-        f"{spec.context} positions needs {spec.context * kv.bytes_per_token / GIB:.2f}: {missing:.2f} GiB are missing; "
+        f"an engine has {max(0, kv.num_bytes) / GIB:.2f} GiB for its KV cache, and one sequence of the model's "
+        f"{context} positions needs {context * kv.bytes_per_token / GIB:.2f}: {missing:.2f} GiB are missing; "
         + _advice(remedies, "")
     ]
 
 
 def host_problems(
-    spec: RunSpec, rank: Memory, engine: Memory, machines: Sequence[Machine], places: Sequence[Placement]
+    config: Config, rank: Memory, engine: Memory, machines: Sequence[Machine], places: Sequence[Placement]
 ) -> list[str]:
-    """Machines whose memory is less than what is on them: processes without GPU, and what is offloaded."""
-    config, found = spec.config, []
+    """Check that machines have memory for what is on them: processes without GPU, and what is offloaded."""
+    found = []
     cache = int(config.rollout.kv_cache_gib * GIB)
     each = {
         "learner": sum(rank.host.values()) if config.learner.gpus_per_rank else rank.total,
@@ -146,19 +167,60 @@ def host_problems(
     return found
 
 
-def placement_remedy(spec: RunSpec) -> str:
-    """What to do when bundles have no place."""
-    config = spec.config
+def placement_remedy(config: Config) -> str:
+    """Say what to do when bundles have no place."""
     return (
         f"add nodes, or lower rollout.num_workers ({config.rollout.num_workers}), learner.world_size "
         f"({config.learner.world_size}) or their cpus_per_/gpus_per_ settings"
     )
 
 
+def for_rank(model: Architecture, rank: RankSettings, room: int) -> list[str]:
+    """Find overrides with which a rank takes at most ``room`` bytes of its device, and what it takes then."""
+    found = []
+    for text, changed in _rank_changes(rank):
+        if (total := rank_memory(model, changed).total) <= room:
+            found.append(f"{text} ({total / GIB:.1f} GiB)")
+    return found
+
+
+def _rank_changes(rank: RankSettings) -> Iterator[tuple[str, RankSettings]]:
+    """Change one setting at a time, each by its mildest step."""
+    if not rank.gradient_checkpointing:
+        yield "learner.gradient_checkpointing=true", replace(rank, gradient_checkpointing=True)
+    if rank.tokens > FEWEST_TOKENS:
+        tokens = max(FEWEST_TOKENS, rank.tokens // 2)
+        yield (
+            f"pipeline.tokens_per_micro_batch={tokens}",
+            replace(rank, tokens=tokens, scored=rank.scored * tokens // rank.tokens),
+        )
+    if rank.world_size < MOST_RANKS:
+        size = 2 * rank.world_size
+        yield f"learner.world_size={size}", replace(rank, world_size=size)
+    if not rank.offload_optimizer:
+        yield "learner.zero={offload_optimizer: {device: cpu}}", replace(rank, offload_optimizer=True)
+
+
+def for_engine(
+    model: Architecture, engine: EngineShape, memory_gib: float, utilization: float, tokens: int
+) -> list[str]:
+    """Find overrides with which an engine's KV cache holds ``tokens`` positions."""
+    found = []
+    if utilization < MOST_UTILIZATION and kv_cache(model, engine, memory_gib, MOST_UTILIZATION).tokens >= tokens:
+        found.append(f"rollout.gpu_memory_utilization={MOST_UTILIZATION}")
+    for parts in PARTS:
+        split = replace(engine, tensor_parallel_size=parts)
+        fits = model.num_heads % parts == 0 and kv_cache(model, split, memory_gib, utilization).tokens >= tokens
+        if parts > engine.tensor_parallel_size and fits:
+            found.append(f"rollout.tensor_parallel_size={parts} rollout.gpus_per_worker={parts}")
+            break
+    return found
+
+
 def _advice(remedies: Sequence[str], otherwise: str) -> str:
     found = [*remedies, *([otherwise] if otherwise else [])]
     return (
-        f"try {', or '.join(found)}" if found else "no single setting mends it: take a larger device or a smaller model"
+        f"try {', or '.join(found)}" if found else "no single setting fixes it: take a larger device or a smaller model"
     )
 
 

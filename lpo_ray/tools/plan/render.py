@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lpo_ray.run.numbers import numbers
 from lpo_ray.tools.plan.forecast import Forecast
 from lpo_ray.tools.plan.memory import GIB
 
@@ -16,18 +17,18 @@ COMPUTED = "computed, not measured"
 
 
 def render_forecast(forecast: Forecast) -> RenderableType:
-    """Everything about one cluster."""
+    """Render everything about one cluster."""
     model, work, kv, time = forecast.model, forecast.work, forecast.kv, forecast.time
     parts: list[RenderableType] = [
         Text(f"{model.name}: {model.parameters:,} parameters (from {model.source})", style="bold"),
         Text(f"on {describe_cluster(forecast)}; {COMPUTED}, unless a line says so"),
-        _numbers({name: str(value) for name, value in forecast.spec.numbers().items()}, "derived"),
+        _numbers({name: str(value) for name, value in numbers(forecast.spec).items()}, "derived"),
         _memory(forecast.rank.device, "memory of a learner rank", forecast),
     ]
     if forecast.rank.host:
         parts.append(_memory(forecast.rank.host, "in the host's memory for each rank", None))
     parts += [
-        _memory(forecast.engine.device, "memory of an engine's device, without keys and values", None),
+        _memory(forecast.engine.device, "memory of an engine's device, without its KV cache", None),
         _numbers(
             {
                 "bytes of a token": f"{kv.bytes_per_token:,}",
@@ -37,7 +38,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
                 "responses at the expected length": f"{forecast.responses_expected:,}",
                 "rollout.max_num_seqs": f"{forecast.spec.config.rollout.max_num_seqs:,}",
             },
-            "keys and values of an engine",
+            "KV cache of an engine",
         ),
         _numbers(
             {
@@ -73,7 +74,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
 
 
 def render_rows(forecasts: Sequence[tuple[str, Forecast]]) -> RenderableType:
-    """One row for each cluster, by the name that it was given."""
+    """Render a row for each cluster, by the name that it was given."""
     first = forecasts[0][1]
     title = (
         f"{first.spec.config.run.name}: {first.model.name}, {first.model.parameters / 1e9:.2f} B parameters; {COMPUTED}"

@@ -1,4 +1,4 @@
-"""What the settings of a plan ask for: the lengths, the work of a step, a learner rank, an engine, the bundles."""
+"""What the settings of a run ask for: the lengths, the work of a step, a learner rank, an engine, the bundles."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lpo_ray.config.schema import ClipCentre, ClusterKind
+from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.run.settings import behaviour_from_engine, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
-from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.machines import Bundle
 from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineShape, RankSettings
@@ -25,7 +25,7 @@ PROMPTS_READ = 32
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens on average, and where they come from."""
+    """Mean lengths in tokens, and where they come from."""
 
     prompt: float
     response: float
@@ -33,7 +33,9 @@ class Lengths:
 
 
 def mean_lengths(spec: RunSpec, prompt_tokens: float | None, response_tokens: float | None) -> Lengths:
-    """Given, read from the data where that and the tokenizer are at hand, or assumed. Raises ConfigError."""
+    """Take given lengths, else read them from the data where it and the tokenizer are at hand, else assume them. Raises
+    ConfigError.
+    """
     limit, longest = spec.config.sampling.max_tokens, max(1, spec.max_prompt_tokens)
     for flag, value, most in (
         ("--prompt-tokens", prompt_tokens, longest), ("--response-tokens", response_tokens, limit),
@@ -64,16 +66,15 @@ def _read_prompts(spec: RunSpec) -> float | None:
 
 
 def _few(spec: RunSpec) -> RunSpec:
-    """The same plan with the first PROMPTS_READ prompts only, so that a large file is not read to its end."""
+    """Cut the run's data to the first PROMPTS_READ prompts, so that a large file is not read to its end."""
     task = spec.config.task
     few = replace(task, num_train=min(PROMPTS_READ, task.num_train or PROMPTS_READ), heldout_path=None)
     return replace(spec, config=replace(spec.config, task=few))
 
 
 def step_work(spec: RunSpec, model: Architecture, lengths: Lengths) -> Work:
-    """What a step of the plan has to do."""
+    """Work of a step."""
     config = spec.config
-    objective = spec.objective().at(0)
     return Work(
         prompts=config.pipeline.groups_per_step,
         group_size=config.sampling.group_size,
@@ -83,9 +84,9 @@ def step_work(spec: RunSpec, model: Architecture, lengths: Lengths) -> Work:
         share_prompt=config.pipeline.share_prompt,
         forward_passes=forward_passes(
             config.pipeline.updates_per_step,
-            from_engine=spec.from_engine,
+            from_engine=behaviour_from_engine(spec),
             around_anchor=config.objective.token_clip.around is ClipCentre.anchor,
-            reference=objective.reference_kl > 0,
+            reference=config.objective.reference_kl > 0,
         ),
         updates=config.pipeline.updates_per_step,
         tokens_per_micro_batch=config.pipeline.tokens_per_micro_batch,
@@ -94,17 +95,17 @@ def step_work(spec: RunSpec, model: Architecture, lengths: Lengths) -> Work:
 
 
 def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSettings:
-    """The learner rank of the plan. Its largest micro-batch is one of the budget, of what an update gives a rank,
+    """Learner rank of the run. Its largest micro-batch is one of the budget, of what an update gives a rank,
     or of one response.
     """
     config, zero = spec.config, spec.config.learner.zero
-    world_size = spec.packing().world_size
+    ranks = world_size(config)
     group = config.sampling.group_size * (lengths.prompt + config.sampling.max_tokens)
     update = config.pipeline.groups_per_step / config.pipeline.updates_per_step * group
     one = min(spec.context, lengths.prompt + config.sampling.max_tokens)
-    tokens = max(one, min(config.pipeline.tokens_per_micro_batch, update / world_size))
+    tokens = max(one, min(config.pipeline.tokens_per_micro_batch, update / ranks))
     return RankSettings(
-        world_size=world_size,
+        world_size=ranks,
         dtype=config.model.dtype,
         tokens=math.ceil(tokens),
         scored=math.ceil(tokens * config.sampling.max_tokens / (lengths.prompt + config.sampling.max_tokens)),
@@ -113,7 +114,7 @@ def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSetting
         offload_optimizer=offloads(zero, "offload_optimizer"),
         offload_parameters=offloads(zero, "offload_param"),
         live_parameters=_live(zero),
-        bucket_bytes=_bucket(spec, model),
+        bucket_bytes=_bucket(config, model),
         on_gpu=config.learner.gpus_per_rank > 0,
     )
 
@@ -130,40 +131,27 @@ def _live(zero: Mapping[str, object]) -> int:
     return max(int(value) for value in values if isinstance(value, int | float))
 
 
-def _bucket(spec: RunSpec, model: Architecture) -> int:
-    config = spec.config
+def _bucket(config: Config, model: Architecture) -> int:
     return max(config.transport.bucket_mib * 2**20, BYTES[config.rollout.dtype] * model.largest_parameter)
 
 
-def engine_of(spec: RunSpec, model: Architecture) -> EngineShape:
-    """The engine of the plan."""
-    rollout = spec.config.rollout
+def engine_of(config: Config, model: Architecture) -> EngineShape:
+    """Engine of the run."""
+    rollout = config.rollout
     return EngineShape(
         dtype=rollout.dtype,
         tensor_parallel_size=rollout.tensor_parallel_size,
         max_num_seqs=rollout.max_num_seqs,
-        bucket_bytes=_bucket(spec, model),
+        bucket_bytes=_bucket(config, model),
         on_gpu=rollout.gpus_per_worker > 0,
     )
 
 
-def bundles(spec: RunSpec) -> list[Bundle]:
-    """What the actors of the plan ask for. Without Ray there is one process."""
-    config = spec.config
+def bundles(config: Config) -> list[Bundle]:
+    """Bundles that the actors of the run ask for. Without Ray there is one process."""
     learner, rollout = config.learner, config.rollout
     if config.cluster.kind is ClusterKind.inprocess:
         return [Bundle("process", 1, 0)]
     ranks = [Bundle("learner", learner.cpus_per_rank, learner.gpus_per_rank)] * learner.world_size
     engines = [Bundle("rollout", rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers
     return [*ranks, *engines, Bundle("verifier", 1, 0)]
-
-
-def setup_of(spec: RunSpec) -> Setup:
-    """What telemetry.advice speaks of."""
-    config = spec.config
-    return Setup(
-        config.pipeline.max_staleness,
-        config.rollout.num_workers,
-        spec.packing().world_size,
-        config.verifier.num_processes,
-    )

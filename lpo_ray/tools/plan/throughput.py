@@ -4,7 +4,7 @@ Rates are of response tokens, as in the ``simulation`` section: of one engine wh
 for everything that a step does with them. They are given, measured in an earlier run, or derived from a device's peak
 by the efficiencies below, which are assumptions: none was measured here on a GPU.
 
-Derived sampling. A decode step of n responses reads the weights and the keys and values of n responses, and multiplies
+Derived sampling. A decode step of n responses reads the weights and the KV cache of n responses, and multiplies
 n tokens with the weights; it takes the longer of the two, OVERHEAD, and the device's overhead for each response. No
 step is over before its longest response is. Derived training. 2 FLOP for each parameter and token in a forward pass,
 4 in a backward pass, causal attention over half the sequence; forward passes beside the update's own as
@@ -45,7 +45,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one step has to do."""
+    """Work of one step."""
 
     prompts: int
     group_size: int
@@ -71,14 +71,14 @@ class Work:
 
     @property
     def positions(self) -> float:
-        """Of the learner's forward passes: prompts and responses."""
+        """Positions of the learner's forward passes: prompts and responses."""
         copies = 1 if self.share_prompt else self.group_size
         return self.prompts * copies * self.prompt_tokens + self.sampled
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A speed and where it comes from."""
+    """Speed and where it comes from."""
 
     value: float
     source: str
@@ -86,7 +86,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How fast the three parts of a step go."""
+    """Speeds of the three parts of a step."""
 
     sample: Rate
     """response tokens a second of one engine"""
@@ -168,12 +168,12 @@ class StepTime:
     lane: str
     """which of the two lanes the other waits for: "sampling" or "learning" """
     advice: str | None
-    """see telemetry.advice"""
+    """from telemetry.monitor.advice"""
 
 
 def step_time(work: Work, rates: Rates, setup: Setup) -> StepTime:
     """Lanes take turns when on-policy and overlap otherwise; both stand still while weights are published. Verifying is
-    not in it: it goes on behind sampling unless it is slow.
+    not in it: it happens behind sampling unless it is slow.
     """
     sample = max(work.sampled / (setup.num_workers * rates.sample.value), rates.longest_seconds)
     train = work.sampled / (setup.world_size * rates.train.value)
@@ -187,7 +187,7 @@ def step_time(work: Work, rates: Rates, setup: Setup) -> StepTime:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What an earlier run says: medians over its steps."""
+    """Medians over the steps of an earlier run."""
 
     rates: Rates
     response_tokens: float
@@ -196,7 +196,7 @@ class Measured:
 
 
 def measured_in(folder: Path, *, num_workers: int, world_size: int) -> Measured:
-    """Of the run in ``folder``, which had ``num_workers`` engines and ``world_size`` ranks. Raises ConfigError.
+    """Measure the run in ``folder``, which had ``num_workers`` engines and ``world_size`` ranks. Raises ConfigError.
 
     Busy times of each lane, so that a run whose lanes overlapped says the same. Verifying counts as sampling, as the
     engines have nothing to sample then.

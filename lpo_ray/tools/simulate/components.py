@@ -259,7 +259,6 @@ class SimulatedTransport(WeightTransport):
 
 def _projected(target: TargetGroup, update: int) -> ProjectedGroup:
     zeros = np.zeros(len(target.log_target), np.float32)
-    names = ("log_ratio", "surrogate", "coefficient", "entropy", "clip_fraction", "engine_mismatch", "engine_drift",
-             "engine_kl", "reference_kl")  # fmt: skip
+    arrays = dict.fromkeys(ProjectedGroup.ARRAYS, zeros)
     prompt_id, attempt = target.group.key
-    return ProjectedGroup(prompt_id, attempt, update, tuple(range(len(zeros))), loss=0.0, **dict.fromkeys(names, zeros))
+    return ProjectedGroup(prompt_id, attempt, update, tuple(range(len(zeros))), loss=0.0, **arrays)

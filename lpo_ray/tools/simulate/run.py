@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lpo_ray.errors import ConfigError, GroupLost
 from lpo_ray.interfaces import Events, Observer
 from lpo_ray.records import BusyWorker, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
+from lpo_ray.run.settings import loop_settings
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.stage_clock import WAIT, StageClock
 from lpo_ray.tools.simulate import virtual_time
@@ -175,6 +177,10 @@ class _Notes(Observer, Events):
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.restarts = sum(worker.restarts for worker in workers)
 
+    def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """Show nothing."""
+        return contextlib.nullcontext()
+
 
 def simulate(config: Config, engines: int) -> SimulationResult:
     """Run the loop of ``config`` to its last step in virtual time, with ``engines`` engines, and with groups and
@@ -210,7 +216,7 @@ def simulate(config: Config, engines: int) -> SimulationResult:
     )
     with tempfile.TemporaryDirectory(prefix="lpo-ray-simulation-") as name:
         rules = CheckpointRules(Path(name) / "checkpoints", every=0, keep=1, best=None)
-        settings = dataclasses.replace(spec.loop_settings(), checkpoints=rules, evaluate_every=0)
+        settings = dataclasses.replace(loop_settings(spec), checkpoints=rules, evaluate_every=0)
         return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
 
 

@@ -43,12 +43,12 @@ HEADERS = {
 
 
 class Json(Response):
-    """Any value of a run: numbers that are not finite as "NaN", "Infinity" and "-Infinity", lone surrogates escaped."""
+    """JSON of any value of a run: NaN and Inf as "NaN", "Infinity" and "-Infinity", lone surrogates escaped."""
 
     media_type = "application/json"
 
     def render(self, content: object) -> bytes:
-        """See the class."""
+        """Write a value of a run as JSON."""
         return json.dumps(_plain(content), allow_nan=False).encode("ascii")
 
 
@@ -71,7 +71,7 @@ def view(root: Path, port: int) -> None:
 
 
 def build_app(root: Path) -> FastAPI:
-    """The application that shows the runs in ``root``; it only reads."""
+    """Build the application that shows the runs in ``root``; it only reads."""
     app = FastAPI(title="lpo-ray view", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_routes(root), prefix="/api")
     app.mount("/", StaticFiles(directory=PAGE, html=True))
@@ -82,7 +82,7 @@ def build_app(root: Path) -> FastAPI:
 
 
 def _routes(root: Path) -> APIRouter:
-    """Functions that read files, each in a thread; ``run`` is a name of find_runs."""
+    """Make the routes: functions that read files, each in a thread; ``run`` is a name of find_runs."""
     routes = APIRouter()
 
     @routes.get("/runs")

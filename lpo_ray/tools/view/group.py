@@ -22,7 +22,7 @@ from lpo_ray.tools.view.token_text import by_position, pieces
 LONGEST = 20_000
 """characters of a text that is shown at once"""
 MOST_TOKENS = 2_000
-"""that are sent at once"""
+"""tokens that are sent at once"""
 NUMBERS = (
     "reward", "log_target", "target", "log_ratio", "anchor", "coefficient", "surrogate", "entropy", "drift",
     "mismatch_kl",
@@ -31,7 +31,7 @@ OF_GROUP = ("update", "learning_rate", "prompt", "answer", "row", "verifier", "d
 
 
 def read_group(folder: Path, step: int, key: Key) -> dict[str, object]:
-    """Everything about the group but its tokens; DataError when there is none."""
+    """Read everything about the group but its tokens; DataError when there is none."""
     columns = (*OF_GROUP, *NUMBERS, "response_index", "versions", "finish_reason")
     table = read_columns(samples_path(folder, step), columns, ("detail", "after", "token_log_ratio"), key)
     first = {name: _shortened(table[name][0].as_py()) for name in OF_GROUP}
@@ -67,7 +67,7 @@ def read_group(folder: Path, step: int, key: Key) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Some of the tokens of a response, in order. What was not recorded is None."""
+    """Tokens of a response, not always all, in order. What was not recorded is None."""
 
     start: int
     total: int
@@ -83,7 +83,7 @@ class Tokens:
 
 
 def read_tokens(folder: Path, step: int, key: Key, index: int, start: int) -> Tokens:
-    """At most MOST_TOKENS of the response with this index, from ``start``; DataError when there is none."""
+    """Read at most MOST_TOKENS of the response with this index, from ``start``; DataError when there is none."""
     columns = ("response_index", "response", "token_ids", "behaviour_logprobs", "versions")
     path = samples_path(folder, step)
     rows = read_columns(path, columns, ("token_log_ratio",), key).to_pylist()
@@ -114,7 +114,7 @@ def read_tokens(folder: Path, step: int, key: Key, index: int, start: int) -> To
 
 
 def _tokenizer_of(folder: Path, token_ids: IntArray, response: str) -> Tokenizer | None:
-    """The run's, where its files are on this machine and it gives the recorded text for these tokens."""
+    """Find the run's tokenizer, where its files are on this machine and it gives the recorded text for these tokens."""
     for file in _tokenizer_files(folder):
         tokenizer = _load(file)
         if tokenizer is not None:
@@ -128,7 +128,7 @@ def _tokenizer_of(folder: Path, token_ids: IntArray, response: str) -> Tokenizer
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    """Where the run's tokenizer may be: beside its newest checkpoint's policy, or in the model it began with."""
+    """List where the run's tokenizer may be: beside its newest checkpoint's policy, or in the model it began with."""
     models = sorted(folder.glob("checkpoints/step_*/policy"), reverse=True)[:1]
     path = model_path(folder)
     files = [model / "tokenizer.json" for model in (*models, *([Path(path)] if path else []))]
@@ -137,8 +137,8 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 
 @functools.lru_cache(maxsize=8)
 def _load(file: Path) -> Tokenizer | None:
-    """Once for each file. By the library below policy.tokenizer: it needs milliseconds, and has no way to run code
-    that comes with a model.
+    """Load a tokenizer once for each file, by the library below policy.tokenizer: it needs milliseconds, and has no way
+    to run code that comes with a model.
     """
     try:
         return Tokenizer.from_file(str(file))
@@ -147,12 +147,12 @@ def _load(file: Path) -> Tokenizer | None:
 
 
 def _spans(versions: Sequence[int]) -> list[tuple[int, int]]:
-    """(version, tokens in a row that it sampled), in order."""
+    """List (version, tokens in a row that it sampled), in order."""
     return [(version, len(list(run))) for version, run in itertools.groupby(versions)]
 
 
 def _scale(log_ratios: Sequence[Sequence[float] | None]) -> float | None:
-    """The size that all but 1 % of the group's finite token log-ratios stay within; None: not measured."""
+    """Return the size that all but 1 % of the group's finite token log-ratios stay within; None: not measured."""
     measured = [np.array(found, dtype=np.float64) for found in log_ratios if found is not None]
     if not measured:
         return None

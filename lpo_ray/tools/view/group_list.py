@@ -22,7 +22,7 @@ from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.tools.view.sample_columns import Key, floats, oldest_versions, read_columns, softmax, stamp
 
 MOST_FILES = 64
-"""that one question reads; the answer says where it stopped"""
+"""files that one question reads; the answer says where it stopped"""
 PAGE = 50
 EXCERPT = 160
 """characters of a prompt in a list"""
@@ -36,7 +36,7 @@ Order = Literal["step", "reward", "spread", "staleness", "gap", "moved", "tokens
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """One group in a list. What cannot be computed is not finite."""
+    """One group in a list. A value that cannot be computed is NaN or Inf."""
 
     step: int
     prompt_id: str
@@ -51,13 +51,13 @@ class GroupSummary:
     spread: float
     """largest less smallest reward; 0: no response is better than another"""
     staleness: int
-    """of its oldest token: the step before this one less the version that sampled it"""
+    """staleness of its oldest token: the step before this one less the version that sampled it"""
     gap: float
     """total variation of w* and P, before the update: 0 to 1"""
     moved: float | None
     """total variation of P before and after the step; None: not measured"""
     tokens: int
-    """of its longest response"""
+    """tokens of its longest response"""
     cut: int
     """responses that ended at the token limit"""
 
@@ -75,7 +75,7 @@ ORDERS: Mapping[Order, Callable[[GroupSummary], float]] = {
 
 @dataclass(frozen=True)  # no slots: FastAPI asks for these as query parameters
 class Wanted:
-    """Which groups to list; None and "" want all."""
+    """Filter of the groups to list; None and "" want all."""
 
     first: int | None = None
     """step"""
@@ -91,10 +91,10 @@ class Wanted:
     measured: bool = False
     """only groups whose P after the step was measured"""
     text: str = ""
-    """in prompt, response, answer, detail or prompt_id, whatever the case"""
+    """text to find in prompt, response, answer, detail or prompt_id, whatever the case"""
 
     def takes(self, group: GroupSummary) -> bool:
-        """Whether the group is wanted, as far as a summary tells: all but ``text``."""
+        """Tell whether the group is wanted, as far as a summary tells: all but ``text``."""
         return (
             (self.least_reward is None or group.reward >= self.least_reward)
             and (self.most_reward is None or group.reward <= self.most_reward)
@@ -108,7 +108,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One page of the groups that are wanted."""
+    """Page of the groups that are wanted."""
 
     groups: Sequence[GroupSummary]
     total: int
@@ -121,11 +121,11 @@ class Listing:
     unreadable: Mapping[int, str]
     """step -> why"""
     verifiers: Sequence[str]
-    """of all groups of the steps that were read"""
+    """verifiers of all groups of the steps that were read"""
 
 
 def sample_steps(folder: Path) -> list[int]:
-    """The steps of which a run has samples, ascending."""
+    """List the steps of which a run has samples, ascending."""
     names = (path.name for path in (folder / "samples").glob("step_*.parquet"))
     return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"step_(\d{1,9})\.parquet", name, re.A)))
 
@@ -133,8 +133,8 @@ def sample_steps(folder: Path) -> list[int]:
 def list_groups(
     folder: Path, wanted: Wanted, order: Order = "step", *, ascending: bool = False, page: int = 0
 ) -> Listing:
-    """A page of the groups that are wanted, of the newest MOST_FILES steps in the range. Groups of which the order is
-    not known come last.
+    """Make a page of the groups that are wanted, of the newest MOST_FILES steps in the range. Groups of which the order
+    is not known come last.
     """
     steps = [
         step
@@ -175,7 +175,9 @@ def list_groups(
 
 @functools.lru_cache(maxsize=2 * MOST_FILES)
 def summaries(path: Path, step: int, stamp: str) -> Sequence[GroupSummary]:
-    """Of all groups of a file, in its order; read once for each ``stamp``. DataError when the file is none of ours."""
+    """Summarise all groups of a file, in its order; read once for each ``stamp``. DataError when the file is none of
+    ours.
+    """
     table = read_columns(path, COLUMNS, optional=("after",))
     texts = {name: table[name].to_pylist() for name in ("prompt_id", "attempt", "prompt", "verifier", "finish_reason")}
     numbers = {
@@ -185,13 +187,13 @@ def summaries(path: Path, step: int, stamp: str) -> Sequence[GroupSummary]:
     rows: dict[Key, list[int]] = {}
     for row, key in enumerate(zip(texts["prompt_id"], texts["attempt"], strict=True)):
         rows.setdefault(key, []).append(row)
-    with np.errstate(invalid="ignore"):  # of rewards that are not finite
+    with np.errstate(invalid="ignore"):  # of rewards that are NaN or Inf
         return [_summary(step, key, at, texts, numbers, oldest, lengths) for key, at in rows.items()]
 
 
 @functools.lru_cache(maxsize=2 * MOST_FILES)
 def with_text(path: Path, text: str, stamp: str) -> frozenset[Key]:
-    """The groups of a file in which ``text`` (casefolded) is; read once for each ``stamp``."""
+    """Find the groups of a file in which ``text`` (casefolded) is; read once for each ``stamp``."""
     table = read_columns(path, ("prompt_id", "attempt", "prompt", "response", "answer"), optional=("detail",))
     found = np.zeros(len(table), dtype=bool)
     for name in SEARCHED:
@@ -211,7 +213,7 @@ def _summary(
     oldest: IntArray,
     lengths: IntArray,
 ) -> GroupSummary:
-    """Of the group in the rows ``at``."""
+    """Summarise the group in the rows ``at``."""
     of = {name: values[at] for name, values in numbers.items()}
     offset = (1.0 - of["tempering"]) * of["anchor"]  # see records.TargetGroup.offset
     before, rewards = softmax(of["log_ratio"] - offset), of["reward"]

@@ -26,7 +26,7 @@ DEPTH = 3
 """folders below the given one in which runs are looked for: a comparison has arms, and these have seeds"""
 MOST_RUNS = 1000
 MOST_POINTS = 400
-"""of a curve; of a longer run, every n-th step and the last"""
+"""points of a curve; of a longer run, every n-th step and the last"""
 TAIL_BYTES = 1 << 18
 SCALES = ("reward", "pass_rate", "token_entropy", "staleness")
 """metrics of the newest step that the list of runs shows"""
@@ -34,7 +34,7 @@ SCALES = ("reward", "pass_rate", "token_entropy", "staleness")
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """Where one run is.
+    """Place and progress of one run.
 
     Example: ``RunInfo("arm/0", "quickstart", "countdown", "running", 12, 64, {"reward": 0.2}, 1, 12, 12, "17:4096")``
     """
@@ -46,9 +46,9 @@ class RunInfo:
     state: str
     step: int
     steps: int | None
-    """that are planned; None: not known"""
+    """steps that are planned; None: not known"""
     last: Mapping[str, float]
-    """of the newest step: SCALES that it has"""
+    """values of the newest step: SCALES that it has"""
     first_sample: int | None
     last_sample: int | None
     """first and last step of which there are samples"""
@@ -59,7 +59,7 @@ class RunInfo:
 
 
 def find_runs(root: Path) -> list[str]:
-    """The runs in ``root``, or ``["."]`` when it is one itself; links are not followed. At most MOST_RUNS."""
+    """Find the runs in ``root``, or ``["."]`` when it is one itself; links are not followed. At most MOST_RUNS."""
     found: list[str] = []
     for folder in _walk(root, DEPTH):
         found.append(folder.relative_to(root).as_posix())
@@ -69,7 +69,7 @@ def find_runs(root: Path) -> list[str]:
 
 
 def run_folder(root: Path, run: str) -> Path:
-    """The folder of a run by its name in ``find_runs``. ConfigError for everything else, outside of ``root`` above
+    """Find the folder of a run by its name in ``find_runs``. ConfigError for everything else, outside of ``root`` above
     all.
     """
     try:
@@ -83,7 +83,7 @@ def run_folder(root: Path, run: str) -> Path:
 
 
 def run_info(root: Path, run: str) -> RunInfo:
-    """Of one run; see ``run_folder`` for errors."""
+    """Describe one run; ConfigError as from ``run_folder``."""
     folder = run_folder(root, run)
     status, summary = read_object(folder / "status.json"), read_object(folder / "summary.json")
     config = read_config(folder)
@@ -106,8 +106,8 @@ def run_info(root: Path, run: str) -> RunInfo:
 
 
 def curves(folder: Path) -> list[dict[str, object]]:
-    """For each of CHARTS that has data: title, unit, about, stacked, steps [N] and series, each a label and values [N]
-    (None: not measured). Series of evaluations have low and high [N] too, their 95 % intervals.
+    """Read the curves: for each of CHARTS that has data: title, unit, about, stacked, steps [N] and series, each a
+    label and values [N] (None: not measured). Series of evaluations have low and high [N] too, their 95 % intervals.
     """
     rows = [row for row in _rows(folder / "metrics.jsonl") if _whole(row.get("step")) is not None]
     rows = _thinned(rows)
@@ -128,7 +128,7 @@ def curves(folder: Path) -> list[dict[str, object]]:
 
 
 def log_tail(folder: Path) -> list[dict[str, object]]:
-    """The newest lines of log.jsonl, oldest of them first: level, text and the line as the terminal has it."""
+    """Return the newest lines of log.jsonl, oldest of them first: level, text and the line as the terminal has it."""
     lines = []
     for text in _tail(folder / "log.jsonl"):
         with suppress(
@@ -140,7 +140,7 @@ def log_tail(folder: Path) -> list[dict[str, object]]:
 
 
 def read_object(path: Path) -> dict[str, object]:
-    """A JSON object; empty when there is none, or none that can be read."""
+    """Read a JSON object; empty when there is none, or none that can be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -149,7 +149,7 @@ def read_object(path: Path) -> dict[str, object]:
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """config.yaml; empty when there is none, or none that can be read."""
+    """Read config.yaml; empty when there is none, or none that can be read."""
     try:
         value = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
@@ -211,7 +211,7 @@ def _rows(path: Path) -> Sequence[Mapping[str, object]]:
 
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, stamp: str) -> Sequence[Mapping[str, object]]:
-    """Read once for each ``stamp``."""
+    """Parse a file, once for each ``stamp``."""
     try:
         return [row for row in MetricsLog(path).read() if isinstance(row, dict)]
     except (OSError, ValueError, RecursionError):
@@ -224,7 +224,7 @@ def _thinned(rows: Sequence[Mapping[str, object]]) -> Sequence[Mapping[str, obje
 
 
 def _tail(path: Path) -> list[str]:
-    """The last whole lines of a text file, at most TAIL_BYTES of them."""
+    """Return the last whole lines of a text file, at most TAIL_BYTES of them."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -19,7 +19,7 @@ Key = tuple[str, int]
 
 
 def stamp(path: Path) -> str:
-    """Changes when the file does. DataError when it is gone."""
+    """Return a value that changes when the file does. DataError when it is gone."""
     try:
         found = path.stat()
     except OSError as error:
@@ -28,7 +28,7 @@ def stamp(path: Path) -> str:
 
 
 def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str], key: Key | None = None) -> pa.Table:
-    """These columns, of one group or of all; nulls for the optional ones that a run of an older version lacks.
+    """Read these columns, of one group or of all; nulls for the optional ones that a run of an older version lacks.
     DataError when the file is half written or none of ours.
     """
     try:
@@ -50,7 +50,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str], ke
 
 
 def floats(table: pa.Table, name: str) -> DoubleArray:
-    """[N] values of a column; nan where there is none. DataError when they are no numbers."""
+    """Return [N] values of a column; nan where there is none. DataError when they are no numbers."""
     try:
         return table[name].cast(pa.float64()).fill_null(math.nan).to_numpy()
     except pa.ArrowException as error:
@@ -58,14 +58,14 @@ def floats(table: pa.Table, name: str) -> DoubleArray:
 
 
 def softmax(logits: DoubleArray) -> DoubleArray:
-    """[K] probabilities; nan for all where one is nan."""
+    """Return [K] probabilities; nan for all where one is nan."""
     with np.errstate(invalid="ignore"):
         weights = np.exp(logits - logits.max())
         return weights / weights.sum()
 
 
 def oldest_versions(versions: pa.ChunkedArray) -> tuple[IntArray, IntArray]:
-    """[N] oldest version of each row's tokens (0 without tokens), and [N] their number."""
+    """Return [N] oldest version of each row's tokens (0 without tokens), and [N] their number."""
     try:
         lengths = pc.fill_null(pc.list_value_length(versions), 0).to_numpy()  # type: ignore[attr-defined]
         values = pc.list_flatten(versions).cast(pa.int64()).to_numpy()  # type: ignore[attr-defined]

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from lpo_ray.records import IntArray
 
 CHARACTER_TOKENS = 4
-"""that one character may be spread over: bytes of UTF-8"""
+"""tokens that one character may be spread over: bytes of UTF-8"""
 UNFINISHED = "\ufffd"
 """what decoders give for bytes that are no character, or not yet"""
 
 
 def pieces(show: Callable[[IntArray], str], token_ids: IntArray, start: int, stop: int) -> list[str]:
-    """Text of the tokens from ``start`` to ``stop``; joined, all of them are ``show(token_ids)``. A character of
-    several tokens is the text of the last; the others have none. Each token is decoded behind the one before it, on
-    which its leading space may depend.
+    """Decode the text of the tokens from ``start`` to ``stop``; joined, all of them are ``show(token_ids)``. A
+    character of several tokens is the text of the last; the others have none. Each token is decoded behind the one
+    before it, on which its leading space may depend.
     """
     begin = max(0, start - 2 * CHARACTER_TOKENS)
     texts: list[str] = []
@@ -33,6 +33,6 @@ def pieces(show: Callable[[IntArray], str], token_ids: IntArray, start: int, sto
 
 
 def by_position(text: str, tokens: int, start: int, stop: int) -> list[str]:
-    """The same without a tokenizer: ``text`` in as many pieces of nearly equal length as there are tokens."""
+    """Cut ``text``, without a tokenizer, into as many pieces of nearly equal length as there are tokens."""
     cuts: Sequence[int] = [at * len(text) // max(tokens, 1) for at in range(start, stop + 1)]
     return [text[low:high] for low, high in itertools.pairwise(cuts)]

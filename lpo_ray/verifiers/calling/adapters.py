@@ -34,7 +34,7 @@ _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def adapt(found: Any, name: str) -> Judge:  # noqa: ANN401 - whatever a user's module holds
-    """``found`` as a function of cases. Raises UnknownName when no style fits."""
+    """Turn ``found`` into a function of cases. Raises UnknownName when no style fits."""
     try:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError) as error:
@@ -59,7 +59,7 @@ def adapt(found: Any, name: str) -> Judge:  # noqa: ANN401 - whatever a user's m
 
 
 def verdict_of(value: Any) -> Verdict:  # noqa: ANN401 - whatever a verifier returns
-    """A verdict, a number (also of numpy or of one element of torch), or None as a Verdict."""
+    """Turn a verdict, a number (also of numpy or of one element of torch), or None into a Verdict."""
     if isinstance(value, Verdict):
         return value
     if value is None:
@@ -101,12 +101,12 @@ def _completion(case: Case) -> Any:  # noqa: ANN401 - a text or messages
 
 
 def _columns(case: Case) -> dict[str, Any]:
-    """The columns of the row under their own names, and the answer under each name it is looked for."""
+    """Return the columns of the row under their own names, and the answer under each name it is looked for."""
     return {"answer": case.answer, **{key: value for key, value in case.row.items() if key != "prompt"}}
 
 
 def _trl(function: Callable[..., Any], cases: Sequence[Case]) -> list[Verdict]:
-    """Equal to how TRL's GRPOTrainer calls it: by keyword, each column a list as long as the completions."""
+    """Call it as TRL's GRPOTrainer does: by keyword, each column a list as long as the completions."""
     columns = {key: [_columns(case).get(key) for case in cases] for key in _columns(cases[0])}
     given = {
         **columns,
@@ -140,7 +140,7 @@ def _openrlhf(function: Callable[..., Any], cases: Sequence[Case]) -> list[Verdi
 
 
 def _of_rubric(made: Any, name: str) -> Judge:  # noqa: ANN401 - verifiers is not a package we need
-    """The verifier that an environment's rubric is, or ``made`` itself is one."""
+    """Return the verifier that an environment's rubric is, or ``made`` itself is one."""
     rubric = getattr(made, "rubric", made)
     found = _parts(rubric)
     if not found:
@@ -152,7 +152,7 @@ def _of_rubric(made: Any, name: str) -> Judge:  # noqa: ANN401 - verifiers is no
 
 
 def _parts(rubric: Any) -> list[tuple[Any, float, dict[str, Any]]]:  # noqa: ANN401 - verifiers is not a package we need
-    """(function, weight, the objects that it may name) of a Rubric or a group of them. Weight 0 is a metric only."""
+    """List (function, weight, objects that it may name) of a Rubric or a group of them. Weight 0 is a metric only."""
     if hasattr(rubric, "rubrics"):
         return [part for one in rubric.rubrics for part in _parts(one)]
     objects = {"parser": getattr(rubric, "parser", None), **getattr(rubric, "class_objects", {})}
@@ -161,7 +161,7 @@ def _parts(rubric: Any) -> list[tuple[Any, float, dict[str, Any]]]:  # noqa: ANN
 
 
 def _rubric_verdict(parts: Sequence[tuple[Any, float, dict[str, Any]]], case: Case) -> Verdict:
-    """The weighted sum of a Rubric's functions, each asked for what it names."""
+    """Return the weighted sum of a Rubric's functions, each asked for what it names."""
     info, prompt = case.row.get("info", {}), _prompt(case)
     completion = [{"role": "assistant", "content": case.response}]
     given = {
@@ -182,7 +182,9 @@ def _rubric_verdict(parts: Sequence[tuple[Any, float, dict[str, Any]]], case: Ca
 
 
 def _called(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a user's function
-    """``function`` with what it names of ``given``, or with all of it when it takes any keyword; awaited if need be."""
+    """Call ``function`` with what it names of ``given``, or with all of it when it takes any keyword; await it if need
+    be.
+    """
     parameters = inspect.signature(function).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     value = function(**{key: v for key, v in given.items() if takes_all or key in parameters})

@@ -1,25 +1,27 @@
-"""Verdicts: look the verifier up, call it, and never let its failure become a reward. Import-light: this runs in every
-verifier process.
+"""Verdicts: look the verifier up, call it, and never let its failure become a reward; and which version of a user's
+verifier is meant. Import-light: this runs in every verifier process.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from hashlib import blake2b
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 from lpo_ray.common.plugins import resolve
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.adapters import Judge, adapt
 from lpo_ray.verifiers.calling.case import Case
-from lpo_ray.verifiers.calling.version import version_of
 from lpo_ray.verifiers.calling.weighted_sum import terms, weighted_sum
 from lpo_ray.verifiers.table import VERIFIERS
 
 
 def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Verdicts of the named verifier on responses to one prompt. An exception inside it is its own failure: unscored,
-    with its last line.
+    """Return verdicts of the named verifier on responses to one prompt. An exception inside it is its own failure:
+    unscored, with its last line.
     """
     try:
         return judge_named(name)(cases)
@@ -31,7 +33,7 @@ def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
 
 
 def verify_sum(verifier: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Verdicts of the weighted sum that ``verifier`` stands for; see ``mixture``."""
+    """Return verdicts of the weighted sum that ``verifier`` stands for, as in ``math + 0.2*think_format``."""
     sum_of = terms(verifier)
     parts = [verify(term.name, cases) for term in sum_of]
     return [weighted_sum(sum_of, verdicts) for verdicts in zip(*parts, strict=True)]
@@ -39,7 +41,7 @@ def verify_sum(verifier: str, cases: Sequence[Case]) -> list[Verdict]:
 
 @cache
 def judge_named(name: str) -> Judge:
-    """The verifier of a row of VERIFIERS, of ``module:function`` or of ``path/to/file.py:function``. Raises
+    """Return the verifier of a row of VERIFIERS, of ``module:function`` or of ``path/to/file.py:function``. Raises
     UnknownName.
     """
     return adapt(resolve(name, VERIFIERS, "task.verifier"), name)
@@ -47,5 +49,38 @@ def judge_named(name: str) -> Judge:
 
 @cache
 def loaded_version(name: str) -> str:
-    """Which version of the verifier this process has: the one on disk when it was first asked for it."""
+    """Return the version of the verifier that this process has: the one on disk when it was first asked for it."""
     return version_of(name)
+
+
+def version_of(name: str) -> str:
+    """Digest the file of ``module:function`` or ``path/to/file.py:function`` as it is on disk now, without importing
+    it. Empty for every other verifier: its version is this package's own or an endpoint's.
+    """
+    module, colon, _ = name.rpartition(":")
+    if not colon or ("/" in name and not module.endswith(".py")):
+        return ""
+    path = Path(module).resolve() if module.endswith(".py") else _file_of(module)
+    try:
+        status = path.stat() if path is not None else None
+        return "" if status is None else _digest(path, status.st_mtime_ns, status.st_size)
+    except OSError:  # whoever loads it says so
+        return ""
+
+
+def _file_of(module: str) -> Path | None:
+    """Find a module's file without running anything of it or of the packages that it is in."""
+    path: list[str] | None = None
+    spec = None
+    for at, part in enumerate(module.split(".")):
+        spec = PathFinder.find_spec(part, path) if at == 0 or path else None
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or ())
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, changed: int, size: int) -> str:
+    """Digest a file, once only as long as ``changed`` and ``size`` stay."""
+    return blake2b(path.read_bytes(), digest_size=16).hexdigest()

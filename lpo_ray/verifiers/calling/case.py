@@ -17,7 +17,7 @@ class Case:
     """
 
     prompt: str
-    """as the policy saw it"""
+    """prompt as the policy saw it"""
     response: str
     answer: str
     """what the task says is right"""
@@ -26,4 +26,4 @@ class Case:
     truncated: bool = False
     """whether it ended at sampling.max_tokens"""
     sandbox: Limits = field(default_factory=Limits)
-    """for verifiers that run what the response says"""
+    """limits for verifiers that run what the response says"""

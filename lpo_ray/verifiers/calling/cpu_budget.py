@@ -17,7 +17,7 @@ AGAIN_SECONDS = 0.1
 
 
 class OutOfTime(BaseException):
-    """The processor time is used up."""
+    """Error of a call whose processor time is used up."""
 
 
 @contextmanager

@@ -14,13 +14,13 @@ class Overlong:
     """
 
     max_tokens: int
-    """of a response: sampling.max_tokens"""
+    """longest response: sampling.max_tokens"""
     buffer_tokens: int = 0
     """0: nothing is lost"""
     penalty: float = 1.0
 
     def __call__(self, num_tokens: int) -> float:
-        """Added to the reward of a response of ``num_tokens``."""
+        """Compute what is added to the reward of a response of ``num_tokens``."""
         if not self.buffer_tokens:
             return 0.0
         over = num_tokens - (self.max_tokens - self.buffer_tokens)

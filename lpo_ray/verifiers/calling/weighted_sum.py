@@ -12,8 +12,8 @@ _PLUS = re.compile(r"\s\+\s")
 _TERM = re.compile(r"(?:(?P<weight>-?(?:\d+\.?\d*|\.\d+))\s*\*\s*)?(?P<name>\S+)")
 
 
-class NotAMixture(ValueError):
-    """The text is no sum of verifiers."""
+class NotASum(ValueError):
+    """Error of a text that is no sum of verifiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,13 @@ class Term:
 
 
 def terms(text: str) -> tuple[Term, ...]:
-    """The sum that ``task.verifier`` stands for. Spaces are around each plus, so a name or an address may have one."""
+    """Parse the sum that ``task.verifier`` stands for. Spaces are around each plus, so a name or an address may have
+    one.
+    """
     found = [(_TERM.fullmatch(part.strip()), part) for part in _PLUS.split(text)]
     for match, part in found:
         if match is None:
-            raise NotAMixture(
+            raise NotASum(
                 f"task.verifier is {text!r}, where {part.strip()!r} is no verifier; expected a name, or a sum such as "
                 "'math + 0.2*think_format', with spaces around each +"
             )
@@ -37,12 +39,12 @@ def terms(text: str) -> tuple[Term, ...]:
 
 
 def is_remote(verifier: str) -> bool:
-    """Whether it is a service elsewhere."""
+    """Tell whether the verifier is a service elsewhere."""
     return verifier == "judge" or verifier.startswith(("http://", "https://"))
 
 
 def weighted_sum(sum_of: Sequence[Term], verdicts: Sequence[Verdict]) -> Verdict:
-    """One verdict of those of each term. Unscored when any is: a reward that lacks a part is no reward."""
+    """Add up the verdicts of all terms. Unscored when any is: a reward that lacks a part is no reward."""
     if len(sum_of) == 1 and sum_of[0].weight == 1:
         return verdicts[0]
     total, said = 0.0, []

@@ -12,11 +12,11 @@ from math import prod
 
 MAX_CHARACTERS = 500
 MAX_DEPTH = 20
-"""of brackets of all kinds"""
+"""nesting of brackets of all kinds"""
 MAX_DIGITS = 40
-"""of one number"""
+"""digits of one number"""
 MAX_EXPONENT = 9999
-"""of a number, or of one letter"""
+"""exponent of a number, or of one letter"""
 MAX_BRACKET_EXPONENT = 30
 """all exponents of brackets beside letters, multiplied: (x+y)^{30} has 31 terms"""
 MAX_FACTORIAL = 999
@@ -36,7 +36,7 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 def refused(text: str) -> str | None:
-    """Why ``text`` is not given to a computer algebra system; None when it may be."""
+    """Say why ``text`` is not given to a computer algebra system; None when it may be."""
     if len(text) > MAX_CHARACTERS:
         return f"{len(text)} characters, at most {MAX_CHARACTERS} are read"
     if _depth(text) > MAX_DEPTH:
@@ -69,7 +69,7 @@ def _depth(text: str) -> int:
 
 
 def _power_refused(text: str) -> str | None:
-    """As refused, of powers alone."""
+    """Say why a power in ``text`` is refused; None when all may be evaluated."""
     text = re.sub(r"\s+", " ", text.replace("**", "^"))
     of_brackets, of_others = 1.0, 1.0
     for place in (at for at, character in enumerate(text) if character == "^"):
@@ -92,14 +92,14 @@ def _power_refused(text: str) -> str | None:
 
 
 def _is_tower(exponent: str) -> bool:
-    """Whether evaluating it could give a large number: ``9^9`` could, ``-x^2`` could not."""
+    """Tell whether evaluating a power could give a large number: ``9^9`` could, ``-x^2`` could not."""
     if "!" in exponent or _BINOMIAL.search(exponent):
         return True
     return exponent.count("^") > 1 or re.search(r"[^a-zA-Z\s]\s*\^", exponent) is not None
 
 
 def _exponent(text: str, start: int) -> tuple[str, int]:
-    """What stands in the exponent that begins at ``start``, and where it ends; spaces after it are skipped."""
+    """Return what stands in the exponent that begins at ``start``, and where it ends; spaces after it are skipped."""
     while text[start : start + 1] == " ":
         start += 1
     if text[start : start + 1] and text[start] in _OPEN:

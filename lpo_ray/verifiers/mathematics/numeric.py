@@ -12,7 +12,7 @@ import re
 
 MAX_CHARACTERS = 300
 MAX_DEPTH = 25
-"""of braces and parentheses"""
+"""nesting of braces and parentheses"""
 
 _SPELLINGS = (
     (re.compile(r"\{,\s?\}"), ","),
@@ -33,11 +33,11 @@ _CLOSING = {"(": ")", "{": "}", "[": "]"}
 
 
 class _NoValue(ValueError):
-    """The text is no closed expression of numbers."""
+    """Error of a text that is no closed expression of numbers."""
 
 
 def value_of(text: str) -> float | None:
-    """A finite number, or None when the text is no closed expression of numbers or its value is none."""
+    """Return a finite number, or None when the text is no closed expression of numbers or its value is none."""
     if len(text) > MAX_CHARACTERS:
         return None
     for pattern, spelling in _SPELLINGS:
@@ -52,7 +52,9 @@ def value_of(text: str) -> float | None:
 
 
 class _Reader:
-    """sum = [+-] product ([+-] product)*; product = power ([*/] power | power)*; power = atom [^ argument]."""
+    """Recursive-descent evaluator: sum = [+-] product ([+-] product)*; product = power ([*/] power | power)*; power =
+    atom [^ argument].
+    """
 
     def __init__(self, text: str) -> None:
         self._text, self._at, self._depth = text, 0, 0
@@ -124,7 +126,7 @@ class _Reader:
         raise _NoValue(self._text)
 
     def _argument(self) -> float:
-        r"""What follows a command or ``^``: a group, a command, or one digit, as in ``\frac12``."""
+        r"""Read what follows a command or ``^``: a group, a command, or one digit, as in ``\frac12``."""
         if self._at < len(self._text) and self._text[self._at] in "0123456789":
             self._at += 1
             return float(self._text[self._at - 1])

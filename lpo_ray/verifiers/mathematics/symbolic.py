@@ -16,14 +16,16 @@ from typing import Any
 from lpo_ray.verifiers.calling.cpu_budget import OutOfTime, cpu_budget
 
 SECONDS = 1.5
-"""of processor time for one step; a verdict has three"""
+"""processor time of one step; a verdict has three"""
 DECIMALS = 6
 
 _UNREADABLE = re.compile(r"[\n$]")
 
 
 def equivalent(given: str, wanted: str) -> tuple[bool, str]:
-    """Whether they are, and how that was seen. Raises TimeoutError, and RuntimeError when the library is broken."""
+    """Tell whether two texts are equal, and how that was seen. Raises TimeoutError, and RuntimeError when the library
+    is broken.
+    """
     library = _library()  # outside of any limit: an import that is broken off stays broken
     try:
         with cpu_budget(SECONDS):
@@ -53,7 +55,7 @@ def equivalent(given: str, wanted: str) -> tuple[bool, str]:
 
 @lru_cache(maxsize=256)
 def _read(text: str) -> list[Any]:
-    """What math-verify reads in ``text``; empty when it is no mathematics."""
+    """Return what math-verify reads in ``text``; empty when it is no mathematics."""
     library = _library()
     config = library.LatexExtractionConfig(boxed_match_priority=-1)
     try:
@@ -67,7 +69,7 @@ def _read(text: str) -> list[Any]:
 
 @cache
 def _library() -> ModuleType:
-    """math-verify, after it has shown that it works: what it fails at from here on is a text's fault."""
+    """Import math-verify and let it show that it works: what it fails at from here on is a text's fault."""
     import math_verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timer is off; ours is on

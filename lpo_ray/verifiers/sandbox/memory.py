@@ -24,16 +24,16 @@ _PATIENCE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A control group. ``folder``: in the kernel's file system."""
+    """Control group with a limit on memory. ``folder``: in the kernel's file system."""
 
     folder: Path
 
     def command(self) -> list[str]:
-        """What comes before a command that is to run within the group."""
+        """Return what comes before a command that is to run within the group."""
         return ["/bin/sh", "-c", _JOIN, str(self.folder / "cgroup.procs")]
 
     def remove(self) -> None:
-        """After its processes were killed; they need a moment to go. May be called again."""
+        """Remove the group after its processes were killed; they need a moment to go. May be called again."""
         deadline = time.monotonic() + _PATIENCE
         while self.folder.exists():
             try:
@@ -45,19 +45,19 @@ class Group:
 
 
 def make_group(num_bytes: int) -> Group | None:
-    """A new group that may use so much memory; None where there are none."""
+    """Make a group that may use so much memory; None where there are none."""
     found = _parent()
     return None if found is None else _make(*found, num_bytes)
 
 
 def limits_memory() -> bool:
-    """Whether groups can be made."""
+    """Tell whether groups can be made."""
     return _parent() is not None
 
 
 @cache
 def _parent() -> tuple[Path, str] | None:
-    """The group that this process is in, if it may make groups below it that limit memory, and the file that does."""
+    """Find this process's group, if it may make groups below it that limit memory, and the file that does."""
     for folder, limit in _candidates():
         _sweep(folder)
         try:
@@ -93,7 +93,7 @@ def _make(parent: Path, limit: str, num_bytes: int) -> Group:
 
 
 def _candidates() -> Iterator[tuple[Path, str]]:
-    """Folders of the groups that this process is in and that may limit memory."""
+    """List the folders of the groups that this process is in and that may limit memory."""
     try:
         groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
         mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]

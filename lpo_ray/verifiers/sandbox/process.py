@@ -1,4 +1,4 @@
-"""Starts a Python program in a sandbox, of which kind soever, and kills it with all that it started."""
+"""A Python program in a sandbox of either kind: started, and killed with all that it started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lpo_ray.verifiers.sandbox.memory import Group, make_group
 from lpo_ray.verifiers.sandbox.seccomp import seccomp_filter
 
 NAME = "lpo-ray-sandbox"
-"""in the command line of every sandboxed process"""
+"""mark in the command line of every sandboxed process"""
 READY = b"\x06ready\n"
 """what each writes to stdout before the program begins"""
 _INSIDE = "lpo_ray.verifiers.sandbox.inside"
@@ -35,31 +35,33 @@ class Program:
     argument: Any = None
     name: str = "program.py"
     modules: tuple[str, ...] = ()
-    """of ``inside``, which it imports"""
+    """modules of ``inside`` that it imports"""
 
 
 class Sandboxed(subprocess.Popen[bytes]):
     """The process that holds a program."""
 
     group: Group | None = None
-    """that limits its memory and that of all it starts"""
+    """control group that limits its memory and that of all it starts"""
 
 
 @cache
 def text_of(module: str) -> str:
-    """Source of a module of ``inside``."""
+    """Return the source of a module of ``inside``."""
     return (Path(__file__).parent / "inside" / f"{module}.py").read_text()
 
 
 @cache
 def code_of(module: str) -> CodeType:
-    """The module compiled, which the interpreter inside, being the same, can run."""
+    """Compile a module of ``inside``; the interpreter there, being the same, can run it."""
     return compile(text_of(module), f"{module}.py", "exec", dont_inherit=True)
 
 
 def start(kind: str, program: Program, limits: Limits, stdin: int, stdout: int, stderr: int,
           fds: Sequence[int] = ()) -> Sandboxed:  # fmt: skip
-    """``kind`` is bubblewrap or rlimit. ``fds`` stay open in the program, under their numbers. Raises OSError."""
+    """Start a program in a sandbox; ``kind`` is bubblewrap or rlimit. ``fds`` stay open in the program, under their
+    numbers. Raises OSError.
+    """
     filter_ = seccomp_filter()
     confined = kind == kinds.RLIMIT
     used = [*program.modules, *["confine"] * confined]
@@ -95,8 +97,8 @@ def start(kind: str, program: Program, limits: Limits, stdin: int, stdout: int, 
 
 
 def kill(process: Sandboxed) -> int:
-    """Kill it and its group, the members of which cannot leave it; their namespace, if they have one, ends with them.
-    Exit code: 128 + n when signal n ended it.
+    """Kill the process and its group, the members of which cannot leave it; their namespace, if they have one, ends
+    with them. Exit code: 128 + n when signal n ended it.
     """
     if process.returncode is None:  # not waited for yet, so the number is still its own
         with contextlib.suppress(ProcessLookupError):

@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProgramResult:
-    """What became of a program. With ``trouble`` the sandbox failed, and the program has not begun."""
+    """Result of a program. With ``trouble`` the sandbox failed, and the program has not begun."""
 
     exit_code: int
-    """as shells have it: 128 + n when signal n ended it, which is also how it is killed (137)"""
+    """exit code as shells have it: 128 + n when signal n ended it, which is also how it is killed (137)"""
     stdout: bytes
     stderr: bytes
     """both together at most Limits.output_kib"""
@@ -34,15 +34,15 @@ class ProgramResult:
     starting: float
     """seconds until the program began"""
     seconds: float
-    """that it ran"""
+    """time that it ran"""
     trouble: str | None
 
 
 def run_program(
     program: Program, stdin: bytes, limits: Limits, fds: Sequence[int] = (), *, begins_with: bytes = b""
 ) -> ProgramResult:
-    """Run it to its end, to Limits.seconds or to Limits.output_kib, after which nothing of it is left. Never raises for
-    what the program does. ``fds`` stay open in it. Its time begins when the sandbox works and it has written
+    """Run a program to its end, to Limits.seconds or to Limits.output_kib, after which nothing of it is left. Never
+    raises for what the program does. ``fds`` stay open in it. Its time begins when the sandbox works and it has written
     ``begins_with``.
     """
     kind = working_kind(limits.kind)
@@ -51,7 +51,7 @@ def run_program(
 
 @cache
 def working_kind(kind: str) -> str:
-    """Bubblewrap or rlimit; ``auto`` is the first that works here, and what the second one lacks is logged."""
+    """Choose bubblewrap or rlimit; ``auto`` is the first that works here, and what the second one lacks is logged."""
     if kind != kinds.AUTO:
         return kind
     if (trouble := trouble_with(kinds.BUBBLEWRAP)) is None:
@@ -65,13 +65,13 @@ def working_kind(kind: str) -> str:
 
 @cache
 def trouble_with(kind: str) -> str | None:
-    """Why no program can be run with this kind of sandbox here; None when one can."""
+    """Say why no program can be run with this kind of sandbox here; None when one can."""
     return _run(kind, Program(""), b"", Limits(start_seconds=10.0), ()).trouble
 
 
 @cache
 def missing(kind: str) -> tuple[str, ...]:
-    """Protections that this kind does not give here."""
+    """List the protections that this kind does not give here."""
     outcome = _run(kind, Program("print('\\n'.join(REPORT))"), b"", Limits(start_seconds=10.0), ())
     lacks = [line for line in outcome.stdout.decode().splitlines() if line]
     if kind == kinds.RLIMIT:
@@ -96,23 +96,23 @@ def _run(
     assert process.stderr is not None
     pipes = (process.stdin, process.stdout, process.stderr)
     most = limits.output_kib * 1024 + len(READY)
-    watch = Feed(process.pid, pipes, stdin, most, _LAST_WORDS, partial(kill, process))
+    feed = Feed(process.pid, pipes, stdin, most, _LAST_WORDS, partial(kill, process))
     try:
-        if watch.until(launched + limits.start_seconds, head):
+        if feed.until(launched + limits.start_seconds, head):
             began = time.monotonic()
-            watch.until(began + limits.seconds)
+            feed.until(began + limits.seconds)
         else:
             began = None
     finally:
         code = kill(process)
-        watch.close()
+        feed.close()
     ended = time.monotonic()
     starting, seconds = (ended - launched, 0.0) if began is None else (began - launched, ended - began)
-    stdout, stderr = bytes(watch.stdout), bytes(watch.stderr)
-    outcome = ProgramResult(code, stdout, stderr, watch.timed_out, watch.over_output, starting, seconds, None)
-    if stdout.startswith(READY) and not (began is None and watch.timed_out):
+    stdout, stderr = bytes(feed.stdout), bytes(feed.stderr)
+    outcome = ProgramResult(code, stdout, stderr, feed.timed_out, feed.over_output, starting, seconds, None)
+    if stdout.startswith(READY) and not (began is None and feed.timed_out):
         return replace(outcome, stdout=stdout[len(READY) :])
     why = stderr.decode(errors="replace").strip()[-300:] or f"exit code {code}"
-    if watch.timed_out:
+    if feed.timed_out:
         why = f"not ready within {limits.start_seconds:g} s {why}"
     return replace(outcome, stdout=b"", trouble=f"the {kind} sandbox does not start: {why}")

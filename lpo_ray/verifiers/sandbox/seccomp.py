@@ -38,7 +38,7 @@ _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 
 
 def seccomp_filter(machine: str | None = None) -> bytes | None:
-    """``struct sock_filter[]`` for a machine, this one by default; None for one whose numbers are not known here."""
+    """Build ``struct sock_filter[]`` for a machine, this one by default; None where its numbers are not known."""
     known = _ARCHITECTURES.get(machine or os.uname().machine)
     if known is None:
         return None

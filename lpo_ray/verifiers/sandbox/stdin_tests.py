@@ -18,10 +18,10 @@ _HEAD_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """What became of one run."""
+    """Result of one run."""
 
     exit_code: int
-    """as shells have it"""
+    """exit code as shells have it"""
     over_output: bool
     """it printed more than Limits.output_kib"""
     stdout: bytes
@@ -32,8 +32,8 @@ ENDED = Printed(137, False, b"", b"the program ended the process that started it
 
 
 def run_for_each(source: str, inputs: Sequence[bytes], limits: Limits) -> tuple[list[Printed], str | None]:
-    """What became of the runs, as many as Limits.seconds sufficed for, all together. A run may print Limits.output_kib.
-    Or else why the sandbox does not work.
+    """Return what became of the runs, as many as Limits.seconds sufficed for, all together; or else why the sandbox
+    does not work. A run may print Limits.output_kib.
     """
     found: list[Printed] = []
     left = limits.seconds
@@ -55,7 +55,7 @@ def run_for_each(source: str, inputs: Sequence[bytes], limits: Limits) -> tuple[
 
 
 def _records(said: bytes) -> Iterator[Printed]:
-    """Those that are whole."""
+    """Split the output into records; one that is cut off is left out."""
     at = 0
     while (head := _HEAD.match(said, at)) is not None:
         code, over, out, err = (int(part) for part in head.groups())

@@ -55,23 +55,23 @@ def group(
 
 
 async def test_a_rank_that_complains_of_its_peers_is_not_the_one_that_is_lost() -> None:
-    learner, _ = group(Rank({"shard_digests": GLOO}), Rank({"shard_digests": RayActorError()}))
+    learner, _ = group(Rank({"digests": GLOO}), Rank({"digests": RayActorError()}))
     await learner.start()
     with pytest.raises(LearnerLost) as caught:
-        await learner.shard_digests()
+        await learner.digest()
     assert caught.value.who == "learner rank 1"
 
 
 async def test_a_broken_collective_with_all_alive_is_lost_an_error_of_its_own_is_not() -> None:
-    learner, _ = group(Rank({"shard_digests": GLOO}), Rank({"shard_digests": GLOO}))
+    learner, _ = group(Rank({"digests": GLOO}), Rank({"digests": GLOO}))
     await learner.start()
     with pytest.raises(LearnerLost, match="Connection closed by peer"):
-        await learner.shard_digests()
+        await learner.digest()
     broken = ValueError("a bug")
-    learner, _ = group(Rank({"shard_digests": broken}), Rank({"shard_digests": broken}))
+    learner, _ = group(Rank({"digests": broken}), Rank({"digests": broken}))
     await learner.start()
     with pytest.raises(ComponentFailed, match="a bug"):
-        await learner.shard_digests()
+        await learner.digest()
 
 
 async def test_an_engine_that_leaves_a_transfer_does_not_make_the_learner_lost() -> None:

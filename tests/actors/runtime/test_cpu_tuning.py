@@ -1,4 +1,4 @@
-"""Freed blocks are kept while there is memory to spare, and go back when there is not."""
+"""Memory that is kept while there is some to spare; processes that give way to the learner's ranks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from actors.runtime.cpu_tuning import KEEP_BLOCKS
 LEAVES_GAPS = """
 import ctypes, sys
 import psutil
-from actors.runtime import cpu_tuning as malloc
+from actors.runtime import cpu_tuning
 blocks = [bytearray(b"x") * 2**22 for _ in range(100)]
 last = bytearray(b"x") * 2**22  # at the top: without it all below would be one block there
 del blocks
 resident = lambda: psutil.Process().memory_info().rss / 2**20
 before = resident()
-malloc.SPARE = float(sys.argv[1])
-gave = malloc.give_back_unless_spare()
+cpu_tuning.SPARE = float(sys.argv[1])
+gave = cpu_tuning.give_back_unless_spare()
 print(int(gave), before, before - resident())
 """
 

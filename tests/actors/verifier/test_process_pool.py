@@ -23,8 +23,8 @@ from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
 from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.calling.call import version_of
 from lpo_ray.verifiers.calling.case import Case
-from lpo_ray.verifiers.calling.version import version_of
 
 HERE = f"{Path(__file__).parents[2]}/support/odd_verifiers.py"
 POOL = ProcessPoolSettings(num_processes=2, deadline_seconds=2.0, slow_seconds=0.3, recycle_after=1000, memory_mib=1024)

@@ -37,10 +37,10 @@ class Scene:
             self.clock, self.stall_seconds, self.notes.append, self.shown.append, lambda: START + self.now
         )
 
-    async def passes(self, seconds: int) -> None:
+    async def passes(self, seconds: int, *, starting: bool = False) -> None:
         for _ in range(seconds):
             self.now += 1.0
-            await self.dog.look(self.parts)
+            await self.dog.look(None if starting else self.parts)
 
 
 async def test_a_stall_is_noted_with_stage_holders_and_what_they_do() -> None:
@@ -72,7 +72,7 @@ async def test_the_same_stall_is_told_again_when_it_has_doubled_and_its_end_once
         at.notes.clear()
     with at.clock.stage("publish"):
         await at.passes(3)
-        assert at.notes == ["went on after 125 s"]
+        assert at.notes == ["continued after 125 s"]
         await at.passes(27)
     assert at.notes[1:] == ["nothing has moved for 30 s. The run waits for\npublish: 30 s, nobody who is known here"]
 
@@ -152,14 +152,69 @@ async def test_few_of_many_are_looked_at() -> None:
     assert "learner rank 63" in at.notes[0]
 
 
-async def test_while_the_components_start_they_are_what_is_waited_for() -> None:
+async def test_a_normal_start_is_no_stall_and_shows_who_is_starting() -> None:
+    at = Scene()
+    with contextlib.ExitStack() as start:
+        start.enter_context(at.clock.stage("start"))
+        start.enter_context(at.clock.starting("learner", 1800.0))
+        start.enter_context(at.clock.starting("rollout worker 0", 600.0))
+        await at.passes(29, starting=True)
+        assert at.notes == []
+        (shown,) = at.shown[-1]["stages"]
+        assert (shown["stage"], shown["since"]) == ("start", START)
+        assert shown["busy"] == [
+            {"name": "learner", "doing": "starting (limit 1800 s)", "since": START, "process": None},
+            {"name": "rollout worker 0", "doing": "starting (limit 600 s)", "since": START, "process": None},
+        ]
+    with at.clock.stage("sample"):
+        await at.passes(29)
+    assert at.notes == []
+
+
+async def test_a_long_start_is_told_for_each_doubling_and_a_component_is_named_at_its_limit_once() -> None:
+    at = Scene()
+    with at.clock.stage("start"), at.clock.starting("rollout worker 0", 100.0):
+        await at.passes(10, starting=True)
+        with at.clock.starting("learner", 1800.0):
+            await at.passes(115, starting=True)
+    assert at.notes == [
+        "still starting: rollout worker 0 30 s (limit 100 s), learner 20 s (limit 1800 s)",
+        "still starting: rollout worker 0 60 s (limit 100 s), learner 50 s (limit 1800 s)",
+        "rollout worker 0 has not started after 100 s; expected it within 100 s",
+        "still starting: rollout worker 0 120 s (limit 100 s), learner 110 s (limit 1800 s)",
+    ]
+
+
+@pytest.mark.parametrize("started_for", [1, 31, 500])
+async def test_after_a_start_of_any_length_a_stall_is_noted_within_the_usual_time(started_for: int) -> None:
+    at = Scene()
+    with at.clock.stage("start"), at.clock.starting("learner", 1800.0):
+        await at.passes(started_for, starting=True)
+    at.notes.clear()
+    with at.clock.stage("publish"):
+        await at.passes(29)
+        assert at.notes == []
+        await at.passes(1)
+    assert at.notes == ["nothing has moved for 30 s. The run waits for\npublish: 30 s, nobody who is known here"]
+
+
+async def test_a_start_in_which_no_component_is_starting_can_stall() -> None:
     at = Scene()
     with at.clock.stage("start"):
-        at.now = 31.0
-        await at.dog.look(None)
+        with at.clock.starting("learner", 1800.0):
+            await at.passes(100, starting=True)
+        at.notes.clear()
+        await at.passes(30, starting=True)
     assert at.notes == [
-        "nothing has moved for 31 s. The run waits for\nstart: 31 s, the components, which are starting"
+        "nothing has moved for 30 s. The run waits for\nstart: 130 s, the components, which are starting"
     ]
+
+
+async def test_a_component_whose_start_failed_is_not_starting_any_more() -> None:
+    at = Scene()
+    with pytest.raises(KeyError), at.clock.starting("learner", 10.0):
+        raise KeyError
+    assert at.clock.starts == {}
 
 
 async def test_progress_during_the_look_is_no_stall() -> None:

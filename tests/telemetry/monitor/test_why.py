@@ -64,7 +64,7 @@ def test_of_a_process_elsewhere_the_recorded_evidence_is_shown(tmp_path: Path) -
     far = Process(7, "node", "192.0.2.1", ())
     lines = why_from_folder(run_folder(tmp_path, waiting_for(far, "its stack")), looked).splitlines()
     assert lines[-3:] == [
-        "    process 7 on 192.0.2.1, not looked at from here", "recorded by the run when it stood still:", "its stack",
+        "    process 7 on 192.0.2.1, not inspected from here", "recorded by the run when it stalled:", "its stack",
     ]  # fmt: skip
     nothing = why_from_folder(run_folder(tmp_path, waiting_for(far)), looked)
     assert nothing.endswith("nothing: that is done once nothing moved for telemetry.stall_seconds")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.cli.train import evaluate_command
+from lpo_ray.cli.evaluate import evaluate_command
 from lpo_ray.config.load import load_config, read_layer
 from lpo_ray.errors import ConfigError, TooManyLost
 from lpo_ray.run.spec import make_spec
@@ -60,7 +60,7 @@ def test_a_model_on_a_file_then_once_more(
     assert found["lengths"]["all"]["num_responses"] == 24
     assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
     # all is there: no engine is started, and the numbers are the same
-    monkeypatch.setattr("lpo_ray.cli.train._build", None)
+    monkeypatch.setattr("lpo_ray.cli.evaluate.backend_of", None)
     evaluate_command(requests, None, fresh=False, as_json=True)
     again = json.loads(capsys.readouterr().out)
     assert again["pass@1"] == found["pass@1"]

@@ -11,6 +11,7 @@ import pytest
 from lpo_ray.cli import plan as check_commands
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError, DoesNotFit
+from lpo_ray.run.numbers import numbers
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tools.plan.forecast import Assumptions
 from tests.support.commands import lpo_ray
@@ -59,7 +60,7 @@ def test_the_papers_recipes_fit_eight_gpus(name: str, cluster: str, capsys: pyte
 
 def test_the_derived_numbers_are_those_of_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "quickstart.yaml", cluster="")
-    assert found["derived"] == make_spec(load_config(CONFIGS / "quickstart.yaml", ()), for_training=False).numbers()
+    assert found["derived"] == numbers(make_spec(load_config(CONFIGS / "quickstart.yaml", ()), for_training=False))
     assert found["model"]["parameters"] == 1_790_656
     assert found["weight_bytes_per_step"] == 4 * 1_790_656  # what the runs' metrics say as well: 7,162,624
     assert found["prompt_tokens"] == pytest.approx(10, abs=1)
@@ -144,11 +145,12 @@ def test_numbers_that_cannot_be(given: Assumptions, said: str, capsys: pytest.Ca
 
 def test_unknown_gpus_have_sizes_but_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
     from lpo_ray.run.spec import outline
+    from lpo_ray.tools.plan.architecture import read_architecture
     from lpo_ray.tools.plan.forecast import make_forecast
     from lpo_ray.tools.plan.machines import Machine
-    from tests.support.planning import shipped
 
-    model = shipped("Qwen/Qwen3-4B", monkeypatch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = read_architecture("Qwen/Qwen3-4B")
     spec = outline(load_config(CONFIGS / "paper_polaris.yaml", ()), model.context)
     machines = [Machine("node", 64, 8, None, 512)]
     found = make_forecast(spec, model, machines, NOTHING)

@@ -38,7 +38,7 @@ from lpo_ray.tools.plan.memory import (
     rank_memory,
     step_heights,
 )
-from lpo_ray.tools.plan.remedies import for_engine, for_rank
+from lpo_ray.tools.plan.problems import for_engine, for_rank
 from lpo_ray.tools.plan.throughput import (
     Rate,
     Rates,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.overlong import Overlong
-from lpo_ray.verifiers.calling.weighted_sum import NotAMixture, Term, is_remote, terms, weighted_sum
+from lpo_ray.verifiers.calling.weighted_sum import NotASum, Term, is_remote, terms, weighted_sum
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def test_sums(text: str, expected: tuple[Term, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "a + ", " + a", "a b", "a + + b"])
 def test_what_is_no_sum_says_which_part(text: str) -> None:
-    with pytest.raises(NotAMixture, match="is no verifier"):
+    with pytest.raises(NotASum, match="is no verifier"):
         terms(text)
 
 
 @given(st.text())
 def test_any_text_is_a_sum_or_refused(text: str) -> None:
-    with contextlib.suppress(NotAMixture):
+    with contextlib.suppress(NotASum):
         assert terms(text)
 
 

@@ -24,7 +24,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def confine(parent: int, user: int | None, readable: Sequence[str], devices: Sequence[str], seccomp: bytes | None,
             search: bool) -> list[str]:  # fmt: skip
-    """Returns in the process that is confined, in a child of this one, what it lacks.
+    """Confine this process, or a child of it, and return there which protections it lacks.
 
     ``parent``: dies with it. ``user``: to become, for root. ``readable``: folders and files to which reading is left.
     ``search``: the interpreter is in a folder that other users cannot enter; keep the right to, within Landlock.
@@ -63,7 +63,7 @@ def confine(parent: int, user: int | None, readable: Sequence[str], devices: Seq
 
 
 def _unshare(missing: list[str], user: int | None) -> bool:
-    """Namespaces of its own, as many as it may have; whether a user namespace is among them."""
+    """Take as many namespaces as this process may have; tell whether a user namespace is among them."""
     uid, gid = os.getuid(), os.getgid()
     own = user is None and libc.unshare(_NEWUSER) == 0
     if own:
@@ -75,7 +75,7 @@ def _unshare(missing: list[str], user: int | None) -> bool:
 
 
 def _monitor(child: int, parent: int) -> None:
-    """Ends as the child does, and takes the whole group along when the process that started it is gone."""
+    """End as the child does, and take the whole group along when the process that started this one is gone."""
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     if os.getppid() != parent:
         os.killpg(0, signal.SIGKILL)
@@ -85,7 +85,7 @@ def _monitor(child: int, parent: int) -> None:
 
 
 def _landlock(readable: Sequence[str], devices: Sequence[str]) -> bool:
-    """Only these paths, and of the processes only its own, from Landlock's sixth version on."""
+    """Restrict this process to these paths, and its signals and sockets, from Landlock 6 on, to its own processes."""
     version = libc.syscall(_LANDLOCK["ruleset"], None, 0, 1)
     if version < 1:
         return False

@@ -16,7 +16,7 @@ _PIECE = 65536
 
 
 class Feed:
-    """What it printed is in ``stdout`` and ``stderr``."""
+    """One process that is fed and read; what it printed is in ``stdout`` and ``stderr``."""
 
     def __init__(self, pid: int, pipes: tuple[IO[bytes], IO[bytes], IO[bytes]], given: bytes, most: int,
                  last_words: float, on_end: Callable[[], object]) -> None:  # fmt: skip
@@ -43,8 +43,8 @@ class Feed:
             self._stdin.close()
 
     def until(self, deadline: float, head: bytes | None = None) -> bool:
-        """To the deadline (of time.monotonic, or infinite), to too much output, or to the end and until all of it is
-        read. Or until ``head`` has been written: whether it has.
+        """Read to the deadline (of time.monotonic, or infinite), to too much output, or to the end and until all of it
+        is read; or until ``head`` has been written. Tell whether it has.
         """
         while True:
             if head is not None and self.stdout.startswith(head):
@@ -67,7 +67,7 @@ class Feed:
                     self._patience = time.monotonic() + self._last_words
 
     def close(self) -> None:
-        """After the process is gone."""
+        """Close the pipes after the process is gone."""
         self._selector.close()
         os.close(self._end)
         for pipe in self._pipes:

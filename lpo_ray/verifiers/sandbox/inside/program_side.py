@@ -15,14 +15,14 @@ from lpo_ray.verifiers.sandbox.inside.wire import decode, encode
 
 
 class Solver:
-    """What the program defines, and the values of no plain type that its tests hold numbers of."""
+    """Names that the program defines, and the values of no plain type that its tests hold numbers of."""
 
     def __init__(self, module: dict[str, Any]) -> None:
         self._module = module
         self._values: list[Any] = []
 
     def answer(self, question: list[Any]) -> Any:  # noqa: ANN401 - any value
-        """``["names", [...]]``, ``["get", value, attribute]`` or ``["call", value, args, kwargs]``."""
+        """Answer ``["names", [...]]``, ``["get", value, attribute]`` or ``["call", value, args, kwargs]``."""
         what, *rest = question
         if what == "names":
             found = {name: self._named(name) for name in rest[0]}
@@ -33,7 +33,7 @@ class Solver:
         return values[0](*values[1], **values[2])
 
     def encoded(self, value: Any) -> Any:  # noqa: ANN401 - any value
-        """For the tester."""
+        """Encode a value for the tester."""
         return encode(value, self._number)
 
     def _number(self, value: Any) -> int:  # noqa: ANN401 - any value
@@ -41,7 +41,7 @@ class Solver:
         return len(self._values) - 1
 
     def _named(self, name: str) -> list[Any]:
-        """A function of the module, or else of its class Solution, or else a builtin; [] if there is none."""
+        """Look up a function of the module, or else of its class Solution, or else a builtin; [] if there is none."""
         if name in self._module:
             return [self._module[name]]
         if hasattr(self._module.get("Solution"), name):
@@ -50,7 +50,7 @@ class Solver:
 
 
 def raised(error: BaseException) -> list[str]:
-    """Its nearest builtin type and what it says."""
+    """Return an exception's nearest builtin type and what it says."""
     kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
     try:
         return [kind.__name__, str(error)[:500]]

@@ -19,7 +19,7 @@ MOST_FDS = 65536
 
 
 class Run:
-    """One fork of this process: feeds it and reads what it prints."""
+    """One fork of this process, fed and read."""
 
     def __init__(self, given: bytes, most: int) -> None:
         """``most``: bytes that it may print."""
@@ -29,7 +29,7 @@ class Run:
         self.pid = os.fork()
 
     def become(self) -> None:
-        """In the fork: nothing but the program's own ends stays open."""
+        """Become the program, in the fork: nothing but its own ends of the pipes stays open."""
         for fd, end in enumerate(self._theirs):
             os.dup2(end, fd)
         os.closerange(3, MOST_FDS)
@@ -40,27 +40,27 @@ class Run:
             os.close(end)
         to_it, out, err = self._ours
         pipes = (os.fdopen(to_it, "wb", 0), os.fdopen(out, "rb", 0), os.fdopen(err, "rb", 0))
-        watch = Feed(self.pid, pipes, self._given, self._most, LAST_WORDS, lambda: None)
-        watch.until(math.inf)
+        feed = Feed(self.pid, pipes, self._given, self._most, LAST_WORDS, lambda: None)
+        feed.until(math.inf)
         os.kill(self.pid, 9)
         _, status = os.waitpid(self.pid, 0)
-        watch.close()
+        feed.close()
         code = os.waitstatus_to_exitcode(status)
         head = b"%d %d %d %d\n" % (
-            code if code >= 0 else 128 - code, watch.over_output, len(watch.stdout), len(watch.stderr)
+            code if code >= 0 else 128 - code, feed.over_output, len(feed.stdout), len(feed.stderr)
         )  # fmt: skip
-        return bytes(head + watch.stdout + watch.stderr)
+        return bytes(head + feed.stdout + feed.stderr)
 
 
 def say(text: bytes) -> None:
-    """All of it, on stdout."""
+    """Write all of it to stdout."""
     rest = memoryview(text)
     while rest:
         rest = rest[os.write(1, rest) :]
 
 
 def repeat(inputs: list[bytes], most: int) -> bool:
-    """Whether this process is a run of the program now."""
+    """Tell whether this process is a run of the program now."""
     for given in inputs:
         run = Run(given, most)
         if run.pid == 0:

@@ -16,8 +16,8 @@ from lpo_ray.verifiers.sandbox.inside.wire import Unsendable, decode, encode
 
 
 class Lost(BaseException):
-    """The program's process is gone or talks nonsense. No Exception, so that a test's ``except Exception`` does
-    not take it for what the program raised.
+    """Error when the program's process is gone or talks nonsense. No Exception, so that a test's ``except Exception``
+    does not take it for what the program raised.
     """
 
 
@@ -32,11 +32,11 @@ class Link:
         """what the program raised last"""
 
     def started(self, ready: bytes) -> bool:
-        """Whether the sandbox of the program's process works."""
+        """Tell whether the sandbox of the program's process works."""
         return self._answers.read(len(ready)) == ready
 
     def ask(self, *question: Any) -> Any:  # noqa: ANN401 - any value
-        """The answer, or what the program raised, as builtin types have it."""
+        """Ask the program; return the answer, or raise what it raised, as builtin types have it."""
         if not self.lost:
             try:
                 self._questions.write(json.dumps(question).encode() + b"\n")
@@ -45,7 +45,7 @@ class Link:
         return self.answer()
 
     def answer(self) -> Any:  # noqa: ANN401 - any value
-        """To the question before."""
+        """Read the answer to the question before."""
         value: Any = None
         is_error = False
         if not self.lost:
@@ -64,7 +64,7 @@ class Link:
         return value
 
     def encoded(self, value: Any) -> Any:  # noqa: ANN401 - any value
-        """For the solver."""
+        """Encode a value for the program's side."""
         return encode(value, _number)
 
     def _stand_in(self, number: int) -> StandIn:
@@ -81,7 +81,7 @@ class StandIn:
         return self._link.ask("get", {"h": self._number}, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any value
-        """By value; the answer too."""
+        """Call the program's function by value; its answer comes by value too."""
         return self._link.ask("call", {"h": self._number}, self._link.encoded(args), self._link.encoded(kwargs))
 
     def __iter__(self) -> Iterator[Any]:
@@ -118,7 +118,9 @@ def _number(value: Any) -> int:  # noqa: ANN401 - any value
 
 
 def _error(name: str, text: str) -> Exception:
-    """A StopIteration would end the loop of a test such as ``all(map(f, xs))`` as if all had passed."""
+    """Guard against a StopIteration, which would end the loop of a test such as ``all(map(f, xs))`` as if all had
+    passed.
+    """
     kind = getattr(builtins, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, Exception)) or "Iteration" in name or "Group" in name:
         return RuntimeError(f"{name}: {text}")
@@ -129,8 +131,8 @@ def _error(name: str, text: str) -> Exception:
 
 
 def names_of(code: str, entry_point: str | None) -> list[str]:
-    """What the tests read and Python does not define; or, if that is nothing, the builtins that they call, which then
-    have the program's names.
+    """Return the names that the tests read and Python does not define; or, if there are none, the builtins that they
+    call, which then have the program's names.
     """
     nodes = list(ast.walk(ast.parse(code)))
     own = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
@@ -145,7 +147,7 @@ def names_of(code: str, entry_point: str | None) -> list[str]:
 
 
 def same(value: Any, expected: Any) -> bool:  # noqa: ANN401 - any value
-    """Equal as JSON has it: no tuples, keys are texts; floats within 1e-6."""
+    """Compare as JSON has it: no tuples, keys are texts; floats within 1e-6."""
     if isinstance(value, list | tuple) and isinstance(expected, list | tuple):
         return len(value) == len(expected) and all(map(same, value, expected))
     if isinstance(value, dict) and isinstance(expected, dict):
@@ -159,7 +161,7 @@ def same(value: Any, expected: Any) -> bool:  # noqa: ANN401 - any value
 
 
 def accepts(value: Any, expected: Any) -> bool:  # noqa: ANN401 - any value
-    """Whether a function gave what was expected, which some datasets write as a list of one."""
+    """Tell whether a function gave what was expected, which some datasets write as a list of one."""
     return same(value, expected) or (isinstance(expected, list) and len(expected) == 1 and same(value, expected[0]))
 
 

@@ -12,17 +12,17 @@ from numbers import Integral
 from typing import Any
 
 DEPTH = 50
-"""of values in values"""
+"""nesting of values in values"""
 _EXACT = 2**53
 _CONTAINERS = {"l": list, "t": tuple, "s": set, "f": frozenset}
 
 
 class Unsendable(TypeError):
-    """A value that no other process can get."""
+    """Error of a value that no other process can get."""
 
 
 def encode(value: Any, opaque: Callable[[Any], int], depth: int = DEPTH) -> Any:  # noqa: ANN401 - any value
-    """``value`` as what json can write. ``opaque`` gives the number that stands for a value of no plain type."""
+    """Turn ``value`` into what json can write. ``opaque`` gives the number that stands for a value of no plain type."""
     if depth == 0:
         raise Unsendable(f"a value nested more than {DEPTH} deep")
     if value is None or value is True or value is False:
@@ -47,8 +47,8 @@ def encode(value: Any, opaque: Callable[[Any], int], depth: int = DEPTH) -> Any:
 
 
 def decode(tree: Any, stand_in: Callable[[int], Any], depth: int = DEPTH) -> Any:  # noqa: ANN401 - any value
-    """The value that ``encode`` made ``tree`` of. ``stand_in`` gives what stands for a value of no plain type. Raises
-    TypeError, ValueError, KeyError or IndexError for any other tree.
+    """Return the value that ``encode`` made ``tree`` of. ``stand_in`` gives what stands for a value of no plain type.
+    Raises TypeError, ValueError, KeyError or IndexError for any other tree.
     """
     if not isinstance(tree, dict):
         if isinstance(tree, list):

@@ -1,4 +1,4 @@
-"""Metrics of a step of groups made by hand."""
+"""A step's records, metrics and times, made by hand for the tests of telemetry."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from lpo_ray.records import (
 )
 from lpo_ray.telemetry.metrics import step_metrics
 from lpo_ray.telemetry.stage_clock import ENGINES, LEARNER, PRIORITY, Seconds
+from lpo_ray.telemetry.summary import Summary
 
 
 def by_stage(order: tuple[str, ...], **seconds: float) -> dict[str, float]:
@@ -86,3 +87,26 @@ def metrics_of(step: int, targets: list[TargetGroup], report: StepReport | None 
         {"equal_rewards": 1, "off_policy": 0, "cut": 0}, 0, Backlog(5, 3, 4096, 50),
     )  # fmt: skip
     return step_metrics(record, pass_reward=1.0, seconds=SECONDS)
+
+
+class Ticking:
+    """A clock that the test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def summary_json() -> dict[str, object]:
+    evaluation = {
+        "pass@1": 0.2, "pass@16": 0.8, "num_prompts": 256, "samples_per_prompt": 16,
+        "ci95": {"pass@1": [0.1, 0.3], "pass@16": [0.7, 0.9]}, "lost": 0, "mean_reward": 0.3, "mean_length": 8.0,
+    }  # fmt: skip
+    return Summary(
+        run="r", seed=0, steps=3, model="m", task="countdown", wall_seconds=12.5,
+        objective={"divergence": "forward_kl", "target_temperature": "group_std", "token_clip": "clamp 0.2/0.2",
+                   "length_norm": "mean"},
+        before=evaluation, after=None, tokens=800, groups={"issued": 4, "trained": 4}, advice="more of it",
+        seconds=Seconds({**SECONDS.run, "start": 9.0, "evaluate": 4.0}, SECONDS.engines, SECONDS.learner),
+    ).to_json()  # fmt: skip

@@ -1,0 +1,100 @@
+"""vLLM's AsyncLLM: the engine core in a process of its own, which runs weight updates between two of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+from typing_extensions import override
+from vllm import RequestOutput, SamplingParams
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import TokensPrompt
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from actors.rollout.engine import Engine, joined, refusals, streamed
+from actors.rollout.inflight import Admission, Rule
+from lpo_ray.policy.weights import Plain
+
+
+class AsyncEngine(Engine):
+    """AsyncLLM: the engine core in a process of its own."""
+
+    def __init__(self, arguments: AsyncEngineArgs, rule: Rule) -> None:
+        self._rule = rule
+        self._admission = Admission()
+        self._engine = AsyncLLM.from_engine_args(arguments)
+        self._unstarted: set[asyncio.Task[RequestOutput]] = set()
+
+    @override
+    async def generate(
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+    ) -> RequestOutput | None:
+        prompt = await self._admission.prompt(token_ids, shared=shared)
+        request = asyncio.create_task(self._decode(prompt, params, request_id, priority))
+        self._unstarted.add(request)
+        request.add_done_callback(self._unstarted.discard)
+        try:
+            await asyncio.wait([request])
+        finally:
+            request.cancel()
+        output = None if request.cancelled() else request.result()
+        return output if output is not None and output.outputs[0].token_ids else None
+
+    async def _decode(
+        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int
+    ) -> RequestOutput:
+        so_far: RequestOutput | None = None
+        # Which requests have no token yet is known from the report of the first.
+        reported = streamed(params, every=params.max_tokens) if self._rule.restarts_unstarted else params
+        with refusals():
+            async for output in self._engine.generate(prompt, reported, request_id, priority=priority):
+                self._unstarted.discard(cast("asyncio.Task[RequestOutput]", asyncio.current_task()))
+                so_far = joined(so_far, output)
+        if so_far is None:
+            raise RuntimeError(f"vLLM ended request {request_id} without an output")
+        return so_far
+
+    @override
+    async def name_weights(self, version: str) -> None:
+        await self._engine.update_weight_version(version)
+
+    @override
+    async def join_senders(self, senders: Plain) -> None:
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=senders))
+
+    @override
+    async def begin_update(self) -> None:
+        self._admission.close()
+        # The scheduler is paused first: while layers are reloaded no step may run.
+        await self._engine.pause_generation(mode=self._rule.pause, clear_cache=self._rule.drops_caches)
+        if self._rule.restarts_unstarted and (unstarted := list(self._unstarted)):
+            for request in unstarted:
+                request.cancel()
+            await asyncio.wait(unstarted)
+        await self._engine.collective_rpc("restart_weight_update")
+
+    @override
+    async def update_weights(self, arrival: Plain) -> None:
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=arrival))
+
+    @override
+    async def finish_update(self, version: str) -> list[dict[str, str]]:
+        await self._engine.finish_weight_update(weight_version=version)
+        if self._rule.drops_caches:
+            await self._engine.reset_prefix_cache(reset_running_requests=True)
+        await self._engine.reset_encoder_cache()
+        digests = await self._engine.collective_rpc("received_digests")
+        await self._engine.resume_generation()
+        self._admission.reopen()
+        return digests
+
+    @override
+    def check(self) -> None:
+        if self._engine.errored:
+            raise self._engine.dead_error
+
+    @override
+    def close(self) -> None:
+        self._engine.shutdown()

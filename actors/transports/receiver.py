@@ -1,0 +1,96 @@
+"""What the engines' side of every transport shares: a vLLM weight-transfer engine that records what arrived.
+
+vLLM calls ``init_weight_transfer_engine`` (manifest, where the senders are), ``start_weight_update``,
+``update_weights`` (once a bucket) and ``finish_weight_update``. The digest of each tensor is taken as it arrives.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from typing_extensions import override
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
+
+
+@dataclass
+class Senders(WeightTransferInitInfo):
+    """The senders this engine receives from, and the manifest they send."""
+
+    manifest: Plain
+    receiver: str
+    """name under which this engine is registered; a key of host_receiver.SOURCES for transports through host memory"""
+    offers: list[object]
+    """what each sender said of how to reach it; see Sender.offer"""
+    host: str
+    """address of this engine"""
+    rank_offset: int
+    """rank of the engine's first process in a sender's group"""
+    group_size: int
+    seconds: float
+
+
+@dataclass
+class Arrival(WeightTransferUpdateInfo):
+    """A bucket on its way to the engine."""
+
+    bucket: int
+    tickets: list[object]
+    """what each sender said of how to find its share; see Sender.ticket"""
+    seconds: float
+
+
+class Receiver(WeightTransferEngine[Senders, Arrival]):
+    """Base of all receivers: layerwise reload, digests, and an update that can be given up and started again."""
+
+    init_info_cls = Senders
+    update_info_cls = Arrival
+    manifest: Manifest
+    active = False
+    """between start and finish: the model is partly on torch's meta device"""
+
+    @override
+    def start_weight_update(self) -> None:
+        self.digests: dict[str, str] = {}
+        initialize_layerwise_reload(self.model)
+        self.active = True
+
+    @override
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        # On CPU a tied output head keeps a packed copy of its own. The reload does not see it, so it would serve the
+        # old weights without an error: it is packed again here.
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+                module.quant_method.process_weights_after_loading(module)
+        self.active = False
+
+    @override
+    def receive_weights(self, update_info: Arrival) -> None:
+        try:
+            self.receive(self.manifest.buckets[update_info.bucket], update_info)
+        except BaseException:
+            self.finish_weight_update()  # as vLLM's worker does, so that another update can be started
+            raise
+
+    @abstractmethod
+    def receive(self, bucket: Bucket, arrival: Arrival) -> None:
+        """Receive the bucket's tensors and load them."""
+
+    def recorded(self, pairs: Pairs) -> Pairs:
+        """Pass tensors on to vLLM's loader, and keep the digest of each."""
+        for name, tensor in pairs:
+            self.digests[name] = tensor_digest(tensor)
+            yield name, tensor
+
+    @override
+    def shutdown(self) -> None:
+        pass

@@ -1,0 +1,282 @@
+"""Groups, from a prompt to its target on the simplex: each stage wraps the one before, so no field is ever unset.
+
+Made by: the prompt source (Prompt), rollout engines (PromptGroup), the verifier service (ScoredGroup), the learner
+(AnchorGroup), the target builder (TargetGroup). Shapes: K responses, T tokens of a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
+FinishReason = Literal["stop", "length"]
+Key = tuple[str, int]
+"""(prompt id, attempt): names a group in the run"""
+ScoringItem = tuple[IntArray, Sequence[IntArray]]
+"""a prompt's tokens, and those of some of its responses"""
+
+
+def check_lengths(what: str, expected: int, **lengths: int) -> None:
+    """Raise ValueError where one of ``lengths`` is not ``expected``; ``what`` is the record, for the message."""
+    for name, length in lengths.items():
+        if length != expected:
+            raise ValueError(f"{what}: {name} has {length} entries, expected {expected}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """One question. Made by the prompt source.
+
+    Example: ``Prompt("train-00000007", np.array([22, 15, 14]), '{"numbers": [3, 4, 7], "target": 5}', "countdown")``
+    """
+
+    prompt_id: str
+    """unique in the run; sorts in data order"""
+    token_ids: IntArray
+    """[T] what the engine is given and the learner conditions on"""
+    answer: str
+    """opaque to the system; only the verifier reads it"""
+    verifier: str
+    """see task.verifier"""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """the dataset's other columns, for verifiers that want them"""
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) == 0:
+            raise ValueError(f"prompt {self.prompt_id} has no tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn. Probabilities are those of the *sampling* temperature."""
+
+    group_size: int
+    temperature: float
+    max_tokens: int
+    seed: int
+    """run seed; each response's own seed is derived from (seed, prompt id, attempt, index)"""
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """One sampled output, the stop token included. Made by a rollout engine."""
+
+    token_ids: IntArray
+    """[T] exactly what was sampled; never retokenised"""
+    behaviour_logprobs: FloatArray
+    """[T] log pi_b of each token under the distribution it was sampled from, as the engine reports it"""
+    versions: IntArray
+    """[T] step of the weights that sampled each token"""
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) == 0:
+            raise ValueError("a response has no tokens; expected at least the stop token")
+        check_lengths(
+            "response",
+            len(self.token_ids),
+            behaviour_logprobs=len(self.behaviour_logprobs),
+            versions=len(self.versions),
+        )
+
+
+class GroupColumns(NamedTuple):
+    """The responses of a group end to end, T_sum tokens in all: how a group travels and is stored."""
+
+    lengths: tuple[int, ...]
+    """[K]"""
+    token_ids: IntArray
+    """[T_sum]"""
+    behaviour_logprobs: FloatArray
+    """[T_sum]"""
+    versions: IntArray
+    """[T_sum]"""
+    finish_reasons: tuple[FinishReason, ...]
+    """[K]"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptGroup:
+    """One prompt and its K responses: the atom of the system. Made by a rollout engine."""
+
+    prompt: Prompt
+    attempt: int
+    """0 for the first issue of the prompt, +1 for each reissue"""
+    responses: tuple[Response, ...]
+
+    def __post_init__(self) -> None:
+        if not self.responses:
+            raise ValueError(f"group {self.prompt.prompt_id} has no responses")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as columns: a group crosses five borders, and a record and three arrays for each response take 2.5
+        times as long to pickle.
+        """
+        return _group_of_columns, (self.prompt, self.attempt, *self.columns())
+
+    def columns(self) -> GroupColumns:
+        """Its responses end to end."""
+        rows = self.responses
+        return GroupColumns(
+            tuple(len(response.token_ids) for response in rows),
+            np.concatenate([response.token_ids for response in rows]),
+            np.concatenate([response.behaviour_logprobs for response in rows]),
+            np.concatenate([response.versions for response in rows]),
+            tuple(response.finish_reason for response in rows),
+        )
+
+    @classmethod
+    def of_columns(cls, prompt: Prompt, attempt: int, columns: GroupColumns) -> PromptGroup:
+        """The group whose ``columns`` these are. Its arrays are views of them."""
+        lengths, *arrays, reasons = columns
+        ends = np.cumsum(lengths)[:-1]
+        rows = zip(*(np.split(array, ends) for array in arrays), reasons, strict=True)
+        return cls(prompt, attempt, tuple(Response(*row) for row in rows))
+
+    @property
+    def key(self) -> Key:
+        """Its name in the run."""
+        return self.prompt.prompt_id, self.attempt
+
+    @property
+    def oldest_version(self) -> int:
+        """Step of the oldest weights that sampled any token of the group."""
+        return int(min(response.versions.min() for response in self.responses))
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens of the group."""
+        return sum(len(response.token_ids) for response in self.responses)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its arrays."""
+        arrays = [a for r in self.responses for a in (r.token_ids, r.behaviour_logprobs, r.versions)]
+        return self.prompt.token_ids.nbytes + sum(array.nbytes for array in arrays)
+
+
+def _group_of_columns(prompt: Prompt, attempt: int, *columns: Any) -> PromptGroup:  # noqa: ANN401 - from pickle
+    return PromptGroup.of_columns(prompt, attempt, GroupColumns(*columns))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredGroup:
+    """A group with K real verdicts. Made by the verifier service."""
+
+    group: PromptGroup
+    rewards: FloatArray
+    """[K] finite"""
+    details: tuple[str, ...] = ()
+    """[K] what the verifier said beside each reward, or empty: nobody needs it but a reader"""
+
+    def __post_init__(self) -> None:
+        check_lengths(f"group {self.group.prompt.prompt_id}", len(self.group.responses), rewards=len(self.rewards))
+        if not np.isfinite(self.rewards).all():
+            raise ValueError(f"group {self.group.prompt.prompt_id} has rewards {self.rewards}, expected finite numbers")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnchorGroup:
+    """How the policy before the step's first update, pi_t, sees the responses of a group that pi_b sampled: the anchor
+    of its target, and how far the two are apart. Made by the learner in one pass without gradient; zeros where pi_b is
+    pi_t by definition (``zero_anchor``). With delta = log pi_t - log pi_b of a token:
+
+    Example: ``AnchorGroup(np.array([0.1, -0.2]), np.array([0.15, 0.2]), np.array([0.012, 0.021]))``
+    """
+
+    log_ratio: FloatArray
+    """[K] s_t: mean (or sum) of delta over the response's tokens"""
+    drift: FloatArray
+    """[K] mean over tokens of abs(delta), nats"""
+    mismatch_kl: FloatArray
+    """[K] mean over tokens of the k3 estimate of KL(pi_b || pi_t), expm1(delta) - delta, nats"""
+
+    def __post_init__(self) -> None:
+        check_lengths("anchor", len(self.log_ratio), drift=len(self.drift), mismatch_kl=len(self.mismatch_kl))
+
+    def __len__(self) -> int:
+        return len(self.log_ratio)
+
+
+Anchor = tuple[AnchorGroup, ...]
+"""of each group of a step, in the groups' order"""
+
+
+def zero_anchor(groups: Sequence[ScoredGroup]) -> Anchor:
+    """The anchor of groups whose behaviour is the policy before the step's first update: nothing differs."""
+    zeros = (np.zeros(len(scored.rewards), dtype=np.float32) for scored in groups)
+    return tuple(AnchorGroup(array, array, array) for array in zeros)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnchorPiece:
+    """The anchor of some responses of a group, as one rank found it."""
+
+    key: Key
+    """of the group"""
+    responses: tuple[int, ...]
+    """their indices in the group"""
+    anchor: AnchorGroup
+    """of these responses"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetGroup:
+    """A scored group with its target on the simplex. Made by the target builder (LPO, Theorem 1)."""
+
+    scored: ScoredGroup
+    log_target: FloatArray
+    """[K] log w*; for K = 1 the log of the virtual group's sigmoid((R - b)/tau)"""
+    anchor: AnchorGroup
+    """as the learner measured it; zeros when on-policy"""
+    temperature: float
+    """tau"""
+    tempering: float = 1.0
+    """lambda in [0, 1]: the group counts as sampled from pi_b^lambda pi_t^(1 - lambda); 1 is pi_b itself"""
+
+    def __post_init__(self) -> None:
+        size = len(self.scored.rewards)
+        check_lengths(
+            f"group {self.group.prompt.prompt_id}", size, log_target=len(self.log_target), anchor=len(self.anchor)
+        )
+        if not 0.0 <= self.tempering <= 1.0:
+            raise ValueError(f"group {self.group.prompt.prompt_id}: tempering is {self.tempering}, expected 0 to 1")
+
+    @property
+    def offset(self) -> DoubleArray:
+        """[K] (1 - lambda) s_t: log-ratio of the mixture that the group counts as sampled from to pi_b. What is
+        subtracted from a log-ratio to pi_b to have the one to the mixture; exactly 0 when lambda is 1.
+        """
+        return (1.0 - self.tempering) * self.anchor.log_ratio.astype(np.float64)
+
+    @property
+    def start(self) -> DoubleArray:
+        """[K] lambda s_t: log-ratio of pi_t to that mixture, which is the anchor in the target."""
+        return self.anchor.log_ratio.astype(np.float64) - self.offset
+
+    @property
+    def group(self) -> PromptGroup:
+        """The sampled group inside."""
+        return self.scored.group
+
+
+class Grouped(Protocol):
+    """A record around a PromptGroup: ScoredGroup and TargetGroup."""
+
+    @property
+    def group(self) -> PromptGroup:
+        """The sampled group inside."""
+        ...
+
+
+G = TypeVar("G", bound=Grouped)

@@ -1,0 +1,218 @@
+"""`lpo-ray trace`: the whole history of one prompt, from the ledger and the samples of a run's folder.
+
+Reads only, at any time, also while the run continues. Answers: how often was the prompt issued, what came back, what
+did the verifier say, was it trained and by which step, and if not, why not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lpo_ray.common.redaction import redact
+from lpo_ray.errors import ConfigError
+from lpo_ray.telemetry.samples import samples_path
+from lpo_ray.training.ledger import read_ledger
+from lpo_ray.training.ledger_codec import from_bytes
+
+NAMED = 5
+"""prompt ids that an error names"""
+SHOWN = 300
+"""characters of a text in the terminal's table"""
+_COLUMNS = (
+    "prompt_id", "attempt", "response_index", "prompt", "response", "answer", "verifier", "reward", "detail", "target",
+    "coefficient", "update", "finish_reason", "token_ids", "versions",
+)  # fmt: skip
+_ENDS = {
+    "issued": "at an engine, or waiting for one",
+    "sampled": "waiting for its verdicts",
+    "scored": "waiting to be trained",
+    "lost": "not completed; the prompt is issued again",
+    "stale": "not trained; the prompt is issued again",
+    "filtered": "left out on purpose; the prompt is not issued again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One response as the run recorded it. A number is None where it is not known yet, or was not recorded."""
+
+    text: str | None
+    reward: float
+    detail: str | None
+    target: float | None
+    """w*, its share of the target"""
+    coefficient: float | None
+    """c, what its tokens entered the loss with"""
+    tokens: int
+    versions: tuple[int, int]
+    """oldest and newest weights that sampled it"""
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at the prompt: a row of the ledger, with its responses where the run still has them."""
+
+    number: int
+    state: str
+    reason: str | None
+    step: int | None
+    """that trained it, or whose update skipped it"""
+    reused: tuple[int, ...]
+    """steps that trained it again"""
+    updated_at: float
+    """Unix time of its last change"""
+    responses: tuple[Answered, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """All that a run's folder says about one prompt."""
+
+    prompt_id: str
+    data_index: int
+    prompt: str | None
+    answer: str | None
+    verifier: str | None
+    attempts: tuple[Attempt, ...]
+
+
+def trace(run_dir: Path, prompt: str) -> Trace:
+    """Collect the history of ``prompt``, an id or a data index. ConfigError names ids that are there."""
+    with read_ledger(run_dir) as db:
+        db.execute("BEGIN")  # one moment for all that follows
+        known = db.execute(
+            "SELECT prompt_id, data_index FROM attempts WHERE prompt_id = ? LIMIT 1", (prompt,)
+        ).fetchone()
+        if known is None and prompt.isdecimal():
+            index = min(int(prompt), 2**63 - 1)
+            known = db.execute(
+                "SELECT prompt_id, data_index FROM attempts WHERE data_index = ? LIMIT 1", (index,)
+            ).fetchone()
+        if known is None:
+            some = db.execute(
+                "SELECT DISTINCT prompt_id FROM attempts ORDER BY data_index LIMIT ?", (NAMED,)
+            ).fetchall()
+            ids = ", ".join(row[0] for row in some) or "none: nothing was issued yet"
+            raise ConfigError(
+                f"{run_dir} never issued a prompt {prompt!r}; expected a prompt_id or a data index, the first are {ids}"
+            )
+        rows = db.execute(
+            "SELECT attempt, state, reason, step, updated_at, content FROM attempts "
+            "LEFT JOIN contents USING (prompt_id, attempt) WHERE prompt_id = ? ORDER BY attempt",
+            known[:1],
+        ).fetchall()
+        reused = db.execute("SELECT attempt, step FROM reused WHERE prompt_id = ? ORDER BY step", known[:1]).fetchall()
+    recorded: dict[int, list[dict]] = {}
+    for step in sorted({row[3] for row in rows if row[3] is not None}):
+        for sample in _samples(run_dir, step, known[0]):
+            recorded.setdefault(sample["attempt"], []).append(sample)
+    first = next((samples[0] for samples in recorded.values()), None)
+    attempts = tuple(
+        Attempt(
+            number, state, reason, step, tuple(again for of, again in reused if of == number), updated,
+            _answered(recorded.get(number, ()), content),
+        )
+        for number, state, reason, step, updated, content in rows
+    )  # fmt: skip
+    held = next((from_bytes(row[5]).group.prompt for row in rows if row[5] is not None), None)
+    return Trace(
+        *known,
+        prompt=first["prompt"] if first else None,
+        answer=first["answer"] if first else held.answer if held else None,
+        verifier=first["verifier"] if first else held.verifier if held else None,
+        attempts=attempts,
+    )
+
+
+def render(found: Trace) -> RenderableType:
+    """The history for a terminal. Texts of a run are shown as text: markup in them means nothing."""
+    parts: list[RenderableType] = [Text(f"{found.prompt_id}  data index {found.data_index}", style="bold")]
+    for name, text in (("prompt", found.prompt), ("answer", found.answer), ("verifier", found.verifier)):
+        if text is not None:
+            parts.append(Text(f"{name}: {_shown(text)}"))
+    for attempt in found.attempts:
+        parts.append(Text(f"attempt {attempt.number}: {_end(attempt)}", style="bold"))
+        if attempt.responses:
+            parts.append(_table(attempt.responses))
+    return Group(*parts)
+
+
+def _samples(run_dir: Path, step: int, prompt_id: str) -> Sequence[dict]:
+    """Rows of one prompt in the samples of ``step``; none where they were not recorded or are of another shape."""
+    path = samples_path(run_dir, step)
+    if not path.is_file():
+        return ()
+    have = set(pq.read_schema(path).names)
+    table = pq.read_table(
+        path, columns=[name for name in _COLUMNS if name in have], filters=ds.field("prompt_id") == prompt_id
+    )
+    return sorted(table.to_pylist(), key=lambda row: row["response_index"])
+
+
+def _answered(samples: Sequence[Mapping], content: bytes | None) -> tuple[Answered, ...]:
+    """From the samples, which have texts and targets; else from what the ledger still holds of a scored group."""
+    if samples:
+        return tuple(
+            Answered(
+                row["response"], row["reward"], row.get("detail"), row.get("target"), row.get("coefficient"),
+                len(row["token_ids"]), _span(row["versions"]), row["finish_reason"],
+            )
+            for row in samples
+        )  # fmt: skip
+    if content is None:
+        return ()
+    scored = from_bytes(content)
+    return tuple(
+        Answered(None, float(reward), None, None, None, len(r.token_ids), _span(r.versions.tolist()), r.finish_reason)
+        for r, reward in zip(scored.group.responses, scored.rewards, strict=True)
+    )
+
+
+def _span(versions: Sequence[int]) -> tuple[int, int]:
+    return (min(versions), max(versions)) if versions else (-1, -1)
+
+
+def _end(attempt: Attempt) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.updated_at))
+    if attempt.state == "trained":
+        again = f", and again by {', '.join(map(str, attempt.reused))}" if attempt.reused else ""
+        text = f"trained by step {attempt.step}{again}"
+    else:
+        text = f"{attempt.state}, {_ENDS[attempt.state]}" + (f": {redact(attempt.reason)}" if attempt.reason else "")
+    return f"{text}  ({when})"
+
+
+def _table(responses: Sequence[Answered]) -> Table:
+    table = Table(show_lines=False)
+    for name in ("k", "reward", "w*", "c", "tokens"):
+        table.add_column(name, justify="right")
+    table.add_column("weights")
+    table.add_column("response", overflow="fold")
+    for number, response in enumerate(responses):
+        old, new = response.versions
+        said = "not recorded" if response.text is None else _shown(response.text)
+        if response.detail:
+            said += f"\nverifier: {_shown(response.detail)}"
+        cut = " (cut at the limit)" if response.finish_reason == "length" else ""
+        numbers = ("" if value is None else f"{value:.3f}" for value in (response.target, response.coefficient))
+        table.add_row(
+            str(number), f"{response.reward:g}", *numbers, f"{response.tokens}{cut}",
+            str(new) if old == new else f"{old} to {new}", Text(said),
+        )  # fmt: skip
+    return table
+
+
+def _shown(text: str) -> str:
+    """One line of printable characters, at most SHOWN of them."""
+    line = "".join(character if character.isprintable() else "⏎" if character == "\n" else "·" for character in text)
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}… ({len(line)} characters)"

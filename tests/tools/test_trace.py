@@ -1,0 +1,105 @@
+"""`lpo-ray trace`: one prompt's history, of a real run's folder and of ledgers in every state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from lpo_ray.cli.app import cli
+from lpo_ray.errors import ConfigError
+from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, WeightsVersion
+from lpo_ray.tools.trace import render, trace
+from lpo_ray.training.ledger import Ledger
+
+
+def scored(prompt_id: str, attempt: int, rewards: tuple[float, ...] = (1.0, 0.0)) -> ScoredGroup:
+    def response(length: int) -> Response:
+        return Response(np.arange(length), np.zeros(length, dtype=np.float32), np.full(length, 3), "stop")
+
+    prompt = Prompt(prompt_id, np.arange(4), "[red]42[/red]", "exact")
+    group = PromptGroup(prompt, attempt, tuple(response(2 + k) for k in range(len(rewards))))
+    return ScoredGroup(group, np.array(rewards, dtype=np.float32))
+
+
+def said(folder: Path, prompt: str, width: int = 160) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(trace(folder, prompt)))
+    return console.export_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One prompt that was lost, stale, then trained and reused; one of each other end."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for index, name in enumerate(("a", "b", "c", "d")):
+        ledger.issue(index, name, 60)
+    ledger.lost(("a", 0), "worker rollout-0 died [bold]token=hf_abcdefghijklmnopqrstuvwxyz012345[/bold]")
+    ledger.issue(0, "a", 60)
+    ledger.sampled(("a", 1))
+    ledger.scored(scored("a", 1))
+    ledger.stale(("a", 1), "3 steps old, pipeline.max_staleness is 1")
+    ledger.issue(0, "a", 60)
+    ledger.sampled(("a", 2))
+    ledger.scored(scored("a", 2))
+    with ledger.step(WeightsVersion(1, "d1"), [("a", 2)]):
+        pass
+    with ledger.step(WeightsVersion(2, "d2"), [], reused=[("a", 2)]):
+        pass
+    ledger.filtered(("b", 0), "all rewards are equal")
+    ledger.sampled(("c", 0))
+    ledger.close()
+    return tmp_path
+
+
+def test_every_attempt_is_told_with_its_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz012345")
+    text = said(folder, "a")
+    assert "attempt 0: lost, not completed; the prompt is issued again: worker rollout-0 died" in text
+    assert "hf_abcdefghijklmnopqrstuvwxyz012345" not in text
+    assert "attempt 1: stale" in text and "3 steps old, pipeline.max_staleness is 1" in text
+    assert "attempt 2: trained by step 1, and again by 2" in text
+    assert "answer: [red]42[/red]" in text, "markup of a run is text"
+
+
+def test_what_the_ledger_still_holds_stands_in_for_samples_that_were_not_recorded(folder: Path) -> None:
+    responses = trace(folder, "a").attempts[2].responses
+    assert [(response.reward, response.tokens, response.versions) for response in responses] == [
+        (1.0, 2, (3, 3)), (0.0, 3, (3, 3)),
+    ]  # fmt: skip
+    assert "not recorded" in said(folder, "a")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("b", "filtered, left out on purpose; the prompt is not issued again: all rewards are equal"),
+        ("c", "sampled, waiting for its verdicts"),
+        ("d", "issued, at an engine, or waiting for one"),
+        ("3", "issued, at an engine, or waiting for one"),
+    ],
+)
+def test_each_state_says_what_it_means(folder: Path, prompt: str, expected: str) -> None:
+    assert expected in said(folder, prompt)
+
+
+@pytest.mark.parametrize("prompt", ["e", "4", "-1", "", "9" * 40, "' OR 1=1 --"])
+def test_an_unknown_prompt_is_an_error_that_names_some(folder: Path, prompt: str) -> None:
+    with pytest.raises(ConfigError, match="the first are a, b, c, d"):
+        trace(folder, prompt)
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no ledger"):
+        trace(tmp_path, "a")
+    Ledger(tmp_path / "ledger.sqlite").close()
+    with pytest.raises(ConfigError, match="nothing was issued yet"):
+        trace(tmp_path, "a")
+
+
+def test_the_command_prints_it(folder: Path) -> None:
+    found = CliRunner().invoke(cli, ["trace", str(folder), "b"])
+    assert found.exit_code == 0 and "filtered, left out on purpose" in found.output
