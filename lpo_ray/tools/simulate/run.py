@@ -245,7 +245,7 @@ def render(outcomes: Sequence[SimulationResult]) -> Table:
 
 async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, folder: Path) -> SimulationResult:
     clock = ActiveClock()
-    ahead = settings.assembly.max_staleness
+    ahead = settings.selection.max_staleness
     notes = _Notes(ahead + 1, settings.steps - ahead, clock)
     made: list[SimulatedEngine] = []
 
@@ -282,7 +282,7 @@ async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, f
         seconds=seconds,
         learner_idle=notes.idle / seconds,
         engines_idle=1 - decoded / hardware.decode_rate / (engines * hardware.slots * seconds),
-        staleness=tuple(notes.staleness[age] / trained for age in range(settings.assembly.max_staleness + 1)),
+        staleness=tuple(notes.staleness[age] / trained for age in range(settings.selection.max_staleness + 1)),
         groups_per_second=notes.groups / seconds,
         lost=counts["lost"],
         stale=counts["stale"],
