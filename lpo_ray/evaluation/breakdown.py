@@ -1,4 +1,4 @@
-"""Prompts in groups, by their own pass rate and by a column of the data."""
+"""Breakdown of prompts into groups, by their own pass rate and by a column of the data."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ BINS = (
     ("below 1", np.nextafter(1.0, 0.0)),
     ("1", 1.0),
 )
-"""name and upper end of each, which is in it"""
+"""name and upper end of each bin; the end is in it"""
 MOST_NUMBERS = 12
-"""different numbers of a column that are groups of their own; more are put into quarters"""
+"""most different numbers of a column that are groups of their own; more are put into quarters"""
 MOST_GROUPS = 60
-"""of a column of texts"""
+"""most groups of a column of texts"""
 NONE = "none"
 """group of the prompts without a value"""
 
 
 def by_pass_rate(results: Sequence[PromptResult], pass_reward: float) -> dict[str, list[PromptResult]]:
-    """By the share of a prompt's responses that pass; bins without a prompt are left out."""
+    """Group results by the share of a prompt's responses that pass. Bins without a prompt are left out."""
     members: dict[str, list[PromptResult]] = {name: [] for name, _ in BINS}
     for result in results:
         rate = float(result.passed(pass_reward).mean())
@@ -46,7 +46,7 @@ def by_pass_rate(results: Sequence[PromptResult], pass_reward: float) -> dict[st
 
 
 def by_column(results: Sequence[PromptResult], groups: Mapping[str, str]) -> dict[str, list[PromptResult]]:
-    """By the group of each prompt, as ``groups_of`` has them."""
+    """Group results by the group of each prompt, as ``groups_of`` gives them."""
     members: dict[str, list[PromptResult]] = {name: [] for name in groups.values()}
     for result in results:
         members[groups[result.prompt_id]].append(result)
@@ -54,10 +54,10 @@ def by_column(results: Sequence[PromptResult], groups: Mapping[str, str]) -> dic
 
 
 def groups_of(prompts: Sequence[Prompt], column: str) -> dict[str, str]:
-    """Prompt id -> group, in the order of the groups: by the value of ``column`` (one of a column is named with a dot);
-    numbers of which there are many in quarters of about equal size.
+    """Map prompt id -> group, in the order of the groups, by the value of ``column`` (a field within a column is named
+    with a dot). Numbers of which there are many are put into quarters of about equal size.
 
-    ConfigError when no prompt has the column, or when it has too many different texts.
+    Raises ConfigError when no prompt has the column, or when it has too many different texts.
     """
     values = {prompt.prompt_id: look_up(prompt.row, column) for prompt in prompts}
     there = {prompt_id: value for prompt_id, value in values.items() if value is not None}
@@ -84,7 +84,7 @@ def groups_of(prompts: Sequence[Prompt], column: str) -> dict[str, str]:
 
 
 def _quarters(numbers: Mapping[str, float]) -> tuple[dict[str, str], list[str]]:
-    """Name of each one's quarter, and the names in order."""
+    """Name the quarter of each number, and all quarters in order."""
     ends = np.unique(np.quantile(np.array(list(numbers.values())), [0, 0.25, 0.5, 0.75, 1]))
     order = [f"{low:g} to {high:g}" for low, high in pairwise(ends)]
     return {name: order[max(bisect_left(ends, value) - 1, 0)] for name, value in numbers.items()}, order

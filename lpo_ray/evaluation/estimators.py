@@ -11,11 +11,11 @@ from lpo_ray.records import IntArray
 
 RESAMPLES = 4000
 CHUNK = 500
-"""resamples that are in memory at once"""
+"""most resamples that are in memory at once"""
 
 
 def pass_at_k(num_correct: IntArray, num_samples: int, k: int) -> np.ndarray:
-    """[P] unbiased estimate 1 - C(n - c, k)/C(n, k) of passing at least once in k draws (Chen et al. 2021, Eq. 1)."""
+    """Estimate, unbiased, [P] 1 - C(n - c, k)/C(n, k) of passing at least once in k draws (Chen et al. 2021, Eq. 1)."""
     if not 1 <= k <= num_samples:
         raise ValueError(f"k is {k}; expected 1..{num_samples}, the samples of each prompt")
     wrong = num_samples - np.asarray(num_correct, dtype=np.float64)[:, None]
@@ -24,7 +24,7 @@ def pass_at_k(num_correct: IntArray, num_samples: int, k: int) -> np.ndarray:
 
 
 def majority(answers: Sequence[str | None], passed: Sequence[bool]) -> float:
-    """Probability that the majority's answer passes: maj@n of one prompt (self-consistency, Wang et al. 2022).
+    """Compute how probably the majority's answer passes: maj@n of one prompt (self-consistency, Wang et al. 2022).
 
     ``answers``: [n], None for a response without one, which has no vote. The most frequent answer wins, one of several
     by a fair draw; should verdicts on responses with that answer differ, one of them is drawn. 0 without any vote.
@@ -41,13 +41,13 @@ def majority(answers: Sequence[str | None], passed: Sequence[bool]) -> float:
 
 
 def num_distinct(answers: Sequence[str | None]) -> int:
-    """Different answers among those given."""
+    """Count the different answers among those given."""
     return len({answer for answer in answers if answer is not None})
 
 
 def entropy(answers: Sequence[str | None]) -> float:
-    """Nats, of the frequencies of the answers given: 0 when all agree (or none was given), at most log n. Biased down
-    by the number of samples, so compare only equal ones.
+    """Compute the entropy, in nats, of the frequencies of the answers given: 0 when all agree (or none was given), at
+    most log n. It is biased down by a small number of samples, so compare only equal numbers.
     """
     counts = np.array(list(Counter(answer for answer in answers if answer is not None).values()), dtype=np.float64)
     shares = counts / counts.sum() if len(counts) else counts
@@ -57,14 +57,14 @@ def entropy(answers: Sequence[str | None]) -> float:
 def bootstrap_interval(
     values: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of ``values`` [P], resampling prompts: a prompt's samples stay together."""
+    """Compute the percentile interval of the mean of ``values`` [P]. Prompts are resampled, each with its samples."""
     return bootstrap_intervals([values], confidence=confidence, resamples=resamples, seed=seed)[0]
 
 
 def bootstrap_intervals(
     quantities: Sequence[np.ndarray], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """``bootstrap_interval`` of each of several quantities [P] of the same prompts, over the same resamples."""
+    """Compute ``bootstrap_interval`` of several quantities [P] of the same prompts, over the same resamples."""
     values = np.asarray(quantities, dtype=np.float64)
     size = values.shape[1]
     if not size:

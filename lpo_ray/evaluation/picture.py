@@ -1,4 +1,4 @@
-"""An evaluation as one picture: pass@k over k with its band, and the same by difficulty."""
+"""Picture of an evaluation: pass@k over k with its band, and the same by difficulty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lpo_ray.evaluation.report import Measures, Report, ks_shown
 
 COLOUR = "#0072B2"
 MOST_LINES = 8
-"""groups that are drawn: the largest"""
+"""most groups that are drawn: the largest"""
 
 
 def draw(report: Report, path: Path) -> None:
@@ -62,6 +62,6 @@ def _curve(axes: Axes, measures: Measures, colour: str, label: str, *, band: boo
 
 
 def _shades(count: int) -> list[str]:
-    """From light to dark."""
+    """Make shades from light to dark."""
     levels = np.linspace(0.75, 0.0, max(count, 1))
     return [f"#{int(213 * v):02x}{int(94 + 100 * v):02x}{int(114 + 141 * v):02x}" for v in levels][:count]

@@ -1,4 +1,4 @@
-"""From results to numbers: estimates with 95 % intervals over prompts, for all prompts and for groups of them, and
+"""Report of an evaluation: estimates with 95 % intervals over prompts, for all prompts and for groups of them, and
 statistics of lengths. P prompts, n responses of each.
 """
 
@@ -19,7 +19,7 @@ QUANTILES = (10, 50, 90, 99)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over prompts with its 95 % interval. Example: ``Estimate(0.31, 0.27, 0.35)``"""
+    """Mean over prompts with its 95 % interval. Example: ``Estimate(0.31, 0.27, 0.35)``"""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What some prompts came to. Names: pass@k for k = 1..n, avg@n (the share of responses that pass, which is pass@1),
+    """Estimates of some prompts. Names: pass@k for k = 1..n, avg@n (the share of responses that pass, which is pass@1),
     maj@n, mean_reward, distinct_answers (of n), answer_entropy (nats), unanswered (share of responses), length
     (tokens), truncated (share of responses).
     """
@@ -38,7 +38,7 @@ class Measures:
     estimates: Mapping[str, Estimate]
 
     def to_json(self) -> dict[str, Any]:
-        """Each name with its value, and the intervals under ``ci95``: the form of summary.json."""
+        """Return each name with its value, and the intervals under ``ci95``: the form of summary.json."""
         return {
             **{name: estimate.value for name, estimate in self.estimates.items()},
             "num_prompts": self.num_prompts,
@@ -49,7 +49,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Of some responses, in tokens; null where there are none."""
+    """Statistics of the lengths of some responses, in tokens; None where there are no responses."""
 
     num_responses: int
     mean: float | None
@@ -57,12 +57,12 @@ class Lengths:
     """p10, p50, p90, p99"""
     longest: int | None
     truncated: float | None
-    """share that was cut off at max_tokens"""
+    """share of responses that were cut off at max_tokens"""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One evaluation in numbers."""
+    """Numbers of one evaluation."""
 
     title: str
     """what was evaluated on what"""
@@ -77,7 +77,7 @@ class Report:
     """prompts that no number is about -> why"""
 
     def to_json(self) -> dict[str, Any]:
-        """The content of results.json."""
+        """Return the content of results.json."""
         return {
             **self.about,
             **self.overall.to_json(),
@@ -101,8 +101,8 @@ def make_report(
     lost: Mapping[str, str],
     column: tuple[str, Mapping[str, str]] | None = None,
 ) -> Report:
-    """``results``: P of them, at least one, of n responses each. ``column``: name of a column of the data, and each
-    prompt's group by it (``breakdown.groups_of``).
+    """Make the report of ``results``, at least one. ``column``: name of a column of the data, and each prompt's group
+    by it (``breakdown.groups_of``).
     """
     by = {OWN: by_pass_rate(results, pass_reward)}
     if column is not None:
@@ -121,7 +121,7 @@ def make_report(
 
 
 def measure(results: Sequence[PromptResult], pass_reward: float) -> Measures:
-    """All estimates over ``results``, which have the same number of responses."""
+    """Compute all estimates over ``results``, which have the same number of responses."""
     n = len(results[0].rewards)
     passed = np.array([result.passed(pass_reward) for result in results])
     num_correct = passed.sum(axis=1)
@@ -173,5 +173,5 @@ def _lengths_of(lengths: np.ndarray, truncated: np.ndarray) -> Lengths:
 
 
 def ks_shown(n: int) -> list[int]:
-    """Powers of two up to n, and n."""
+    """List the powers of two up to n, and n."""
     return sorted({*(2**power for power in range(n.bit_length()) if 2**power <= n), n})

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of one prompt. n responses."""
+"""Result of one prompt, as an evaluation keeps it. n responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lpo_ray.verifiers.answers import answer_of
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """Made from a scored group, or read from the store.
+    """Result of one prompt. Made from a scored group, or read from the store.
 
     Example: ``PromptResult("heldout-00000003", "9f0c...", (1.0, 0.1), ("3*4-7", "3+4"), (8, 4), ("stop", "stop"),
     ("(3*4)-7", "3+4"))`` (without the parentheses the answer is another)
@@ -45,7 +45,7 @@ class PromptResult:
 
     @classmethod
     def of(cls, scored: ScoredGroup, tokenizer: Tokenizer) -> PromptResult:
-        """Of a group that was sampled and scored."""
+        """Make the result of a group that was sampled and scored."""
         prompt, responses = scored.group.prompt, scored.group.responses
         texts = [tokenizer.decode(response.token_ids) for response in responses]
         return cls(
@@ -60,21 +60,21 @@ class PromptResult:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> PromptResult:
-        """Of ``to_json``. KeyError, TypeError or ValueError when it is not that."""
+        """Read what ``to_json`` gave. Raises KeyError, TypeError or ValueError for anything else."""
         lists = ("rewards", "answers", "lengths", "finish_reasons", "responses")
         return cls(stored["prompt_id"], stored["prompt"], *(tuple(stored[name]) for name in lists))
 
     def to_json(self) -> dict[str, Any]:
-        """For the store."""
+        """Return the form that the store writes."""
         return cast("dict[str, Any]", asdict(self))
 
     def passed(self, pass_reward: float) -> np.ndarray:
-        """[n] whether the reward is at least ``pass_reward``. In float32, as verifiers' rewards are: 0.1 is 0.1."""
+        """Return [n] whether the reward is at least ``pass_reward``. In float32, as rewards are: 0.1 is 0.1."""
         return np.asarray(self.rewards, dtype=np.float32) >= np.float32(pass_reward)
 
 
 def digest_of(prompt: Prompt) -> str:
-    """Of all that decides what was asked and how it is scored: token ids, answer and verifier."""
+    """Digest all that decides what was asked and how it is scored: token ids, answer and verifier."""
     digest = blake2b(prompt.token_ids.tobytes(), digest_size=16)
     digest.update(f"\0{prompt.answer}\0{prompt.verifier}".encode())
     return digest.hexdigest()

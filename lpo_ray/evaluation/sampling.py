@@ -1,4 +1,4 @@
-"""Held-out prompts are sampled and scored: here and nowhere else. P prompts, n samples of each."""
+"""Sampling and scoring of held-out prompts: here and nowhere else. P prompts, n samples of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lpo_ray.interfaces import RolloutEngine, Verifier
 from lpo_ray.records import Evaluation, FloatArray, Prompt, Sampling, ScoredGroup
 
 ATTEMPTS = 3
-"""of one prompt before the evaluation leaves it out"""
+"""attempts of one prompt before the evaluation leaves it out"""
 
 
 async def evaluate(
@@ -29,7 +29,7 @@ async def evaluate(
 ) -> Evaluation:
     """Sample and score all prompts. A response passes when its reward is at least ``pass_reward``.
 
-    A prompt that is lost three times is left out and counted; when all are lost, TooManyLost.
+    A prompt that is lost three times is left out and counted. Raises TooManyLost when all are lost.
     """
     scored: list[ScoredGroup] = []
     lost = await score_prompts(
@@ -94,7 +94,7 @@ async def score_prompts(
 
 
 def all_lost(lost: Mapping[str, str]) -> TooManyLost:
-    """What to raise when no prompt was scored."""
+    """Make the error to raise when no prompt was scored."""
     prompt, reason = next(iter(lost.items()))
     return TooManyLost(
         f"all {len(lost)} evaluation prompts were lost {ATTEMPTS} times; nothing can be said. {prompt}: {reason}"
@@ -104,7 +104,7 @@ def all_lost(lost: Mapping[str, str]) -> TooManyLost:
 async def _scored(
     rollout: RolloutEngine, verifier: Verifier, prompt: Prompt, sampling: Sampling
 ) -> ScoredGroup | GroupLost:
-    """Of the first attempt that is not lost, or how the last one was."""
+    """Score the first attempt that is not lost, or return how the last one was lost."""
     attempt = 0
     while True:
         try:

@@ -1,5 +1,5 @@
-"""``evaluation.jsonl``: the result of each prompt as soon as it is there, so that a second call goes on where the first
-was killed.
+"""Store of results, ``evaluation.jsonl``: each prompt as soon as it is there, so that a second call continues where the
+first was killed.
 
 The first line says what was evaluated and how; every other line is a PromptResult. A line is written at once and
 synced; what a kill or a full disk left of the last one is dropped at the next opening.
@@ -26,7 +26,7 @@ NAME = "evaluation.jsonl"
 
 
 class ResultStore:
-    """Results in one folder, in the hands of one process (a context manager).
+    """Store of results in one folder, held by one process (a context manager).
 
     Opening it raises RunBusy when another process has it, and ConfigError when it holds results of something else.
     """
@@ -63,7 +63,7 @@ class ResultStore:
 
     @property
     def results(self) -> list[PromptResult]:
-        """Of the prompts that have one, in the order of the prompts."""
+        """Results that are there, in the order of the prompts."""
         return [self._results[prompt_id] for prompt_id in self._prompts if prompt_id in self._results]
 
     def is_done(self, prompt_id: str) -> bool:
@@ -78,7 +78,7 @@ class ResultStore:
         self._results[result.prompt_id] = result
 
     def _opened(self, identity: Identity) -> list[PromptResult]:
-        """What the file holds; it is begun when it is not there, or was killed while its first line was written."""
+        """Read the file. It is begun when it is not there, or was killed while its first line was written."""
         data = self._path.read_bytes() if self._path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
@@ -127,7 +127,7 @@ def _parsed(line: bytes, path: Path, number: int) -> Mapping[str, Any]:
 def _damaged(path: Path, number: int, error: Exception) -> ConfigError:
     return ConfigError(
         f"{path}, line {number} is damaged ({type(error).__name__}: {error}); expected one JSON object a line, as "
-        "it was written. Remove the line, or start anew with --fresh"
+        "it was written. Remove the line, or start again with --fresh"
     )
 
 

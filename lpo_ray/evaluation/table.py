@@ -1,4 +1,4 @@
-"""An evaluation on a terminal."""
+"""Table of an evaluation, for a terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lpo_ray.evaluation.breakdown import CAVEAT
 from lpo_ray.evaluation.report import Estimate, Lengths, Measures, Report, ks_shown
 
 SHOWN_LOST = 10
-"""prompts that are named; results.json names all"""
+"""most lost prompts that are named; results.json names all"""
 SHOWN_GROUPS = 20
 
 
 def render(report: Report) -> RenderableType:
-    """All of it."""
+    """Render the whole report."""
     overall = report.overall
     n = overall.samples_per_prompt
     head = f"{report.title}: {overall.num_prompts} prompts x {n} responses, 95 % intervals over prompts"
@@ -30,7 +30,7 @@ def render(report: Report) -> RenderableType:
 
 
 def render_suite(reports: Mapping[str, Report]) -> Table:
-    """One row for each task of a suite."""
+    """Make a table with a row for each task of a suite."""
     table = _table("task", "prompts", "n", "avg@n (= pass@1)", "pass@n", "maj@n", "tokens", "truncated", "lost")
     for name, report in reports.items():
         table.add_row(name, *_row(report.overall, with_n=True), str(len(report.lost)))

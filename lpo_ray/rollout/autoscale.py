@@ -1,4 +1,4 @@
-"""How many rollout workers a run should have, from who waited for whom: rollout.autoscale.
+"""Autoscaling: how many rollout workers a run should have, from which lane waited for the other (rollout.autoscale).
 
 Sampling is taken to go with the number of workers. If the learner waits a share w of its time, a step takes
 work / (1 - w); for it to wait only the target share, groups must come (1 - target) / (1 - w) times as fast. If the
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from lpo_ray.telemetry.stage_clock import WAIT, Seconds, shares
 
 STEPS = 4
-"""between two changes: the first steps after one show the lanes filling up"""
+"""steps between two changes: the first ones after a change show the lanes filling up"""
 ROOM = 0.1
 """share of their time that workers should wait, so that a long response does not stall the learner"""
 MOST = 2
-"""times as many at once: more is a guess"""
+"""largest factor of one change: more is a guess"""
 
 
 @dataclass(frozen=True, slots=True)
 class AutoscaleRule:
-    """Between ``least`` and ``most`` workers, so that the learner waits at most ``target_wait`` of its time."""
+    """Rule to have ``least`` to ``most`` workers, so that the learner waits at most ``target_wait`` of its time."""
 
     least: int
     most: int
@@ -30,21 +30,23 @@ class AutoscaleRule:
 
 
 class Autoscaler:
-    """Collects steps; ``step`` returns the number of workers to have from now on, when that is another one."""
+    """Collector of steps, that says when another number of workers is wanted."""
 
     def __init__(self, rule: AutoscaleRule) -> None:
         self._rule = rule
         self._begin(0)
 
     def step(self, seconds: Seconds, workers: int) -> int | None:
-        """A step is done, with ``workers`` that serve. None: as it is. The steps of another number (a worker came, one
-        died, a user scaled) say nothing about this one: the count begins anew.
+        """Count a step that was done with ``workers`` serving. Returns the number to have from now on, None: as it is.
+
+        The steps of another number of workers (one came, one died, a user scaled) say nothing about this one: the count
+        begins again.
         """
         if workers != self._workers:
             self._begin(workers)
         self._steps += 1
         if self._steps == 1:
-            return None  # of the change, or of the start
+            return None  # the lanes fill up, after a change or the start
         for total, new in ((self._engines, seconds.engines), (self._learner, seconds.learner)):
             for stage, value in new.items():
                 total[stage] = total.get(stage, 0.0) + value

@@ -11,8 +11,8 @@ from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, Weights
 
 
 class Worker(Protocol):
-    """One engine: an actor, or a simulated one. Calls raise ComponentDied, ComponentFailed or DeadlineExceeded with the
-    worker's name, or GroupLost.
+    """Worker with one engine: an actor, or a simulated one. Calls raise ComponentDied, ComponentFailed or
+    DeadlineExceeded with the worker's name, or GroupLost.
     """
 
     async def start(self, seconds: float) -> Process:
@@ -20,11 +20,11 @@ class Worker(Protocol):
         ...
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
-        """All K responses, within ``seconds``. Cancelling the await ends them."""
+        """Draw all K responses within ``seconds``. Cancelling the await ends them."""
         ...
 
     async def inspect(self) -> str:
-        """What its process does, seen from outside; never raises."""
+        """Describe what its process does, seen from outside. Never raises."""
         ...
 
     async def close(self, seconds: float) -> None:
@@ -48,15 +48,15 @@ class Member(Generic[W]):
     worker: W
     process: Process
     version: WeightsVersion | None = None
-    """that it has proved to serve"""
+    """weights that it has proved to serve"""
     groups: dict[Key, float] = field(default_factory=dict)
-    """in flight -> since when (unix seconds)"""
+    """group in flight -> since when (unix seconds)"""
     responses: int = 0
-    """in flight"""
+    """number in flight"""
     up: bool = True
-    """takes groups and new weights: neither taken out nor leaving"""
+    """whether it takes groups and new weights: it is neither taken out nor leaving"""
     lent: bool = False
-    """takes neither, for the time being"""
+    """whether it takes neither for the time being"""
     leaving: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
     """set when its last group ends"""

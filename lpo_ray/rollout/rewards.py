@@ -1,4 +1,4 @@
-"""Between groups and verifiers: what a verifier is asked of a group, and the group's rewards from its verdicts."""
+"""Rewards: the cases that a verifier is asked about a group, and the group's rewards from its verdicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_DETAIL = 500
 
 
 def cases_of(group: PromptGroup, tokenizer: Tokenizer, sandbox: Limits) -> list[Case]:
-    """Its K responses as text."""
+    """Make the cases of a group: its K responses as text."""
     prompt = tokenizer.decode(group.prompt.token_ids)
     return [
         Case(
@@ -37,7 +37,9 @@ def cases_of(group: PromptGroup, tokenizer: Tokenizer, sandbox: Limits) -> list[
 def scores_of(
     group: PromptGroup, verdicts: Sequence[Verdict], overlong: Overlong
 ) -> tuple[FloatArray, tuple[str, ...]]:
-    """[K] rewards, less what long responses lose, and the verdicts' details. GroupLost when one has no reward."""
+    """Compute [K] rewards, less what long responses lose, and the verdicts' details. Raises GroupLost when a response
+    has no reward.
+    """
     rewards = []
     for number, (verdict, response) in enumerate(zip(verdicts, group.responses, strict=True)):
         if verdict.reward is None:

@@ -1,4 +1,4 @@
-"""A rollout engine on transformers' ``generate``, in this process and open to a breakpoint."""
+"""Rollout engine on transformers' ``generate``, in this process and open to a breakpoint."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from typing_extensions import override
 
 from lpo_ray.common.seeds import derive_seed
+from lpo_ray.interfaces import RolloutEngine
 from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Response, Sampling
 
 
@@ -31,8 +33,8 @@ class _Asked:
     answer: asyncio.Future[PromptGroup]
 
 
-class TransformersEngine:
-    """Samples from its own copy of the policy; ``load`` replaces that copy's weights.
+class TransformersEngine(RolloutEngine):
+    """Rollout engine with its own copy of the policy, whose weights ``load`` replaces.
 
     Prompts of equal length that wait are sampled together, in a batch of at most ``max_num_seqs`` responses (one group
     at least). Each group draws from a generator of its own, seeded by (run seed, prompt, attempt), so company changes
@@ -46,8 +48,8 @@ class TransformersEngine:
         self._waiting: list[_Asked] = []
         self.step = 0
 
+    @override
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        """All K responses of one prompt."""
         loop = asyncio.get_running_loop()
         asked = _Asked(prompt, sampling, attempt, loop.create_future())
         if not self._waiting:
@@ -76,7 +78,7 @@ class TransformersEngine:
             asyncio.get_running_loop().call_soon(self._answer_a_batch)
         try:
             groups = self._sample(batch)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who asked
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the callers
             for asked in batch:
                 if not asked.answer.done():
                     asked.answer.set_exception(error)
@@ -86,7 +88,7 @@ class TransformersEngine:
                 asked.answer.set_result(group)
 
     def _sample(self, batch: Sequence[_Asked]) -> list[PromptGroup]:
-        """Of prompts of equal length and equal sampling."""
+        """Sample prompts of equal length and equal sampling."""
         sampling = batch[0].sampling
         size = sampling.group_size
         token_ids = torch.from_numpy(np.stack([asked.prompt.token_ids for asked in batch]).repeat(size, axis=0))
@@ -124,7 +126,7 @@ class TransformersEngine:
 
 
 class _Draw(LogitsProcessor):
-    """Leaves one possible token in each row: one drawn from the scores, or at temperature 0 the likeliest.
+    """Processor that leaves one token in each row: one drawn from the scores, or at temperature 0 the likeliest.
 
     The likeliest after adding Gumbel noise is a draw from softmax(scores), Maddison et al. 2014 (arXiv:1411.0030).
     """
@@ -133,7 +135,7 @@ class _Draw(LogitsProcessor):
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._sampling = sampling
         self.logprobs: list[torch.Tensor] = []
-        """of the token drawn in each row, [rows] for each position"""
+        """log-prob of the token drawn in each row, [rows] for each position"""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         logprobs = scores.float().log_softmax(-1)
@@ -147,7 +149,7 @@ class _Draw(LogitsProcessor):
 
 
 def _warpers(sampling: Sampling) -> Iterator[LogitsProcessor]:
-    """In vLLM's order."""
+    """Make the processors of the scores, in vLLM's order."""
     if sampling.temperature == 0:
         return
     if sampling.temperature != 1:
@@ -161,7 +163,7 @@ def _warpers(sampling: Sampling) -> Iterator[LogitsProcessor]:
 
 
 def _alike(waiting: Sequence[_Asked], max_num_seqs: int) -> list[_Asked]:
-    """The first, and those of its length and sampling that fit into a batch with it."""
+    """Take the first request, and those of its length and sampling that fit into a batch with it."""
     first = waiting[0]
     kind = (len(first.prompt.token_ids), first.sampling)
     alike = [asked for asked in waiting if (len(asked.prompt.token_ids), asked.sampling) == kind]

@@ -184,7 +184,7 @@ def loop_settings(spec: RunSpec) -> LoopSettings:
     return LoopSettings(
         steps=config.run.steps,
         sample=sample_settings(spec),
-        assembly=selection_settings(spec),
+        selection=selection_settings(spec),
         batch=batch_settings(spec),
         checkpoints=checkpoint_rules(spec),
         max_skipped_updates=config.learner.max_skipped_updates,

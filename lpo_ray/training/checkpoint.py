@@ -1,6 +1,6 @@
 """Checkpoints of a run: written aside and renamed, so that a folder named step_... is always whole.
 
-``state.json`` lists every file with its size and digest; ``verify`` holds the folder against it before a restore.
+``state.json`` lists every file with its size and digest; ``verify`` compares the folder with it before a restore.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ SHAPE = ("architectures", "vocab_size", "hidden_size", "intermediate_size", "num
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRules:
-    """When checkpoints are written, and which are kept."""
+    """Rules of when checkpoints are written, and which are kept."""
 
     folder: Path
     every: int
-    """steps; 0: only the last"""
+    """steps between two; 0: only the last"""
     keep: int
-    """newest; 0: all"""
+    """number of newest ones; 0: all"""
     best: str | None
     """name of the score whose best checkpoint is kept as well"""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointState:
-    """What the loop adds to the learner's own state."""
+    """State that the loop adds to the learner's own."""
 
     step: int
     digest: str
-    """of the weights that were published for this step"""
+    """digest of the weights that were published for this step"""
     world_size: int
     score: float | None = None
     """the value of CheckpointRules.best, where it is known"""
@@ -78,13 +78,13 @@ async def save_checkpoint(rules: CheckpointRules, state: CheckpointState, learne
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """List the whole checkpoints, oldest first."""
     found = [path for path in root.glob("step_*") if _FOLDER.fullmatch(path.name) and (path / _STATE).is_file()]
     return sorted(found, key=step_of)
 
 
 def chosen(run_dir: Path, step: int | None) -> Path:
-    """The checkpoint of ``step`` in a run's folder, or the newest. ConfigError when it has none."""
+    """Find the checkpoint of ``step`` in a run's folder, or the newest. Raises ConfigError when it has none."""
     found = {step_of(path): path for path in list_checkpoints(run_dir / "checkpoints")}
     if not found:
         raise ConfigError(f"run folder {run_dir} has no checkpoint; expected the folder of a run that was trained")
@@ -95,17 +95,17 @@ def chosen(run_dir: Path, step: int | None) -> Path:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step after which it was written."""
+    """Step after which the checkpoint was written."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
-    """State of a checkpoint."""
+    """Read the state of a checkpoint."""
     return _state(_stored(checkpoint))
 
 
 def verify(checkpoint: Path, model_path: str) -> CheckpointState:
-    """Hold every file against its digest, and the policy's shape against the model of this run; returns the state.
+    """Compare every file with its digest, and the policy's shape with the model of this run. Returns the state.
 
     Raises CheckpointDamaged naming the file, or the value that differs.
     """
@@ -171,6 +171,6 @@ def _state(stored: Mapping[str, Any]) -> CheckpointState:
 
 
 def _config(folder: Path) -> Mapping[str, object]:
-    """config.json of a model folder; empty for a name on a hub, whose model is looked up elsewhere."""
+    """Read config.json of a model folder. Empty for a name on a hub, whose model is looked up elsewhere."""
     path = folder / "config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

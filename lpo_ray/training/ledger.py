@@ -7,8 +7,8 @@
     └──────────────────────┴─────▶ filtered   left out on purpose: its prompt is not issued again
 ```
 A lost or stale prompt is issued again under the next attempt number, so an answer that comes late has no row to go to.
-What a scored group holds stays in the file until a checkpoint holds what was learned from it: a run that was killed
-takes the groups it had, and computes the steps since its checkpoint again from exactly the groups that made them.
+The content of a scored group stays in the file until a checkpoint holds what was learned from it. A run that was killed
+takes up the groups it had, and recomputes the steps since its checkpoint from exactly the groups that made them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ CREATE TABLE IF NOT EXISTS reused (
 
 @contextlib.contextmanager
 def read_ledger(run_dir: Path) -> Iterator[sqlite3.Connection]:
-    """The ledger of a run's folder, to read only. ConfigError when it has none."""
+    """Open the ledger of a run's folder, to read only. Raises ConfigError when it has none."""
     path = run_dir / "ledger.sqlite"
     if not path.is_file():
         raise ConfigError(f"{run_dir} has no ledger.sqlite; expected the folder of a run, such as runs/NAME")
@@ -73,7 +73,7 @@ def read_ledger(run_dir: Path) -> Iterator[sqlite3.Connection]:
 
 @dataclass(frozen=True, slots=True)
 class PendingWork:
-    """What a resumed run has to do before new data."""
+    """Work that a resumed run does before new data."""
 
     prompts: tuple[tuple[int, str], ...]
     """(data index, prompt id) to issue again, in data order"""
@@ -82,7 +82,7 @@ class PendingWork:
 
 
 class Ledger:
-    """The run's accounting. One writer (the loop); readers may open the file at any time (WAL)."""
+    """Ledger of a run. One writer (the loop); readers may open the file at any time (WAL)."""
 
     def __init__(self, path: Path) -> None:
         """Open or create ``path``."""
@@ -98,8 +98,8 @@ class Ledger:
         self._db.close()
 
     def issue(self, data_index: int, prompt_id: str, lease_seconds: float) -> int:
-        """The prompt goes to sampling, and is expected back scored within the lease; returns its attempt number, 0 for
-        the first.
+        """Record that the prompt goes to sampling, to come back scored within the lease. Returns its attempt number, 0
+        for the first.
         """
         row = self._db.execute("SELECT MAX(attempt) FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()
         attempt, now = (0 if row[0] is None else row[0] + 1), time.time()
@@ -111,11 +111,11 @@ class Ledger:
         return attempt
 
     def sampled(self, key: Key) -> None:
-        """All K responses are there."""
+        """Record that all K responses are there."""
         self._move(key, ("issued",), "sampled")
 
     def scored(self, scored: ScoredGroup) -> None:
-        """All K responses have a verdict. The group is kept until ``settle``."""
+        """Record that all K responses have a verdict, and keep the group until ``settle``."""
         key = scored.group.key
         with self._transaction():
             newest = max(int(response.versions.max()) for response in scored.group.responses)
@@ -123,15 +123,15 @@ class Ledger:
             self._db.execute("INSERT INTO contents VALUES (?, ?, ?)", (*key, to_bytes(scored)))
 
     def lost(self, key: Key, reason: str) -> None:
-        """The attempt cannot be completed. Of a reason, which a plug-in may have worded, secrets are left out."""
+        """Record that the attempt cannot be completed. Secrets are cut out of the reason, which may be a plug-in's."""
         self._move(key, ("issued", "sampled"), "lost", reason=redact(reason))
 
     def stale(self, key: Key, reason: str) -> None:
-        """The attempt is not trained because of its age, or of how far the policy has moved since."""
+        """Record that the attempt is not trained because of its age, or of how far the policy has moved since."""
         self._leave(key, ("scored",), "stale", reason)
 
     def filtered(self, key: Key, reason: str) -> None:
-        """The attempt is left out on purpose."""
+        """Record that the attempt is left out on purpose."""
         self._leave(key, IN_FLIGHT, "filtered", reason)
 
     @contextlib.contextmanager
@@ -143,12 +143,12 @@ class Ledger:
         reused: Sequence[Key] = (),
         anchors: Mapping[Key, AnchorGroup] | None = None,
     ) -> Iterator[None]:
-        """One transaction around what else belongs to the step: the groups are trained by it, or skipped by an update
-        for the reason given, or trained again. ``anchors``: of all of these, as they were when the step was made; they
-        are kept with the groups, since another pass over them might round differently.
+        """Open one transaction around what else belongs to the step: its groups are trained, or skipped by an update
+        for the reason given, or trained again. ``anchors``: those of all these groups when the step was made; they are
+        kept with the groups, since another pass over them might round differently.
 
         It commits, durably, when the block ends, and leaves no trace when the block raises or the process dies in it.
-        ValueError for a group that is not scored.
+        Raises ValueError for a group that is not scored.
         """
         with self._transaction(durable=True):
             for key in trained:
@@ -162,8 +162,8 @@ class Ledger:
             yield
 
     def settle(self, step: int, keep_steps: int) -> None:
-        """The checkpoint of ``step`` is whole: forget what the groups held that were trained up to it, but for those of
-        the last ``keep_steps`` steps, which may be reused.
+        """Forget the contents of groups that were trained up to ``step``, whose checkpoint is whole; keep those of the
+        last ``keep_steps`` steps, which may be reused.
         """
         self._db.execute(
             "DELETE FROM contents WHERE (prompt_id, attempt) IN "
@@ -173,13 +173,13 @@ class Ledger:
         self._db.execute("DELETE FROM anchors WHERE step <= ?", (step,))
 
     def commits_after(self, step: int) -> list[WeightsVersion]:
-        """Steps that were committed after ``step``, in order."""
+        """Versions of the steps that were committed after ``step``, in order."""
         rows = self._db.execute("SELECT step, digest FROM commits WHERE step > ? ORDER BY step", (step,)).fetchall()
         return [WeightsVersion(*row) for row in rows]
 
     def batch(self, step: int) -> tuple[list[ScoredGroup], Anchor]:
         """The groups that made ``step``, in their order there: those it trained (or skipped), then those it reused; and
-        their anchor. Empty when that is not here any more.
+        their anchor. Empty when they are no longer here.
         """
         rows = self._db.execute(
             "SELECT content, anchor FROM (SELECT 0 AS again, prompt_id, attempt FROM attempts WHERE step = ?1 "
@@ -203,8 +203,8 @@ class Ledger:
         return [from_bytes(content) for (content,) in rows]
 
     def resume(self, step: int) -> PendingWork:
-        """The run goes on after ``step``. What was on its way is lost and owed; what was trained later is scored again,
-        unless it was sampled by weights that the run went back behind.
+        """Continue after ``step``. Groups in flight are lost, and their prompts owed. Groups that were trained later
+        become scored again, unless they were sampled by weights newer than ``step``.
         """
         with self._transaction(durable=True):
             now = time.time()
@@ -248,7 +248,7 @@ class Ledger:
         return PendingWork(tuple(prompts), tuple(from_bytes(content) for (content,) in contents))
 
     def end(self, reason: str) -> None:
-        """The run is over: what is on its way is lost. Scored groups stay, for a run that goes on."""
+        """Mark what is in flight as lost: the run is over. Scored groups stay, for a run that continues."""
         self._db.execute(
             "UPDATE attempts SET state = 'lost', reason = ?, updated_at = ? WHERE state IN ('issued', 'sampled')",
             (redact(reason), time.time()),
@@ -264,7 +264,7 @@ class Ledger:
         return self._db.execute("SELECT data_index FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()[0]
 
     def counts(self) -> dict[str, int]:
-        """Attempts by state, "issued" being all that were ever issued, and "in_flight" those without an end."""
+        """Number of attempts by state: "issued" are all that were ever issued, "in_flight" those without an end."""
         return {
             "issued": sum(self._counts.values()),
             "in_flight": sum(self._counts[state] for state in IN_FLIGHT),
@@ -304,7 +304,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[None]:
-        """All or nothing; ``durable``: also after a power cut, with everything before it."""
+        """Open a transaction. ``durable``: it survives a power cut, with everything before it."""
         before = self._counts.copy()
         if durable:
             self._db.execute("PRAGMA synchronous=FULL")

@@ -1,4 +1,4 @@
-"""What became of every prompt of a run, and whether the books balance; reads the ledger of a run at any time."""
+"""Audit of a ledger: what became of every prompt, and whether the books balance. The run may be live."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from lpo_ray.training.ledger import STATES, read_ledger
 
 REASONS = 8
-"""most frequent, shown"""
+"""most frequent reasons, that are shown"""
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _RULES = {
     "an attempt of prompt {0} is missing: it has {1} attempts, numbered up to {2}":
@@ -43,17 +43,17 @@ _RULES = {
         "SELECT prompt_id, attempt, r.step FROM reused AS r JOIN attempts AS a USING (prompt_id, attempt) "
         "WHERE a.state <> 'trained' OR a.step >= r.step",
 }  # fmt: skip
-"""what must never be -> the rows that show it"""
+"""what must never be -> query of the rows that show it"""
 
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
-    """The books of a run."""
+    """Books of a run."""
 
     attempts: Mapping[str, int]
-    """by state"""
+    """number by state"""
     prompts: Mapping[str, int]
-    """by the state of their last attempt"""
+    """number by the state of the last attempt"""
     reasons: tuple[tuple[str, str, int], ...]
     """(state, reason with N for its numbers, attempts), most frequent first"""
     steps: int
@@ -64,7 +64,7 @@ class Accounting:
 
 
 def audit(run_dir: Path) -> Accounting:
-    """Read the books of a run's folder. ConfigError when it has none."""
+    """Read the books of a run's folder. Raises ConfigError when it has none."""
     with read_ledger(run_dir) as db:
         db.execute("BEGIN")  # one moment for all that follows
         attempts = dict(db.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall())
@@ -91,7 +91,7 @@ def audit(run_dir: Path) -> Accounting:
 
 
 def render(books: Accounting) -> RenderableType:
-    """The books for a terminal."""
+    """Render the books for a terminal."""
     table = Table(title=f"{books.steps} steps committed", title_justify="left")
     for column in ("state", "attempts", "prompts, by their last attempt"):
         table.add_column(column, justify="left" if column == "state" else "right")

@@ -1,4 +1,4 @@
-"""A scored group as bytes and back: what the ledger keeps of it until a checkpoint holds what was learned from it.
+"""Codec of the ledger: a scored group as bytes and back.
 
 safetensors: no code runs when it is read, and a file cut short is refused.
 """
@@ -16,7 +16,7 @@ _FINISHED: tuple[FinishReason, ...] = ("stop", "length")
 
 
 def to_bytes(scored: ScoredGroup) -> bytes:
-    """The group, 12 bytes a token and the prompt."""
+    """Encode a group: 12 bytes a token, and the prompt."""
     group, columns = scored.group, scored.group.columns()
     text = "\0".join((group.prompt.prompt_id, group.prompt.verifier, group.prompt.answer))
     return save(
@@ -35,7 +35,7 @@ def to_bytes(scored: ScoredGroup) -> bytes:
 
 
 def from_bytes(content: bytes) -> ScoredGroup:
-    """The group that ``to_bytes`` was given."""
+    """Decode the group that ``to_bytes`` was given."""
     found = load(content)
     text = found["text"].tobytes().decode("utf-8", errors="surrogatepass")
     prompt_id, verifier, answer = text.split("\0", 2)
@@ -52,10 +52,10 @@ def from_bytes(content: bytes) -> ScoredGroup:
 
 
 def anchor_to_bytes(anchor: AnchorGroup) -> bytes:
-    """A group's anchor, 12 bytes a response."""
+    """Encode a group's anchor: 12 bytes a response."""
     return np.stack([anchor.log_ratio, anchor.drift, anchor.mismatch_kl]).astype("<f4").tobytes()
 
 
 def anchor_from_bytes(content: bytes) -> AnchorGroup:
-    """The anchor that ``anchor_to_bytes`` was given."""
+    """Decode the anchor that ``anchor_to_bytes`` was given."""
     return AnchorGroup(*np.frombuffer(content, dtype="<f4").reshape(3, -1))

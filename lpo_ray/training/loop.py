@@ -73,7 +73,7 @@ class LoopSettings:
 
     steps: int
     sample: SampleSettings
-    assembly: SelectionSettings
+    selection: SelectionSettings
     batch: BatchSettings
     checkpoints: CheckpointRules
     max_skipped_updates: int
@@ -124,11 +124,11 @@ class TrainingLoop:
         self._settings, self._observer = settings, observer
         self._tasks = asyncio.TaskGroup()
         self._lane = SampleLane(components, source, ledger, settings.sample, observer, self._tasks)
-        self._reusable = ReusableGroups(settings.assembly)
+        self._reusable = ReusableGroups(settings.selection)
         self._recovery = LearnerRecovery(observer)
         self._checkpoints = CheckpointWriter(
             settings.checkpoints, components.learner, self._recovery, ledger, observer, self._tasks,
-            keep_steps=settings.assembly.max_staleness,
+            keep_steps=settings.selection.max_staleness,
         )  # fmt: skip
         self._evaluate: Evaluate | None = None
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -173,11 +173,11 @@ class TrainingLoop:
 
     async def _run_lanes(self, first: WeightsVersion, owed: PendingWork) -> WeightsVersion:
         settings, lane = self._settings, self._lane
-        remaining = (settings.steps - first.step) * settings.assembly.groups_per_step
+        remaining = (settings.steps - first.step) * settings.selection.groups_per_step
         async with self._tasks as tasks:
             lane.version = first.step
             if remaining > 0:
-                lane.request(remaining + settings.assembly.oversample_groups)
+                lane.request(remaining + settings.selection.oversample_groups)
             sampling = tasks.create_task(lane.run(owed))
             if first.step != self._checkpoints.saved:
                 await self._checkpoints.begin(first)
@@ -188,8 +188,8 @@ class TrainingLoop:
 
     async def _project_lane(self, version: WeightsVersion) -> WeightsVersion:
         """Turn scored groups into weights, step by step. Waits for the sample lane; unblocks it through the gate."""
-        if self._settings.assembly.reused_groups_per_step:
-            trained = self._ledger.trained_since(version.step - self._settings.assembly.max_staleness)
+        if self._settings.selection.reused_groups_per_step:
+            trained = self._ledger.trained_since(version.step - self._settings.selection.max_staleness)
             self._reusable.add(version.step, trained)
         for step in range(version.step, self._settings.steps):
             made = await self._step(step)
@@ -232,7 +232,7 @@ class TrainingLoop:
 
     async def _take_groups(self, step: int) -> StepGroups:
         """Wait for the groups of a step in the sample lane, and score their anchor. Raises NothingToTrain."""
-        settings, selector = self._settings.assembly, GroupSelector(step, self._settings.assembly)
+        settings, selector = self._settings.selection, GroupSelector(step, self._settings.selection)
         while not selector.is_done:
             while not selector.is_round_full:
                 scored = await self._lane.take_fresh(step, settings.max_staleness)
@@ -248,14 +248,14 @@ class TrainingLoop:
 
     async def _anchor(self, groups: Sequence[ScoredGroup]) -> Anchor:
         """Score s_t. It is zero by definition when the behaviour is the anchor itself: no forward is spent on it."""
-        if not groups or not self._settings.assembly.behaviour_from_engine:
+        if not groups or not self._settings.selection.behaviour_from_engine:
             return zero_anchor(groups)
         with self._observer.stage("anchor"):
             return await self._recovery.run(lambda: self._components.learner.log_ratios(groups))
 
     def _cut_stragglers(self, step: int) -> int:
         """End the groups that are late once the step has its own, and request others. Returns their number."""
-        settings = self._settings.assembly
+        settings = self._settings.selection
         if not settings.oversample_groups:
             return 0
         reason = f"late when step {step + 1} had its groups"

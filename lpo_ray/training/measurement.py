@@ -1,8 +1,8 @@
-"""Where a step's updates brought the policy: some of its groups are scored again, without gradient, when they are done.
+"""Measurement of where a step's updates moved the policy: some groups are scored again after them, without gradient.
 
-The log-ratio that the learner reports of a group is of before the group's own update, so from it nobody can tell
-whether P moved to w*. These forwards can; they change nothing, and cost one for each measured group (two where the
-behaviour is the policy before the step, whose log-probs are taken first).
+The log-ratio that the learner reports of a group is from before the group's own update, so it cannot tell whether P
+moved to w*. These forwards can. They change nothing, and cost one for each measured group (two where the behaviour is
+the policy before the step, whose log-probs are taken first).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from lpo_ray.records import AfterGroup, FloatArray, Key, ScoringItem, TargetGrou
 
 @dataclass(frozen=True, slots=True)
 class MeasureRule:
-    """Which groups, and what their log-ratios are to."""
+    """Rule of which groups are measured, and against which behaviour."""
 
     num_groups: int
-    """of a step; 0: none is measured"""
+    """groups of a step; 0: none is measured"""
     tokens: int
-    """of a forward, at most, unless one response is longer"""
+    """limit of a forward, unless one response is longer"""
     temperature: float
-    """of the sampling distribution"""
+    """temperature of the sampling distribution"""
     length_norm: str
     behaviour_from_engine: bool
 
@@ -34,7 +34,7 @@ NOTHING = MeasureRule(0, 1, 1.0, "mean", behaviour_from_engine=True)
 
 
 class Measurement:
-    """Of one step: make it before the updates, ask for ``after`` when they are done."""
+    """Measurement of one step. Make it before the updates, call ``before`` then and ``after`` when they are done."""
 
     def __init__(self, learner: Learner, targets: Sequence[TargetGroup], rule: MeasureRule) -> None:
         count = min(rule.num_groups, len(targets))
@@ -50,7 +50,7 @@ class Measurement:
             self._behaviour = await self._logprobs()
 
     async def after(self) -> dict[Key, AfterGroup]:
-        """How the policy as it is now sees the groups."""
+        """Score the groups with the policy as it is now."""
         found = {}
         for target, logprobs, behaviour in zip(self._targets, await self._logprobs(), self._behaviour, strict=True):
             deltas = tuple(now - then for now, then in zip(logprobs, behaviour, strict=True))
@@ -60,7 +60,7 @@ class Measurement:
         return found
 
     async def _logprobs(self) -> list[list[FloatArray]]:
-        """Of each response's tokens, group by group; as many responses in a forward as there is room for."""
+        """Log-probs of each response's tokens, group by group; as many responses in a forward as there is room for."""
         if not self._targets:
             return []
         forwards = _forwards(self._targets, self._rule.tokens)
@@ -69,7 +69,7 @@ class Measurement:
 
 
 def _forwards(targets: Sequence[TargetGroup], tokens: int) -> list[list[ScoringItem]]:
-    """Bundles of each forward. Every response counts with its prompt, also where the learner shares that."""
+    """Split the groups into forwards. Every response counts with its prompt, also where the learner shares that."""
     forwards: list[list[ScoringItem]] = []
     room = 0
     for target in targets:

@@ -25,11 +25,11 @@ def loop_settings(
     min_ess: float = 0.0,
     checkpoint_every: int = 2,
     checkpoints: CheckpointRules | None = None,
-    **assembly: object,
+    **selection: object,
 ) -> LoopSettings:
     values = {
         "drop_equal_rewards": False, "refill_groups": groups_per_step, "reused_groups_per_step": 0,
-        "behaviour_from_engine": False, **assembly,
+        "behaviour_from_engine": False, **selection,
     }  # fmt: skip
     return LoopSettings(
         steps=steps,
@@ -41,7 +41,7 @@ def loop_settings(
             max_bytes=1_000_000,
             largest_group=200,
         ),
-        assembly=SelectionSettings(
+        selection=SelectionSettings(
             groups_per_step=groups_per_step,
             max_staleness=max_staleness,
             oversample_groups=oversample_groups,

@@ -178,7 +178,7 @@ def test_whatever_happens_the_promises_hold(
         if run(until(seconds)):
             break
     assert [record.step for record in observer.steps] == list(range(1, STEPS + 1))
-    bound, capacity = chosen.assembly.max_staleness, chosen.sample.capacity
+    bound, capacity = chosen.selection.max_staleness, chosen.sample.capacity
     for record in observer.steps:
         assert all(record.step - 1 - target.group.oldest_version <= bound for target in record.targets)
         assert 1 <= len(record.targets) <= GROUPS + record.reused

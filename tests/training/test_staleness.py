@@ -13,11 +13,11 @@ from tests.support.builders import make_scored
 
 async def test_the_gate_admits_its_capacity_and_then_waits() -> None:
     gate = StalenessGate(4, max_bytes=100, largest_group=10)
-    places = [await asyncio.wait_for(gate.acquire(), 1) for _ in range(4)]
+    slots = [await asyncio.wait_for(gate.acquire(), 1) for _ in range(4)]
     waiting = asyncio.ensure_future(gate.acquire())
     await asyncio.sleep(0)
     assert not waiting.done()
-    gate.release(places[0])
+    gate.release(slots[0])
     await asyncio.wait_for(waiting, 1)
     assert gate.in_flight == 4
 
@@ -35,10 +35,10 @@ async def test_the_gate_counts_bytes_at_most_and_then_as_they_are() -> None:
 
 async def test_the_gate_refuses_to_free_what_is_not_taken() -> None:
     gate = StalenessGate(2, 100, 10)
-    place = await gate.acquire()
-    gate.release(place)
-    with pytest.raises(ValueError, match="released a place of 10 bytes that is not taken"):
-        gate.release(place)
+    slot = await gate.acquire()
+    gate.release(slot)
+    with pytest.raises(ValueError, match="released a slot of 10 bytes that is not taken"):
+        gate.release(slot)
 
 
 @pytest.mark.parametrize(("capacity", "max_bytes"), [(0, 10), (1, 9)])
@@ -65,7 +65,7 @@ def test_the_gate_never_holds_more_than_it_may(moves: list[str], capacity: int, 
             held += [task.result() for task in waiting if task.done()]
             waiting = [task for task in waiting if not task.done()]
             assert gate.in_flight == len(held) <= capacity
-            assert gate.num_bytes == sum(place.num_bytes for place in held) <= max_bytes
+            assert gate.num_bytes == sum(slot.num_bytes for slot in held) <= max_bytes
             assert not waiting or gate.in_flight == capacity or gate.num_bytes > max_bytes - 10
         for task in waiting:
             task.cancel()

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import override
 
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import ComponentDied, LearnerLost
+from lpo_ray.interfaces import Learner, TargetBuilder, Verifier, WeightTransport
 from lpo_ray.records import (
     Anchor,
     FloatArray,
@@ -37,7 +39,7 @@ from lpo_ray.records import (
     WeightsVersion,
     zero_anchor,
 )
-from lpo_ray.rollout.member import Member
+from lpo_ray.rollout.member import Member, Worker
 from lpo_ray.rollout.pool import RolloutPool
 
 
@@ -46,26 +48,26 @@ class Hardware:
     """How fast things are. Rates in response tokens a second."""
 
     mean_tokens: float
-    """of a response"""
+    """mean length of a response"""
     length_variation: float
     """standard deviation of the length over its mean; lengths are log-normal, cut at sampling.max_tokens"""
     slots: int
     """responses that an engine decodes at once"""
     decode_rate: float
-    """of one response"""
+    """rate of one response"""
     train_rate: float
-    """of the whole learner, all ranks together"""
+    """rate of the whole learner, all ranks together"""
     anchor_share: float
     """seconds of the anchor pass over those of the updates"""
     verify_seconds: float
     publish_seconds: float
     hours_between_failures: float
-    """of one engine, on average, exponentially distributed; 0: never"""
+    """mean time between failures of one engine, exponentially distributed; 0: never"""
     restart_seconds: float
 
 
 class ActiveClock:
-    """Virtual seconds during which engines decode; what was published when, on that clock."""
+    """Clock that counts the virtual seconds during which engines decode, and knows when each version was published."""
 
     def __init__(self) -> None:
         self._paused_since: float | None = None
@@ -73,10 +75,10 @@ class ActiveClock:
         self.published: list[float] = []
         """[step] -> when its weights began to decode"""
         self.decoded = 0
-        """tokens of all engines"""
+        """tokens that all engines have decoded"""
 
     def now(self) -> float:
-        """Seconds so far."""
+        """Return the seconds so far."""
         at = asyncio.get_running_loop().time() if self._paused_since is None else self._paused_since
         return at - self._paused
 
@@ -94,8 +96,8 @@ class ActiveClock:
             await asyncio.sleep(left)
 
 
-class SimulatedEngine:
-    """pool.Worker: one engine. Make it inside a running event loop."""
+class SimulatedEngine(Worker):
+    """One simulated engine. Make it inside a running event loop."""
 
     def __init__(self, name: str, hardware: Hardware, clock: ActiveClock, seed: int, start_seconds: float) -> None:
         self._name, self._hardware, self._clock, self._start_seconds = name, hardware, clock, start_seconds
@@ -103,16 +105,16 @@ class SimulatedEngine:
         self._free = [0.0] * hardware.slots
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @override
     async def start(self, seconds: float) -> Process:
-        """See pool.Worker."""
         await asyncio.sleep(self._start_seconds)
         if self._hardware.hours_between_failures:
             life = self._rng.exponential(3600 * self._hardware.hours_between_failures)
             asyncio.get_running_loop().call_later(life, self.kill)
         return Process(0, "", "simulated", ())
 
+    @override
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
-        """See pool.Worker."""
         sizes = response_lengths(self._hardware, sampling, prompt.prompt_id, attempt)
         rate, now = self._hardware.decode_rate, self._clock.now()
         starts = []
@@ -131,15 +133,16 @@ class SimulatedEngine:
         responses = (self._response(start, size, sampling) for start, size in zip(starts, sizes, strict=True))
         return PromptGroup(prompt, attempt, tuple(responses))
 
+    @override
     async def close(self, seconds: float) -> None:
-        """See pool.Worker."""
+        pass
 
+    @override
     async def inspect(self) -> str:
-        """See pool.Worker."""
         return "simulated"
 
+    @override
     def kill(self) -> None:
-        """See pool.Worker."""
         if not self._broken.done():
             self._broken.set_result(None)
 
@@ -156,7 +159,7 @@ class SimulatedEngine:
 
 
 def response_lengths(hardware: Hardware, sampling: Sampling, prompt_id: str, attempt: int) -> list[int]:
-    """K log-normal lengths."""
+    """Draw K log-normal lengths."""
     rng = np.random.default_rng(derive_seed(sampling.seed, prompt_id, attempt))
     variance = np.log1p(hardware.length_variation**2)
     drawn = rng.lognormal(np.log(hardware.mean_tokens) - variance / 2, np.sqrt(variance), sampling.group_size)
@@ -164,23 +167,23 @@ def response_lengths(hardware: Hardware, sampling: Sampling, prompt_id: str, att
 
 
 @dataclass(slots=True)
-class SimulatedVerifier:
-    """Verifier: half of the responses pass."""
+class SimulatedVerifier(Verifier):
+    """Verifier that passes half of the responses."""
 
     seconds: float
 
+    @override
     async def score(self, group: PromptGroup) -> ScoredGroup:
-        """See interfaces.Verifier."""
         await asyncio.sleep(self.seconds)
         rng = np.random.default_rng(derive_seed(0, *group.key))
         return ScoredGroup(group, rng.integers(0, 2, len(group.responses)).astype(np.float32))
 
 
-class SimulatedTargetBuilder:
-    """TargetBuilder: flat targets. It is an actor of its own, so its work is not the controller's."""
+class SimulatedTargetBuilder(TargetBuilder):
+    """Builder of flat targets. The real one is an actor, so its work is not the controller's."""
 
+    @override
     async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
-        """See interfaces.TargetBuilder."""
         return [
             TargetGroup(scored, np.full(len(scored.rewards), -np.log(len(scored.rewards)), np.float32), found, 1.0)
             for scored, found in zip(groups, anchor, strict=True)
@@ -188,20 +191,20 @@ class SimulatedTargetBuilder:
 
 
 @dataclass(slots=True)
-class SimulatedLearner:
-    """Learner: takes the time of the batch's tokens."""
+class SimulatedLearner(Learner):
+    """Learner that takes the time of the batch's tokens."""
 
     hardware: Hardware
     world_size: int
 
+    @override
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
-        """See interfaces.Learner."""
         tokens = sum(scored.group.num_tokens for scored in groups)
         await asyncio.sleep(self.hardware.anchor_share * tokens / self.hardware.train_rate)
         return zero_anchor(groups)
 
+    @override
     async def project(self, batch: TrainBatch) -> StepReport:
-        """See interfaces.Learner."""
         await asyncio.sleep(sum(update.num_tokens for update in batch.updates) / self.hardware.train_rate)
         norms = StepNorms(1.0, applied=True, gradient_by_kind={}, update_ratio_by_kind={})
         reports = []
@@ -210,43 +213,46 @@ class SimulatedLearner:
             reports.append(UpdateReport(tuple(_projected(t, number) for t in targets.values()), norms, 1, 0.0, ()))
         return StepReport(tuple(reports))
 
+    @override
     async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
-        """See interfaces.Learner."""
         bundles = itertools.chain.from_iterable(forwards)
         return [np.zeros(len(response), np.float32) for _, responses in bundles for response in responses]
 
+    @override
     async def digest(self) -> str:
-        """See interfaces.Learner."""
         return "simulated"
 
+    @override
     async def save(self, folder: Path) -> None:
-        """See interfaces.Learner."""
+        pass
 
+    @override
     async def restore(self, folder: Path, written_by: int) -> None:
-        """See interfaces.Learner."""
+        pass
 
+    @override
     async def reform(self, lost: LearnerLost) -> None:
-        """See interfaces.Learner. No rank fails here."""
+        """No rank fails here."""
         raise lost
 
 
-class SimulatedTransport:
-    """WeightTransport: all engines stand still for as long as a publish takes."""
+class SimulatedTransport(WeightTransport):
+    """Transport during whose publish all engines stand still."""
 
     def __init__(self, pool: RolloutPool[SimulatedEngine], clock: ActiveClock, seconds: float) -> None:
         self._pool, self._clock, self._seconds = pool, clock, seconds
         self._current: WeightsVersion | None = None
         pool.admit = self.admit
 
+    @override
     async def publish(self, step: int) -> Publication:
-        """See interfaces.WeightTransport."""
         await self._clock.publish(self._seconds)
         self._current = WeightsVersion(step, "simulated")
         self._pool.serve(await self._pool.started(), self._current)
         return Publication(self._current, 0, max(self._seconds, 1e-9), self._pool.statuses(), 0.0, {})
 
     async def admit(self, member: Member[SimulatedEngine]) -> None:
-        """Give the current weights to a replacement."""
+        """Give the current weights to a new engine."""
         if self._current is not None:
             self._pool.serve([member], self._current)
 

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.table import Table
+from typing_extensions import override
 
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError, GroupLost
+from lpo_ray.interfaces import Events, Observer
 from lpo_ray.records import BusyWorker, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from lpo_ray.run.settings import loop_settings
@@ -52,7 +54,8 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
-    """What came out of a simulated run, without its first and last steps, in which the lanes fill up and run empty.
+    """Result of a simulated run, without its first and last steps, in which the lanes fill up and run empty.
+
     Seconds are virtual unless the name says otherwise.
     """
 
@@ -78,7 +81,7 @@ class SimulationResult:
 
 @dataclass(slots=True)
 class _Components:
-    """See interfaces.Components."""
+    """Components that are simulated, around a real pool."""
 
     rollout: RolloutPool[SimulatedEngine]
     verifier: SimulatedVerifier
@@ -87,34 +90,34 @@ class _Components:
     transport: SimulatedTransport
 
     def lend(self) -> None:
-        """See interfaces.Components. Nothing is evaluated here."""
+        """Lend no engine: nothing is evaluated here."""
 
     def busy(self, stage: str) -> list[BusyWorker]:
-        """See interfaces.Components."""
+        """Name nobody: no run is watched here."""
         return []
 
     async def inspect(self, process: Process) -> str:
-        """See interfaces.Components."""
+        """Say that there is no process."""
         return "simulated"
 
     async def scale(self, role: str, count: int) -> str:
-        """See interfaces.Components."""
+        """Aim at ``count`` engines, whatever the role."""
         return self.rollout.scale(count)
 
     async def close(self) -> None:
-        """See interfaces.Components."""
+        """End the engines."""
         await self.rollout.close()
 
 
 class _Source:
-    """PromptSource without texts."""
+    """Source of prompts without text."""
 
     def train(self, index: int) -> Prompt:
-        """See data.source.PromptSource."""
+        """Prompt number ``index``: always the same tokens."""
         return Prompt(f"train-{index:08d}", np.ones(PROMPT_TOKENS, np.int64), "", "simulated")
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """There are none."""
+        """Return none: nothing is evaluated."""
         return []
 
 
@@ -127,8 +130,8 @@ class _Moment:
     decoded: int
 
 
-class _Notes:
-    """Observer and Events: counts what the outcome is made of, between the end of two steps."""
+class _Notes(Observer, Events):
+    """Counter of what the result is made of, between the end of two steps."""
 
     def __init__(self, first: int, last: int, engines: ActiveClock) -> None:
         """Counts the steps after ``first`` up to ``last``."""
@@ -138,12 +141,12 @@ class _Notes:
         self.staleness: Counter[int] = Counter()
         self.idle, self.groups, self.restarts = 0.0, 0, 0
 
+    @override
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """See interfaces.Observer."""
         return self._clock.stage(name)
 
+    @override
     def step_done(self, record: StepRecord) -> None:
-        """See interfaces.Observer."""
         lap = self._clock.lap()
         now = _Moment(asyncio.get_running_loop().time(), time.process_time(), self._engines.decoded)
         if record.step == self._first:
@@ -154,22 +157,24 @@ class _Notes:
             self.groups += len(record.targets)
             self.staleness.update(record.step - 1 - target.group.oldest_version for target in record.targets)
 
+    @override
     def lost(self, lost: GroupLost) -> None:
-        """See interfaces.Observer."""
+        pass
 
+    @override
     def score(self, name: str) -> float | None:
-        """See interfaces.Observer."""
         return None
 
+    @override
     def evidence(self) -> str:
-        """See interfaces.Observer."""
         return ""
 
+    @override
     def note(self, text: str) -> None:
-        """See interfaces.Events."""
+        pass
 
+    @override
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
-        """See interfaces.Events."""
         self.restarts = sum(worker.restarts for worker in workers)
 
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
@@ -179,7 +184,7 @@ class _Notes:
 
 def simulate(config: Config, engines: int) -> SimulationResult:
     """Run the loop of ``config`` to its last step in virtual time, with ``engines`` engines, and with groups and
-    learner ranks in proportion to those it has for rollout.num_workers. In a folder of its own.
+    learner ranks in proportion to those it has for rollout.num_workers.
     """
     least = 2 * config.pipeline.max_staleness + 2
     if config.run.steps < least:
@@ -216,7 +221,7 @@ def simulate(config: Config, engines: int) -> SimulationResult:
 
 
 def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[SimulationResult]:
-    """``simulate`` for each number of engines, in a process of its own, so that its memory can be told apart."""
+    """Run ``simulate`` for each number of engines, in a process of its own, so that its memory can be told apart."""
     context = multiprocessing.get_context("spawn")
     for number in engines:
         with ProcessPoolExecutor(1, mp_context=context) as process:
@@ -224,7 +229,7 @@ def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[Simulation
 
 
 def render(outcomes: Sequence[SimulationResult]) -> Table:
-    """One row for each number of engines."""
+    """Make a table with a row for each number of engines."""
     table = Table(title="in virtual time, without the steps in which lanes fill up or run empty", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
@@ -240,7 +245,7 @@ def render(outcomes: Sequence[SimulationResult]) -> Table:
 
 async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, folder: Path) -> SimulationResult:
     clock = ActiveClock()
-    ahead = settings.assembly.max_staleness
+    ahead = settings.selection.max_staleness
     notes = _Notes(ahead + 1, settings.steps - ahead, clock)
     made: list[SimulatedEngine] = []
 
@@ -277,7 +282,7 @@ async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, f
         seconds=seconds,
         learner_idle=notes.idle / seconds,
         engines_idle=1 - decoded / hardware.decode_rate / (engines * hardware.slots * seconds),
-        staleness=tuple(notes.staleness[age] / trained for age in range(settings.assembly.max_staleness + 1)),
+        staleness=tuple(notes.staleness[age] / trained for age in range(settings.selection.max_staleness + 1)),
         groups_per_second=notes.groups / seconds,
         lost=counts["lost"],
         stale=counts["stale"],

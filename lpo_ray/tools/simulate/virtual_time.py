@@ -17,11 +17,11 @@ P = ParamSpec("P")
 
 
 class Deadlock(RuntimeError):
-    """Every task waits for another, and no timer will end it."""
+    """Error of a loop in which every task waits for another, and no timer will end it."""
 
 
 class _Selector(selectors.DefaultSelector):
-    """Never waits: tells how long it was asked to."""
+    """Selector that never waits, and adds up how long it was asked to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,29 +37,29 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """See the module. Work for threads is done at once, in the loop's own thread, so a run is deterministic."""
+    """Event loop in virtual time. Work for threads is done at once, in its own thread, so a run is deterministic."""
 
     def __init__(self) -> None:
         self._virtual = _Selector()
         super().__init__(self._virtual)
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Return the virtual seconds since the loop was made."""
         return self._virtual.waited
 
     def run_in_executor(  # pyright: ignore[reportIncompatibleMethodOverride] - typeshed's TypeVarTuple, older style here
         self, executor: Executor | None, func: Callable[..., T], *args: object
     ) -> asyncio.Future[T]:
-        """The result of ``func``, computed now."""
+        """Compute ``func`` now, and return its result."""
         future: asyncio.Future[T] = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - handed to who awaits it, whatever it is
+        except Exception as error:  # noqa: BLE001 - handed to the task that awaits it, whatever it is
             future.set_exception(error)
         return future
 
 
 def run(work: Coroutine[object, object, T]) -> T:
-    """``asyncio.run`` in virtual time. Raises Deadlock besides what ``work`` raises."""
+    """Run ``work`` as asyncio.run does, in virtual time. Raises Deadlock besides what ``work`` raises."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(work)
