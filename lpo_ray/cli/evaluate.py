@@ -27,8 +27,8 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
     """Evaluate one model on the task of each request, or continue an evaluation that was ended; show what came out."""
     progress_console = Console(stderr=True)
     specs = [make_spec(request.config, for_training=False) for request in requests]
-    model_path = model_of(specs[0], progress_console)
     with CapturedLog(), contextlib.ExitStack() as stack:
+        model_path = model_of(specs[0], progress_console)
         runs = [
             stack.enter_context(opened(request, spec, model_path, by, fresh=fresh))
             for request, spec in zip(requests, specs, strict=True)

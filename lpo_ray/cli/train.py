@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -29,9 +30,10 @@ def train_command(spec: RunSpec) -> None:
     check_run_folder(spec.run_dir, spec.config)
     interrupt_on_signal()
     console = Console(stderr=spec.config.telemetry.progress is ProgressKind.quiet)
-    model_path = model_of(spec, console)
     backend = backend_of(spec.config)
-    with CapturedLog() as captured, backend.cluster():
+    with CapturedLog() as captured, contextlib.ExitStack() as stack:
+        model_path = model_of(spec, console)
+        stack.enter_context(backend.cluster())
         recorder = Recorder(
             settings.recorder_settings(spec, model_path), console, spec.tokenizer(model_path), backend.sinks()
         )
@@ -47,7 +49,9 @@ def warmup_command(spec: RunSpec) -> None:
     """Build the tiny base policy and print its folder."""
     if spec.model_path is not None:
         raise ConfigError(f"model.path is {spec.model_path!r}; warmup builds the tiny base policy, which is null")
-    sys.stdout.write(f"{model_of(spec, Console(stderr=True))}\n")
+    with CapturedLog():
+        model_path = model_of(spec, Console(stderr=True))
+    sys.stdout.write(f"{model_path}\n")
 
 
 def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
@@ -55,10 +59,11 @@ def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
     recorded_digests(run_dir, step)  # that the step exists, before anything starts
     stored = load_config(run_dir / "config.yaml")
     spec = dataclasses.replace(make_spec(stored, for_training=False), run_dir=run_dir)
-    model_path = model_of(spec, Console(stderr=True))
     backend = backend_of(spec.config)
     packing, seed = settings.packing(spec), spec.config.run.seed
-    with CapturedLog(), backend.cluster():
+    with CapturedLog(), contextlib.ExitStack() as stack:
+        model_path = model_of(spec, Console(stderr=True))
+        stack.enter_context(backend.cluster())
         line = run_until_signal(
             lambda _: replay(
                 run_dir, model_path, step, packing, seed, backend.open_learner(spec, model_path), from_start=from_start

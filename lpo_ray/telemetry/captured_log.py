@@ -34,10 +34,10 @@ class CapturedLog:
             write(self._held.pop(0))
 
     def __enter__(self) -> Self:
-        captured = self
+        capture = self
 
         def take(self: logging.Logger, record: logging.LogRecord) -> None:
-            captured._write(LogLine.of(record, captured._formatter.format(record), DRIVER))
+            capture._write(LogLine.of(record, capture._formatter.format(record), DRIVER))
 
         logging.Logger.callHandlers = take
         logging.captureWarnings(True)

@@ -76,6 +76,8 @@ class Curve:
             return ""
         low = bounds[0] if self._low is None else self._low
         high = bounds[1] if self._high is None else self._high
+        if self._low is not None and not high > low:
+            high = low + 1.0
         return "".join(_block(value, low, high, blocks) for value in _shrunk(self._values, width))
 
 

@@ -140,6 +140,9 @@ def test_a_curve_has_one_block_a_step_while_there_is_room_and_means_of_neighbour
     for value in (0.0, 0.0, 1.0, 3.0, 4.0, 4.0):
         steps.add(value)
     assert steps.draw(3) == "▁▅█"  # means 0, 2 and 4
+    empty = Curve(low=0.0)
+    empty.add(0.0)
+    assert empty.draw(3) == "▁"
 
 
 @given(
