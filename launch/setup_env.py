@@ -78,7 +78,7 @@ def empty() -> None:
 
 
 def fingerprint(accelerator: str) -> str:
-    """What the environment was made from."""
+    """Hash what the environment was made from."""
     digest = hashlib.blake2b(f"{accelerator} {sys.version_info[:2]}".encode(), digest_size=16)
     for path in (LOCK, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
@@ -133,7 +133,7 @@ def uv(folder: str) -> Installer:
 
 
 def settings_of_pip() -> dict[str, str]:
-    """What pip is told here about indexes, certificates and proxies, under the names that uv reads."""
+    """Read pip's settings of indexes, certificates and proxies, under the names that uv reads."""
     listed = subprocess.run([PYTHON, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
     settings = {}
     for section in ("global.", "install.", ":env:."):  # the later one counts

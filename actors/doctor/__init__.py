@@ -1,1 +1,1 @@
-"""What `lpo-ray doctor` tries with vLLM, Ray and DeepSpeed."""
+"""Probes of `lpo-ray doctor` that need vLLM, Ray or DeepSpeed."""

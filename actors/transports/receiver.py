@@ -1,4 +1,4 @@
-"""What the engines' side of every transport shares: a vLLM weight-transfer engine that records what arrived.
+"""Base of the engines' side of every transport: a vLLM weight-transfer engine that records what arrived.
 
 vLLM calls ``init_weight_transfer_engine`` (manifest, where the senders are), ``start_weight_update``,
 ``update_weights`` (once a bucket) and ``finish_weight_update``. The digest of each tensor is taken as it arrives.

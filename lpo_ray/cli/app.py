@@ -340,11 +340,9 @@ def trace(run: Path, prompt: str) -> None:
     """Show what happened to PROMPT (its id or data index) in RUN: attempts, responses, verdicts, and why it was trained
     or was not.
     """
-    from rich.console import Console
+    from lpo_ray.cli.runs import trace_command
 
-    from lpo_ray.tools.trace import render, trace
-
-    Console().print(render(trace(run, prompt)))
+    trace_command(run, prompt)
 
 
 @cli.command()

@@ -125,6 +125,13 @@ def ledger_command(run_dir: Path) -> None:
         raise LedgerUnbalanced(str(run_dir), books.violations)
 
 
+def trace_command(run_dir: Path, prompt: str) -> None:
+    """Print what happened to one prompt: its attempts, their responses and how each ended."""
+    from lpo_ray.tools.trace import render, trace
+
+    Console().print(render(trace(run_dir, prompt)))
+
+
 def why_command(run: str, address: str | None) -> None:
     """Print what a run waits for, who has it, and what they are doing."""
     if address is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -31,15 +30,16 @@ def train_command(spec: RunSpec) -> None:
     interrupt_on_signal()
     console = Console(stderr=spec.config.telemetry.progress is ProgressKind.quiet)
     backend = backend_of(spec.config)
-    with CapturedLog() as captured, contextlib.ExitStack() as stack:
+    with CapturedLog() as captured:
         model_path = model_of(spec, console)
-        stack.enter_context(backend.cluster())
-        recorder = Recorder(
-            settings.recorder_settings(spec, model_path), console, spec.tokenizer(model_path), backend.sinks()
-        )
-        captured.write_to(recorder.worker_log)
-        steerable = backend.steerable(recorder)
-        result = run_until_signal(lambda signals: train(spec, model_path, backend.build, recorder, signals, steerable))
+        with backend.cluster():
+            recorded = settings.recorder_settings(spec, model_path)
+            recorder = Recorder(recorded, console, spec.tokenizer(model_path), backend.sinks())
+            captured.write_to(recorder.worker_log)
+            steerable = backend.steerable(recorder)
+            result = run_until_signal(
+                lambda signals: train(spec, model_path, backend.build, recorder, signals, steerable)
+            )
     if result.before and result.after:
         console.print(render_evaluation(result.before, result.after))
     console.print(f"run folder: {result.run_dir}  (report.html, summary.json, checkpoints/)", highlight=False)
@@ -61,12 +61,11 @@ def replay_command(run_dir: Path, step: int, *, from_start: bool) -> None:
     spec = dataclasses.replace(make_spec(stored, for_training=False), run_dir=run_dir)
     backend = backend_of(spec.config)
     packing, seed = settings.packing(spec), spec.config.run.seed
-    with CapturedLog(), contextlib.ExitStack() as stack:
+    with CapturedLog():
         model_path = model_of(spec, Console(stderr=True))
-        stack.enter_context(backend.cluster())
-        line = run_until_signal(
-            lambda _: replay(
-                run_dir, model_path, step, packing, seed, backend.open_learner(spec, model_path), from_start=from_start
+        with backend.cluster():
+            learner = backend.open_learner(spec, model_path)
+            line = run_until_signal(
+                lambda _: replay(run_dir, model_path, step, packing, seed, learner, from_start=from_start)
             )
-        )
     sys.stdout.write(f"{line}\n")

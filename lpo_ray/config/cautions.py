@@ -1,4 +1,4 @@
-"""What a valid configuration does that its author may not have meant."""
+"""Warnings about a valid configuration that its author may not have meant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the types cannot say: combinations of values. Every rule names the key, its value and what to do."""
+"""Rules that types cannot state: combinations of values. Every rule names the key, its value and what to do."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class GridPoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What the loss is made of: divergence, token clip and behaviour.
+    """Objective of the learner: divergence, token clip and behaviour.
 
     The target temperature is not here: the target builder has already applied it.
     """

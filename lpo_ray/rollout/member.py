@@ -69,7 +69,7 @@ class Member(Generic[W]):
 
 @dataclass(slots=True, eq=False)
 class WorkerSlot(Generic[W]):
-    """What the pool knows of a worker across its replacements."""
+    """Slot of a rollout worker: what stays known across its replacements."""
 
     index: int
     name: str

@@ -1,4 +1,4 @@
-"""What a task is: a name for where prompts come from, and what is best known to check and sample its responses."""
+"""Task: a name for where prompts come from, and what is best known to check and sample its responses."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What stands around a run, one entry per command, named as the command."""
+"""Tools around a run: one entry per command, named as the command."""

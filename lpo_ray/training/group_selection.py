@@ -20,7 +20,7 @@ from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup
 
 @dataclass(frozen=True, slots=True)
 class SelectionSettings:
-    """What a step is made of."""
+    """Settings of group selection: the groups that a step is made of."""
 
     groups_per_step: int
     max_staleness: int
@@ -37,7 +37,7 @@ class SelectionSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """What is to be done in the sample lane after the selector has seen some groups. Made by GroupSelector, applied by
+    """Changes to the sample lane after the selector has seen some groups. Made by GroupSelector, applied by
     the loop.
     """
 

@@ -84,7 +84,7 @@ class LoopSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
-    """What learning from a step's groups gave. Nothing of it is on record before the step is committed."""
+    """Result of learning from a step's groups. Nothing of it is on record before the step is committed."""
 
     targets: Sequence[TargetGroup]
     batch: TrainBatch

@@ -1,4 +1,4 @@
-"""What the columns of a row mean: prompt, answer and the rest, in the layouts that data sets come in.
+"""Meaning of a row's columns: prompt, answer and the rest, in the layouts that data sets come in.
 
 ==========  ==========================================================  ===================================
 layout      prompt                                                      answer
@@ -53,7 +53,7 @@ class Example:
 
     @property
     def text(self) -> str:
-        """What two equal prompts have in common: the text, or that of all messages."""
+        """Text by which two prompts are compared: the prompt's own, or that of all its messages."""
         return self.prompt if isinstance(self.prompt, str) else "\0".join(message["content"] for message in self.prompt)
 
 

@@ -1,4 +1,4 @@
-"""What is in the data of a run, in numbers."""
+"""Summary of a run's data, in numbers."""
 
 from __future__ import annotations
 

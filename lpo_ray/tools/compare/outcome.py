@@ -1,4 +1,4 @@
-"""What the folder of a run says about it: passing responses of every prompt at every evaluation, and curves."""
+"""Outcome of a run, read from its folder: passing responses of every prompt at every evaluation, and curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check says, and how a check is run: with a deadline, and never with a traceback.
+"""Findings of checks, and how a check is run: with a deadline, and never with a traceback.
 
 A check that hangs or breaks is itself a finding: FAIL, with where it stood.
 """

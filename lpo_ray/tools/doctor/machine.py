@@ -1,4 +1,4 @@
-"""What the machine gives a run: shared memory, disk, memory, file descriptors, ports, its name."""
+"""Checks of what a machine gives a run: shared memory, disk, memory, file descriptors, ports, its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device can do, by name: a literal table for sizes and times of a cluster that is not at hand.
+"""Devices by name, with what they can do: a literal table for sizes and times of a cluster that is not at hand.
 
 From the vendor's data sheets, without sparsity: "NVIDIA H100 Tensor Core GPU" (SXM: 80 GB, 3.35 TB/s, 989 TFLOP/s bf16,
 67 fp32, NVLink 900 GB/s), "NVIDIA H200 Tensor Core GPU" (SXM: 141 GB, 4.8 TB/s, the rest as H100), "NVIDIA A100 Tensor

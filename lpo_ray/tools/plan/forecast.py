@@ -1,4 +1,4 @@
-"""What a run will need and how long a step will take, before anything starts: sizes, times, places, what does not fit.
+"""Forecast of a run before anything starts: memory, time of a step, places, what does not fit.
 
 ``make_forecast`` puts memory, throughput and machines together for one run on one cluster. Nothing is started.
 """

@@ -1,5 +1,5 @@
-"""What does not fit, one sentence each: what, where, how much is missing, and the settings that would make it fit, each
-tried alone.
+"""Problems of a plan that does not fit, one sentence each: what, where, how much is missing, and the
+settings that would make it fit, each tried alone.
 """
 
 from __future__ import annotations

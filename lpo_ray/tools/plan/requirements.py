@@ -1,4 +1,4 @@
-"""What the settings of a run ask for: the lengths, the work of a step, a learner rank, an engine, the bundles."""
+"""Requirements of a run, from its settings: the lengths, the work of a step, a learner rank, an engine, the bundles."""
 
 from __future__ import annotations
 

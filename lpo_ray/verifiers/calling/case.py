@@ -1,4 +1,4 @@
-"""What a verifier is asked. Stdlib only: verifier processes import it."""
+"""Case: the question that a verifier is asked. Stdlib only: verifier processes import it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a response loses for its length, before it is cut off. Stdlib only."""
+"""Penalty for a response's length, before it is cut off. Stdlib only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an untrusted program may use."""
+"""Limits of an untrusted program."""
 
 from __future__ import annotations
 

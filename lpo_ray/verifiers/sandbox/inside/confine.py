@@ -1,5 +1,5 @@
-"""What bubblewrap would do, as far as the kernel lets a process do it to itself: namespaces, Landlock, another user, no
-capabilities, seccomp. Runs before the program, in its process.
+"""Confinement as bubblewrap would do it, as far as the kernel lets a process do it to itself: namespaces, Landlock,
+another user, no capabilities, seccomp. Runs before the program, in its process.
 """
 
 from __future__ import annotations
