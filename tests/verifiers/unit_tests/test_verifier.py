@@ -19,7 +19,10 @@ from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.program import trouble_with
-from lpo_ray.verifiers.unit_tests import BadAnswer, parsed_answer, program_of, unit_tests
+from lpo_ray.verdict import BadAnswer
+from lpo_ray.verifiers.unit_tests.layouts import parsed_answer
+from lpo_ray.verifiers.unit_tests.program_text import program_of
+from lpo_ray.verifiers.unit_tests.verifier import unit_tests
 from tests.support.hostile_programs import EXPECTED, HOSTILE, planted
 
 
@@ -246,7 +249,7 @@ def test_hostile_programs_gain_nothing(kind: str, name: str, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_neighbours_are_not_harmed(kind: str) -> None:
     """A good program is judged beside a fork bomb and a memory bomb."""
-    inner = "import sys\nfrom lpo_ray.verifiers.unit_tests import unit_tests\n"
+    inner = "import sys\nfrom lpo_ray.verifiers.unit_tests.verifier import unit_tests\n"
     inner += "from lpo_ray.verifiers.sandbox.limits import Limits\n"
     inner += f"unit_tests(sys.argv[1], '[\"assert f(1) == 1\"]', {{}}, Limits({kind!r}, 3.0))"
     bombs = [
@@ -267,7 +270,7 @@ def test_any_text_is_scored(response: str, answer: object) -> None:
 
 
 def test_a_verifier_process_imports_no_more_than_it_must() -> None:
-    code = "import sys, lpo_ray.verifiers.unit_tests; print('ctypes' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys, lpo_ray.verifiers.unit_tests.verifier; print('ctypes' in sys.modules, 'numpy' in sys.modules)"
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True
     )
