@@ -12,7 +12,7 @@ _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*\{?([\w+-]*)([^\n]*)$", re.MUL
 _PYTHON = ("python", "python3", "py", "py3", "cpython", "pypy", "pypy3")
 _READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0\b|\bfileinput\b|\bos\.read\s*\(\s*0\b")
 _PART_OF_CODE = re.compile(r"\s|$|#|@|(import|from|def|class|async def)\s|[A-Za-z_]\w*\s*[:=]|[)\]}]")
-_THOUGHT = ("<think>", "</think>")
+_DEFINITION = re.compile(r"^(import|from|def|class)[ \t]", re.MULTILINE)
 
 
 def program_of(response: str, names: Collection[str] = (), given: str = "", *, reads: bool = False) -> str:
@@ -61,30 +61,30 @@ def defines(code: str, name: str) -> bool:
 
 
 def code_before(prompt: str, entry_point: str) -> str:
-    """Return the code of a prompt that ends with the beginning of ``entry_point``, as HumanEval's do, or that is
-    nothing but code; "" without one.
+    """Return the code of a prompt with the beginning of ``entry_point`` in it, as HumanEval's have it, or a prompt that
+    is nothing but code; "" without one.
     """
     name = entry_point.rpartition(".")[2]
     for text in [*(text for _, text in reversed(blocks(prompt))), prompt]:
-        code = _around(text, name)
-        if code and _parses(code):
-            return code
-    return prompt if prompt.strip() and _parses(prompt) and defines(prompt, r"") is False else ""
+        for code in _around(text, name):
+            if _parses(code):
+                return code
+    return prompt if _DEFINITION.search(prompt) and _parses(prompt) else ""
 
 
-def _around(text: str, name: str) -> str:
-    """Return the lines that look like code around the definition of a function; "" without one."""
+def _around(text: str, name: str) -> list[str]:
+    """Return the lines that look like code around the definition of a function, and those from there on."""
     lines = text.splitlines()
-    begin = re.compile(rf"def[ \t]+{re.escape(name)}[ \t]*\(")
+    begin = re.compile(rf"(async[ \t]+)?def[ \t]+{re.escape(name)}[ \t]*\(")
     at = next((number for number, line in enumerate(lines) if begin.match(line)), None)
     if at is None:
-        return ""
-    end = at + 1
-    while end < len(lines) and _PART_OF_CODE.match(lines[end]) and not _FENCE.match(lines[end]):
+        return []
+    first, end = at, at + 1
+    while end < len(lines) and _PART_OF_CODE.match(lines[end]):
         end += 1
-    while at > 0 and _PART_OF_CODE.match(lines[at - 1]) and not _FENCE.match(lines[at - 1]):
-        at -= 1
-    return "\n".join(lines[at:end]) + "\n"
+    while first > 0 and _PART_OF_CODE.match(lines[first - 1]):
+        first -= 1
+    return ["\n".join(lines[begin:end]) + "\n" for begin in (first, at)]
 
 
 def _completed(given: str, body: str) -> str:
@@ -102,10 +102,10 @@ def _completed(given: str, body: str) -> str:
 
 def _after_thoughts(response: str) -> str:
     """Return what comes after the thoughts; nothing of a response that ends in them."""
-    opened, closed = (response.rfind(tag) for tag in _THOUGHT)
-    if closed >= 0 and closed > opened:
-        return response[closed + len(_THOUGHT[1]) :]
-    return response if opened < 0 else response[:opened]
+    _, closed, after = response.rpartition("</think>")
+    if closed:
+        return after
+    return "" if response.lstrip().startswith("<think>") else response
 
 
 def _block(fence: re.Match[str], content: str) -> tuple[str, str]:

@@ -157,7 +157,7 @@ def test_arguments_stay_what_they_were() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        "", "1", "assert f(1) == 2", "{}", "[]", '{"tests": []}', '["assert f(1) =="]', "[1]", '{"tests": 3}', "null",
+        "", "1", "f(1) == 2", "{}", "[]", '{"tests": []}', '["assert f(1) =="]', "[1]", '{"tests": 3}', "null",
         '{"inputs": ["1"], "outputs": []}', '{"inputs": "1", "outputs": "1"}', '{"inputs": [], "outputs": []}',
         '{"inputs": [[1]], "outputs": [1], "fn_name": "f("}', '{"test": "def check(", "entry_point": "f"}',
         '{"test": "x = 1"}',
@@ -221,7 +221,7 @@ def test_time_is_for_all_tests_together(kind: str) -> None:
         ("```python\n1\n```\n```python\n2", "2"),
         ("```python\nx = '''\n``` not a fence'''\n```", "x = '''\n``` not a fence'''\n"),
         ("```Python3 title=x\n1\n```", "1\n"),
-        ("  ```python\n  1\n  ```", "  1\n"),
+        ("  ```python\n  1\n  ```", "1\n"),
         ("```python", ""),
         ("", ""),
     ],

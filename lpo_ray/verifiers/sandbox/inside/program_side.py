@@ -31,7 +31,10 @@ class Solver:
             found = {name: self._named(name, rest[1]) for name in rest[0]}
             return self._message({name: value[0] for name, value in found.items() if value})
         classes = self._classes()
-        values = [read(part, self._values.__getitem__, classes, 4 * DEPTH) for part in rest]
+        values = [
+            read(part, self._values.__getitem__, classes, 4 * DEPTH) if isinstance(part, dict) else part
+            for part in rest
+        ]
         if what == "text":
             return self._message(str(values[0]))
         if what == "get":
