@@ -222,12 +222,19 @@ def _decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast
     """List pairs of which the first decides what the second should be: of a comparison both ways, and the function and
     the arguments of a call that a test believes.
     """
+    set_to = {
+        target.id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             yield from ((a, b) for a in sides for b in sides if a is not b)
         elif isinstance(node, ast.Assert):
-            yield from _believed(node.test)
+            yield from _believed(set_to.get(node.test.id, node.test) if isinstance(node.test, ast.Name) else node.test)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             base = _base(node.value.func)
             if base in program or base == "self":  # a method of another value is no test
