@@ -1,8 +1,8 @@
 """Tests that call a program's functions: the program in one sandbox, its tests in another, values between them.
 
 What the tests expect never reaches the program, and what it answers reaches the tests as values of plain types
-(``inside.wire``); so all that it can do to a test is to give an answer. Which names of the tests stand for the program's
-is decided before it runs::
+(``inside.wire``); so all that it can do to a test is to give an answer. Which names of the tests stand for values of
+the program's is decided before it runs::
 
     inside.program_side  <- questions, answers ->  inside.tests_side  - a line per test ->  this process, which
     started both
@@ -58,12 +58,15 @@ class CallTests:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Results of the tests. With ``trouble`` a sandbox or the tests themselves failed; the rest is void."""
+    """Results of the tests. With ``trouble`` or ``unreadable`` the rest is void."""
 
     passed: int
     why: str
     """the first one did not pass, if one did not"""
     trouble: str | None = None
+    """why a sandbox failed, if one did"""
+    unreadable: str | None = None
+    """why the tests themselves cannot run, if so"""
 
 
 def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
@@ -80,6 +83,8 @@ def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
             if first > 0 and left <= 0:  # the time was spent by the program
                 break
             return Marks(passed, why, trouble)
+        if "unreadable" in lines[-1]:
+            return Marks(passed, why, unreadable=lines[-1]["unreadable"])
         marks = [line for line in lines if "test" in line]
         passed += sum(line["passed"] for line in marks)
         failed = [f"test {first + line['test']}: {line['why']}" for line in marks if not line["passed"]]
@@ -129,7 +134,7 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
                 words.read().decode(errors="replace").strip()[-300:] or f"not ready within {limits.start_seconds:g} s"
             )
             return [], f"the program's {kind} sandbox does not start: {said}", starting, outcome.seconds
-        return lines, lines[-1].get("trouble"), starting, outcome.seconds
+        return lines, None, starting, outcome.seconds
 
 
 @contextlib.contextmanager

@@ -29,8 +29,8 @@ from typing import Any
 
 from lpo_ray.verdict import BadAnswer
 from lpo_ray.verifiers.sandbox.call_tests import CallTests
-from lpo_ray.verifiers.unit_tests.python_tests import python_tests
 from lpo_ray.verifiers.unit_tests.program_text import code_before
+from lpo_ray.verifiers.unit_tests.python_tests import python_tests
 
 _TEST_COLUMNS = ("tests", "test", "test_list", "test_cases", "input_output", "private_test_cases", "verification_info")
 """columns that such tests stand in"""
@@ -57,8 +57,8 @@ class PrintTests:
 
 
 def parsed_answer(answer: str, row: Mapping[str, Any], prompt: str = "") -> CallTests | PrintTests:
-    """Parse the unit tests that an answer stands for; nothing is run. Code in ``prompt`` that the program goes on with,
-    and what it defines besides, is the task's own. Raises BadAnswer.
+    """Parse the unit tests that an answer stands for; nothing is run. Code in the row's prompt, or else in ``prompt``,
+    is the task's own: the program may go on with it. Raises BadAnswer.
     """
     try:
         return _tests_of(_loaded(answer), row, prompt)
@@ -91,6 +91,8 @@ def _unpacked(answer: str) -> str:
         pickled = unpacker.decompress(packed, _MOST_BYTES)
     except zlib.error:
         return answer
+    if unpacker.unconsumed_tail:
+        raise BadAnswer(f"packed tests of more than {_MOST_BYTES} bytes, which is all that is looked at")
     try:
         steps = [(step.name, argument) for step, argument, _ in pickletools.genops(pickled)]
     except (ValueError, UnicodeDecodeError) as error:
@@ -108,9 +110,10 @@ def _tests_of(found: Any, row: Mapping[str, Any], prompt: str) -> CallTests | Pr
         found = {"tests": found}
     if not isinstance(found, dict):
         raise BadAnswer(f"no tests; expected {_FORMS}")
+    tests = found.get("test_cases", found.get("tests"))
     if "test_cases" in found:
-        found = {**found, "tests": _loaded(found["test_cases"]) if isinstance(found["test_cases"], str) else found["test_cases"]}
-    tests = found.get("tests")
+        tests = _loaded(tests) if isinstance(tests, str) else tests
+        found = {**found, "tests": tests}
     if isinstance(tests, dict):
         return _tests_of(tests, row, prompt)
     if isinstance(found.get("input"), list) and isinstance(found.get("output"), list):  # CodeContests
@@ -160,9 +163,15 @@ def _statements(found: Mapping[str, Any], row: Mapping[str, Any], prompt: str) -
         raise BadAnswer(f"tests are {str(tests)[:80]!r}; expected texts of Python")
     given = _text(found.get("given") or "")
     if entry_point and not given:
-        own = row.get("prompt")
-        given = code_before(own if isinstance(own, str) else "", str(entry_point)) or code_before(prompt, str(entry_point))
+        given = code_before(_said(row.get("prompt")) or prompt, str(entry_point))
     return python_tests(setup, tests, str(entry_point) if entry_point else None, given)
+
+
+def _said(prompt: Any) -> str:  # noqa: ANN401 - any JSON
+    """Return the text of a prompt, which may be messages."""
+    if isinstance(prompt, list):
+        return "\n".join(str(message.get("content")) for message in prompt if isinstance(message, Mapping))
+    return prompt if isinstance(prompt, str) else ""
 
 
 def _inputs_and_outputs(found: Mapping[str, Any]) -> CallTests | PrintTests:

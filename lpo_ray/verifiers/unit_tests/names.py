@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import ast
 import builtins
-import sys
 import symtable
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from lpo_ray.verdict import BadAnswer
@@ -167,8 +167,7 @@ def _the_only(names: Collection[str]) -> set[str]:
     """Take the function of a task that is called like one of Python's: ``assert sum(10, 15) == 6``."""
     if len(names) > 1:
         raise BadAnswer(
-            f"the tests call {', '.join(sorted(names))}; expected entry_point to say which "
-            "is the program's"
+            f"the tests call {', '.join(sorted(names))}; expected entry_point to say which is the program's"
         )
     return set(names)
 
@@ -234,31 +233,35 @@ def _decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast
             sides = [node.left, *node.comparators]
             yield from ((a, b) for a in sides for b in sides if a is not b)
         elif isinstance(node, ast.Assert):
-            yield from _believed(set_to.get(node.test.id, node.test) if isinstance(node.test, ast.Name) else node.test)
+            yield from _believed(node.test, set_to)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             base = _base(node.value.func)
             if base in program or base == "self":  # a method of another value is no test
-                yield from _believed(node.value)
+                yield from _believed(node.value, set_to)
 
 
-def _believed(node: ast.expr) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """List what decides in an expression that is taken as true or false, or for its error."""
-    if isinstance(node, ast.BoolOp):
+def _believed(node: ast.expr, set_to: Mapping[str, ast.expr]) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """List what decides in an expression that is taken as true or false, or for its error. ``set_to``: expressions that
+    names stand for.
+    """
+    if isinstance(node, ast.Name) and node.id in set_to:
+        yield from _believed(set_to[node.id], {name: value for name, value in set_to.items() if name != node.id})
+    elif isinstance(node, ast.BoolOp):
         for value in node.values:
-            yield from _believed(value)
+            yield from _believed(value, set_to)
     elif isinstance(node, ast.UnaryOp):
-        yield from _believed(node.operand)
+        yield from _believed(node.operand, set_to)
     elif isinstance(node, ast.Compare):
         if any(isinstance(side, ast.Constant) and isinstance(side.value, bool) for side in node.comparators):
-            yield from _believed(node.left)
+            yield from _believed(node.left, set_to)
     elif isinstance(node, ast.GeneratorExp | ast.ListComp):
-        yield from _believed(node.elt)
+        yield from _believed(node.elt, set_to)
     elif isinstance(node, ast.Call):
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         for argument in arguments:
             yield (node.func, argument)
             if name in _BELIEVERS:
-                yield from _believed(argument)
+                yield from _believed(argument, set_to)
             elif name.startswith("assert"):
                 yield from ((argument, other) for other in arguments if other is not argument)

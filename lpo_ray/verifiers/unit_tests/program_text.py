@@ -24,7 +24,9 @@ def program_of(response: str, names: Collection[str] = (), given: str = "", *, r
     found = blocks(answer)
     python = [text for language, text in found if language in _PYTHON]
     candidates = python or [text for _, text in found] or [answer]
-    is_it = [text for text in candidates if any(defines(text, name) for name in names) or (reads and _READS.search(text))]
+    is_it = [text for text in candidates if any(defines(text, name) for name in names)]
+    if reads:
+        is_it = [text for text in candidates if _READS.search(text)]
     chosen = (is_it or candidates)[-1]
     stubs = [name for name in names if defines(given, name)]
     return _completed(given, chosen) if stubs and not is_it else chosen

@@ -1,8 +1,8 @@
 """The fraction of unit tests that the program in a response passes (LPO paper: the reward of the code task).
 
-``layouts`` says what the tests may look like, ``program_text`` which part of the response is the program. A program that
-is malformed, crashes, or takes too much of anything fails the tests that it does so in; tests that the time did not
-suffice for are failed. An answer that is no set of tests, and a sandbox that does not work, leave the response
+``layouts`` says what the tests may look like, ``program_text`` which part of the response is the program. A program
+that is malformed, crashes, or takes too much of anything fails the tests that it does so in; tests that the time did
+not suffice for are failed. An answer that is no set of tests, and a sandbox that does not work, leave the response
 unscored.
 
 What a program prints or returns is compared outside its sandbox: it never sees what was expected.
@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lpo_ray.verdict import Verdict
+from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.sandbox.call_tests import CallTests, Marks, run_call_tests
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.stdin_tests import Printed, run_for_each
@@ -25,7 +25,7 @@ _NUMBER = re.compile(rb"[+-]?\d{0,300}(\.\d{0,300})?([eE][+-]?\d{1,3})?")
 
 
 def unit_tests(response: str, answer: str, row: Mapping[str, Any], sandbox: Limits, prompt: str = "") -> Verdict:
-    """Give the fraction of tests passed, within ``sandbox.seconds`` for all together. Raises BadAnswer."""
+    """Give the fraction of tests passed, within ``verifier.sandbox.seconds`` for all together. Raises BadAnswer."""
     tests = parsed_answer(answer, row, prompt)
     if isinstance(tests, CallTests):
         names = [tests.entry_point] if tests.entry_point else tests.names
@@ -34,6 +34,8 @@ def unit_tests(response: str, answer: str, row: Mapping[str, Any], sandbox: Limi
     else:
         program = program_of(response, reads=any(tests.inputs))
         total, marks = len(tests.inputs), _run_print_tests(program, tests, sandbox)
+    if marks.unreadable is not None:
+        raise BadAnswer(f"the answer of unit_tests is {answer[:80]!r}: {marks.unreadable}")
     if marks.trouble is not None:
         return Verdict.unscored(marks.trouble)
     return Verdict.scored(

@@ -17,7 +17,7 @@ from tests.support.hostile_judges import JUDGES, UNSCORED
 SQUARES = "def square(x):\n    return x * x\n"
 
 
-def judged(program: str, answer: Any, seconds: float = 5.0) -> Verdict:  # noqa: ANN401 - any JSON
+def judged(program: str, answer: Any, seconds: float = 5.0) -> Verdict:
     text = answer if isinstance(answer, str) else json.dumps(answer)
     return unit_tests(f"```python\n{program}```", text, {}, Limits(seconds=seconds))
 
@@ -65,7 +65,9 @@ def test_who_solves_with_nodes_or_prints_passes() -> None:
         ["assert square(3) == Expected.VALUE"],
         ["assert utils.close(square(3), 9)"],
         ["assert isclose(square(3), NINE)"],
-        ["import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(square(3), want())"],
+        [
+            "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(square(3), want())"
+        ],
         {"entry_point": "square", "tests": ["assert is_close(candidate(3), 9)"]},
         {"entry_point": "square", "tests": ["assert square(3) == EXPECTED"]},
         {"entry_point": "square", "test": "def check(candidate):\n    assert candidate(unsquare(9)) == 9"},
@@ -73,7 +75,7 @@ def test_who_solves_with_nodes_or_prints_passes() -> None:
         ["assert sorted(max(3)) == [9]"],
     ],
 )
-def test_tests_that_only_the_program_could_judge_are_unreadable(tests: Any) -> None:  # noqa: ANN401 - any JSON
+def test_tests_that_only_the_program_could_judge_are_unreadable(tests: Any) -> None:
     with pytest.raises(BadAnswer):
         parsed_answer(tests if isinstance(tests, str) else json.dumps(tests), {})
 

@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.verdict import Verdict
+from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.program import trouble_with
-from lpo_ray.verdict import BadAnswer
 from lpo_ray.verifiers.unit_tests.layouts import parsed_answer
 from lpo_ray.verifiers.unit_tests.program_text import program_of
 from lpo_ray.verifiers.unit_tests.verifier import unit_tests
@@ -179,7 +178,10 @@ def test_an_answer_of_another_form_is_no_fault_of_the_response(answer: str) -> N
     ],
 )
 def test_tests_that_cannot_run_are_no_fault_of_the_response(tests: object, why: str) -> None:
-    verdict = judge("def f(x):\n    return x\n", tests)
+    program = "def f(x):\n    return x\n"
+    with pytest.raises(BadAnswer, match=why):
+        judge(program, tests)
+    (verdict,) = verify("unit_tests", [Case("", f"```python\n{program}```", json.dumps(tests))])
     assert not verdict.is_scored
     assert why in verdict.detail
 

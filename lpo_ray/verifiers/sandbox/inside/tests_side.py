@@ -98,7 +98,7 @@ def main(
     except BaseException as error:  # noqa: BLE001 - the tests' own code, and the program's
         why = str(error) if isinstance(error, NotDefined) else f"{type(error).__name__}: {error}"[:300]
         if tester.are_to_blame(error, asked=link.asked > 0):
-            say(trouble=f"the tests' own preparation raises {why}")
+            say(unreadable=f"the tests' own preparation raises {why}")
         else:
             say(failed=why)
         return
@@ -109,7 +109,7 @@ def main(
         except BaseException as error:  # noqa: BLE001 - as above
             why = f"{type(error).__name__}: {error}"[:100]
             if tester.are_to_blame(error, asked=True):
-                say(trouble=f"test {number} cannot run: {why}")
+                say(unreadable=f"test {number} cannot run: {why}")
                 return
         say(test=number, passed=not why and not link.lost, why=link.lost or why, lost=bool(link.lost))
         if link.lost:
