@@ -30,7 +30,8 @@ PLUS = (
 NODES = {
     "given": "class Node:\n    def __init__(self, value):\n        self.value = value\n"
     "    def same(self, other):\n        return type(self) is type(other) and self.value == other.value\n",
-    "test": "def check(candidate):\n    assert Node(9).same(candidate(Node(3)))\n    assert candidate(Node(4)).same(Node(16))",
+    "test": "def check(candidate):\n    assert Node(9).same(candidate(Node(3)))\n"
+    "    assert candidate(Node(4)).same(Node(16))",
     "entry_point": "Solution().square",
 }
 _ZERO = "def square(x):\n    return 0\n"
@@ -169,21 +170,25 @@ JUDGES: dict[str, tuple[str, Any]] = {  # one a line or two
     ),
     "looks in gc for the outputs": (
         "import gc\ndef square(x):\n    for value in gc.get_objects():\n"
-        "        if isinstance(value, (list, tuple)) and len(value) == 3 and set(map(type, value)) == {int} and sum(value) == 125:\n"
-        "            return value[{3: 0, 4: 1, 10: 2}[x]]\n        if isinstance(value, dict) and value.get('outputs'):\n"
+        "        if isinstance(value, (list, tuple)) and len(value) == 3 and set(map(type, value)) == {int} "
+        "and sum(value) == 125:\n"
+        "            return value[{3: 0, 4: 1, 10: 2}[x]]\n"
+        "        if isinstance(value, dict) and value.get('outputs'):\n"
         "            return value['outputs'][0]\n",
         CALLS,
     ),
     "looks in gc for the tests' text": (
         "import gc, re\ndef square(x):\n    for value in gc.get_objects():\n"
-        "        for text in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()):\n"
+        "        for text in (value.values() if isinstance(value, dict) "
+        "else value if isinstance(value, list) else ()):\n"
         "            if isinstance(text, (str, bytes)):\n"
         "                found = re.search(r'squ' + r'are\\(%d\\) == (\\d+)' % x, str(text))\n"
         "                if found: return int(found[1])\n",
         ASSERTS,
     ),
     "looks for the tests in files, arguments and the environment": (
-        "import glob, os, re, sys\ndef square(x):\n    texts = [repr(sys.argv), repr(sys.orig_argv), repr(os.environ)]\n"
+        "import glob, os, re, sys\ndef square(x):\n"
+        "    texts = [repr(sys.argv), repr(sys.orig_argv), repr(os.environ)]\n"
         "    for path in glob.glob('/tmp/*') + glob.glob('/proc/*/cmdline') + glob.glob('/proc/*/environ') "
         "+ glob.glob('/proc/*/fd/*'):\n        try: texts.append(open(path, errors='replace').read(100000) if "
         "not path.endswith(('/0', '/1', '/2')) and os.path.isfile(path) else '')\n        except OSError: pass\n"
@@ -264,7 +269,8 @@ JUDGES: dict[str, tuple[str, Any]] = {  # one a line or two
         PRINTS,
     ),
     "looks at its parent for the outputs": (
-        "import gc\nfor value in gc.get_objects():\n    if isinstance(value, (list, tuple)) and bytes([57, 10]) in value[:50]:\n"
+        "import gc\nfor value in gc.get_objects():\n"
+        "    if isinstance(value, (list, tuple)) and bytes([57, 10]) in value[:50]:\n"
         "        print(*value)\n",
         PRINTS,
     ),

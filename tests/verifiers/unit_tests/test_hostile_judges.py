@@ -65,9 +65,7 @@ def test_who_solves_with_nodes_or_prints_passes() -> None:
         ["assert square(3) == Expected.VALUE"],
         ["assert utils.close(square(3), 9)"],
         ["assert isclose(square(3), NINE)"],
-        [
-            "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(square(3), want())"
-        ],
+        ["import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(f(3), want())"],
         {"entry_point": "square", "tests": ["assert is_close(candidate(3), 9)"]},
         {"entry_point": "square", "tests": ["assert square(3) == EXPECTED"]},
         {"entry_point": "square", "test": "def check(candidate):\n    assert candidate(unsquare(9)) == 9"},

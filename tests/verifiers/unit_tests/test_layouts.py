@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import pickle
 import zlib
@@ -24,7 +25,11 @@ FUNCTION = "Here:\n```python\ndef inc(n):\n    return n + 1\n```"
 FUNCTION_WRONG = "Here:\n```python\ndef inc(n):\n    return n + 2\n```"
 METHOD = "```python\nclass Solution:\n    def inc(self, n: int) -> int:\n        return n + 1\n```"
 METHOD_WRONG = "```python\nclass Solution:\n    def inc(self, n: int) -> int:\n        return n\n```"
-DOUBLES = "```python\nclass Solution:\n    def double(self, xs: List[int], k: int) -> List[int]:\n        return [k * x for x in xs]\n```"
+DOUBLES = """```python
+class Solution:
+    def double(self, xs: List[int], k: int) -> List[int]:
+        return [k * x for x in xs]
+```"""
 DOUBLES_WRONG = DOUBLES.replace("k * x", "k + x")
 LISTS = """```python
 class Solution:
@@ -35,7 +40,15 @@ class Solution:
         return before
 ```"""
 LISTS_WRONG = LISTS.replace("return before", "return head")
-STACK = "```python\nclass Stack:\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n        self.items.append(x)\n    def pop(self):\n        return self.items.pop()\n```"
+STACK = """```python
+class Stack:
+    def __init__(self):
+        self.items = []
+    def push(self, x):
+        self.items.append(x)
+    def pop(self):
+        return self.items.pop()
+```"""
 STACK_WRONG = STACK.replace("self.items.pop()", "self.items.pop(0)")
 HUMANEVAL_PROMPT = (
     'from typing import List\n\n\ndef inc(n: int) -> int:\n    """ One more.\n    >>> inc(1)\n    2\n    """\n'
@@ -44,6 +57,7 @@ HUMANEVAL = (
     "\n\nMETADATA = {'author': 'x', 'dataset': 'test'}\n\n\ndef check(candidate):\n    assert candidate(1) == 2\n"
     "    assert candidate(5) == 6\n"
 )
+INC_ROW = {"entry_point": "inc", "prompt": HUMANEVAL_PROMPT}
 CODE_PROMPT = (
     'def shift(text: str):\n    """ Shift by one. """\n    return \'\'.join(chr(ord(ch) + 1) for ch in text)\n\n\n'
     'def unshift(text: str):\n    """ Undo shift. """\n'
@@ -146,7 +160,9 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "APPS": ({"inputs": ["1\n", "5\n"], "outputs": ["2\n", "6\n"]}, {}, READS, READS_WRONG),
     "APPS, lines": ({"inputs": [["1"], ["5"]], "outputs": [["2"], ["6"]]}, {}, READS, READS_WRONG),
     "TACO, function": ({"fn_name": "inc", "inputs": [[1], [5]], "outputs": [2, 6]}, {}, FUNCTION, FUNCTION_WRONG),
-    "Eurus-2, function": ({"fn_name": "inc", "inputs": [[1], [5]], "outputs": [[2], [6]]}, {}, FUNCTION, FUNCTION_WRONG),
+    "Eurus-2, function": (
+        {"fn_name": "inc", "inputs": [[1], [5]], "outputs": [[2], [6]]}, {}, FUNCTION, FUNCTION_WRONG,
+    ),
     "Eurus-2, texts": ({"fn_name": "inc", "inputs": ["1", "5"], "outputs": ["2", "6"]}, {}, METHOD, METHOD_WRONG),
     "MBPP": (["assert inc(1) == 2", "assert inc(5) == 6"], {"test_setup_code": ""}, FUNCTION, FUNCTION_WRONG),
     "MBPP, a class": (
@@ -156,18 +172,18 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any], str, str]] = {
         ["assert math.isclose(inc(1), 2)"], {"test_imports": ["import math"]}, FUNCTION, FUNCTION_WRONG,
     ),
     "MBPP+": (MBPP_PLUS, {"test_list": ["x"], "test_imports": []}, FUNCTION, FUNCTION_WRONG),
-    "HumanEval": (HUMANEVAL, {"entry_point": "inc", "prompt": HUMANEVAL_PROMPT}, FUNCTION, FUNCTION_WRONG),
-    "HumanEval, a body": (HUMANEVAL, {"entry_point": "inc", "prompt": HUMANEVAL_PROMPT}, "    return n + 1\n", "    return n\n"),
+    "HumanEval": (HUMANEVAL, INC_ROW, FUNCTION, FUNCTION_WRONG),
+    "HumanEval, a body": (HUMANEVAL, INC_ROW, "    return n + 1\n", "    return n\n"),
     "HumanEval, a body and more": (
-        HUMANEVAL, {"entry_point": "inc", "prompt": HUMANEVAL_PROMPT},
+        HUMANEVAL, INC_ROW,
         "    m = n\n    return m + 1\n\nprint(inc(1))\nThis is it.", "    return n\n",
     ),
     "HumanEval, a body in a block": (
-        HUMANEVAL, {"entry_point": "inc", "prompt": HUMANEVAL_PROMPT},
+        HUMANEVAL, INC_ROW,
         "The body:\n```python\n    return n + 1\n```", "```python\n    return n\n```",
     ),
     "HumanEval, without its first spaces": (
-        HUMANEVAL, {"entry_point": "inc", "prompt": HUMANEVAL_PROMPT}, "m = n\n    return m + 1", "return n",
+        HUMANEVAL, INC_ROW, "m = n\n    return m + 1", "return n",
     ),
     "HumanEval, a helper of the prompt's": (
         CODE_TESTS, {"entry_point": "unshift", "prompt": CODE_PROMPT},
@@ -199,11 +215,12 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "DeepCoder, from TACO": ({"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": None}, {}, READS, READS_WRONG),
     "DeepCoder, from Codeforces": ([{"input": "1\n", "output": "2\n"}], {}, READS, READS_WRONG),
     "verifiable-coding": (
-        {"language": "python", "test_cases": [{"type": "stdin_stdout", "input": "1\n", "output": "2\n", "fn_name": None}]},
-        {}, READS, READS_WRONG,
+        {"language": "python", "test_cases": [{"type": "stdin_stdout", "input": "1\n", "output": "2\n"}]}, {}, READS, READS_WRONG,
     ),
     "verifiable-coding, functions as texts": (
-        {"language": "python", "test_cases": [{"type": "function_call", "fn_name": "double", "input": "[[1, 2], 3]", "output": "[3, 6]"}]},
+        {"test_cases": [
+            {"type": "function_call", "fn_name": "double", "input": "[[1, 2], 3]", "output": "[3, 6]"},
+        ]},
         {}, DOUBLES, DOUBLES_WRONG,
     ),
     "CodeContests": ({"input": ["1\n", "5\n"], "output": ["2\n", "6\n"]}, {}, READS, READS_WRONG),
@@ -261,7 +278,8 @@ def test_each_test_counts() -> None:
     [
         ("", {}), ("5", {}), ("\\boxed{5}", {}), ("def inc(n):\n    return n + 1\n", {}),
         ({"inputs": ["1\n"], "outputs": []}, {}), ({"inputs": ["1\n", "2"], "outputs": ["", " \n"]}, {}),
-        ({"inputs": [], "outputs": []}, {}), ([STDIN_CASE, CALL_CASE], LCB_ROW), ([CALL_CASE], {}), ([{"input": "1"}], {}),
+        ({"inputs": [], "outputs": []}, {}),
+        ([STDIN_CASE, CALL_CASE], LCB_ROW), ([CALL_CASE], {}), ([{"input": "1"}], {}),
         ({"language": "python", "test_cases": []}, {}), ({"test_cases": None}, {}), ([{}], {}),
         ("{'inputs': ['1'], 'outputs': ['2']}", {}), (HUMANEVAL, {}),
         ("def test_a(tmp_path):\n    assert inc(1) == 2", {}), ("async def test_a():\n    assert inc(1) == 2", {}),
@@ -276,7 +294,7 @@ def test_what_cannot_be_read_is_no_fault_of_the_response(answer: Any, row: dict[
 
 def test_a_reference_program_is_told_from_tests() -> None:
     """KodCode's column solution, which is taken for the answer unless task.answer_column says test."""
-    with pytest.raises(BadAnswer, match="task.answer_column=test"):
+    with pytest.raises(BadAnswer, match=r"task\.answer_column=test"):
         parsed_answer("def inc(n):\n    return n + 1\n", {"test": KODCODE})
 
 
@@ -316,7 +334,5 @@ def test_a_packed_bomb_is_not_blown_up(monkeypatch: pytest.MonkeyPatch) -> None:
     max_leaves=8,
 ).map(json.dumps))  # fmt: skip
 def test_any_answer_is_tests_or_unreadable(answer: str) -> None:
-    try:
+    with contextlib.suppress(BadAnswer):
         assert isinstance(parsed_answer(answer, {}), CallTests | PrintTests)
-    except BadAnswer:
-        pass

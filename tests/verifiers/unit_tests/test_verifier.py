@@ -20,7 +20,6 @@ from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.program import trouble_with
 from lpo_ray.verifiers.unit_tests.layouts import parsed_answer
-from lpo_ray.verifiers.unit_tests.program_text import program_of
 from lpo_ray.verifiers.unit_tests.verifier import unit_tests
 from tests.support.hostile_programs import EXPECTED, HOSTILE, planted
 
@@ -115,6 +114,37 @@ READS = "a, b = map(int, input().split())\nprint(a + b)\n"
 def test_rewards(kind: str, program: str, answer: object, reward: float) -> None:
     verdict = judge(program, answer, Limits(kind))
     assert verdict.reward == reward, verdict
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "a, b = map(int, input().split())\nprint(a + b)\nexit()",
+        "a, b = map(int, input().split())\nprint(a + b)\nquit(0)\nprint('no')",
+        "def main():\n    a, b = map(int, input().split())\n    if a:\n        print(a + b)\n        exit()\nmain()\nprint(0)",
+        "import sys\na, b = map(int, input().split())\nprint(a + b)\nsys.exit()",
+        "import fileinput\nfor line in fileinput.input():\n    print(sum(map(int, line.split())))",
+        "import sys\nassert len(sys.argv) == 1\nprint(sum(map(int, sys.stdin.read().split())))",
+        "import sys, threading\nsys.setrecursionlimit(10**7)\nthreading.stack_size(2**29)\n"
+        "def depth(n):\n    return n and 1 + depth(n - 1)\n"
+        "def main():\n    a, b = map(int, input().split())\n    print(depth(50_000) - 50_000 + a + b)\n"
+        "thread = threading.Thread(target=main)\nthread.start()\nthread.join()",
+        "import _thread, threading\nassert threading.stack_size(2**28) == 0\nassert _thread.stack_size() > 0\n"
+        "try:\n    threading.stack_size(1)\nexcept ValueError:\n    print(sum(map(int, input().split())))",
+    ],
+)
+def test_programs_as_judges_of_contests_take_them(kind: str, program: str) -> None:
+    verdict = judge(program, APPS, Limits(kind))
+    assert verdict.reward == 1.0, verdict
+
+
+def test_a_function_that_exits_ends_its_test_only() -> None:
+    program = "def f(x):\n    if x is None:\n        exit()\n    return x + 1\n"
+    assert judge(program, ["assert f(None) == 1", "assert f(1) == 2"]).reward == 0.5
+
+
+def test_no_wrong_exit_code_passes() -> None:
+    assert judge(READS + "exit(1)\n", APPS).reward == 0.0
 
 
 def test_what_failed_first_is_said() -> None:
@@ -212,24 +242,6 @@ def test_time_is_for_all_tests_together(kind: str) -> None:
     reads = "import time; time.sleep(0.4); print(1)"
     verdict = judge(reads, {"inputs": ["1"] * 10, "outputs": ["1"] * 10}, Limits(kind, seconds=1.5))
     assert verdict.reward in (0.1, 0.2, 0.3)
-
-
-@pytest.mark.parametrize(
-    ("response", "program"),
-    [
-        ("text", "text"),
-        ("a\n```python\n1\n```\nb\n```py\n2\n```\nc\n```\n3\n```", "2\n"),
-        ("a\n```\n1\n```\nb\n```text\n2\n```", "2\n"),
-        ("```python\n1\n```\n```python\n2", "2"),
-        ("```python\nx = '''\n``` not a fence'''\n```", "x = '''\n``` not a fence'''\n"),
-        ("```Python3 title=x\n1\n```", "1\n"),
-        ("  ```python\n  1\n  ```", "1\n"),
-        ("```python", ""),
-        ("", ""),
-    ],
-)
-def test_the_program_is_the_last_block(response: str, program: str) -> None:
-    assert program_of(response) == program
 
 
 @pytest.mark.slow
