@@ -12,7 +12,7 @@ _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*\{?([\w+-]*)([^\n]*)$", re.MUL
 _PYTHON = ("python", "python3", "py", "py3", "cpython", "pypy", "pypy3")
 _READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0\b|\bfileinput\b|\bos\.read\s*\(\s*0\b")
 _PART_OF_CODE = re.compile(r"\s|$|#|@|(import|from|def|class|async def)\s|[A-Za-z_]\w*\s*[:=]|[)\]}]")
-_DEFINITION = re.compile(r"^(import|from|def|class)[ \t]", re.MULTILINE)
+_DEFINITION = re.compile(r"^(import|from|def|async[ \t]+def|class)[ \t]", re.MULTILINE)
 
 
 def program_of(response: str, names: Collection[str] = (), given: str = "", *, reads: bool = False) -> str:
@@ -75,7 +75,9 @@ def code_before(prompt: str, entry_point: str) -> str:
 
 
 def _around(text: str, name: str) -> list[str]:
-    """Return the lines that look like code around the definition of a function, and those from there on."""
+    """Return the lines that look like code around the definition of a function, from each statement on that they may
+    begin with.
+    """
     lines = text.splitlines()
     begin = re.compile(rf"(async[ \t]+)?def[ \t]+{re.escape(name)}[ \t]*\(")
     at = next((number for number, line in enumerate(lines) if begin.match(line)), None)
@@ -86,7 +88,8 @@ def _around(text: str, name: str) -> list[str]:
         end += 1
     while first > 0 and _PART_OF_CODE.match(lines[first - 1]):
         first -= 1
-    return ["\n".join(lines[begin:end]) + "\n" for begin in (first, at)]
+    starts = [number for number in range(first, at + 1) if number == first or _DEFINITION.match(lines[number])]
+    return ["\n".join(lines[start:end]) + "\n" for start in starts]
 
 
 def _completed(given: str, body: str) -> str:

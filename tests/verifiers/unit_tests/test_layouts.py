@@ -215,7 +215,8 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "DeepCoder, from TACO": ({"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": None}, {}, READS, READS_WRONG),
     "DeepCoder, from Codeforces": ([{"input": "1\n", "output": "2\n"}], {}, READS, READS_WRONG),
     "verifiable-coding": (
-        {"language": "python", "test_cases": [{"type": "stdin_stdout", "input": "1\n", "output": "2\n"}]}, {}, READS, READS_WRONG,
+        {"language": "python", "test_cases": [{"type": "stdin_stdout", "input": "1\n", "output": "2\n"}]},
+        {}, READS, READS_WRONG,
     ),
     "verifiable-coding, functions as texts": (
         {"test_cases": [

@@ -79,7 +79,8 @@ def test_the_block_that_reads_is_the_program_of_tests_by_input() -> None:
     [
         ("def f(x):", True), ("  def f (x):", True), ("class f:", True), ("f = 3", True), ("f: int = 3", True),
         ("from a import f", True), ("import f", True), ("async def f():", True), ("f(3)", False), ("f == 3", False),
-        ("def ff(x):", False), ("g = f", False), ("# def f", False), ("print(f)", False), ("f.x = 3", False), ("", False),
+        ("def ff(x):", False), ("g = f", False), ("# def f", False), ("print(f)", False), ("f.x = 3", False),
+        ("", False),
     ],
 )  # fmt: skip
 def test_definitions_are_seen_by_their_look(code: str, is_it: bool) -> None:

@@ -121,7 +121,8 @@ def test_rewards(kind: str, program: str, answer: object, reward: float) -> None
     [
         "a, b = map(int, input().split())\nprint(a + b)\nexit()",
         "a, b = map(int, input().split())\nprint(a + b)\nquit(0)\nprint('no')",
-        "def main():\n    a, b = map(int, input().split())\n    if a:\n        print(a + b)\n        exit()\nmain()\nprint(0)",
+        "def main():\n    a, b = map(int, input().split())\n    if a:\n        print(a + b)\n        exit()\n"
+        "main()\nprint(0)",
         "import sys\na, b = map(int, input().split())\nprint(a + b)\nsys.exit()",
         "import fileinput\nfor line in fileinput.input():\n    print(sum(map(int, line.split())))",
         "import sys\nassert len(sys.argv) == 1\nprint(sum(map(int, sys.stdin.read().split())))",
