@@ -62,7 +62,7 @@ def parsed_answer(answer: str, row: Mapping[str, Any], prompt: str = "") -> Call
     """
     try:
         return _tests_of(_loaded(answer), row, prompt)
-    except BadAnswer as error:
+    except (BadAnswer, SyntaxError, RecursionError, MemoryError) as error:
         others = [name for name in _TEST_COLUMNS if row.get(name)]
         hint = f". The column {others[0]!r} may be meant: task.answer_column={others[0]}" if others else ""
         raise BadAnswer(f"the answer of unit_tests is {answer[:80]!r}: {error}{hint}") from error

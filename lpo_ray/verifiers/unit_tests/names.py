@@ -39,23 +39,25 @@ _MEMBERS = {
 """what tests use most often without its import"""
 _OWNER = {name: module for module, names in _MEMBERS.items() for name in names}
 _BELIEVERS = ("all", "any", "bool", "assertFalse", "assertTrue")
-_BUILTINS = frozenset(dir(builtins))
-_PREDEFINED = _BUILTINS | {"__file__", "__name__"}
+BUILTINS = frozenset(dir(builtins))
+_PREDEFINED = BUILTINS | {"__file__", "__name__"}
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names of tests that need something. Example: ``Names(("area",), "import math")``"""
+    """What the names in tests are. Example: ``Names(("area",), frozenset({"area", "result"}), "import math")``"""
 
     program: tuple[str, ...]
     """those that are the program's"""
+    reaching: frozenset[str]
+    """these, and those whose values depend on them"""
     imports: str
     """imports that the tests forgot"""
 
 
-def names_of(tests: str, given: str, entry_point: str | None) -> Names:
+def names_of(tests: str, given: str, entry_point: str | None, owner: str) -> Names:
     """Decide about each name that the tests read and do not define. ``given`` is the task's own code, which defines
-    some. Raises BadAnswer.
+    some; ``owner`` the class that may hold the entry point. Raises BadAnswer.
     """
     tree, read = ast.parse(tests), _undefined(tests)
     if "candidate" in read and not entry_point:
@@ -68,12 +70,11 @@ def names_of(tests: str, given: str, entry_point: str | None) -> Names:
     called |= methods - modules
     imported = _imported(tree)
     if entry_point:
-        named = entry_point in (called | passed) and not (entry_point in _BUILTINS and "candidate" in read)
-        program = imported | ({entry_point} if named else set())
+        program = imported | (read | _calls_of_builtin(entry_point, called, read)) & {entry_point, owner}
     elif imported:
         program = imported
     else:
-        program = unknown & called or unknown & passed or _the_only(called & (_OWNER.keys() | _BUILTINS))
+        program = unknown & called or unknown & passed or _the_only(called & (_OWNER.keys() | BUILTINS))
         members -= program
         _refuse_judges(tree, program)
     if left := sorted(unknown - program):
@@ -83,7 +84,13 @@ def names_of(tests: str, given: str, entry_point: str | None) -> Names:
         )
     lines = [f"import {_module(name)} as {name}" for name in sorted(modules)]
     lines += [f"from {_OWNER[name]} import {name}" for name in sorted(members)]
-    return Names(tuple(sorted(program)), "\n".join(lines))
+    reaching = frozenset(_origins(tree, program | {"candidate", MODULE}))
+    return Names(tuple(sorted(program)), reaching, "\n".join(lines))
+
+
+def _calls_of_builtin(entry_point: str, called: set[str], read: set[str]) -> set[str]:
+    """Return the entry point if it is called like one of Python's functions and the tests have no other name for it."""
+    return {entry_point} & called & BUILTINS if "candidate" not in read else set()
 
 
 def _uses(tree: ast.Module) -> tuple[set[str], set[str], set[str], set[str]]:
@@ -97,13 +104,13 @@ def _uses(tree: ast.Module) -> tuple[set[str], set[str], set[str], set[str]]:
             if isinstance(node.func, ast.Name):
                 called.add(node.func.id)
             else:
-                methods |= {base for base in [_base(node.func)] if base}
+                methods |= {base for base in [base_of(node.func)] if base}
             arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
             passed |= {part.id for part in arguments if isinstance(part, ast.Name)}
     return called, methods, bases, passed
 
 
-def _base(node: ast.expr) -> str | None:
+def base_of(node: ast.expr) -> str | None:
     """Return the name that a chain of attributes, calls and items begins with."""
     while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
@@ -195,7 +202,7 @@ def _refuse_judges(tree: ast.Module, program: Collection[str]) -> None:
 def _origins(tree: ast.Module, program: Collection[str]) -> dict[str, set[str]]:
     """Return, for each name, which of the program's names its values may come from."""
     origins: dict[str, set[str]] = {name: {name} for name in program}
-    flows: list[tuple[list[ast.expr], ast.expr]] = []
+    flows: list[tuple[list[ast.expr], ast.AST]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             flows.append((node.targets, node.value))
@@ -205,16 +212,27 @@ def _origins(tree: ast.Module, program: Collection[str]) -> dict[str, set[str]]:
             flows.append(([node.target], node.iter))
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:
             flows.append(([node.optional_vars], node.context_expr))
-    for _ in flows:  # as often as values can be handed on
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            flows.append(([ast.Name(node.name)], node))
+    grown = True
+    while grown:  # a value may be handed on and on
+        grown = False
         for targets, value in flows:
             names = {part.id for part in ast.walk(value) if isinstance(part, ast.Name)}
             found = {origin for name in names for origin in origins.get(name, ())}
-            for target in targets:
-                name = _base(target) if not isinstance(target, ast.Tuple | ast.List) else None
-                for each in [name] if name else [n.id for n in ast.walk(target) if isinstance(n, ast.Name)]:
-                    if found:
-                        origins.setdefault(each, set()).update(found)
-    return origins
+            for target in (name for each in targets for name in _targets(each)):
+                if found - origins.setdefault(target, set()):
+                    origins[target] |= found
+                    grown = True
+    return {name: found for name, found in origins.items() if found}
+
+
+def _targets(target: ast.expr) -> list[str]:
+    """Return the names that an assignment changes."""
+    if isinstance(target, ast.Tuple | ast.List | ast.Starred):
+        return [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
+    name = base_of(target)
+    return [name] if name else []
 
 
 def _decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast.AST, ast.AST]]:
@@ -235,7 +253,7 @@ def _decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast
         elif isinstance(node, ast.Assert):
             yield from _believed(node.test, set_to)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            base = _base(node.value.func)
+            base = base_of(node.value.func)
             if base in program or base == "self":  # a method of another value is no test
                 yield from _believed(node.value, set_to)
 

@@ -94,3 +94,38 @@ def test_tests_that_only_the_program_could_judge_are_unreadable(tests: Any) -> N
 )
 def test_tests_in_which_only_they_compare_are_readable(tests: list[str]) -> None:
     parsed_answer(json.dumps(tests), {})
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "import random\nrandom.seed(0)\ndata = []\nfor n in range(3):\n    data.append(n)\nprint(data)\n"
+        "assert square(3) == 9\nprint(square(3))\nsquare(4)\nassert True\nassert len(data) == 3",
+        ["random.seed(0)", "assert square(3) == 9", "assert True", "x = 3", "square(x)"],
+        "def test_nothing():\n    assert True\n\ndef test_square():\n    assert square(3) == 9\n",
+        {"entry_point": "square", "tests": ["def check(candidate):\n    assert candidate(3) == 9"]},
+        {"tests": ["def test_a():\n    assert square(3) == 9"]},
+        ["def close(a, b):\n    return a == b\nassert close(square(3), 9)"],
+        "result = square(3)\nassert result == 9",
+        "import unittest\nclass T(unittest.TestCase):\n    def setUp(self):\n        self.it = square(3)\n"
+        "    def test_a(self):\n        self.assertEqual(self.it, 9)\nunittest.main()\n",
+    ],
+)
+def test_only_what_checks_the_program_is_a_test(tests: Any) -> None:  # noqa: ANN401 - any JSON
+    assert len(parsed_answer(tests if isinstance(tests, str) else json.dumps(tests), {}).tests) == 1  # type: ignore
+    assert judged("def square(x):\n    return 0\n", tests).reward == 0.0
+    assert judged(SQUARES, tests).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["square(3) == 9"], ["square(3)"], ["print(square(3))"], "def square(x):\n    return x * x\nassert square(3) == 9",
+        {"entry_point": "square", "test": "def square(x):\n    return x * x\nassert square(3) == 9"},
+        {"entry_point": "square", "tests": ["assert 3 == 3"]}, ["return square(3) == 9"], ["square = square(3)\nassert square"],
+        {"entry_point": "square", "test": "def check(f):\n    pass\ncheck(3)"},
+    ],
+)  # fmt: skip
+def test_tests_that_no_program_fails_are_unreadable(tests: Any) -> None:  # noqa: ANN401 - any JSON
+    with pytest.raises(BadAnswer):
+        parsed_answer(tests if isinstance(tests, str) else json.dumps(tests), {})

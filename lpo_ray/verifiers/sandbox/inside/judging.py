@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
-import unittest
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +33,8 @@ def try_named(space: dict[str, Any], name: str) -> None:
     if not owner:
         _try_each(space[name])
         return
+    import unittest  # takes longer than most tests
+
     kind = space[owner]
     if issubclass(kind, unittest.TestCase):
         kind.setUpClass()
@@ -69,6 +69,8 @@ def _parameters(mark: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - pytest
 
 
 def _called_if_there(instance: object, name: str, *args: Any) -> None:  # noqa: ANN401 - any value
+    import inspect  # as above
+
     method = getattr(instance, name, None)
     if method is not None:
         method(*args[: len(inspect.signature(method).parameters)])
