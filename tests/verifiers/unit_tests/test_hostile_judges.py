@@ -19,7 +19,7 @@ SQUARES = "def square(x):\n    return x * x\n"
 
 def judged(program: str, answer: Any, seconds: float = 5.0) -> Verdict:
     text = answer if isinstance(answer, str) else json.dumps(answer)
-    return unit_tests(f"```python\n{program}```", text, {}, Limits(seconds=seconds))
+    return unit_tests(f"```python\n{program}```", text, {}, Limits(seconds=seconds, start_seconds=20.0))
 
 
 @pytest.mark.parametrize("name", JUDGES)
@@ -111,7 +111,7 @@ def test_tests_in_which_only_they_compare_are_readable(tests: list[str]) -> None
         "    def test_a(self):\n        self.assertEqual(self.it, 9)\nunittest.main()\n",
     ],
 )
-def test_only_what_checks_the_program_is_a_test(tests: Any) -> None:  # noqa: ANN401 - any JSON
+def test_only_what_checks_the_program_is_a_test(tests: Any) -> None:
     assert len(parsed_answer(tests if isinstance(tests, str) else json.dumps(tests), {}).tests) == 1  # type: ignore
     assert judged("def square(x):\n    return 0\n", tests).reward == 0.0
     assert judged(SQUARES, tests).reward == 1.0
@@ -120,12 +120,14 @@ def test_only_what_checks_the_program_is_a_test(tests: Any) -> None:  # noqa: AN
 @pytest.mark.parametrize(
     "tests",
     [
-        ["square(3) == 9"], ["square(3)"], ["print(square(3))"], "def square(x):\n    return x * x\nassert square(3) == 9",
+        ["square(3) == 9"], ["square(3)"], ["print(square(3))"],
+        "def square(x):\n    return x * x\nassert square(3) == 9",
         {"entry_point": "square", "test": "def square(x):\n    return x * x\nassert square(3) == 9"},
-        {"entry_point": "square", "tests": ["assert 3 == 3"]}, ["return square(3) == 9"], ["square = square(3)\nassert square"],
+        {"entry_point": "square", "tests": ["assert 3 == 3"]}, ["return square(3) == 9"],
+        ["square = square(3)\nassert square"],
         {"entry_point": "square", "test": "def check(f):\n    pass\ncheck(3)"},
     ],
 )  # fmt: skip
-def test_tests_that_no_program_fails_are_unreadable(tests: Any) -> None:  # noqa: ANN401 - any JSON
+def test_tests_that_no_program_fails_are_unreadable(tests: Any) -> None:
     with pytest.raises(BadAnswer):
         parsed_answer(tests if isinstance(tests, str) else json.dumps(tests), {})

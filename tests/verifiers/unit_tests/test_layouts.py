@@ -246,7 +246,9 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any], str, str]] = {
 
 
 def judged(answer: Any, row: dict[str, Any], response: str, prompt: str = "") -> Verdict:
-    return unit_tests(response, answer if isinstance(answer, str) else json.dumps(answer), row, Limits(), prompt)
+    return unit_tests(
+        response, answer if isinstance(answer, str) else json.dumps(answer), row, Limits(start_seconds=20.0), prompt
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -279,7 +279,7 @@ def test_neighbours_are_not_harmed(kind: str) -> None:
 @settings(max_examples=40)
 @given(response=st.text() | st.text().map("```python\n{}\n```".format), answer=st.sampled_from([MBPP[:1], APPS]))
 def test_any_text_is_scored(response: str, answer: object) -> None:
-    case = Case("", response, json.dumps(answer), sandbox=Limits(seconds=5.0))
+    case = Case("", response, json.dumps(answer), sandbox=Limits(seconds=5.0, start_seconds=20.0))
     (verdict,) = verify("unit_tests", [case])
     assert verdict.reward == 0.0, verdict
 
