@@ -139,6 +139,50 @@ def test_programs_as_judges_of_contests_take_them(kind: str, program: str) -> No
     assert verdict.reward == 1.0, verdict
 
 
+@pytest.mark.parametrize(
+    ("program", "value"),
+    [
+        ("from decimal import Decimal\nf = lambda x: Decimal('1.5')", "decimal.Decimal('1.5')"),
+        ("from fractions import Fraction\nf = lambda x: Fraction(1, 2)", "fractions.Fraction(1, 2)"),
+        ("import datetime as d\nf = lambda x: d.datetime(2020, 1, 2, 3)", "datetime.datetime(2020, 1, 2, 3)"),
+        ("import datetime as d\nf = lambda x: d.date(2020, 1, 2)", "datetime.date(2020, 1, 2)"),
+        ("import datetime as d\nf = lambda x: d.timedelta(1, 2)", "datetime.timedelta(1, 2)"),
+        ("import datetime as d\nf = lambda x: [d.time(1, 2)]", "[datetime.time(1, 2)]"),
+        ("from collections import deque\nf = lambda x: deque([(1, 'a')])", "collections.deque([(1, 'a')])"),
+        ("f = lambda x: {'a': range(1, 9, 2)}", "{'a': range(1, 9, 2)}"),
+        ("import numpy as np\nf = lambda x: np.bool_(x > 2)", "True"),
+        ("import numpy as np\nf = lambda x: np.int64(x)", "3"),
+        ("import enum\nclass E(enum.IntEnum):\n    A = 3\nf = E", "3"),
+        ("from collections import namedtuple\nf = namedtuple('P', 'x')", "(3,)"),
+    ],
+)
+def test_values_of_the_standard_library_are_what_they_are(program: str, value: str) -> None:
+    assert judge(program, [f"assert f(3) == {value}"]).reward == 1.0
+    assert judge(program, [f"assert f(3) == [{value}]"]).reward == 0.0
+
+
+def test_arrays_cross_both_ways() -> None:
+    tests = ["assert np.array_equal(f(np.arange(6.0).reshape(2, 3)), [[0, 3], [1, 4], [2, 5]])"]
+    assert judge("def f(x):\n    return x.T\n", tests).reward == 1.0
+    assert judge("def f(x):\n    return x\n", tests).reward == 0.0
+
+
+def test_errors_of_the_programs_own_kinds_are_expected() -> None:
+    tests = (
+        "import pytest\nfrom solution import TooSmall, f\n\ndef test_small():\n    assert issubclass(TooSmall, ValueError)\n"
+        "    with pytest.raises(TooSmall, match='small'):\n        f(-1)\n"
+    )
+    small = "class TooSmall(ValueError): pass\ndef f(x):\n    raise {}\n"
+    for raised, reward in (
+        ("TooSmall('so small')", 1.0),
+        ("ValueError('small')", 0.0),
+        ("StopIteration('small')", 0.0),
+    ):
+        answer = {"test": tests}
+        assert judge(small.format(raised), answer).reward == reward
+    assert judge("class TooSmall(StopIteration): pass\ndef f(x):\n    raise TooSmall\n", {"test": tests}).reward == 0.0
+
+
 def test_a_function_that_exits_ends_its_test_only() -> None:
     program = "def f(x):\n    if x is None:\n        exit()\n    return x + 1\n"
     assert judge(program, ["assert f(None) == 1", "assert f(1) == 2"]).reward == 0.5

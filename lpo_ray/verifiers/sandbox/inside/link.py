@@ -28,6 +28,8 @@ class Link:
         self._answers, self._questions, self._most = os.fdopen(read_fd, "rb"), os.fdopen(write_fd, "wb", 0), most
         self.classes: dict[str, type] = {}
         """those whose instances cross by value"""
+        self._errors: dict[int, type[Exception]] = {}
+        """what stands for the program's own kinds of error, by number"""
         self.asked = 0
         """questions so far"""
         self.lost = ""
@@ -58,8 +60,8 @@ class Link:
             try:
                 answer = json.loads(line)
                 is_error = "error" in answer
-                value = _error(*answer["error"]) if is_error else read(answer, self._stand_in, self.classes)
-            except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
+                value = self._error(*answer["error"]) if is_error else read(answer, self._stand_in, self.classes)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError, ImportError):
                 self.lost = "the program ended" if not line else "the program's process gives no proper answers"
         if self.lost:
             raise Lost(self.lost)
@@ -72,8 +74,22 @@ class Link:
         """Write a value for the program's side: deeper than the program may, so that no answer of its is too deep."""
         return Writer(_number, self.classes, 3 * DEPTH).message(value)
 
-    def _stand_in(self, number: int) -> StandIn:
-        return StandIn(self, number)
+    def _stand_in(self, number: int, error: str | None = None) -> Any:  # noqa: ANN401 - any value
+        if error is None:
+            return StandIn(self, number)
+        if number not in self._errors:
+            kind: type[Exception] = type("ProgramError", (_builtin_error(error) or RuntimeError,), {})
+            self._errors[number] = kind
+        return self._errors[number]
+
+    def _error(self, name: str, text: str, known: list[int]) -> Exception:
+        """Make the error that the program raised: of its own class, if the tests have that, or else a builtin one."""
+        own = [self._errors[number] for number in known if number in self._errors]
+        kind = own[0] if own else _builtin_error(name)
+        try:
+            return kind(str(text)) if kind is not None else RuntimeError(f"{name}: {text}")
+        except TypeError:
+            return RuntimeError(f"{name}: {text}")
 
 
 class StandIn:
@@ -141,14 +157,10 @@ def _number(value: Any) -> int:  # noqa: ANN401 - any value
     raise Unsendable(f"a test passes a {type(value).__name__} to the program, which is in another process")
 
 
-def _error(name: str, text: str) -> Exception:
-    """Guard against a StopIteration, which would end the loop of a test such as ``all(map(f, xs))`` as if all had
-    passed.
+def _builtin_error(name: str) -> type[Exception] | None:
+    """Return the builtin error of that name; None for a StopIteration, say, which would end the loop of a test such as
+    ``all(map(f, xs))`` as if all had passed.
     """
     kind = getattr(builtins, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, Exception)) or "Iteration" in name or "Group" in name:
-        return RuntimeError(f"{name}: {text}")
-    try:
-        return kind(str(text))
-    except TypeError:
-        return RuntimeError(f"{name}: {text}")
+    is_one = isinstance(kind, type) and issubclass(kind, Exception) and "Iteration" not in name and "Group" not in name
+    return kind if is_one else None

@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, Writer, own_classes, read
+from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, Writer, builtin_error, own_classes, read
 
 
 class Solver:
@@ -56,6 +56,16 @@ class Solver:
         self._values.append(value)
         return len(self._values) - 1
 
+    def raised(self, error: BaseException) -> list[Any]:
+        """Return an error's nearest builtin type, what it says, and the numbers of its classes that the tests know."""
+        known = [
+            number for number, value in enumerate(self._values) if any(value is kind for kind in type(error).__mro__)
+        ]
+        try:
+            return [*builtin_error(type(error)), str(error)[:500], known]
+        except Exception:  # noqa: BLE001 - the program's own __str__
+            return [*builtin_error(type(error)), "", known]
+
     def _named(self, name: str, owner: str) -> list[Any]:
         """Look up what the program defines at its top or in the class ``owner``; [] if it does not."""
         if name in self._module:
@@ -63,15 +73,6 @@ class Solver:
         if hasattr(self._module.get(owner), name):
             return [getattr(self._module[owner](), name)]
         return []
-
-
-def raised(error: BaseException) -> list[str]:
-    """Return an exception's nearest builtin type and what it says."""
-    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-    try:
-        return [kind.__name__, str(error)[:500]]
-    except Exception:  # noqa: BLE001 - the program's own __str__
-        return [kind.__name__, ""]
 
 
 def run_given(code: str) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def serve(program: str, given: str, most: int) -> None:
         line = json.dumps(answer).encode()
         if len(line) >= most:
             line = json.dumps(
-                {"error": ["ValueError", f"a value of {len(line)} bytes, at most {most} are taken"]}
+                {"error": ["ValueError", f"a value of {len(line)} bytes, at most {most} are taken", []]}
             ).encode()
         rest = memoryview(line + b"\n")
         while rest:
@@ -109,12 +110,12 @@ def serve(program: str, given: str, most: int) -> None:
         exec(compile(program, "solution.py", "exec"), module.__dict__)  # annotations stay texts, as in this file
         say({"value": True})
     except BaseException as error:  # noqa: BLE001 - whatever the program raises, SystemExit too
-        say({"error": raised(error)})
+        say({"error": solver.raised(error)})
     for line in asked:
         try:
             say(solver.answer(json.loads(line)))
         except BaseException as error:  # noqa: BLE001 - as above
-            say({"error": raised(error)})
+            say({"error": solver.raised(error)})
 
 
 if __name__ == "__main__":
