@@ -169,8 +169,8 @@ def test_arrays_cross_both_ways() -> None:
 
 def test_errors_of_the_programs_own_kinds_are_expected() -> None:
     tests = (
-        "import pytest\nfrom solution import TooSmall, f\n\ndef test_small():\n    assert issubclass(TooSmall, ValueError)\n"
-        "    with pytest.raises(TooSmall, match='small'):\n        f(-1)\n"
+        "import pytest\nfrom solution import TooSmall, f\n\ndef test_small():\n"
+        "    assert issubclass(TooSmall, ValueError)\n    with pytest.raises(TooSmall, match='small'):\n        f(-1)\n"
     )
     small = "class TooSmall(ValueError): pass\ndef f(x):\n    raise {}\n"
     for raised, reward in (

@@ -78,8 +78,8 @@ class Link:
         if error is None:
             return StandIn(self, number)
         if number not in self._errors:
-            kind: type[Exception] = type("ProgramError", (_builtin_error(error) or RuntimeError,), {})
-            self._errors[number] = kind
+            made: Any = type("ProgramError", (_builtin_error(error) or RuntimeError,), {})
+            self._errors[number] = made
         return self._errors[number]
 
     def _error(self, name: str, text: str, known: list[int]) -> Exception:
