@@ -63,7 +63,7 @@ def parsed_answer(answer: str, row: Mapping[str, Any], prompt: str = "") -> Call
     try:
         return _tests_of(_loaded(answer), row, prompt)
     except (BadAnswer, SyntaxError, RecursionError, MemoryError) as error:
-        others = [name for name in _TEST_COLUMNS if row.get(name)]
+        others = [name for name in _TEST_COLUMNS if row.get(name) and answer not in (row[name], json.dumps(row[name]))]
         hint = f". The column {others[0]!r} may be meant: task.answer_column={others[0]}" if others else ""
         raise BadAnswer(f"the answer of unit_tests is {answer[:80]!r}: {error}{hint}") from error
 
@@ -93,6 +93,8 @@ def _unpacked(answer: str) -> str:
         return answer
     if unpacker.unconsumed_tail:
         raise BadAnswer(f"packed tests of more than {_MOST_BYTES} bytes, which is all that is looked at")
+    if not unpacker.eof:
+        return answer
     try:
         steps = [(step.name, argument) for step, argument, _ in pickletools.genops(pickled)]
     except (ValueError, UnicodeDecodeError) as error:

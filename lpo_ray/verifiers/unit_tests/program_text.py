@@ -28,8 +28,7 @@ def program_of(response: str, names: Collection[str] = (), given: str = "", *, r
     if reads:
         is_it = [text for text in candidates if _READS.search(text)]
     chosen = (is_it or candidates)[-1]
-    stubs = [name for name in names if defines(given, name)]
-    return _completed(given, chosen) if stubs and not is_it else chosen
+    return _completed(given, chosen) if not is_it and _begins(given, names) else chosen
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -90,6 +89,21 @@ def _around(text: str, name: str) -> list[str]:
         first -= 1
     starts = [number for number in range(first, at + 1) if number == first or _DEFINITION.match(lines[number])]
     return ["\n".join(lines[start:end]) + "\n" for start in starts]
+
+
+def _begins(given: str, names: Collection[str]) -> bool:
+    """Tell code that ends with the beginning of a function, so that a solution in a prompt solves nothing."""
+    last = ast.parse(given).body[-1:]
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name in names
+        and all(
+            isinstance(part, ast.Pass)
+            or (isinstance(getattr(part, "value", None), ast.Constant) and isinstance(part, ast.Expr))
+            for part in node.body
+        )
+        for node in last
+    )
 
 
 def _completed(given: str, body: str) -> str:

@@ -295,6 +295,13 @@ def test_what_cannot_be_read_is_no_fault_of_the_response(answer: Any, row: dict[
         parsed_answer(answer if isinstance(answer, str) else json.dumps(answer), row)
 
 
+def test_a_solution_in_the_prompt_is_no_response() -> None:
+    row = {"entry_point": "inc", "prompt": HUMANEVAL_PROMPT + "    return n + 1\n"}
+    for response in ("", "    pass\n", "inc is right as it is.", "```python\nprint(inc(1))\n```"):
+        assert judged(HUMANEVAL, row, response).reward == 0.0
+    assert judged(HUMANEVAL, row, FUNCTION).reward == 1.0
+
+
 def test_a_reference_program_is_told_from_tests() -> None:
     """KodCode's column solution, which is taken for the answer unless task.answer_column says test."""
     with pytest.raises(BadAnswer, match=r"task\.answer_column=test"):

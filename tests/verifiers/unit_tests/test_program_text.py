@@ -97,6 +97,16 @@ def test_code_of_a_prompt() -> None:
     assert code_before("class ListNode:\n    pass\n", "Solution().f") == "class ListNode:\n    pass\n"
 
 
+def test_a_solution_in_a_prompt_is_no_response() -> None:
+    """As in tasks to mend or to speed up a function."""
+    assert program_of("", ["inc"], INC) == ""
+    assert program_of("    pass", ["inc"], INC) == "    pass"
+    assert program_of("    return 1", ["inc"], 'def inc(n):\n    """One more."""\n').count("def inc") == 1
+    assert (
+        program_of("    return 1", ["inc"], 'def inc(n):\n    """One."""\n\ndef dec(n):\n    pass\n') == "    return 1"
+    )
+
+
 @given(st.text(st.sampled_from("`~\n \tpython def f(x):=<think/>")), st.text())
 def test_any_text_has_a_program(response: str, other: str) -> None:
     for text in (response, other, f"```python\n{response}"):
