@@ -275,6 +275,17 @@ JUDGES: dict[str, tuple[str, Any]] = {  # one a line or two
         PRINTS,
     ),
     "prints everything": ("for n in range(200):\n    print(n)\n", PRINTS),
+    "gives nothing to compare": ("def square(x): return []\n", ARRAYS),
+    "gives nothing to compare, as an array": ("import numpy as np\ndef square(x): return np.array([])\n", ARRAYS),
+    "gives nothing to compare, by approx": ("import numpy as np\ndef square(x): return np.array([])\n", PYTEST),
+    "gives nothing to compare, in a loop": (
+        "import numpy as np\ndef square(x): return () if x == 3 else np.zeros((0, 9))\n",
+        PLUS.replace("assert a == b or abs(a - b) < tolerance", "np.testing.assert_allclose(a, b, atol=tolerance)"),
+    ),
+    "gives nothing to compare, by a name of its own": (
+        "def square(x): return []\n",
+        ["from numpy import testing as t\nt.assert_almost_equal(square(3), 9)"],
+    ),
     "asks a method what was expected": (
         "class A:\n    def equals(self, other): A.seen = other; return False\n    def __int__(self): return A.seen\n"
         "def square(x): return A()\n",

@@ -84,7 +84,7 @@ def names_of(tests: str, given: str, entry_point: str | None, owner: str) -> Nam
         )
     lines = [f"import {_module(name)} as {name}" for name in sorted(modules)]
     lines += [f"from {_OWNER[name]} import {name}" for name in sorted(members)]
-    reaching = frozenset(_origins(tree, program | {"candidate", MODULE}))
+    reaching = frozenset(_origins(tree, program | {"candidate"}))
     return Names(tuple(sorted(program)), reaching, "\n".join(lines))
 
 
@@ -212,6 +212,10 @@ def _origins(tree: ast.Module, program: Collection[str]) -> dict[str, set[str]]:
             flows.append(([node.target], node.iter))
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:
             flows.append(([node.optional_vars], node.context_expr))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                if MODULE in (alias.name, getattr(node, "module", "")):
+                    origins.setdefault(alias.asname or alias.name, set()).add(alias.name)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             flows.append(([ast.Name(node.name)], node))
     grown = True

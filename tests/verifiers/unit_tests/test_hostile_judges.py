@@ -107,6 +107,11 @@ def test_tests_in_which_only_they_compare_are_readable(tests: list[str]) -> None
         {"tests": ["def test_a():\n    assert square(3) == 9"]},
         ["def close(a, b):\n    return a == b\nassert close(square(3), 9)"],
         "result = square(3)\nassert result == 9",
+        "import solution as s\nassert s.square(3) == 9",
+        "from solution import square as f\ndef test_a():\n    assert f(3) == 9\n",
+        "import os, sys\nsys.path.insert(0, os.path.dirname(__file__))\nfrom solution import *\nassert square(3) == 9",
+        "import numpy as np\nnp.testing.assert_allclose([square(3)], [9])",
+        ["assert np.isclose(square(3), 9).all()"],
         "import unittest\nclass T(unittest.TestCase):\n    def setUp(self):\n        self.it = square(3)\n"
         "    def test_a(self):\n        self.assertEqual(self.it, 9)\nunittest.main()\n",
     ],

@@ -59,8 +59,11 @@ def _type(module: str, name: str) -> Any:  # noqa: ANN401 - a type, or () for no
 
 
 def _is_whole(value: Any) -> bool:  # noqa: ANN401 - a value of a type of _BUILT
-    """Tell whether its plain parts are all that it is: no time zone, no array of objects."""
-    return getattr(value, "tzinfo", None) is None and not getattr(getattr(value, "dtype", None), "hasobject", False)
+    """Tell whether its plain parts are all that it is: no time zone, no array of objects. An empty array stays where it
+    is, as libraries take it for equal to any number.
+    """
+    is_array = hasattr(value, "dtype")
+    return getattr(value, "tzinfo", None) is None and not (is_array and (value.dtype.hasobject or value.size == 0))
 
 
 def _built(name: str, parts: list[Any]) -> Any:  # noqa: ANN401 - any value
