@@ -87,7 +87,7 @@ async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.Monk
     at = make_cluster()
     assert names(at.busy("sample")) == ["rollout worker 0: starting", "rollout worker 1: starting"]
     workers = [remote_worker(f"rollout worker {n}", Remote()) for n in (0, 1)]
-    members = [Member(n, worker.name, worker, process(10 + n)) for n, worker in enumerate(workers)]
+    members = [Member(n, worker.name, worker, process(10 + n), None) for n, worker in enumerate(workers)]
     at.rollout.members = list(members)
     for slot, member in zip(at.rollout._slots.values(), members, strict=True):
         slot.member = member

@@ -125,12 +125,12 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
     workers = [Worker(f"w{number}", events) for number in range(count)]
     process = Process(1, "node", "127.0.0.1", ())
     members = [
-        Member(number, worker.name, remote_worker(worker.name, worker), process)
+        Member(number, worker.name, remote_worker(worker.name, worker), process, None)
         for number, worker in enumerate(workers)
     ]
 
     def fresh(member: Member) -> Member:
-        return Member(member.index, name := member.name + "'", remote_worker(name, Worker(name, events)), process)
+        return Member(member.index, name := member.name + "'", remote_worker(name, Worker(name, events)), process, None)
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     settings = DeliverySettings(
