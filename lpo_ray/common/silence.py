@@ -47,9 +47,11 @@ class _Call(Generic[T]):
 class Watch:
     """Watch over one worker, or several that work together, while they have calls to answer."""
 
-    def __init__(self, ask: Callable[[], Awaitable[Progress | None]], seconds: float) -> None:
-        """``ask``: how far it is, or None when it does not say; must not raise. ``seconds``: how long it may be silent."""
-        self._ask, self.seconds = ask, seconds
+    def __init__(self, ask: Callable[[], Awaitable[Progress | None]], seconds: float, setting: str) -> None:
+        """``ask``: how far it is, or None when it does not say; must not raise. ``seconds``: how long it may be silent, by
+        the setting of that name.
+        """
+        self._ask, self.seconds, self.setting = ask, seconds, setting
         self._calls: set[_Call] = set()
         self._heard_at = 0.0
 

@@ -66,8 +66,8 @@ class RolloutPool(Lifecycle[W], RolloutEngine):
         try:
             return await member.watch.result(sampled, (prompt.prompt_id, attempt))
         except Silent:
-            what, seconds = f"sample {prompt.prompt_id}", member.watch.seconds
-            raise NoProgress(member.name, what, seconds, "rollout.silence_seconds") from None
+            watch, what = member.watch, f"sample {prompt.prompt_id}"
+            raise NoProgress(member.name, what, watch.seconds, watch.setting) from None
 
     def silence_of(self, key: Key) -> float:
         """Seconds since the worker that holds a group gave a sign of life: none while the group waits for its turn,

@@ -117,7 +117,7 @@ class Roster(Generic[W]):
         return slot
 
     def _join(self, slot: WorkerSlot[W], worker: W, process: Process) -> Member[W]:
-        watch = Watch(worker.progress, self._settings.silence_seconds)
+        watch = Watch(worker.progress, self._settings.silence_seconds, "rollout.silence_seconds")
         slot.member = Member(slot.index, slot.name, worker, process, watch)
         return slot.member
 
