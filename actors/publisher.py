@@ -8,8 +8,8 @@
  prove     engines: digest of every tensor that arrived, log-probs of the probe  |  learner: log-probs of the probe
            equal -> the version is released: the engine gives out groups again
 ```
-Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode. An
-engine that fails is left out and replaced by the pool; the others get the version. Where engines and ranks meet in a
+Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode.
+An engine that fails is left out and replaced by the pool; the others get the version. Where engines and ranks meet in a
 collective, one that fails breaks it for all: the group is formed again without it, and the buckets are sent again.
 """
 
@@ -254,8 +254,8 @@ class _Attempt:
             raise next(iter(self.lost.values()))
 
     async def _stop_decoding(self) -> None:
-        """Have all members stop. Some end what they decode first, however long that takes: while one gets on with that it
-        is waited for.
+        """Have all members stop. Some end what they decode first, however long that takes: as long as one gets on with
+        it, it is waited for.
         """
 
         async def stop(member: Member) -> LpoRayError | None:

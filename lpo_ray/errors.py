@@ -81,7 +81,7 @@ class DeadlineExceeded(LpoRayError):
 
 
 class NoProgress(DeadlineExceeded):
-    """A component that answers nothing and gets on with nothing: it hangs. Work that takes long does not end in this."""
+    """A component that got on with nothing for too long: it hangs. Work that takes long does not end in this."""
 
     def __init__(self, who: str, what: str, seconds: float, setting: str, evidence: str = "") -> None:
         super().__init__(who, what, seconds, evidence)

@@ -1,8 +1,8 @@
 """Interfaces of a run: five components, the prompts and the observer. ``training/loop.py`` knows nothing else.
 
 ``actors/`` implements the components on Ray, ``run/inprocess.py`` in one process. All are awaited from one event loop.
-Each call has a limit of its own, on silence rather than on work, and raises an error of ``errors.py`` when the component
-fails.
+Each call has a limit of its own, on silence rather than on work, and raises an error of ``errors.py`` when the
+component fails.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Components(Protocol):
         ...
 
     def silence_of(self, key: Key) -> float:
-        """Seconds since whoever holds a group (on its way or being scored) gave a sign of life; infinite: nobody holds it.
+        """Seconds since whoever samples or scores a group gave a sign of life; infinite: nobody holds it.
 
         None passes while the group waits for its turn. Asks no other process and never raises.
         """

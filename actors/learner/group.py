@@ -268,8 +268,8 @@ class LearnerGroup(Learner):
     async def _all(
         self, what: str, remote: Callable[[int], ray.ObjectRef[T]], seconds: float | None = None, *, alone: bool = True
     ) -> list[T]:
-        """Call all ranks. ``seconds``: at most; without it they may take as long as they get on with something. ``alone``:
-        only ranks take part, so one that is late, or blames its peers, is lost.
+        """Call all ranks. ``seconds``: at most; None: as long as they get on with something. ``alone``: only ranks take
+        part, so one that is late, or blames its peers, is lost.
         """
         references = [remote(rank) for rank in range(self.world_size)]
         self._calls.append(asked := (what, time.time()))

@@ -90,7 +90,7 @@ class LearnerWorker:
         """folders that it fills now"""
 
     def progress(self) -> tuple[int, int]:
-        """Say how far this rank is: what it has done, and the bytes of the checkpoint that it writes. Not a collective; it
+        """Say how far this rank is: what it has done, and the bytes of the checkpoint that it writes. Not a collective;
         runs beside the other calls.
         """
         return self._done, sum(bytes_under(folder) for folder in self._writing)

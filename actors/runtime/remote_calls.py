@@ -41,7 +41,8 @@ async def call_all(
 ) -> list[T]:
     """Await calls that must all succeed, such as a collective: the first failure ends the wait.
 
-    The limit is ``seconds``, where the length of the work is known, or the silence of ``watch``: NoProgress then. When a rank of a collective dies, the others wait for it inside. So the failure is raised at once and callers end
+    The limit is ``seconds``, where the length of the work is known, or the silence of ``watch``: NoProgress then.
+    When a rank of a collective dies, the others wait for it inside. So the failure is raised at once and callers end
     the group, instead of waiting for ranks that cannot answer.
     """
     futures = [asyncio.wrap_future(reference.future()) for reference in references]

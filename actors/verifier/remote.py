@@ -34,8 +34,8 @@ class RemoteVerifier(Verifier):
         rule: RestartRule,
         events: Events,
     ) -> None:
-        """``make``: makes the actor, with so many processes. ``silence_seconds``: time in which a service that has groups
-        gives a verdict.
+        """``make``: makes the actor, with so many processes. ``silence_seconds``: time in which a service that has
+        groups gives a verdict.
         """
         self.num_processes = num_processes
         self._watch = Watch(self._progress, silence_seconds, "by verifier.deadline_seconds")
@@ -60,8 +60,8 @@ class RemoteVerifier(Verifier):
             self.groups.pop(group.key, None)
 
     def silence_of(self, key: Key) -> float:
-        """Seconds since the service, scoring a group, gave a sign of life; infinite when it does not have it. None pass while
-        the service is being replaced: that has limits of its own.
+        """Seconds since the service, scoring a group, gave a sign of life; infinite when it does not have it. None pass
+        while the service is being replaced: that has limits of its own.
         """
         silence = self._watch.silence_of(key)
         return 0.0 if key in self.groups and math.isinf(silence) else silence

@@ -8,6 +8,7 @@ is never given up; one that stops is given up within the limit of its last sign 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -48,8 +49,8 @@ class Watch:
     """Watch over one worker, or several that work together, while they have calls to answer."""
 
     def __init__(self, ask: Callable[[], Awaitable[Progress | None]], seconds: float, setting: str) -> None:
-        """``ask``: how far it is, or None when it does not say; must not raise. ``seconds``: how long it may be silent, by
-        the setting of that name.
+        """``ask``: how far it is, or None when it does not say; must not raise. ``seconds``: how long it may be silent,
+        by the setting of that name.
         """
         self._ask, self.seconds, self.setting = ask, seconds, setting
         self._calls: set[_Call] = set()
@@ -79,8 +80,8 @@ class Watch:
                 self._listener.cancel()
 
     def silence_of(self, name: Hashable) -> float:
-        """Seconds since the worker, holding the call ``name``, gave a sign of life; infinite when it has no such call."""
-        heard_at = max((call.heard_at for call in self._calls if call.name == name), default=-float("inf"))
+        """Seconds since the worker, holding the call ``name``, gave a sign of life; infinite: it has no such call."""
+        heard_at = max((call.heard_at for call in self._calls if call.name == name), default=-math.inf)
         return asyncio.get_running_loop().time() - heard_at
 
     async def _listen(self) -> None:

@@ -67,8 +67,8 @@ def config_of(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Config:
 
 
 def in_new_names(sections: DictConfig) -> DictConfig:
-    """Give keys of an earlier version their names of now, so that its runs can be resumed. A new name that is there, too,
-    prevails.
+    """Give keys of an earlier version their names of now, so that its runs can be resumed. Where the new name is there,
+    too, it prevails.
     """
     for old, new in RENAMED.items():
         section, _, name = old.partition(".")

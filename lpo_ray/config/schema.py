@@ -359,8 +359,8 @@ class RolloutConfig:
     enforce_eager: bool = True
     """run without CUDA graphs: slower to decode, quicker to start"""
     silence_seconds: float = 600.0
-    """an engine that has groups and samples no token for so long is replaced. A group of which nothing is heard for twice
-    as long is issued again
+    """an engine that has groups and samples no token for so long is replaced; a group of which nothing is heard for
+    twice as long is issued again
     """
     drain_seconds: float = 60.0
     """time that a leaving worker has to finish its groups; what is left is issued again"""
@@ -520,8 +520,8 @@ class TransportConfig:
     tolerance: float | None = None
     """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
     prepare_seconds: float = 60.0
-    """time for the engines to stop decoding, and to join the learner; where they end what they decode (pipeline.inflight=
-    finish), time without a token. Half of it where there are several
+    """time for the engines to stop decoding (those that end what they decode first: without a token), and to join the
+    learner; half of it where there are several
     """
     transfer_seconds: float = 300.0
     """time for one bucket, and for the proof; half of it where there are several engines"""

@@ -25,8 +25,8 @@ class Worker(Protocol):
         ...
 
     async def progress(self) -> Progress | None:
-        """Say how many tokens it has sampled so far, and which groups it holds (by key). None: it does not answer. Never
-        raises.
+        """Say how many tokens it has sampled so far, and which groups it holds (keys). None: it does not answer.
+        Never raises.
         """
         ...
 

@@ -194,14 +194,14 @@ class SampleLane:
             self._arrived(scored, flight.slot)
             return
         raise TooManyLost(
-            f"prompt {flight.prompt.prompt_id} was lost {self._settings.max_attempts} times (pipeline.max_attempts), at "
-            f"last because {reason}. Expected a group by then; fix the cause or raise pipeline.max_attempts. All reasons "
-            "are in ledger.sqlite"
+            f"prompt {flight.prompt.prompt_id} was lost {self._settings.max_attempts} times (pipeline.max_attempts), "
+            f"the last time so: {reason}. Expected a group by then; fix the cause or raise pipeline.max_attempts. All "
+            "reasons are in ledger.sqlite"
         )
 
     async def _leased(self, prompt: Prompt, attempt: int) -> ScoredGroup:
-        """Make one attempt within its lease, which whoever holds it renews by signs of life. An answer that comes later,
-        although it was cancelled, is discarded.
+        """Make one attempt within its lease, which whoever holds it renews by signs of life. An answer that comes after
+        it, although it was cancelled, is discarded.
         """
         lease = left = self._settings.lease_seconds
         work = asyncio.ensure_future(self._attempt(prompt, attempt))
