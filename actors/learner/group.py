@@ -30,7 +30,6 @@ from lpo_ray.errors import (
     DeadlineExceeded,
     LearnerLost,
     LpoRayError,
-    NoProgress,
     NoRoom,
     WeightsNotProved,
 )
@@ -97,8 +96,6 @@ class LearnerGroup(Learner):
         self._watch = Watch(self._progress, rules.silence_seconds, "learner.silence_seconds")
         self._done: dict[str, object] = {}
         """rank -> how far it was when it said so last"""
-        self._mute: set[str] = set()
-        """ranks that did not say it when they were asked last"""
 
     @property
     def manifest(self) -> Manifest:
@@ -230,7 +227,7 @@ class LearnerGroup(Learner):
         for process in self.processes:
             end(process)
         self.processes = []
-        self._done, self._mute = {}, set()
+        self._done = {}
         if self._formation is None:
             return
         for rank in self._formation.ranks:
@@ -277,7 +274,9 @@ class LearnerGroup(Learner):
         try:
             return await call_all(references, who=self.names, what=what, seconds=seconds, watch=watch)
         except DeadlineExceeded as late:
-            account = await self._account(late)
+            processes = dict(zip(self.names, self.processes, strict=False))  # none before the start is done
+            found = [processes[name] for name in late.who.split(", ") if name in processes]
+            account = late.with_evidence([await inspect(process) for process in found])
             if alone:
                 raise LearnerLost(late.who, str(account)) from late
             raise account from late
@@ -290,24 +289,11 @@ class LearnerGroup(Learner):
 
     async def _progress(self) -> Progress | None:
         """Ask the ranks how far they are. They work together: while one gets on, none is silent."""
-        names = self.names
         references = [rank.progress.options(concurrency_group=PROGRESS).remote() for rank in self.ranks]
-        seconds = self._rules.silence_seconds / LOOKS
-        results = await call_each(references, who=names, what="say how far it is", seconds=seconds)
-        answers = {
-            name: found for name, found in zip(names, results, strict=True) if not isinstance(found, LpoRayError)
-        }
-        self._mute = set(names) - answers.keys()
-        self._done |= answers
-        return Progress(tuple(self._done.values())) if answers else None
-
-    async def _account(self, late: DeadlineExceeded) -> DeadlineExceeded:
-        """Add to a late call what its ranks were doing, and name those alone that do not even say how far they are."""
-        if self._mute and isinstance(late, NoProgress):
-            late = NoProgress(", ".join(sorted(self._mute)), late.what, late.seconds, late.setting)
-        processes = dict(zip(self.names, self.processes, strict=False))  # none before the start is done
-        found = [processes[name] for name in late.who.split(", ") if name in processes]
-        return late.with_evidence([await inspect(process) for process in found])
+        seconds = self._watch.seconds / LOOKS
+        answers = await call_each(references, who=self.names, what="say how far it is", seconds=seconds)
+        self._done |= {name: n for name, n in zip(self.names, answers, strict=True) if not isinstance(n, LpoRayError)}
+        return Progress(tuple(self._done.values()))
 
     async def _why_failed(
         self, failed: ComponentFailed, references: Sequence[ray.ObjectRef[T]], what: str, *, alone: bool
