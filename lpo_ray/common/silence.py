@@ -1,7 +1,7 @@
 """Limits on silence: work may take as long as it likes while something is heard of it.
 
 How long work takes is decided by the configuration: the length of responses, the size of a model. Silence is a fault.
-A worker is asked four times within its limit how far it is. One that gets on with something in every half of the limit
+A worker is asked eight times within its limit how far it is. One that gets on with something in every half of the limit
 is never given up; one that stops is given up within the limit of its last sign of life.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-LOOKS = 4
+LOOKS = 8
 """times that a worker is asked within its limit"""
 ROUNDING = 1e-6
 """seconds that are no time"""
