@@ -105,7 +105,7 @@ def test_a_quick_call_is_never_asked_about_and_a_failed_one_raises_what_it_raise
         worker = Worker(1.0)
         watch = worker.watch()
         for _ in range(100):
-            await watch.result(asyncio.sleep(LIMIT / 5))
+            await watch.result(asyncio.sleep(LIMIT / 10))
         assert not worker.asked
         with pytest.raises(ValueError, match="its own"):
             await watch.result(_fails())
