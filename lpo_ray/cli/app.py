@@ -34,6 +34,7 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and every derived number, and stop.")
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a policy. The run's folder holds its checkpoints, metrics and report."""
+    from lpo_ray.cli.plan import limit_problems_here
     from lpo_ray.config import dump_config, load_config
     from lpo_ray.run.numbers import render
     from lpo_ray.run.preflight import outlook
@@ -44,6 +45,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
         click.echo(f"train would {outlook(spec.run_dir, spec.config)}")
+        for problem in limit_problems_here(spec):
+            click.echo(f"Warning: {problem}")
         return
     from lpo_ray.cli.train import train_command
 

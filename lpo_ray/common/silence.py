@@ -16,6 +16,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 LOOKS = 8
 """times that a worker is asked within its limit"""
+ASSURED = 0.5
+"""share of its limit within which a worker must get on with something, to be sure that it is never given up"""
 ROUNDING = 1e-6
 """seconds that are no time"""
 

@@ -28,6 +28,7 @@ from lpo_ray.interfaces import Events, Observer
 from lpo_ray.records import BusyWorker, Key, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from lpo_ray.run.settings import loop_settings
+from lpo_ray.run.signals import first_cause
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.stage_clock import WAIT, StageClock
 from lpo_ray.tools.simulate import virtual_time
@@ -221,7 +222,10 @@ def simulate(config: Config, engines: int) -> SimulationResult:
     with tempfile.TemporaryDirectory(prefix="lpo-ray-simulation-") as name:
         rules = CheckpointRules(Path(name) / "checkpoints", every=0, keep=1, best=None)
         settings = dataclasses.replace(loop_settings(spec), checkpoints=rules, evaluate_every=0)
-        return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
+        try:
+            return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from None
 
 
 def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[SimulationResult]:
