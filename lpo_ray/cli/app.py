@@ -34,7 +34,6 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and every derived number, and stop.")
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a policy. The run's folder holds its checkpoints, metrics and report."""
-    from lpo_ray.cli.plan import limit_problems_here
     from lpo_ray.config import dump_config, load_config
     from lpo_ray.run.numbers import render
     from lpo_ray.run.preflight import outlook
@@ -42,6 +41,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 
     spec = make_spec(load_config(config, overrides))
     if dry_run:
+        from lpo_ray.cli.plan import limit_problems_here
+
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
         click.echo(f"train would {outlook(spec.run_dir, spec.config)}")
