@@ -20,6 +20,14 @@ Layer = tuple[str, Mapping[str, object]]
 """sections of a configuration, and what messages call them"""
 
 
+RENAMED = {
+    "rollout.deadline_seconds": "rollout.silence_seconds",
+    "learner.deadline_seconds": "learner.silence_seconds",
+    "pipeline.lease_seconds": None,
+}
+"""key of an earlier version -> its name now; None: it has no meaning any more"""
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read ``path``, apply ``overrides`` ("section.key=value"), validate. Raises ConfigError naming key and value."""
     return config_of([read_layer(path)], overrides)
@@ -58,6 +66,20 @@ def config_of(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def in_new_names(sections: DictConfig) -> DictConfig:
+    """Give keys of an earlier version their names of now, so that its runs can be resumed. Where the new name is there,
+    too, it prevails.
+    """
+    for old, new in RENAMED.items():
+        section, _, name = old.partition(".")
+        found = sections.get(section)
+        if isinstance(found, DictConfig) and name in found:
+            value = found.pop(name)
+            if new is not None and OmegaConf.select(sections, new) is None:
+                OmegaConf.update(sections, new, value)
+    return sections
+
+
 def dump_config(config: Config) -> str:
     """Write the resolved configuration as YAML; ``load_config`` of it gives the same run."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -94,7 +116,7 @@ def _read(path: Path) -> DictConfig:
 
 def _merge(base: DictConfig, update: DictConfig, source: str) -> DictConfig:
     try:
-        return cast("DictConfig", OmegaConf.merge(base, update))
+        return cast("DictConfig", OmegaConf.merge(base, in_new_names(update)))
     except ConfigKeyError as error:
         raise ConfigError(
             f"{source}: unknown key {error.full_key!r}{_did_you_mean(base, str(error.full_key))}"

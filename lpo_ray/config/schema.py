@@ -303,8 +303,6 @@ class PipelineConfig:
     """learner: encode a prompt once for all K responses; needs packed attention"""
     max_attempts: int = 5
     """issues of one prompt in a row before the run ends with TooManyLost"""
-    lease_seconds: float = 1200.0
-    """time of one attempt from issue to verdict; then it is lost, whoever holds it, and issued again"""
     max_gib: float = 8.0
     """memory of the driver for groups that are on their way or wait to be trained"""
     equal_rewards: EqualRewards = EqualRewards.keep
@@ -360,8 +358,10 @@ class RolloutConfig:
     """share of a GPU's memory for weights and KV cache, as vLLM has it"""
     enforce_eager: bool = True
     """run without CUDA graphs: slower to decode, quicker to start"""
-    deadline_seconds: float = 600.0
-    """deadline of one group, and of an engine's start"""
+    silence_seconds: float = 600.0
+    """an engine that has groups and samples no token for so long is replaced; a group of which nothing is heard for
+    twice as long is issued again
+    """
     drain_seconds: float = 60.0
     """time that a leaving worker has to finish its groups; what is left is issued again"""
     labels: dict[str, str] = field(default_factory=dict)
@@ -502,8 +502,10 @@ class LearnerConfig:
     """updates in a row that are skipped for NaN or Inf before the run stops"""
     zero: dict[str, Any] = field(default_factory=dict)
     """passed through to DeepSpeed's zero_optimization, such as {offload_optimizer: {device: cpu}}"""
-    deadline_seconds: float = 1800.0
-    """deadline of one call to the ranks: a step, or their start"""
+    silence_seconds: float = 1800.0
+    """ranks that are asked for something and get on with nothing for so long (no micro-batch, no file of a checkpoint)
+    are started again
+    """
 
 
 @dataclass
@@ -518,9 +520,11 @@ class TransportConfig:
     tolerance: float | None = None
     """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
     prepare_seconds: float = 60.0
-    """time for the engines to stop decoding and to join the learner"""
+    """time for the engines to stop decoding (those that end what they decode first: without a token), and to join the
+    learner; half of it where there are several
+    """
     transfer_seconds: float = 300.0
-    """time for all buckets and their proof"""
+    """time for one bucket, and for the proof; half of it where there are several engines"""
 
 
 @dataclass
@@ -613,6 +617,8 @@ class SupervisionConfig:
     """restarts of each within the window; after them a rollout worker is given up, and anything else ends the run"""
     window_seconds: float = 3600.0
     """window over which restarts are counted"""
+    start_seconds: float = 1800.0
+    """time that each has to start once it has a place, with all that it loads and compiles"""
     backoff_seconds: float = 1.0
     """pause before the second restart in the window; doubled with each further one"""
 
