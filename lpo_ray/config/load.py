@@ -19,9 +19,9 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lpo_ray.common.redaction import secret_in
-from lpo_ray.config.paths import expand_paths
 from lpo_ray.config.scalars import Scalar, Tree, as_tree, plain_value, read_tree
 from lpo_ray.config.schema import Config
+from lpo_ray.config.spellings import use_one_spelling
 from lpo_ray.config.typed import hints_of, is_section, takes_text, typed
 from lpo_ray.config.validate import validate
 from lpo_ray.errors import ConfigError
@@ -78,7 +78,7 @@ def config_of(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Config:
     if missing:
         missing.sort()
         raise ConfigError(f"{source} does not set {', '.join(missing)}; add it to the file or pass {missing[0]}=...")
-    expand_paths(config)
+    use_one_spelling(config)
     validate(config)
     _refuse_secrets("", dataclasses.asdict(config), source)
     return config
@@ -201,7 +201,11 @@ def _resolved(values: dict[str, Any]) -> dict[str, Any]:
                 done[name] = value
         return done
 
-    return resolve(values, OmegaConf.create(_unresolved(values)), "")
+    try:
+        root = OmegaConf.create(_unresolved(values))
+    except OmegaConfBaseException as error:  # what is no interpolation although it begins as one
+        raise _not_followed(str(error.full_key), "text", error) from error
+    return resolve(values, root, "")
 
 
 def _followed(pending: _Pending, node: Any, name: str, key: str) -> object:  # noqa: ANN401 - OmegaConf's
@@ -211,15 +215,19 @@ def _followed(pending: _Pending, node: Any, name: str, key: str) -> object:  # n
         if OmegaConf.is_config(found):
             found = OmegaConf.to_container(found, resolve=True)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"{pending.source}: {key} is {plain_value(pending.tree)!r}: {reason}; expected a key as in ${{run.name}}, "
-            "a variable that is set as in ${oc.env:HOME}, or \\${ for the characters themselves"
-        ) from error
+        shown = repr(plain_value(pending.tree))
+        raise _not_followed(f"{pending.source}: {key}", shown, error) from error
     try:
         return typed(as_tree(found, plain=True), pending.hint, key)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{pending.source}: {error}") from error
+
+
+def _not_followed(key: str, shown: str, error: OmegaConfBaseException) -> ConfigError:
+    return ConfigError(
+        f"{key} is {shown}: {str(error).splitlines()[0]}; expected a key as in ${{run.name}}, a variable that is set as "
+        "in ${oc.env:HOME}, or \\${ for the characters themselves"
+    )
 
 
 def _unresolved(value: Any) -> Any:  # noqa: ANN401 - what OmegaConf has

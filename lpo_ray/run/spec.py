@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from lpo_ray.tasks import base_policy
 from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.tasks.table import check_task, task_named, verifier_of
 from lpo_ray.tasks.task import SourceContext
+from lpo_ray.telemetry.metrics import SCORES
 from lpo_ray.telemetry.trackers import tracker_named
 
 BYTES_PER_TOKEN = 20
@@ -89,6 +91,7 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     spec.learning_rate(0)  # raises when the schedule cannot be made
     _check_reference(config)
     _check_trackers(config.telemetry.trackers)
+    _check_best(config.checkpoint.best)
     if for_training:
         preflight.check_training_data(config.task)
     preflight.check_memory(config)
@@ -133,6 +136,14 @@ def _check_trackers(names: Sequence[str]) -> None:
         tracker_named(name)
         if names.count(name) > 1:
             raise ConfigError(f"telemetry.trackers is {list(names)}; expected {name!r} once")
+
+
+def _check_best(name: str | None) -> None:
+    if name is None or name in SCORES or name.startswith("pass@"):
+        return
+    close = difflib.get_close_matches(name, SCORES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"expected pass@k or one of {', '.join(sorted(SCORES))}"
+    raise ConfigError(f"checkpoint.best is {name!r}, which no step measures; {hint}")
 
 
 def build_model(spec: RunSpec, on_progress: base_policy.Progress | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Keys that name files and folders: `~` is the home folder in each of them, whoever reads it."""
+"""Several spellings of one value: `~` of a home folder in keys that name files, and the names of number formats."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 
 PATHS = (
@@ -14,10 +15,17 @@ PATHS = (
     "task.chat_template", "objective.reference_path",
 )  # fmt: skip
 """keys whose text is, or may be, a path"""
+DTYPES = {"bf16": "bfloat16", "fp32": "float32", "float": "float32", "fp16": "float16", "half": "float16"}
+"""other names of a number format"""
 
 
-def expand_paths(config: Any) -> None:  # noqa: ANN401 - a section
-    """Put home folders in the place of `~`. Raises ConfigError for a user that is not known."""
+def use_one_spelling(config: Config) -> None:
+    """Put home folders in the place of `~`, and the names of number formats that we use. Raises ConfigError for a user
+    that is not known.
+    """
+    for holder in (config.model, config.rollout):
+        name = holder.dtype.lower().removeprefix("torch.")
+        holder.dtype = DTYPES.get(name, name)
     for section, name, key in _leaves(config, ""):
         value = getattr(section, name)
         if key in PATHS and isinstance(value, str):
