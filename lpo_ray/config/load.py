@@ -225,8 +225,8 @@ def _followed(pending: _Pending, node: Any, name: str, key: str) -> object:  # n
 
 def _not_followed(key: str, shown: str, error: OmegaConfBaseException) -> ConfigError:
     return ConfigError(
-        f"{key} is {shown}: {str(error).splitlines()[0]}; expected a key as in ${{run.name}}, a variable that is set as "
-        "in ${oc.env:HOME}, or \\${ for the characters themselves"
+        f"{key} is {shown}: {str(error).splitlines()[0]}; expected a key as in ${{run.name}}, a variable that is set "
+        "as in ${oc.env:HOME}, or \\${ for the characters themselves"
     )
 
 

@@ -143,3 +143,5 @@ def check_ranges(config: Config) -> None:
     ks = config.evaluation.ks
     largest = config.evaluation.samples_per_prompt
     require(bool(ks) and all(1 <= k <= largest for k in ks), "evaluation.ks", ks, f"1..samples_per_prompt ({largest})")
+    stops = config.sampling.stop_token_ids
+    require(all(0 <= token <= LARGEST for token in stops), "sampling.stop_token_ids", stops, "token ids, from 0 on")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
@@ -19,6 +21,7 @@ from lpo_ray.policy.loading import context_length
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run import preflight
 from lpo_ray.tasks import base_policy
+from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.tasks.table import check_task, task_named, verifier_of
 from lpo_ray.tasks.task import SourceContext
@@ -42,6 +45,12 @@ class RunSpec:
     verifier: str
     tolerance: float
     """of the weight proof, in log-prob"""
+    stop_token_ids: tuple[int, ...] = ()
+    """tokens that end a response, beside the model's own end tokens"""
+    end_of_turn: str = ""
+    """the one of them that the chat template ends the assistant's turn with, as text; empty: none, or it is the model's
+    end token
+    """
     checked: PromptSource | None = field(default=None, repr=False)
     """the prompts, where they were read to be checked: a large file is read once"""
 
@@ -77,10 +86,30 @@ class RunSpec:
 
     def source(self, tokenizer: Tokenizer) -> PromptSource:
         """Open the task's prompts. Raises DataError when the data cannot be used."""
-        if self.checked is not None:
-            return self.checked
+        return self._source(self.encoder(tokenizer)) if self.checked is None else self.checked
+
+    def encoder(self, tokenizer: Tokenizer) -> PromptEncoder:
+        """Make what turns prompts into tokens. Raises DataError when the model's chat template cannot."""
         task = self.config.task
-        encoder = PromptEncoder(tokenizer, task.template, self.max_prompt_tokens)
+        return PromptEncoder(tokenizer, task.template, self.max_prompt_tokens, form_of(task))
+
+    def ends_with(self, tokenizer: Tokenizer, encoder: PromptEncoder) -> RunSpec:
+        """Add the chat template's end of turn to what ends a response: a base model's end token is another. Raises
+        ConfigError for stop tokens that the model has not.
+        """
+        stops = self.config.sampling.stop_token_ids
+        if strange := [token for token in stops if token >= len(tokenizer)]:
+            raise ConfigError(
+                f"sampling.stop_token_ids has {strange[0]}; expected ids below {len(tokenizer)}, the tokenizer's size"
+            )
+        token = encoder.end_of_turn
+        if token is None or token == tokenizer.eos_token_id:
+            return self
+        ids = tuple(dict.fromkeys([*stops, token]))
+        return replace(self, stop_token_ids=ids, end_of_turn=f"{tokenizer.show(np.array([token]))} ({token})")
+
+    def _source(self, encoder: PromptEncoder) -> PromptSource:
+        task = self.config.task
         return task_named(task.name).make(task, SourceContext(self.config.run.seed, self.verifier, encoder))
 
 
@@ -98,9 +127,11 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     preflight.check_room(config.pipeline, spec.largest_group)
     if spec.model_path is None:
         return spec
-    source = spec.source(spec.tokenizer(spec.model_path))
+    tokenizer = spec.tokenizer(spec.model_path)
+    encoder = spec.encoder(tokenizer)
+    source = spec._source(encoder)
     preflight.check_data(source, config.evaluation.num_prompts, for_training=for_training)
-    return replace(spec, checked=source)
+    return replace(spec.ends_with(tokenizer, encoder), checked=source)
 
 
 def data_spec(config: Config) -> RunSpec:
@@ -121,7 +152,13 @@ def outline(config: Config, context: int) -> RunSpec:
         exact = config.model.dtype == config.rollout.dtype == "float32"
         tolerance = 1e-3 if exact else 0.5
     return RunSpec(
-        config, Path(config.run.dir) / config.run.name, config.model.path, context, verifier_of(config.task), tolerance
+        config,
+        Path(config.run.dir) / config.run.name,
+        config.model.path,
+        context,
+        verifier_of(config.task),
+        tolerance,
+        tuple(config.sampling.stop_token_ids),
     )
 
 

@@ -8,6 +8,7 @@ from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.countdown import COUNTDOWN
 from lpo_ray.tasks.dataset import CODE, DATASET, GEOMETRY, MATH
+from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.reasoning_gym import REASONING_GYM
 from lpo_ray.tasks.task import Task, variant_of
 from lpo_ray.tasks.token_reversal import TOKEN_REVERSAL
@@ -48,6 +49,7 @@ def check_task(task: TaskConfig, num_heldout: int) -> None:
     found = task_named(task.name)
     if task.num_train is not None and not 1 <= task.num_train <= LARGEST:
         raise ConfigError(f"task.num_train is {task.num_train}; expected 1 to {LARGEST:,}, or null for all")
+    form_of(task)
     found.check(task, num_heldout)
 
 

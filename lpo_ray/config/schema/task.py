@@ -52,6 +52,18 @@ class TaskConfig:
     """
     template: str = "plain"
     """plain, or chat (the tokenizer's chat template); prompts that are messages go through that in any case"""
+    chat_template: str | None = None
+    """file with a chat template (Jinja) in place of the tokenizer's"""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """variables of the chat template, such as {enable_thinking: false} of Qwen3"""
+    date: str = "2024-07-26"
+    """the day that a chat template is told when it asks, so that prompts are the same on every day"""
+    system_prompt: str | None = None
+    """system message of conversations that have none; null: as the template has it"""
+    prompt_prefix: str = ""
+    """text before each prompt; of messages, before the user's last"""
+    prompt_suffix: str = ""
+    """text after it, likewise"""
     counts: list[int] = field(default_factory=lambda: [3])
     """countdown: how many numbers a problem has"""
     num_train: int | None = None
@@ -86,3 +98,5 @@ class SamplingConfig:
     """least probability that is kept, as a share of the largest; 0: off"""
     max_tokens: int = MISSING
     """tokens per response"""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """tokens that end a response, beside the model's own end tokens and the chat template's end of turn"""
