@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from lpo_ray.tasks.task import SourceContext
 from lpo_ray.telemetry.metrics import SCORES
 from lpo_ray.telemetry.trackers import tracker_named
 
+logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 20
 """of a response: token id, log-prob, version"""
 
@@ -103,6 +105,11 @@ class RunSpec:
                 f"sampling.stop_token_ids has {strange[0]}; expected ids below {len(tokenizer)}, the tokenizer's size"
             )
         token = encoder.end_of_turn
+        if token is None and encoder.uses_chat_template:
+            logger.warning(
+                "no special token ends the assistant's turn in the chat template: a response ends at the model's end "
+                "tokens and at sampling.stop_token_ids=%s only", list(stops),
+            )  # fmt: skip
         if token is None or token == tokenizer.eos_token_id:
             return self
         ids = tuple(dict.fromkeys([*stops, token]))

@@ -74,7 +74,7 @@ def _template(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"task.chat_template is {path!r}, which cannot be read: {error}; expected a Jinja file"

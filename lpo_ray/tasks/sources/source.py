@@ -58,7 +58,7 @@ class PromptEncoder:
         return self.encode_many([self.render(prompt)])[0]
 
     def encode_many(self, rendered: Sequence[Rendered]) -> list[IntArray]:
-        """Encode prompts that ``render`` made, together. A text that brings the tokenizer's beginning gets no second."""
+        """Encode prompts that ``render`` made, together. A text that brings its own beginning gets no second."""
         rows = self._tokenizer.encode_many([prompt.text for prompt in rendered])
         return [
             row
