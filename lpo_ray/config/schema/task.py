@@ -69,8 +69,9 @@ class TaskConfig:
     num_train: int | None = None
     """size of the training set (cycled in a new order each epoch); null: all rows, or without end for generators"""
     path: str | None = None
-    """data set to train on: .jsonl or .parquet file, Hugging Face folder, or hub name NAME, NAME#SPLIT,
-    NAME#CONFIG/SPLIT; `lpo-ray evaluate` needs heldout_path only
+    """data set to train on: a file (.parquet, .jsonl, .json, .csv, .tsv, also .gz), a pattern such as data/*.parquet, a
+    folder of shards, several of these with commas between them; or a hub name NAME, NAME#SPLIT, NAME#CONFIG/SPLIT;
+    `lpo-ray evaluate` needs heldout_path only
     """
     heldout_path: str | None = None
     """file or data set of the held-out prompts, named as path is; null: none, so evaluation.num_prompts=0"""

@@ -105,7 +105,7 @@ class PromptFile:
         return len(self.kept) - len(np.unique(self.found.exact[self.kept]))
 
     def _where(self, index: int) -> str:
-        return f"{self.path}, row {self._rows.number(index)}"
+        return self._rows.where(index)
 
     def _pass(self, first: list[Row], rest: Iterable[Row], reading: Reading) -> Pass:
         lengths: list[npt.NDArray[np.int32]] = []
