@@ -21,6 +21,7 @@ import numpy.typing as npt
 from lpo_ray.errors import DataError
 from lpo_ray.records import IntArray
 from lpo_ray.tasks.sources.columns import Example, Row, recognised
+from lpo_ray.tasks.sources.layouts import Recast
 from lpo_ray.tasks.sources.rows import open_rows
 from lpo_ray.tasks.sources.source import PromptEncoder
 
@@ -67,7 +68,7 @@ class PromptFile:
         none that is short enough, was there.
         """
         self.path, self._encoder = path, reading.encoder
-        self._rows = open_rows(path)
+        self._rows = Recast(open_rows(path))
         rows = islice(self._rows, limit)
         first = next(rows, None)
         if first is None:
