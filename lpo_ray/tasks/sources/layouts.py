@@ -102,8 +102,8 @@ def _has_answer(row: Row) -> bool:
 
 def _answer(row: Row) -> object:
     """Find an answer that stands under another name."""
-    if (numbers := _countdown(row)) is not None:
-        return {"numbers": numbers, "target": row["target"]}
+    if (game := _countdown(row)) is not None:
+        return {"numbers": list(game.numbers), "target": game.target}
     second = row.get("1")
     if isinstance(second, Mapping):
         found = second.get("ground_truth")
@@ -119,8 +119,8 @@ def _prompt(row: Row) -> object:
             return _asked(turns)
     if isinstance(first := row.get("0"), Mapping):
         return _messages([first])
-    if (numbers := _countdown(row)) is not None:
-        return render(Problem(tuple(numbers), row["target"], ""), "chat")
+    if (game := _countdown(row)) is not None:
+        return render(game, "chat")
     if row.get("instruction"):
         return _instruction(row)
     return next((row[name] for name in OTHER_PROMPTS if row.get(name) is not None), None)
@@ -130,11 +130,12 @@ def _instruction(row: Row) -> str:
     return "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
 
 
-def _countdown(row: Row) -> list[int] | None:
-    """Return the numbers of a row that is a Countdown problem."""
-    numbers = row.get("nums", row.get("numbers"))
-    known = isinstance(numbers, list | tuple) and numbers and all(isinstance(n, int) for n in numbers)
-    return [int(n) for n in numbers] if known and isinstance(row.get("target"), int) else None
+def _countdown(row: Row) -> Problem | None:
+    """Read a row that is a Countdown problem."""
+    numbers, target = row.get("nums", row.get("numbers")), row.get("target")
+    if not isinstance(numbers, list | tuple) or not numbers or not isinstance(target, int):
+        return None
+    return Problem(tuple(numbers), target, "") if all(isinstance(number, int) for number in numbers) else None
 
 
 def _asked(turns: Sequence[Any]) -> Sequence[Any]:

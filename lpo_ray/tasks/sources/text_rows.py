@@ -14,7 +14,7 @@ import lzma
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, cast
 
 from typing_extensions import override
@@ -24,7 +24,7 @@ from lpo_ray.tasks.sources.columns import Row, shown
 from lpo_ray.tasks.sources.files import kind_of
 from lpo_ray.tasks.sources.rows import JsonlRows, Rows
 
-OPENERS: dict[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS = cast("Mapping[str, Callable[[str], IO[bytes]]]", {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open})
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, csv.Error)
 csv.field_size_limit(sys.maxsize)
 Numbered = Iterator[tuple[int, Row]]
@@ -158,4 +158,4 @@ def _packed(path: str) -> str:
 
 def _opened(path: str) -> IO[bytes]:
     opener = OPENERS.get(_packed(path))
-    return open(path, "rb") if opener is None else opener(path, "rb")
+    return open(path, "rb") if opener is None else opener(path)
