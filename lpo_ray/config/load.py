@@ -53,7 +53,7 @@ def read_layer(path: Path) -> Layer:
         raise ConfigError(f"config file {str(path)!r} does not exist; expected a YAML file{hint}")
     try:
         tree = read_tree(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
     if isinstance(tree, Scalar) and tree.is_null:
         return str(path), {}
@@ -171,7 +171,7 @@ def _parsed(text: str, hint: Any, source: str) -> Tree:  # noqa: ANN401 - a type
         return Scalar(text, plain=True)
     try:
         return read_tree(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not valid YAML after '=': {' '.join(str(error).split())}") from error
 
 

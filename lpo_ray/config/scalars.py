@@ -61,8 +61,10 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_mapping)
 
 def read_tree(text: str) -> Tree:
     """Parse one document of YAML. Raises yaml.YAMLError."""
-    found = yaml.load(text, _Loader)
-    return Scalar("", plain=True) if found is None else found
+    try:
+        return as_tree(yaml.load(text, _Loader))
+    except (TypeError, RecursionError) as error:  # dates and sets by their tags, a list that holds itself
+        raise yaml.YAMLError(str(error)) from error
 
 
 def as_tree(value: object, *, plain: bool = False) -> Tree:
