@@ -66,8 +66,8 @@ def test_input_is_a_file_where_there_is_a_folder_for_it(kind: str) -> None:
     if kind == kinds.BUBBLEWRAP:
         assert [run.stdout for run in found] == [b"2 2\n", b"0 0\n", *[b"%d %d\n" % (large, large)] * 2]
     source = "import sys; print(len(sys.stdin.read()))"
-    for given in (b"z" * large, b"z" * 2 * large):  # the second one is too large for a file
-        assert runs(source, given, b"1", limits=Limits(kind))[0].stdout == b"%d\n" % len(given)
+    for fed in (b"z" * large, b"z" * 2 * large):  # the second one is too large for a file
+        assert runs(source, fed, b"1", limits=Limits(kind))[0].stdout == b"%d\n" % len(fed)
 
 
 @pytest.mark.parametrize(
