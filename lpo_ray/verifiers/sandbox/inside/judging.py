@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -29,8 +30,7 @@ def accepts(value: Any, expected: Any) -> bool:  # noqa: ANN401 - any value
 
 def guard_numpy() -> None:
     """Make numpy's comparisons tell nothing from something: they take an empty list for close to any number."""
-    import numpy as np
-    import numpy.testing
+    np, testing = (importlib.import_module(name) for name in ("numpy", "numpy.testing"))
 
     def is_empty(value: Any) -> bool:  # noqa: ANN401 - any value
         try:
@@ -52,7 +52,7 @@ def guard_numpy() -> None:
     for name in ("allclose", "isclose"):
         setattr(np, name, guarded(getattr(np, name)))
     for name in ("allclose", "almost_equal", "array_almost_equal", "array_equal", "equal", "approx_equal"):
-        setattr(numpy.testing, f"assert_{name}", guarded(getattr(numpy.testing, f"assert_{name}")))
+        setattr(testing, f"assert_{name}", guarded(getattr(testing, f"assert_{name}")))
 
 
 def try_named(space: dict[str, Any], name: str) -> None:
