@@ -40,6 +40,14 @@ class _Pending(NamedTuple):
     source: str
 
 
+RENAMED = {
+    "rollout.deadline_seconds": "rollout.silence_seconds",
+    "learner.deadline_seconds": "learner.silence_seconds",
+    "pipeline.lease_seconds": None,
+}
+"""key of an earlier version -> its name now; None: it has no meaning any more"""
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read ``path``, apply ``overrides`` ("section.key=value"), validate. Raises ConfigError naming key and value."""
     return config_of([read_layer(path)], overrides)
@@ -69,7 +77,7 @@ def config_of(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Config:
     """
     values: dict[str, Any] = {}
     for source, sections in layers:
-        _merge(values, cast("dict[str, Tree]", as_tree(sections)), Config, "", source)
+        _merge(values, in_new_names(cast("dict[str, Tree]", as_tree(sections))), Config, "", source)
     for override in overrides:
         _override(values, override)
     source = layers[0][0]
@@ -82,6 +90,20 @@ def config_of(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Config:
     validate(config)
     _refuse_secrets("", dataclasses.asdict(config), source)
     return config
+
+
+def in_new_names(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Give keys of an earlier version their names of now, so that its runs can be resumed. Where the new name is there,
+    too, it prevails.
+    """
+    named = {section: dict(keys) if isinstance(keys, Mapping) else keys for section, keys in sections.items()}
+    for old, new in RENAMED.items():
+        section, _, name = old.partition(".")
+        if isinstance(keys := named.get(section), dict) and name in keys:
+            value = keys.pop(name)
+            if new is not None:
+                keys.setdefault(new.rpartition(".")[2], value)
+    return named
 
 
 def dump_config(config: Config) -> str:
@@ -129,7 +151,10 @@ def _merge(values: dict[str, Any], update: Mapping[str, Tree], section: type, pr
 def _override(values: dict[str, Any], override: str) -> None:
     """Apply "section.key=value". Text is taken as it stands after the sign, all else as YAML."""
     key, equals, text = override.partition("=")
-    names, source = key.split("."), f"override {override!r}"
+    now = RENAMED.get(key, key) if equals else key
+    if now is None:
+        return None
+    names, source = now.split("."), f"override {override!r}"
     if not equals or len(names) < 2 or not all(names):
         raise ConfigError(f"{source} was not understood; expected section.key=value, as in run.steps=5")
     hint: Any = Config

@@ -43,6 +43,21 @@ def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -
     assert load_config(resolved) == config
 
 
+def test_keys_of_an_earlier_version_mean_what_they_mean_now(tmp_path: Path) -> None:
+    """A run that was begun with them is resumed, from its folder's configuration or the user's own."""
+    old = ["rollout.deadline_seconds=50", "learner.deadline_seconds=70", "pipeline.lease_seconds=3"]
+    found = load_config(QUICKSTART, old)
+    assert (found.rollout.silence_seconds, found.learner.silence_seconds) == (50, 70)
+    file = tmp_path / "config.yaml"
+    text = dump_config(found).replace("silence_seconds", "deadline_seconds")
+    file.write_text(text.replace("pipeline:\n", "pipeline:\n  lease_seconds: 1200.0\n"))
+    assert load_config(file) == found
+    both = load_config(file, ["rollout.silence_seconds=9", "learner.deadline_seconds=8"])
+    assert (both.rollout.silence_seconds, both.learner.silence_seconds) == (9, 8)
+    assert "did you mean rollout.drain_seconds" in failure("rollout.deadline_second=1")
+    assert "rollout.silence_seconds is -1.0; expected a number above 0" in failure("rollout.deadline_seconds=-1")
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -107,8 +107,6 @@ class PipelineConfig:
     """learner: encode a prompt once for all K responses; needs packed attention"""
     max_attempts: int = 5
     """issues of one prompt in a row before the run ends with TooManyLost"""
-    lease_seconds: float = 1200.0
-    """time of one attempt from issue to verdict; then it is lost, whoever holds it, and issued again"""
     max_gib: float = 8.0
     """memory of the driver for groups that are on their way or wait to be trained"""
     equal_rewards: EqualRewards = EqualRewards.keep

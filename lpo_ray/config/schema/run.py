@@ -115,6 +115,8 @@ class SupervisionConfig:
     """restarts of each within the window; after them a rollout worker is given up, and anything else ends the run"""
     window_seconds: float = 3600.0
     """window over which restarts are counted"""
+    start_seconds: float = 1800.0
+    """time that each has to start once it has a place, with all that it loads and compiles"""
     backoff_seconds: float = 1.0
     """pause before the second restart in the window; doubled with each further one"""
 

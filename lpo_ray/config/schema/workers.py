@@ -47,8 +47,10 @@ class RolloutConfig:
     """share of a GPU's memory for weights and KV cache, as vLLM has it"""
     enforce_eager: bool = True
     """run without CUDA graphs: slower to decode, quicker to start"""
-    deadline_seconds: float = 600.0
-    """deadline of one group, and of an engine's start"""
+    silence_seconds: float = 600.0
+    """an engine that has groups and samples no token for so long is replaced; a group of which nothing is heard for
+    twice as long is issued again
+    """
     drain_seconds: float = 60.0
     """time that a leaving worker has to finish its groups; what is left is issued again"""
     labels: dict[str, str] = field(default_factory=dict)
@@ -93,8 +95,10 @@ class LearnerConfig:
     """updates in a row that are skipped for NaN or Inf before the run stops"""
     zero: dict[str, Any] = field(default_factory=dict)
     """passed through to DeepSpeed's zero_optimization, such as {offload_optimizer: {device: cpu}}"""
-    deadline_seconds: float = 1800.0
-    """deadline of one call to the ranks: a step, or their start"""
+    silence_seconds: float = 1800.0
+    """ranks that are asked for something and get on with nothing for so long (no micro-batch, no file of a checkpoint)
+    are started again
+    """
 
 
 @dataclass
@@ -109,6 +113,8 @@ class TransportConfig:
     tolerance: float | None = None
     """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
     prepare_seconds: float = 60.0
-    """time for the engines to stop decoding and to join the learner"""
+    """time for the engines to stop decoding (those that end what they decode first: without a token), and to join the
+    learner; half of it where there are several
+    """
     transfer_seconds: float = 300.0
-    """time for all buckets and their proof"""
+    """time for one bucket, and for the proof; half of it where there are several engines"""
