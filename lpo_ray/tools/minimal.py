@@ -33,9 +33,9 @@ from lpo_ray.tasks.base_policy import Recipe, cached_base_policy, default_cache_
 from lpo_ray.tasks.sources.countdown_problems import Problem, answer_json, generate, render
 from lpo_ray.verifiers.countdown import countdown
 
-STEPS = 48
+STEPS = 80
 PROMPTS, GROUP_SIZE, MAX_TOKENS = 64, 8, 24  # P, K, tokens of a response at most
-UPDATES = 4  # optimiser updates in a step, each over an equal share of its groups
+UPDATES = 2  # optimiser updates in a step, each over an equal share of its groups
 LEARNING_RATE, GRADIENT_CLIP = 2e-4, 1.0
 DIVERGENCE, TEMPERATURE, CLIP = "forward_kl", "group_std", "clamp"  # the point of the grid; see lpo_ray/objective/
 HELDOUT = 256
@@ -111,9 +111,11 @@ def learn(policy: TorchScorer, optimiser: torch.optim.Optimizer, groups: Sequenc
 
 
 def pass_rate(engine: PreTrainedModel, tokenizer: Tokenizer) -> float:
-    """Sample 16 responses to each held-out prompt: pass@1, the share that is right."""
+    """Sample GROUP_SIZE responses to each held-out prompt: pass@1, the share that is right."""
     problems = [generate(0, number, split="heldout", counts=(3,)) for number in range(HELDOUT)]
-    return float((verify(sample(engine, tokenizer, problems, 16), tokenizer) == 1.0).float().mean())
+    parts = [problems[first : first + PROMPTS] for first in range(0, HELDOUT, PROMPTS)]
+    right = [verify(sample(engine, tokenizer, part, GROUP_SIZE), tokenizer) == 1.0 for part in parts]
+    return float(torch.cat(right).float().mean())
 
 
 def main() -> None:
