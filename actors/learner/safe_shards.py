@@ -25,7 +25,6 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from lpo_ray.errors import CheckpointDamaged
 
 
-
 def stage_named(*arguments: object) -> ZeroStageEnum:
     """Stand in for getattr. Raises UnpicklingError for anything but a stage of ZeroStageEnum."""
     match arguments:

@@ -30,7 +30,7 @@ def enum_by_value(member: Enum) -> bytes:
 
 def enum_by_name(member: Enum) -> bytes:
     """A member as Python 3.11.0 to 3.11.3 write it: getattr is called with its class and its name."""
-    return _called(b"c__builtin__\ngetattr\n", b"(" + _global(type(member)) + pickled(member.name) + b"t")
+    return _called(b"c__builtin__\ngetattr\n", _global(type(member)) + pickled(member.name) + b"\x86")
 
 
 def _global(kind: type) -> bytes:
