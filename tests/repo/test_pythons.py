@@ -105,7 +105,7 @@ def test_an_enumeration_is_spelled_as_the_shards_are_read(version: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", [v for v in others() if v.rsplit(".", 1)[0] == "%d.%d" % sys.version_info[:2]])
+@pytest.mark.parametrize("version", [v for v in others() if Version(v).release[:2] == sys.version_info[:2]])
 @pytest.mark.parametrize("tests", ["tests/actors/learner/test_safe_shards.py", "tests/training/test_checkpoint.py"])
 def test_checkpoints_under_another_python_of_the_same_minor_version(version: str, tests: str) -> None:
     packages = os.pathsep.join([str(ROOT), *site.getsitepackages()])
