@@ -8,9 +8,6 @@ from lpo_ray.tools.doctor.findings import Finding, State, Surroundings, judge
 from lpo_ray.verifiers.sandbox.kinds import BUBBLEWRAP, RLIMIT
 from lpo_ray.verifiers.sandbox.program import missing, trouble_with
 
-SECONDS = 30.0
-"""time for a program in each kind"""
-
 
 def check_sandbox(_: Surroundings) -> list[Finding]:
     """Check the sandbox."""
