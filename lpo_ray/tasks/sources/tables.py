@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
+from lpo_ray.common.plugins import is_installed
 from lpo_ray.errors import DataError
 from lpo_ray.tasks.sources.columns import Row
 from lpo_ray.tasks.sources.rows import Rows
@@ -118,12 +120,10 @@ def _column_at_fault(table: pa.Table | pa.RecordBatch) -> str:
 
 
 def _loaded(path: str) -> Any:  # noqa: ANN401 - datasets is not a package we need
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise DataError(
-            f"task.path is {path!r}: neither .jsonl nor .parquet, and a hub's needs `pip install datasets`"
-        ) from error
+    if "datasets" not in sys.modules and not is_installed("datasets"):
+        raise DataError(f"task.path is {path!r}: neither .jsonl nor .parquet, and a hub's needs `pip install datasets`")
+    import datasets  # pyright: ignore[reportMissingImports]
+
     if int(datasets.__version__.partition(".")[0]) < SAFE_DATASETS:
         raise DataError(
             f"task.path is {path!r}, and datasets {datasets.__version__} would run a script that a data set brings "
