@@ -313,6 +313,15 @@ def test_local_refuses_what_cannot_be(tmp_path: Path, arguments: list[str], mess
     assert message in finished.stderr
 
 
+def test_local_refuses_a_folder_with_white_space(tmp_path: Path) -> None:
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    script, tools = checkout(folder, "")
+    finished = run_script(script, "config.yaml", tools=tools, cwd=folder)
+    assert finished.returncode == 2
+    assert finished.stderr == f"local.sh: '{folder}' has white space in it, which Ray does not take; move this folder\n"
+
+
 def test_local_shows_why_the_head_did_not_start(tmp_path: Path) -> None:
     script, tools = checkout(tmp_path, "")
     tools.add("ray", 'echo "port is taken" >&2; exit 1')
