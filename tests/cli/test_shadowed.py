@@ -48,7 +48,14 @@ def test_a_folder_named_datasets_is_not_the_package(folder: Path, start: str) ->
         pytest.skip("datasets is installed here")
     (folder / "datasets").mkdir()
     finished = lpo_ray(
-        start, folder, "data", QUICKSTART, "task.name=dataset", "task.path=team/sums", "evaluation.num_prompts=0"
+        start,
+        folder,
+        "data",
+        QUICKSTART,
+        "task.name=dataset",
+        "task.path=team/sums",
+        "task.verifier=exact",
+        "evaluation.num_prompts=0",
     )
     assert finished.returncode == 2, finished.stderr
     assert "a hub's needs `pip install datasets`" in finished.stderr
