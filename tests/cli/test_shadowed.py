@@ -58,7 +58,7 @@ def test_a_folder_named_datasets_is_not_the_package(folder: Path, start: str) ->
         "evaluation.num_prompts=0",
     )
     assert finished.returncode == 2, finished.stderr
-    assert "a hub's needs `pip install datasets`" in finished.stderr
+    assert "needs `pip install datasets`" in finished.stderr
     assert "Traceback" not in finished.stderr
 
 
