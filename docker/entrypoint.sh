@@ -3,6 +3,7 @@
 #   both    LPO_RAY_ROLE            learner | rollout | verifier: the node's label lpo-ray/role; unset: no label
 #           RAY_NUM_CPUS, RAY_NUM_GPUS   what Ray may place here; unset: what it finds
 #           RAY_AUTH_TOKEN_PATH     file with the cluster's token; unset: ~/.ray/auth_token
+#           RAY_OBJECT_STORE_BYTES  size of Ray's object store; unset: what fits into /dev/shm
 #   head    RAY_PORT                6379
 #           RAY_DASHBOARD_HOST      127.0.0.1; behind a published port it must be 0.0.0.0
 #           RAY_DASHBOARD_PORT      8265
@@ -35,6 +36,33 @@ wait_for_head() {
     done
 }
 
+# A user without a home of its own, or with one that is read-only, as under `docker run --user` and on OpenShift.
+if [[ ! -w "${HOME:-/}" ]]; then
+    if [[ -r "${HOME:-/}/.ray/auth_token" ]]; then
+        export RAY_AUTH_TOKEN_PATH="${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}"
+    fi
+    old="${HOME:-unset}"
+    HOME="$(mktemp -d 2>/dev/null)" || fail "neither HOME ($old) nor /tmp can be written by user $(id -u); expected \
+one of them: -e HOME=... or --tmpfs /tmp"
+    export HOME
+fi
+# Every connection between Ray's processes takes a descriptor.
+if [[ "$(ulimit -Sn)" != unlimited ]] && (($(ulimit -Sn) < 65536)); then
+    ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)"
+fi
+
+# Ray takes 30 % of the machine's memory, whatever a container's /dev/shm holds, and then keeps objects in /tmp.
+object_store() {
+    local shared memory
+    if [[ -n "${RAY_OBJECT_STORE_BYTES:-}" ]]; then
+        echo "$RAY_OBJECT_STORE_BYTES"
+        return
+    fi
+    shared="$(df --output=size -B1 /dev/shm | tail -n 1)"
+    memory=$((1024 * $(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)))
+    if ((shared * 8 / 10 < memory * 3 / 10 && shared >= 128 * 1024 * 1024)); then echo $((shared * 8 / 10)); fi
+}
+
 node=(--block)
 if [[ -n "${RAY_NUM_CPUS:-}" ]]; then node+=(--num-cpus "$RAY_NUM_CPUS"); fi
 if [[ -n "${RAY_NUM_GPUS:-}" ]]; then node+=(--num-gpus "$RAY_NUM_GPUS"); fi
@@ -42,6 +70,13 @@ case "${LPO_RAY_ROLE:-}" in
     "") ;;
     learner | rollout | verifier) node+=(--labels "lpo-ray/role=$LPO_RAY_ROLE") ;;
     *) fail "LPO_RAY_ROLE is '$LPO_RAY_ROLE'; expected learner, rollout or verifier, or nothing" ;;
+esac
+
+case "${1:-}" in
+    head | worker)
+        bytes="$(object_store)"
+        if [[ -n "$bytes" ]]; then node+=(--object-store-memory "$bytes"); fi
+        ;;
 esac
 
 case "${1:-}" in

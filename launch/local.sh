@@ -20,6 +20,7 @@ fail() {
 for tool in ray lpo-ray; do
     command -v "$tool" >/dev/null || fail "'$tool' is not on PATH; run: make -C $here setup"
 done
+[[ ! "$here" =~ [[:space:]] ]] || fail "'$here' has white space in it, which Ray does not take; move this folder"
 config="$1"
 shift
 

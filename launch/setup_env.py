@@ -66,6 +66,12 @@ def check_python(version: tuple[int, int]) -> None:
         raise SetupError(f"Python {version[0]}.{version[1]} was found; expected {wanted}: make PYTHON=python3.11 ...")
 
 
+def check_folder(folder: Path) -> None:
+    """Ray's own command lines do not quote the path of Python."""
+    if any(map(str.isspace, str(folder))):
+        raise SetupError(f"{folder} has white space in it, which Ray does not take; expected a folder without: move it")
+
+
 def usable() -> bool:
     """Whether .venv was finished, and by this Python. Of one cut short, uv and pip would keep a half-copied package."""
     code = f"import pip, sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
@@ -215,6 +221,7 @@ def main() -> None:
     accelerator = parser.parse_args().accelerator
     try:
         check_python(sys.version_info[:2])
+        check_folder(VENV)
         wanted = fingerprint(accelerator)
         if STAMP.exists() and STAMP.read_text() == wanted:
             return

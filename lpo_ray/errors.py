@@ -281,6 +281,22 @@ class Interrupted(LpoRayError):
         return f"stopped by signal {self.signal_number} after step {self.step}; continue with run.resume=auto"
 
 
+class RunNotDone(LpoRayError):
+    """A run that was followed and did not come to its end, without an error of its own: stopped, or out of sight."""
+
+    def __init__(self, run: str, job: str, state: str) -> None:
+        super().__init__(run, job, state)
+        self.run, self.job, self.state = run, job, state
+
+    def __str__(self) -> str:
+        if self.state == "STOPPED":
+            return f"{self.run} was stopped before its end (job {self.job}); continue with run.resume=auto"
+        return (
+            f"{self.run} says no more, and has not ended (job {self.job}: {self.state}): its head may have gone; "
+            f"follow it again with lpo-ray logs {self.run} --follow"
+        )
+
+
 class EvaluationInterrupted(Interrupted):
     """A signal that asked an evaluation to end; the results so far are kept."""
 

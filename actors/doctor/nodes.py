@@ -20,7 +20,8 @@ from actors.runtime.connection import joined
 from actors.runtime.remote_calls import call_each
 from lpo_ray.errors import LpoRayError
 from lpo_ray.tools.doctor import CHECKS, Check, Finding, State, Surroundings, examine
-from lpo_ray.tools.doctor.collective import GRACE, SECONDS, free_port, start_rank, summary
+from lpo_ray.tools.doctor.collective import free_port, start_rank, summary
+from lpo_ray.tools.doctor.deadlines import COLLECTIVE_SECONDS, GRACE
 from lpo_ray.tools.doctor.findings import broken, judge
 from lpo_ray.tools.doctor.probe import ProbeResult
 from lpo_ray.tools.doctor.versions import all_versions, same_everywhere
@@ -174,15 +175,16 @@ async def _collective(first: NodeChecks, second: NodeChecks) -> Finding:
     )
     if isinstance(port, LpoRayError):
         return broken(name, str(port), f"does {first.name} still have the address {first.address}?")
+    limit = COLLECTIVE_SECONDS
     outcomes = await call_each(
-        [node.handle.rank.remote(rank, first.address, port, SECONDS) for rank, node in enumerate((first, second))],
-        who=pair, what="gloo collective", seconds=SECONDS + GRACE + CALL_SECONDS,
+        [node.handle.rank.remote(rank, first.address, port, limit) for rank, node in enumerate((first, second))],
+        who=pair, what="gloo collective", seconds=limit + GRACE + CALL_SECONDS,
     )  # fmt: skip
     ended = [outcome for outcome in outcomes if not isinstance(outcome, LpoRayError)]
     errors = [outcome for outcome in outcomes if isinstance(outcome, LpoRayError)]
     if errors:
         return broken(name, str(errors[0]), "is the node still there? see ray status")
-    return summary(name, "gloo", ended, SECONDS)
+    return summary(name, "gloo", ended, limit)
 
 
 def _unreachable(error: LpoRayError) -> Finding:

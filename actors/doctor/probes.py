@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from lpo_ray.records import IntArray
+from lpo_ray.tools.doctor.findings import root
 from lpo_ray.tools.doctor.stack import TOKENS
 
 CONTEXT = 128
@@ -33,8 +34,10 @@ def imports() -> Mapping[str, object]:
     import ray
     import transformers
 
-    transformers.AutoConfig  # noqa: B018 - lazy: this is where a torchvision of another build shows
-    transformers.AutoModelForCausalLM  # noqa: B018
+    try:
+        transformers.Qwen3ForCausalLM  # noqa: B018 - lazy: this is where a torchvision of another build shows
+    except ImportError as error:
+        raise root(error) from None
     return {"ray": ray.__version__, "deepspeed": deepspeed.__version__, "transformers": transformers.__version__}
 
 

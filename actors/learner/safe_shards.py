@@ -1,7 +1,8 @@
 """ZeRO shards read from disk without the code that pickle would run: a run's folder may come from a stranger.
 
 DeepSpeed loads its own files with ``weights_only=False``, which only an environment variable of torch overrides. Beside
-tensors and plain values its files hold two classes, which are allowed by name. Anything else is refused.
+tensors and plain values its files hold two classes, which are allowed by name. Anything else is refused. The stage has
+two spellings: ``ZeroStageEnum(3)``, and by Python before 3.11.4 ``getattr(ZeroStageEnum, "weights")``.
 ``python -m actors.learner.safe_shards`` is DeepSpeed's converter to its universal format under the same rule.
 """
 
@@ -23,8 +24,17 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from lpo_ray.errors import CheckpointDamaged
 
-ALLOWED = [LossScaler, ZeroStageEnum]
-"""classes that a shard may hold"""
+
+def stage_named(*arguments: object) -> ZeroStageEnum:
+    """Stand in for getattr. Raises UnpicklingError for anything but a stage of ZeroStageEnum."""
+    match arguments:
+        case (kind, str(name)) if kind is ZeroStageEnum and name in ZeroStageEnum.__members__:
+            return ZeroStageEnum[name]
+    raise pickle.UnpicklingError("GLOBAL getattr of something else than a stage")
+
+
+ALLOWED = [LossScaler, ZeroStageEnum, (stage_named, "builtins.getattr")]
+"""what a shard may hold; beside a stand-in the name that it stands for"""
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 """torch's environment variable"""
 

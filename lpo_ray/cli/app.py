@@ -409,6 +409,13 @@ def main() -> None:
     except LpoRayError as error:
         errors.print(redact(f"{type(error).__name__}: {error}"), markup=False)
         sys.exit(error.exit_code)
+    except ImportError as error:
+        from lpo_ray.tools.doctor.findings import root
+
+        cause = root(error)
+        what = f"{type(cause).__name__}: {cause}; expected a stack that imports: see what lpo-ray doctor says of it"
+        errors.print(redact(what), markup=False)
+        sys.exit(1)
     except OSError as error:
         errors.print(redact(f"{type(error).__name__}: {error}; what was committed before it is kept"), markup=False)
         sys.exit(1)

@@ -99,16 +99,16 @@ class RayBackend:
     """Backend on a Ray cluster that is joined, or started and ended with the command."""
 
     def __init__(self, config: Config) -> None:
-        """Import Ray; nothing is started yet."""
+        """Import Ray and check the request; nothing is started yet. Raises ConfigError."""
         from actors import cluster
         from actors.runtime.ray_metrics import RayMetrics
 
+        cluster.check(config)
         self._config, self._actors, self._metrics = config, cluster, RayMetrics
 
     @contextlib.contextmanager
     def cluster(self) -> Iterator[None]:
         """Join or start the cluster; leave or end it with the context."""
-        self._actors.check(self._config)
         try:
             self._actors.connect(self._config)
             interrupt_on_signal()  # Ray has put its own handler in place, which would end with exit code 15

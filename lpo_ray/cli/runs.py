@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lpo_ray.common.redaction import redact
-from lpo_ray.errors import ComponentFailed, ConfigError, LedgerUnbalanced
+from lpo_ray.errors import ComponentFailed, ConfigError, DeadlineExceeded, LedgerUnbalanced, RunNotDone
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.telemetry.monitor.why import place, render_why, why_from_folder
 from lpo_ray.telemetry.status import read_status, render_status, state_of
@@ -28,6 +29,10 @@ from lpo_ray.training.ledger_audit import audit, render
 
 if TYPE_CHECKING:
     from lpo_ray.config.schema import Config
+
+
+END_SECONDS = 10.0
+"""from the end of what a job says to the end of the job"""
 
 
 def submit_command(config: Config, address: str, working_dir: Path | None, exclude: Sequence[str]) -> str:
@@ -46,7 +51,9 @@ def submit_command(config: Config, address: str, working_dir: Path | None, exclu
 
 
 def follow_command(run: str, address: str, *, follow: bool) -> None:
-    """Print what a run says, to its end with ``follow``; then how it ended. Raises ComponentFailed when it failed."""
+    """Print what a run says, to its end with ``follow``. Raises ComponentFailed when it failed, and RunNotDone when it
+    ended otherwise than by succeeding, or has not ended.
+    """
     from actors.control.jobs import Jobs
 
     jobs = Jobs(address)
@@ -61,9 +68,13 @@ def follow_command(run: str, address: str, *, follow: bool) -> None:
             sys.stdout.flush()
 
     run_until_signal(lambda _: print_all())
+    with suppress(DeadlineExceeded):
+        jobs.wait(job.job_id, END_SECONDS)
     ended = jobs.state(job.job_id)
     if ended.state == "FAILED":
         raise ComponentFailed(f"job {job.job_id}", "train", ended.message)
+    if ended.state != "SUCCEEDED":
+        raise RunNotDone(run, job.job_id, ended.state)
     sys.stdout.write(f"job {job.job_id}: {ended.state}\n")
 
 

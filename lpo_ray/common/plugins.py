@@ -44,6 +44,14 @@ def resolve(name: str, table: Mapping[str, T], kind: str) -> T:
     return found
 
 
+def is_installed(package: str) -> bool:
+    """Tell whether a package can be imported. A folder of that name, such as W&B leaves, is none, though Python takes
+    it for one where no other is.
+    """
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
 def _module(name: str) -> ModuleType:
     """Import a module by its name, or by the path of its file, which is loaded once."""
     if not name.endswith(".py"):

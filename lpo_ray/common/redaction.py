@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from lpo_ray.common.home import home
+
 _NAMES = re.compile(
     r"(TOKEN|(API|ACCESS|AUTH|PRIVATE|SECRET)_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS)(_ID)?$", re.IGNORECASE
 )
@@ -23,7 +25,7 @@ TOKEN_FILE = "RAY_AUTH_TOKEN_PATH"
 def secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Collect the secrets that this process knows: value -> name of its variable."""
     found = {value.strip(): name for name, value in environment.items() if _NAMES.search(name)}
-    token_file = Path(environment.get(TOKEN_FILE) or Path.home() / ".ray" / "auth_token")
+    token_file = Path(environment.get(TOKEN_FILE) or home(environment) / ".ray" / "auth_token")
     with suppress(OSError, UnicodeDecodeError):  # no token, or not ours to read
         found.setdefault(token_file.read_text(encoding="utf-8").strip(), TOKEN_FILE)
     return {value: name for value, name in found.items() if len(value) >= LEAST_LENGTH}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lpo_ray.common.home import default_cache_dir
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
@@ -195,6 +196,6 @@ def build_model(spec: RunSpec, on_progress: base_policy.Progress | None = None) 
     if spec.model_path is not None:
         return spec.model_path
     warmup = spec.config.model.warmup
-    cache = warmup.cache_dir or base_policy.default_cache_dir()
+    cache = warmup.cache_dir or default_cache_dir()
     recipe = base_policy.Recipe(warmup.seed, warmup.steps, warmup.batch_size, warmup.lr, tuple(spec.config.task.counts))
     return str(base_policy.cached_base_policy(Path(cache), recipe, on_progress))

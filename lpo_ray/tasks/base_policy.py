@@ -21,6 +21,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from lpo_ray.common.home import user, writable
+from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.tasks.sources.countdown_problems import generate, render
 
@@ -42,17 +44,19 @@ class Recipe:
     counts: tuple[int, ...] = (3,)
 
 
-def default_cache_dir() -> Path:
-    """Return $LPO_RAY_CACHE, else ~/.cache/lpo-ray."""
-    return Path(os.environ.get("LPO_RAY_CACHE") or Path.home() / ".cache" / "lpo-ray")
-
-
 def cached_base_policy(cache_dir: Path, recipe: Recipe, on_progress: Progress | None = None) -> Path:
     """Return the folder of the recipe's policy in ``cache_dir``, built on first use. Processes that ask at once build
     it once.
     """
     key = blake2b(json.dumps([FORMAT, asdict(recipe)]).encode(), digest_size=8).hexdigest()
     folder = cache_dir / f"base-{key}"
+    if folder.exists():  # whole, as it was written all or nothing; the cache may be a read-only one
+        return folder
+    if not writable(cache_dir):
+        raise ConfigError(
+            f"the base policy's cache {cache_dir} cannot be written by {user()}; expected a folder of this user's: "
+            "set LPO_RAY_CACHE, HOME or model.warmup.cache_dir"
+        )
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(str(cache_dir / f"base-{key}.lock")):
         if not folder.exists():

@@ -6,7 +6,6 @@ not keep up is turned off with a note. metrics.jsonl is the record; a step that 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import queue
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lpo_ray.common.files import write_text
-from lpo_ray.common.plugins import UnknownName, resolve
+from lpo_ray.common.plugins import UnknownName, is_installed, resolve
 from lpo_ray.errors import ConfigError
 from lpo_ray.telemetry.metrics import Value
 from lpo_ray.telemetry.sinks import in_group, numbers
@@ -147,7 +146,7 @@ def tracker_named(name: str) -> Open:
         found = resolve(name, TRACKERS, "telemetry.trackers")
     except UnknownName as error:
         raise ConfigError(str(error)) from error
-    if name in TRACKERS and not _is_installed(name):
+    if name in TRACKERS and not is_installed(name):
         raise ConfigError(
             f"telemetry.trackers has {name!r}, but the package {name} is not installed; expected it with our extra: "
             f"pip install 'lpo-ray[{name}]', or take {name} out of telemetry.trackers"
@@ -252,9 +251,3 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
 def mlflow_name(name: str) -> str:
     """Return a metric's name in the letters that MLflow takes: "evaluation/evaluation_pass_at_1"."""
     return in_group(name.replace("@", "_at_"))
-
-
-def _is_installed(module: str) -> bool:
-    """Tell whether it can be imported. A folder of that name, such as W&B leaves, is no package."""
-    spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None

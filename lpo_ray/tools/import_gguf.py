@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lpo_ray.common.plugins import is_installed
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.loading import load_policy
 
@@ -113,7 +114,7 @@ def _package(name: str) -> Path | None:
 
 
 def _check_packages() -> None:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in NEEDED if not is_installed(name)]
     if missing:
         raise ConfigError(
             f"{' and '.join(missing)} not installed, which transformers reads GGUF files with; "

@@ -23,13 +23,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import GenerationConfig, PreTrainedModel
 
+from lpo_ray.common.home import default_cache_dir
 from lpo_ray.learner.torch_learner import TorchScorer
 from lpo_ray.objective import clipped_token_loss, gibbs_target, project, response_log_ratio, target_temperature
 from lpo_ray.policy.loading import load_policy
 from lpo_ray.policy.scoring import TokenScores, score_bundles
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import IntArray
-from lpo_ray.tasks.base_policy import Recipe, cached_base_policy, default_cache_dir
+from lpo_ray.tasks.base_policy import Recipe, cached_base_policy
 from lpo_ray.tasks.sources.countdown_problems import Problem, answer_json, generate, render
 from lpo_ray.verifiers.countdown import countdown
 

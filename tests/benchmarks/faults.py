@@ -22,7 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpo_ray.tasks.base_policy import Recipe, cached_base_policy, default_cache_dir
+from lpo_ray.common.home import default_cache_dir
+from lpo_ray.tasks.base_policy import Recipe, cached_base_policy
 from lpo_ray.telemetry.log import LogLine, read_log
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.training.ledger_audit import audit

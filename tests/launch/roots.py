@@ -150,8 +150,8 @@ class Build:
 
     def _run(self, instruction: Instruction, root: Root) -> None:
         caches = [re.search(r"target=([^,]+)", flag) for flag in instruction.flags if "type=cache" in flag]
-        cache = Path.home() / ".cache" / "pip"
-        binds = {str(cache): found[1] for found in caches if found and cache.exists()}
+        folders = [folder for name in ("pip", "uv") if (folder := Path.home() / ".cache" / name).exists()]
+        binds = {str(folder): f"{found[1]}/{folder.name}" for found in caches if found for folder in folders}
         finished = root.run(["/bin/sh", "-c", instruction.text], timeout=self.timeout, binds=binds, settings=True)
         assert finished.returncode == 0, f"RUN {instruction.text}\n{finished.stdout[-3000:]}"
 

@@ -1,5 +1,5 @@
-"""docker/Dockerfile.cpu without Docker: its own steps in fresh Debian roots, then two steps of the quickstart in the
-last one, as the image's user and through its entrypoint.
+"""docker/Dockerfile.cpu without Docker: its own steps in fresh Debian roots, then two steps of the quickstart and a
+third after a resume in the last one, as the image's user and through its entrypoint.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from tests.support.images import docker_ignores
 FREE_GIB = 10
 USER = 1000
 TRAIN = [
-    "lpo-ray", "train", "configs/quickstart.yaml", "run.dir=/runs", "run.steps=2", "evaluation.num_prompts=0",
-    "telemetry.progress=plain",
+    "lpo-ray", "train", "configs/quickstart.yaml", "evaluation.num_prompts=0", "telemetry.progress=plain",
 ]  # fmt: skip
 
 
@@ -80,9 +79,14 @@ def check_image(image: Root, entrypoint: list[str]) -> None:
     assert refused.returncode == 2
     assert "the token file /home/lpo/.ray/auth_token is missing" in refused.stdout
     give_base_policy(image)
-    trained = image.run([*entrypoint, *TRAIN], timeout=240)
+    trained = image.run([*entrypoint, *TRAIN, "run.steps=2"], timeout=240)
     assert trained.returncode == 0, trained.stdout[-3000:]
     run = image.inside("/runs/quickstart")
     assert run.stat().st_uid == USER
     assert json.loads((run / "summary.json").read_text())["steps"] == 2
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    resumed = image.run([*entrypoint, *TRAIN, "run.steps=3", "run.resume=auto"], timeout=240)  # Debian's own Python
+    assert resumed.returncode == 0, resumed.stdout[-3000:]
+    assert "resumed after step 2" in resumed.stdout
+    examined = image.run([*entrypoint, "lpo-ray", "doctor", "--quick"], timeout=200)
+    assert examined.returncode == 0, examined.stdout[-3000:]

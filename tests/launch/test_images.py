@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import jsonschema
 import pytest
 import yaml
 
+from lpo_ray.tools.doctor.sandbox import sandbox
 from tests.launch.commands import ROOT, commands
 from tests.launch.dockerfile import parse_dockerfile
 from tests.launch.tools import Tools, run_script
@@ -82,7 +84,7 @@ def compose(name: str = "compose.yaml") -> dict[str, Any]:
     return yaml.safe_load((DOCKER / name).read_text())
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml", "compose.sandbox.yaml"])
 def test_compose_takes_its_file(name: str) -> None:
     schema = schema_of("compose/compose-spec")
     jsonschema.validate(compose(name), schema)
@@ -112,6 +114,35 @@ def test_the_five_services_and_their_roles() -> None:
     assert compose()["secrets"] == {"ray_token": {"file": "${RAY_TOKEN_FILE:-./ray.token}"}}
 
 
+def test_a_container_comes_back_however_often_it_ended() -> None:
+    for service in compose()["services"].values():
+        assert service["restart"] == "unless-stopped"
+        assert "ulimits" not in service  # dockerd refuses one above its own; the entrypoint raises what it may
+
+
+def test_a_verifier_that_runs_programs_may_make_namespaces_and_nothing_else() -> None:
+    (name,) = compose("compose.sandbox.yaml")["services"]
+    assert name == "verifier"
+    allowed = compose("compose.sandbox.yaml")["services"][name]
+    assert allowed == {"security_opt": ["seccomp:unconfined", "systempaths=unconfined"]}
+    assert compose()["services"][name]["cap_drop"] == ["ALL"]
+    trouble = sandbox({"bubblewrap": "bwrap: No permissions", "rlimit": None}, [])
+    assert "docker/compose.sandbox.yaml" in trouble.advice
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_a_build_needs_no_hub_but_the_base_and_takes_the_settings_of_pip(path: Path) -> None:
+    assert "syntax=" not in path.read_text()
+    build, _ = parse_dockerfile(path)
+    (setup,) = [run for run in build.of("RUN") if "make setup" in run.text]
+    assert setup.flags == (
+        "--mount=type=cache,target=/root/.cache", "--mount=type=secret,id=pip_conf,target=/etc/pip.conf",
+        "--mount=type=secret,id=ca",
+    )  # fmt: skip
+    assert "UV_LINK_MODE=copy" in build.of("ENV")[0].text  # the cache is another file system
+    assert "ln -s /runs runs" in " ".join(run.text for run in build.of("RUN"))  # run.dir as it ships can be written
+
+
 def test_only_the_dashboard_is_published_and_on_loopback_unless_told() -> None:
     published = {name: service["ports"] for name, service in compose()["services"].items() if "ports" in service}
     assert published == {"head": ["${LPO_RAY_BIND:-127.0.0.1}:8265:8265"]}
@@ -137,11 +168,15 @@ def test_with_gpus_every_container_has_one_of_its_own() -> None:
     assert sorted(device["device_ids"] for (device,) in devices) == [["0"], ["1"], ["2"]]
 
 
+Container = tuple[Tools, dict[str, str]]
+
+
 @pytest.fixture
 def container(tmp_path: Path) -> tuple[Tools, dict[str, str]]:
     """A stand-in for ray, a token, and the environment of a container."""
     tools = Tools.make(tmp_path)
     tools.add("ray")
+    tools.add("df", f"echo 1B-blocks; echo {2**50}")  # of a machine, not of a container
     token = tmp_path / "token"
     token.write_text(TOKEN)
     return tools, {"RAY_AUTH_TOKEN_PATH": str(token), "HOME": str(tmp_path)}
@@ -157,9 +192,6 @@ def entrypoint(
     return finished, tools.calls("ray")
 
 
-Container = tuple[Tools, dict[str, str]]
-
-
 def test_a_head_listens_on_loopback_and_ray_knows_every_flag(container: Container) -> None:
     finished, calls = entrypoint(container, "head")
     assert finished.returncode == 0, finished.stderr
@@ -167,6 +199,68 @@ def test_a_head_listens_on_loopback_and_ray_knows_every_flag(container: Containe
         ["start", "--head", "--block", "--port", "6379", "--dashboard-host", "127.0.0.1", "--dashboard-port", "8265"]
     ]
     parse_ray(["ray", *calls[0]])
+
+
+MEMORY = int(re.search(r"MemTotal: *(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+
+
+@pytest.mark.parametrize(
+    ("shared", "announced"),
+    [
+        (2 * 2**30, 2 * 2**30 * 8 // 10),
+        (MEMORY // 2, None),  # Ray's own 30 % of memory is less
+        (64 * 2**20, None),  # Docker's default, too small for Ray: it warns, and takes /tmp
+    ],
+)
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_the_object_store_fits_into_shared_memory(
+    container: Container, role: str, shared: int, announced: int | None
+) -> None:
+    container[0].add("df", f"echo 1B-blocks; echo {shared}")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        finished, (call,) = entrypoint(container, role, RAY_HEAD=f"127.0.0.1:{listening.getsockname()[1]}")
+    assert finished.returncode == 0, finished.stderr
+    assert parse_ray(["ray", *call]).params["object_store_memory"] == announced
+
+
+def test_the_object_stores_size_can_be_given(container: Container) -> None:
+    _, (call,) = entrypoint(container, "head", RAY_OBJECT_STORE_BYTES="123456789")
+    assert parse_ray(["ray", *call]).params["object_store_memory"] == 123456789
+
+
+SHOW = ["sh", "-c", 'echo "$HOME"; test -w "$HOME" && echo writable; echo "$RAY_AUTH_TOKEN_PATH"']
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes a folder's rights away from another user, which root may")
+@pytest.mark.parametrize("token", [True, False])
+def test_a_user_without_a_home_gets_one_and_keeps_its_token(token: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own is not for other users
+        Path(folder).chmod(0o755)
+        script, home = Path(shutil.copy(DOCKER / "entrypoint.sh", folder)), Path(folder) / "home"
+        (home / ".ray").mkdir(parents=True)
+        if token:
+            (home / ".ray" / "auth_token").write_text(TOKEN)
+        finished = subprocess.run(
+            ["env", "-i", f"PATH={os.environ['PATH']}", f"HOME={home}", "/bin/bash", str(script), *SHOW],
+            user=54321, group=54321, extra_groups=[], capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    made, writable, path = finished.stdout.split("\n")[:3]
+    assert made.startswith("/tmp/")
+    assert writable == "writable"
+    assert path == (f"{home}/.ray/auth_token" if token else "")
+    shutil.rmtree(made)
+
+
+def test_descriptors_are_raised_as_far_as_they_may_be_and_never_lowered(container: Container) -> None:
+    for limit, expected in (("-Sn 1024", "65536"), ("-n 2048", "2048"), ("-Sn 70000", "70000")):
+        command = ["/bin/bash", "-c", f"ulimit {limit} || exit 9; exec {DOCKER}/entrypoint.sh sh -c 'ulimit -Sn'"]
+        finished = subprocess.run(command, env={**os.environ, **container[1]}, capture_output=True, text=True)
+        hard = subprocess.run(["/bin/bash", "-c", "ulimit -Hn"], capture_output=True, text=True).stdout.strip()
+        if finished.returncode == 9:
+            continue  # this machine's own limit is lower
+        most = expected if hard == "unlimited" or int(hard) >= int(expected) else hard
+        assert finished.stdout.strip() == most, finished.stderr
 
 
 def test_a_head_takes_what_it_is_given(container: Container) -> None:

@@ -213,6 +213,14 @@ def test_the_jobs_entrypoint_is_train_on_the_cluster_it_runs_in() -> None:
     assert set(submitted[3:-2]) <= set(entrypoint)
 
 
+@pytest.mark.parametrize("path", SUBMITTED_BY, ids=lambda path: path.name)
+def test_every_role_is_bound_to_the_nodes_of_its_label(path: Path) -> None:
+    (command,) = commands(path, "lpo-ray submit")
+    config = load_config(ROOT / command[2], command[3:-2])
+    asked = {"learner": config.learner, "rollout": config.rollout, "verifier": config.verifier}
+    assert {role: section.labels for role, section in asked.items()} == {role: {"lpo-ray/role": role} for role in ROLES}
+
+
 def test_what_the_example_asks_for_is_what_the_groups_have() -> None:
     (submitted,) = commands(KUBERAY / "raycluster.yaml", "lpo-ray submit")
     config = load_config(ROOT / submitted[2], submitted[3:-2])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,11 +14,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lpo_ray.config import load_config
+from lpo_ray.run.ray_needs import LONGEST_SOCKET, SOCKET_BYTES
 from tests.launch.commands import ROOT
-from tests.launch.tools import Tools, run_script
+from tests.launch.tools import BASH, Tools, run_script
 from tests.support.manifests import parse_ray
 
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("docker/*.sh"), ROOT / "launch" / "slurm.sbatch"])
+ROLES_OF_SLURM = [
+    "learner.labels={lpo-ray/role: learner}", "rollout.labels={lpo-ray/role: rollout}",
+    "verifier.labels={lpo-ray/role: rollout}",
+]  # fmt: skip
 SRUN = r"""
 [[ "$1 $2 $3 $4" == "--overlap --nodes=1 --ntasks=1 --nodelist=$NODE" || "$4" == --nodelist=* ]] || exit 9
 shift 4
@@ -28,6 +37,22 @@ echo "$$" >> "$SLURM_SUBMIT_DIR/pids"
 [[ "$*" != *"$FAILING"* ]] || { echo "no such node"; exit 1; }
 echo "Ray runtime started."
 exec sleep 60
+"""
+LPO_RAY = r"""
+case "$1" in
+submit)
+    [[ -n "${RAY_TMPDIR:-}" ]] && echo "$RAY_TMPDIR" > "$SLURM_SUBMIT_DIR/ray-tmpdir"
+    echo "my run is job x-1 of http://127.0.0.1:8265; its folder there: /runs/x"
+    exit "${SUBMIT_STATUS:-0}" ;;
+logs)
+    echo "$$" > "$SLURM_SUBMIT_DIR/following"
+    [[ -n "${ENDLESS:-}" ]] || exit "${STATUS:-0}"
+    until [[ -e "$SLURM_SUBMIT_DIR/stopped" ]]; do sleep 0.05; done
+    exit "${STATUS:-1}" ;;
+stop)
+    sleep "${STOPPING:-0}"
+    touch "$SLURM_SUBMIT_DIR/stopped" ;;
+esac
 """
 
 
@@ -47,7 +72,7 @@ def slurm(tmp_path: Path, nodes: str = "n1 n2 n3", **environment: str) -> tuple[
     tools.add("getent", '[[ "$2" == n1 ]] && printf "10.0.0.1  STREAM n1\\n10.0.0.1  DGRAM\\n"')
     tools.add("srun", SRUN)
     tools.add("ray", RAY)
-    tools.add("lpo-ray", 'exit "${STATUS:-0}"')
+    tools.add("lpo-ray", LPO_RAY)
     (tmp_path / "config.yaml").write_text("run: {name: x}\n")
     variables = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_ID": "7"}
     return tools, {**variables, "NODE": "", "FAILING": "nothing", **environment}
@@ -83,13 +108,138 @@ def test_slurm_starts_a_head_and_workers_submits_and_ends_them(tmp_path: Path) -
     assert [call[3] for call in tools.calls("srun")] == ["--nodelist=n1", "--nodelist=n2", "--nodelist=n3"]
     for call in tools.calls("ray"):
         parse_ray(["ray", *call])
+    where = ["--address", "http://127.0.0.1:8265"]
     assert tools.calls("lpo-ray") == [
-        [
-            "submit", "config.yaml", "run.resume=auto", "run.steps=2", "--address",
-            "http://127.0.0.1:8265", "--follow",
-        ]
-    ]  # fmt: skip
+        ["submit", "config.yaml", "run.resume=auto", *ROLES_OF_SLURM, "run.steps=2", *where],
+        ["logs", "my run", "--follow", *where],
+    ]
+    assert "my run is job x-1 of " in finished.stdout
     assert ended(tmp_path)
+
+
+def test_slurms_roles_are_labels_that_nodes_have_and_a_configuration_takes(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "quickstart.yaml", ROLES_OF_SLURM)
+    roles = [config.learner.labels, config.rollout.labels, config.verifier.labels]
+    assert roles == [{"lpo-ray/role": role} for role in ("learner", "rollout", "rollout")]
+
+
+def test_slurm_binds_no_role_where_all_nodes_are_of_one_kind(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path, nodes="n1")
+    assert sbatch(tools, environment, "config.yaml").returncode == 0
+    assert tools.calls("lpo-ray")[0][:3] == ["submit", "config.yaml", "run.resume=auto"]
+    assert "labels" not in " ".join(tools.calls("lpo-ray")[0])
+
+
+def near_the_limit(
+    tools: Tools, environment: dict[str, str], signal_number: int
+) -> tuple[subprocess.CompletedProcess[str], float]:
+    """The script while its run trains, and what it does on Slurm's signal; the seconds that it took."""
+    folder = tools.folder.parent.parent
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SLURM_", "LPO_RAY_"))}
+    command = [BASH, str(ROOT / "launch" / "slurm.sbatch"), "config.yaml"]
+    environment = {**kept, "PATH": f"{tools.folder}:{os.environ['PATH']}", **environment, "ENDLESS": "1"}
+    with subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        deadline = time.monotonic() + 30
+        while not (folder / "following").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        started = time.monotonic()
+        running.send_signal(signal_number)
+        out, err = running.communicate(timeout=30)
+    return subprocess.CompletedProcess(command, running.returncode, out, err), time.monotonic() - started
+
+
+def test_before_slurms_time_limit_the_run_ends_with_a_checkpoint_and_is_queued_again(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path, STOPPING="0.5")
+    finished, _ = near_the_limit(tools, environment, signal.SIGUSR1)
+    assert finished.returncode == 143, finished.stderr
+    assert tools.calls("lpo-ray")[-1] == ["stop", "my run", "--address", "http://127.0.0.1:8265"]
+    assert tools.calls("scontrol") == [["show", "hostnames", "n[1-3]"], ["requeue", "7"]]
+    order = [line.split("\t")[:2] for line in tools.record.read_text().splitlines()]
+    assert order.index(["lpo-ray", "stop"]) < order.index(["scontrol", "requeue"])
+    assert ended(tmp_path)
+    assert not (tmp_path / ".lpo-ray-7" / "token").exists()
+
+
+def test_a_run_that_comes_to_its_end_at_the_limit_is_not_queued_again(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path, STATUS="0")
+    finished, _ = near_the_limit(tools, environment, signal.SIGUSR1)
+    assert finished.returncode == 0, finished.stderr
+    assert tools.calls("scontrol") == [["show", "hostnames", "n[1-3]"]]
+
+
+def test_a_run_that_does_not_end_in_time_is_queued_again_all_the_same(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path, STOPPING="60", STOP_SECONDS="1")
+    finished, seconds = near_the_limit(tools, environment, signal.SIGUSR1)
+    assert finished.returncode == 143
+    assert seconds < 20
+    assert "my run did not end within 1 s; it goes on from its last checkpoint" in finished.stderr
+    assert tools.calls("scontrol")[-1] == ["requeue", "7"]
+
+
+def test_a_job_that_is_cancelled_is_not_queued_again(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path)
+    finished, _ = near_the_limit(tools, environment, signal.SIGTERM)
+    assert finished.returncode == 143
+    assert tools.calls("scontrol") == [["show", "hostnames", "n[1-3]"]]
+    assert ended(tmp_path)
+
+
+def test_a_signal_before_the_run_begins_does_not_end_the_job(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path)
+    tools.add("ray", 'kill -USR1 "$PPID"\n' + RAY)
+    assert sbatch(tools, environment, "config.yaml").returncode == 0
+    assert len(tools.calls("lpo-ray")) == 2
+
+
+def test_a_run_that_cannot_be_submitted_ends_the_nodes(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path, SUBMIT_STATUS="2")
+    assert sbatch(tools, environment, "config.yaml").returncode == 2
+    assert len(tools.calls("lpo-ray")) == 1
+    assert ended(tmp_path)
+
+
+def test_slurm_names_a_node_without_an_address(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path)
+    tools.add("getent", "exit 2")
+    finished = sbatch(tools, environment, "config.yaml")
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "slurm.sbatch: the name n1 has no IPv4 address; expected one that the other nodes reach\n"
+    )
+
+
+def test_slurms_start_says_nothing_that_means_nothing(tmp_path: Path) -> None:
+    tools, environment = slurm(tmp_path)
+    assert sbatch(tools, environment, "config.yaml").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"TMPDIR": "/tmp/" + "x" * 32}, None),
+        ({"TMPDIR": "/tmp/" + "x" * 33}, "/tmp"),
+        ({"TMPDIR": "/scratch/slurm/jobs/of/somebody/1234567890", "RAY_TMPDIR": "/mine"}, "/mine"),
+    ],
+)
+def test_a_temporary_folder_too_long_for_rays_sockets_is_not_used(
+    tmp_path: Path, environment: dict[str, str], folder: str | None
+) -> None:
+    tools, variables = slurm(tmp_path)
+    finished = sbatch(tools, {**variables, **environment}, "config.yaml")
+    used = tmp_path / "ray-tmpdir"
+    assert (used.read_text().strip() if used.exists() else None) == folder
+    assert ("is too long for Ray's sockets; Ray uses /tmp" in finished.stderr) == (folder == "/tmp")
+    room = int(re.search(r"SOCKET_ROOM=(\d+)", (ROOT / "launch" / "slurm.sbatch").read_text())[1])
+    assert room == SOCKET_BYTES - len(LONGEST_SOCKET)
+
+
+def test_slurms_signal_comes_before_what_it_is_for_must_have_ended() -> None:
+    text = (ROOT / "launch" / "slurm.sbatch").read_text()
+    sent = int(re.search(r"--signal=B:USR1@(\d+)", text.split("set -euo")[0].split("#SBATCH")[-1])[1])
+    assert int(re.search(r"STOP_SECONDS:-(\d+)", text)[1]) + 30 < sent
 
 
 def test_slurms_token_is_private_new_and_in_no_command_line(tmp_path: Path) -> None:
@@ -161,6 +311,15 @@ def test_local_refuses_what_cannot_be(tmp_path: Path, arguments: list[str], mess
     finished = run_script(script, *arguments, tools=tools, cwd=tmp_path)
     assert finished.returncode == 2
     assert message in finished.stderr
+
+
+def test_local_refuses_a_folder_with_white_space(tmp_path: Path) -> None:
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    script, tools = checkout(folder, "")
+    finished = run_script(script, "config.yaml", tools=tools, cwd=folder)
+    assert finished.returncode == 2
+    assert finished.stderr == f"local.sh: '{folder}' has white space in it, which Ray does not take; move this folder\n"
 
 
 def test_local_shows_why_the_head_did_not_start(tmp_path: Path) -> None:

@@ -235,6 +235,13 @@ def test_uv_sync_leaves_out_what_the_lock_leaves_out() -> None:
     assert uv["conflicts"] == [[{"extra": "cpu"}, {"extra": "cuda"}]]
 
 
+def test_a_folder_with_white_space_is_refused(setup_env: ModuleType) -> None:
+    for folder in ("/home/me/my runs/.venv", "/home/me/a\tb/.venv"):
+        with pytest.raises(setup_env.SetupError, match="has white space in it, which Ray does not take"):
+            setup_env.check_folder(Path(folder))
+    setup_env.check_folder(ROOT / ".venv")
+
+
 def test_other_pythons_are_refused_by_name(setup_env: ModuleType) -> None:
     setup_env.check_python((3, 11))
     with pytest.raises(setup_env.SetupError, match=r"Python 3\.9 was found; expected 3\.11"):

@@ -5,15 +5,11 @@ from __future__ import annotations
 import socket
 import time
 
-import torch
-
+from lpo_ray.tools.doctor.deadlines import COLLECTIVE_SECONDS, GRACE
 from lpo_ray.tools.doctor.findings import Finding, State, Surroundings
+from lpo_ray.tools.doctor.gpus import torch_cuda
 from lpo_ray.tools.doctor.probe import ProbeResult, Running, failed
 
-SECONDS = 60.0
-"""time for both ranks to import torch, meet and add up"""
-GRACE = 5.0
-"""time that a rank gets beyond its own deadline, so that its account of what was late still arrives"""
 EXPECTED = "two ranks add up 4 MiB"
 ADVICE = {
     "gloo": "a firewall between the ranks? set GLOO_SOCKET_IFNAME to the interface of this machine's address",
@@ -23,15 +19,15 @@ ADVICE = {
 
 def check_gloo(_: Surroundings) -> list[Finding]:
     """Check that two ranks on this machine add up."""
-    return [local("gloo", SECONDS)]
+    return [local("gloo", COLLECTIVE_SECONDS)]
 
 
 def check_nccl(_: Surroundings) -> list[Finding]:
     """Check that two ranks on two GPUs of this machine add up, where there are two."""
-    count = torch.cuda.device_count()
+    count = torch_cuda().devices
     if count < 2:
         return [Finding("NCCL collective", State.ok, f"left out: {count} GPUs", "2 GPUs to try it on")]
-    return [local("nccl", SECONDS)]
+    return [local("nccl", COLLECTIVE_SECONDS)]
 
 
 def local(backend: str, seconds: float) -> Finding:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 
 
@@ -42,6 +43,19 @@ class Surroundings:
     run_dir: Path
     cache_dir: Path
     temp_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Check that is imported when it is run, so that a package that is missing or broken is a finding of it alone."""
+
+    module: str
+    """file of this folder"""
+    name: str
+
+    def __call__(self, surroundings: Surroundings) -> Sequence[Finding]:
+        """Import and run."""
+        return getattr(import_module(f"{__package__}.{self.module}"), self.name)(surroundings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +101,23 @@ def guarded(check: Check, surroundings: Surroundings) -> Sequence[Finding]:
     except queue.Empty:
         found = f"no answer within {check.seconds:g} s; it stands at {_position(thread)}"
         return [broken(check.name, found, "what it asks (disk, driver, network or name service) does not answer")]
-    if isinstance(result, BaseException):
-        frames = traceback.extract_tb(result.__traceback__)
-        where = f" at {_place(frames[-1].filename, frames[-1].lineno)}" if frames else ""
-        return [broken(check.name, f"{type(result).__name__}: {result}{where}", "the check itself broke; report this")]
-    return result
+    return [_broke(check.name, result)] if isinstance(result, BaseException) else result
+
+
+def _broke(name: str, error: BaseException) -> Finding:
+    cause = root(error)
+    frames = traceback.extract_tb(cause.__traceback__)
+    where = f" at {_place(frames[-1].filename, frames[-1].lineno)}" if frames else ""
+    missing = isinstance(error, ImportError)
+    advice = "install what it names, or make setup" if missing else "the check itself broke; report this"
+    return broken(name, f"{type(cause).__name__}: {cause}{where}", advice)
+
+
+def root(error: BaseException) -> BaseException:
+    """Return the error that ``error`` was raised from, at the very start."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def broken(name: str, found: str, advice: str) -> Finding:

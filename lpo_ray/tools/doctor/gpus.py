@@ -7,11 +7,10 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from lpo_ray.tools.doctor.deadlines import SMI_SECONDS
 from lpo_ray.tools.doctor.findings import Finding, State, Surroundings, judge
+from lpo_ray.tools.doctor.versions import cuda_of_torch
 
-SMI_SECONDS = 20.0
 FIELDS = ("name", "driver_version", "memory.total", "memory.used")
 
 
@@ -87,9 +86,11 @@ def nccl(found: TorchCuda) -> Finding:
 
 
 def torch_cuda() -> TorchCuda:
-    """Read CUDA as torch has it in this process."""
-    if torch.version.cuda is None:
+    """Read CUDA as torch has it in this process; a CPU build is not imported."""
+    if cuda_of_torch() is None:
         return TorchCuda(None, None, 0, None)
+    import torch
+
     number = torch._C._cuda_getDriverVersion()  # pyright: ignore[reportAttributeAccessIssue] - of CUDA builds only
     supported = f"{number // 1000}.{number % 1000 // 10}" if number else None
     version = ".".join(map(str, torch.cuda.nccl.version()))  # pyright: ignore[reportAttributeAccessIssue]

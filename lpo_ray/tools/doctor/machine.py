@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import socket
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from lpo_ray.common.home import writable
+from lpo_ray.run.ray_needs import needs
 from lpo_ray.tools.doctor.findings import Finding, State, Surroundings, judge
 
 GIB = 2**30
@@ -35,6 +36,11 @@ class Folder:
     existing: Path
     free: int
     writable: bool
+
+
+def check_ray_start(_: Surroundings) -> list[Finding]:
+    """Check what Ray needs of the process that starts it."""
+    return [judge(n.name, None if n.met else State.fail, n.found, n.expected, n.advice) for n in needs()]
 
 
 def check_shared_memory(_: Surroundings) -> list[Finding]:
@@ -194,4 +200,4 @@ def gib(num_bytes: int) -> str:
 def _folder(path: Path) -> Folder:
     absolute = path.absolute()
     existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
-    return Folder(absolute, existing, shutil.disk_usage(existing).free, os.access(existing, os.W_OK | os.X_OK))
+    return Folder(absolute, existing, shutil.disk_usage(existing).free, writable(existing))

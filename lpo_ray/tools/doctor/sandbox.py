@@ -8,9 +8,6 @@ from lpo_ray.tools.doctor.findings import Finding, State, Surroundings, judge
 from lpo_ray.verifiers.sandbox.kinds import BUBBLEWRAP, RLIMIT
 from lpo_ray.verifiers.sandbox.program import missing, trouble_with
 
-SECONDS = 30.0
-"""time for a program in each kind"""
-
 
 def check_sandbox(_: Surroundings) -> list[Finding]:
     """Check the sandbox."""
@@ -29,7 +26,9 @@ def sandbox(trouble: dict[str, str | None], lacks: Sequence[str]) -> Finding:
     if trouble[RLIMIT] is None:
         found = f"rlimit, which lacks {'; '.join(lacks) or 'nothing'} ({found})"
     advice = (
-        "task.verifier=unit_tests needs it: install Debian's bubblewrap, and let its user make namespaces "
-        "(kernel.unprivileged_userns_clone=1; in Docker a seccomp profile that allows them)"
+        "task.verifier=unit_tests needs it: install Debian's bubblewrap, and let its user make namespaces. On a "
+        "machine: kernel.unprivileged_userns_clone=1. In Docker: --security-opt seccomp=unconfined --security-opt "
+        "systempaths=unconfined (docker/compose.sandbox.yaml). On Kubernetes: seccompProfile {type: Unconfined} and "
+        "procMount: Unmasked"
     )
     return judge("sandbox", State.warn, found, "bubblewrap", advice)

@@ -4,14 +4,12 @@ own, since a wrong build ends in a signal, and an engine can hang.
 
 from __future__ import annotations
 
+from lpo_ray.tools.doctor.deadlines import ENGINE_SECONDS, IMPORT_SECONDS
 from lpo_ray.tools.doctor.findings import Finding, State, Surroundings, judge
 from lpo_ray.tools.doctor.probe import failed, run
 
 PROBES = "actors.doctor.probes"
 """module whose processes import vllm, ray and deepspeed, which this library does not"""
-IMPORT_SECONDS = 120.0
-"""a cold disk reads gigabytes"""
-ENGINE_SECONDS = 240.0
 TOKENS = 10
 TOLERANCE = 1e-3
 """largest log-prob difference between the engine and transformers, float32; 3e-6 was measured over whole runs"""

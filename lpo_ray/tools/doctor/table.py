@@ -8,43 +8,35 @@ from dataclasses import asdict
 from rich.table import Table
 from rich.text import Text
 
-from lpo_ray.tools.doctor.collective import GRACE, check_gloo, check_nccl
-from lpo_ray.tools.doctor.collective import SECONDS as COLLECTIVE_SECONDS
-from lpo_ray.tools.doctor.findings import Check, Finding, State, passed
-from lpo_ray.tools.doctor.gpus import SMI_SECONDS, check_gpus
-from lpo_ray.tools.doctor.machine import (
-    check_descriptors,
-    check_disk,
-    check_hostname,
-    check_memory,
-    check_ports,
-    check_shared_memory,
+from lpo_ray.tools.doctor.deadlines import (
+    COLLECTIVE_SECONDS,
+    ENGINE_SECONDS,
+    GRACE,
+    IMPORT_SECONDS,
+    OUTER,
+    SANDBOX_SECONDS,
+    SMI_SECONDS,
 )
-from lpo_ray.tools.doctor.ownership import check_owner
-from lpo_ray.tools.doctor.sandbox import SECONDS as SANDBOX_SECONDS
-from lpo_ray.tools.doctor.sandbox import check_sandbox
-from lpo_ray.tools.doctor.stack import ENGINE_SECONDS, IMPORT_SECONDS, check_engine, check_extension, check_imports
-from lpo_ray.tools.doctor.versions import check_packages, check_python
+from lpo_ray.tools.doctor.findings import Check, Deferred, Finding, State, passed
 
-OUTER = 10.0
-"""time that a check gets beyond the deadline of the process it runs, so that the process's own account arrives"""
 CHECKS = (
-    Check("Python", check_python, 10),
-    Check("packages", check_packages, 30),
-    Check("package actors", check_owner, 30),
-    Check("imports", check_imports, IMPORT_SECONDS + OUTER),
-    Check("vllm's extension", check_extension, IMPORT_SECONDS + OUTER),
-    Check("GPUs", check_gpus, SMI_SECONDS + OUTER),
-    Check("/dev/shm", check_shared_memory, 10),
-    Check("disk", check_disk, 10),
-    Check("memory", check_memory, 10),
-    Check("file descriptors", check_descriptors, 10),
-    Check("ports", check_ports, 10),
-    Check("hostname", check_hostname, 20),
-    Check("sandbox", check_sandbox, SANDBOX_SECONDS),
-    Check("gloo collective", check_gloo, COLLECTIVE_SECONDS + GRACE + OUTER, slow=True),
-    Check("NCCL collective", check_nccl, COLLECTIVE_SECONDS + GRACE + OUTER, slow=True),
-    Check("engine", check_engine, ENGINE_SECONDS + OUTER, slow=True),
+    Check("Python", Deferred("versions", "check_python"), 10),
+    Check("packages", Deferred("versions", "check_packages"), 30),
+    Check("package actors", Deferred("ownership", "check_owner"), 30),
+    Check("imports", Deferred("stack", "check_imports"), IMPORT_SECONDS + OUTER),
+    Check("vllm's extension", Deferred("stack", "check_extension"), IMPORT_SECONDS + OUTER),
+    Check("GPUs", Deferred("gpus", "check_gpus"), IMPORT_SECONDS + SMI_SECONDS + OUTER),
+    Check("Ray's start", Deferred("machine", "check_ray_start"), 10),
+    Check("/dev/shm", Deferred("machine", "check_shared_memory"), 10),
+    Check("disk", Deferred("machine", "check_disk"), 10),
+    Check("memory", Deferred("machine", "check_memory"), 10),
+    Check("file descriptors", Deferred("machine", "check_descriptors"), 10),
+    Check("ports", Deferred("machine", "check_ports"), 10),
+    Check("hostname", Deferred("machine", "check_hostname"), 20),
+    Check("sandbox", Deferred("sandbox", "check_sandbox"), SANDBOX_SECONDS),
+    Check("gloo collective", Deferred("collective", "check_gloo"), COLLECTIVE_SECONDS + GRACE + OUTER, slow=True),
+    Check("NCCL collective", Deferred("collective", "check_nccl"), COLLECTIVE_SECONDS + GRACE + OUTER, slow=True),
+    Check("engine", Deferred("stack", "check_engine"), ENGINE_SECONDS + OUTER, slow=True),
 )
 WIDTH = 160
 """width of the table where there is no terminal"""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
+import runpy
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -41,6 +43,13 @@ def installed(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def cuda_of_torch() -> str | None:
+    """Read which CUDA torch was built with, without importing it; None: a CPU build, or no torch."""
+    spec = importlib.util.find_spec("torch")
+    version = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    return runpy.run_path(str(version)).get("cuda") if version and version.is_file() else None
+
+
 def check_python(_: Surroundings) -> list[Finding]:
     """Check the version of Python."""
     return [python_version(platform.python_version(), _python_required())]
@@ -53,7 +62,7 @@ def check_packages(_: Surroundings) -> list[Finding]:
     return [
         *(package(name, found.get(name), required.get(name, SpecifierSet()), TESTED[name]) for name in plain),
         engine_package(found, required),
-        companions(found, cuda_build=torch.version.cuda is not None),
+        companions(found, cuda_build=cuda_of_torch() is not None),
     ]
 
 

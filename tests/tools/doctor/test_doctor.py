@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -98,6 +101,88 @@ def test_the_table_and_the_json_have_every_finding() -> None:
     console.print(render(groups))
     text = console.export_text()
     assert all(part in text for part in ("node a", "node b", "[red]x", "[/] y", "FAIL", "do"))
+
+
+# What is missing
+
+BLOCKING = """
+import importlib.abc, json, os, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == os.environ["MISSING"]:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Missing())
+"""
+IN_THIS_PROCESS = """
+from lpo_ray.cli.doctor import doctor_command
+from lpo_ray.tools import doctor
+elsewhere = ("imports", "vllm's extension")
+doctor.CHECKS = tuple(check for check in doctor.CHECKS if check.name not in elsewhere)
+doctor_command(None, as_json=True, quick=True)
+"""
+PACKAGES = ("torch", "transformers", "tokenizers", "ray", "vllm", "deepspeed", "numpy", "psutil", "packaging", "yaml")
+
+
+def without(tmp_path: Path, package: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Python, to which ``package`` is not installed."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKING)
+    path = f"{tmp_path}:{Path(__file__).parents[3]}"
+    return subprocess.run(
+        [sys.executable, *command], env={**os.environ, "MISSING": package, "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_doctor_speaks_whatever_is_missing(tmp_path: Path, package: str) -> None:
+    finished = without(tmp_path, package, "-c", IN_THIS_PROCESS)
+    [findings] = json.loads(finished.stdout)["groups"].values()
+    assert {finding["name"] for finding in findings} & {"Python", "/dev/shm", "disk"}, findings
+    broken = [finding for finding in findings if "No module named" in finding["found"]]
+    assert all(finding["advice"] == "install what it names, or make setup" for finding in broken), broken
+    assert bool(broken) == (package in ("torch", "psutil", "packaging"))
+    last = finished.stderr.strip().splitlines()[-1:]
+    assert not last or last[0].startswith("lpo_ray.errors.ChecksFailed: "), finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [("transformers", ["train", "configs/quickstart.yaml", "--dry-run"]), ("ray", ["doctor", "--address", "auto"])],
+)
+def test_a_command_that_lacks_a_package_is_one_sentence(tmp_path: Path, package: str, command: list[str]) -> None:
+    finished = without(tmp_path, package, "-m", "lpo_ray", *command)
+    assert finished.returncode in (1, 2)
+    assert f"No module named '{package}" in finished.stderr
+    assert "lpo-ray doctor" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_torchvision_of_another_build_is_named_by_doctor_and_every_command(tmp_path: Path) -> None:
+    """As `pip install '.[cpu]'` from the ordinary index alone gives it."""
+    for folder in ("torchvision", "torchvision-0.28.0.dist-info"):
+        (tmp_path / folder).mkdir()
+    said = "operator torchvision::nms does not exist"
+    (tmp_path / "torchvision" / "__init__.py").write_text(f"raise RuntimeError({said!r})\n")
+    metadata = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
+    (tmp_path / "torchvision-0.28.0.dist-info" / "METADATA").write_text(metadata)
+    train = without(tmp_path, "nothing", "-m", "lpo_ray", "train", "configs/quickstart.yaml", "--dry-run")
+    assert train.returncode == 1
+    assert train.stderr.startswith(f"RuntimeError: {said}; expected a stack that imports: see what lpo-ray doctor")
+    doctor = without(tmp_path, "nothing", "-m", "lpo_ray", "doctor", "--quick", "--json")
+    [findings] = json.loads(doctor.stdout)["groups"].values()
+    found = {finding["name"]: finding for finding in findings}
+    assert found["torch's companions"]["advice"].endswith("pip uninstall torchvision")
+    assert found["imports"]["state"] == "FAIL"
+    assert said in found["imports"]["found"]
+    assert doctor.stderr.startswith("ChecksFailed: ")
+
+
+def test_every_check_is_found_where_its_row_says() -> None:
+    for check in CHECKS:
+        assert callable(getattr(importlib.import_module(f"lpo_ray.tools.doctor.{check.run.module}"), check.run.name))
 
 
 # Versions
