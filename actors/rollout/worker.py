@@ -287,6 +287,7 @@ class RolloutWorker:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
+            stop_token_ids=list(sampling.stop_token_ids),
             max_tokens=max_tokens,
             seed=seed,
             logprobs=0,

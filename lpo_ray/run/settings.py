@@ -39,7 +39,9 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 def sampling(spec: RunSpec) -> Sampling:
     """Say how training responses are drawn."""
     s = spec.config.sampling
-    return Sampling(s.group_size, s.temperature, s.max_tokens, spec.config.run.seed, s.top_p, s.top_k, s.min_p)
+    return Sampling(
+        s.group_size, s.temperature, s.max_tokens, spec.config.run.seed, s.top_p, s.top_k, s.min_p, spec.stop_token_ids
+    )
 
 
 def pool_settings(spec: RunSpec) -> PoolSettings:
@@ -266,7 +268,11 @@ def evaluation_settings(spec: RunSpec) -> EvaluationSettings:
     evaluation = config.evaluation
     return EvaluationSettings(
         sampling=Sampling(
-            evaluation.samples_per_prompt, evaluation.temperature, config.sampling.max_tokens, config.run.seed
+            evaluation.samples_per_prompt,
+            evaluation.temperature,
+            config.sampling.max_tokens,
+            config.run.seed,
+            stop_token_ids=spec.stop_token_ids,
         ),
         ks=tuple(evaluation.ks),
         pass_reward=evaluation.pass_reward,
