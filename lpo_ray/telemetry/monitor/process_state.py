@@ -20,6 +20,8 @@ LINES = 8
 """lines of each log"""
 FRAMES = 24
 """frames of the stacks, of all threads together"""
+PF_EXITING = 0x4
+"""flag of a process in Linux's /proc/PID/stat, once it ends"""
 SECONDS = 10.0
 """seconds to read the stack"""
 
@@ -45,12 +47,15 @@ def describe(process: Process) -> str:
 
 
 def _alive(pid: int) -> psutil.Process | None:
-    """Find a process. None: it is gone, although its parent may not have taken note of that yet (a zombie)."""
+    """Find a process. None: it is gone, or the kernel is ending it: its connections are closed long before it is gone,
+    and its parent takes note later still (a zombie until then).
+    """
     try:
         found = psutil.Process(pid)
-        return None if found.status() == psutil.STATUS_ZOMBIE else found
-    except psutil.Error:
+        flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
+    except (psutil.Error, OSError):
         return None
+    return None if flags & PF_EXITING else found
 
 
 def _gone(process: Process) -> str:
