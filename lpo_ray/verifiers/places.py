@@ -40,9 +40,9 @@ def last_box(text: str) -> str | None:
     return None if found is None else found[1]
 
 
-def has_box(text: str) -> bool:
-    """Tell whether a box begins in ``text``."""
-    return _BOX.search(text) is not None
+def last_box_at(text: str) -> int:
+    """Return where the last box begins; -1 without one."""
+    return max((text.rfind(name) for name in ("\\boxed", "\\fbox")), default=-1)
 
 
 def count_boxes(text: str) -> int:
@@ -120,7 +120,7 @@ def answer_in(text: str) -> str | None:
     A box or ``<answer>`` counts before what is said in words, the later of the two when there are both; so does
     ``####`` when its line is the last.
     """
-    boxed_at = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    boxed_at = last_box_at(text)
     tagged = last_answer(text)
     tagged_at = text.rfind(OPEN, 0, text.rfind(CLOSE)) if tagged is not None else -1
     marked = _last_marked(text)

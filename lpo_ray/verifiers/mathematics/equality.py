@@ -316,6 +316,18 @@ def _record(items: Items) -> tuple[Reading, ...] | None:
     return tuple(item.value for item in sorted(named, key=lambda item: item.name))
 
 
+def number_of(reading: Reading) -> Value | None:
+    """Return the value of a reading that is one number, also one with a name, as a ratio or in a set; None for others."""
+    if isinstance(reading, Named):
+        return number_of(reading.value)
+    if isinstance(reading, Grouped):
+        return number_of(reading.number)
+    if isinstance(reading, Items) and reading.kind == "ratio" and len(reading.items) == 2:
+        first, second = map(number_of, reading.items)
+        return arithmetic.divide(first, second) if first is not None and second else None
+    return reading.expression.value() if isinstance(reading, Quantity) and not reading.expression.letters else None
+
+
 def vote(reading: Reading) -> str:
     """Return a text that is the same for readings that are the same, as far as one text can be."""
     if isinstance(reading, Words):

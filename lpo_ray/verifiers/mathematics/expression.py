@@ -389,7 +389,7 @@ def _operation(kind: str, values: list[Value]) -> Value:
         return arithmetic.power(*values)
     if kind == "root":
         return arithmetic.root(*values)
-    if kind == "log":
+    if kind == "log" and len(values) == 2:
         base, value = (arithmetic.function("ln", part) for part in values)
         exact = _exact_log(*values)
         return arithmetic.divide(value, base) if exact is None else exact

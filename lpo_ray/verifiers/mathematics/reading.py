@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from lpo_ray.verifiers.mathematics import units
 from lpo_ray.verifiers.mathematics.expression import ACCENTS, GREEK, Expression, expression_of, number_of
-from lpo_ray.verifiers.mathematics.spelling import tokens
+from lpo_ray.verifiers.mathematics.spelling import FUNCTIONS, tokens
 from lpo_ray.verifiers.places import MAX_CHARACTERS
 
 MAX_DEPTH = 6
@@ -37,6 +37,7 @@ _REALS = (("\\mathbb", "{", "R", "}"), ("\\mathbb", "R"))
 _EMPTY = (("\\emptyset",), ("\\{", "\\}"))
 _SYNONYMS = {"dne": "does not exist", "all reals": "all real numbers"}
 _CHOICES = frozenset("ABCDEFGHIJ")
+_FUNCTIONS = frozenset(f"\\{name}" for name in FUNCTIONS)
 _BASES = {'"two': 2, '"three': 3, '"four': 4, '"five': 5, '"six': 6, '"seven': 7, '"eight': 8, '"nine': 9, '"ten': 10}
 
 
@@ -510,21 +511,16 @@ def _bracketed(found: tuple[str, ...], depth: int) -> Reading | None:
     if any(isinstance(item, Words) and not item.text for item in items):
         return _words(found)
     if not between:
-        return None if pair == ("(", ")") or isinstance(items[0], Quantity) and pair == ("[", "]") and False else _single(pair, items[0], found)
-    if pair == ("(", ")") or pair == ("\\langle", "\\rangle"):
+        if pair in (("(", ")"), ("[", "]")) and inside[0] == "\\begin":
+            return items[0]
+        return None if pair == ("(", ")") else _words(found)
+    if pair in (("(", ")"), ("\\langle", "\\rangle")):
         return Items("tuple", items)
-    if pair == ("[", "]") and len(items) != 2:
-        return Items("square", items)
-    if pair == ("[", "]") and all(isinstance(item, Items) and item.kind == "square" or isinstance(item, Interval) for item in items):
+    if pair == ("[", "]") and (len(items) != 2 or all(token == "[" for token, *_ in parts)):
         return Items("square", items)
     if len(items) == 2 and pair[0] in "([" and pair[1] in ")]":
         return Interval(items[0], items[1], pair[0] == "[", pair[1] == "]")
     return _words(found)
-
-
-def _single(pair: tuple[str, str], item: Reading, found: tuple[str, ...]) -> Reading | None:
-    """Read brackets around one thing: ``(5)`` is 5, other brackets mean something else."""
-    return Words(" ".join(found))
 
 
 def _outward(found: Sequence[str]) -> Reading | None:
@@ -627,7 +623,7 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
     if found[-1:] in (("%",), ('"percent',)):
         found, unit = found[:-1], "%"
     for sign in (("^", "\\circ"), ("^", "{", "\\circ", "}"), ("\\degree",), ("\\circ",)):
-        if len(found) > len(sign) and found[-len(sign) :] == sign:
+        if len(found) > len(sign) and found[-len(sign) :] == sign and not _FUNCTIONS & set(found):
             found, unit = found[: -len(sign)], "degree"
     if unit == "degree" and found[-1:] in (("C",), ("F",)):
         found = found[:-1]

@@ -103,7 +103,8 @@ def tokens(text: str) -> tuple[str, ...] | None:
             if not fonts or not fonts.pop():
                 found.append(token)
         elif kind == "letters":
-            found.extend(_letters(token, any(name in _WORDS_WITHIN for name in (*fonts, font))))
+            in_text = any(name in _WORDS_WITHIN for name in (*fonts, font))
+            found.extend(_letters(token, in_text, after_a_number=bool(found) and found[-1][0] in "0123456789.})"))
         elif kind == "math":
             if token == "$" and dollars % 2:
                 found.append("\\$")
@@ -128,11 +129,11 @@ def _renamed(kind: str | None, token: str) -> str:
     return _OTHERS.get(token, token)
 
 
-def _letters(run: str, in_text: bool) -> list[str]:
+def _letters(run: str, in_text: bool, after_a_number: bool) -> list[str]:
     """Return one word, one command, or the letters of a product."""
     lower = run.lower()
     if len(run) == 1:
-        return [run]
+        return [f'"{run}'] if in_text and after_a_number and run in "msghl" else [run]
     if run in _PLAIN_COMMANDS:
         return ["\\infty" if run in ("infinity", "inf", "oo") else f"\\{run}"]
     if in_text or len(run) > 3 or (lower in SHORT_WORDS and (run == lower or run == run.upper() or run.istitle())):

@@ -58,8 +58,13 @@ def _says_nothing(text: str) -> bool:
     return text.strip() in NO_ANSWERS or len(text.split()) > MAX_WORDS and "\\" not in text or not text.strip()
 
 
-def answer_to_vote(response: str, prompt: str = "") -> str | None:
-    """Return the text that the answer of a response votes with; None when it gives none."""
+def math_vote(response: str, prompt: str = "") -> str | None:
+    """Return the text that a response votes with; None when it gives no answer."""
     given = answer_in(after_thinking(response, prompt))
-    reading = None if given is None else read(given)
+    return None if given is None else vote_of(given)
+
+
+def vote_of(given: str) -> str | None:
+    """Return the text that equal answers have in common; None for an empty one."""
+    reading = read(given)
     return None if reading is None else vote(reading)
