@@ -8,34 +8,33 @@ from __future__ import annotations
 
 import re
 
-TAGS: dict[str, tuple[str, str]] = {
-    "think": (r"<think>", r"</think>"),  # DeepSeek, Qwen, GLM, MiniMax, Nemotron, Olmo and most others
-    "thinking": (r"<thinking>", r"</thinking>"),
-    "thought": (r"<thoughts?>", r"</thoughts?>"),  # EXAONE Deep
-    "reasoning": (r"<reasoning>", r"</reasoning>"),
-    "seed": (r"<seed:think>", r"</seed:think>"),  # Seed-OSS
-    "magistral": (r"\[THINK\]", r"\[/THINK\]"),
-    "kimi": (r"◁think▷", r"◁/think▷"),
-    "command": (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
-    "open_thoughts": (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
-    "apertus": (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),
-    "harmony": (r"<\|channel\|>analysis<\|message\|>", r"<\|channel\|>final<\|message\|>"),  # gpt-oss
-    "bare_harmony": (r"\Aanalysis(?=[A-Z])", r"assistantfinal"),  # the same without its special tokens
-    "gemma": (r"<\|channel>thought", r"<channel\|>"),
-    "medgemma": (r"<unused94>thought", r"<unused95>"),
+TAGS: dict[str, str] = {
+    "<think>": "</think>",  # DeepSeek, Qwen, GLM, MiniMax, Nemotron, Olmo and most others
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",  # EXAONE Deep
+    "<thoughts>": "</thoughts>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",  # Seed-OSS
+    "[think]": "[/think]",  # Magistral
+    "◁think▷": "◁/think▷",  # Kimi
+    "<|start_thinking|>": "<|end_thinking|>",  # Command A
+    "<|begin_of_thought|>": "<|end_of_thought|>",  # OpenThinker, Sky-T1
+    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
+    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",  # gpt-oss
+    "<|channel>thought": "<channel|>",  # Gemma
+    "<unused94>thought": "<unused95>",  # MedGemma
 }
-"""name -> patterns of the tags that open and close the thinking"""
+"""tag that opens the thinking -> tag that closes it, in small letters"""
 
-_CASELESS = ("think", "thinking", "thought", "reasoning")
+_OPENED_BY = {closing: opening for opening, closing in TAGS.items()}
 _TAG = re.compile(
-    "|".join(
-        f"(?P<{name}__{side}>{f'(?i:{pattern})' if name in _CASELESS else pattern})"
-        for name, pair in TAGS.items()
-        for side, pattern in zip(("opens", "closes"), pair, strict=True)
-    )
+    r"[<\[◁][/|]{0,1}[tTrRsSbBeEiIcCuU][\w:|]{2,20}[>\]▷](?:(?:analysis|final)<\|message\|>|thought(?![a-z]))?"
 )
-_OPENS_AT_END = re.compile(rf"(?:{'|'.join(opening for opening, _ in TAGS.values())})\s*\Z", re.IGNORECASE)
 _LONGEST_TAG = 40
+_PARTS = ("hink", "HINK", "hought", "HOUGHT", "easoning", "EASONING", "refix|", "hannel", "unused9")
+"""one of which is in every tag, so that most texts without any are not searched"""
+_BARE_OPENING, _BARE_CLOSING = re.compile(r"analysis(?=[A-Z])"), "assistantfinal"
+"""of gpt-oss, where special tokens were left out of the text"""
 
 
 def after_thinking(response: str, prompt: str = "") -> str:
@@ -44,22 +43,25 @@ def after_thinking(response: str, prompt: str = "") -> str:
     ``prompt``: its end tells whether the response begins inside the thinking. A tag that closes what nothing opened
     says the same. Example: ``after_thinking("5? no.</think> It is 7.")`` is `` It is 7.``
     """
-    opened = _opened_by(prompt)
+    response = _after_bare_thinking(response)
+    end = prompt[-_LONGEST_TAG:].rstrip().lower()
+    opened = next((opening for opening in TAGS if end.endswith(opening)), None)
+    if opened is None and not any(part in response for part in _PARTS):
+        return response
     outside, start = [], 0
-    for tag in _TAG.finditer(response):
-        name, _, side = (tag.lastgroup or "").partition("__")
-        if side == "opens":
+    for found in _TAG.finditer(response):
+        tag = found[0].lower()
+        if tag in TAGS:
             if opened is None:
-                outside.append(response[start : tag.start()])
-                opened = name
-        elif opened in (None, name):
+                outside.append(response[start : found.start()])
+                opened = tag
+        elif tag in _OPENED_BY and opened in (None, _OPENED_BY[tag]):
             if opened is None:
                 outside.clear()
-            opened, start = None, tag.end()
+            opened, start = None, found.end()
     return "" if opened is not None else "\n".join([*outside, response[start:]])
 
 
-def _opened_by(prompt: str) -> str | None:
-    found = _OPENS_AT_END.search(prompt[-_LONGEST_TAG:])
-    tag = None if found is None else _TAG.match(found[0])
-    return None if tag is None or tag.lastgroup is None else tag.lastgroup.partition("__")[0]
+def _after_bare_thinking(response: str) -> str:
+    _, closing, rest = response.rpartition(_BARE_CLOSING)
+    return "" if not closing and _BARE_OPENING.match(response) else rest
