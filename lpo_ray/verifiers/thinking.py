@@ -46,7 +46,7 @@ def after_thinking(response: str, prompt: str = "") -> str:
     response = _after_bare_thinking(response)
     end = prompt[-_LONGEST_TAG:].rstrip().lower()
     opened = next((opening for opening in TAGS if end.endswith(opening)), None)
-    if opened is None and not any(part in response for part in _PARTS):
+    if opened is None and not (any(sign in response for sign in "<[◁") and any(part in response for part in _PARTS)):
         return response
     outside, start = [], 0
     for found in _TAG.finditer(response):
