@@ -10,7 +10,7 @@ from sympy.parsing.sympy_parser import parse_expr
 from lpo_ray.verifiers.bounds import refused
 from lpo_ray.verifiers.calling.cpu_budget import OutOfTime, cpu_budget
 
-POWERS = "0 9 99 x e ( ) ** + * sqrt( exp(".split(" ")
+POWERS = ["0", "9", "99", "x", "e", "(", ")", "**", "+", "*", "sqrt(", "exp("]
 
 
 @settings(max_examples=100)

@@ -223,3 +223,10 @@ def equal(left: Value, right: Value) -> bool:
         return left == right
     left, right = inexact(left), inexact(right)
     return abs(left - right) <= _SAME * max(abs(left), abs(right))
+
+
+def at_most(value: Value, bound: Value) -> bool:
+    """Tell whether a real value is not above a bound."""
+    if isinstance(value, Fraction) and isinstance(bound, Fraction):
+        return value <= bound
+    return bool(inexact(value) <= inexact(bound))

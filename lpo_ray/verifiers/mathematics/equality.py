@@ -1,8 +1,4 @@
-"""Whether two readings are the same answer, and the one text that equal answers vote with.
-
-Decided here: 50% is 50 and also 0.5; 45 degrees is 45 and also pi/4; a unit does not matter, but another one does; a
-decimal of six or more places is also the number that it is the rounding of, when that has no end as a decimal.
-"""
+"""Whether two readings are the same answer, and the one text that equal answers vote with."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from lpo_ray.verifiers.mathematics import arithmetic
 from lpo_ray.verifiers.mathematics import expression as expressions
 from lpo_ray.verifiers.mathematics.arithmetic import Value
 from lpo_ray.verifiers.mathematics.expression import Expression
+from lpo_ray.verifiers.mathematics.quantity import Quantity, same_quantity, values_of, vote_of_number
 from lpo_ray.verifiers.mathematics.reading import (
     Based,
     Choice,
@@ -22,17 +19,10 @@ from lpo_ray.verifiers.mathematics.reading import (
     Interval,
     Items,
     Named,
-    Quantity,
     Reading,
     Union,
     Words,
 )
-
-ABSOLUTE, RELATIVE = Fraction(51, 10**8), Fraction(1, 10**5)
-"""how far a decimal may be from a number that has no end as a decimal"""
-DECIMALS = 6
-"""places that such a decimal has at least"""
-TUPLES = ("tuple", "square", "ratio", "clock", "row")
 
 
 def same(given: Reading, wanted: Reading, near: Fraction = Fraction(0)) -> bool:
@@ -46,7 +36,7 @@ def same(given: Reading, wanted: Reading, near: Fraction = Fraction(0)) -> bool:
     if isinstance(given, Words) or isinstance(wanted, Words):
         return given == wanted
     if isinstance(given, Quantity) and isinstance(wanted, Quantity):
-        return _same_quantity(given, wanted, near)
+        return same_quantity(given, wanted, near)
     if isinstance(given, Infinite) or isinstance(wanted, Infinite):
         return given == wanted
     if isinstance(given, Equation) or isinstance(wanted, Equation):
@@ -116,78 +106,6 @@ def _same_based(given: Reading, wanted: Reading, near: Fraction) -> bool | None:
     return False if isinstance(given, Based) else None
 
 
-def _same_quantity(given: Quantity, wanted: Quantity, near: Fraction) -> bool:
-    if given.unit and wanted.unit and given.unit != wanted.unit:
-        return False
-    if given.unit == wanted.unit or {given.unit, wanted.unit} & {"%", "degree"} == set():
-        return _same_number(given, wanted, Fraction(1), near)
-    unit = given.unit or wanted.unit
-    factor = Fraction(1, 100) if unit == "%" else arithmetic.divide(expressions._constant("pi"), Fraction(180))
-    return _same_number(given, wanted, Fraction(1), near) or _same_number(
-        given, wanted, factor if given.unit else arithmetic.divide(Fraction(1), factor), near
-    )
-
-
-def _same_number(given: Quantity, wanted: Quantity, factor: Value, near: Fraction) -> bool:
-    left, right = given.expression, wanted.expression
-    if left.letters or right.letters:
-        return factor == 1 and expressions.same(left, right)
-    one, other = left.value(), right.value()
-    if one is None or other is None:
-        return one is None and other is None and left.tree == right.tree
-    one = one if factor == 1 else arithmetic.multiply(one, factor)
-    if arithmetic.equal(one, other):
-        return True
-    if not (arithmetic.is_real(one) and arithmetic.is_real(other)):
-        return False
-    distance = abs(arithmetic.add(one, arithmetic.multiply(Fraction(-1), other)))
-    if near and distance < near and distance <= near * abs(other):
-        return True
-    return _may_be_rounded(given.decimals, one, wanted.decimals, other) and _within(distance, other)
-
-
-def _may_be_rounded(decimals: int | None, value: Value, other_decimals: int | None, other: Value) -> bool:
-    """Tell whether one of two numbers may be the other, rounded."""
-    if decimals is not None and other_decimals is not None:
-        return min(decimals, other_decimals) >= DECIMALS and decimals != other_decimals
-    if decimals is not None:
-        return not _is_decimal(other)
-    return other_decimals is not None and not _is_decimal(value)
-
-
-def _is_decimal(value: Value) -> bool:
-    """Tell whether a number has an end as a decimal."""
-    if not isinstance(value, Fraction):
-        return False
-    below = value.denominator
-    for prime in (2, 5):
-        while below % prime == 0:
-            below //= prime
-    return below == 1
-
-
-def _within(distance: Value, wanted: Value) -> bool:
-    bound = min(ABSOLUTE, RELATIVE * abs(wanted)) if isinstance(wanted, Fraction) else None
-    if bound is None:
-        size = abs(wanted)
-        return distance <= arithmetic.inexact(ABSOLUTE) and distance <= arithmetic.inexact(RELATIVE) * size
-    return distance <= (bound if isinstance(distance, Fraction) else arithmetic.inexact(bound))
-
-
-def is_rounded_from(rounded: Quantity, value: Quantity) -> bool:
-    """Tell whether one of two numbers is a decimal that the other is, to as many places."""
-    for decimal, exact in ((rounded, value), (value, rounded)):
-        one, other = decimal.expression.value(), exact.expression.value()
-        if decimal.decimals is None or one is None or other is None:
-            continue
-        if not (arithmetic.is_real(one) and arithmetic.is_real(other)):
-            continue
-        distance = abs(arithmetic.add(one, arithmetic.multiply(Fraction(-1), other)))
-        if decimal.decimals >= 1 and distance <= arithmetic.inexact(Fraction(51, 100 * 10**decimal.decimals)):
-            return True
-    return False
-
-
 def _same_equation(given: Reading, wanted: Reading) -> bool:
     if not (isinstance(given, Equation) and isinstance(wanted, Equation)) or given.relation != wanted.relation:
         return False
@@ -224,7 +142,7 @@ def _as_interval(reading: Reading) -> Interval | None:
 
 def _same_items(given: Reading, wanted: Reading, near: Fraction) -> bool:
     if isinstance(given, Items) and isinstance(wanted, Items):
-        left, right = _vector(given), _vector(wanted)
+        left, right = given, wanted
         kinds = {_kind(left), _kind(right)}
         if kinds == {"list"}:
             one, other = (_distinct(part) if part.kind == "or" else part.items for part in (left, right))
@@ -238,7 +156,7 @@ def _same_items(given: Reading, wanted: Reading, near: Fraction) -> bool:
         return len(kinds) == 1 and _same_in_order(left.items, right.items, near)
     for one, other in ((given, wanted), (wanted, given)):
         if isinstance(one, Items) and isinstance(other, Quantity):
-            if one.kind in ("list", "or") and len(_distinct(one)) == 1:
+            if _kind(one) == "list" and len(_distinct(one) if one.kind == "or" else one.items) == 1:
                 return same(one.items[0], other, near) if one is given else same(other, one.items[0], near)
             if one.kind == "ratio" and len(one.items) == 2:
                 return _is_ratio(one, other)
@@ -247,16 +165,6 @@ def _same_items(given: Reading, wanted: Reading, near: Fraction) -> bool:
 
 def _kind(items: Items) -> str:
     return "list" if items.kind in ("list", "or") else items.kind
-
-
-def _vector(items: Items) -> Items:
-    """Turn a matrix of one column, and nested square brackets, into what they are equal to."""
-    if items.kind == "square" and all(isinstance(item, Items) and item.kind == "square" for item in items.items):
-        return Items("matrix", tuple(Items("row", item.items) for item in items.items if isinstance(item, Items)))
-    if items.kind == "square" and all(isinstance(item, Interval) for item in items.items):
-        rows = [item for item in items.items if isinstance(item, Interval)]
-        return Items("matrix", tuple(Items("row", (row.low, row.high)) for row in rows))
-    return items
 
 
 def _is_ratio(ratio: Items, number: Quantity) -> bool:
@@ -333,7 +241,7 @@ def vote(reading: Reading) -> str:
     if isinstance(reading, Words):
         return reading.text
     if isinstance(reading, Quantity):
-        return _vote_of_number(reading)
+        return vote_of_number(reading)
     if isinstance(reading, Infinite):
         return "oo" if reading.sign > 0 else "-oo"
     if isinstance(reading, Grouped):
@@ -345,53 +253,16 @@ def vote(reading: Reading) -> str:
     if isinstance(reading, Based):
         return f"{reading.digits}_{reading.base}"
     if isinstance(reading, Equation):
-        return f"{_values(reading.difference, relative=True)} {reading.relation} 0"
+        return f"{values_of(reading.difference, relative=True)} {reading.relation} 0"
     if isinstance(reading, Union):
         return " u ".join(sorted(map(vote, reading.parts)))
     if isinstance(reading, Interval):
         opening, closing = "[" if reading.low_closed else "(", "]" if reading.high_closed else ")"
         return f"{opening}{vote(reading.low)},{vote(reading.high)}{closing}"
-    items = _vector(reading)
-    votes = [vote(item) for item in (_distinct(items) if items.kind == "or" else items.items)]
-    if _kind(items) == "list":
+    votes = [vote(item) for item in (_distinct(reading) if reading.kind == "or" else reading.items)]
+    if _kind(reading) == "list":
         return ",".join(sorted(votes)) if len(votes) != 1 else votes[0]
-    return {"tuple": "({})", "row": "{}", "matrix": "[{}]", "square": "[{}]"}.get(items.kind, "{}").format(
-        (":" if items.kind in ("ratio", "clock") else ";" if items.kind == "matrix" else ",").join(votes)
-    )
+    joint = {"ratio": ":", "clock": ":", "matrix": ";"}.get(reading.kind, ",").join(votes)
+    return {"tuple": f"({joint})", "matrix": f"[{joint}]", "square": f"[{joint}]"}.get(reading.kind, joint)
 
 
-def _vote_of_number(reading: Quantity) -> str:
-    if reading.expression.letters:
-        return _values(reading.expression)
-    value = reading.expression.value()
-    if value is None:
-        return repr(reading.expression.tree)
-    if not arithmetic.is_real(value):
-        return f"{complex(value):.9g}"
-    if isinstance(value, Fraction) and value.denominator == 1:
-        return str(value.numerator) if value.numerator.bit_length() < 1000 else f"{value.numerator:x}"
-    return decimal(value)
-
-
-def decimal(value: Value) -> str:
-    """Write a number that is not whole as far as answers are compared when one of them is a decimal."""
-    try:
-        number = float(value)
-    except OverflowError:
-        return str(value)
-    rounded = round(number, 6)
-    if abs(rounded) >= 0.1:
-        return f"{rounded:.6f}" if not rounded.is_integer() else str(int(rounded))
-    return f"{number:.5g}"
-
-
-def _values(expression: Expression, *, relative: bool = False) -> str:
-    """Write the values of an expression at the points where they are compared; relative to the first of them."""
-    if expression.tree[0] == "letter":
-        return expression.tree[1]
-    values = [expression.value(point) for point in range(expressions.NUM_POINTS)]
-    real = [(at, value) for at, value in enumerate(values) if value is not None and arithmetic.is_real(value)]
-    if len(real) < 2:
-        return repr(expression.tree)
-    first = real[0][1] if relative and real[0][1] != 0 else Fraction(1)
-    return " ".join(f"{float(arithmetic.divide(value, first)):.9g}" for _, value in real[:3])

@@ -27,10 +27,9 @@ MAX_NUMBER = 4_000
 """characters of one number"""
 NUM_POINTS = 7
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar wp".split()
+    ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "ell", "hbar", "wp"]
 )
-ACCENTS = frozenset("vec hat bar overline overrightarrow dot widehat mathbb mathcal mathscr mathfrak".split())
+ACCENTS = frozenset(["vec", "hat", "bar", "overline", "overrightarrow", "dot", "widehat", "mathbb", "mathcal", "mathscr", "mathfrak"])
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _COMMAND_FUNCTIONS = frozenset(f"\\{name}" for name in FUNCTIONS if name != "sqrt")
 _STARTS = frozenset(("(", "{", "[", "\\frac", "\\sqrt", "\\pi", "\\binom", "\\lfloor", "\\lceil", "\\mathbb"))
@@ -363,7 +362,7 @@ def _evaluate(node: Node, letters: Mapping[str, Fraction]) -> Value:
     if kind == "letter":
         return letters[node[1]]
     if kind == "constant":
-        return _constant(node[1])
+        return constant(node[1])
     if kind == "sum":
         total: Value = Fraction(0)
         for sign, term in node[1]:
@@ -379,7 +378,8 @@ def _evaluate(node: Node, letters: Mapping[str, Fraction]) -> Value:
     return _operation(kind, values)
 
 
-def _constant(name: str) -> Value:
+def constant(name: str) -> Value:
+    """Return pi, e, or the imaginary unit i."""
     context = arithmetic.library()
     return context.mpc(0, 1) if name == "i" else +(context.pi if name == "pi" else context.e)
 
@@ -398,7 +398,7 @@ def _operation(kind: str, values: list[Value]) -> Value:
     if kind == "binomial":
         return arithmetic.binomial(*values)
     if kind == "degrees":
-        return arithmetic.multiply(values[0], arithmetic.divide(_constant("pi"), Fraction(180)))
+        return arithmetic.multiply(values[0], arithmetic.divide(constant("pi"), Fraction(180)))
     return arithmetic.function({"acos": "arccos", "asin": "arcsin", "atan": "arctan"}.get(kind, kind), values[0])
 
 

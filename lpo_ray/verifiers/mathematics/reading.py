@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
 from lpo_ray.verifiers.mathematics import units
-from lpo_ray.verifiers.mathematics.expression import ACCENTS, GREEK, Expression, expression_of, number_of
+from lpo_ray.verifiers.mathematics.expression import ACCENTS, GREEK, Expression, expression_of
+from lpo_ray.verifiers.mathematics.quantity import Quantity, is_rounded_from, same_quantity
 from lpo_ray.verifiers.mathematics.spelling import FUNCTIONS, tokens
 from lpo_ray.verifiers.places import MAX_CHARACTERS
 
@@ -46,17 +46,6 @@ class Words:
     """A text that is compared as such."""
 
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """One number or expression."""
-
-    expression: Expression
-    unit: str = ""
-    """"%", a known unit, or "" """
-    decimals: int | None = None
-    """digits after the point of a number that is written as a decimal; None for others"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +137,15 @@ def read(text: str) -> Reading | None:
     return _reading(found, 0) if found else None
 
 
+def count_words(text: str) -> int:
+    """Count the words of a text, leaving out letters and formulas."""
+    return sum(token[:1] == '"' for token in tokens(text) or ())
+
+
 def _stripped(found: Sequence[str]) -> tuple[str, ...]:
     """Leave out stops at the end, asterisks around, and an "approximately" in front."""
     found = tuple(found)
-    while found and found[-1] in (".", "\\\\", "`") or (len(found) > 1 and found[-1] == found[0] == "*"):
+    while (found and found[-1] in (".", "\\\\", "`")) or (len(found) > 1 and found[-1] == found[0] == "*"):
         found = found[:-1]
     while found and found[0] in ("*", ":", "`", "\\approx", "**"):
         found = found[1:]
@@ -386,10 +380,8 @@ def _equal_sides(sides: list[tuple[str, ...]], between: list[str], depth: int) -
 
 def _chained(values: Sequence[Quantity], sides: Sequence[tuple[str, ...]]) -> Reading:
     """Read sides without letters: one number when all have the same value, or the last is it rounded."""
-    from lpo_ray.verifiers.mathematics.equality import is_rounded_from, same
-
     first = values[0]
-    if all(same(value, first) or is_rounded_from(value, first) for value in values[1:]):
+    if all(same_quantity(value, first) or is_rounded_from(value, first) for value in values[1:]):
         return first if first.decimals is None else next((v for v in values if v.decimals is None), first)
     return Words(" = ".join(" ".join(side) for side in sides))
 
@@ -479,11 +471,11 @@ def _is_argument(part: Sequence[str]) -> bool:
 
 def _group_end(found: Sequence[str], start: int) -> int:
     """Return where the group or token that begins at ``start`` ends."""
-    if found[start : start + 1] != ["{"]:
+    if found[start] not in ("{", "["):
         return start + 1
     depth = 0
     for at in range(start, len(found)):
-        depth += (found[at] == "{") - (found[at] == "}")
+        depth += (found[at] == found[start]) - (found[at] == _PAIRS[found[start]])
         if depth == 0:
             return at + 1
     return len(found)
@@ -516,7 +508,7 @@ def _bracketed(found: tuple[str, ...], depth: int) -> Reading | None:
         return None if pair == ("(", ")") else _words(found)
     if pair in (("(", ")"), ("\\langle", "\\rangle")):
         return Items("tuple", items)
-    if pair == ("[", "]") and (len(items) != 2 or all(token == "[" for token, *_ in parts)):
+    if pair == ("[", "]") and len(items) != 2:
         return Items("square", items)
     if len(items) == 2 and pair[0] in "([" and pair[1] in ")]":
         return Interval(items[0], items[1], pair[0] == "[", pair[1] == "]")
@@ -525,7 +517,7 @@ def _bracketed(found: tuple[str, ...], depth: int) -> Reading | None:
 
 def _outward(found: Sequence[str]) -> Reading | None:
     """Read an interval with brackets that point outward, ``]1, 2[``."""
-    if len(found) < 5 or not (found[0] == "]" or found[-1] == "["):
+    if len(found) < 5 or (found[0], found[-1]) not in (("]", "["), ("]", "]"), ("[", "[")):
         return None
     opening = "(" if found[0] == "]" else found[0]
     closing = ")" if found[-1] == "[" else found[-1]
@@ -628,7 +620,7 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
     if unit == "degree" and found[-1:] in (("C",), ("F",)):
         found = found[:-1]
     found = _stripped(found)
-    if not found:
+    if not found or (found[0] == "[" and _group_end(found, 0) == len(found)):
         return None
     expression = expression_of(found)
     if expression is None:

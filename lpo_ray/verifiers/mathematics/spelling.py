@@ -37,6 +37,7 @@ _RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
 
 _TOKEN = re.compile(
     r"""(?P<joint>\{,\s?\}|,\s?\\!\s?|\\,(?=[0-9]{3}(?![0-9])))
+      | (?P<spaced>\s+,)
       | (?P<space>(?:\s|~|\\[,;:!\s]|\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?|biggl?|biggr?|displaystyle|textstyle
             |limits|quad|qquad|enspace|thinspace|hfill|phantom)(?![a-zA-Z])\.?)+)
       | (?P<math>\$\$?|\\[()\[\]])
@@ -49,10 +50,9 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _TEXT_FONTS = frozenset(
-    "text textbf textit textrm textsf texttt textnormal mbox mathrm operatorname bold bf rm it em emph underline "
-    "boldsymbol mathbf mathit mathsf cal tilde".split()
+    ["text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "mathrm", "operatorname", "bold", "bf", "rm", "it", "em", "emph", "underline", "boldsymbol", "mathbf", "mathit", "mathsf", "cal", "tilde"]
 )  # fmt: skip
-_WORDS_WITHIN = frozenset("text textbf textit textrm textsf texttt textnormal mbox mathrm operatorname emph".split())
+_WORDS_WITHIN = frozenset(["text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "mathrm", "operatorname", "emph"])
 _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "times": "*", "cdot": "*", "ast": "*",
@@ -66,12 +66,11 @@ _OTHERS = {"<=": "\\le", ">=": "\\ge", "!=": "\\ne", "•": "*"}
 _ESCAPED = {"\\{": "\\{", "\\}": "\\}", "\\%": "%", "\\$": "\\$", "\\\\": "\\\\", "\\|": "|", "\\#": "#", "\\&": "&"}
 
 FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan asin acos atan ln log exp sqrt abs".split()
+    ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "ln", "log", "exp", "sqrt", "abs"]
 )
 _PLAIN_COMMANDS = FUNCTIONS | {"pi", "infty", "infinity", "inf", "oo", "theta", "alpha", "beta", "lambda"}
 SHORT_WORDS = frozenset(
-    "or and no is in if to of at by cm mm km kg mg ml dm ft yd mi lb oz hr hrs min sec mph kph rpm usd eur gbp rmb pm am "
-    "sq the for not per yes all any odd men day one two six ten cat dog hen egg box cup dne pts".split()
+    ["or", "and", "no", "is", "in", "if", "to", "of", "at", "by", "cm", "mm", "km", "kg", "mg", "ml", "dm", "ft", "yd", "mi", "lb", "oz", "hr", "hrs", "min", "sec", "mph", "kph", "rpm", "usd", "eur", "gbp", "rmb", "pm", "am", "sq", "the", "for", "not", "per", "yes", "all", "any", "odd", "men", "day", "one", "two", "six", "ten", "cat", "dog", "hen", "egg", "box", "cup", "dne", "pts"]
 )
 """words of two and three letters; other letters that stand together are a product"""
 
@@ -104,7 +103,7 @@ def tokens(text: str) -> tuple[str, ...] | None:
                 found.append(token)
         elif kind == "letters":
             in_text = any(name in _WORDS_WITHIN for name in (*fonts, font))
-            found.extend(_letters(token, in_text, after_a_number=bool(found) and found[-1][0] in "0123456789.})"))
+            found.extend(_letters(token, in_text, after_a_number=bool(found) and found[-1] != "." and found[-1][0] in "0123456789.})"))
         elif kind == "math":
             if token == "$" and dollars % 2:
                 found.append("\\$")
@@ -119,8 +118,8 @@ def _raised(match: re.Match[str]) -> str:
 
 
 def _renamed(kind: str | None, token: str) -> str:
-    if kind == "joint":
-        return "{,}"
+    if kind in ("joint", "spaced"):
+        return "{,}" if kind == "joint" else ", "
     if kind == "escaped":
         return _ESCAPED.get(token, token)
     if kind == "command":

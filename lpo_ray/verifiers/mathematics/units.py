@@ -22,12 +22,7 @@ _UNITS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _KNOWN = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
 _NOT_UNITS = frozenset(
-    "or and not no than if else otherwise maybe perhaps possibly either neither nor at least most more less fewer minus "
-    "plus times over squared cubed factorial mod modulo base half third quarter percent percentage hundredth thousandth "
-    "tenth except without but unless between through until where when with is are equals equal to point negative below "
-    "under above beyond nearly about almost up down off wrong false incorrect impossible undefined infinity infinite "
-    "doubled tripled inverse root twice double triple remainder only both different same hundred thousand million "
-    "billion trillion dozen".split()
+    ["or", "and", "not", "no", "than", "if", "else", "otherwise", "maybe", "perhaps", "possibly", "either", "neither", "nor", "at", "least", "most", "more", "less", "fewer", "minus", "plus", "times", "over", "squared", "cubed", "factorial", "mod", "modulo", "base", "half", "third", "quarter", "percent", "percentage", "hundredth", "thousandth", "tenth", "except", "without", "but", "unless", "between", "through", "until", "where", "when", "with", "is", "are", "equals", "equal", "to", "point", "negative", "below", "under", "above", "beyond", "nearly", "about", "almost", "up", "down", "off", "wrong", "false", "incorrect", "impossible", "undefined", "infinity", "infinite", "doubled", "tripled", "inverse", "root", "twice", "double", "triple", "remainder", "only", "both", "different", "same", "hundred", "thousand", "million", "billion", "trillion", "dozen"]
 )  # fmt: skip
 _SIGNS_OF_UNITS = frozenset(("/", "*", "^", "(", ")", "{", "}", "2", "3", "-", "1", ".", "m", "s", "h"))
 _NEVER_BEFORE_A_UNIT = frozenset(("+", "-", "*", "/", "^", "(", "[", "{", "_", "=", ",", ", ", "<", ">"))
@@ -38,8 +33,9 @@ def without_unit(found: Sequence[str]) -> tuple[Sequence[str], str]:
 
     A unit is one or more words at the end, with exponents and fractions of them: ``cm^2``, ``km/h``, ``square units``.
     """
-    if len(found) > 3 and tuple(found[-4:]) in ((*"a.m.",), (*"p.m.",)):
-        return found[:-4], f"{found[-4]}m"
+    bare = found[:-1] if found and found[-1] == "." else found
+    if len(bare) > 3 and tuple(bare[-3:]) in (("a", ".", "m"), ("p", ".", "m")):
+        return bare[:-3], f"{bare[-3]}m"
     start = next((at for at, token in enumerate(found) if token[:1] == '"'), len(found))
     words = [token[1:] for token in found[start:] if token[:1] == '"']
     if start and found[start - 1] == "(":  # 42 (units)

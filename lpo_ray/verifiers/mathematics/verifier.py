@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.mathematics.equality import same, vote
-from lpo_ray.verifiers.mathematics.reading import Reading, Words, read
+from lpo_ray.verifiers.mathematics.reading import Reading, Words, count_words, read
 from lpo_ray.verifiers.places import answer_in
 from lpo_ray.verifiers.thinking import after_thinking
 
@@ -45,8 +45,9 @@ def compared(given: str, answer: str, wanted: Reading, near: Fraction = Fraction
 def wanted_answer(answer: str) -> Reading:
     """Read the answer of a data set, which may be a solution that names it. Raises BadAnswer when it has none."""
     found = answer_in(answer)
-    reading = read(answer if found is None else found)
-    if reading is None or (isinstance(reading, Words) and _says_nothing(reading.text)):
+    text = answer if found is None else found
+    reading = read(text)
+    if reading is None or count_words(text) > MAX_WORDS or (isinstance(reading, Words) and _says_nothing(reading.text)):
         raise BadAnswer(
             f"the answer of a mathematics task is {answer[:80]!r}; expected a number, an expression, a list, or words "
             f"(at most {MAX_WORDS}), also in a box or after ####"
@@ -55,7 +56,7 @@ def wanted_answer(answer: str) -> Reading:
 
 
 def _says_nothing(text: str) -> bool:
-    return text.strip() in NO_ANSWERS or len(text.split()) > MAX_WORDS and "\\" not in text or not text.strip()
+    return text in NO_ANSWERS or not any(character.isalnum() for character in text)
 
 
 def math_vote(response: str, prompt: str = "") -> str | None:

@@ -16,10 +16,7 @@ from lpo_ray.verifiers.mathematics.verifier import math
 from tests.support.hostile_answers import PLACED
 from tests.support.math_table import OURS, TABLE
 
-LATEX = (
-    r"\frac \sqrt \pi { } ( ) [ ] ^ _ , = < > + - * / \cdot \pm \cup \in \infty \{ \} \% x y n e i 0 1 2 9 10 & \\ "
-    r"! | \sin \log \binom \text{ or \begin{pmatrix} \end{pmatrix} \overline . : ; \$ ** 999 \exp cm"
-).split(" ")
+LATEX = [r"\frac", r"\sqrt", r"\pi", r"{", r"}", r"(", r")", r"[", r"]", r"^", r"_", r",", r"=", r"<", r">", r"+", r"-", r"*", r"/", r"\cdot", r"\pm", r"\cup", r"\in", r"\infty", r"\{", r"\}", r"\%", r"x", r"y", r"n", r"e", r"i", r"0", r"1", r"2", r"9", r"10", r"&", r"\\", r"!", r"|", r"\sin", r"\log", r"\binom", r"\text{", r"or", r"\begin{pmatrix}", r"\end{pmatrix}", r"\overline", r".", r":", r";", r"\$", r"**", r"999", r"\exp", r"cm"]
 ALLOWED_SECONDS = 0.25
 """processor time of one verdict, whatever the response says; as a rule it is a hundredth of a thousandth"""
 
