@@ -127,6 +127,11 @@ def _once(rng: Random, text: str) -> str:
     return rng.choice((f"({text})", f"[{text}]", f"\\{{{text}\\}}", f"{text}, {text}", f"{text}{text}", text[::-1]))
 
 
+_GROUPED = (
+    r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})*,0[0-9]{2}(?:,[0-9]{3})*(?![0-9])", lambda found: found[0].replace(",", "")
+)  # fmt: skip
+
+
 def is_perhaps(gold: Gold, text: str) -> bool:
     """Tell whether the judge reads ``text`` as the gold: the same numbers in the same brackets."""
     bare = _bare(text)
@@ -134,6 +139,7 @@ def is_perhaps(gold: Gold, text: str) -> bool:
         set_of_one = re.fullmatch(r"\\\{(.*)\\\}", bare)
         return gold.values[0] in (_number(bare), *_shares(bare), _number(set_of_one[1]) if set_of_one else None)
     opening, closing, inside = _around(bare)
+    inside = re.sub(*_GROUPED, inside)
     parts = [part for part in re.split(r"[,;]\s*(?:and|or)\b|[,;]|\bor\b|\band\b", re.sub(r"\\text\{(.*?)\}", r"\1", inside))]
     values = [_item(_bare(part), wanted) for part, wanted in zip(parts, gold.values, strict=False)]
     if len(parts) != len(gold.values):
@@ -145,7 +151,7 @@ def is_perhaps(gold: Gold, text: str) -> bool:
             if found is None:
                 return False
             left.remove(found)
-        return (opening, closing) in (("", ""), (r"\{", r"\}"))
+        return (opening, closing) in (("", ""), (r"\{", r"\}"), ("{", "}"))
     brackets = {"pair": [("(", ")"), ("]", "[")], "closed": [("[", "]")], "half": [("[", ")"), ("[", "[")]}
     return tuple(values) == gold.values and (opening, closing) in brackets[gold.kind]
 
@@ -168,15 +174,16 @@ def _bare(text: str) -> str:
         text = text.strip().rstrip(".").lstrip(":").strip().removesuffix("**").removeprefix("**").strip()
         text = re.sub(r"^\$(.*)\$$", r"\1", text)
         text = re.sub(r"^\\?\$|\\?\$$", "", text)
-        text = re.sub(r"^(?:x|y)\s*=\s*", "", text)
-        text = re.sub(r"(?<=[0-9}).])\s*(?:atleast|min)$", "", text)
+        text = re.sub(r"^[a-zA-Z]\s*=\s*|^\\\(", "", text)
+        text = re.sub(r"(?:\\[,:;!]|\\\\)+$", "", text)
+        text = re.sub(r"(?<=[0-9}).%])\s*(?!(?:or|and|not|than|times|more|minus|thousand|dozen)\b)[a-z]{3,9}$", "", text)
     return text
 
 
 def _around(text: str) -> tuple[str, str, str]:
-    for opening in (r"\{", "(", "[", "]"):
+    for opening in (r"\{", "(", "[", "]", "{"):
         if text.startswith(opening):
-            for closing in (r"\}", ")", "]", "["):
+            for closing in (r"\}", ")", "]", "[", "}"):
                 if text.endswith(closing) and len(text) > len(opening) + len(closing):
                     return opening, closing, text[len(opening) : -len(closing)]
     return "", "", text
@@ -186,17 +193,22 @@ _STEPS = (
     (r"\\left|\\right", ""),
     (r"(?<![0-9.,])([0-9]{1,3})((?:\{,\}[0-9]{3})+)(?![0-9])", lambda found: found[0].replace("{,}", "")),
     (r"\A[+-]?\s*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?\Z", lambda found: found[0].replace(",", "")),
-    (r"\A[+-]?\s*[0-9]{1,3}(?: [0-9]{3})+\Z", lambda found: found[0].replace(" ", "")),
-    (r"([0-9]+)\s*\\frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r"(\1+(\2)/(\3))"),
+    (r"\A[+-]?\s*[0-9]{1,3}(?:(?:\s|\\[ ,])+[0-9]{3})+(?:\.[0-9]+)?\Z", lambda found: re.sub(r"[^0-9.+-]", "", found[0])),
+    _GROUPED,
+    (r"\\sqrt\s*1(?![0-9])", "1"),
+    (r"\^\{?([0-9])\}?", r"**\1"),
+    (r"\\\{(.*)\\\}", r"(\1)"),
+    (r"(?<![0-9^*])([0-9]+)\s*\\frac\s*\{\s*\+?([0-9.]+)\s*\}\s*\{\s*\+?([0-9.]+)\s*\}", r"(\1+(\2)/(\3))"),
     (r"([0-9]+) +([0-9]+)\s*/\s*([0-9]+)", r"(\1+(\2)/(\3))"),
     (r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
     (r"\\cdot|\\times", "*"),
     (r"\{", "("),
     (r"\}", ")"),
-    (r"(?<=[0-9)])\s*\(", "*("),
+    (r"(?<=[0-9)\]])\s*(?=[(\[])", "*"),
+    (r"\[(.+)\](?=.)", r"(\1)"),
     (r"(?<![0-9.])0+(?=[0-9])", ""),
 )
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+_OPERATORS = {ast.Pow: operator.pow, ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
               ast.UAdd: operator.pos, ast.USub: operator.neg}  # fmt: skip
 
 
@@ -204,7 +216,7 @@ def _number(text: str) -> Fraction | None:
     """Read a number, also as an easy calculation, by Python's own parser; None for every other text."""
     for pattern, spelling in _STEPS:
         text = re.sub(pattern, spelling, text)
-    if not re.fullmatch(r"[0-9.+\-*/() ]+", text):
+    if not re.fullmatch(r"[0-9.+\-*/() ]+", text) or re.search(r"\*\*.*\*\*|[0-9]{2}\*\*[0-9]{2}", text):
         return None
     try:
         return _calculated(ast.parse(text.strip(), mode="eval").body)

@@ -33,6 +33,7 @@ _ORDERS = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">="}
 _RELATIONS = frozenset(("=", *_ORDERS, "\\ne", "\\approx", "\\in", "\\equiv", "\\sim", "\\to", "\\cup"))
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _PAIRS = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle", "{": "}"}
+_IN_FRONT, _AT_END = (":", "`", "\\approx", "**"), ("\\\\", "`", "**")
 _REALS = (("\\mathbb", "{", "R", "}"), ("\\mathbb", "R"))
 _EMPTY = (("\\emptyset",), ("\\{", "\\}"))
 _SYNONYMS = {"dne": "does not exist", "all reals": "all real numbers"}
@@ -143,13 +144,11 @@ def count_words(text: str) -> int:
 
 
 def _stripped(found: Sequence[str]) -> tuple[str, ...]:
-    """Leave out stops at the end, asterisks around, and an "approximately" in front."""
+    """Leave out a stop and a line's end, what marks bold type and code, and a colon or "approximately" in front."""
     found = tuple(found)
-    while (found and found[-1] in (".", "\\\\", "`")) or (len(found) > 1 and found[-1] == found[0] == "*"):
-        found = found[:-1]
-    while found and found[0] in ("*", ":", "`", "\\approx", "**"):
+    while found and found[0] in _IN_FRONT:
         found = found[1:]
-    while found and found[-1] in ("**", "`", "."):
+    while found and (found[-1] in _AT_END or (found[-1] == "." and found[-2:-1] != (".",))):
         found = found[:-1]
     return found
 
@@ -619,7 +618,6 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
             found, unit = found[: -len(sign)], "degree"
     if unit == "degree" and found[-1:] in (("C",), ("F",)):
         found = found[:-1]
-    found = _stripped(found)
     if not found or (found[0] == "[" and _group_end(found, 0) == len(found)):
         return None
     expression = expression_of(found)

@@ -24,7 +24,7 @@ _KNOWN = {spelling: unit for unit, spellings in _UNITS.items() for spelling in s
 _NOT_UNITS = frozenset(
     ["or", "and", "not", "no", "than", "if", "else", "otherwise", "maybe", "perhaps", "possibly", "either", "neither", "nor", "at", "least", "most", "more", "less", "fewer", "minus", "plus", "times", "over", "squared", "cubed", "factorial", "mod", "modulo", "base", "half", "third", "quarter", "percent", "percentage", "hundredth", "thousandth", "tenth", "except", "without", "but", "unless", "between", "through", "until", "where", "when", "with", "is", "are", "equals", "equal", "to", "point", "negative", "below", "under", "above", "beyond", "nearly", "about", "almost", "up", "down", "off", "wrong", "false", "incorrect", "impossible", "undefined", "infinity", "infinite", "doubled", "tripled", "inverse", "root", "twice", "double", "triple", "remainder", "only", "both", "different", "same", "hundred", "thousand", "million", "billion", "trillion", "dozen"]
 )  # fmt: skip
-_SIGNS_OF_UNITS = frozenset(("/", "*", "^", "(", ")", "{", "}", "2", "3", "-", "1", ".", "m", "s", "h"))
+_SIGNS_OF_UNITS = frozenset(("/", "*", "^", "(", ")", "{", "}", ".", "m", "s", "h"))
 _NEVER_BEFORE_A_UNIT = frozenset(("+", "-", "*", "/", "^", "(", "[", "{", "_", "=", ",", ", ", "<", ">"))
 
 
@@ -43,11 +43,17 @@ def without_unit(found: Sequence[str]) -> tuple[Sequence[str], str]:
     tail = found[start:]
     if not words or not start or len(tail) > 14 or found[start - 1] in _NEVER_BEFORE_A_UNIT:
         return found, ""
-    if not all(token[:1] == '"' or token in _SIGNS_OF_UNITS for token in tail):
+    if not all(token[:1] == '"' or token in _SIGNS_OF_UNITS or _is_exponent(tail, at) for at, token in enumerate(tail)):
         return found, ""
     if any(word.lower() in _NOT_UNITS or not _may_be_unit(word) for word in words):
         return found, ""
     return found[:start], _known(words[0]) if len(tail) == 1 else ""
+
+
+def _is_exponent(tail: Sequence[str], at: int) -> bool:
+    """Tell whether a digit stands in an exponent: ``cm^2``, ``s^{-1}``."""
+    before = [token for token in tail[max(at - 3, 0) : at] if token not in ("{", "-")]
+    return tail[at] in ("-", "1", "2", "3") and before[-1:] == ["^"]
 
 
 def _may_be_unit(word: str) -> bool:
