@@ -137,7 +137,8 @@ def is_perhaps(gold: Gold, text: str) -> bool:
     bare = _bare(text)
     if gold.kind == "number":
         set_of_one = re.fullmatch(r"\\\{(.*)\\\}", bare)
-        return gold.values[0] in (_number(bare), *_shares(bare), _number(set_of_one[1]) if set_of_one else None)
+        parts = re.split(r",?\s*\bor\b", _bare(set_of_one[1]) if set_of_one else bare)
+        return all(_item(_bare(part), gold.values[0]) is not None for part in parts)
     opening, closing, inside = _around(bare)
     inside = re.sub(*_GROUPED, inside)
     parts = [part for part in re.split(r"[,;]\s*(?:and|or)\b|[,;]|\bor\b|\band\b", re.sub(r"\\text\{(.*?)\}", r"\1", inside))]
@@ -175,8 +176,8 @@ def _bare(text: str) -> str:
         text = re.sub(r"^\$(.*)\$$", r"\1", text)
         text = re.sub(r"^\\?\$|\\?\$$", "", text)
         text = re.sub(r"^[a-zA-Z]\s*=\s*|^\\\(", "", text)
-        text = re.sub(r"(?:\\[,:;!]|\\\\)+$", "", text)
-        text = re.sub(r"(?<=[0-9}).%])\s*(?!(?:or|and|not|than|times|more|minus|thousand|dozen)\b)[a-z]{3,9}$", "", text)
+        text = re.sub(r"(?:\\[,:;!]|\\\\|\\text\{\s*\}?)+$", "", text.replace("\\ ", " "))
+        text = re.sub(r"(?<=[0-9}).%])\s*(?!(?:or|and|not|than|times|more|minus|thousand|dozen)\b)[a-z]{2,9}$", "", text)
     return text
 
 
@@ -190,12 +191,17 @@ def _around(text: str) -> tuple[str, str, str]:
 
 
 _STEPS = (
+    (r"\{\{([^{}]*)\}\}", r"{\1}"),
+    (r"\\frac\{([0-9]+)\}([0-9])", r"\\frac{\1}{\2}"),
+    (r"\A([0-9]+):([0-9]+)\Z", r"\1/\2"),
     (r"\\left|\\right", ""),
     (r"(?<![0-9.,])([0-9]{1,3})((?:\{,\}[0-9]{3})+)(?![0-9])", lambda found: found[0].replace("{,}", "")),
     (r"\A[+-]?\s*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?\Z", lambda found: found[0].replace(",", "")),
     (r"\A[+-]?\s*[0-9]{1,3}(?:(?:\s|\\[ ,])+[0-9]{3})+(?:\.[0-9]+)?\Z", lambda found: re.sub(r"[^0-9.+-]", "", found[0])),
     _GROUPED,
-    (r"\\sqrt\s*1(?![0-9])", "1"),
+    (r"\\sqrt\s*1(?![0-9])|\\sqrt\{1\}|(?<![0-9])1!", "1"),
+    (r"\A([+-])\s*\\?\$", r"\1"),
+    (r"\\frac1\{", r"\\frac{1}{"),
     (r"\^\{?([0-9])\}?", r"**\1"),
     (r"\\\{(.*)\\\}", r"(\1)"),
     (r"(?<![0-9^*])([0-9]+)\s*\\frac\s*\{\s*\+?([0-9.]+)\s*\}\s*\{\s*\+?([0-9.]+)\s*\}", r"(\1+(\2)/(\3))"),
@@ -205,7 +211,7 @@ _STEPS = (
     (r"\{", "("),
     (r"\}", ")"),
     (r"(?<=[0-9)\]])\s*(?=[(\[])", "*"),
-    (r"\[(.+)\](?=.)", r"(\1)"),
+    (r"\[(.+)\](?=.)|(?<=.)\[(.+)\]", r"(\1\2)"),
     (r"(?<![0-9.])0+(?=[0-9])", ""),
 )
 _OPERATORS = {ast.Pow: operator.pow, ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,

@@ -441,6 +441,8 @@ def _name(found: Sequence[str]) -> str:
         name = name[1:]
     first, rest = name[0], name[1:]
     if first[:1] == '"':
+        if any(token[1:].lower() in units.NOT_UNITS for token in name):
+            return ""
         return "".join(name) if all(token[:1] == '"' or token.isalpha() for token in rest) else ""
     if first[1:] in ACCENTS and first[:1] == "\\":
         return "".join(name) if all(token in "{}" or token.isalpha() for token in rest) else ""

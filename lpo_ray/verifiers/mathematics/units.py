@@ -21,9 +21,10 @@ _UNITS: dict[str, tuple[str, ...]] = {
     "degree": ("degree", "deg"), "radian": ("radian", "rad"),
 }  # fmt: skip
 _KNOWN = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
-_NOT_UNITS = frozenset(
+NOT_UNITS = frozenset(
     ["or", "and", "not", "no", "than", "if", "else", "otherwise", "maybe", "perhaps", "possibly", "either", "neither", "nor", "at", "least", "most", "more", "less", "fewer", "minus", "plus", "times", "over", "squared", "cubed", "factorial", "mod", "modulo", "base", "half", "third", "quarter", "percent", "percentage", "hundredth", "thousandth", "tenth", "except", "without", "but", "unless", "between", "through", "until", "where", "when", "with", "is", "are", "equals", "equal", "to", "point", "negative", "below", "under", "above", "beyond", "nearly", "about", "almost", "up", "down", "off", "wrong", "false", "incorrect", "impossible", "undefined", "infinity", "infinite", "doubled", "tripled", "inverse", "root", "twice", "double", "triple", "remainder", "only", "both", "different", "same", "hundred", "thousand", "million", "billion", "trillion", "dozen"]
 )  # fmt: skip
+"""words that make another number, or none, of what stands beside them"""
 _SIGNS_OF_UNITS = frozenset(("/", "*", "^", "(", ")", "{", "}", ".", "m", "s", "h"))
 _NEVER_BEFORE_A_UNIT = frozenset(("+", "-", "*", "/", "^", "(", "[", "{", "_", "=", ",", ", ", "<", ">"))
 
@@ -45,7 +46,7 @@ def without_unit(found: Sequence[str]) -> tuple[Sequence[str], str]:
         return found, ""
     if not all(token[:1] == '"' or token in _SIGNS_OF_UNITS or _is_exponent(tail, at) for at, token in enumerate(tail)):
         return found, ""
-    if any(word.lower() in _NOT_UNITS or not _may_be_unit(word) for word in words):
+    if any(word.lower() in NOT_UNITS or not _may_be_unit(word) for word in words):
         return found, ""
     return found[:start], _known(words[0]) if len(tail) == 1 else ""
 
