@@ -28,7 +28,6 @@ _ANOTHER = re.compile(r"(?<![A-Za-z0-9])\(?([A-J])\)")
 """a letter with a bracket, as choices are listed"""
 
 
-
 def multiple_choice(response: str, answer: str, row: Mapping[str, Any], prompt: str = "") -> Verdict:
     """Give 1 when the response names the right choice; 0 when it names another, two, or none.
 

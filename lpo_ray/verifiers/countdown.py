@@ -1,9 +1,9 @@
 """Countdown: reach the target with every given number exactly once, by + - * / (LPO paper: reward 1 / 0.1 / 0).
 
 The answer is JSON: ``{"numbers": [3, 5, 7], "target": 22}``. The response is an expression, or has one between
-``<answer>`` and ``</answer>`` (the last pair counts), or in a box; "= 22" after it, or "22 =" before it, is allowed when
-it states the target. The expression is parsed by ``ast`` and evaluated in exact rational arithmetic; nothing is ever
-executed.
+``<answer>`` and ``</answer>`` (the last pair counts), or in a box; "= 22" after it, or "22 =" before it, is allowed
+when it states the target. The expression is parsed by ``ast`` and evaluated in exact rational arithmetic; nothing is
+ever executed.
 
 Well-formed means: decimal integers without leading zeros, + - * / (also as × · ÷ or in LaTeX), unary minus,
 parentheses, spaces; at most MAX_CHARACTERS long, which also bounds the tree. A division by zero is well-formed and wrong.
@@ -72,7 +72,7 @@ def wanted_problem(answer: str) -> tuple[list[int], int]:
         return sorted(int(number) for number in problem["numbers"]), int(problem["target"])
     except (ValueError, TypeError, KeyError) as error:
         raise BadAnswer(
-            f'the answer of countdown is {answer[:80]!r} ({type(error).__name__}: {error}); expected JSON like '
+            f"the answer of countdown is {answer[:80]!r} ({type(error).__name__}: {error}); expected JSON like "
             '{"numbers": [3, 5, 7], "target": 22}'
         ) from error
 

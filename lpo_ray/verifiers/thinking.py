@@ -31,7 +31,7 @@ _TAG = re.compile(
     r"[<\[◁][/|]{0,1}[tTrRsSbBeEiIcCuU][\w:|]{2,20}[>\]▷](?:(?:analysis|final)<\|message\|>|thought(?![a-z]))?"
 )
 _LONGEST_TAG = 40
-_PARTS = ("hink", "HINK", "hought", "HOUGHT", "easoning", "EASONING", "refix|", "hannel", "unused9")
+_PARTS = ("hink", "HINK", "hought", "HOUGHT", "easoning", "EASONING", "fix|", "hannel", "unused9")
 """one of which is in every tag, so that most texts without any are not searched"""
 _BARE_OPENING, _BARE_CLOSING = re.compile(r"analysis(?=[A-Z])"), "assistantfinal"
 """of gpt-oss, where special tokens were left out of the text"""

@@ -127,6 +127,7 @@ def _once(rng: Random, text: str) -> str:
     return rng.choice((f"({text})", f"[{text}]", f"\\{{{text}\\}}", f"{text}, {text}", f"{text}{text}", text[::-1]))
 
 
+_WORDS_AT_END = r"(?<=[0-9}).%\] ;\\])(?:[\s;\\]*(?!(?:or|and|not|than|times|more|minus|thousand|dozen|ldots|pi|pm)\b)[a-z]{2,14})+$"
 _GROUPED = (
     r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})*,0[0-9]{2}(?:,[0-9]{3})*(?![0-9])", lambda found: found[0].replace(",", "")
 )  # fmt: skip
@@ -134,14 +135,16 @@ _GROUPED = (
 
 def is_perhaps(gold: Gold, text: str) -> bool:
     """Tell whether the judge reads ``text`` as the gold: the same numbers in the same brackets."""
-    bare = _bare(text)
+    bare = _bare(text.replace("\\left", "").replace("\\right", ""))
     if gold.kind == "number":
         set_of_one = re.fullmatch(r"\\\{(.*)\\\}", bare)
         parts = re.split(r",?\s*\bor\b", _bare(set_of_one[1]) if set_of_one else bare)
         return all(_item(_bare(part), gold.values[0]) is not None for part in parts)
     opening, closing, inside = _around(bare)
     inside = re.sub(*_GROUPED, inside)
-    parts = [part for part in re.split(r"[,;]\s*(?:and|or)\b|[,;]|\bor\b|\band\b", re.sub(r"\\text\{(.*?)\}", r"\1", inside))]
+    parts = [
+        part for part in re.split(r"[,;]\s*(?:and|or)\b|[,;]|\bor\b|\band\b", re.sub(r"\\text\{(.*?)\}", r"\1", inside))
+    ]
     values = [_item(_bare(part), wanted) for part, wanted in zip(parts, gold.values, strict=False)]
     if len(parts) != len(gold.values):
         return False
@@ -175,9 +178,9 @@ def _bare(text: str) -> str:
         text = text.strip().rstrip(".").lstrip(":").strip().removesuffix("**").removeprefix("**").strip()
         text = re.sub(r"^\$(.*)\$$", r"\1", text)
         text = re.sub(r"^\\?\$|\\?\$$", "", text)
-        text = re.sub(r"^[a-zA-Z]\s*=\s*|^\\\(", "", text)
+        text = re.sub(r"^\\?(?!not\b)[a-zA-Z]{1,9}\s*=\s*|^\\[(\[;]|\\[)\]]$|\\(?:text|left)$", "", text)
         text = re.sub(r"(?:\\[,:;!]|\\\\|\\text\{\s*\}?)+$", "", text.replace("\\ ", " "))
-        text = re.sub(r"(?<=[0-9}).%])\s*(?!(?:or|and|not|than|times|more|minus|thousand|dozen)\b)[a-z]{2,9}$", "", text)
+        text = re.sub(_WORDS_AT_END, "", text)
     return text
 
 
@@ -197,11 +200,18 @@ _STEPS = (
     (r"\\left|\\right", ""),
     (r"(?<![0-9.,])([0-9]{1,3})((?:\{,\}[0-9]{3})+)(?![0-9])", lambda found: found[0].replace("{,}", "")),
     (r"\A[+-]?\s*[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?\Z", lambda found: found[0].replace(",", "")),
-    (r"\A[+-]?\s*[0-9]{1,3}(?:(?:\s|\\[ ,])+[0-9]{3})+(?:\.[0-9]+)?\Z", lambda found: re.sub(r"[^0-9.+-]", "", found[0])),
+    (
+        r"\A[+-]?\s*[0-9]{1,3}(?:(?:\s|\\[ ,])+[0-9]{3})+(?:\.[0-9]+)?\Z",
+        lambda found: re.sub(r"[^0-9.+-]", "", found[0]),
+    ),
     _GROUPED,
     (r"\\sqrt\s*1(?![0-9])|\\sqrt\{1\}|(?<![0-9])1!", "1"),
+    (r"(?<![0-9])2!", "2"),
+    (r"\A\|([0-9]+)\|\Z", r"\1"),
+    (r"\\pm\s*0+\s*\Z|\A0i\Z", "+0"),
+    (r"\A\\sqrt(.*)\^2\Z", r"\1"),
     (r"\A([+-])\s*\\?\$", r"\1"),
-    (r"\\frac1\{", r"\\frac{1}{"),
+    (r"\\frac([0-9])(?=\{)", r"\\frac{\1}"),
     (r"\^\{?([0-9])\}?", r"**\1"),
     (r"\\\{(.*)\\\}", r"(\1)"),
     (r"(?<![0-9^*])([0-9]+)\s*\\frac\s*\{\s*\+?([0-9.]+)\s*\}\s*\{\s*\+?([0-9.]+)\s*\}", r"(\1+(\2)/(\3))"),
@@ -211,7 +221,7 @@ _STEPS = (
     (r"\{", "("),
     (r"\}", ")"),
     (r"(?<=[0-9)\]])\s*(?=[(\[])", "*"),
-    (r"\[(.+)\](?=.)|(?<=.)\[(.+)\]", r"(\1\2)"),
+    (r"(?<=.)\[+([^\[\]]+)\]+|\[([^\[\]]+)\](?=.)", r"(\1\2)"),
     (r"(?<![0-9.])0+(?=[0-9])", ""),
 )
 _OPERATORS = {ast.Pow: operator.pow, ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,

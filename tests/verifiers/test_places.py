@@ -56,7 +56,13 @@ def test_where_an_answer_stands(text: str, answer: str | None) -> None:
     assert answer_in(text) == answer
 
 
-@given(st.lists(st.sampled_from([r"\boxed", r"\fbox", "{", "}", "####", "answer is", "<answer>", "</answer>", "\n", " ", "7", "$"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            [r"\boxed", r"\fbox", "{", "}", "####", "answer is", "<answer>", "</answer>", "\n", " ", "7", "$"]
+        )
+    )
+)
 def test_any_text_has_a_place_or_none(parts: list[str]) -> None:
     text = "".join(parts)
     for found in (answer_in(text), last_box(text), boxed_answer(text)):
@@ -65,7 +71,8 @@ def test_any_text_has_a_place_or_none(parts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["\\boxed{", "\\boxed{1} and ", "####", "#", "answer is ", "the answer is\n", "<answer>", "*", "\\boxed ", " ,"]
+    "text",
+    ["\\boxed{", "\\boxed{1} and ", "####", "#", "answer is ", "the answer is\n", "<answer>", "*", "\\boxed ", " ,"],
 )
 def test_time_grows_as_the_text_does(text: str) -> None:
     def seconds(times: int) -> float:

@@ -40,7 +40,11 @@ def test_what_stands_in_the_thinking_is_no_answer(verifier: str, opening: str) -
     assert reward(f"{opening}\n{text}") == 0.0
     assert reward(f"{text}{closing}") == 0.0
     assert reward(text, prompt=f"7? {opening}\n") == 0.0
-    for response in (f"{opening}\nperhaps 8{closing}\n{text}", f"perhaps 8{closing}\n\n{text}", f"{opening}{closing}{text}"):
+    for response in (
+        f"{opening}\nperhaps 8{closing}\n{text}",
+        f"perhaps 8{closing}\n\n{text}",
+        f"{opening}{closing}{text}",
+    ):
         assert reward(response) == 1.0
         assert reward(response.removeprefix(opening), prompt=f"7?{opening}") == 1.0
         assert answer_of(verifier, response, {}) == answer_of(verifier, text, {}) or verifier == "boxed_format"
@@ -69,7 +73,7 @@ def test_what_is_outside(response: str, outside: str) -> None:
     assert after_thinking(response).strip() == outside
 
 
-@given(st.lists(st.sampled_from([*TAGS, *TAGS.values(), "x", " ", "<", "[", "assistantfinal"])).map("".join))
+@given(st.lists(st.sampled_from([*TAGS, *TAGS.values(), "x", " ", "<", "["])).map("".join))
 def test_nothing_is_left_of_thinking(text: str) -> None:
     outside = after_thinking(text)
     assert len(outside) <= len(text) + text.count("<") + text.count("[") + text.count("◁")
@@ -77,7 +81,9 @@ def test_nothing_is_left_of_thinking(text: str) -> None:
     assert after_thinking(f"<think>{text}</think>x").endswith("x")
 
 
-@pytest.mark.parametrize("text", ["<think>", "</think>", "<", "[THINK]", "<|channel|>", "◁", "assistantfinal", "<think"])
+@pytest.mark.parametrize(
+    "text", ["<think>", "</think>", "<", "[THINK]", "<|channel|>", "◁", "assistantfinal", "<think"]
+)
 def test_time_grows_as_the_text_does(text: str) -> None:
     def seconds(times: int) -> float:
         started = time.process_time()

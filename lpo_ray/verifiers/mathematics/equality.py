@@ -10,7 +10,7 @@ from lpo_ray.verifiers.mathematics import expression as expressions
 from lpo_ray.verifiers.mathematics.arithmetic import Value
 from lpo_ray.verifiers.mathematics.expression import Expression
 from lpo_ray.verifiers.mathematics.quantity import Quantity, same_quantity, values_of, vote_of_number
-from lpo_ray.verifiers.mathematics.reading import (
+from lpo_ray.verifiers.mathematics.kinds import (
     Based,
     Choice,
     Equation,
@@ -202,9 +202,7 @@ def _same_sets(given: Sequence[Reading], wanted: Sequence[Reading], near: Fracti
 
 
 def _same_in_order(given: Sequence[Reading], wanted: Sequence[Reading], near: Fraction) -> bool:
-    return len(given) == len(wanted) and all(
-        same(one, other, near) for one, other in zip(given, wanted, strict=True)
-    )
+    return len(given) == len(wanted) and all(same(one, other, near) for one, other in zip(given, wanted, strict=True))
 
 
 def _same_records(given: Items, wanted: Items, near: Fraction) -> bool:
@@ -264,5 +262,3 @@ def vote(reading: Reading) -> str:
         return ",".join(sorted(votes)) if len(votes) != 1 else votes[0]
     joint = {"ratio": ":", "clock": ":", "matrix": ";"}.get(reading.kind, ",").join(votes)
     return {"tuple": f"({joint})", "matrix": f"[{joint}]", "square": f"[{joint}]"}.get(reading.kind, joint)
-
-

@@ -27,9 +27,48 @@ MAX_NUMBER = 4_000
 """characters of one number"""
 NUM_POINTS = 7
 GREEK = frozenset(
-    ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "ell", "hbar", "wp"]
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Upsilon",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+        "hbar",
+        "wp",
+    ]
 )
-ACCENTS = frozenset(["vec", "hat", "bar", "overline", "overrightarrow", "dot", "widehat", "mathbb", "mathcal", "mathscr", "mathfrak"])
+ACCENTS = frozenset(
+    ["vec", "hat", "bar", "overline", "overrightarrow", "dot", "widehat", "mathbb", "mathcal", "mathscr", "mathfrak"]
+)
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _COMMAND_FUNCTIONS = frozenset(f"\\{name}" for name in FUNCTIONS if name != "sqrt")
 _STARTS = frozenset(("(", "{", "[", "\\frac", "\\sqrt", "\\pi", "\\binom", "\\lfloor", "\\lceil", "\\mathbb"))
@@ -252,7 +291,7 @@ class _Parser:
         return ("number", value)
 
     def _repeating(self, token: str) -> Fraction:
-        """Read the repeating part of a decimal: ``\\overline{3}``, ``\\dot{1}2\\dot{3}``, or ``(3)`` after the point."""
+        r"""Read the repeating part of a decimal: ``\\overline{3}``, ``\\dot{1}2\\dot{3}``, or ``(3)`` after the point."""
         before_point = self._take(".")
         mark = self._next()
         if mark == "(" and before_point:

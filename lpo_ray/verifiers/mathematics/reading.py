@@ -9,11 +9,24 @@ in a list, a pair or a word. What cannot be read is words, which equal only the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from lpo_ray.verifiers.mathematics import units
-from lpo_ray.verifiers.mathematics.expression import ACCENTS, GREEK, Expression, expression_of
+from lpo_ray.verifiers.mathematics.expression import Expression, expression_of
+from lpo_ray.verifiers.mathematics.kinds import (
+    Based,
+    Choice,
+    Equation,
+    Grouped,
+    Infinite,
+    Interval,
+    Items,
+    Named,
+    Reading,
+    Union,
+    Words,
+)
+from lpo_ray.verifiers.mathematics.names import group_end, is_variable, name_of
 from lpo_ray.verifiers.mathematics.quantity import Quantity, is_rounded_from, same_quantity
 from lpo_ray.verifiers.mathematics.spelling import FUNCTIONS, tokens
 from lpo_ray.verifiers.places import MAX_CHARACTERS
@@ -40,90 +53,6 @@ _SYNONYMS = {"dne": "does not exist", "all reals": "all real numbers"}
 _CHOICES = frozenset("ABCDEFGHIJ")
 _FUNCTIONS = frozenset(f"\\{name}" for name in FUNCTIONS)
 _BASES = {'"two': 2, '"three': 3, '"four': 4, '"five': 5, '"six': 6, '"seven': 7, '"eight': 8, '"nine': 9, '"ten': 10}
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A text that is compared as such."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Infinite:
-    """Infinity, alone or at the end of an interval."""
-
-    sign: int
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    """Several readings: ``list`` (in any order, a set too), ``tuple``, ``square``, ``matrix`` (of rows), ``ratio``."""
-
-    kind: str
-    items: tuple[Reading, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An interval, as brackets or inequalities say it; ``variable`` is "" where brackets do."""
-
-    low: Reading
-    high: Reading
-    low_closed: bool
-    high_closed: bool
-    variable: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Union:
-    """Intervals and points together, in any order."""
-
-    parts: tuple[Reading, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """What a name is said to be: ``x = 5``, ``f(x) = 2x``."""
-
-    name: str
-    value: Reading
-
-
-@dataclass(frozen=True, slots=True)
-class Equation:
-    """A difference, and its relation to 0: "=", ">" or ">="."""
-
-    difference: Expression
-    relation: str
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The letter of a choice with what it stands for, as in ``(C)\\ 42``."""
-
-    letter: str
-    value: Reading
-
-
-@dataclass(frozen=True, slots=True)
-class Based:
-    """Digits in a base other than ten, which is not a number that another base gives."""
-
-    digits: str
-    base: int
-
-
-@dataclass(frozen=True, slots=True)
-class Grouped:
-    """Digits in groups of three: one number, or a list. ``may_be_list``: as an answer of the data set it is the list."""
-
-    number: Quantity
-    items: Items
-    may_be_list: bool
-
-
-Reading = Words | Quantity | Infinite | Items | Interval | Union | Named | Equation | Choice | Based | Grouped
 
 
 @lru_cache(maxsize=4096)
@@ -184,7 +113,9 @@ def _is_balanced(found: Sequence[str]) -> bool:
     return depth == 0
 
 
-def _split(found: Sequence[str], at_tokens: frozenset[str] | tuple[str, ...]) -> tuple[list[tuple[str, ...]], list[str]]:
+def _split(
+    found: Sequence[str], at_tokens: frozenset[str] | tuple[str, ...]
+) -> tuple[list[tuple[str, ...]], list[str]]:
     """Split where no bracket is open. Return the parts and the tokens between them."""
     parts, between, depth, start = [], [], 0, 0
     for at, token in enumerate(found):
@@ -312,7 +243,7 @@ def _one_name(items: list[Reading]) -> list[Reading]:
 
 
 def _flat(items: Sequence[Reading]) -> list[Reading]:
-    """Put what is a list of its own without brackets, such as ``\\pm 3``, into the list."""
+    r"""Put what is a list of its own without brackets, such as ``\\pm 3``, into the list."""
     flat: list[Reading] = []
     for item in items:
         flat.extend(item.items if isinstance(item, Items) and item.kind == "or" else (item,))
@@ -328,18 +259,18 @@ def _related(found: tuple[str, ...], depth: int) -> Reading | None:
         return _words(found)
     if set(between) == {"\\cup"}:
         return _union([_reading(side, depth + 1) for side in sides])
-    if between[0] == "\\in" and set(between[1:]) <= {"\\cup"} and _name(sides[0]):
+    if between[0] == "\\in" and set(between[1:]) <= {"\\cup"} and name_of(sides[0]):
         inside = found[len(sides[0]) + 1 :]
         reading = _reading(inside, depth + 1)
-        return Named(_name(sides[0]), reading)
+        return Named(name_of(sides[0]), reading)
     if set(between) <= {"=", "\\approx"}:
         return _equal_sides(sides, between, depth)
     if set(between) <= set(_ORDERS):
         return _ordered(sides, [_ORDERS[sign] for sign in between], depth)
-    if between == ["\\ne"] and _name(sides[0]):
+    if between == ["\\ne"] and name_of(sides[0]):
         value = _reading(sides[1], depth + 1)
         if isinstance(value, Quantity):
-            name, low, high = _name(sides[0]), Infinite(-1), Infinite(1)
+            name, low, high = name_of(sides[0]), Infinite(-1), Infinite(1)
             return Union((Interval(low, value, False, False, name), Interval(value, high, False, False, name)))
     return _words(found)
 
@@ -351,17 +282,17 @@ def _union(parts: Sequence[Reading]) -> Reading:
 
 
 def _equal_sides(sides: list[tuple[str, ...]], between: list[str], depth: int) -> Reading:
-    """Read ``x = 5``, ``x = y = 3``, ``\\frac{3}{4} \\approx 0.75``, or an equation."""
+    r"""Read ``x = 5``, ``x = y = 3``, ``\\frac{3}{4} \\approx 0.75``, or an equation."""
     names, rest = [], list(sides)
-    while len(rest) > 1 and _name(rest[0]):
-        names.append(_name(rest.pop(0)))
+    while len(rest) > 1 and name_of(rest[0]):
+        names.append(name_of(rest.pop(0)))
     if names and len(rest) == 1:
         value = _reading(rest[0], depth + 1)
         return Named(names[0] if len(names) == 1 else "", value)
-    if len(rest) == 2 and not names and _name(rest[1]) and len(_name(rest[1])) <= 2:  # 5 = x
+    if len(rest) == 2 and not names and name_of(rest[1]) and len(name_of(rest[1])) <= 2:  # 5 = x
         value = _quantity(rest[0], depth)
         if isinstance(value, Quantity) and not value.expression.letters:
-            return Named(_name(rest[1]), value)
+            return Named(name_of(rest[1]), value)
     found = [_quantity(side, depth) for side in rest]
     quantities = [value for value in found if isinstance(value, Quantity)]
     if len(quantities) == len(rest) and not any(value.expression.letters for value in quantities):
@@ -386,24 +317,24 @@ def _chained(values: Sequence[Quantity], sides: Sequence[tuple[str, ...]]) -> Re
 
 
 def _ordered(sides: list[tuple[str, ...]], signs: list[str], depth: int) -> Reading:
-    """Read inequalities of one name as an interval: ``x > 5``, ``5 < x``, ``1 < x \\le 2``."""
+    r"""Read inequalities of one name as an interval: ``x > 5``, ``5 < x``, ``1 < x \\le 2``."""
     plain = [side for side in sides]
     if len(sides) == 2:
-        if not _is_variable(sides[0]) and _is_variable(sides[1]):
+        if not is_variable(sides[0]) and is_variable(sides[1]):
             plain, signs = [sides[1], sides[0]], [_MIRRORED[signs[0]]]
         value = _end_of_interval(plain[1], depth)
-        if _is_variable(plain[0]) and value is not None:
-            name, closed = _name(plain[0]), "=" in signs[0]
+        if is_variable(plain[0]) and value is not None:
+            name, closed = name_of(plain[0]), "=" in signs[0]
             if ">" in signs[0]:
                 return Interval(value, Infinite(1), closed, False, name)
             return Interval(Infinite(-1), value, False, closed, name)
-    elif len(sides) == 3 and _is_variable(sides[1]) and len({sign[0] for sign in signs}) == 1:
+    elif len(sides) == 3 and is_variable(sides[1]) and len({sign[0] for sign in signs}) == 1:
         first, last = _end_of_interval(sides[0], depth), _end_of_interval(sides[2], depth)
         if first is not None and last is not None:
             closed = ["=" in sign for sign in signs]
             if ">" in signs[0]:
                 first, last, closed = last, first, closed[::-1]
-            return Interval(first, last, closed[0], closed[1], _name(sides[1]))
+            return Interval(first, last, closed[0], closed[1], name_of(sides[1]))
     if len(sides) == 2:
         above, below = (sides[0], sides[1]) if ">" in signs[0] else (sides[1], sides[0])
         difference = expression_of((*above, "-", "(", *below, ")"))
@@ -417,69 +348,6 @@ def _end_of_interval(found: tuple[str, ...], depth: int) -> Reading | None:
     if isinstance(value, Grouped):
         value = value.number
     return value if isinstance(value, Quantity | Infinite) else None
-
-
-def _is_variable(found: Sequence[str]) -> bool:
-    """Tell whether tokens are a letter that an inequality may be about: ``x``, ``\\theta``, ``x_1``."""
-    return bool(found) and (len(found[0]) == 1 or found[0][1:] in GREEK) and bool(_name(found)) and "(" not in found
-
-
-def _name(found: Sequence[str]) -> str:
-    """Return the name that stands before ``=``: ``x``, ``x_{10}``, ``AB``, ``f(x)``, ``\\angle ABC``, ``(x, y)``, a word;
-    "" for what is no name.
-    """
-    if not found or len(found) > 16:
-        return ""
-    name = list(found)
-    if name[0] in ("|", "(") and name[-1] == ("|" if name[0] == "|" else ")") and len(name) > 2:
-        inner = name[1:-1]
-        letters = [token for token in inner if token not in (",", ", ")]
-        return "".join(name) if all(len(token) == 1 and token.isalpha() for token in letters) else ""
-    while name and name[0] in ("m", "\\angle", "\\triangle") and len(name) > 1 and name[1:2] != ["_"]:
-        if name[0] == "m" and name[1] != "\\angle":
-            break
-        name = name[1:]
-    first, rest = name[0], name[1:]
-    if first[:1] == '"':
-        if any(token[1:].lower() in units.NOT_UNITS for token in name):
-            return ""
-        return "".join(name) if all(token[:1] == '"' or token.isalpha() for token in rest) else ""
-    if first[1:] in ACCENTS and first[:1] == "\\":
-        return "".join(name) if all(token in "{}" or token.isalpha() for token in rest) else ""
-    if len(first) == 1 and first.isascii() and first.isupper():
-        while rest and len(rest[0]) == 1 and rest[0].isupper():
-            first, rest = first + rest[0], rest[1:]
-    elif not ((len(first) == 1 and first.isascii() and first.isalpha()) or (first[:1] == "\\" and first[1:] in GREEK)):
-        return ""
-    if len(first) > 4 and first[0] != "\\":
-        return ""
-    while rest and rest[0] in ("'", "_"):
-        if rest[0] == "'":
-            first, rest = f"{first}'", rest[1:]
-            continue
-        end = _group_end(rest, 1)
-        first, rest = f"{first}_{''.join(rest[1:end]).strip('{}')}", rest[end:]
-    if rest and rest[0] == "(" and rest[-1] == ")" and _is_balanced(rest) and not set(rest) & _RELATIONS:
-        inner, _ = _split(rest[1:-1], (",", ", "))
-        return first + "".join(rest) if all(part and _is_argument(part) for part in inner) else ""
-    return "" if rest else first
-
-
-def _is_argument(part: Sequence[str]) -> bool:
-    """Tell whether this is what a function is of, and no factor: ``f(x)``, ``f(2)``, ``P(A)``, ``f(-1)``."""
-    return len(part) == 1 or (len(part) == 2 and part[0] == "-")
-
-
-def _group_end(found: Sequence[str], start: int) -> int:
-    """Return where the group or token that begins at ``start`` ends."""
-    if found[start] not in ("{", "["):
-        return start + 1
-    depth = 0
-    for at in range(start, len(found)):
-        depth += (found[at] == found[start]) - (found[at] == _PAIRS[found[start]])
-        if depth == 0:
-            return at + 1
-    return len(found)
 
 
 def _bracketed(found: tuple[str, ...], depth: int) -> Reading | None:
@@ -539,10 +407,12 @@ def _environment(found: tuple[str, ...], depth: int) -> Reading | None:
     if found[len(found) - (end + 1)] != "\\end" or "\\begin" in body:
         return None
     if name == "array" and body[:1] == ("{",):
-        body = body[_group_end(list(body), 0) :]
+        body = body[group_end(list(body), 0) :]
     rows, _ = _split(body, ("\\\\",))
     rows = [row for row in rows if row and row != ("\\hline",)]
-    if name in ("cases", "aligned", "align", "gathered", "array") and all("&" not in row or name != "array" for row in rows):
+    if name in ("cases", "aligned", "align", "gathered", "array") and all(
+        "&" not in row or name != "array" for row in rows
+    ):
         lines = [tuple(token for token in row if token != "&") for row in rows]
         if name == "cases" and any("&" in row for row in rows):
             return _words(found)
@@ -620,13 +490,15 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
             found, unit = found[: -len(sign)], "degree"
     if unit == "degree" and found[-1:] in (("C",), ("F",)):
         found = found[:-1]
-    if not found or (found[0] == "[" and _group_end(found, 0) == len(found)):
+    if not found or (found[0] == "[" and group_end(found, 0) == len(found)):
         return None
     expression = expression_of(found)
     if expression is None:
         return None
     if scale != 1:
-        expression = Expression(("product", ((False, expression.tree), (False, ("number", scale)))), expression.letters, False)
+        expression = Expression(
+            ("product", ((False, expression.tree), (False, ("number", scale)))), expression.letters, False
+        )
     return Quantity(expression, unit, _decimals(found))
 
 

@@ -52,7 +52,9 @@ _TOKEN = re.compile(
 _TEXT_FONTS = frozenset(
     ["text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "mathrm", "operatorname", "bold", "bf", "rm", "it", "em", "emph", "underline", "boldsymbol", "mathbf", "mathit", "mathsf", "cal", "tilde"]
 )  # fmt: skip
-_WORDS_WITHIN = frozenset(["text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "mathrm", "operatorname", "emph"])
+_WORDS_WITHIN = frozenset(
+    ["text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "mathrm", "operatorname", "emph"]
+)
 _RENAMED = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "times": "*", "cdot": "*", "ast": "*",
@@ -66,11 +68,91 @@ _OTHERS = {"<=": "\\le", ">=": "\\ge", "!=": "\\ne", "•": "*"}
 _ESCAPED = {"\\{": "\\{", "\\}": "\\}", "\\%": "%", "\\$": "\\$", "\\\\": "\\\\", "\\|": "|", "\\#": "#", "\\&": "&"}
 
 FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "ln", "log", "exp", "sqrt", "abs"]
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "sinh",
+        "cosh",
+        "tanh",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "asin",
+        "acos",
+        "atan",
+        "ln",
+        "log",
+        "exp",
+        "sqrt",
+        "abs",
+    ]
 )
 _PLAIN_COMMANDS = FUNCTIONS | {"pi", "infty", "infinity", "inf", "oo", "theta", "alpha", "beta", "lambda"}
 SHORT_WORDS = frozenset(
-    ["or", "and", "no", "is", "in", "if", "to", "of", "at", "by", "cm", "mm", "km", "kg", "mg", "ml", "dm", "ft", "yd", "mi", "lb", "oz", "hr", "hrs", "min", "sec", "mph", "kph", "rpm", "usd", "eur", "gbp", "rmb", "pm", "am", "sq", "the", "for", "not", "per", "yes", "all", "any", "odd", "men", "day", "one", "two", "six", "ten", "cat", "dog", "hen", "egg", "box", "cup", "dne", "pts"]
+    [
+        "or",
+        "and",
+        "no",
+        "is",
+        "in",
+        "if",
+        "to",
+        "of",
+        "at",
+        "by",
+        "cm",
+        "mm",
+        "km",
+        "kg",
+        "mg",
+        "ml",
+        "dm",
+        "ft",
+        "yd",
+        "mi",
+        "lb",
+        "oz",
+        "hr",
+        "hrs",
+        "min",
+        "sec",
+        "mph",
+        "kph",
+        "rpm",
+        "usd",
+        "eur",
+        "gbp",
+        "rmb",
+        "pm",
+        "am",
+        "sq",
+        "the",
+        "for",
+        "not",
+        "per",
+        "yes",
+        "all",
+        "any",
+        "odd",
+        "men",
+        "day",
+        "one",
+        "two",
+        "six",
+        "ten",
+        "cat",
+        "dog",
+        "hen",
+        "egg",
+        "box",
+        "cup",
+        "dne",
+        "pts",
+    ]
 )
 """words of two and three letters; other letters that stand together are a product"""
 
@@ -103,7 +185,11 @@ def tokens(text: str) -> tuple[str, ...] | None:
                 found.append(token)
         elif kind == "letters":
             in_text = any(name in _WORDS_WITHIN for name in (*fonts, font))
-            found.extend(_letters(token, in_text, after_a_number=bool(found) and found[-1] != "." and found[-1][0] in "0123456789.})"))
+            found.extend(
+                _letters(
+                    token, in_text, after_a_number=bool(found) and found[-1] != "." and found[-1][0] in "0123456789.})"
+                )
+            )
         elif kind == "math":
             if token == "$" and dollars % 2:
                 found.append("\\$")

@@ -12,7 +12,8 @@ from functools import lru_cache
 
 from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.mathematics.equality import same, vote
-from lpo_ray.verifiers.mathematics.reading import Reading, Words, count_words, read
+from lpo_ray.verifiers.mathematics.kinds import Reading, Words
+from lpo_ray.verifiers.mathematics.reading import count_words, read
 from lpo_ray.verifiers.places import answer_in
 from lpo_ray.verifiers.thinking import after_thinking
 

@@ -16,7 +16,65 @@ from lpo_ray.verifiers.mathematics.verifier import math
 from tests.support.hostile_answers import PLACED
 from tests.support.math_table import OURS, TABLE
 
-LATEX = [r"\frac", r"\sqrt", r"\pi", r"{", r"}", r"(", r")", r"[", r"]", r"^", r"_", r",", r"=", r"<", r">", r"+", r"-", r"*", r"/", r"\cdot", r"\pm", r"\cup", r"\in", r"\infty", r"\{", r"\}", r"\%", r"x", r"y", r"n", r"e", r"i", r"0", r"1", r"2", r"9", r"10", r"&", r"\\", r"!", r"|", r"\sin", r"\log", r"\binom", r"\text{", r"or", r"\begin{pmatrix}", r"\end{pmatrix}", r"\overline", r".", r":", r";", r"\$", r"**", r"999", r"\exp", r"cm"]
+LATEX = [
+    r"\frac",
+    r"\sqrt",
+    r"\pi",
+    r"{",
+    r"}",
+    r"(",
+    r")",
+    r"[",
+    r"]",
+    r"^",
+    r"_",
+    r",",
+    r"=",
+    r"<",
+    r">",
+    r"+",
+    r"-",
+    r"*",
+    r"/",
+    r"\cdot",
+    r"\pm",
+    r"\cup",
+    r"\in",
+    r"\infty",
+    r"\{",
+    r"\}",
+    r"\%",
+    r"x",
+    r"y",
+    r"n",
+    r"e",
+    r"i",
+    r"0",
+    r"1",
+    r"2",
+    r"9",
+    r"10",
+    r"&",
+    r"\\",
+    r"!",
+    r"|",
+    r"\sin",
+    r"\log",
+    r"\binom",
+    r"\text{",
+    r"or",
+    r"\begin{pmatrix}",
+    r"\end{pmatrix}",
+    r"\overline",
+    r".",
+    r":",
+    r";",
+    r"\$",
+    r"**",
+    r"999",
+    r"\exp",
+    r"cm",
+]
 ALLOWED_SECONDS = 0.25
 """processor time of one verdict, whatever the response says; as a rule it is a hundredth of a thousandth"""
 
@@ -59,7 +117,9 @@ def test_an_answer_that_says_nothing_is_unscored(verifier: str, answer: str) -> 
     assert "expected a number" in verdict.detail
 
 
-@pytest.mark.parametrize(("response", "answer"), [("", "42"), (r"\boxed{}", "42"), (r"\boxed{ }", "x"), ("<answer></answer>", "0")])
+@pytest.mark.parametrize(
+    ("response", "answer"), [("", "42"), (r"\boxed{}", "42"), (r"\boxed{ }", "x"), ("<answer></answer>", "0")]
+)
 def test_an_empty_response_is_wrong(response: str, answer: str) -> None:
     assert math(response, answer).reward == 0.0
 
