@@ -62,7 +62,7 @@ WANTED: dict[str, Read] = {
     "regex": _of_answer(wanted_pattern),
     "token_reversal": _of_answer(wanted_symbols),
     "token_reversal_share": _of_answer(wanted_symbols),
-    "unit_tests": _of_answer(parsed_answer),
+    "unit_tests": parsed_answer,
 }
 """verifier -> how it reads the answer of the data set: the function that its verdicts use"""
 

@@ -6,7 +6,8 @@ when it states the target. The expression is parsed by ``ast`` and evaluated in 
 ever executed.
 
 Well-formed means: decimal integers without leading zeros, + - * / (also as × · ÷ or in LaTeX), unary minus,
-parentheses, spaces; at most MAX_CHARACTERS long, which also bounds the tree. A division by zero is well-formed and wrong.
+parentheses, spaces; at most MAX_CHARACTERS long, which also bounds the tree. A division by zero is well-formed
+and wrong.
 """
 
 from __future__ import annotations

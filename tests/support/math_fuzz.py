@@ -17,10 +17,11 @@ from random import Random
 NUMBER_KINDS = ("integer", "large", "decimal", "fraction", "mixed", "negative")
 ITEM_KINDS = ("list", "pair", "set", "triple", "interval", "closed", "half")
 WORDS = (
-    " or 7", " and 3", "not ", "at least ", " or ", " and ", r"\text{ or } 5", r"\text{ 2}", " 4", ", 6", "; 8", " more",
-    " minus 1", r"\%", "%", "!", "^2", "^{2}", "_2", "=", " = 3", "x", r"\sqrt", "e3", "|", "/2", "+1", "-1", r"\pm ",
-    r"\times 2", "...", r"\ldots", " thousand", " times", ":", "'", "(1)", "[2]", r"\cup 3", r"\pi", "i", "<", ">", r"\ne ",
-    " dozen", r"\frac", "{", "}", r"\cdot ", "0", "00", ".0", ".5", ",000", " 000", "x = ", "y=", r"\left(", "\\", "$", "**",
+    " or 7", " and 3", "not ", "at least ", " or ", " and ", r"\text{ or } 5", r"\text{ 2}", " 4", ", 6", "; 8",
+    " more", " minus 1", r"\%", "%", "!", "^2", "^{2}", "_2", "=", " = 3", "x", r"\sqrt", "e3", "|", "/2", "+1",
+    "-1", r"\pm ", r"\times 2", "...", r"\ldots", " thousand", " times", ":", "'", "(1)", "[2]", r"\cup 3", r"\pi", "i", "<", ">",
+    r"\ne ", " dozen", r"\frac", "{", "}", r"\cdot ", "0", "00", ".0", ".5", ",000", " 000", "x = ", "y=", r"\left(",
+    "\\", "$", "**",
 )  # fmt: skip
 
 
@@ -127,10 +128,14 @@ def _once(rng: Random, text: str) -> str:
     return rng.choice((f"({text})", f"[{text}]", f"\\{{{text}\\}}", f"{text}, {text}", f"{text}{text}", text[::-1]))
 
 
-_WORDS_AT_END = r"(?<=[0-9}).%\] ;\\])(?:[\s;\\]*(?!(?:or|and|not|than|times|more|minus|thousand|dozen|ldots|pi|pm)\b)[a-z]{2,14})+$"
+_WORDS_AT_END = (
+    r"(?<=[0-9}).%\] ;\\])"
+    r"(?:[\s;\\]*(?!(?:or|and|not|than|times|more|minus|thousand|dozen|ldots|pi|pm)\b)[a-z]{2,14})+$"
+)
 _GROUPED = (
-    r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})*,0[0-9]{2}(?:,[0-9]{3})*(?![0-9])", lambda found: found[0].replace(",", "")
-)  # fmt: skip
+    r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})*,0[0-9]{2}(?:,[0-9]{3})*(?![0-9])",
+    lambda found: found[0].replace(",", ""),
+)
 
 
 def is_perhaps(gold: Gold, text: str) -> bool:
@@ -224,8 +229,8 @@ _STEPS = (
     (r"(?<=.)\[+([^\[\]]+)\]+|\[([^\[\]]+)\](?=.)", r"(\1\2)"),
     (r"(?<![0-9.])0+(?=[0-9])", ""),
 )
-_OPERATORS = {ast.Pow: operator.pow, ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-              ast.UAdd: operator.pos, ast.USub: operator.neg}  # fmt: skip
+_OPERATORS = {ast.Pow: operator.pow, ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+              ast.Div: operator.truediv,               ast.UAdd: operator.pos, ast.USub: operator.neg}  # fmt: skip
 
 
 def _number(text: str) -> Fraction | None:

@@ -124,7 +124,8 @@ def test_values(text: str, value: float) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", " ", "x", "2x", "1 2", "1..2", "1/0", "(1", "1)", "1+", "--1", "2^10", r"\sqrt{-1}", r"(-1)^{0.5}", "9^9^9^9",
-     "9^{9^{9^{9}}}", r"\frac{1}", r"\frac", "1,23", "1e99999", "nan", "inf", "(0,100)", "x+1", "3 = 5", "(" * 100 + "1" + ")" * 100],
+     "9^{9^{9^{9}}}", r"\frac{1}", r"\frac", "1,23", "1e99999", "nan", "inf", "(0,100)", "x+1", "3 = 5",
+     "(" * 100 + "1" + ")" * 100],
 )  # fmt: skip
 def test_what_has_no_value(text: str) -> None:
     assert number_in(text) is None

@@ -9,7 +9,6 @@ from lpo_ray.verifiers.mathematics import arithmetic
 from lpo_ray.verifiers.mathematics import expression as expressions
 from lpo_ray.verifiers.mathematics.arithmetic import Value
 from lpo_ray.verifiers.mathematics.expression import Expression
-from lpo_ray.verifiers.mathematics.quantity import Quantity, same_quantity, values_of, vote_of_number
 from lpo_ray.verifiers.mathematics.kinds import (
     Based,
     Choice,
@@ -23,6 +22,7 @@ from lpo_ray.verifiers.mathematics.kinds import (
     Union,
     Words,
 )
+from lpo_ray.verifiers.mathematics.quantity import Quantity, same_quantity, values_of, vote_of_number
 
 
 def same(given: Reading, wanted: Reading, near: Fraction = Fraction(0)) -> bool:
@@ -223,7 +223,7 @@ def _record(items: Items) -> tuple[Reading, ...] | None:
 
 
 def number_of(reading: Reading) -> Value | None:
-    """Return the value of a reading that is one number, also one with a name, as a ratio or in a set; None for others."""
+    """Return the value of a reading that is one number, also with a name or as a ratio; None for others."""
     if isinstance(reading, Named):
         return number_of(reading.value)
     if isinstance(reading, Grouped):

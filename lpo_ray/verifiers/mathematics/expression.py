@@ -154,11 +154,17 @@ class _Parser:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise NotAnExpression
-        terms = [(-1 if self._take("-") else 1 if self._take("+") else 1, self._product())]
+        terms = [(self._sign(), self._product())]
         while self._peek() in ("+", "-"):
             terms.append((-1 if self._next() == "-" else 1, self._product()))
         self._depth -= 1
         return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else ("sum", tuple(terms))
+
+    def _sign(self) -> int:
+        if self._take("-"):
+            return -1
+        self._take("+")
+        return 1
 
     def _product(self) -> Node:
         factors = [(False, self._factor())]
@@ -291,7 +297,7 @@ class _Parser:
         return ("number", value)
 
     def _repeating(self, token: str) -> Fraction:
-        r"""Read the repeating part of a decimal: ``\\overline{3}``, ``\\dot{1}2\\dot{3}``, or ``(3)`` after the point."""
+        r"""Read the repeating part of a decimal: ``\overline{3}``, ``\dot{1}\dot{3}``, or ``(3)`` after the point."""
         before_point = self._take(".")
         mark = self._next()
         if mark == "(" and before_point:
@@ -343,9 +349,9 @@ class _Parser:
         factors = [(False, self._factor())]
         while self._begins_factor(self._peek()) and self._peek() not in (*_COMMAND_FUNCTIONS, "(", "["):
             factors.append((False, self._factor()))
-        if self._peek() == "/" and self._at + 1 < len(self._tokens):
-            if self._tokens[self._at + 1] not in _COMMAND_FUNCTIONS:
-                raise NotAnExpression  # \sin x/2 is read both ways
+        after = self._tokens[self._at + 1 : self._at + 2] if self._peek() == "/" else ()
+        if after and after[0] not in _COMMAND_FUNCTIONS:
+            raise NotAnExpression  # \sin x/2 is read both ways
         return factors[0][1] if len(factors) == 1 else ("product", tuple(factors))
 
     def _letter(self, token: str) -> Node:

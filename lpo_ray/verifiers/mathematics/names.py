@@ -1,4 +1,4 @@
-"""Names that stand before an equals sign: ``x``, ``f(x)``, ``AB``, ``\\angle ABC``, a word."""
+r"""Names that stand before an equals sign: ``x``, ``f(x)``, ``AB``, ``\angle ABC``, a word."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def is_variable(found: Sequence[str]) -> bool:
 
 
 def name_of(found: Sequence[str]) -> str:
-    r"""Return the name that stands before ``=``: ``x``, ``x_{10}``, ``AB``, ``f(x)``, ``\\angle ABC``, ``(x, y)``, a word;
-    "" for what is no name.
+    r"""Return the name that stands before ``=``: ``x``, ``x_{10}``, ``AB``, ``f(x)``, ``\angle ABC``, ``(x, y)``, or a
+    word; "" for what is no name.
     """
     if not found or len(found) > 16:
         return ""

@@ -469,20 +469,10 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
     infinite = _infinite(found)
     if infinite is not None:
         return infinite
-    unit = ""
-    negative = len(found) > 2 and found[0] == "-" and found[1] in units.CURRENCY
-    if negative:
-        found = found[1:]
-    if found[0] in units.CURRENCY:
-        found, unit = found[1:], "usd" if found[0] == "\\$" else ""
-    elif found[-1] in units.CURRENCY:
-        found, unit = found[:-1], "usd" if found[-1] == "\\$" else ""
-    if negative:
-        found = ("-", *found)
-    bare, named = units.without_unit(found)
-    found, unit = tuple(bare), named or unit
-    found, scale = units.without_scale(found)
-    found = tuple(found)
+    found, currency = _without_currency(found)
+    bare, unit = units.without_unit(found)
+    bare, scale = units.without_scale(bare)
+    found, unit = tuple(bare), unit or currency
     if found[-1:] in (("%",), ('"percent',)):
         found, unit = found[:-1], "%"
     for sign in (("^", "\\circ"), ("^", "{", "\\circ", "}"), ("\\degree",), ("\\circ",)):
@@ -502,14 +492,25 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
     return Quantity(expression, unit, _decimals(found))
 
 
+def _without_currency(found: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Return the tokens without a sign of currency before or after them, and its name; "" where it has none."""
+    sign = found[:1] if found[:1] == ("-",) else ()
+    rest = found[len(sign) :]
+    if rest and rest[0] in units.CURRENCY:
+        return (*sign, *rest[1:]), "usd" if rest[0] == "\\$" else ""
+    if rest and rest[-1] in units.CURRENCY:
+        return (*sign, *rest[:-1]), "usd" if rest[-1] == "\\$" else ""
+    return found, ""
+
+
 def _decimals(found: Sequence[str]) -> int | None:
     digits = found[1:] if found[0] in ("-", "+") else found
     is_decimal = len(digits) == 1 and "." in digits[0] and "e" not in digits[0].lower()
     return len(digits[0].partition(".")[2]) if is_decimal else None
 
 
-def _infinite(found: Sequence[str]) -> Infinite | None:
-    if found[-1] != "\\infty" or len(found) > 2:
+def _infinite(found: tuple[str, ...]) -> Infinite | None:
+    if found[-1:] != ("\\infty",) or len(found) > 2:
         return None
     if len(found) == 1:
         return Infinite(1)

@@ -50,7 +50,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _TEXT_FONTS = frozenset(
-    ["text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "mathrm", "operatorname", "bold", "bf", "rm", "it", "em", "emph", "underline", "boldsymbol", "mathbf", "mathit", "mathsf", "cal", "tilde"]
+    ["text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "mathrm", "operatorname", "bold",
+     "bf", "rm", "it", "em", "emph", "underline", "boldsymbol", "mathbf", "mathit", "mathsf", "cal", "tilde"]
 )  # fmt: skip
 _WORDS_WITHIN = frozenset(
     ["text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "mathrm", "operatorname", "emph"]

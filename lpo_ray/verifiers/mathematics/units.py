@@ -22,7 +22,14 @@ _UNITS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _KNOWN = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
 NOT_UNITS = frozenset(
-    ["or", "and", "not", "no", "than", "if", "else", "otherwise", "maybe", "perhaps", "possibly", "either", "neither", "nor", "at", "least", "most", "more", "less", "fewer", "minus", "plus", "times", "over", "squared", "cubed", "factorial", "mod", "modulo", "base", "half", "third", "quarter", "percent", "percentage", "hundredth", "thousandth", "tenth", "except", "without", "but", "unless", "between", "through", "until", "where", "when", "with", "is", "are", "equals", "equal", "to", "point", "negative", "below", "under", "above", "beyond", "nearly", "about", "almost", "up", "down", "off", "wrong", "false", "incorrect", "impossible", "undefined", "infinity", "infinite", "doubled", "tripled", "inverse", "root", "twice", "double", "triple", "remainder", "only", "both", "different", "same", "hundred", "thousand", "million", "billion", "trillion", "dozen"]
+    ["or", "and", "not", "no", "than", "if", "else", "otherwise", "maybe", "perhaps", "possibly", "either", "neither",
+     "nor", "at", "least", "most", "more", "less", "fewer", "minus", "plus", "times", "over", "squared", "cubed",
+     "factorial", "mod", "modulo", "base", "half", "third", "quarter", "percent", "percentage", "hundredth",
+     "thousandth", "tenth", "except", "without", "but", "unless", "between", "through", "until", "where", "when",
+     "with", "is", "are", "equals", "equal", "to", "point", "negative", "below", "under", "above", "beyond", "nearly",
+     "about", "almost", "up", "down", "off", "wrong", "false", "incorrect", "impossible", "undefined", "infinity",
+     "infinite", "doubled", "tripled", "inverse", "root", "twice", "double", "triple", "remainder", "only", "both",
+     "different", "same", "hundred", "thousand", "million", "billion", "trillion", "dozen"]
 )  # fmt: skip
 """words that make another number, or none, of what stands beside them"""
 _SIGNS_OF_UNITS = frozenset(("/", "*", "^", "(", ")", "{", "}", ".", "m", "s", "h"))
