@@ -19,8 +19,8 @@ ITEM_KINDS = ("list", "pair", "set", "triple", "interval", "closed", "half")
 WORDS = (
     " or 7", " and 3", "not ", "at least ", " or ", " and ", r"\text{ or } 5", r"\text{ 2}", " 4", ", 6", "; 8",
     " more", " minus 1", r"\%", "%", "!", "^2", "^{2}", "_2", "=", " = 3", "x", r"\sqrt", "e3", "|", "/2", "+1",
-    "-1", r"\pm ", r"\times 2", "...", r"\ldots", " thousand", " times", ":", "'", "(1)", "[2]", r"\cup 3", r"\pi", "i", "<", ">",
-    r"\ne ", " dozen", r"\frac", "{", "}", r"\cdot ", "0", "00", ".0", ".5", ",000", " 000", "x = ", "y=", r"\left(",
+    "-1", r"\pm ", r"\times 2", "...", r"\ldots", " thousand", " times", ":", "'", "(1)", "[2]", r"\cup 3", r"\pi", "i",
+    "<", ">", r"\ne ", " dozen", r"\frac", "{", "}", r"\cdot ", "0", "00", ".0", ".5", ",000", " 000", "x = ", "y=", r"\left(",
     "\\", "$", "**",
 )  # fmt: skip
 

@@ -142,7 +142,7 @@ def _based(found: tuple[str, ...], depth: int) -> Reading | None:
     if len(base) > 2 and (base[0], base[-1]) == ("{", "}"):
         base = base[1:-1]
     said = "".join(digits).replace('"', "").upper()
-    if len(base) != 1 or not (base[0] in _BASES or base[0].isdigit()) or not said or not digits[0][0].isdigit():
+    if len(base) != 1 or not (base[0] in _BASES or base[0].isdigit()) or not said[:1].isdigit():
         return None
     if not all(character in "0123456789ABCDEF" for character in said) or len(base[0]) > 5:
         return None
@@ -480,7 +480,7 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
             found, unit = found[: -len(sign)], "degree"
     if unit == "degree" and found[-1:] in (("C",), ("F",)):
         found = found[:-1]
-    if not found or (found[0] == "[" and group_end(found, 0) == len(found)):
+    if not found or (found[:1] == ("[",) and group_end(found, 0) == len(found)):
         return None
     expression = expression_of(found)
     if expression is None:
@@ -514,4 +514,4 @@ def _infinite(found: tuple[str, ...]) -> Infinite | None:
         return None
     if len(found) == 1:
         return Infinite(1)
-    return Infinite(-1 if found[0] == "-" else 1) if found[0] in ("-", "+") else None
+    return {"-": Infinite(-1), "+": Infinite(1)}.get("".join(found[:-1]))
