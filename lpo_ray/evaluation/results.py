@@ -48,11 +48,12 @@ class PromptResult:
         """Make the result of a group that was sampled and scored."""
         prompt, responses = scored.group.prompt, scored.group.responses
         texts = [tokenizer.decode(response.token_ids) for response in responses]
+        asked = tokenizer.decode(prompt.token_ids)
         return cls(
             prompt_id=prompt.prompt_id,
             prompt=digest_of(prompt),
             rewards=tuple(float(reward) for reward in scored.rewards),
-            answers=tuple(answer_of(prompt.verifier, text, prompt.row) for text in texts),
+            answers=tuple(answer_of(prompt.verifier, text, prompt.row, asked) for text in texts),
             lengths=tuple(len(response.token_ids) for response in responses),
             finish_reasons=tuple(response.finish_reason for response in responses),
             responses=tuple(texts),

@@ -1,4 +1,4 @@
-"""The answer that a response gives, as the verifier reads it: what responses vote with, and what counts as distinct.
+"""What a verifier reads in an answer: of a response, to vote with, and of the data set, before a run is begun.
 
 Two responses have one answer when the verifier could not tell them apart. For ``countdown`` that is the expression (its
 value is the target, or wrong). A verifier without a row here reads the whole response (programs, services, functions
@@ -8,92 +8,80 @@ from outside), and so does a vote on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import Any
 
-from lpo_ray.verifiers.boxed import last_box, normalised, number_of
+from lpo_ray.verifiers.boxed import boxed_vote
 from lpo_ray.verifiers.calling.weighted_sum import terms
-from lpo_ray.verifiers.choice import named_choice
-from lpo_ray.verifiers.geometry import number_in
-from lpo_ray.verifiers.mathematics import verifier as maths
-from lpo_ray.verifiers.tags import answered
+from lpo_ray.verifiers.choice import choice_vote, wanted_choice
+from lpo_ray.verifiers.countdown import expression_vote, wanted_problem
+from lpo_ray.verifiers.exact import line_vote, wanted_line, wanted_pattern
+from lpo_ray.verifiers.geometry import geometry_vote, wanted_number
+from lpo_ray.verifiers.mathematics.verifier import math_vote, wanted_answer
+from lpo_ray.verifiers.reasoning_gym import wanted_entry
+from lpo_ray.verifiers.token_reversal import symbols_vote, wanted_symbols
+from lpo_ray.verifiers.unit_tests import parsed_answer
 
-Reading = Callable[[str, Mapping[str, Any]], "str | None"]
-"""response and row -> its answer; None when it gives none"""
-
-
-def _boxed(response: str, row: Mapping[str, Any]) -> str | None:
-    content = last_box(response)
-    if content is None:
-        return None
-    text = normalised(content)
-    number = number_of(text)
-    return text if number is None else _decimal(number)
+Vote = Callable[[str, Mapping[str, Any], str], "str | None"]
+"""response, row and prompt -> its answer; None when it gives none"""
+Read = Callable[[str, Mapping[str, Any]], object]
+"""answer of the data set and row -> what the verifier makes of it. Raises BadAnswer when it can make nothing of it"""
 
 
-def _countdown(response: str, row: Mapping[str, Any]) -> str | None:
-    return "".join(answered(response).partition("=")[0].split()) or None
+def _of_response(vote: Callable[[str, str], str | None]) -> Vote:
+    return lambda response, row, prompt: vote(response, prompt)
 
 
-def _geometry(response: str, row: Mapping[str, Any]) -> str | None:
-    content = last_box(response)
-    value = None if content is None else number_in(content)
-    return None if value is None else f"{value:.4g}"
+def _of_answer(read: Callable[[str], object]) -> Read:
+    return lambda answer, row: read(answer)
 
 
-def _math(response: str, row: Mapping[str, Any]) -> str | None:
-    given = maths.given_answer(response)
-    if given is None:
-        return None
-    found = maths.value_in(given)
-    return maths.as_text(given) if found is None else _decimal(found[0])
-
-
-def _decimal(value: Fraction | float) -> str:
-    """Write integers as they are, others as far as verifiers compare them."""
-    if Fraction(value).denominator == 1:
-        return str(int(value))
-    rounded = round(float(value), 6)
-    if rounded.is_integer() and rounded:
-        return str(int(rounded))
-    return f"{rounded:.6f}" if abs(rounded) >= 0.1 else f"{float(value):.5g}"
-
-
-def _one_line(response: str, row: Mapping[str, Any]) -> str | None:
-    return " ".join(answered(response).split()) or None
-
-
-def _symbols(response: str, row: Mapping[str, Any]) -> str | None:
-    return "".join(response.split()) or None
-
-
-def _whole(response: str, row: Mapping[str, Any]) -> str | None:
-    return response.strip() or None
-
-
-ANSWERS: dict[str, Reading] = {
-    "boxed": _boxed,
-    "countdown": _countdown,
-    "countdown_strict": _countdown,
-    "exact": _one_line,
-    "geometry": _geometry,
-    "math": _math,
-    "multiple_choice": named_choice,
-    "reasoning_gym": _one_line,
-    "regex": _one_line,
-    "token_reversal": _symbols,
-    "token_reversal_share": _symbols,
+ANSWERS: dict[str, Vote] = {
+    "boxed": _of_response(boxed_vote),
+    "countdown": _of_response(expression_vote),
+    "countdown_strict": _of_response(expression_vote),
+    "exact": _of_response(line_vote),
+    "geometry": _of_response(geometry_vote),
+    "math": _of_response(math_vote),
+    "multiple_choice": choice_vote,
+    "reasoning_gym": _of_response(line_vote),
+    "regex": _of_response(line_vote),
+    "token_reversal": _of_response(symbols_vote),
+    "token_reversal_share": _of_response(symbols_vote),
 }
 """verifier -> how it reads a response"""
 
+WANTED: dict[str, Read] = {
+    "boxed": _of_answer(wanted_answer),
+    "countdown": _of_answer(wanted_problem),
+    "countdown_strict": _of_answer(wanted_problem),
+    "exact": _of_answer(wanted_line),
+    "geometry": _of_answer(wanted_number),
+    "math": _of_answer(wanted_answer),
+    "multiple_choice": wanted_choice,
+    "reasoning_gym": lambda answer, row: wanted_entry(row),
+    "regex": _of_answer(wanted_pattern),
+    "token_reversal": _of_answer(wanted_symbols),
+    "token_reversal_share": _of_answer(wanted_symbols),
+    "unit_tests": parsed_answer,
+}
+"""verifier -> how it reads the answer of the data set: the function that its verdicts use"""
 
-def answer_of(verifier: str, response: str, row: Mapping[str, Any]) -> str | None:
+
+def answer_of(verifier: str, response: str, row: Mapping[str, Any], prompt: str = "") -> str | None:
     """Return the answer of ``response`` as the first verifier of the sum ``verifier`` that has a row in ANSWERS reads
-    it.
+    it. ``prompt``: its end tells whether the response begins inside the thinking.
     """
-    return ANSWERS.get(read_as(verifier), _whole)(response, row)
+    read = ANSWERS.get(read_as(verifier))
+    return response.strip() or None if read is None else read(response, row, prompt)
 
 
 def read_as(verifier: str) -> str:
     """Return the row of ANSWERS for a sum of verifiers; "the whole response" when none of them has one."""
     return next((term.name for term in terms(verifier) if term.name in ANSWERS), "the whole response")
+
+
+def check_answer(verifier: str, answer: str, row: Mapping[str, Any]) -> None:
+    """Raise BadAnswer when one of our verifiers in the sum ``verifier`` cannot read the answer of a row."""
+    for term in terms(verifier):
+        if term.name in WANTED:
+            WANTED[term.name](answer, row)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.boxed import last_box
-from lpo_ray.verifiers.tags import CLOSE, OPEN, last_answer, last_said
+from lpo_ray.verdict import BadAnswer, Verdict
+from lpo_ray.verifiers.places import CLOSE, OPEN, boxed_answer, last_answer, last_box_at, last_said
+from lpo_ray.verifiers.thinking import after_thinking
 
 LETTERS = tuple("ABCDEFGHIJ")
 MAX_CHARACTERS = 500
@@ -21,28 +21,31 @@ MAX_CHARACTERS = 500
 
 _BOLD = re.compile(r"\*+|\$|\\(?:text|textbf|mathrm|mathbf)(?=\{)|[{}]|\\[()\[\]]")
 _LETTER = re.compile(r"\(([A-J])\)|([A-J])(?=$|[.:),;\n]| *(?:$|[-–—]|because\b|since\b|as\b))", re.IGNORECASE)
-_SECOND = re.compile(r"[\s.,;)]*(?:or|and|/|,|&)\s*\(?[A-J]\)?(?=$|[\s.,;:)])")
+_SECOND = re.compile(
+    r"[\s.,;:)\]]*(?:\b(?:or|and|nor|not)\b|[/,&;+|])?\s*\(?[A-J]\)?(?=\s*(?:$|[.,;:)/&+|]|or\b|and\b))", re.IGNORECASE
+)
+_ANOTHER = re.compile(r"(?<![A-Za-z0-9])\(?([A-J])\)")
+"""a letter with a bracket, as choices are listed"""
 
 
-def multiple_choice(response: str, answer: str, row: Mapping[str, Any]) -> Verdict:
+def multiple_choice(response: str, answer: str, row: Mapping[str, Any], prompt: str = "") -> Verdict:
     """Give 1 when the response names the right choice; 0 when it names another, two, or none.
 
     ``answer``: a letter A to J, a label or the text of one of ``row["choices"]``, or its number counted from 0. Raises
-    ValueError when it is none of these.
+    BadAnswer when it is none of these.
     """
-    labels, texts = _choices(row)
-    wanted = _wanted(answer, labels, texts)
-    said, given = _given(response, labels, texts)
+    wanted, (labels, texts) = wanted_choice(answer, row), _choices(row)
+    said, given = _given(after_thinking(response, prompt), labels, texts)
     if given is None:
         return Verdict.scored(0.0, "no choice is named" if said is None else f"{said[:80]!r} is no one choice")
     return Verdict.scored(float(given == wanted), f"{_shown(given)}, expected {_shown(wanted)}")
 
 
-def named_choice(response: str, row: Mapping[str, Any]) -> str | None:
+def choice_vote(response: str, row: Mapping[str, Any], prompt: str = "") -> str | None:
     """Return the letter of the one choice that the response names, as multiple_choice reads it; None when it names
     none.
     """
-    _, given = _given(response, *_choices(row))
+    _, given = _given(after_thinking(response, prompt), *_choices(row))
     return None if given is None else _shown(given)
 
 
@@ -61,7 +64,9 @@ def _choices(row: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
     return LETTERS[: len(choices)], [_text(text) for text in choices]
 
 
-def _wanted(answer: str, labels: Sequence[str], texts: Sequence[str]) -> int:
+def wanted_choice(answer: str, row: Mapping[str, Any]) -> int:
+    """Read which choice is right, counted from 0. Raises BadAnswer when the answer names none."""
+    labels, texts = _choices(row)
     bare = answer.strip().strip("().:").strip()
     if bare.upper() in labels:
         return list(labels).index(bare.upper())
@@ -71,7 +76,7 @@ def _wanted(answer: str, labels: Sequence[str], texts: Sequence[str]) -> int:
         return texts.index(_text(answer))
     if bare.isdecimal() and int(bare) < len(texts):
         return int(bare)
-    raise ValueError(
+    raise BadAnswer(
         f"the answer of a multiple choice is {answer[:80]!r}; expected a letter A to J, or with a column 'choices' of "
         f"{len(texts)} texts also one of them or its number, counted from 0"
     )
@@ -80,8 +85,9 @@ def _wanted(answer: str, labels: Sequence[str], texts: Sequence[str]) -> int:
 def _said(response: str) -> str | None:
     """Find the text that is meant to name a choice: of all places for it, the last one in the response."""
     places: list[tuple[int, str]] = []
-    if "\\boxed{" in response:  # one that is not closed was cut off, and names nothing
-        places.append((response.rfind("\\boxed{"), last_box(response) or ""))
+    box = last_box_at(response)
+    if box >= 0:  # one that is not closed was cut off, and names nothing
+        places.append((box, boxed_answer(response) or ""))
     inside = last_answer(response)
     if inside is not None:
         at = response.rfind(CLOSE) - len(inside) - len(OPEN)
@@ -108,7 +114,10 @@ def _named(said: str, labels: Sequence[str], texts: Sequence[str]) -> int | None
     letter = _LETTER.match(said)
     if letter is None or _SECOND.match(said, letter.end()):
         return None
-    number = LETTERS.index((letter[1] or letter[2]).upper())
+    named = (letter[1] or letter[2]).upper()
+    if any(another[1] != named for another in _ANOTHER.finditer(said, letter.end())):
+        return None
+    number = LETTERS.index(named)
     return number if not texts or number < len(texts) else None
 
 

@@ -1,11 +1,13 @@
 """Countdown: reach the target with every given number exactly once, by + - * / (LPO paper: reward 1 / 0.1 / 0).
 
 The answer is JSON: ``{"numbers": [3, 5, 7], "target": 22}``. The response is an expression, or has one between
-``<answer>`` and ``</answer>`` (the last pair counts); a tail "= 22" is allowed when it states the target. The
-expression is parsed by ``ast`` and evaluated in exact rational arithmetic; nothing is ever executed.
+``<answer>`` and ``</answer>`` (the last pair counts), or in a box; "= 22" after it, or "22 =" before it, is allowed
+when it states the target. The expression is parsed by ``ast`` and evaluated in exact rational arithmetic; nothing is
+ever executed.
 
-Well-formed means: decimal integers without leading zeros, + - * /, unary minus, parentheses, spaces; at most
-MAX_CHARACTERS long, which also bounds the tree. A division by zero is well-formed and wrong.
+Well-formed means: decimal integers without leading zeros, + - * / (also as × · ÷ or in LaTeX), unary minus,
+parentheses, spaces; at most MAX_CHARACTERS long, which also bounds the tree. A division by zero is well-formed
+and wrong.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import json
 import re
 from fractions import Fraction
 
-from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.tags import CLOSE, last_answer
+from lpo_ray.verdict import BadAnswer, Verdict
+from lpo_ray.verifiers.places import CLOSE, last_answer, last_box, last_box_at
+from lpo_ray.verifiers.thinking import after_thinking
 
 MAX_CHARACTERS = 200
 """length of an expression; longer ones are not looked at, so that no response can cost time"""
@@ -26,6 +29,11 @@ MAX_DIGITS = 9
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
 _NUMBER = re.compile(r"[0-9]+")
 _LEADING_ZERO = re.compile(r"\b0[0-9]")
+_SPELLINGS = str.maketrans(
+    {"×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")", "＝": "=", "\u00a0": " "}
+)
+_COMMAND = re.compile(r"\\(?:times|cdot|div|left|right|[,;:! ()\[\]])(?![a-z])|\$|`|\*\*(?=[^*]*\Z)|(?<=\A)\*\*")
+_COMMANDS = {"\\times": "*", "\\cdot": "*", "\\div": "/"}
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 
 
@@ -35,17 +43,16 @@ class _NotCountdown(ValueError):
 
 def countdown(prompt: str, response: str, answer: str) -> Verdict:
     """Give 1 when correct; 0.1 when a well-formed expression has the wrong value or numbers; 0 otherwise."""
-    return _check(response, answer, formatted=0.1)
+    return _check(after_thinking(response, prompt), answer, formatted=0.1)
 
 
 def countdown_strict(prompt: str, response: str, answer: str) -> Verdict:
     """Give 1 when correct, 0 otherwise."""
-    return _check(response, answer, formatted=0.0)
+    return _check(after_thinking(response, prompt), answer, formatted=0.0)
 
 
 def _check(response: str, answer: str, formatted: float) -> Verdict:
-    problem = json.loads(answer)
-    numbers, target = sorted(problem["numbers"]), int(problem["target"])
+    numbers, target = wanted_problem(answer)
     try:
         used, value = _evaluate(_expression(response, target))
     except _NotCountdown as error:
@@ -59,18 +66,47 @@ def _check(response: str, answer: str, formatted: float) -> Verdict:
     return Verdict.scored(1.0, "correct")
 
 
-def _expression(response: str, target: int) -> str:
+def wanted_problem(answer: str) -> tuple[list[int], int]:
+    """Read the numbers, in order of size, and the target of a problem. Raises BadAnswer."""
+    try:
+        problem = json.loads(answer)
+        return sorted(int(number) for number in problem["numbers"]), int(problem["target"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadAnswer(
+            f"the answer of countdown is {answer[:80]!r} ({type(error).__name__}: {error}); expected JSON like "
+            '{"numbers": [3, 5, 7], "target": 22}'
+        ) from error
+
+
+def expression_vote(response: str, prompt: str = "") -> str | None:
+    """Return the text that a response votes with: its expression, the value being the target or wrong."""
+    try:
+        return "".join(_expression(after_thinking(response, prompt), None).split()) or None
+    except _NotCountdown:
+        return None
+
+
+def _expression(response: str, target: int | None) -> str:
     """Find the part of the response that is meant as the expression."""
     if CLOSE in response:
         inside = last_answer(response)
         if inside is None:
             raise _NotCountdown("</answer> without <answer>")
         response = inside
+    if last_box_at(response) >= 0:
+        inside = last_box(response)
+        if inside is None:
+            raise _NotCountdown("a box that is not closed")
+        response = inside
     if len(response) > MAX_CHARACTERS:
         raise _NotCountdown(f"{len(response)} characters, at most {MAX_CHARACTERS} are looked at")
-    text, equals, tail = response.strip().partition("=")
-    if equals and tail.strip() != str(target):
-        raise _NotCountdown("the text after '=' is not the target")
+    response = response.translate(_SPELLINGS).strip().strip("$`").strip()
+    text = _COMMAND.sub(lambda sign: _COMMANDS.get(sign[0], " "), response).strip().removesuffix(".")
+    text, equals, tail = text.partition("=")
+    if equals and text.strip().isdecimal() and not tail.strip().isdecimal():
+        text, tail = tail, text
+    if equals and target is not None and tail.strip() != str(target):
+        raise _NotCountdown("what the expression is said to equal is not the target")
     return text.strip()
 
 

@@ -1,6 +1,6 @@
 """A response's answer against the dataset's as text: equal (``exact``), or of a regular expression (``regex``).
 
-The response's answer is what stands in its last ``<answer>...</answer>``, or else all of it.
+The response's answer is what stands in its last ``<answer>...</answer>``, or else all of it but its thinking.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.tags import answered
+from lpo_ray.verdict import BadAnswer, Verdict
+from lpo_ray.verifiers.places import answered
+from lpo_ray.verifiers.thinking import after_thinking
 
 if TYPE_CHECKING:
     import regex as regex_library
@@ -22,20 +23,23 @@ MATCH_SECONDS = 1.0
 """time of one match; a pattern that backtracks for longer than that has not matched"""
 
 
-def exact(response: str, answer: str) -> Verdict:
-    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise."""
-    given, wanted = _one_line(answered(response)), _one_line(answer)
+def exact(response: str, answer: str, prompt: str = "") -> Verdict:
+    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise.
+
+    Raises BadAnswer for an empty answer.
+    """
+    given, wanted = _one_line(answered(after_thinking(response, prompt))), wanted_line(answer)
     if given == wanted:
         return Verdict.scored(1.0, "equal")
     return Verdict.scored(0.0, f"{given[:80]!r} is not {wanted[:80]!r}")
 
 
-def regex(response: str, answer: str) -> Verdict:
+def regex(response: str, answer: str, prompt: str = "") -> Verdict:
     """Give 1 when ``answer``, a regular expression, matches the whole of the response's answer; 0 otherwise.
 
-    Raises regex.error for a pattern that is none: the row is broken, not the response.
+    Raises BadAnswer for a pattern that is none: the row is broken, not the response.
     """
-    pattern, given = _compiled(answer), answered(response)
+    pattern, given = wanted_pattern(answer), answered(after_thinking(response, prompt))
     if len(given) > MAX_CHARACTERS:
         return Verdict.scored(0.0, f"{len(given)} characters, at most {MAX_CHARACTERS} are looked at")
     try:
@@ -45,12 +49,33 @@ def regex(response: str, answer: str) -> Verdict:
     return Verdict.scored(float(matches), "matches" if matches else f"{given[:80]!r} does not match {answer[:80]!r}")
 
 
+def wanted_line(answer: str) -> str:
+    """Read the answer of a data set as one line. Raises BadAnswer when it is empty."""
+    wanted = _one_line(answer)
+    if not wanted:
+        raise BadAnswer(f"the answer of exact is {answer[:80]!r}; expected a text that is not empty")
+    return wanted
+
+
 @cache
-def _compiled(pattern: str) -> regex_library.Pattern[str]:
-    """Compile with the regex package, which can give up; the standard library's ``re`` cannot."""
+def wanted_pattern(answer: str) -> regex_library.Pattern[str]:
+    """Compile with the regex package, which can give up; the standard library's ``re`` cannot. Raises BadAnswer."""
     import regex as regex_library
 
-    return regex_library.compile(pattern)
+    try:
+        if not answer.strip():
+            raise BadAnswer(f"the answer of regex is {answer!r}; expected a regular expression that is not empty")
+        return regex_library.compile(answer)
+    except regex_library.error as error:
+        raise BadAnswer(
+            f"the answer of regex is {answer[:80]!r}, no regular expression (error: {error}); escape what it should "
+            "match as it stands"
+        ) from error
+
+
+def line_vote(response: str, prompt: str = "") -> str | None:
+    """Return the text that a response votes with; None when it is empty."""
+    return _one_line(answered(after_thinking(response, prompt))) or None
 
 
 def _one_line(text: str) -> str:

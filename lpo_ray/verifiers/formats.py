@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.boxed import last_box
-from lpo_ray.verifiers.tags import CLOSE, OPEN
+from lpo_ray.verifiers.places import CLOSE, OPEN, count_boxes, last_box
+from lpo_ray.verifiers.thinking import after_thinking
 
 _THINK = ("<think>", "</think>")
 _ORDER = (*_THINK, OPEN, CLOSE)
@@ -32,9 +32,10 @@ def think_format(prompt: str, response: str) -> Verdict:
     return Verdict.scored(1.0, "as asked")
 
 
-def boxed_format(response: str) -> Verdict:
-    r"""Give 1 when there is one ``\boxed{...}``, closed and not empty; 0 otherwise."""
-    boxes = response.count("\\boxed{")
+def boxed_format(response: str, prompt: str = "") -> Verdict:
+    r"""Give 1 when there is one ``\boxed{...}`` after the thinking, closed and not empty; 0 otherwise."""
+    response = after_thinking(response, prompt)
+    boxes = count_boxes(response)
     if boxes != 1:
         return Verdict.scored(0.0, f"{boxes} boxes, expected 1")
     content = last_box(response)

@@ -2,7 +2,7 @@
 
 The row has ``dataset``, a generator's name, and ``entry``, what it generated: question, answer and metadata, as a
 mapping or as JSON; and ``options``, those it was made with, if any: some scorers read them. The response's answer is
-what stands in its last ``<answer>...</answer>``, or else all of it.
+what stands in its last ``<answer>...</answer>``, or else all of it but its thinking.
 
 A scorer may raise on an answer of a form that it did not expect. Whose fault that is, its own right answer tells: a
 scorer that takes it works, so the response is wrong.
@@ -22,10 +22,11 @@ from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lpo_ray.verdict import Verdict
+from lpo_ray.verdict import BadAnswer, Verdict
+from lpo_ray.verifiers.bounds import refused
 from lpo_ray.verifiers.calling.cpu_budget import OutOfTime, cpu_budget
-from lpo_ray.verifiers.mathematics.bounds import refused
-from lpo_ray.verifiers.tags import answered
+from lpo_ray.verifiers.places import answered
+from lpo_ray.verifiers.thinking import after_thinking
 
 if TYPE_CHECKING:
     from reasoning_gym.composite import DatasetSpec
@@ -62,14 +63,15 @@ _LARGE_EXPONENT = re.compile(r"[0-9.][eE][+-]?[0-9_]{4,}")
 Scorer = Callable[[str | None, dict[str, Any]], float]
 
 
-def reasoning_gym(response: str, row: Mapping[str, Any]) -> Verdict:
+def reasoning_gym(response: str, row: Mapping[str, Any], prompt: str = "") -> Verdict:
     """Score the answer with the generator's scorer: usually 0 to 1, in part also for what is almost right.
 
-    Raises ValueError for a row without a known dataset or an entry, and what the scorer raises on its own answer.
+    Raises BadAnswer for a row without a dataset or an entry, and what the scorer raises on its own answer.
     """
-    name, entry = _task(row)
+    name, entry = wanted_entry(row)
     options = row.get("options") or {}
-    scorer, given = _scorer(name, json.dumps(dict(options), sort_keys=True)), answered(response)
+    scorer = _scorer(name, json.dumps(dict(options), sort_keys=True))
+    given = answered(after_thinking(response, prompt))
     right = entry["answer"]
     most = max(MAX_CHARACTERS, 2 * len(right or ""))
     if len(given) > most:
@@ -124,14 +126,15 @@ begins with 0, and any text at all for True or False.
 """
 
 
-def _task(row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def wanted_entry(row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Read a row's generator and entry. Raises BadAnswer for a row without them."""
     name, entry = row.get("dataset"), row.get("entry")
     if isinstance(entry, str):
         entry = json.loads(entry)
         if name in TUPLES and isinstance(entry, dict):
             entry["metadata"] = _tuples(entry.get("metadata"))
     if not isinstance(name, str) or not isinstance(entry, Mapping) or "answer" not in entry:
-        raise ValueError(
+        raise BadAnswer(
             f"the row of a Reasoning Gym task has dataset={name!r} and an entry of {type(entry).__name__}; expected a "
             "generator's name, and an entry with question, answer and metadata, as an object or as JSON"
         )

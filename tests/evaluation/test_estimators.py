@@ -193,9 +193,26 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
         ("math", r"\boxed{x+1}", r"$\boxed{x + 1}$", True),
         ("math", r"\boxed{12}", r"\boxed{13}", False),
         ("math + 0.2*think_format", r"\boxed{12}", r"then \boxed{12.0}", True),
-        ("boxed", r"\boxed{0.50}", r"\boxed{\frac12}", False),
+        ("math", r"\boxed{\{1,2\}}", r"\boxed{2, 1}", True),
+        ("math", r"\boxed{x = 1 \text{ or } x = 2}", r"\boxed{\{2,1\}}", True),
+        ("math", r"\boxed{x+1}", r"\boxed{1+x}", True),
+        ("math", r"\boxed{(x+1)^2}", r"\boxed{x^2+2x+1}", True),
+        ("math", r"\boxed{x+1}", r"\boxed{x+2}", False),
+        ("math", r"\boxed{(1,2)}", r"\boxed{(2,1)}", False),
+        ("math", r"\boxed{(1,2)}", r"\boxed{1,2}", False),
+        ("math", r"\boxed{x>5}", r"\boxed{(5,\infty)}", True),
+        ("math", r"\boxed{y=2x+3}", r"\boxed{2x+3}", True),
+        ("math", r"\boxed{\sqrt{50}}", r"\boxed{5\sqrt2}", True),
+        ("math", r"\boxed{\pm 3}", r"\boxed{-3, 3}", True),
+        ("math", r"\boxed{1,000}", r"\boxed{1000}", True),
+        ("math", r"\boxed{A}", r"\boxed{a}", False),
+        ("math", r"<think>\boxed{7}</think> \boxed{8}", r"\boxed{8}", True),
+        ("boxed", r"\boxed{0.50}", r"\boxed{\frac12}", True),
+        ("boxed", r"<think>\boxed{7}</think> \boxed{8}", r"7?</think>\boxed{8}", True),
+        ("geometry", r"\boxed{10010}", r"\boxed{10012}", False),
         ("boxed", r"\boxed{0.50}", r"\boxed{1/2}", True),
         ("countdown", "3*4 - 7 = 5", "<answer>3*4-7</answer>", True),
+        ("countdown", "3 × 4 - 7", "<answer>5 = 3*4-7</answer>", True),
         ("countdown", "3*4-7", "4*3-7", False),
         ("geometry", r"\boxed{10\sqrt{2}}", r"\boxed{14.14}", True),
         ("exact", "<answer>a  b</answer>", "a b", True),
@@ -217,6 +234,9 @@ def test_choices_and_missing_answers() -> None:
     )
     for verifier in ("math", "boxed", "geometry"):
         assert answer_of(verifier, "I do not know \\boxed{", {}) is None
+        assert answer_of(verifier, "<think> \\boxed{7}, no,", {}) is None
+        assert answer_of(verifier, "\\boxed{7}, no,", {}, prompt="7? <think>\n") is None
+        assert answer_of(verifier, "\\boxed{8}, no</think> \\boxed{7}", {}, prompt="7? <think>\n") == "7"
     assert answer_of("judge", "  ", {}) is None
 
 

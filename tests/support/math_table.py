@@ -185,7 +185,7 @@ PLACES: list[Row] = [
     (r"\boxed{42}", "Natalia sold 21*2 = 42 clips.\n#### 42", 1),
     (r"\boxed{42}", r"We have $6 \cdot 7 = \boxed{42}$.", 1),
     (r"\boxed{42}", "$42$", 1),
-    (r"\fbox{42}", "42", 0),
+    (r"\fbox{42}", "42", 1),
 ]
 
 OURS: list[Row] = [

@@ -26,7 +26,7 @@ from lpo_ray.verifiers.boxed import MAX_CHARACTERS, boxed, last_box
         (r"\boxed{1\frac{1}{2}}", "11/2", 0.0),
         (r"\boxed{1\frac{1}{0}}", "11/0", 0.0),
         (r"\boxed{1,2345}", "12345", 0.0),
-        ("\\boxed{\uff13}", "3", 0.0),
+        ("\\boxed{\uff13}", "3", 1.0),
         (r"\boxed{42} and \boxed{4", "42", 0.0),
         (r"\boxed{43}", "42", 0.0),
         ("42", "42", 0.0),

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpo_ray.verdict import BadAnswer
+from lpo_ray.verifiers.answers import check_answer
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.choice import multiple_choice
@@ -46,6 +48,24 @@ ARC = {"choices": {"text": ["wind", "rain", "ice"], "label": ["1", "2", "3"]}}
         ("The answer is (A) or (C)", "C", 0.0),
         ("The answer is C and A", "C", 0.0),
         ("A, C", "C", 0.0),
+        ("A;B", "A", 0.0),
+        ("A. B", "A", 0.0),
+        ("A: B", "A", 0.0),
+        ("A/B", "A", 0.0),
+        ("A and not B", "A", 0.0),
+        ("a; b", "A", 0.0),
+        ("(A)(B)", "A", 0.0),
+        ("A) the moon, B) the sun", "A", 0.0),
+        (r"\boxed{A} and \boxed{C}", "C", 0.0),
+        (r"\boxed{A} or \boxed{C}", "A", 0.0),
+        (r"\fbox{C}", "C", 1.0),
+        (r"\boxed C", "C", 1.0),
+        ("A. B is smaller", "A", 1.0),
+        ("A. I am sure", "A", 1.0),
+        (r"<think>\boxed{C}</think>B", "B", 1.0),
+        (r"<think>\boxed{C}</think>B", "C", 0.0),
+        (r"<think>\boxed{C}", "C", 0.0),
+        (r"C, or is it</think>The answer is B", "B", 1.0),
         (r"\boxed{A, C}", "C", 0.0),
         (r"\boxed{ABC}", "A", 0.0),
         ("The answer is a number", "A", 0.0),
@@ -91,6 +111,8 @@ def test_choices_of_the_row(response: str, answer: str, row: dict, reward: float
 def test_an_answer_that_is_no_choice_is_unscored(answer: str, row: dict) -> None:
     with pytest.raises(ValueError, match=re.escape(f"is {answer!r}; expected a letter A to J")):
         multiple_choice("C", answer, row)
+    with pytest.raises(BadAnswer):
+        check_answer("multiple_choice", answer, row)
     assert not verify("multiple_choice", [Case("", "C", answer, row)])[0].is_scored
 
 

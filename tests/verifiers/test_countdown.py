@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_ray.tasks.sources.countdown_problems import Split, answer_json, generate
+from lpo_ray.verdict import BadAnswer
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.countdown import countdown, countdown_strict
@@ -25,6 +26,21 @@ ANSWER = json.dumps({"numbers": [3, 5, 7], "target": 22})
         ("3*5+7 = 22", 1.0),
         ("-(-(3*5))+7", 1.0),
         ("thinking <answer>1</answer> no, <answer> 3*5+7 </answer>", 1.0),
+        ("3 × 5 + 7", 1.0),
+        ("3·5 + 7 = 22.", 1.0),
+        (r"<answer>$3 \times 5 + 7$</answer>", 1.0),
+        (r"<answer>\(3 \cdot 5 + 7\)</answer>", 1.0),
+        (r"<answer>\boxed{3*5+7}</answer>", 1.0),
+        (r"<answer>$\boxed{\left(3 \times 5\right) + 7 = 22}$</answer>", 1.0),
+        ("<answer>22 = 3*5+7</answer>", 1.0),
+        ("<answer>[3*5]+7</answer>", 1.0),
+        ("<answer>7 − 3 ÷ 5</answer>", 0.1),
+        ("<think><answer>3*5+7</answer></think><answer>3*5-7</answer>", 0.1),
+        ("<answer>3*5-7</answer></think><answer>3*5+7</answer>", 1.0),
+        ("<think>3*5+7", 0.0),
+        (r"\boxed{3*5+7", 0.0),
+        ("23 = 3*5+7", 0.0),
+        ("22 = 22", 0.1),
         ("3*5-7", 0.1),
         ("3*5+7+0", 0.1),
         ("3*5+7*1", 0.1),
@@ -213,3 +229,6 @@ def test_a_broken_answer_is_unscored_never_zero() -> None:
     verdict = verify("countdown", [Case("", "3*5+7", "not json")])[0]
     assert verdict.reward is None
     assert "JSONDecodeError" in verdict.detail
+    for answer in ("[1]", '{"numbers": [1]}', '{"numbers": null, "target": 1}', '{"numbers": [1], "target": "x"}', "7"):
+        with pytest.raises(BadAnswer, match="expected JSON like"):
+            countdown("", "1", answer)

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpo_ray.verdict import BadAnswer
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.exact import MAX_CHARACTERS, exact, regex
@@ -20,7 +19,9 @@ from tests.support.hostile_answers import PLACED
         ("New \n York", "New York", 1.0),
         ("I think <answer> Paris </answer> it is", "Paris", 1.0),
         ("<answer>Rome</answer><answer>Paris</answer>", "Paris", 1.0),
-        ("", "", 1.0),
+        ("<think>Paris?</think> Rome", "Rome", 1.0),
+        ("Rome? No.</think>Paris", "Paris", 1.0),
+        ("<think>Paris", "Paris", 0.0),
         ("paris", "Paris", 0.0),
         ("Paris.", "Paris", 0.0),
         ("<answer>Paris", "Paris", 0.0),
@@ -51,19 +52,26 @@ def test_regex(response: str, answer: str, reward: float) -> None:
     assert regex(response, answer).reward == reward
 
 
-@pytest.mark.parametrize("pattern", ["(", "[a", "*", "(?P<a>x)(?P<a", "a{2,1}"])
+@pytest.mark.parametrize("pattern", ["", " ", "(", "[a", "*", "(?P<a>x)(?P<a", "a{2,1}"])
 def test_a_broken_pattern_is_unscored(pattern: str) -> None:
+    with pytest.raises(BadAnswer, match="the answer of regex is"):
+        regex("x", pattern)
     verdict = verify("regex", [Case("", "x", pattern)])[0]
     assert verdict.reward is None
-    assert "error" in verdict.detail
+    assert "error" in verdict.detail or not pattern.strip()
 
 
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_nothing_is_no_answer(answer: str) -> None:
+    with pytest.raises(BadAnswer, match="expected a text that is not empty"):
+        exact("", answer)
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "(.*a){20}b"])
 def test_backtracking_ends_as_wrong(pattern: str) -> None:
-    started = time.perf_counter()
-    verdict = regex("a" * 900 + "!", pattern)
-    assert verdict.reward == 0.0
-    assert time.perf_counter() - started < 5
+    """All the ways to match are more than 2^600: that the call returns at all says that it was broken off."""
+    assert regex("a" * 900 + "!", pattern).reward == 0.0
 
 
 @pytest.mark.parametrize("name", PLACED)
@@ -74,5 +82,6 @@ def test_hostile_responses_are_wrong(name: str) -> None:
 
 @given(st.text(max_size=300))
 def test_any_text_gets_a_verdict(text: str) -> None:
-    assert exact(text, text).reward == 1.0 or "<answer>" in text
+    if text.strip():
+        assert exact(text, text).reward == 1.0 or "<" in text
     assert regex(text, "(?s).*").reward == 1.0

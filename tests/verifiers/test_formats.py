@@ -51,6 +51,9 @@ def test_the_prompt_may_have_opened_the_thought() -> None:
         (r"\boxed{\boxed{1}}", 0.0),
         (r"\boxed{}", 0.0),
         (r"\boxed{ }", 0.0),
+        (r"<think>\boxed{41}</think> \boxed{42}", 1.0),
+        (r"<think>\boxed{42}</think> 42", 0.0),
+        (r"<think>\boxed{42}", 0.0),
         (r"\boxed{42", 0.0),
         ("42", 0.0),
         ("", 0.0),
@@ -84,4 +87,4 @@ def test_any_order_of_tags_gets_a_verdict(parts: list[str]) -> None:
     if think_format("", text).reward == 1.0:
         assert kept == ["<think>", "</think>", "<answer>", "</answer>"]
     if boxed_format(text).reward == 1.0:
-        assert parts.count("\\boxed{") == 1
+        assert text.count("\\boxed{", text.rfind("</think>") + 1) == 1

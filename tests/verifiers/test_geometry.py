@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lpo_ray.verdict import BadAnswer
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.geometry import geometry, number_in
-from lpo_ray.verifiers.mathematics.numeric import value_of
 from tests.support.hostile_answers import PLACED
 
 
@@ -35,6 +35,28 @@ from tests.support.hostile_answers import PLACED
         (r"\boxed{2\sqrt{221}}", r"2 \sqrt { 221 }", 1.0),
         (r"\boxed{1{,}234}", "1234", 1.0),
         (r"\boxed{-3}", "-3", 1.0),
+        (r"\boxed{1\frac12}", "1.5", 1.0),
+        (r"\boxed{\approx 7.07}", r"5\sqrt{2}", 1.0),
+        (r"\boxed{34.99}", "35", 1.0),
+        (r"\boxed{1,250}", "1250", 1.0),
+        (r"\boxed{5'}", "5", 1.0),
+        (r"\boxed{5 m}", "5", 1.0),
+        (r"\boxed{5 in.}", "5", 1.0),
+        (r"\boxed{5 sq. units}", "5", 1.0),
+        (r"\boxed{5 units^2}", "5", 1.0),
+        (r"\fbox{35}", "35", 1.0),
+        (r"\boxed 35", "35", 1.0),
+        (r"\boxed{35}", r"so it is $\boxed{35}$.", 1.0),
+        (r"<think>\boxed{34}</think> \boxed{35}", "35", 1.0),
+        (r"\boxed{35}</think> \boxed{34}", "35", 0.1),
+        (r"<think>\boxed{35}", "35", 0.0),
+        (r"\boxed{1001}", "1000", 0.1),
+        (r"\boxed{3004}", "3001", 0.1),
+        (r"\boxed{1000.9}", "1000", 0.1),
+        (r"\boxed{0.5}", r"1\frac12", 0.1),
+        (r"\boxed{(0,125)}", "125", 0.0),
+        (r"\boxed{12, 125}", "12125", 0.0),
+        (r"\boxed{3 = 5}", "5", 0.0),
         (r"\boxed{34}", "35", 0.1),
         (r"\boxed{14.1}", r"10 \sqrt { 2 }", 0.1),
         (r"\boxed{-35}", "35", 0.1),
@@ -54,7 +76,7 @@ def test_rewards(response: str, answer: str, reward: float) -> None:
 
 @pytest.mark.parametrize("answer", ["", "B", "none of these", "x+1"])
 def test_an_answer_without_a_value_is_unscored(answer: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"is {answer!r}; expected a number")):
+    with pytest.raises(BadAnswer, match=re.escape(f"is {answer!r}; expected a number")):
         geometry(r"\boxed{35}", answer)
     assert not verify("geometry", [Case("", r"\boxed{35}", answer)])[0].is_scored
 
@@ -96,16 +118,17 @@ def test_hostile_responses_are_wrong(name: str) -> None:
     ],
 )
 def test_values(text: str, value: float) -> None:
-    assert value_of(text) == pytest.approx(value, rel=1e-12)
+    assert number_in(text) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     "text",
     ["", " ", "x", "2x", "1 2", "1..2", "1/0", "(1", "1)", "1+", "--1", "2^10", r"\sqrt{-1}", r"(-1)^{0.5}", "9^9^9^9",
-     "9^{9^{9^{9}}}", r"\frac{1}", r"\frac", "1,23", "12 cm", "5!", "1e5", "nan", "inf", "(" * 100 + "1" + ")" * 100],
+     "9^{9^{9^{9}}}", r"\frac{1}", r"\frac", "1,23", "1e99999", "nan", "inf", "(0,100)", "x+1", "3 = 5",
+     "(" * 100 + "1" + ")" * 100],
 )  # fmt: skip
 def test_what_has_no_value(text: str) -> None:
-    assert value_of(text) is None
+    assert number_in(text) is None
 
 
 _SUMS = st.recursive(
@@ -126,7 +149,7 @@ _SUMS = st.recursive(
 @given(_SUMS)
 def test_random_expressions_have_their_exact_value(expression: tuple[str, Fraction]) -> None:
     text, value = expression
-    found = value_of(text)
+    found = number_in(text)
     assert found is not None
     assert found == pytest.approx(float(value), rel=1e-9, abs=1e-9)
 
