@@ -23,7 +23,8 @@ from lpo_ray.learner.norms import norms_by_kind, update_ratios
 from lpo_ray.learner.settings import OptimiserSettings
 from lpo_ray.learner.updates import TrainablePolicy
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing
+from lpo_ray.policy.loading import enable_checkpointing
+from lpo_ray.policy.scoring import Scorer, ScoringModel
 from lpo_ray.policy.weights import TensorMeta, make_manifest
 from lpo_ray.records import StepNorms
 
@@ -66,7 +67,8 @@ class Zero3Scorer(Scorer):
     def __init__(self, sharded: ShardedModel, settings: OptimiserSettings | None = None) -> None:
         """``settings``: given for a policy that is trained."""
         self.model, self.share_prompt = sharded.model, sharded.share_prompt
-        self.packed = prepare_packing(self.model, sharded.attention, share_prompt=sharded.share_prompt)
+        scoring = ScoringModel(self.model, sharded.attention, share_prompt=sharded.share_prompt)
+        self.packed = scoring.packed
         self.optimiser = None if settings is None else _adamw(self.model, settings)
         self.world_size = torch.distributed.get_world_size()
         config = {
@@ -87,11 +89,15 @@ class Zero3Scorer(Scorer):
                 **sharded.zero,
             },
         }
-        self.engine, *_ = deepspeed.initialize(model=ScoringModel(self.model), optimizer=self.optimiser, config=config)
+        self.engine, *_ = deepspeed.initialize(model=scoring, optimizer=self.optimiser, config=config)
 
     @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
         return self.engine(layout, temperature)
+
+    @override
+    def score_plainly(self, layout: Layout) -> Tensor:
+        return self.engine(layout, 1.0, plainly=True)[0]
 
 
 class Zero3Policy(Zero3Scorer, TrainablePolicy):
@@ -99,8 +105,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
 
     def __init__(self, sharded: ShardedModel, settings: OptimiserSettings, *, gradient_checkpointing: bool) -> None:
         if gradient_checkpointing:
-            sharded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        sharded.model.train()
+            enable_checkpointing(sharded.model)
         super().__init__(sharded, settings)
         self._settings = settings
         self._offloads = "offload_optimizer" in sharded.zero

@@ -21,7 +21,7 @@ from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.learner.settings import Objective, OptimiserSettings
 from lpo_ray.learner.updates import TrainablePolicy, log_ratios_to_engine, run_updates
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing, response_logprobs
+from lpo_ray.policy.scoring import Scorer, ScoringModel, response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import TensorMeta, is_published, make_manifest, tensor_digest
 from lpo_ray.records import Anchor, FloatArray, ScoredGroup, ScoringItem, StepNorms, StepReport, TrainBatch
@@ -33,12 +33,16 @@ class TorchScorer(Scorer):
     def __init__(self, model: PreTrainedModel, *, attention: str = "auto", share_prompt: bool = False) -> None:
         """Prepare ``model`` for ``attention``, a value of learner.attention."""
         self.model, self.share_prompt = model, share_prompt
-        self.packed = prepare_packing(model, attention, share_prompt=share_prompt)
-        self._scoring = ScoringModel(model)
+        self._scoring = ScoringModel(model, attention, share_prompt=share_prompt)
+        self.packed = self._scoring.packed
 
     @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
         return self._scoring(layout, temperature)
+
+    @override
+    def score_plainly(self, layout: Layout) -> Tensor:
+        return self._scoring(layout, 1.0, plainly=True)[0]
 
 
 class TorchPolicy(TorchScorer, TrainablePolicy):

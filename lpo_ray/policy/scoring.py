@@ -30,6 +30,10 @@ class Scorer(Protocol):
         """Compute [M] log-prob and [M] entropy of the layout's response tokens."""
         ...
 
+    def score_plainly(self, layout: Layout) -> Tensor:
+        """Compute [M] log-prob by the model's own forward and logits, as others would. ``layout`` is padded."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
@@ -48,13 +52,21 @@ class TokenScores:
 class ScoringModel(nn.Module):
     """A causal language model whose forward ends in scores instead of logits."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, attention: str, *, share_prompt: bool) -> None:
+        """Prepare ``model`` for ``attention``, a value of learner.attention. Raises ConfigError."""
         super().__init__()
         self.model = model
+        self._own_attention = model.config._attn_implementation
+        self.packed = _prepare_packing(model, attention, share_prompt=share_prompt)
         self.head = ScoringHead(_output_weight(model))
 
-    def forward(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        """Compute [M] log-prob and [M] entropy of the layout's response tokens."""
+    def forward(self, layout: Layout, temperature: float, *, plainly: bool = False) -> tuple[Tensor, Tensor]:
+        """Compute [M] log-prob and [M] entropy of the layout's response tokens.
+
+        ``plainly``: by the model's own forward and logits, at temperature 1, which costs [T, V] of memory.
+        """
+        if plainly:
+            return self._plainly(layout)
         device = self.model.device
         rows = {} if layout.rows is None else {"rows": layout.rows.to(device)}
         mask = layout.attention_mask
@@ -71,8 +83,21 @@ class ScoringModel(nn.Module):
         targets = layout.targets if len(layout.targets) else torch.zeros(1, dtype=torch.long)
         return self.head(hidden.index_select(0, select.to(device)), targets.to(device), temperature)
 
+    def _plainly(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        device = self.model.device
+        if self.packed:
+            self.model.set_attn_implementation(self._own_attention)
+        try:
+            logits = self.model(input_ids=layout.token_ids.to(device), use_cache=False).logits.flatten(0, 1)
+        finally:
+            if self.packed:
+                self.model.set_attn_implementation(PACKED)
+        logprobs = logits.index_select(0, layout.select.to(device)).float().log_softmax(-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(1, layout.targets.to(device)[:, None])[:, 0], entropy
 
-def prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) -> bool:
+
+def _prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) -> bool:
     """Give the model packed attention, if ``wanted`` ("auto", "packed" or "padded") and its kind allow it.
 
     Returns whether it has it now. Raises ConfigError when "packed" or a shared prompt is wanted of a model that cannot.

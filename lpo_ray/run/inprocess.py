@@ -11,7 +11,7 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError, WeightsNotProved
 from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchScorer
-from lpo_ray.policy.loading import load_policy
+from lpo_ray.policy.loading import enable_checkpointing, load_policy
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import (
@@ -134,8 +134,7 @@ def build_learner(spec: RunSpec, model_path: str) -> InprocessLearner:
     share, trust = made.packing.share_prompt, made.trust_remote_code
     model = load_policy(made.model_path, made.dtype, trust_remote_code=trust)
     if made.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
+        enable_checkpointing(model)
     policy = TorchPolicy(model, made.optimiser, attention=made.attention, share_prompt=share)
     reference = None
     if made.objective.at(0).reference_kl:
