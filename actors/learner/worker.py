@@ -86,6 +86,7 @@ class LearnerWorker:
     def start(self, host: str, port: int) -> Process:
         """Join the other ranks at ``host:port`` and load the policy."""
         from actors.learner.zero3 import ShardedModel, Zero3Policy, Zero3Scorer, join_group
+        from lpo_ray.policy.dry_check import check_numbers
         from lpo_ray.policy.loading import load_policy
 
         ship_log("learner", f"learner rank {self._rank}")
@@ -114,9 +115,11 @@ class LearnerWorker:
             settings.optimiser,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
+        check_numbers(self._policy, self._policy.model)
         self._reference = None
         if settings.objective.at(0).reference_kl:
             self._reference = Zero3Scorer(sharded(settings.reference_path))
+            check_numbers(self._reference, self._reference.model)
         process = current_process()
         log.info("is up on %s, one of %d ranks, reached at %s", process.host, self._world_size, host)
         return process

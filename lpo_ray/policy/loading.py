@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.generation import without_sampling
-from lpo_ray.policy.whole import check_loaded, check_no_adapter, check_trainable, check_weights
+from lpo_ray.policy.whole import check_loaded, check_no_adapter, check_tokens, check_trainable, check_weights
 
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ZeroDivisionError,
               SafetensorError, StrictDataclassError)  # fmt: skip
@@ -73,13 +73,15 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
             module.training = True
 
 
-def check_model(path: str, *, trust_remote_code: bool = False, to_train: bool = True) -> None:
-    """Check without reading a weight that ``path`` is one whole language model. Raises ConfigError.
+def check_model(path: str, highest_token: int, *, trust_remote_code: bool = False, to_train: bool = True) -> None:
+    """Check without reading a weight that ``path`` is one whole language model, with a row of its embedding for each
+    token id up to ``highest_token``. Raises ConfigError.
 
     ``to_train``: False for an evaluation, whose engines also serve quantised models and those of several modalities.
     """
     check_no_adapter(path)
     config = read_config(path, trust_remote_code=trust_remote_code)
+    check_tokens(path, highest_token, config)
     try:
         check_trainable(path, config)
     except ConfigError:
@@ -96,6 +98,7 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
     """
     folder = Path(path)
     if folder.is_absolute() or path.startswith((".", "~")) or folder.exists():  # no hub name begins like that
+        check_no_adapter(path)
         if not (folder / "config.json").is_file():
             raise ConfigError(
                 f"model.path is {path!r}, which has no config.json; expected a Hugging Face model folder (`lpo-ray "

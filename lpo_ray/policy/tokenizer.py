@@ -40,6 +40,11 @@ class Tokenizer:
         return len(self._tokenizer)
 
     @property
+    def highest_id(self) -> int:
+        """Highest token id that ``encode`` may return: ids may have gaps."""
+        return max(self._tokenizer.get_vocab().values())
+
+    @property
     def eos_token_id(self) -> int:
         """Token that ends a response."""
         return self._required("eos_token_id")

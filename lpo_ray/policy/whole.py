@@ -43,9 +43,9 @@ def check_no_adapter(path: str) -> None:
         return
     if not (Path(found).parent / "config.json").is_file():
         raise ConfigError(
-            f"model.path is {path!r}, which is an adapter of {_adapted(Path(found))} without the model itself; {MERGE}"
+            f"model {path!r} is an adapter of {_adapted(Path(found))} without the model itself; {MERGE}"
         )
-    raise ConfigError(f"model.path is {path!r}, which has {ADAPTER_CONFIG_NAME} beside its model; {MERGE}")
+    raise ConfigError(f"model {path!r} has {ADAPTER_CONFIG_NAME} beside its weights; {MERGE}")
 
 
 def check_trainable(path: str, config: PretrainedConfig) -> None:
@@ -56,16 +56,16 @@ def check_trainable(path: str, config: PretrainedConfig) -> None:
     parts = [name for name in config.to_dict() if name.endswith("_config") and name in config.sub_configs]
     if config.get_text_config() is not config:
         raise ConfigError(
-            f"model.path is {path!r}, a {config.model_type} of several models ({', '.join(sorted(parts))}); expected "
+            f"model {path!r} is a {config.model_type} of several models ({', '.join(sorted(parts))}); expected "
             "a language model alone: save its text model in a folder of its own, with that model's config"
         )
     if config.is_encoder_decoder:
-        raise ConfigError(f"model.path is {path!r}, whose {config.model_type} has an encoder; expected a decoder alone")
+        raise ConfigError(f"model {path!r} is a {config.model_type}, which has an encoder; expected a decoder alone")
     for name in ("quantization_config", "compression_config"):
         if quantised := getattr(config, name, None):
             method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
             raise ConfigError(
-                f"model.path is {path!r}, whose weights are quantised ({name}: {method}); expected float32, bfloat16 "
+                f"model {path!r} has weights that are quantised ({name}: {method}); expected float32, bfloat16 "
                 "or float16: take the model that it was made from, or write it out dequantised"
             )
     _check_rope(path, config)
@@ -83,7 +83,7 @@ def check_weights(path: str, config: PretrainedConfig, *, trust_remote_code: boo
     if not files:
         if not any((folder / name).is_file() for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
             raise ConfigError(
-                f"model.path is {path!r}, which has no weights; expected {SAFE_WEIGHTS_NAME}, or "
+                f"model {path!r} has no weights; expected {SAFE_WEIGHTS_NAME}, or "
                 f"{SAFE_WEIGHTS_INDEX_NAME} and the files that it names"
             )
         return
@@ -118,13 +118,13 @@ def check_loaded(path: str, model: PreTrainedModel, info: Mapping[str, Collectio
     ]
     if problems:
         raise ConfigError(
-            f"model.path is {path!r}, whose weights are not those of a {type(model).__name__}: {'; '.join(problems)}. "
+            f"model {path!r} has other weights than a {type(model).__name__} needs: {'; '.join(problems)}. "
             "Expected every weight under its name and no other: copy the folder again, or repair what wrote it"
         )
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
         raise ConfigError(
-            f"model.path is {path!r}, whose config has tie_word_embeddings=true, but its files have an output head "
+            f"model {path!r} has tie_word_embeddings=true in its config, but its files have an output head "
             "that is not the embedding; expected one of them: set tie_word_embeddings=false in its config.json, or "
             "remove the head from its weights"
         )
@@ -135,7 +135,7 @@ def check_tokens(path: str, highest: int, config: PretrainedConfig) -> None:
     rows = config.get_text_config().vocab_size
     if highest >= rows:
         raise ConfigError(
-            f"model.path is {path!r}, whose tokenizer has token ids up to {highest}, but its model has {rows} rows "
+            f"model {path!r} has a tokenizer with ids up to {highest}, but {rows} rows of its embedding "
             f"(vocab_size); expected {highest + 1} at least: resize the model (resize_token_embeddings) and save it, "
             "or take the tokenizer that it was trained with"
         )
@@ -152,7 +152,7 @@ def _check_rope(path: str, config: PretrainedConfig) -> None:
         switches = kind == "longrope" and trained and context and context > trained
         if switches or kind == "dynamic":
             raise ConfigError(
-                f"model.path is {path!r}, with rope_type={kind}, whose frequencies follow the longest sequence of a "
+                f"model {path!r} has rope_type={kind}, whose frequencies follow the longest sequence of a "
                 "batch: a response's log-probs would depend on the others, and engines compute it otherwise. Expected "
                 "RoPE that is the same for every batch: default, linear, yarn or llama3"
             )

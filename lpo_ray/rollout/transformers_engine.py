@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.interfaces import RolloutEngine
+from lpo_ray.policy.generation import without_sampling
 from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Response, Sampling
 
 
@@ -41,10 +42,13 @@ class TransformersEngine(RolloutEngine):
     a group by rounding errors only.
     """
 
-    def __init__(self, model: PreTrainedModel, eos_token_id: int, pad_token_id: int, max_num_seqs: int) -> None:
-        """``model`` is owned by the engine and must not be trained."""
+    def __init__(
+        self, model: PreTrainedModel, end_tokens: Sequence[int], pad_token_id: int, max_num_seqs: int
+    ) -> None:
+        """``model`` is owned by the engine and must not be trained. Any of ``end_tokens`` ends a response."""
         self._model = model.eval()
-        self._eos, self._pad, self._max_num_seqs = eos_token_id, pad_token_id, max_num_seqs
+        without_sampling(model)
+        self._ends, self._pad, self._max_num_seqs = list(end_tokens), pad_token_id, max_num_seqs
         self._waiting: list[_Asked] = []
         self.step = 0
 
@@ -96,7 +100,7 @@ class TransformersEngine(RolloutEngine):
         config = GenerationConfig(
             do_sample=False,  # _Draw draws
             max_new_tokens=sampling.max_tokens,
-            eos_token_id=self._eos,
+            eos_token_id=self._ends,
             pad_token_id=self._pad,
         )
         with torch.no_grad():
@@ -115,7 +119,7 @@ class TransformersEngine(RolloutEngine):
         ]
 
     def _response(self, token_ids: torch.Tensor, logprobs: torch.Tensor) -> Response:
-        stops = (token_ids == self._eos).nonzero()
+        stops = torch.isin(token_ids, torch.tensor(self._ends)).nonzero()
         length = int(stops[0]) + 1 if len(stops) else len(token_ids)
         return Response(
             token_ids[:length].numpy().astype(np.int64),

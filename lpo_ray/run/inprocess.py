@@ -11,6 +11,8 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError, WeightsNotProved
 from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchScorer
+from lpo_ray.policy.dry_check import check_numbers
+from lpo_ray.policy.generation import end_tokens
 from lpo_ray.policy.loading import enable_checkpointing, load_policy
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
@@ -124,7 +126,8 @@ def build_engine(spec: RunSpec, model_path: str) -> tuple[TransformersEngine, In
     """Build the engine, with the weights of the model's folder as version 0, and the verifier of what it samples."""
     config, tokenizer = spec.config, spec.tokenizer(model_path)
     model = load_policy(model_path, config.model.dtype, trust_remote_code=config.model.trust_remote_code)
-    engine = TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id, config.rollout.max_num_seqs)
+    ends = end_tokens(model, tokenizer.eos_token_id)
+    engine = TransformersEngine(model, ends, tokenizer.pad_token_id, config.rollout.max_num_seqs)
     return engine, InprocessVerifier(tokenizer, settings.overlong(spec), settings.sandbox(spec))
 
 
@@ -136,9 +139,11 @@ def build_learner(spec: RunSpec, model_path: str) -> InprocessLearner:
     if made.gradient_checkpointing:
         enable_checkpointing(model)
     policy = TorchPolicy(model, made.optimiser, attention=made.attention, share_prompt=share)
+    check_numbers(policy, model)
     reference = None
     if made.objective.at(0).reference_kl:
         frozen = load_policy(made.reference_path, made.dtype, trust_remote_code=trust)
         reference = TorchScorer(frozen, attention=made.attention, share_prompt=share)
+        check_numbers(reference, frozen)
     tokenizer = Tokenizer.load(made.model_path, trust_remote_code=trust)
     return InprocessLearner(policy, tokenizer, made.objective, made.packing, reference)

@@ -23,7 +23,7 @@ SAMPLING = Sampling(group_size=4, temperature=1.0, max_tokens=5, seed=3)
 def engine(tiny_policy: Path) -> TransformersEngine:
     tokenizer = Tokenizer.load(str(tiny_policy))
     return TransformersEngine(
-        load_policy(str(tiny_policy), "float32"), tokenizer.eos_token_id, tokenizer.pad_token_id, 16
+        load_policy(str(tiny_policy), "float32"), [tokenizer.eos_token_id], tokenizer.pad_token_id, 16
     )
 
 
