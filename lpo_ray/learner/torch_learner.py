@@ -46,7 +46,7 @@ class TorchScorer(Scorer):
 
 
 class TorchPolicy(TorchScorer, TrainablePolicy):
-    """TrainablePolicy on one device. A bf16 model has fp32 master weights, as with ZeRO-3."""
+    """TrainablePolicy on one device. A bf16 model has master weights and sums of gradients in fp32, as with ZeRO-3."""
 
     def __init__(
         self,
@@ -70,13 +70,18 @@ class TorchPolicy(TorchScorer, TrainablePolicy):
     @override
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+        for name, master in self._masters.items():
+            weight = self._weights[name]
+            if master is weight or weight.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = weight.grad.float()
+            else:
+                master.grad.add_(weight.grad)
+            weight.grad = None
 
     @override
     def step(self, learning_rate: float) -> StepNorms:
-        for name, master in self._masters.items():
-            gradient = self._weights[name].grad
-            if master is not self._weights[name] and gradient is not None:
-                master.grad = gradient.float()
         named = [(name, master.grad) for name, master in self._masters.items() if master.grad is not None]
         norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
         gradients = norms_by_kind(named, self.sum_over_ranks)
@@ -89,7 +94,6 @@ class TorchPolicy(TorchScorer, TrainablePolicy):
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, weight in self._weights.items():
-                weight.grad = None
                 if self._masters[name] is not weight:
                     weight.copy_(self._masters[name])
         return StepNorms(float(norm), applied, gradients, self._update_ratios() if applied else {})

@@ -134,8 +134,9 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     settings = DeliverySettings(
-        TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, processes_per_engine=1, prepare_seconds=0.2, transfer_seconds=0.8
-    )
+        TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, folder_is_version_0=True, processes_per_engine=1,
+        prepare_seconds=0.2, transfer_seconds=0.8,
+    )  # fmt: skip
     return Stage(workers, members, pool, learner, Publisher(learner, pool, settings), events)
 
 
