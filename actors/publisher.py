@@ -8,8 +8,8 @@
  prove     engines: digest of every tensor that arrived, log-probs of the probe  |  learner: log-probs of the probe
            equal -> the version is released: the engine gives out groups again
 ```
-Version 0 is the model's folder, which the engines have loaded. So there the proof needs no tolerance: an engine is asked
-for the probe before the weights arrive, too, and its answers must not change.
+Version 0 is the model's folder, which the engines have loaded. So there the proof needs no tolerance: an engine is
+asked for the probe before the weights arrive, too, and its answers must not change.
 Each phase has a deadline. An engine that fails is left out and replaced by the pool; the others get the version. Where
 engines and ranks meet in a collective, one that fails breaks it for all: the group is formed again without it, and the
 buckets are sent again.
@@ -271,9 +271,7 @@ class _Attempt:
             changed = 0.0 if before is None else largest_difference(before, delivery.logprobs)
             if found.why or not found.difference <= self._settings.tolerance:
                 why = found.why or "its log-probs of the probe are not the learner's"
-                error = WeightsNotProved(
-                    member.name, str(version), found.difference, self._settings.tolerance, why
-                )
+                error = WeightsNotProved(member.name, str(version), found.difference, self._settings.tolerance, why)
             elif changed > UNCHANGED:
                 error = WeightsNotProved(member.name, str(version), changed, UNCHANGED, _changed_by(digests))
             else:

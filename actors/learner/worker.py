@@ -24,6 +24,7 @@ from actors.transports.table import Transport
 from lpo_ray.common.plugins import resolve
 from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
+from lpo_ray.policy.saving import save_model
 from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import Manifest, TensorMeta, is_published, make_manifest
@@ -205,7 +206,7 @@ class LearnerWorker:
         self._policy.save(folder)
         weights = self._policy.gather()
         if self._rank == 0:
-            self._policy.model.save_pretrained(folder / "policy", state_dict=weights)
+            save_model(self._policy.model, folder / "policy", weights)
             self._tokenizer.save(folder / "policy")
         torch.distributed.barrier()
 

@@ -78,7 +78,7 @@ class Zero3Scorer(Scorer):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": self.model.dtype == torch.bfloat16},  # fp32 master weights are DeepSpeed's own
-            # By default a bf16 model's gradients are added up over micro-batches and ranks in bf16: 3 significant digits.
+            # DeepSpeed's default is the model's dtype: in bf16 a sum over micro-batches and ranks has 2 to 3 digits.
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
             "steps_per_print": 10**9,

@@ -21,6 +21,7 @@ from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.learner.settings import Objective, OptimiserSettings
 from lpo_ray.learner.updates import TrainablePolicy, log_ratios_to_engine, run_updates
 from lpo_ray.policy.layout import Layout
+from lpo_ray.policy.saving import save_model
 from lpo_ray.policy.scoring import Scorer, ScoringModel, response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import TensorMeta, is_published, make_manifest, tensor_digest
@@ -169,7 +170,7 @@ class InprocessLearner(Learner):
 
     @override
     async def save(self, folder: Path) -> None:
-        self.policy.model.save_pretrained(folder / "policy")
+        save_model(self.policy.model, folder / "policy")
         self._tokenizer.save(folder / "policy")
         (folder / "shards").mkdir()
         torch.save(self.policy.state(), folder / "shards" / "state.pt")

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.policy.loading import not_loaded
+from lpo_ray.policy.saving import save_tokenizer
 from lpo_ray.records import IntArray
 
 Messages = Sequence[Mapping[str, Any]]
@@ -116,8 +117,8 @@ class Tokenizer:
         return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer beside a model."""
-        self._tokenizer.save_pretrained(folder)
+        """Write the tokenizer beside a model, as it was read."""
+        save_tokenizer(self._tokenizer, folder)
 
     def _required(self, name: str) -> int:
         value = getattr(self._tokenizer, name)

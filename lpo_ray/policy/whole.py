@@ -1,7 +1,7 @@
 """Whether a model's folder holds one whole language model. Asked of config.json and of the headers of its weights, so
 before anything starts; and of what transformers says once it has read the weights.
 
-transformers fills what is missing with random numbers and leaves out what it does not know, and says so in its log only.
+transformers fills what is missing with random numbers, leaves out what it does not know, and says so in its log only.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def check_no_adapter(path: str) -> None:
     if found is None:
         return
     if not (Path(found).parent / "config.json").is_file():
-        raise ConfigError(
-            f"model {path!r} is an adapter of {_adapted(Path(found))} without the model itself; {MERGE}"
-        )
+        raise ConfigError(f"model {path!r} is an adapter of {_adapted(Path(found))} without the model itself; {MERGE}")
     raise ConfigError(f"model {path!r} has {ADAPTER_CONFIG_NAME} beside its weights; {MERGE}")
 
 
@@ -179,8 +177,8 @@ def _safetensors(folder: Path) -> list[Path]:
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise ConfigError(
-            f"{folder} lacks {len(absent)} of the {len(names)} files that {index.name} names: {_some(absent)}; expected "
-            "all of them: copy the folder again"
+            f"{folder} lacks {len(absent)} of the {len(names)} files that {index.name} names: {_some(absent)}; "
+            "expected all of them: copy the folder again"
         )
     return [folder / name for name in names]
 

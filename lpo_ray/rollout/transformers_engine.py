@@ -42,9 +42,7 @@ class TransformersEngine(RolloutEngine):
     a group by rounding errors only.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, end_tokens: Sequence[int], pad_token_id: int, max_num_seqs: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, end_tokens: Sequence[int], pad_token_id: int, max_num_seqs: int) -> None:
         """``model`` is owned by the engine and must not be trained. Any of ``end_tokens`` ends a response."""
         self._model = model.eval()
         without_sampling(model)

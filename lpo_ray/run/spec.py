@@ -134,8 +134,8 @@ def _check_models(spec: RunSpec, highest_token: int, *, for_training: bool) -> N
         return
     if (positions := context_length(path, trust_remote_code=trust)) < spec.context:
         raise ConfigError(
-            f"objective.reference_path is {path!r}, a model of {positions} positions; expected {spec.context} at least, "
-            "as the model that is trained has"
+            f"objective.reference_path is {path!r}, a model of {positions} positions; expected {spec.context} at "
+            "least, as the model that is trained has"
         )
     check_model(path, highest_token, trust_remote_code=trust)
 
