@@ -19,7 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.generation import without_sampling
-from lpo_ray.policy.whole import check_loaded, check_no_adapter, check_tokens, check_trainable, check_weights
+from lpo_ray.policy.whole import (
+    check_loaded,
+    check_no_adapter,
+    check_tied,
+    check_tokens,
+    check_trainable,
+    check_weights,
+)
 
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ZeroDivisionError,
               SafetensorError, StrictDataclassError)  # fmt: skip
@@ -51,6 +58,7 @@ def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> Pr
     except UNREADABLE as error:
         raise not_loaded(path, "weights", error) from error
     check_loaded(path, model, info)
+    check_tied(path, model)
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0

@@ -119,6 +119,13 @@ def check_loaded(path: str, model: PreTrainedModel, info: Mapping[str, Collectio
             f"model {path!r} has other weights than a {type(model).__name__} needs: {'; '.join(problems)}. "
             "Expected every weight under its name and no other: copy the folder again, or repair what wrote it"
         )
+
+
+def check_tied(path: str, model: PreTrainedModel) -> None:
+    """Check that a loaded model's head is its embedding where the config says so. Raises ConfigError.
+
+    transformers leaves them apart when the files have both and they differ; only the embedding would be published.
+    """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
         raise ConfigError(
