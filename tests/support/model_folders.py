@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ def llama(**changes: object) -> LlamaConfig:
 def random_model(config: PretrainedConfig, std: float = 0.2) -> PreTrainedModel:
     """A model with weights so large that every part of it shows in the log-probs."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=std)
