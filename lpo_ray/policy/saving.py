@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
 from lpo_ray.policy.generation import savable
@@ -83,10 +83,15 @@ def make_readable(folder: Path) -> None:
 
 
 def _with_old_names(config: Json) -> Json:
-    """Add ``torch_dtype``, ``rope_theta`` and ``rope_scaling``."""
+    """Add ``torch_dtype``; to a config that transformers 5 wrote also RoPE and renamed keys as 4 has them."""
     added: Json = {}
     if dtype := config.get("dtype"):
         added["torch_dtype"] = dtype
+    if not str(config.get("transformers_version")).startswith("5."):
+        return {**config, **added}
+    kind = config.get("model_type")
+    aliases = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    added |= {old: config[new] for old, new in aliases.items() if new in config and old not in config}
     rope = config.get("rope_parameters") or {}
     if "full_attention" in rope:  # for each kind of layer, as in Gemma 3
         sliding = rope.get("sliding_attention") or {}
