@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lpo_ray.errors import ConfigError
+from lpo_ray.policy.attention import SOFT_CAP
 from lpo_ray.policy.generation import without_sampling
 from lpo_ray.policy.whole import (
     check_loaded,
@@ -47,12 +48,13 @@ def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> Pr
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
+    eager = {"attn_implementation": "eager"} if getattr(config, SOFT_CAP, None) else {}
     try:
         model, info = cast(
             "tuple[PreTrainedModel, dict[str, Collection[object]]]",
             AutoModelForCausalLM.from_pretrained(
                 path, config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,
-                output_loading_info=True, ignore_mismatched_sizes=True,
+                output_loading_info=True, ignore_mismatched_sizes=True, **eager,
             ),
         )  # fmt: skip
     except UNREADABLE as error:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.attention import PACKED, supports_packing
 from lpo_ray.policy.layout import Layout, lay_out
-from lpo_ray.policy.logprob_head import ScoringHead
+from lpo_ray.policy.logprob_head import LogitShape, ScoringHead
 from lpo_ray.records import FloatArray, ScoringItem
 
 
@@ -58,7 +58,7 @@ class ScoringModel(nn.Module):
         self.model = model
         self._own_attention = model.config._attn_implementation
         self.packed = _prepare_packing(model, attention, share_prompt=share_prompt)
-        self.head = ScoringHead(_output_weight(model))
+        self.head = _head_of(model)
 
     def forward(self, layout: Layout, temperature: float, *, plainly: bool = False) -> tuple[Tensor, Tensor]:
         """Compute [M] log-prob and [M] entropy of the layout's response tokens.
@@ -136,18 +136,22 @@ def response_logprobs(scorer: Scorer, bundles: Sequence[ScoringItem], temperatur
     return [row[:length].cpu().numpy() for row, length in zip(rows, lengths, strict=True)]
 
 
-def _output_weight(model: PreTrainedModel) -> nn.Parameter:
-    """Find the weight of a plain linear head. Raises ConfigError for one that does more: log-probs would be wrong."""
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    more = {
-        name: value
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-        if (value := getattr(config, name, None)) not in (None, 1.0)
-    }
-    if not isinstance(head, nn.Linear) or head.bias is not None or more:
+def _head_of(model: PreTrainedModel) -> ScoringHead:
+    """Make the scoring head of a model with a linear one, whose logits may be scaled and soft-capped.
+
+    Which keys of its config say so is known for some families; ``dry_check`` finds it out when a model has others.
+    Raises ConfigError for a head that is not linear.
+    """
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    if not isinstance(head, nn.Linear):
         raise ConfigError(
-            f"the output head of {type(model).__name__} is not a plain linear layer "
-            f"({type(head).__name__}{', ' if more else ''}{more or ''}); expected one without bias, scaling or capping"
+            f"the output head of {type(model).__name__} is not a linear layer ({type(head).__name__}); expected one"
         )
-    return cast("nn.Parameter", head.weight)
+    product, multiplier, divisor, cap, other_cap = (
+        getattr(config, name, None)
+        for name in (
+            "logit_scale", "lm_head_multiplier", "logits_scaling", "final_logit_softcapping", "logits_soft_cap",
+        )
+    )  # fmt: skip
+    shape = LogitShape((product or 1.0) * (multiplier or 1.0) / (divisor or 1.0), cap or other_cap)
+    return ScoringHead(cast("nn.Parameter", head.weight), head.bias, shape)

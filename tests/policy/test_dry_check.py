@@ -11,14 +11,19 @@ import pytest
 import torch
 from transformers import (
     BioGptConfig,
+    CohereConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
+    GraniteConfig,
     MistralConfig,
     NemotronConfig,
     OPTConfig,
     Phi3Config,
+    PhiConfig,
     PretrainedConfig,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -30,6 +35,7 @@ from transformers import (
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.torch_learner import TorchScorer
+from lpo_ray.policy.attention import supports_packing
 from lpo_ray.policy.dry_check import check_numbers
 from lpo_ray.policy.layout import Layout, lay_out
 from lpo_ray.policy.loading import enable_checkpointing, load_policy
@@ -49,6 +55,16 @@ RIGHT = {
     "two kinds of layers": Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, sliding_window_pattern=2),
     "learned positions": GPT2Config(**GPT2),
     "experts": Qwen3MoeConfig(**SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    "head with a bias": PhiConfig(**SIZES),
+    "head with a bias, no packing": GPTJConfig(**GPT2, rotary_dim=8),
+    "head that scales": CohereConfig(**SIZES, logit_scale=0.0625),
+    "head that divides": GraniteConfig(**SIZES, logits_scaling=8.0, residual_multiplier=0.5),
+    "heads and attention with soft caps": Gemma2Config(
+        **SIZES, head_dim=8, sliding_window=8, final_logit_softcapping=2.0, attn_logit_softcapping=1.0
+    ),
+    "soft cap of another name": RecurrentGemmaConfig(
+        **{**SIZES, "num_key_value_heads": 1}, attention_window_size=8, logits_soft_cap=2.0
+    ),
     "few positions": llama(max_position_embeddings=8),
     "two positions": llama(max_position_embeddings=2),
 }
@@ -66,7 +82,7 @@ def check(scorer: TorchScorer) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("attention", "share"), [("auto", False), ("packed", True), ("padded", False)])
 def test_a_model_whose_numbers_are_its_own_passes(name: str, dtype: torch.dtype, attention: str, share: bool) -> None:
-    if share and name in ("window", "two kinds of layers"):
+    if share and not supports_packing(random_model(RIGHT[name])):
         attention, share = "auto", False  # they cannot
     check(scorer_of(RIGHT[name], dtype, attention=attention, share_prompt=share))
 
@@ -105,8 +121,9 @@ def test_a_forward_that_looks_at_its_company_is_found() -> None:
         check(scorer)
 
 
-def test_a_soft_cap_of_a_name_that_nobody_knows_is_found() -> None:
-    scorer = scorer_of(RecurrentGemmaConfig(**{**SIZES, "num_key_value_heads": 1}, attention_window_size=8))
+def test_a_head_that_does_more_than_its_config_says_is_found() -> None:
+    scorer = scorer_of(llama(), attention="padded")
+    scorer.model.lm_head.register_forward_hook(lambda _, args, logits: torch.tanh(logits))
     with pytest.raises(ConfigError, match=r"the learner's forward and the model's own differ by .*cannot be trained"):
         check(scorer)
 
