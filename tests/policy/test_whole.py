@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Gemma2Config,
     Gemma3Config,
     GPT2Config,
     Phi3Config,
@@ -267,6 +268,19 @@ def test_a_missing_weight_is_refused_without_reading_one(tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match="1 missing"):
         dry(folder)
     dry(tmp_path / "whole")
+
+
+def test_attention_with_soft_caps_is_computed_with_them(tmp_path: Path) -> None:
+    """torch's kernel would leave them out, without a word."""
+    config = Gemma2Config(**SIZES, head_dim=8, attn_logit_softcapping=1.0)
+    model = load_policy(str(write_model(tmp_path / "model", config)), "float32")
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        found = model(ids).logits
+        model.set_attn_implementation("sdpa")
+        assert float((model(ids).logits - found).abs().max()) > 1e-2
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(model(ids).logits, found)
 
 
 def test_dropout_of_any_name_is_zero(tmp_path: Path) -> None:
