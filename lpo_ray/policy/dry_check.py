@@ -37,7 +37,7 @@ LONG = (11, (23, 17, 2))
 def check_numbers(scorer: Scorer, model: PreTrainedModel) -> None:
     """Check that scores are repeatable, independent of company, and those of the model's own forward.
 
-    With ZeRO-3 a collective: all ranks call it at once. It costs seven forwards over at most 120 tokens. Raises
+    With ZeRO-3 a collective: all ranks call it at once. It costs eight forwards over at most 90 tokens. Raises
     ConfigError, naming what would be wrong.
     """
     config = model.config.get_text_config()

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from lpo_ray.errors import ConfigError
+
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -17,6 +19,22 @@ def without_sampling(model: PreTrainedModel) -> None:
     """Leave nothing but token ids of the model's generation config."""
     own = model.generation_config
     model.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in TOKENS})
+
+
+def check_generation_config(path: str) -> None:
+    """Check that transformers takes the generation config of a folder or hub's model, if there is one to be read.
+
+    Raises ConfigError.
+    """
+    try:
+        GenerationConfig.from_pretrained(path)
+    except OSError:
+        return
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model {path!r} has a generation_config.json that transformers does not take: {reason}; repair or remove it"
+        ) from error
 
 
 def end_tokens(model: PreTrainedModel, eos_token_id: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.attention import SOFT_CAP
-from lpo_ray.policy.generation import without_sampling
+from lpo_ray.policy.generation import check_generation_config, without_sampling
 from lpo_ray.policy.whole import (
     check_loaded,
     check_no_adapter,
@@ -92,6 +92,7 @@ def check_model(path: str, highest_token: int, *, trust_remote_code: bool = Fals
     check_no_adapter(path)
     config = read_config(path, trust_remote_code=trust_remote_code)
     check_tokens(path, highest_token, config)
+    check_generation_config(path)
     try:
         check_trainable(path, config)
     except ConfigError:

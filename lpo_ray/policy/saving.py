@@ -45,9 +45,24 @@ def save_model(model: PreTrainedModel, folder: Path, state_dict: Mapping[str, Te
         if "auto_map" in own:
             for code in config.parent.glob("*.py"):
                 shutil.copyfile(code, folder / code.name)
-    if generation := _file(source, GENERATION_CONFIG_NAME):
-        shutil.copyfile(generation, folder / GENERATION_CONFIG_NAME)
+    if generation := _generation_config(source):
+        _write(folder / GENERATION_CONFIG_NAME, generation)
     make_readable(folder)
+
+
+def repairs(source: str) -> list[str]:
+    """List what of the files beside a model's weights will be written otherwise than it is, and why."""
+    file = _file(source, GENERATION_CONFIG_NAME)
+    if file is None:
+        return []
+    own = _generation_config(source)
+    if own is None:
+        return [f"{file} cannot be read and is left out; what is written has the end tokens of config.json"]
+    written = savable(own)
+    if written == own:
+        return []
+    changed = sorted(key for key in {**own, **written} if own.get(key) != written.get(key))
+    return [f"{file} has values that transformers does not save; what is written differs in {', '.join(changed)}"]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -128,6 +143,16 @@ def _file(source: str, name: str) -> Path | None:
     except (OSError, ValueError):  # it is gone, or never was: a model made here
         return None
     return None if found is None else Path(found)
+
+
+def _generation_config(source: str) -> Json | None:
+    """Read the model's own generation config; None when it has none, or none that can be read."""
+    file = _file(source, GENERATION_CONFIG_NAME)
+    try:
+        values = None if file is None else _read(file)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _read(file: Path) -> Json:

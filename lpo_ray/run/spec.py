@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lpo_ray.config.cautions import cautions
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
 from lpo_ray.learner.lr_schedule import learning_rates
 from lpo_ray.policy.loading import check_model, context_length
+from lpo_ray.policy.saving import repairs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run import preflight
 from lpo_ray.tasks import base_policy
@@ -59,6 +61,11 @@ class RunSpec:
         """Bytes of the largest group there can be."""
         sampling = self.config.sampling
         return BYTES_PER_TOKEN * sampling.group_size * sampling.max_tokens + 8 * self.context
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know of the configuration and of the model."""
+        return [*cautions(self.config), *([] if self.model_path is None else repairs(self.model_path))]
 
     @property
     def learning_rate(self) -> Callable[[int], float]:

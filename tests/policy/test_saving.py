@@ -23,11 +23,15 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from lpo_ray.config import load_config
 from lpo_ray.policy.generation import savable
 from lpo_ray.policy.loading import load_policy
-from lpo_ray.policy.saving import make_readable, save_model
+from lpo_ray.policy.saving import make_readable, repairs, save_model
 from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.run.numbers import render
+from lpo_ray.run.spec import make_spec
 from tests.support.model_folders import SIZES, edit_json, llama, write_model
+from tests.support.real_specs import QUICKSTART
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
@@ -110,6 +114,24 @@ def test_what_is_wrong_with_a_generation_config_goes_and_the_rest_stays(
     found = savable(values)
     assert found == (values if expected is None else expected)
     GenerationConfig(**found).save_pretrained(tmp_path)
+
+
+def test_what_will_be_written_otherwise_is_said_before_the_first_step(tmp_path: Path) -> None:
+    folder = hub_style(tmp_path / "model")
+    spec = make_spec(load_config(QUICKSTART, [f"model.path={folder}", "sampling.max_tokens=20"]))
+    (said,) = [line for line in render(spec).splitlines() if "generation_config.json" in line]
+    assert said.endswith("has values that transformers does not save; what is written differs in do_sample")
+    assert repairs(str(write_model(tmp_path / "fine", generation={"eos_token_id": 2}))) == []
+    assert repairs("no/such-model") == []
+
+
+def test_a_generation_config_that_cannot_be_read_does_not_end_a_run_at_its_first_checkpoint(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source")
+    (source / "generation_config.json").write_text("{broken")
+    assert repairs(str(source))[0].endswith("cannot be read and is left out; what is written has the end tokens of "
+                                            "config.json")  # fmt: skip
+    out = saved(source, tmp_path / "out")
+    assert read(out, "generation_config.json")["eos_token_id"] == 2
 
 
 @pytest.mark.parametrize("name", KINDS)

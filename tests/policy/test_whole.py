@@ -244,6 +244,17 @@ def test_tokens_without_a_row_of_the_embedding_are_refused_before_anything_start
         make_spec(load_config(QUICKSTART, overrides), for_training=False)
 
 
+@pytest.mark.parametrize("content", ["[1]", '{"early_stopping": "now"}', '{"num_beams": "many"}'])
+def test_a_generation_config_that_transformers_does_not_take_is_refused(tmp_path: Path, content: str) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "generation_config.json").write_text(content)
+    for check in (dry, load):
+        with pytest.raises(ConfigError, match=r"model"):
+            check(folder)
+    with pytest.raises(ConfigError, match=r"has a generation_config\.json that transformers does not take: "):
+        dry(folder)
+
+
 def test_the_reference_is_whole_and_knows_every_token_and_position(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     short = write_model(tmp_path / "short", llama(max_position_embeddings=128))
