@@ -31,9 +31,9 @@ def check_generation_config(path: str) -> None:
     except OSError:
         return
     except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"model {path!r} has a generation_config.json that transformers does not take: {reason}; repair or remove it"
+            f"model {path!r} has a generation_config.json that transformers does not take: "
+            f"{str(error).splitlines()[0]}; repair or remove it"
         ) from error
 
 
