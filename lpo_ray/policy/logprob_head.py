@@ -59,7 +59,7 @@ class _ChunkedScores(torch.autograd.Function):
             shifted.sub_(total[:, None])
             logprobs[part] = shifted.gather(1, targets[part, None])[:, 0]
             entropy[part] = -torch.linalg.vecdot(torch.exp(shifted, out=probabilities[: len(shifted)]), shifted)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)  # pyright: ignore[reportArgumentType]
         ctx.shape, ctx.temperature, ctx.chunk = shape, temperature, chunk  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy

@@ -35,7 +35,7 @@ def save_model(model: PreTrainedModel, folder: Path, state_dict: Mapping[str, Te
     where the model does not hold them.
     """
     model.save_pretrained(folder, state_dict=None if state_dict is None else dict(state_dict))
-    source = model.name_or_path
+    source = model.name_or_path or ""
     if config := _file(source, CONFIG_NAME):
         written, own = _read(folder / CONFIG_NAME), _read(config)
         dtype = written.get("dtype") or written.get("torch_dtype")
@@ -104,7 +104,7 @@ def _with_old_names(config: Json) -> Json:
         added["torch_dtype"] = dtype
     if not str(config.get("transformers_version")).startswith("5."):
         return {**config, **added}
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     aliases = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
     added |= {old: config[new] for old, new in aliases.items() if new in config and old not in config}
     rope = config.get("rope_parameters") or {}

@@ -56,7 +56,7 @@ class ScoringModel(nn.Module):
         """Prepare ``model`` for ``attention``, a value of learner.attention. Raises ConfigError."""
         super().__init__()
         self.model = model
-        self._own_attention = model.config._attn_implementation
+        self._own_attention = str(model.config._attn_implementation)
         self.packed = _prepare_packing(model, attention, share_prompt=share_prompt)
         self.head = _head_of(model)
 

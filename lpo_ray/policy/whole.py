@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -90,7 +91,7 @@ def check_weights(path: str, config: PretrainedConfig, *, trust_remote_code: boo
     with meta:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     state: dict[str, Tensor] = {name: torch.empty(shape, device=meta) for name, shape in shapes.items()}
-    mapping = get_model_conversion_mapping(model)
+    mapping: Any = get_model_conversion_mapping(model)
     plan = LoadStateDictConfig(device_map={"": meta}, dtype=torch.float32, weight_mapping=mapping)
     info, _ = convert_and_load_state_dict_in_model(model, state, plan, None)
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
