@@ -39,7 +39,10 @@ def check_no_adapter(path: str) -> None:
 
     Raises ConfigError: only the model would be trained, as if the adapter were not there.
     """
-    found = find_adapter_config_file(path)
+    try:
+        found = find_adapter_config_file(path)
+    except (OSError, ValueError):  # there is no such model: its config cannot be read either
+        return
     if found is None:
         return
     if not (Path(found).parent / "config.json").is_file():
