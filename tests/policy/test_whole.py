@@ -79,6 +79,14 @@ def test_old_checkpoints_have_their_rope_frequencies_and_a_tied_head_twice(tmp_p
     load(folder)
 
 
+def test_the_body_of_a_tied_model_is_whole_without_the_prefix_of_its_names(tmp_path: Path) -> None:
+    """As GPT-2 is on the hub."""
+    folder = write_model(tmp_path / "model", WHOLE["gpt2, whose masks were saved"])
+    edit_weights(folder, lambda weights: {name.removeprefix("transformer."): w for name, w in weights.items()})
+    dry(folder)
+    load(folder)
+
+
 def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"policy.{name}": tensor for name, tensor in weights.items()}
 
