@@ -66,12 +66,12 @@ def repairs(source: str) -> list[str]:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer: the files that it was read from, where they are still there."""
+    """Write a tokenizer: the files that it was read from, where they are still there, and elsewhere than ``folder``."""
     source = tokenizer.name_or_path
     names = {*TOKENIZER_FILES, *getattr(tokenizer, "vocab_files_names", {}).values()}
     found = [file for name in sorted(names) if (file := _file(source, name))]
     config = next((file for file in found if file.name == TOKENIZER_CONFIG), None)
-    if config is None:
+    if config is None or config.parent.resolve() == folder.resolve():
         tokenizer.save_pretrained(folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)

@@ -95,10 +95,11 @@ class TransformersEngine(RolloutEngine):
         size = sampling.group_size
         token_ids = torch.from_numpy(np.stack([asked.prompt.token_ids for asked in batch]).repeat(size, axis=0))
         draw = _Draw([derive_seed(sampling.seed, asked.prompt.prompt_id, asked.attempt) for asked in batch], sampling)
+        ends = [*self._ends, *sampling.stop_token_ids]
         config = GenerationConfig(
             do_sample=False,  # _Draw draws
             max_new_tokens=sampling.max_tokens,
-            eos_token_id=self._ends,
+            eos_token_id=ends,
             pad_token_id=self._pad,
         )
         with torch.no_grad():
@@ -110,14 +111,14 @@ class TransformersEngine(RolloutEngine):
             )
         sampled = output[:, token_ids.shape[1] :]
         logprobs = torch.stack(draw.logprobs, dim=1)
-        responses = [self._response(*row) for row in zip(sampled, logprobs, strict=True)]
+        responses = [self._response(*row, torch.tensor(ends)) for row in zip(sampled, logprobs, strict=True)]
         return [
             PromptGroup(asked.prompt, asked.attempt, tuple(responses[number * size : (number + 1) * size]))
             for number, asked in enumerate(batch)
         ]
 
-    def _response(self, token_ids: torch.Tensor, logprobs: torch.Tensor) -> Response:
-        stops = torch.isin(token_ids, torch.tensor(self._ends)).nonzero()
+    def _response(self, token_ids: torch.Tensor, logprobs: torch.Tensor, ends: torch.Tensor) -> Response:
+        stops = torch.isin(token_ids, ends).nonzero()
         length = int(stops[0]) + 1 if len(stops) else len(token_ids)
         return Response(
             token_ids[:length].numpy().astype(np.int64),
