@@ -308,6 +308,7 @@ async def _publisher(
         processes_per_engine=spec.config.rollout.tensor_parallel_size,
         probe=probe_sequences(len(spec.tokenizer(model_path)), spec.context),
         tolerance=spec.tolerance,
+        folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
         prepare_seconds=spec.config.transport.prepare_seconds,
         transfer_seconds=spec.config.transport.transfer_seconds,
     )

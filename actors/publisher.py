@@ -8,6 +8,8 @@
  prove     engines: digest of every tensor that arrived, log-probs of the probe  |  learner: log-probs of the probe
            equal -> the version is released: the engine gives out groups again
 ```
+Version 0 is the model's folder, which the engines have loaded. So there the proof needs no tolerance: an engine is
+asked for the probe before the weights arrive, too, and its answers must not change.
 Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode.
 An engine that fails is left out and replaced by the pool; the others get the version. Where engines and ranks meet in a
 collective, one that fails breaks it for all: the group is formed again without it, and the buckets are sent again.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,13 +34,15 @@ from actors.transports.table import Transport
 from lpo_ray.common.silence import Progress, Watch
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
 from lpo_ray.interfaces import WeightTransport
-from lpo_ray.policy.weights_proof import as_bundles, check_delivery
+from lpo_ray.policy.weights_proof import as_bundles, check_delivery, largest_difference
 from lpo_ray.records import FloatArray, IntArray, Publication, WeightsVersion
 from lpo_ray.rollout.member import Member as PoolMember
 from lpo_ray.rollout.pool import RolloutPool
 
 T = TypeVar("T")
 R = TypeVar("R")
+UNCHANGED = 1e-6
+"""nats by which answers may change that the same weights gave twice"""
 Member = PoolMember[RemoteWorker]
 
 
@@ -52,6 +56,8 @@ class DeliverySettings:
     """sequences whose log-probs engines and learner compare"""
     tolerance: float
     """largest difference of a log-prob that is still rounding"""
+    folder_is_version_0: bool
+    """the learner sends at first what the engines have loaded, bit for bit"""
     prepare_seconds: float
     """for engines to stop decoding (without a token), and to join"""
     transfer_seconds: float
@@ -73,6 +79,8 @@ class Publisher(WeightTransport):
         self._learner, self._pool, self._settings = learner, pool, settings
         self._joined: set[Member] = set()
         """members that have joined the senders, and can be sent to"""
+        self._as_loaded: dict[Member, list[FloatArray]] = {}
+        """answers to the probe of members that had the weights of the folder, asked for version 0"""
         self._current: WeightsVersion | None = None
         self._generation = learner.generation
 
@@ -104,7 +112,7 @@ class Publisher(WeightTransport):
             self._take_out(attempt.lost)
 
     def _attempt(self, members: Sequence[Member]) -> _Attempt:
-        return _Attempt(self._learner, self._settings, members, self._joined)
+        return _Attempt(self._learner, self._settings, members, self._joined, self._as_loaded)
 
     async def _served(self, attempt: _Attempt, step: int) -> WeightsVersion:
         version = await attempt.run(step)
@@ -156,9 +164,10 @@ class _Attempt:
         settings: DeliverySettings,
         members: Sequence[Member],
         joined: set[Member],
+        as_loaded: dict[Member, list[FloatArray]],
     ) -> None:
-        """``joined``: those that have joined the senders, kept up to date here."""
-        self._learner, self._settings, self._joined = learner, settings, joined
+        """``joined`` (those that have joined the senders) and ``as_loaded`` are kept up to date here."""
+        self._learner, self._settings, self._joined, self._as_loaded = learner, settings, joined, as_loaded
         self._rendezvous = settings.transport.rendezvous
         self.members = list(members)
         """those that have not failed"""
@@ -174,11 +183,13 @@ class _Attempt:
     async def run(self, step: int) -> WeightsVersion:
         """Deliver and prove. Raises _Broken when nothing was delivered, or what the learner raises when it is lost."""
         started = time.monotonic()
+        probe = list(self._settings.probe)
         self._limit = self._settings.prepare_seconds
+        if step == 0 and self._settings.folder_is_version_0:
+            await self._ask_as_loaded(probe)
         await self._prepare()
         prepared = time.monotonic()
         self._limit = self._settings.transfer_seconds
-        probe = list(self._settings.probe)
         digests = await self._transfer()
         transferred = time.monotonic()
         version = WeightsVersion(step, self._learner.manifest.digest(digests))
@@ -191,6 +202,13 @@ class _Attempt:
         now = time.monotonic()
         self.phases = {"prepare": prepared - started, "transfer": transferred - prepared, "prove": now - transferred}
         return version
+
+    async def _ask_as_loaded(self, probe: list[IntArray]) -> None:
+        """Ask members that have not been sent anything yet for the probe."""
+        fresh = [member for member in self.members if member not in self._as_loaded]
+        if fresh:
+            what = "answer the probe as loaded"
+            self._as_loaded |= await self._each(what, lambda m: m.worker.handle.answer.remote(probe), of=fresh)
 
     async def _prepare(self) -> None:
         # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
@@ -242,14 +260,19 @@ class _Attempt:
         delivered: dict[Member, Delivery],
         expected: list[FloatArray],
     ) -> None:
-        tolerance = self._settings.tolerance
         for member, delivery in delivered.items():
             found = check_delivery(digests, delivery.digests, expected, delivery.logprobs, delivery.cached_tokens)
-            if found.why or found.difference > tolerance:
+            before = self._as_loaded.get(member) if version.step == 0 else None
+            changed = 0.0 if before is None else largest_difference(before, delivery.logprobs)
+            if found.why or not found.difference <= self._settings.tolerance:
                 why = found.why or "its log-probs of the probe are not the learner's"
-                self._drop(member, WeightsNotProved(member.name, str(version), found.difference, tolerance, why))
+                error = WeightsNotProved(member.name, str(version), found.difference, self._settings.tolerance, why)
+            elif changed > UNCHANGED:
+                error = WeightsNotProved(member.name, str(version), changed, UNCHANGED, _changed_by(digests))
             else:
                 self.difference = max(self.difference, found.difference)
+                continue
+            self._drop(member, error)
         if not self.members:
             raise next(iter(self.lost.values()))
 
@@ -318,3 +341,12 @@ class _Attempt:
     def _patience(self, asked: Sequence[Member]) -> float:
         """Seconds to wait: half of them for several, so that one that hangs does not hold up the others for as long."""
         return self._limit / 2 if len(asked) > 1 else self._limit
+
+
+def _changed_by(names: Iterable[str]) -> str:
+    """Say why an engine that was sent the weights it had may answer otherwise, by the ``names`` of the tensors."""
+    suspects = "the experts of its mixture" if any("expert" in name for name in names) else "weights that it packs"
+    return (
+        "it was sent the weights that it had loaded from the model's folder, and its log-probs of the probe changed: a "
+        f"publish does not renew all that it computes with ({suspects}, it may be)"
+    )

@@ -25,6 +25,7 @@ from actors.transports.table import Transport
 from lpo_ray.common.plugins import resolve
 from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
+from lpo_ray.policy.saving import save_model
 from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import Manifest, TensorMeta, is_published, make_manifest
@@ -107,6 +108,7 @@ class LearnerWorker:
     def start(self, host: str, port: int, seconds: float) -> Process:
         """Join the other ranks at ``host:port``, within ``seconds``, and load the policy."""
         from actors.learner.zero3 import ShardedModel, Zero3Policy, Zero3Scorer, join_group
+        from lpo_ray.policy.dry_check import check_numbers
         from lpo_ray.policy.loading import load_policy
 
         ship_log("learner", f"learner rank {self._rank}")
@@ -135,9 +137,11 @@ class LearnerWorker:
             settings.optimiser,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
+        check_numbers(self._policy, self._policy.model)
         self._reference = None
         if settings.objective.at(0).reference_kl:
             self._reference = Zero3Scorer(sharded(settings.reference_path))
+            check_numbers(self._reference, self._reference.model)
         process = current_process()
         log.info("is up on %s, one of %d ranks, reached at %s", process.host, self._world_size, host)
         return process
@@ -224,7 +228,7 @@ class LearnerWorker:
             self._policy.save(folder)
             weights = self._policy.gather()
             if self._rank == 0:
-                self._policy.model.save_pretrained(folder / "policy", state_dict=weights)
+                save_model(self._policy.model, folder / "policy", weights)
                 self._tokenizer.save(folder / "policy")
             torch.distributed.barrier()
 

@@ -23,7 +23,8 @@ from lpo_ray.learner.norms import norms_by_kind, update_ratios
 from lpo_ray.learner.settings import OptimiserSettings
 from lpo_ray.learner.updates import TrainablePolicy
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing
+from lpo_ray.policy.loading import enable_checkpointing
+from lpo_ray.policy.scoring import Scorer, ScoringModel
 from lpo_ray.policy.weights import TensorMeta, make_manifest
 from lpo_ray.records import StepNorms
 
@@ -71,7 +72,8 @@ class Zero3Scorer(Scorer):
     def __init__(self, sharded: ShardedModel, settings: OptimiserSettings | None = None) -> None:
         """``settings``: given for a policy that is trained."""
         self.model, self.share_prompt, self.count = sharded.model, sharded.share_prompt, sharded.count
-        self.packed = prepare_packing(self.model, sharded.attention, share_prompt=sharded.share_prompt)
+        scoring = ScoringModel(self.model, sharded.attention, share_prompt=sharded.share_prompt)
+        self.packed = scoring.packed
         self.optimiser = None if settings is None else _adamw(self.model, settings)
         self.world_size = torch.distributed.get_world_size()
         config = {
@@ -81,6 +83,9 @@ class Zero3Scorer(Scorer):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": self.model.dtype == torch.bfloat16},  # fp32 master weights are DeepSpeed's own
+            # DeepSpeed's default is the model's dtype: in bf16 a sum over micro-batches and ranks has 2 to 3 digits.
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
             "steps_per_print": 10**9,
             "zero_optimization": {
                 "stage": 3,
@@ -92,12 +97,17 @@ class Zero3Scorer(Scorer):
                 **sharded.zero,
             },
         }
-        self.engine, *_ = deepspeed.initialize(model=ScoringModel(self.model), optimizer=self.optimiser, config=config)
+        self.engine, *_ = deepspeed.initialize(model=scoring, optimizer=self.optimiser, config=config)
 
     @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
         self.count()
         return self.engine(layout, temperature)
+
+    @override
+    def score_plainly(self, layout: Layout) -> Tensor:
+        self.count()
+        return self.engine(layout, 1.0, plainly=True)[0]
 
 
 class Zero3Policy(Zero3Scorer, TrainablePolicy):
@@ -105,8 +115,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
 
     def __init__(self, sharded: ShardedModel, settings: OptimiserSettings, *, gradient_checkpointing: bool) -> None:
         if gradient_checkpointing:
-            sharded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        sharded.model.train()
+            enable_checkpointing(sharded.model)
         super().__init__(sharded, settings)
         self._settings = settings
         self._offloads = "offload_optimizer" in sharded.zero

@@ -201,6 +201,10 @@ class RolloutWorker:
         digests = await self._engine.finish_update(version)
         return Delivery(digests, *await self._answer(probe))
 
+    async def answer(self, probe: Sequence[IntArray]) -> list[FloatArray]:
+        """Compute the log-probs of the probe with the weights of now, as ``finish_update`` does."""
+        return (await self._answer(probe))[0]
+
     async def release(self) -> None:
         """Give out groups again: the weights are proved."""
         self._released.set()
@@ -226,7 +230,8 @@ class RolloutWorker:
             max_tokens=1, temperature=1.0, seed=0, logprob_token_ids=[token], detokenize=False,
             output_kind=self._kind.FINAL_ONLY,
         )  # fmt: skip
-        found, sampled = await asyncio.gather(self.logprobs(scored), self._probe(last[:-1], params))
+        # One after the other: rounding depends on what else is in a batch, and equal weights must give equal answers.
+        found, sampled = await self.logprobs(scored), await self._probe(last[:-1], params)
         rows = sampled.outputs[0].logprobs
         assert rows is not None
         found.append(np.asarray([rows[0][token].logprob], dtype=np.float32))

@@ -66,12 +66,22 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
     @override
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
-        # On CPU a tied output head keeps a packed copy of its own. The reload does not see it, so it would serve the
-        # old weights without an error: it is packed again here.
+        if self.device.type == "cpu":
+            self._pack_again()
+        self.active = False
+
+    def _pack_again(self) -> None:
+        """Pack what vLLM packs for its CPU kernels when it loads a model, and not when it loads weights again.
+
+        A tied output head keeps a copy of its own, which would serve the old weights. The kernel of a mixture of
+        experts would read plain rows as packed ones. Neither would raise an error.
+        """
         for module in self.model.modules():
             if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
                 module.quant_method.process_weights_after_loading(module)
-        self.active = False
+            kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+            if kernel is not None:
+                kernel.fused_experts.process_weights_after_loading(module)
 
     @override
     def receive_weights(self, update_info: Arrival) -> None:

@@ -21,7 +21,8 @@ from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.learner.settings import Objective, OptimiserSettings
 from lpo_ray.learner.updates import TrainablePolicy, log_ratios_to_engine, run_updates
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.scoring import Scorer, ScoringModel, prepare_packing, response_logprobs
+from lpo_ray.policy.saving import save_model
+from lpo_ray.policy.scoring import Scorer, ScoringModel, response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import TensorMeta, is_published, make_manifest, tensor_digest
 from lpo_ray.records import Anchor, FloatArray, ScoredGroup, ScoringItem, StepNorms, StepReport, TrainBatch
@@ -33,16 +34,20 @@ class TorchScorer(Scorer):
     def __init__(self, model: PreTrainedModel, *, attention: str = "auto", share_prompt: bool = False) -> None:
         """Prepare ``model`` for ``attention``, a value of learner.attention."""
         self.model, self.share_prompt = model, share_prompt
-        self.packed = prepare_packing(model, attention, share_prompt=share_prompt)
-        self._scoring = ScoringModel(model)
+        self._scoring = ScoringModel(model, attention, share_prompt=share_prompt)
+        self.packed = self._scoring.packed
 
     @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
         return self._scoring(layout, temperature)
 
+    @override
+    def score_plainly(self, layout: Layout) -> Tensor:
+        return self._scoring(layout, 1.0, plainly=True)[0]
+
 
 class TorchPolicy(TorchScorer, TrainablePolicy):
-    """TrainablePolicy on one device. A bf16 model has fp32 master weights, as with ZeRO-3."""
+    """TrainablePolicy on one device. A bf16 model has master weights and sums of gradients in fp32, as with ZeRO-3."""
 
     def __init__(
         self,
@@ -66,13 +71,18 @@ class TorchPolicy(TorchScorer, TrainablePolicy):
     @override
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+        for name, master in self._masters.items():
+            weight = self._weights[name]
+            if master is weight or weight.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = weight.grad.float()
+            else:
+                master.grad.add_(weight.grad)
+            weight.grad = None
 
     @override
     def step(self, learning_rate: float) -> StepNorms:
-        for name, master in self._masters.items():
-            gradient = self._weights[name].grad
-            if master is not self._weights[name] and gradient is not None:
-                master.grad = gradient.float()
         named = [(name, master.grad) for name, master in self._masters.items() if master.grad is not None]
         norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
         gradients = norms_by_kind(named, self.sum_over_ranks)
@@ -85,7 +95,6 @@ class TorchPolicy(TorchScorer, TrainablePolicy):
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, weight in self._weights.items():
-                weight.grad = None
                 if self._masters[name] is not weight:
                     weight.copy_(self._masters[name])
         return StepNorms(float(norm), applied, gradients, self._update_ratios() if applied else {})
@@ -161,7 +170,7 @@ class InprocessLearner(Learner):
 
     @override
     async def save(self, folder: Path) -> None:
-        self.policy.model.save_pretrained(folder / "policy")
+        save_model(self.policy.model, folder / "policy")
         self._tokenizer.save(folder / "policy")
         (folder / "shards").mkdir()
         torch.save(self.policy.state(), folder / "shards" / "state.pt")

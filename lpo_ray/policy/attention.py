@@ -18,6 +18,8 @@ from lpo_ray.policy.layout import AttentionRows, Gather
 
 PACKED = "lpo_ray_packed"
 """the implementation's name in transformers"""
+SOFT_CAP = "attn_logit_softcapping"
+"""key of a config that caps attention's own logits, as Gemma 2's; torch's scaled dot product attention leaves it out"""
 
 
 class _ToRows(torch.autograd.Function):
@@ -107,7 +109,8 @@ def supports_packing(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     window = getattr(config, "sliding_window", None) if not getattr(config, "layer_types", None) else None
-    return bool(model._supports_attention_backend) and window is None and set(kinds) == {"full_attention"}
+    plain = window is None and not getattr(config, SOFT_CAP, None)
+    return bool(model._supports_attention_backend) and plain and set(kinds) == {"full_attention"}
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -10,6 +10,8 @@ only after the log-probs of all K responses, so the chunks have to come twice.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -19,12 +21,31 @@ CHUNK_ELEMENTS = 1 << 24
 the weight goes through a temporary of the weight's size, so fewer chunks are faster"""
 
 
+@dataclass(frozen=True, slots=True)
+class LogitShape:
+    """What becomes of the product of head and hidden state: ``z = scale (W h + b)``, ``cap tanh(z / cap)``."""
+
+    scale: float = 1.0
+    """Cohere's logit_scale, Granite's 1 / logits_scaling, Falcon-H1's lm_head_multiplier"""
+    cap: float | None = None
+    """Gemma 2's final_logit_softcapping"""
+
+
 class _ChunkedScores(torch.autograd.Function):
-    """Function of hidden [M, H], weight [V, H], targets [M] -> log-prob [M] and entropy [M], without its gradient."""
+    """Function of hidden [M, H], weight [V, H], bias [V] or None, targets [M] -> log-prob [M] and entropy [M], without
+    its gradient.
+    """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, chunk: int
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shape: LogitShape,
+        temperature: float,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(hidden), dtype=exact, device=hidden.device)
@@ -33,13 +54,13 @@ class _ChunkedScores(torch.autograd.Function):
         probabilities = torch.empty_like(buffers.wide)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            shifted = buffers.logits(hidden[part], weight, scale)
+            shifted = _over(temperature, buffers.logits(hidden[part], weight, bias, shape))
             normaliser[part] = total = shifted.logsumexp(-1)
             shifted.sub_(total[:, None])
             logprobs[part] = shifted.gather(1, targets[part, None])[:, 0]
             entropy[part] = -torch.linalg.vecdot(torch.exp(shifted, out=probabilities[: len(shifted)]), shifted)
-        ctx.save_for_backward(hidden, weight, targets, normaliser)
-        ctx.scale, ctx.chunk = scale, chunk  # type: ignore[attr-defined]
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)  # pyright: ignore[reportArgumentType]
+        ctx.shape, ctx.temperature, ctx.chunk = shape, temperature, chunk  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -47,25 +68,37 @@ class _ChunkedScores(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: FunctionCtx, gradient: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
-        hidden, weight, targets, normaliser = ctx.saved_tensors  # type: ignore[attr-defined]
-        scale, chunk = ctx.scale, ctx.chunk  # type: ignore[attr-defined]
+    ) -> tuple[Tensor, Tensor, Tensor | None, None, None, None, None]:
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors  # type: ignore[attr-defined]
+        shape, temperature, chunk = ctx.shape, ctx.temperature, ctx.chunk  # type: ignore[attr-defined]
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight, dtype=normaliser.dtype)
+        to_bias = None if bias is None else torch.zeros_like(bias, dtype=normaliser.dtype)
         narrow_weight = None if weight.dtype == to_weight.dtype else torch.empty_like(weight)
         buffers = _Buffers(hidden, weight, normaliser.dtype, chunk)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            slope = (gradient[part] * scale)[:, None]
-            wide = buffers.logits(hidden[part], weight, scale)
-            wide.sub_(normaliser[part, None]).exp_().mul_(-slope).scatter_add_(1, targets[part, None], slope)
+            slope = (gradient[part] * (shape.scale / temperature))[:, None]
+            wide = buffers.logits(hidden[part], weight, bias, shape)
+            steepness = None if shape.cap is None else 1.0 - (wide / shape.cap).square_()  # of the tanh
+            _over(temperature, wide).sub_(normaliser[part, None]).exp_().mul_(-slope)
+            wide.scatter_add_(1, targets[part, None], slope)
+            if steepness is not None:
+                wide.mul_(steepness)
+            if to_bias is not None:
+                to_bias += wide.sum(0)
             to_logits = buffers.narrowed(wide)
             torch.mm(to_logits, weight, out=to_hidden[part])
             if narrow_weight is None:
                 to_weight.addmm_(to_logits.T, hidden[part])
             else:
                 to_weight += torch.mm(to_logits.T, hidden[part], out=narrow_weight)
-        return to_hidden, to_weight.to(weight.dtype), None, None, None
+        narrow_bias = None if bias is None or to_bias is None else to_bias.to(bias.dtype)
+        return to_hidden, to_weight.to(weight.dtype), narrow_bias, None, None, None, None
+
+
+def _over(temperature: float, logits: Tensor) -> Tensor:
+    return logits if temperature == 1.0 else logits.mul_(1.0 / temperature)
 
 
 class _Buffers:
@@ -79,13 +112,17 @@ class _Buffers:
         self.wide = hidden.new_empty(shape, dtype=exact)
         self._narrow = self.wide if hidden.dtype == exact else hidden.new_empty(shape)
 
-    def logits(self, hidden: Tensor, weight: Tensor, scale: float) -> Tensor:
-        """Compute [rows, V] logits over the temperature; valid until the next call."""
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: LogitShape) -> Tensor:
+        """Compute [rows, V] logits; valid until the next call."""
         narrow, wide = self._narrow[: len(hidden)], self.wide[: len(hidden)]
         torch.mm(hidden, weight.T, out=narrow)
         if self._narrow is not self.wide:
             wide.copy_(narrow)
-        return wide if scale == 1.0 else wide.mul_(scale)
+        if bias is not None:
+            wide.add_(bias)
+        if shape.scale != 1.0:
+            wide.mul_(shape.scale)
+        return wide if shape.cap is None else wide.div_(shape.cap).tanh_().mul_(shape.cap)
 
     def narrowed(self, wide: Tensor) -> Tensor:
         """Cast ``wide`` to the model's width."""
@@ -93,14 +130,15 @@ class _Buffers:
 
 
 class ScoringHead(nn.Module):
-    """Output weight of the model, in a module of its own so that ZeRO-3 gathers it around the call."""
+    """Output head of the model, in a module of its own so that ZeRO-3 gathers its weights around the call."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, shape: LogitShape | None = None) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.bias = weight, bias
+        self._shape = shape or LogitShape()
 
     def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Compute [M] log-prob of ``targets`` and [M] entropy at the sampling temperature from hidden [M, H]."""
         elements = CHUNK_ELEMENTS * (2 if hidden.element_size() == 2 else 1)
         chunk = max(1, elements // len(self.weight))
-        return _ChunkedScores.apply(hidden, self.weight, targets, 1.0 / temperature, chunk)
+        return _ChunkedScores.apply(hidden, self.weight, self.bias, targets, self._shape, temperature, chunk)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.attention import PACKED, supports_packing
 from lpo_ray.policy.layout import Layout, lay_out
-from lpo_ray.policy.logprob_head import ScoringHead
+from lpo_ray.policy.logprob_head import LogitShape, ScoringHead
 from lpo_ray.records import FloatArray, ScoringItem
 
 
@@ -28,6 +28,10 @@ class Scorer(Protocol):
 
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
         """Compute [M] log-prob and [M] entropy of the layout's response tokens."""
+        ...
+
+    def score_plainly(self, layout: Layout) -> Tensor:
+        """Compute [M] log-prob by the model's own forward and logits, as others would. ``layout`` is padded."""
         ...
 
 
@@ -48,13 +52,21 @@ class TokenScores:
 class ScoringModel(nn.Module):
     """A causal language model whose forward ends in scores instead of logits."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, attention: str, *, share_prompt: bool) -> None:
+        """Prepare ``model`` for ``attention``, a value of learner.attention. Raises ConfigError."""
         super().__init__()
         self.model = model
-        self.head = ScoringHead(_output_weight(model))
+        self._own_attention = str(model.config._attn_implementation)
+        self.packed = _prepare_packing(model, attention, share_prompt=share_prompt)
+        self.head = _head_of(model)
 
-    def forward(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        """Compute [M] log-prob and [M] entropy of the layout's response tokens."""
+    def forward(self, layout: Layout, temperature: float, *, plainly: bool = False) -> tuple[Tensor, Tensor]:
+        """Compute [M] log-prob and [M] entropy of the layout's response tokens.
+
+        ``plainly``: by the model's own forward and logits, at temperature 1, which costs [T, V] of memory.
+        """
+        if plainly:
+            return self._plainly(layout)
         device = self.model.device
         rows = {} if layout.rows is None else {"rows": layout.rows.to(device)}
         mask = layout.attention_mask
@@ -71,8 +83,21 @@ class ScoringModel(nn.Module):
         targets = layout.targets if len(layout.targets) else torch.zeros(1, dtype=torch.long)
         return self.head(hidden.index_select(0, select.to(device)), targets.to(device), temperature)
 
+    def _plainly(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        device = self.model.device
+        if self.packed:
+            self.model.set_attn_implementation(self._own_attention)
+        try:
+            logits = self.model(input_ids=layout.token_ids.to(device), use_cache=False).logits.flatten(0, 1)
+        finally:
+            if self.packed:
+                self.model.set_attn_implementation(PACKED)
+        logprobs = logits.index_select(0, layout.select.to(device)).float().log_softmax(-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(1, layout.targets.to(device)[:, None])[:, 0], entropy
 
-def prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) -> bool:
+
+def _prepare_packing(model: PreTrainedModel, wanted: str, *, share_prompt: bool) -> bool:
     """Give the model packed attention, if ``wanted`` ("auto", "packed" or "padded") and its kind allow it.
 
     Returns whether it has it now. Raises ConfigError when "packed" or a shared prompt is wanted of a model that cannot.
@@ -111,18 +136,22 @@ def response_logprobs(scorer: Scorer, bundles: Sequence[ScoringItem], temperatur
     return [row[:length].cpu().numpy() for row, length in zip(rows, lengths, strict=True)]
 
 
-def _output_weight(model: PreTrainedModel) -> nn.Parameter:
-    """Find the weight of a plain linear head. Raises ConfigError for one that does more: log-probs would be wrong."""
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    more = {
-        name: value
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-        if (value := getattr(config, name, None)) not in (None, 1.0)
-    }
-    if not isinstance(head, nn.Linear) or head.bias is not None or more:
+def _head_of(model: PreTrainedModel) -> ScoringHead:
+    """Make the scoring head of a model with a linear one, whose logits may be scaled and soft-capped.
+
+    Which keys of its config say so is known for some families; ``dry_check`` finds it out when a model has others.
+    Raises ConfigError for a head that is not linear.
+    """
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    if not isinstance(head, nn.Linear):
         raise ConfigError(
-            f"the output head of {type(model).__name__} is not a plain linear layer "
-            f"({type(head).__name__}{', ' if more else ''}{more or ''}); expected one without bias, scaling or capping"
+            f"the output head of {type(model).__name__} is not a linear layer ({type(head).__name__}); expected one"
         )
-    return cast("nn.Parameter", head.weight)
+    product, multiplier, divisor, cap, other_cap = (
+        getattr(config, name, None)
+        for name in (
+            "logit_scale", "lm_head_multiplier", "logits_scaling", "final_logit_softcapping", "logits_soft_cap",
+        )
+    )  # fmt: skip
+    shape = LogitShape((product or 1.0) * (multiplier or 1.0) / (divisor or 1.0), cap or other_cap)
+    return ScoringHead(cast("nn.Parameter", head.weight), head.bias, shape)

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.policy.loading import not_loaded
+from lpo_ray.policy.saving import save_tokenizer
 from lpo_ray.records import IntArray
 
 Messages = Sequence[Mapping[str, Any]]
@@ -59,6 +60,11 @@ class Tokenizer:
     def __len__(self) -> int:
         """Count the tokens of the vocabulary, added ones included."""
         return len(self._tokenizer)
+
+    @property
+    def highest_id(self) -> int:
+        """Highest token id that ``encode`` may return: ids may have gaps."""
+        return max(self._tokenizer.get_vocab().values())
 
     @property
     def eos_token_id(self) -> int:
@@ -167,8 +173,8 @@ class Tokenizer:
         return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer beside a model."""
-        self._tokenizer.save_pretrained(folder)
+        """Write the tokenizer beside a model, as it was read."""
+        save_tokenizer(self._tokenizer, folder)
 
     def _required(self, name: str) -> int:
         value = getattr(self._tokenizer, name)

@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.interfaces import RolloutEngine
+from lpo_ray.policy.generation import without_sampling
 from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Response, Sampling
 
 
@@ -41,10 +42,11 @@ class TransformersEngine(RolloutEngine):
     a group by rounding errors only.
     """
 
-    def __init__(self, model: PreTrainedModel, eos_token_id: int, pad_token_id: int, max_num_seqs: int) -> None:
-        """``model`` is owned by the engine and must not be trained."""
+    def __init__(self, model: PreTrainedModel, end_tokens: Sequence[int], pad_token_id: int, max_num_seqs: int) -> None:
+        """``model`` is owned by the engine and must not be trained. Any of ``end_tokens`` ends a response."""
         self._model = model.eval()
-        self._eos, self._pad, self._max_num_seqs = eos_token_id, pad_token_id, max_num_seqs
+        without_sampling(model)
+        self._ends, self._pad, self._max_num_seqs = list(end_tokens), pad_token_id, max_num_seqs
         self._waiting: list[_Asked] = []
         self.step = 0
 
@@ -93,10 +95,11 @@ class TransformersEngine(RolloutEngine):
         size = sampling.group_size
         token_ids = torch.from_numpy(np.stack([asked.prompt.token_ids for asked in batch]).repeat(size, axis=0))
         draw = _Draw([derive_seed(sampling.seed, asked.prompt.prompt_id, asked.attempt) for asked in batch], sampling)
+        ends = [*self._ends, *sampling.stop_token_ids]
         config = GenerationConfig(
             do_sample=False,  # _Draw draws
             max_new_tokens=sampling.max_tokens,
-            eos_token_id=[self._eos, *sampling.stop_token_ids],
+            eos_token_id=ends,
             pad_token_id=self._pad,
         )
         with torch.no_grad():
@@ -108,8 +111,7 @@ class TransformersEngine(RolloutEngine):
             )
         sampled = output[:, token_ids.shape[1] :]
         logprobs = torch.stack(draw.logprobs, dim=1)
-        ends = torch.tensor([self._eos, *sampling.stop_token_ids])
-        responses = [self._response(*row, ends) for row in zip(sampled, logprobs, strict=True)]
+        responses = [self._response(*row, torch.tensor(ends)) for row in zip(sampled, logprobs, strict=True)]
         return [
             PromptGroup(asked.prompt, asked.attempt, tuple(responses[number * size : (number + 1) * size]))
             for number, asked in enumerate(batch)

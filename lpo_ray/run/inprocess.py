@@ -11,7 +11,9 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError, WeightsNotProved
 from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchScorer
-from lpo_ray.policy.loading import load_policy
+from lpo_ray.policy.dry_check import check_numbers
+from lpo_ray.policy.generation import end_tokens
+from lpo_ray.policy.loading import enable_checkpointing, load_policy
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import (
@@ -71,11 +73,15 @@ class InprocessTransport:
         started = time.monotonic()
         version = WeightsVersion(step, await self._learner.digest())
         weights = self._learner.weights()
+        before = [self._engine.logprobs(sequence) for sequence in self._probe]
         self._engine.load(weights, step)
         expected = await self._learner.logprobs([as_bundles(self._probe)], 1.0)
-        difference = largest_difference(expected, [self._engine.logprobs(sequence) for sequence in self._probe])
-        if difference > self._tolerance:
-            raise WeightsNotProved("the in-process engine", str(version), difference, self._tolerance, "probe differs")
+        served = [self._engine.logprobs(sequence) for sequence in self._probe]
+        difference = largest_difference(expected, served)
+        changed = largest_difference(before, served) if step == 0 else 0.0  # which is the folder that it has loaded
+        for found, tolerated in ((difference, self._tolerance), (changed, 0.0)):
+            if not found <= tolerated:
+                raise WeightsNotProved("the in-process engine", str(version), found, tolerated, "probe differs")
         worker = WorkerStatus("the in-process engine", "serving", version, 0, "")
         num_bytes = sum(tensor.nbytes for tensor in weights.values())
         return Publication(version, num_bytes, time.monotonic() - started, (worker,), difference, {})
@@ -129,7 +135,8 @@ def build_engine(spec: RunSpec, model_path: str) -> tuple[TransformersEngine, In
     """Build the engine, with the weights of the model's folder as version 0, and the verifier of what it samples."""
     config, tokenizer = spec.config, spec.tokenizer(model_path)
     model = load_policy(model_path, config.model.dtype, trust_remote_code=config.model.trust_remote_code)
-    engine = TransformersEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id, config.rollout.max_num_seqs)
+    ends = end_tokens(model, tokenizer.eos_token_id)
+    engine = TransformersEngine(model, ends, tokenizer.pad_token_id, config.rollout.max_num_seqs)
     return engine, InprocessVerifier(tokenizer, settings.overlong(spec), settings.sandbox(spec))
 
 
@@ -139,12 +146,13 @@ def build_learner(spec: RunSpec, model_path: str) -> InprocessLearner:
     share, trust = made.packing.share_prompt, made.trust_remote_code
     model = load_policy(made.model_path, made.dtype, trust_remote_code=trust)
     if made.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
+        enable_checkpointing(model)
     policy = TorchPolicy(model, made.optimiser, attention=made.attention, share_prompt=share)
+    check_numbers(policy, model)
     reference = None
     if made.objective.at(0).reference_kl:
         frozen = load_policy(made.reference_path, made.dtype, trust_remote_code=trust)
         reference = TorchScorer(frozen, attention=made.attention, share_prompt=share)
+        check_numbers(reference, frozen)
     tokenizer = Tokenizer.load(made.model_path, trust_remote_code=trust)
     return InprocessLearner(policy, tokenizer, made.objective, made.packing, reference)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lpo_ray.config.algorithms import algorithm_name
-from lpo_ray.config.cautions import cautions
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.run import settings
 from lpo_ray.run.spec import RunSpec
@@ -75,4 +74,4 @@ def render(spec: RunSpec) -> str:
     found = numbers(spec)
     width = max(len(name) for name in found)
     lines = [f"{name:<{width}}  {value}" for name, value in found.items()]
-    return "\n".join([*lines, *(f"Warning: {text}" for text in cautions(spec.config))])
+    return "\n".join([*lines, *(f"Warning: {text}" for text in spec.warnings)])

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from lpo_ray.common.home import default_cache_dir
+from lpo_ray.config.cautions import cautions
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
 from lpo_ray.learner.lr_schedule import learning_rates
-from lpo_ray.policy.loading import context_length
+from lpo_ray.policy.loading import check_model, context_length
+from lpo_ray.policy.saving import repairs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run import preflight
 from lpo_ray.tasks import base_policy
@@ -75,6 +77,11 @@ class RunSpec:
         return BYTES_PER_TOKEN * sampling.group_size * sampling.max_tokens + 8 * self.context
 
     @property
+    def warnings(self) -> list[str]:
+        """What a user should know of the configuration and of the model."""
+        return [*cautions(self.config), *([] if self.model_path is None else repairs(self.model_path))]
+
+    @property
     def learning_rate(self) -> Callable[[int], float]:
         """Learning rate of a step, counted from 0."""
         learner = self.config.learner
@@ -126,16 +133,17 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     spec = data_spec(config)
     preflight.check_verifier(spec.verifier, config.cluster.kind)
     spec.learning_rate(0)  # raises when the schedule cannot be made
-    _check_reference(config)
     _check_trackers(config.telemetry.trackers)
     _check_best(config.checkpoint.best)
     if for_training:
         preflight.check_training_data(config.task)
     preflight.check_memory(config)
     preflight.check_room(config.pipeline, spec.largest_group)
-    if spec.model_path is None:
+    path = spec.model_path
+    tokenizer = base_policy.character_tokenizer() if path is None else spec.tokenizer(path)
+    _check_models(spec, tokenizer.highest_id, for_training=for_training)
+    if path is None:
         return spec
-    tokenizer = spec.tokenizer(spec.model_path)
     encoder = spec.encoder(tokenizer)
     source = spec._source(encoder)
     preflight.check_data(source, config.evaluation.num_prompts, for_training=for_training)
@@ -170,10 +178,20 @@ def outline(config: Config, context: int) -> RunSpec:
     )
 
 
-def _check_reference(config: Config) -> None:
-    path = config.objective.reference_path
-    if config.objective.reference_kl and path is not None:
-        context_length(path, trust_remote_code=config.model.trust_remote_code)
+def _check_models(spec: RunSpec, highest_token: int, *, for_training: bool) -> None:
+    """Check that the model, and the reference if there is one, are whole, and know every token and position."""
+    objective, trust = spec.config.objective, spec.config.model.trust_remote_code
+    if spec.model_path is not None:
+        check_model(spec.model_path, highest_token, trust_remote_code=trust, to_train=for_training)
+    path = objective.reference_path
+    if not objective.reference_kl or path is None:
+        return
+    if (positions := context_length(path, trust_remote_code=trust)) < spec.context:
+        raise ConfigError(
+            f"objective.reference_path is {path!r}, a model of {positions} positions; expected {spec.context} at "
+            "least, as the model that is trained has"
+        )
+    check_model(path, highest_token, trust_remote_code=trust)
 
 
 def _check_trackers(names: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from lpo_ray.common.files import write_text
 from lpo_ray.config import dump_config
-from lpo_ray.config.cautions import cautions
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Components, Events
 from lpo_ray.records import Evaluation
@@ -101,7 +100,7 @@ async def _train(
             await stack.enter_async_context(evaluator.opened())
             if spec.end_of_turn:
                 recorder.note(f"A response ends at {spec.end_of_turn} too, where the chat template ends a turn")
-            for warning in cautions(config):
+            for warning in spec.warnings:
                 recorder.note(f"Warning: {warning}")
             recovery = Recovery(
                 components, ledger, recorder, loop_settings.batch, loop_settings.checkpoints.folder, model_path

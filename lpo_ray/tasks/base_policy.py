@@ -23,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from lpo_ray.common.home import user, writable
 from lpo_ray.errors import ConfigError
+from lpo_ray.policy.saving import save_model
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.tasks.sources.countdown_problems import generate, render
 
@@ -70,7 +71,7 @@ def build_base_policy(folder: Path, recipe: Recipe, on_progress: Progress | None
     try:
         tokenizer = character_tokenizer()
         model = train_base_policy(tokenizer, recipe, on_progress)
-        model.save_pretrained(partial)
+        save_model(model, partial)
         tokenizer.save(partial)
         (partial / "recipe.json").write_text(json.dumps(asdict(recipe)))
         partial.rename(folder)

@@ -10,13 +10,14 @@ from jinja2 import Environment, PackageLoader
 
 from lpo_ray.common.files import write_text
 from lpo_ray.errors import ConfigError
+from lpo_ray.policy.saving import make_readable
 from lpo_ray.training import checkpoint
 
 
 def export(run_dir: Path, target: Path, step: int | None = None) -> int:
     """Copy the newest checkpoint's policy (or that of ``step``) to ``target``, whole or not at all; returns the step.
 
-    The folder needs nothing of this project: transformers and ``vllm serve`` load it.
+    The folder needs nothing of this project: transformers 4 and 5 and ``vllm serve`` load it.
     """
     saved = checkpoint.chosen(run_dir, step)
     step = checkpoint.step_of(saved)
@@ -27,6 +28,7 @@ def export(run_dir: Path, target: Path, step: int | None = None) -> int:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         shutil.copytree(saved / "policy", partial)
+        make_readable(partial)
         write_text(partial / "README.md", _card(run_dir, step))
         partial.rename(target)
     finally:

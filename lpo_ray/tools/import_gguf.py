@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from lpo_ray.common.plugins import is_installed
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.loading import load_policy
+from lpo_ray.policy.saving import make_readable
 
 NEEDED = ("gguf", "accelerate")
 """packages that transformers reads a GGUF file with; the extra ``gguf``"""
@@ -176,6 +177,7 @@ def _write(quantised: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     model.save_pretrained(folder)
     tokenizer.model_max_length = getattr(quantised.config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.save_pretrained(folder)
+    make_readable(folder)
 
 
 def _difference(quantised: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:

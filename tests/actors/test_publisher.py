@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +38,7 @@ class Worker:
     faults: dict[str, list[object]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=lambda: dict(DIGESTS))
     answers: list[FloatArray] = field(default_factory=lambda: [LOGPROBS[0], LOGPROBS[1][-1:]])
+    as_loaded: list[FloatArray] = field(default_factory=lambda: [LOGPROBS[0], LOGPROBS[1][-1:]])
     seconds: dict[str, float] = field(default_factory=dict)
     """method -> how long it takes"""
     decodes: bool = False
@@ -59,6 +61,8 @@ class Worker:
                 return Reference(worker.faults[self.name].pop(0))
             if self.name == "finish_update":
                 return Reference(Delivery([worker.digests], worker.answers, 0))
+            if self.name == "answer":
+                return Reference(worker.as_loaded)
             if self.name in worker.seconds:
                 answer = Reference()
                 asyncio.get_running_loop().call_later(worker.seconds[self.name], answer.answer, None)
@@ -70,6 +74,7 @@ class Learner:
     """A learner of one rank. ``faults``: of ``advance``, once for each entry."""
 
     manifest: Manifest = MANIFEST
+    digests: Mapping[str, str] = DIGESTS
 
     def __init__(self, events: list[str]) -> None:
         self.weights_lock, self.published, self.generation = asyncio.Lock(), False, 1
@@ -87,14 +92,14 @@ class Learner:
         if sent is not None and self.faults:
             raise self.faults.pop(0)
         following = 0 if sent is None else sent + 1
-        names = list(DIGESTS)
-        return [Staged({names[following]: DIGESTS[names[following]]}, None)] if following < 2 else []
+        names = list(self.digests)
+        return [Staged({names[following]: self.digests[names[following]]}, None)] if following < 2 else []
 
     async def probe(self, bundles: object) -> list[FloatArray]:
         return LOGPROBS
 
     async def digest(self) -> str:
-        return self.manifest.digest(DIGESTS)
+        return self.manifest.digest(self.digests)
 
 
 class Pool:
@@ -147,8 +152,9 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     settings = DeliverySettings(
-        TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, processes_per_engine=1, prepare_seconds=0.2, transfer_seconds=0.8
-    )
+        TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, folder_is_version_0=True, processes_per_engine=1,
+        prepare_seconds=0.2, transfer_seconds=0.8,
+    )  # fmt: skip
     return Stage(workers, members, pool, learner, Publisher(learner, pool, settings), events)
 
 
@@ -275,6 +281,57 @@ async def test_a_newcomer_gets_the_current_version_or_waits_for_the_next() -> No
     at.pool.members.append(newcomer)
     assert newcomer.version is None
     assert (await at.publisher.publish(5)).version == newcomer.version
+
+
+@KINDS
+async def test_at_version_0_an_engine_that_answers_otherwise_than_before_is_refused(kind: str) -> None:
+    """Within the tolerance, which in half precision is wide: it was sent the weights that it had."""
+    at = stage(kind)
+    at.workers[1].as_loaded = [LOGPROBS[0], LOGPROBS[1][-1:] + 1e-5]
+    publication = await at.publisher.publish(0)
+    assert at.members[0].version == publication.version
+    error = at.pool.out["w1"]
+    assert isinstance(error, WeightsNotProved)
+    assert "it was sent the weights that it had loaded from the model's folder" in str(error)
+    assert (error.difference, error.tolerance) == (pytest.approx(1e-5), 1e-6)
+    assert at.events.index("w1 answer") < at.events.index("w1 begin_update")
+    assert "w1 release" not in at.events
+
+
+async def test_what_an_engine_has_loaded_is_asked_once_and_for_version_0_only() -> None:
+    at = stage("gloo")
+    at.workers[1].faults["receive"] = [RuntimeError("connection closed by peer")]
+    at.learner.faults = [ComponentFailed("learner rank 0", "send bucket 0", "TimeoutError")]
+    await at.publisher.publish(0)  # which takes two attempts
+    newcomer = stage("gloo", count=1).members[0]
+    at.pool.members.append(newcomer)
+    await at.publisher.admit(newcomer)
+    assert [event for event in at.events if event.endswith("answer")] == ["w0 answer", "w1 answer"]
+    assert newcomer.worker.handle.events.count("w0 answer") == 1
+    for member in at.members:
+        member.worker.handle.as_loaded = [LOGPROBS[0] + 1, LOGPROBS[1]]
+    await at.publisher.publish(1)
+    assert not at.pool.out
+
+
+async def test_an_engine_in_wider_numbers_than_the_learners_has_loaded_something_else() -> None:
+    at = stage("shared_memory")
+    at.publisher._settings = dataclasses.replace(at.publisher._settings, folder_is_version_0=False)
+    at.workers[1].as_loaded = [LOGPROBS[0] + 1e-4, LOGPROBS[1][-1:]]
+    await at.publisher.publish(0)
+    assert not at.pool.out
+    assert "w1 answer" not in at.events
+
+
+async def test_experts_that_a_publish_spoils_are_named() -> None:
+    at = stage("shared_memory", count=1)
+    at.learner.manifest = make_manifest(
+        [TensorMeta("experts.w", (4,)), TensorMeta("b", (4,))], "float32", bucket_bytes=16, num_senders=1
+    )
+    at.learner.digests = at.workers[0].digests = {"experts.w": "1" * 32, "b": "2" * 32}
+    at.workers[0].as_loaded = [LOGPROBS[0] + 0.02, LOGPROBS[1][-1:]]
+    with pytest.raises(WeightsNotProved, match="the experts of its mixture"):
+        await at.publisher.publish(0)
 
 
 async def test_the_limit_is_for_a_bucket_and_not_for_all() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from actors.cluster import connect, disconnect
 from actors.learner.group import LearnerGroup
-from lpo_ray.errors import LearnerLost
+from actors.learner.worker import LearnerWorker
+from lpo_ray.errors import ConfigError, LearnerLost
 from lpo_ray.learner.packing import pack_step
 from lpo_ray.records import StepReport
 from lpo_ray.run.settings import packing
@@ -161,6 +163,12 @@ def test_a_gradient_that_is_not_finite_is_dropped_on_all_ranks(zero: str, tiny_p
         assert update.not_finite[0].prompt_id.startswith("train-")
 
 
+def dtypes_of_sums(worker: LearnerWorker) -> list[torch.dtype]:
+    """Of gradients added up over micro-batches, and over ranks."""
+    optimizer = worker._policy.engine.optimizer
+    return [optimizer.grad_partitions_flat_buffer.dtype, optimizer.communication_data_type]
+
+
 def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> None:
     spec = plan_of(
         tmp_path, tiny_policy, "model.dtype=bfloat16", "learner.zero={offload_optimizer: {device: cpu}}",
@@ -170,6 +178,8 @@ def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> N
     async def work(learner: LearnerGroup) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
         before = await weights_of(learner)
         reports = await steps(learner, spec, 2)
+        for rank in learner.ranks:
+            assert await rank.__ray_call__.remote(dtypes_of_sums) == [torch.float32, torch.float32]
         assert distance(await weights_of(learner), before) > 1e-4
         return before, reports
 
@@ -182,6 +192,21 @@ def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> N
     first, last = reports[0].updates[0].groups, reports[1].updates[1].groups
     assert not any(group.reference_kl.any() for group in first)
     assert all(group.reference_kl.mean() > 0 for group in last)
+
+
+def test_a_model_whose_numbers_are_not_its_own_is_refused_by_every_rank(tiny_policy: Path, tmp_path: Path) -> None:
+    """The dry check is a collective: both ranks say so, and none waits for the other."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_policy, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"model.norm.weight": torch.full_like(weights["model.norm.weight"], torch.nan)},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+
+    async def work(learner: LearnerGroup) -> None:
+        raise AssertionError("it was loaded")
+
+    with pytest.raises(ConfigError, match="Qwen3ForCausalLM gives log-probs that are not finite"):
+        on(plan_of(tmp_path, folder), folder, work)
 
 
 def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, tmp_path: Path) -> None:

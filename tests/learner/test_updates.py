@@ -14,6 +14,7 @@ from lpo_ray.learner.packing import Packing, balance, pack_step, pack_update
 from lpo_ray.learner.settings import OptimiserSettings
 from lpo_ray.learner.torch_learner import TorchPolicy
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pieces
+from lpo_ray.policy.scoring import score_bundles
 from lpo_ray.records import Piece
 from tests.support.policies import (
     LAYOUTS,
@@ -228,3 +229,28 @@ def test_bfloat16_keeps_fp32_master_weights() -> None:
     moved = float((weights[name] - start[name].float()).abs().max())
     assert 1e-6 < moved < 1e-5
     assert torch.equal(weights[name].bfloat16(), policy.model.get_parameter(name))
+
+
+def test_bfloat16_gradients_are_summed_in_fp32() -> None:
+    """However many micro-batches: their sum is that of their gradients, which bf16 would round 64 times."""
+    rng = np.random.default_rng(0)
+    bundles = [(rng.integers(0, 50, 4), [rng.integers(0, 50, 8)]) for _ in range(64)]
+
+    def policy() -> TorchPolicy:
+        return TorchPolicy(make_policy().model.bfloat16(), OptimiserSettings((0.9, 0.999), 0.0, 1e9))
+
+    def gradient_of(policy: TorchPolicy) -> torch.Tensor:
+        return torch.cat([master.grad.flatten() for master in policy._masters.values()])
+
+    together, each = policy(), []
+    for bundle in bundles:
+        for one in (together, alone := policy()):
+            one.backward(score_bundles(one, [bundle], 1.0).logprobs.mean())
+        each.append(gradient_of(alone).double())
+        assert all(weight.grad is None for weight in together._weights.values())
+    expected = torch.stack(each).sum(0)
+    found = gradient_of(together)
+    assert found.dtype == torch.float32
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+    together.step(1e-3)
+    assert all(master.grad is None for master in together._masters.values())

@@ -16,7 +16,7 @@ from lpo_ray.policy import layout as layout_module
 from lpo_ray.policy import logprob_head as head
 from lpo_ray.policy.attention import packed_attention, supports_packing
 from lpo_ray.policy.layout import lay_out
-from lpo_ray.policy.logprob_head import ScoringHead
+from lpo_ray.policy.logprob_head import LogitShape, ScoringHead
 from lpo_ray.policy.scoring import response_logprobs, score_bundles
 from lpo_ray.policy.weights_proof import as_bundles
 
@@ -98,36 +98,48 @@ def test_packed_attention_is_attention_over_each_sequence(sizes: list[tuple[int,
         torch.testing.assert_close(gradient, tensor.grad, rtol=1e-10, atol=1e-12)
 
 
-@given(tokens=st.integers(1, 9), chunk=st.integers(1, 12), temperature=st.sampled_from([1.0, 0.7, 2.0]))
-def test_the_chunked_head_is_the_log_softmax(tokens: int, chunk: int, temperature: float) -> None:
+@given(
+    tokens=st.integers(1, 9),
+    chunk=st.integers(1, 12),
+    temperature=st.sampled_from([1.0, 0.7, 2.0]),
+    scale=st.sampled_from([1.0, 0.25]),
+    cap=st.sampled_from([None, 1.5]),
+    biased=st.booleans(),
+)
+def test_the_chunked_head_is_the_log_softmax(
+    tokens: int, chunk: int, temperature: float, scale: float, cap: float | None, biased: bool
+) -> None:
     generator = torch.Generator().manual_seed(tokens)
     weight = torch.nn.Parameter(torch.randn(11, 4, generator=generator, dtype=torch.float64))
+    bias = torch.nn.Parameter(torch.randn(11, generator=generator, dtype=torch.float64)) if biased else None
     hidden = torch.randn(tokens, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 11, (tokens,), generator=generator)
     slope = torch.randn(tokens, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "CHUNK_ELEMENTS", chunk * 11)
-        logprobs, entropy = ScoringHead(weight)(hidden, targets, temperature)
+        logprobs, entropy = ScoringHead(weight, bias, LogitShape(scale, cap))(hidden, targets, temperature)
     (logprobs * slope).sum().backward()
-    found = hidden.grad.clone(), weight.grad.clone()
-    hidden.grad = weight.grad = None
-    log_softmax = (hidden @ weight.T / temperature).log_softmax(-1)
+    parameters = [hidden, weight, *([] if bias is None else [bias])]
+    found = [parameter.grad.clone() for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    logits = scale * torch.nn.functional.linear(hidden, weight, bias)
+    log_softmax = ((logits if cap is None else cap * torch.tanh(logits / cap)) / temperature).log_softmax(-1)
     expected = log_softmax.gather(1, targets[:, None])[:, 0]
     (expected * slope).sum().backward()
     torch.testing.assert_close(logprobs, expected)
     torch.testing.assert_close(entropy, -(log_softmax.exp() * log_softmax).sum(-1).detach())
-    torch.testing.assert_close(found[0], hidden.grad)
-    torch.testing.assert_close(found[1], weight.grad)
+    torch.testing.assert_close(found, [parameter.grad for parameter in parameters])
     assert not entropy.requires_grad
 
 
 def test_the_head_of_a_bfloat16_model_scores_in_fp32() -> None:
-    weight = torch.nn.Parameter(torch.randn(300, 16).bfloat16())
+    weight, bias = (torch.nn.Parameter(torch.randn(300, *size).bfloat16()) for size in ((16,), ()))
     hidden = torch.randn(5, 16).bfloat16().requires_grad_()
-    logprobs, _ = ScoringHead(weight)(hidden, torch.arange(5), 1.0)
+    logprobs, _ = ScoringHead(weight, bias, LogitShape(0.5, 3.0))(hidden, torch.arange(5), 1.0)
     assert logprobs.dtype == torch.float32
     logprobs.sum().backward()
-    assert weight.grad.dtype == hidden.grad.dtype == torch.bfloat16
+    assert weight.grad.dtype == bias.grad.dtype == hidden.grad.dtype == torch.bfloat16
 
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -160,11 +172,11 @@ def test_an_untied_head_and_another_family_score_as_their_own_forward_does(tied:
         model.set_attn_implementation("sdpa")
 
 
-def test_a_head_that_is_more_than_a_linear_layer_is_refused() -> None:
-    config = LlamaConfig(**SMALL)
-    config.final_logit_softcapping = 30.0
-    with pytest.raises(ConfigError, match="final_logit_softcapping"):
-        TorchScorer(LlamaForCausalLM(config))
+def test_a_head_that_is_not_linear_is_refused() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    model.lm_head = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 50))
+    with pytest.raises(ConfigError, match=r"head of LlamaForCausalLM is not a linear layer \(Sequential\)"):
+        TorchScorer(model)
 
 
 def test_positions_are_learned_ones_too() -> None:

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from lpo_ray.learner.torch_learner import TorchScorer
+from lpo_ray.policy.generation import end_tokens
 from lpo_ray.policy.loading import load_policy
+from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, PromptGroup, Sampling
 from lpo_ray.rollout.transformers_engine import TransformersEngine
+from tests.support.model_folders import llama, write_model
 
 SAMPLING = Sampling(group_size=4, temperature=1.0, max_tokens=5, seed=3)
 
@@ -23,7 +27,7 @@ SAMPLING = Sampling(group_size=4, temperature=1.0, max_tokens=5, seed=3)
 def engine(tiny_policy: Path) -> TransformersEngine:
     tokenizer = Tokenizer.load(str(tiny_policy))
     return TransformersEngine(
-        load_policy(str(tiny_policy), "float32"), tokenizer.eos_token_id, tokenizer.pad_token_id, 16
+        load_policy(str(tiny_policy), "float32"), [tokenizer.eos_token_id], tokenizer.pad_token_id, 16
     )
 
 
@@ -81,6 +85,54 @@ async def test_at_temperature_0_it_is_the_likeliest(engine: TransformersEngine) 
     group = await sampled(engine, prompt(3), replace(SAMPLING, temperature=0.0))
     first, *others = group.responses
     assert all((other.token_ids == first.token_ids).all() for other in others)
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 10}, {"suppress_tokens": [5, 6, 7]},
+     {"temperature": 0.1, "top_k": 2, "do_sample": True}, {"forced_eos_token_id": 7}, {"max_length": 6},
+     {"begin_suppress_tokens": [5, 6]}, {"guidance_scale": 2.0}, {"num_beams": 3}, {"encoder_no_repeat_ngram_size": 2}],
+    ids=lambda generation: next(iter(generation)),
+)  # fmt: skip
+async def test_it_samples_the_policy_whatever_the_generation_config_of_its_model(
+    tmp_path: Path, generation: dict[str, object]
+) -> None:
+    """Log-probs are the policy's, and so are the tokens: those of the model without such a config."""
+    sampling = replace(SAMPLING, max_tokens=24)
+    folders = [write_model(tmp_path / "with", llama(), generation), write_model(tmp_path / "without", llama())]
+    groups = []
+    for folder in folders:
+        engine = TransformersEngine(load_policy(str(folder), "float32"), [2], 0, 16)
+        groups.append(group := await sampled(engine, prompt(1), sampling))
+        scorer = TorchScorer(load_policy(str(folder), "float32"))
+        expected = response_logprobs(scorer, [(group.prompt.token_ids, [r.token_ids for r in group.responses])])
+        for response, row in zip(group.responses, expected, strict=True):
+            np.testing.assert_allclose(response.behaviour_logprobs, row, atol=1e-4)
+    for one, other in zip(*(group.responses for group in groups), strict=True):
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+
+
+async def test_every_end_token_of_the_generation_config_ends_a_response(tmp_path: Path) -> None:
+    """As transformers' generate and vLLM have them; without the file they are in config.json."""
+    folder = write_model(tmp_path / "model", llama(), {"eos_token_id": [50, 2, 60]})
+    bare = write_model(tmp_path / "bare", llama(eos_token_id=[50, 60]))
+    (bare / "generation_config.json").unlink()
+    for path in (folder, bare):
+        model = load_policy(str(path), "float32")
+        assert sorted(end_tokens(model, 2)) == [2, 50, 60]
+        with torch.no_grad():  # it says 50 after everything
+            model.lm_head.weight.zero_()
+            model.model.norm.weight.fill_(1.0)
+            model.model.embed_tokens.weight.abs_()
+            model.lm_head.weight[50] = 50.0
+            for layer in model.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
+        engine = TransformersEngine(model, end_tokens(model, 2), 0, 16)
+        group = await sampled(engine, prompt(1), replace(SAMPLING, max_tokens=12))
+        assert [(response.token_ids.tolist(), response.finish_reason) for response in group.responses] == [
+            ([50], "stop")
+        ] * SAMPLING.group_size
 
 
 async def test_an_error_goes_to_all_who_asked_and_the_next_batch_goes_on(engine: TransformersEngine) -> None:

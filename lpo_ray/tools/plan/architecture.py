@@ -14,14 +14,12 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lpo_ray.errors import ConfigError
+from lpo_ray.policy.loading import UNREADABLE
+from lpo_ray.policy.whole import check_no_adapter, check_trainable
 from lpo_ray.tasks.base_policy import character_tokenizer, make_model
-
-UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError)
-"""what transformers raises for a configuration that is damaged, of a kind that it does not know, or out of reach"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +125,7 @@ def describe(model: PreTrainedModel, name: str, source: str) -> Architecture:
 
 
 def _of_config(name: str, config: PretrainedConfig, source: str) -> Architecture:
+    check_trainable(name, config)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -139,6 +138,7 @@ def _of_config(name: str, config: PretrainedConfig, source: str) -> Architecture
 
 
 def _read_folder(folder: Path) -> PretrainedConfig:
+    check_no_adapter(str(folder))
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"model.path is {str(folder)!r}, which has no config.json; expected a Hugging Face folder")

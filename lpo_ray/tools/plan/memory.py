@@ -3,12 +3,12 @@
 Legend: P parameters, W ranks, T positions of a micro-batch, H hidden size, V vocabulary, b bytes of an element.
 
 A learner rank (``actors/learner/zero3.py``) always holds its share of the weights (b P / W), of fp32 master weights (4
-P / W; none of their own for a float32 model), of two fp32 moments (8 P / W) and of gradients (b P / W). Beside that a
-step has three heights, of which the highest counts. When the scoring head is at work, all that the forward pass kept is
-there. When the backward pass ends, a layer's activations and whole gradients are, and the embedding's. The optimiser
-then takes gradients to fp32 (4 P / W). What the forward pass keeps of a layer is counted tensor by tensor as autograd
-does for transformers' Llama and Qwen layers: norms, queries, keys, values, attention's output, four widths of the feed-
-forward network. With gradient checkpointing it is each layer's input, and one layer whole.
+P / W; none of their own for a float32 model), of two fp32 moments (8 P / W) and of fp32 gradients (4 P / W). Beside
+that a step has three heights, of which the highest counts. When the scoring head is at work, all that the forward pass
+kept is there. When the backward pass ends, a layer's activations and whole gradients are, and the embedding's. The
+optimiser then takes one flat copy of the gradients (4 P / W). What the forward pass keeps of a layer is counted tensor
+by tensor as autograd does for transformers' Llama and Qwen layers: norms, queries, keys, values, attention's output,
+four widths of the feed-forward network. With gradient checkpointing it is each layer's input, and one layer whole.
 
 tests/tools/plan/test_sizes.py holds this against torch's own count on CPU. The GPU's attention and constants have not
 met a GPU. Not counted: fragmentation of the allocator.
@@ -95,14 +95,14 @@ class Memory:
 def rank_memory(model: Architecture, rank: RankSettings) -> Memory:
     """Memory of one learner rank. ``gathered``: whole parameters that ZeRO-3 keeps; ``a step``: its higher peak."""
     size, share = BYTES[rank.dtype], -(-model.parameters // rank.world_size)
-    shards, gradients = size * share, size * share
+    shards, gradients = size * share, FP32 * share
     optimizer = (2 if rank.dtype == "float32" else 3) * FP32 * share
     gathered = size * _gathered(model, rank)
     device = {"weights": shards, "master weights and moments": optimizer, "gradients": gradients}
     host: dict[str, int] = {}
     if rank.reference:
         device["reference"] = shards
-    if rank.offload_optimizer:  # gradients follow the optimiser, and are fp32 there
+    if rank.offload_optimizer:  # gradients follow the optimiser, and are there twice
         host["master weights and moments"] = device.pop("master weights and moments")
         host["gradients"] = device.pop("gradients") + FP32 * share
         gradients = 0
@@ -112,7 +112,7 @@ def rank_memory(model: Architecture, rank: RankSettings) -> Memory:
             host["reference"] = device.pop("reference")
     if gathered:
         device["gathered weights"] = gathered * (2 if rank.reference else 1)
-    device["reduce bucket"] = size * REDUCE_BUCKET
+    device["reduce bucket"] = FP32 * REDUCE_BUCKET
     device["a step"] = max(step_heights(model, rank))
     device["transport buckets"] = 2 * rank.bucket_bytes
     device["process"] = GPU_PROCESS if rank.on_gpu else CPU_PROCESS
@@ -143,8 +143,8 @@ def step_heights(model: Architecture, rank: RankSettings) -> tuple[int, int, int
     start = kept + last_norm + head_memory(model, rank.dtype, rank.scored)
     end = layer + size * ((model.largest_layer + model.embedding) if whole else 0)
     share = -(-model.parameters // rank.world_size)
-    converted = 0 if rank.dtype == "float32" or rank.offload_optimizer else FP32 * share
-    return start, end, converted
+    flat = 0 if rank.offload_optimizer else FP32 * share
+    return start, end, flat
 
 
 def layer_activations(model: Architecture, dtype: str, tokens: int, *, on_gpu: bool) -> int:
