@@ -36,14 +36,14 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a policy. The run's folder holds its checkpoints, metrics and report."""
     from lpo_ray.config import dump_config, load_config
     from lpo_ray.run.numbers import render
-    from lpo_ray.run.preflight import outlook
+    from lpo_ray.run.folder import outlook
     from lpo_ray.run.spec import make_spec
 
     spec = make_spec(load_config(config, overrides))
     if dry_run:
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
-        click.echo(f"train would {outlook(spec.run_dir, spec.config)}")
+        click.echo(f"train would {outlook(spec)}")
         return
     from lpo_ray.cli.train import train_command
 

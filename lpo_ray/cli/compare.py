@@ -15,7 +15,7 @@ from lpo_ray.common.files import write_text
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import RunBusy, RunFailed, RunsFailed
-from lpo_ray.run.preflight import check_run_folder
+from lpo_ray.run.folder import look
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tools.compare.findings import Results
@@ -36,7 +36,7 @@ def compare_command(path: Path, texts: Sequence[str], seeds: int, out: Path | No
     folder = out or Path(config.run.dir) / f"{config.run.name}-comparison"
     runs = runs_of(path, overrides, arms, seeds, folder)
     spec = make_spec(runs[0].config)  # that data, verifier and memory are as needed, before anything starts
-    check_run_folder(spec.run_dir, spec.config)
+    look(spec)
     count = parallel or _that_fit(spec.config, len(runs))
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -18,6 +18,7 @@ class Resume(Enum):
 
     never = "never"
     auto = "auto"
+    changed = "changed"
 
 
 class LengthNorm(Enum):
@@ -122,7 +123,9 @@ class RunConfig:
     steps: int = MISSING
     """training steps of the run, those before a resume included"""
     resume: Resume = Resume.never
-    """never: refuse a folder that has a run; auto: continue from its newest checkpoint, or begin"""
+    """never: refuse a folder that has a run; auto: continue from its newest checkpoint, or begin; changed: the same, also
+    when data, verifier or reference have another content than the run was begun with
+    """
 
 
 @dataclass
