@@ -35,8 +35,8 @@ def cli() -> None:
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a policy. The run's folder holds its checkpoints, metrics and report."""
     from lpo_ray.config import dump_config, load_config
-    from lpo_ray.run.numbers import render
     from lpo_ray.run.folder import outlook
+    from lpo_ray.run.numbers import render
     from lpo_ray.run.spec import make_spec
 
     spec = make_spec(load_config(config, overrides))

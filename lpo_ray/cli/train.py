@@ -28,7 +28,11 @@ def train_command(spec: RunSpec) -> None:
     """Build the base policy if needed, train, and show what came out."""
     interrupt_on_signal()
     console = Console(stderr=spec.config.telemetry.progress is ProgressKind.quiet)
-    with held(spec, lambda text: console.print(text, markup=False, highlight=False)) as folder, CapturedLog() as captured:
+
+    def note(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    with held(spec, note) as folder, CapturedLog() as captured:
         backend = backend_of(spec.config)
         model_path = model_of(spec, console)
         with backend.cluster():

@@ -1,4 +1,4 @@
-"""Whole files: a reader sees the old content or the new, never a part of it, also after a power cut; and never a secret.
+"""Whole files: a reader sees the old content or the new, never a part of it, also after a power cut, and no secret.
 
 What is written here is on disk when the function returns: the file's content first, then its name in the folder. So a
 record that is written afterwards never speaks of something that a power cut can still take away.

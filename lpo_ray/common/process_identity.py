@@ -101,7 +101,9 @@ def started_at(pid: int) -> int | None:
     ended and waits for its parent to notice.
     """
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        state, *fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except (OSError, ValueError):
         return None
     return None if state in "ZX" else int(fields[18])

@@ -1,7 +1,7 @@
 """Contents of what a configuration points to: model, data, verifier, reference. A name is no identity: files change.
 
-``contents.json`` of a run's folder has the digest of every file as the run was begun. A resume compares contents, so the
-files may have moved. Files whose size and time are as recorded are not read again.
+``contents.json`` of a run's folder has the digest of every file as the run was begun. A resume compares contents, so
+the files may have moved. Files whose size and time are as recorded are not read again.
 """
 
 from __future__ import annotations

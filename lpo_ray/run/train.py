@@ -58,7 +58,9 @@ async def train(
     signals: Signals,
     steerable: Steerable | None = None,
 ) -> RunResult:
-    """Carry out the run of ``folder``. Raises Interrupted after a signal (work committed), or the first error of a component."""
+    """Carry out the run of ``folder``. Raises Interrupted after a signal (work committed), or the first error of a
+    component.
+    """
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
         if steerable is not None:

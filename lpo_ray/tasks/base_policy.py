@@ -21,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from lpo_ray.common.files import publish_folder
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.tasks.sources.countdown_problems import generate, render
 
@@ -69,7 +70,7 @@ def build_base_policy(folder: Path, recipe: Recipe, on_progress: Progress | None
         model.save_pretrained(partial)
         tokenizer.save(partial)
         (partial / "recipe.json").write_text(json.dumps(asdict(recipe)))
-        partial.rename(folder)
+        publish_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from lpo_ray.common.process_identity import started_at
 from lpo_ray.records import Process
 
 LINES = 8
@@ -32,26 +33,36 @@ def this_process(node_id: str = "", host: str = "") -> Process:
             found = os.readlink(f"/proc/self/fd/{descriptor}")
             if Path(found).is_file():  # a terminal or a pipe cannot be read again
                 logs.append(found)
-    return Process(os.getpid(), node_id, host or socket.gethostname(), tuple(logs), _oom_kills())
+    pid = os.getpid()
+    return Process(pid, node_id, host or socket.gethostname(), tuple(logs), _oom_kills(), started_at(pid) or 0)
+
+
+def found_alive(process: Process) -> psutil.Process | None:
+    """Find a process of this host. None: it has ended, whoever has its pid now."""
+    try:
+        found = psutil.Process(process.pid)
+    except psutil.Error:
+        return None
+    return found if not process.started or started_at(process.pid) == process.started else None
 
 
 def describe(process: Process) -> str:
     """Return state, stack and last log lines as a few lines of text, on the process's own host. Never raises."""
-    lines = [_state(process), *_stack(process.pid)]
+    found = found_alive(process)
+    lines = [_state(process, found), *([] if found is None else _stack(process.pid))]
     for log in process.logs:
         lines += [f"  log: {line}" for line in _tail(Path(log))]
     return "\n".join(lines)
 
 
-def _state(process: Process) -> str:
+def _state(process: Process, found: psutil.Process | None) -> str:
     pid = process.pid
-    try:
-        found = psutil.Process(pid)
-        return f"process {pid} is {found.status()}, {found.memory_info().rss / 2**20:.0f} MiB resident"
-    except psutil.Error:
-        killed = _oom_kills() - process.oom_kills
-        why = f"; since it started, the kernel killed {killed} for lack of memory here" if killed > 0 else ""
-        return f"process {pid} is gone{why}"
+    with suppress(psutil.Error):
+        if found is not None:
+            return f"process {pid} is {found.status()}, {found.memory_info().rss / 2**20:.0f} MiB resident"
+    killed = _oom_kills() - process.oom_kills
+    why = f"; since it started, the kernel killed {killed} for lack of memory here" if killed > 0 else ""
+    return f"process {pid} is gone{why}"
 
 
 def _oom_kills() -> int:
@@ -65,8 +76,6 @@ def _oom_kills() -> int:
 
 def _stack(pid: int) -> list[str]:
     """Return the Python frames of the threads, by py-spy, which reads them also from a stopped process."""
-    if not psutil.pid_exists(pid):
-        return []
     command = [str(Path(sys.executable).with_name("py-spy")), "dump", "--nonblocking", "--pid", str(pid)]
     try:
         finished = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
