@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from lpo_ray.config import load_config
-from lpo_ray.errors import RunBusy
+from lpo_ray.errors import ConfigError, NoRoom, RunBusy
 from lpo_ray.interfaces import Events
 from lpo_ray.records import Publication, StepReport, TrainBatch, WeightsVersion
 from lpo_ray.run import settings
@@ -24,7 +24,7 @@ from lpo_ray.run.folder import held
 from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.signals import Signals
 from lpo_ray.run.spec import RunSpec, make_spec
-from lpo_ray.run.train import train
+from lpo_ray.run.train import Build, train
 from lpo_ray.training.checkpoint import list_checkpoints
 from lpo_ray.training.ledger import read_ledger
 from lpo_ray.training.ledger_audit import audit
@@ -87,17 +87,17 @@ def spec_in(runs: Path, policy: Path, *overrides: str) -> RunSpec:
     )  # fmt: skip
 
 
-def run(runs: Path, policy: Path, *overrides: str) -> Path:
+def run(runs: Path, policy: Path, *overrides: str, build: Build | None = None) -> Path:
     """Do what the command does, on fakes."""
     spec = spec_in(runs, policy, *overrides)
     console = Console(quiet=True)
     with held(spec, lambda text: None) as folder:
         recorder = Recorder(settings.recorder_settings(spec, str(policy)), console, spec.tokenizer(str(policy)))
 
-        async def build(spec: RunSpec, model_path: str, events: Events) -> FakeComponents:
+        async def hashing(spec: RunSpec, model_path: str, events: Events) -> FakeComponents:
             return Hashing(policy, str(spec.config.learner.lr))
 
-        asyncio.run(train(folder, str(policy), build, recorder, Signals()))  # pyright: ignore - of Components
+        asyncio.run(train(folder, str(policy), build or hashing, recorder, Signals()))  # pyright: ignore - of Components
     return spec.run_dir
 
 
@@ -185,6 +185,20 @@ def test_a_resume_with_another_setting_is_cut_off_anywhere(
         check_whole(folder)
         assert committed(folder) == expected, moments.names[number]
         shutil.rmtree(runs)
+
+
+def test_a_start_for_which_there_is_no_room_does_not_block_the_name(tmp_path: Path, tiny_policy: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(NoRoom):
+            run(tmp_path, tiny_policy, "run.resume=never", build=no_room)
+    folder = run(tmp_path, tiny_policy, "run.resume=never")
+    check_whole(folder)
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        run(tmp_path, tiny_policy, "run.resume=never")
+
+
+async def no_room(spec: RunSpec, model_path: str, events: Events) -> FakeComponents:
+    raise NoRoom("the learner needs 9 GPUs")
 
 
 async def test_a_driver_whose_folder_was_taken_commits_nothing_more(tmp_path: Path, tiny_policy: Path) -> None:
