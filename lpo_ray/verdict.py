@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from numbers import Real
 
 
+class BadAnswer(ValueError):
+    """Error of an answer that a verifier cannot read: the data set's fault, so nothing can be said of a response."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A verdict: scored (a finite reward) or unscored (a reason). A check that failed is never a reward of 0.

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from omegaconf import OmegaConf
+import yaml
 
 from lpo_ray.common.files import PARTIAL, make_folder, write_text
 from lpo_ray.common.folder_lock import FolderLock, Held
-from lpo_ray.config.load import dump_config
+from lpo_ray.config.load import dump_config, in_new_names
 from lpo_ray.config.schema import Config, Resume
 from lpo_ray.errors import ConfigError, RunBusy
 from lpo_ray.interfaces import PromptSource
@@ -215,8 +215,8 @@ def _changed_values(spec: RunSpec, same: set[str]) -> dict[str, tuple[object, ob
     """Find the keys whose value is not the one that the run was begun with: key -> (begun, now). Where the content is
     the ``same``, its path may be another.
     """
-    begun = _values(OmegaConf.load(spec.run_dir / "config.yaml"))
-    now = _values(OmegaConf.create(dump_config(spec.config)))
+    begun = _values((spec.run_dir / "config.yaml").read_text(encoding="utf-8"))
+    now = _values(dump_config(spec.config))
     left_out = {*NEVER_COMPARED, *(key for key in BY_CONTENT if key in same)}
     if spec.config.objective.reference_kl == 0:
         left_out.add("objective.reference_path")
@@ -236,10 +236,11 @@ def _is_moved(key: str, values: tuple[object, object], same: set[str]) -> bool:
     return begun == now
 
 
-def _values(given: Any) -> dict[str, object]:  # noqa: ANN401 - OmegaConf's containers
-    """List section.key -> value, at any depth; a key that an older version did not know has its default."""
-    defaults = OmegaConf.to_container(OmegaConf.structured(Config), enum_to_str=True)
-    return _flat(defaults) | _flat(OmegaConf.to_container(given))
+def _values(text: str) -> dict[str, object]:
+    """List section.key -> value of a config.yaml, at any depth; a key that an older version did not know has its
+    default, and one that it called otherwise its name of now.
+    """
+    return _flat(yaml.safe_load(dump_config(Config()))) | _flat(in_new_names(yaml.safe_load(text)))
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

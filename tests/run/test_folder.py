@@ -69,6 +69,14 @@ def test_a_run_that_learns_otherwise_is_known(tmp_path: Path) -> None:
     assert not look(spec_of(folder, "run.resume=auto", "learner.lr=1e-5")).recompute
 
 
+def test_keys_of_an_earlier_version_are_not_a_change(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begun(folder, committed=0, saved=0)
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("silence_seconds", "deadline_seconds"))
+    assert look(spec_of(folder, "run.resume=auto")).recompute
+
+
 def test_a_dry_run_says_what_would_become_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert outlook(spec_of(folder)) == "begin a new run"

@@ -38,31 +38,37 @@ def this_process(node_id: str = "", host: str = "") -> Process:
 
 
 def found_alive(process: Process) -> psutil.Process | None:
-    """Find a process of this host. None: it has ended, whoever has its pid now."""
+    """Find a process of this host. None: it is gone, whoever has its pid now, although its parent may not have taken
+    note of that yet (a zombie).
+    """
     try:
         found = psutil.Process(process.pid)
+        is_gone = found.status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
         return None
-    return found if not process.started or started_at(process.pid) == process.started else None
+    return None if is_gone or (process.started and started_at(process.pid) != process.started) else found
 
 
 def describe(process: Process) -> str:
     """Return state, stack and last log lines as a few lines of text, on the process's own host. Never raises."""
     found = found_alive(process)
-    lines = [_state(process, found), *([] if found is None else _stack(process.pid))]
+    lines = [_gone(process)] if found is None else [_state(found), *_stack(process.pid)]
     for log in process.logs:
         lines += [f"  log: {line}" for line in _tail(Path(log))]
     return "\n".join(lines)
 
 
-def _state(process: Process, found: psutil.Process | None) -> str:
-    pid = process.pid
-    with suppress(psutil.Error):
-        if found is not None:
-            return f"process {pid} is {found.status()}, {found.memory_info().rss / 2**20:.0f} MiB resident"
+def _gone(process: Process) -> str:
     killed = _oom_kills() - process.oom_kills
     why = f"; since it started, the kernel killed {killed} for lack of memory here" if killed > 0 else ""
-    return f"process {pid} is gone{why}"
+    return f"process {process.pid} is gone{why}"
+
+
+def _state(found: psutil.Process) -> str:
+    try:
+        return f"process {found.pid} is {found.status()}, {found.memory_info().rss / 2**20:.0f} MiB resident"
+    except psutil.Error:  # it ended in this moment
+        return f"process {found.pid} is gone"
 
 
 def _oom_kills() -> int:
