@@ -79,7 +79,8 @@ class Learner(Protocol):
         ...
 
     async def save(self, folder: Path) -> None:
-        """Write everything ``restore`` needs, and the policy in Hugging Face format in ``folder/policy``.
+        """Write everything ``restore`` needs, and the policy in Hugging Face format in ``folder/policy``. What another
+        host writes is on disk when this returns; the caller syncs what this host wrote.
 
         Later calls wait for it, so they do not change what is written.
         """

@@ -62,9 +62,11 @@ class RunControl:
         self._answers: dict[int, asyncio.Future[str]] = {}
 
     async def attach(self, driver: str, status: Mapping[str, object]) -> None:
-        """Put ``driver`` in charge of the run, whose status is ``status``. Raises RunBusy while another driver is."""
+        """Put ``driver`` in charge of the run, whose status is ``status``. Raises RunBusy while another driver is. One
+        that holds the same folder on the same machine takes over at once: by the folder's lock the other is gone.
+        """
         silent = time.time() - self._heard_at
-        if self._driver not in ("", driver) and silent < LEASE_SECONDS:
+        if self._driver not in ("", driver) and silent < LEASE_SECONDS and not _holds_its_folder(status, self._status):
             raise RunBusy(
                 f"run {self._run} is being driven on {self._status.get('host', 'another host')}, heard {silent:.0f} s "
                 f"ago; expected one driver for each run.name: take another run.name, or stop that one first"
@@ -129,6 +131,11 @@ class RunControl:
             future = self._answers.get(order.number)
             if future is not None and not future.done():
                 future.set_exception(ConfigError(f"{order.role}={order.count} was not carried out: {why}"))
+
+
+def _holds_its_folder(status: Mapping[str, object], of: Mapping[str, object]) -> bool:
+    keys = ("folder", "boot", "pid_namespace")
+    return all(status.get(key) is not None and status.get(key) == of.get(key) for key in keys)
 
 
 def control_name(run: str) -> str:

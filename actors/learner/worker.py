@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from actors.runtime.time_limit import TimeLimited
 from actors.transports.sender import Sender
 from actors.transports.staging import Staging, make_slots
 from actors.transports.table import Transport
+from lpo_ray.common.files import sync
 from lpo_ray.common.plugins import resolve
 from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
@@ -77,6 +80,15 @@ def _interface_of(address: str) -> str | None:
     """Find the network interface that has ``address``."""
     found = psutil.net_if_addrs().items()
     return next((name for name, entries in found if any(entry.address == address for entry in entries)), None)
+
+
+def sync_own_files(folder: Path, rank: int) -> None:
+    """Put on disk what rank ``rank`` wrote into ``folder``: everything but the files that name another rank."""
+    for path in (*folder.rglob("*"), folder):
+        named = re.search(r"zero_pp_rank_(\d+)_", path.name)
+        if named is None or int(named[1]) == rank:
+            with suppress(FileNotFoundError):  # another rank's, which it removed again
+                sync(path)
 
 
 class LearnerWorker:
@@ -223,13 +235,16 @@ class LearnerWorker:
         return self._staging.digests()
 
     def save(self, folder: Path) -> None:
-        """Write ``folder/shards`` from all ranks, and ``folder/policy`` in Hugging Face format from rank 0."""
+        """Write ``folder/shards`` from all ranks, and ``folder/policy`` in Hugging Face format from rank 0. All of it
+        is on disk when this returns.
+        """
         with self._filling(folder):
             self._policy.save(folder)
             weights = self._policy.gather()
             if self._rank == 0:
                 save_model(self._policy.model, folder / "policy", weights)
                 self._tokenizer.save(folder / "policy")
+            sync_own_files(folder, self._rank)  # where they were written: another host's sync does not reach them
             torch.distributed.barrier()
 
     def restore(self, folder: Path, written_by: int) -> None:

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lpo_ray.records import Process
-from lpo_ray.telemetry.monitor.process_state import SECONDS, describe, this_process
+from lpo_ray.telemetry.monitor.process_state import SECONDS, describe, found_alive, this_process
 
 DISMISS_SECONDS = 2.0
 """for processes to end after Ray was told to end them"""
@@ -44,9 +44,8 @@ async def dismiss(handles: Sequence[ActorProxy[Any]], processes: Sequence[Proces
     here = ray.get_runtime_context().get_node_id()
     leaving = []
     for process in processes:
-        if process.node_id == here:
-            with suppress(psutil.Error):
-                leaving.append(psutil.Process(process.pid))
+        if process.node_id == here and (found := found_alive(process)) is not None:
+            leaving.append(found)
     for handle in handles:
         ray.kill(handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
     await asyncio.to_thread(psutil.wait_procs, leaving, DISMISS_SECONDS)
@@ -55,5 +54,7 @@ async def dismiss(handles: Sequence[ActorProxy[Any]], processes: Sequence[Proces
 def end(process: Process) -> None:
     """Send SIGKILL, which also ends a stopped process, if it runs on this host; Ray ends those elsewhere."""
     if process.node_id == ray.get_runtime_context().get_node_id():
+        found = found_alive(process)
         with suppress(psutil.Error):
-            psutil.Process(process.pid).kill()
+            if found is not None:
+                found.kill()

@@ -35,8 +35,8 @@ def cli() -> None:
 def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a policy. The run's folder holds its checkpoints, metrics and report."""
     from lpo_ray.config import dump_config, load_config
+    from lpo_ray.run.folder import outlook
     from lpo_ray.run.numbers import render
-    from lpo_ray.run.preflight import outlook
     from lpo_ray.run.spec import make_spec
 
     spec = make_spec(load_config(config, overrides))
@@ -47,7 +47,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
         check_learner(spec.config)
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
-        click.echo(f"train would {outlook(spec.run_dir, spec.config)}")
+        click.echo(f"train would {outlook(spec)}")
         for problem in limit_problems_here(spec):
             click.echo(f"Warning: {problem}")
         return

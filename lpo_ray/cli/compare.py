@@ -7,15 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lpo_ray.cli.console import ROW_WIDTH
-from lpo_ray.common.files import write_text
+from lpo_ray.common.files import make_folder, write_text
+from lpo_ray.common.folder_lock import FolderLock, Held
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import RunBusy, RunFailed, RunsFailed
-from lpo_ray.run.preflight import check_run_folder
+from lpo_ray.run.folder import look
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import make_spec
 from lpo_ray.tools.compare.findings import Results
@@ -36,19 +36,19 @@ def compare_command(path: Path, texts: Sequence[str], seeds: int, out: Path | No
     folder = out or Path(config.run.dir) / f"{config.run.name}-comparison"
     runs = runs_of(path, overrides, arms, seeds, folder)
     spec = make_spec(runs[0].config)  # that data, verifier and memory are as needed, before anything starts
-    check_run_folder(spec.run_dir, spec.config)
+    look(spec)
     count = parallel or _that_fit(spec.config, len(runs))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FolderLock(folder / ".lock"):
             write_text(folder / "config.yaml", dump_config(config))
             failed = _carry_out(runs, folder, count)
             _write(runs, failed, folder, config.evaluation.ks)
-    except Timeout:
+    except Held as held:
         raise RunBusy(
-            f"{folder} is being worked on by another lpo-ray compare; expected one at a time: wait for it, or take "
-            "another --out"
-        ) from None
+            f"{folder} is being worked on by another lpo-ray compare: {held}. Expected one at a time: wait for it, or "
+            "take another --out"
+        ) from held
     if failed:
         raise RunsFailed([error.run for error in failed], len(runs))
 

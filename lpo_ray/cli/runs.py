@@ -6,9 +6,7 @@ Imports no torch, so that an answer does not wait for it.
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +21,7 @@ from lpo_ray.common.redaction import redact
 from lpo_ray.errors import ComponentFailed, ConfigError, DeadlineExceeded, LedgerUnbalanced, RunNotDone
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.telemetry.monitor.why import place, render_why, why_from_folder
-from lpo_ray.telemetry.status import read_status, render_status, state_of
+from lpo_ray.telemetry.status import driver_of, read_status, render_status, state_of
 from lpo_ray.training.ledger_audit import audit, render
 
 if TYPE_CHECKING:
@@ -108,11 +105,15 @@ def stop_command(run: str, address: str) -> None:
 def stop_here_command(run_dir: Path) -> None:
     """Have a run of this host, by its folder, end its update and write a checkpoint."""
     status = read_status(run_dir)
-    if status["ended"] or status["host"] != socket.gethostname() or not psutil.pid_exists(status["pid"]):
+    driver = driver_of(status)
+    try:
+        is_asked = not status["ended"] and driver is not None and driver.send(signal.SIGTERM)
+    except PermissionError as error:
+        raise ConfigError(f"{run_dir}: {driver} is another user's; expected a run of yours") from error
+    if not is_asked:
         raise ConfigError(
             f"{run_dir}: {state_of(status)}; expected a run that is live here, or --address of the cluster that has it"
         )
-    os.kill(status["pid"], signal.SIGTERM)
     sys.stdout.write(f"{status['run']} is asked to stop: it ends its update and writes a checkpoint\n")
 
 

@@ -14,7 +14,7 @@ from lpo_ray.config import load_config
 from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import ConfigError
 from lpo_ray.run import settings
-from lpo_ray.run.preflight import check_run_folder
+from lpo_ray.run.folder import held
 from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.signals import interrupt_on_signal, run_until_signal
 from lpo_ray.run.spec import RunSpec, make_spec
@@ -26,12 +26,15 @@ from lpo_ray.tools.replay import recorded_digests, replay
 
 def train_command(spec: RunSpec) -> None:
     """Build the base policy if needed, train, and show what came out."""
-    check_run_folder(spec.run_dir, spec.config)
     check_learner(spec.config)
     interrupt_on_signal()
     console = Console(stderr=spec.config.telemetry.progress is ProgressKind.quiet)
-    backend = backend_of(spec.config)
-    with CapturedLog() as captured:
+
+    def note(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    with held(spec, note) as folder, CapturedLog() as captured:
+        backend = backend_of(spec.config)
         model_path = model_of(spec, console)
         with backend.cluster():
             recorded = settings.recorder_settings(spec, model_path)
@@ -39,7 +42,7 @@ def train_command(spec: RunSpec) -> None:
             captured.write_to(recorder.worker_log)
             steerable = backend.steerable(recorder)
             result = run_until_signal(
-                lambda signals: train(spec, model_path, backend.build, recorder, signals, steerable)
+                lambda signals: train(folder, model_path, backend.build, recorder, signals, steerable)
             )
     if result.before and result.after:
         console.print(render_evaluation(result.before, result.after))

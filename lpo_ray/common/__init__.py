@@ -1,1 +1,1 @@
-"""Tools that need the standard library only; every package may use them."""
+"""Tools that need the standard library, and blake3 for digests; every package may use them."""

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -50,6 +51,25 @@ def is_installed(package: str) -> bool:
     """
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
+
+
+def plugin_file(name: str) -> Path | None:
+    """Find the file of "package.module:function" or "folder/file.py:function", without running anything of it or of the
+    packages that it is in. None: the name is of another kind, or there is no such file.
+    """
+    module, colon, _ = name.rpartition(":")
+    if not colon or ("/" in name and not module.endswith(".py")):
+        return None
+    if module.endswith(".py"):
+        return Path(module).resolve()
+    path: list[str] | None = None
+    spec = None
+    for at, part in enumerate(module.split(".")):
+        spec = PathFinder.find_spec(part, path) if at == 0 or path else None
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or ())
+    return Path(spec.origin) if spec is not None and spec.origin else None
 
 
 def _module(name: str) -> ModuleType:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lpo_ray.common.files import replacing
 from lpo_ray.evaluation.report import Measures, Report, ks_shown
 
 COLOUR = "#0072B2"
@@ -44,9 +45,8 @@ def draw(report: Report, path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="best")
-    partial = path.with_name(f".partial-{path.name}")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def _curve(axes: Axes, measures: Measures, colour: str, label: str, *, band: bool) -> None:

@@ -7,19 +7,22 @@ synced; what a kill or a full disk left of the last one is dropped at the next o
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from lpo_ray.common.files import explained, make_folder, sync
+from lpo_ray.common.folder_lock import FolderLock, Held
 from lpo_ray.errors import ConfigError, RunBusy
 from lpo_ray.evaluation.results import PromptResult, digest_of
 from lpo_ray.records import Prompt
 
+logger = logging.getLogger(__name__)
 Identity = Mapping[str, Any]
 """what decides the responses and their rewards beside the prompts, as plain JSON values: model, sampling, verifier"""
 NAME = "evaluation.jsonl"
@@ -34,14 +37,15 @@ class ResultStore:
     def __init__(self, folder: Path, identity: Identity, prompts: Sequence[Prompt], *, fresh: bool = False) -> None:
         """``identity``: see Identity; ``fresh``: what is there is thrown away. More prompts than last time are fine."""
         self._path = folder / NAME
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(str(folder / f".{NAME}.lock"))
+        make_folder(folder)
+        self._held = contextlib.ExitStack()
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+            self._held.enter_context(FolderLock(folder / f".{NAME}.lock", note=logger.warning))
+        except Held as held:
             raise RunBusy(
-                f"{folder} is being written by another evaluation; wait for it, or give another --out"
-            ) from None
+                f"{folder} is being written by another evaluation: {held}. Expected one at a time: wait for it, or "
+                "give another --out"
+            ) from held
         try:
             self._prompts = {prompt.prompt_id: digest_of(prompt) for prompt in prompts}
             if fresh:
@@ -51,7 +55,7 @@ class ResultStore:
             }
             self._file = self._path.open("ab")
         except BaseException:
-            self._lock.release()
+            self._held.close()
             raise
 
     def __enter__(self) -> ResultStore:
@@ -59,7 +63,7 @@ class ResultStore:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
-        self._lock.release()
+        self._held.close()
 
     @property
     def results(self) -> list[PromptResult]:
@@ -72,9 +76,10 @@ class ResultStore:
 
     def append(self, result: PromptResult) -> None:
         """Keep the result of one prompt: when this returns it is on disk."""
-        self._file.write(_line(result.to_json()))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with explained(self._path):
+            self._file.write(_line(result.to_json()))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._results[result.prompt_id] = result
 
     def _opened(self, identity: Identity) -> list[PromptResult]:
@@ -82,7 +87,10 @@ class ResultStore:
         data = self._path.read_bytes() if self._path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
-            self._path.write_bytes(_line({"evaluation": identity}))
+            with explained(self._path):
+                self._path.write_bytes(_line({"evaluation": identity}))
+                sync(self._path)
+            sync(self._path.parent)
             return []
         if len(whole) < len(data):
             os.truncate(self._path, len(whole))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lpo_ray.common.step_schedule import StepSchedule
-from lpo_ray.errors import CheckpointDamaged, LearnerLost
+from lpo_ray.errors import CheckpointDamaged, ComponentFailed, LearnerLost
 from lpo_ray.interfaces import Learner
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.norms import norms_by_kind, update_ratios
@@ -170,10 +171,13 @@ class InprocessLearner(Learner):
 
     @override
     async def save(self, folder: Path) -> None:
-        save_model(self.policy.model, folder / "policy")
-        self._tokenizer.save(folder / "policy")
-        (folder / "shards").mkdir()
-        torch.save(self.policy.state(), folder / "shards" / "state.pt")
+        try:
+            save_model(self.policy.model, folder / "policy")
+            self._tokenizer.save(folder / "policy")
+            (folder / "shards").mkdir()
+            torch.save(self.policy.state(), folder / "shards" / "state.pt")
+        except (RuntimeError, ValueError, SafetensorError) as error:  # torch and safetensors: a full disk, among others
+            raise ComponentFailed("the learner", "save", f"{type(error).__name__}: {error}") from error
 
     @override
     async def restore(self, folder: Path, written_by: int) -> None:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from lpo_ray.common.file_digests import digests, files_of
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.attention import SOFT_CAP
 from lpo_ray.policy.generation import check_generation_config, without_sampling
@@ -136,9 +137,8 @@ def identity(path: str, *, trust_remote_code: bool = False) -> str:
         commit = getattr(read_config(path, trust_remote_code=trust_remote_code), "_commit_hash", None)
         return f"{path}@{commit}"
     digest = blake3()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix != ".md"):
-        of_file = blake3(max_threads=blake3.AUTO).update_mmap(file)
-        digest.update(f"{file.relative_to(folder)} {of_file.hexdigest()}\n".encode())
+    for name, found in digests(files_of(folder), {}):
+        digest.update(f"{name} {found.digest}\n".encode())
     return digest.hexdigest(16)
 
 

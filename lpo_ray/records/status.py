@@ -55,6 +55,8 @@ class Process:
     """files of its standard output and error"""
     oom_kills: int = 0
     """processes that the kernel had killed for lack of memory before this one started"""
+    started: int = 0
+    """clock ticks from the boot of its machine to its start: another process may get its pid later. 0: not known"""
 
 
 @dataclass(frozen=True, slots=True)

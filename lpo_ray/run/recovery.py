@@ -59,6 +59,7 @@ class Recovery:
         """Restore the newest checkpoint, or keep the model's own weights. With ``recompute``, recompute the steps
         committed since. Publish and prove the result. Raises ReplayDiffers, CheckpointDamaged.
         """
+        await asyncio.to_thread(checkpoint.tidy, self.checkpoints)
         found, state = await self._restore()
         step = saved = 0 if state is None else state.step
         recorded = {version.step: version for version in self.ledger.commits_after(saved)}

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lpo_ray.common.files import write_text
-from lpo_ray.config import dump_config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Components, Events
 from lpo_ray.records import Evaluation
 from lpo_ray.rollout.autoscale import Autoscaler
 from lpo_ray.run import settings
 from lpo_ray.run.evaluator import Evaluator
-from lpo_ray.run.preflight import learns_as_begun
+from lpo_ray.run.folder import RunFolder, check_prompts
 from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.recovery import Recovery
 from lpo_ray.run.signals import Signals, first_cause
@@ -52,19 +50,21 @@ class Steerable(Protocol):
 
 
 async def train(
-    spec: RunSpec,
+    folder: RunFolder,
     model_path: str,
     build: Build,
     recorder: Recorder,
     signals: Signals,
     steerable: Steerable | None = None,
 ) -> RunResult:
-    """Carry out the run. Raises Interrupted after a signal (work committed), or the first error of a component."""
+    """Carry out the run of ``folder``. Raises Interrupted after a signal (work committed), or the first error of a
+    component.
+    """
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
         if steerable is not None:
             await stack.enter_async_context(steerable.attend(recorder.status, steering.scale))
-        return await _train(spec, model_path, build, recorder, signals, steering)
+        return await _train(folder, model_path, build, recorder, signals, steering)
 
 
 @dataclass(slots=True)
@@ -82,16 +82,18 @@ class _Steering:
 
 
 async def _train(
-    spec: RunSpec, model_path: str, build: Build, recorder: Recorder, signals: Signals, steering: _Steering
+    folder: RunFolder, model_path: str, build: Build, recorder: Recorder, signals: Signals, steering: _Steering
 ) -> RunResult:
+    spec = folder.spec
     config = spec.config
     source = spec.source(spec.tokenizer(model_path))
     heldout = source.heldout(config.evaluation.num_prompts)
     evaluation, loop_settings = settings.evaluation_settings(spec), settings.loop_settings(spec)
-    spec.run_dir.mkdir(parents=True, exist_ok=True)
-    recompute = learns_as_begun(spec.run_dir, config)
-    write_text(spec.run_dir / "config.yaml", dump_config(config))
-    ledger = Ledger(spec.run_dir / "ledger.sqlite")
+    for note in folder.start.notes:
+        recorder.note(note)
+    if "task.path" in folder.start.changed:
+        check_prompts(spec.run_dir, source)
+    ledger = Ledger(spec.run_dir / "ledger.sqlite", check=folder.check)
     started = time.monotonic()
     try:
         async with contextlib.AsyncExitStack() as stack:
@@ -105,7 +107,8 @@ async def _train(
             recovery = Recovery(
                 components, ledger, recorder, loop_settings.batch, loop_settings.checkpoints.folder, model_path
             )
-            start = await recovery.start(recompute=recompute)
+            start = await recovery.start(recompute=folder.start.recompute)
+            await asyncio.to_thread(folder.record)
             recorder.resumed(start.version.step)
             if evaluation.is_due(start.version.step):
                 await evaluator.now(start.version.step)
@@ -123,7 +126,8 @@ async def _train(
         recorder.ended(first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
         raise
     finally:
-        recorder.close(ledger.counts(), time.monotonic() - started)
+        if folder.is_ours:
+            recorder.close(ledger.counts(), time.monotonic() - started)
         ledger.close()
     return RunResult(spec.run_dir, evaluator.done.get(0), evaluator.done.get(version.step))
 

@@ -21,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from lpo_ray.common.files import publish_folder
 from lpo_ray.common.home import user, writable
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.saving import save_model
@@ -74,7 +75,7 @@ def build_base_policy(folder: Path, recipe: Recipe, on_progress: Progress | None
         save_model(model, partial)
         tokenizer.save(partial)
         (partial / "recipe.json").write_text(json.dumps(asdict(recipe)))
-        partial.rename(folder)
+        publish_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -22,19 +22,25 @@ class Evaluations:
         self._found: dict[int, dict[str, object]] = {}
 
     def resumed(self, step: int) -> None:
-        """Read those that were made up to ``step``."""
-        self._found = {at: dict(value) for at, value in read_evaluations(self._path).items() if at <= step}
+        """Read those that were made up to ``step``, and drop the others: the run will come to other weights there."""
+        stored = read_evaluations(self._path)
+        self._found = {at: dict(value) for at, value in stored.items() if at <= step}
+        if len(self._found) < len(stored):
+            self._write()
 
     def add(self, step: int, evaluation: Evaluation) -> None:
         """Add the evaluation of the policy after ``step``, and write the file."""
         passed = dict(zip(evaluation.prompt_ids, evaluation.num_correct.tolist(), strict=True))
         self._found[step] = {**evaluation.to_json(), NUM_CORRECT: passed}
-        write_json(self._path, {str(at): value for at, value in self._found.items()})
+        self._write()
 
     def after(self, step: int) -> dict[str, object] | None:
         """Return Evaluation.to_json() of the policy after ``step``; None: not evaluated."""
         found = self._found.get(step)
         return None if found is None else {key: value for key, value in found.items() if key != NUM_CORRECT}
+
+    def _write(self) -> None:
+        write_json(self._path, {str(at): value for at, value in self._found.items()})
 
 
 def read_evaluations(path: Path) -> dict[int, Mapping[str, Any]]:

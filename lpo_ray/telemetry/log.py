@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from lpo_ray.common.files import explained
 from lpo_ray.common.redaction import redact
 
 Level = Literal["info", "warning", "error"]
@@ -90,7 +91,8 @@ class LogFile:
         masked = replace(line, text=redact(line.text))
         if self._descriptor is None:
             self._descriptor = self._open()
-        os.write(self._descriptor, (json.dumps(asdict(masked)) + "\n").encode())
+        with explained(self._path):
+            os.write(self._descriptor, (json.dumps(asdict(masked)) + "\n").encode())
         return masked
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ to recompute the step's loss, and to recompute the whole step (``read_step``).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lpo_ray.common.files import make_folder, replacing
 from lpo_ray.records import (
     AfterGroup,
     AnchorGroup,
@@ -94,10 +94,9 @@ def write_samples(
                     "finish_reason": response.finish_reason,
                 }
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
-    os.replace(partial, path)
+    make_folder(path.parent)
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lpo_ray.common.files import finite, write_text
+from lpo_ray.common.files import append_text, finite, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -46,9 +46,8 @@ class MetricsLog:
         self._path = path
 
     def append(self, metrics: Mapping[str, Value]) -> None:
-        """Write one step as one line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(metrics)) + "\n")
+        """Write one step as one line: it is on disk before the step is committed."""
+        append_text(self._path, json.dumps(finite(metrics)) + "\n")
 
     def read(self) -> list[dict[str, Value]]:
         """Return all whole lines; a last line that a kill cut short is not a step."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from rich.table import Table
 
 from lpo_ray.common.files import write_json
+from lpo_ray.common.process_identity import ProcessIdentity
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import WorkerStatus
 
 FILE = "status.json"
+REQUIRED = ("run", "host", "pid", "ended", "step", "steps", "weights_version", "workers", "updated")
 SILENT_SECONDS = 10.0
 """silence after which a driver, which reports about once a second, may have been killed"""
 
@@ -62,23 +61,35 @@ class StatusFile:
     def content(self) -> dict[str, object]:
         """Return the content of the file."""
         return {
-            "run": self.run, "host": socket.gethostname(), "pid": os.getpid(), "ended": self.ended, "step": self.step,
-            "steps": self.steps, "weights_version": self.version, "workers": self.workers, "waiting": self.waiting,
-            "cluster": self.cluster, "folder": str(self.folder.absolute()), "updated": time.time(),
+            "run": self.run, "ended": self.ended, "step": self.step, "steps": self.steps,
+            "weights_version": self.version, "workers": self.workers, "waiting": self.waiting, "cluster": self.cluster,
+            "folder": str(self.folder.absolute()), "updated": time.time(), **ProcessIdentity.own().to_json(),
         }  # fmt: skip
 
     def write(self) -> None:
         """Replace the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / FILE, self.content())
+        write_json(self.folder / FILE, self.content(), durable=False)
 
 
 def read_status(folder: Path) -> dict:
-    """Read the file of a run's folder. Raises ConfigError when there is none."""
+    """Read the file of a run's folder. Raises ConfigError when there is none, or none that is whole."""
     path = folder / FILE
     if not path.is_file():
         raise ConfigError(f"{folder} has no {FILE}; expected the folder of a run, such as runs/NAME")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in REQUIRED if key not in status]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}; expected what a run writes about every second") from error
+    if missing:
+        raise ConfigError(f"{path} has no {', '.join(missing)}; expected what this version writes")
+    return status
+
+
+def driver_of(status: Mapping) -> ProcessIdentity | None:
+    """Return the process that wrote the status. None: an older version wrote it, with a pid and no more."""
+    return ProcessIdentity.from_json(status)
 
 
 def render_status(status: Mapping) -> Table:
@@ -103,6 +114,11 @@ def state_of(status: Mapping) -> str:
     if "heard_at" in status:  # asked for, not read
         silent = time.time() - status["heard_at"]
         return "running" if silent < SILENT_SECONDS else f"its driver was last heard {silent:.0f} s ago (killed?)"
-    if status["host"] != socket.gethostname():
-        return f"running on {status['host']} when it last wrote"
-    return "running" if psutil.pid_exists(int(str(status["pid"]))) else "gone without an end (killed?)"
+    driver = driver_of(status)
+    if driver is None:
+        return f"not known to run: an older version wrote that it was process {status['pid']} on {status['host']}"
+    if not driver.is_here:
+        rebooted = driver.host == ProcessIdentity.own().host and not driver.on_this_boot
+        where = f"{driver.host}, which was booted since," if rebooted else driver.host
+        return f"running on {where} when it last wrote"
+    return "running" if driver.is_alive else "gone without an end (killed?)"

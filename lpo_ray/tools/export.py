@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from lpo_ray.common.files import write_text
+from lpo_ray.common.files import publish_folder, write_text
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.saving import make_readable
 from lpo_ray.training import checkpoint
@@ -30,7 +30,7 @@ def export(run_dir: Path, target: Path, step: int | None = None) -> int:
         shutil.copytree(saved / "policy", partial)
         make_readable(partial)
         write_text(partial / "README.md", _card(run_dir, step))
-        partial.rename(target)
+        publish_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return step

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lpo_ray.common.files import publish_folder
 from lpo_ray.common.plugins import is_installed
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.loading import load_policy
@@ -81,7 +82,7 @@ def import_gguf(source: str, target: Path) -> Imported:
                 f"at most {TOLERANCE:g}. transformers reads this architecture in part only: {target} was not written"
             )
         num_bytes = sum(path.stat().st_size for path in partial.iterdir())
-        partial.rename(target)
+        publish_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Imported(

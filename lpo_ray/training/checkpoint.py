@@ -1,4 +1,5 @@
-"""Checkpoints of a run: written aside and renamed, so that a folder named step_... is always whole.
+"""Checkpoints of a run: written aside, synced and renamed, so that a folder named step_... is always whole, also after
+a power cut. What a checkpoint replaces is removed once it has its name.
 
 ``state.json`` lists every file with its size and digest; ``verify`` compares the folder with it before a restore.
 """
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,11 +16,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from lpo_ray.common.files import PARTIAL, explained, make_folder, publish_folder, remove_folder, room
 from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentFailed, ConfigError
 from lpo_ray.interfaces import Learner
 
 _FOLDER = re.compile(r"step_(\d{6,})")
 _STATE = "state.json"
+REPLACED = f"{PARTIAL}replaced-"
+"""prefix of a checkpoint while a newer one of the same step takes its name"""
 SHAPE = ("architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "head_dim", "tie_word_embeddings")  # fmt: skip
 """keys of a model's config.json that decide which weights fit"""
@@ -57,24 +60,35 @@ async def save_checkpoint(rules: CheckpointRules, state: CheckpointState, learne
     """
     root = rules.folder
     final = root / f"step_{state.step:06d}"
-    partial = root / f".partial-step_{state.step:06d}"
+    partial = root / f"{PARTIAL}{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        make_folder(partial)
         await learner.save(partial)
         files = await asyncio.to_thread(_digests, partial)
         text = json.dumps({**asdict(state), "files": files}, indent=1)
-        await asyncio.to_thread(_write_durably, partial / _STATE, text)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        await asyncio.to_thread(_publish, partial, final, text)
     except BaseException as error:
+        why = f"{error} ({room(root)})" if isinstance(error, ComponentFailed) else str(error)
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError | ComponentFailed):
-            raise CheckpointFailed(str(final), str(error)) from error
+            raise CheckpointFailed(str(final), why) from error
         raise
     for folder in _surplus(rules):
-        shutil.rmtree(folder, ignore_errors=True)
+        await asyncio.to_thread(remove_folder, folder)
     return final
+
+
+def tidy(root: Path) -> None:
+    """Put back a checkpoint whose replacement was cut short, and remove what else killed drivers left half done. Only
+    the driver that holds the run's folder may call this.
+    """
+    for path in sorted(root.glob(f"{REPLACED}*")):
+        final = root / path.name.removeprefix(REPLACED)
+        if not final.exists():
+            path.rename(final)
+    for path in root.glob(f"{PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -132,10 +146,17 @@ def _surplus(rules: CheckpointRules) -> list[Path]:
     if not rules.keep:
         return []
     kept = set(found[-rules.keep :])
-    scored = {path: score for path in found if (score := read_state(path).score) is not None}
+    scored = {path: score for path in found if (score := _score(path)) is not None}
     if rules.best and scored:
         kept.add(max(scored, key=lambda path: (scored[path], step_of(path))))
     return [path for path in found if path not in kept]
+
+
+def _score(path: Path) -> float | None:
+    try:
+        return read_state(path).score
+    except CheckpointDamaged:  # an older one: whoever restores it is told
+        return None
 
 
 def _digests(folder: Path) -> dict[str, tuple[int, str]]:
@@ -152,11 +173,16 @@ def _digests(folder: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _publish(partial: Path, final: Path, state: str) -> None:
+    """Complete the folder and give it its name, in place of an older one of the same step."""
+    with explained(partial):
+        (partial / _STATE).write_text(state, encoding="utf-8")
+        replaced = final.with_name(f"{REPLACED}{final.name}")
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+        publish_folder(partial, final)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _stored(checkpoint: Path) -> dict[str, Any]:

@@ -42,9 +42,9 @@ class CheckpointWriter:
         """Begin to save; the next step is sampled meanwhile. The learner takes the call now, so what follows (the next
         projection) does not change what is saved.
         """
+        await self.until_saved()
         if version.step == self.saved:
             return
-        await self.until_saved()
         self._saving = self._tasks.create_task(self.save(version))
         await asyncio.sleep(0)
 
@@ -55,7 +55,6 @@ class CheckpointWriter:
 
     async def save(self, version: WeightsVersion) -> None:
         """Write a checkpoint; once it is whole the ledger forgets what only a resume from the one before it needs."""
-        self.saved = version.step
         await self._recovery.run(functools.partial(self._write, version, self._score()))
         self._ledger.settle(version.step, self._keep_steps)
 
@@ -65,8 +64,7 @@ class CheckpointWriter:
         written, and the run continues from the checkpoint before.
         """
         version = self.standing
-        cut_off = self._saving is not None and self._saving.cancelled()
-        if version is None or (version.step == self.saved and not cut_off):
+        if version is None or version.step == self.saved:
             return
         with contextlib.suppress(LpoRayError):  # the error that ended the run is the one to tell
             await self._write(version, self._score())
@@ -76,6 +74,8 @@ class CheckpointWriter:
         return self._observer.score(self._rules.best) if self._rules.best else None
 
     async def _write(self, version: WeightsVersion, score: float | None) -> None:
+        self._ledger.check()
         state = CheckpointState(version.step, version.digest, self._learner.world_size, score)
         with self._observer.stage("checkpoint"):
             await save_checkpoint(self._rules, state, self._learner)
+        self.saved = version.step

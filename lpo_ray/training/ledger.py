@@ -14,13 +14,15 @@ takes up the groups it had, and recomputes the steps since its checkpoint from e
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lpo_ray.common.files import disk_full
 from lpo_ray.common.redaction import redact
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, WeightsVersion
@@ -81,12 +83,49 @@ class PendingWork:
     """groups that were not trained yet"""
 
 
+class _Connection(sqlite3.Connection):
+    """Connection whose errors of the disk are OSErrors that name the file: DiskFull, or EIO with SQLite's words."""
+
+    path: Path
+
+    def execute(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Execute one statement."""
+        with self._explained():
+            return super().execute(sql, parameters)  # pyright: ignore[reportArgumentType] - of types SQLite knows
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[object]]) -> sqlite3.Cursor:
+        """Execute one statement for each of ``parameters``."""
+        with self._explained():
+            return super().executemany(sql, parameters)  # pyright: ignore[reportArgumentType] - as above
+
+    def executescript(self, script: str) -> sqlite3.Cursor:
+        """Execute several statements."""
+        with self._explained():
+            return super().executescript(script)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            code = error.sqlite_errorcode & 0xFF
+            if code == sqlite3.SQLITE_FULL:
+                raise disk_full(self.path) from error
+            if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                raise OSError(errno.EIO, str(error), str(self.path)) from error
+            raise
+
+
 class Ledger:
     """Ledger of a run. One writer (the loop); readers may open the file at any time (WAL)."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create ``path``."""
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=30)
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        """Open or create ``path``. ``check`` raises when this process may not write any more: it is asked before each
+        step and each checkpoint.
+        """
+        self.check = check
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=30, factory=_Connection)
+        self._db.path = path
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.executescript(_SCHEMA)
@@ -307,13 +346,15 @@ class Ledger:
         """Open a transaction. ``durable``: it survives a power cut, with everything before it."""
         before = self._counts.copy()
         if durable:
+            self.check()
             self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk ends it by itself
+                self._db.execute("ROLLBACK")
             self._counts = before
             raise
         finally:

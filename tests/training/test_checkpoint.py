@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentDied, ConfigError
+from lpo_ray.errors import CheckpointDamaged, CheckpointFailed, ComponentDied, ComponentFailed, ConfigError
 from lpo_ray.tools.export import export
 from lpo_ray.training.checkpoint import (
     CheckpointRules,
@@ -17,6 +18,7 @@ from lpo_ray.training.checkpoint import (
     read_state,
     save_checkpoint,
     step_of,
+    tidy,
     verify,
 )
 from tests.support.fakes import FakeComponents
@@ -123,3 +125,66 @@ async def test_export_of_a_step_that_was_not_kept(checkpoint: Path, tmp_path: Pa
         export(checkpoint.parent.parent, tmp_path / "out", step=1)
     assert export(checkpoint.parent.parent, tmp_path / "out", step=2) == 2
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlibrary_name: transformers")
+
+
+async def test_all_of_a_checkpoint_is_on_disk_before_its_name_and_that_before_anything_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = CheckpointRules(tmp_path / "checkpoints", every=1, keep=1, best=None)
+    await save_checkpoint(rules, CheckpointState(1, "one", 1), Saving())
+    seen: list[str] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def fsync(descriptor: int) -> None:
+        seen.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).relative_to(rules.folder)}")
+        real_fsync(descriptor)
+
+    def rename(source: Path, target: Path) -> None:
+        seen.append(f"name {Path(target).relative_to(rules.folder)}")
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    await save_checkpoint(rules, CheckpointState(2, "two", 1), Saving())
+    at = seen.index("name step_000002")
+    files = [
+        "policy/config.json",
+        "policy/model.safetensors",
+        "shards/rank_0.pt",
+        "state.json",
+        "policy",
+        "shards",
+        ".",
+    ]
+    assert {f"sync {Path('.partial-step_000002', name)}" for name in files} <= set(seen[:at])
+    assert seen[at + 1 :] == ["sync .", "name .partial-removed-step_000001"]
+
+
+async def test_a_start_removes_what_killed_drivers_left_and_puts_back_what_was_being_replaced(checkpoint: Path) -> None:
+    root = checkpoint.parent
+    for left in (".partial-step_000009", ".partial-removed-step_000001", ".partial-universal-step_000003"):
+        (root / left).mkdir()
+        (root / left / "half").write_text("half")
+    checkpoint.rename(root / f".partial-replaced-{checkpoint.name}")
+    tidy(root)
+    assert sorted(path.name for path in root.iterdir()) == ["step_000002", "step_000003"]
+    assert read_state(checkpoint).digest == "digest-3"
+    tidy(root / "not there")
+
+
+async def test_an_older_checkpoint_that_cannot_be_read_does_not_end_the_run(tmp_path: Path) -> None:
+    rules = CheckpointRules(tmp_path / "checkpoints", every=1, keep=1, best="reward")
+    first = await save_checkpoint(rules, CheckpointState(1, "one", 1, score=1.0), Saving())
+    (first / "state.json").write_text("")
+    await save_checkpoint(rules, CheckpointState(2, "two", 1, score=0.5), Saving())
+    assert [step_of(path) for path in list_checkpoints(rules.folder)] == [2]
+
+
+async def test_a_learner_that_has_no_room_is_told_of_the_disk(tmp_path: Path) -> None:
+    class Full(Saving):
+        async def save(self, folder: Path) -> None:
+            raise ComponentFailed("the learner", "save", "RuntimeError: file write failed")
+
+    rules = CheckpointRules(tmp_path / "checkpoints", every=1, keep=1, best=None)
+    with pytest.raises(CheckpointFailed, match=r"file write failed \(.* are free there\)"):
+        await save_checkpoint(rules, CheckpointState(1, "one", 1), Full())

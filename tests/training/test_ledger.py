@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpo_ray.common.files import DiskFull
+from lpo_ray.errors import RunBusy
 from lpo_ray.records import ScoredGroup, WeightsVersion
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.ledger_audit import audit
@@ -143,3 +148,48 @@ def test_any_history_balances(tmp_path_factory: pytest.TempPathFactory, moves: l
         assert counts["issued"] == sum(counts[s] for s in ("in_flight", "trained", "lost", "stale", "filtered"))
         assert counts["in_flight"] == len(on_its_way) + len(scored)
         assert audit(folder).violations == ()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 KiB; skips where none can be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_named_and_what_was_committed_is_kept(small_disk: Path) -> None:
+    ledger = Ledger(small_disk / "ledger.sqlite")
+    done = 0
+    with pytest.raises(DiskFull, match=r"No space left on device \(.* are free there\): .*ledger.sqlite"):
+        for index in range(10_000):
+            commit(ledger, index + 1, [scored_by(ledger, index)])
+            done = index + 1
+    ledger.close()
+    kept = small_disk.parent / "kept"
+    shutil.copytree(small_disk, kept)
+    assert [version.step for version in Ledger(kept / "ledger.sqlite").commits_after(0)] == list(range(1, done + 1))
+
+
+def test_a_step_of_a_driver_that_may_not_write_is_not_committed(tmp_path: Path) -> None:
+    allowed = True
+
+    def check() -> None:
+        if not allowed:
+            raise RunBusy("another has it")
+
+    ledger = Ledger(tmp_path / "ledger.sqlite", check)
+    commit(ledger, 1, [scored_by(ledger, 0)])
+    group = scored_by(ledger, 1)
+    allowed = False
+    with pytest.raises(RunBusy):
+        commit(ledger, 2, [group])
+    with pytest.raises(RunBusy):
+        ledger.resume(0)
+    assert [version.step for version in ledger.commits_after(0)] == [1]

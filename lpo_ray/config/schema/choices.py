@@ -10,6 +10,7 @@ class Resume(Enum):
 
     never = "never"
     auto = "auto"
+    changed = "changed"
 
 
 class LengthNorm(Enum):

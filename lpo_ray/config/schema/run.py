@@ -22,7 +22,9 @@ class RunConfig:
     steps: int = MISSING
     """training steps of the run, those before a resume included"""
     resume: Resume = Resume.never
-    """never: refuse a folder that has a run; auto: continue from its newest checkpoint, or begin"""
+    """never: refuse a folder that has a run; auto: continue from its newest checkpoint, or begin; changed: as auto,
+    also where data, verifier or reference have another content than the run was begun with
+    """
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from lpo_ray.common.process_identity import started_at
 from lpo_ray.records import Process
 
 LINES = 8
@@ -34,28 +35,30 @@ def this_process(node_id: str = "", host: str = "") -> Process:
             found = os.readlink(f"/proc/self/fd/{descriptor}")
             if Path(found).is_file():  # a terminal or a pipe cannot be read again
                 logs.append(found)
-    return Process(os.getpid(), node_id, host or socket.gethostname(), tuple(logs), _oom_kills())
+    pid = os.getpid()
+    return Process(pid, node_id, host or socket.gethostname(), tuple(logs), _oom_kills(), started_at(pid) or 0)
+
+
+def found_alive(process: Process) -> psutil.Process | None:
+    """Find a process of this host. None: it is gone, whoever has its pid now, or the kernel is ending it.
+
+    Its connections are closed long before it is gone, and its parent takes note later still (a zombie until then).
+    """
+    try:
+        found = psutil.Process(process.pid)
+        flags = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[6])
+    except (psutil.Error, OSError):
+        return None
+    return None if flags & PF_EXITING or (process.started and started_at(process.pid) != process.started) else found
 
 
 def describe(process: Process) -> str:
     """Return state, stack and last log lines as a few lines of text, on the process's own host. Never raises."""
-    found = _alive(process.pid)
+    found = found_alive(process)
     lines = [_gone(process)] if found is None else [_state(found), *_stack(process.pid)]
     for log in process.logs:
         lines += [f"  log: {line}" for line in _tail(Path(log))]
     return "\n".join(lines)
-
-
-def _alive(pid: int) -> psutil.Process | None:
-    """Find a process. None: it is gone, or the kernel is ending it: its connections are closed long before it is gone,
-    and its parent takes note later still (a zombie until then).
-    """
-    try:
-        found = psutil.Process(pid)
-        flags = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6])
-    except (psutil.Error, OSError):
-        return None
-    return None if flags & PF_EXITING else found
 
 
 def _gone(process: Process) -> str:

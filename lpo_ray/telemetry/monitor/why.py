@@ -57,7 +57,7 @@ def render_why(status: Mapping, look: Callable[[Process], str | None]) -> str:
                 recorded = True
     if not waiting["stages"]:
         lines.append("no stage is at work; the driver is:")
-        driver = Process(status["pid"], "", status["host"], ())
+        driver = Process(status["pid"], "", status["host"], (), started=status.get("started", 0))
         seen = look(driver) if alive else None
         lines += [f"  {line}" for line in (seen or f"on {status['host']}").splitlines()]
     if recorded:

@@ -8,10 +8,9 @@ import traceback
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from hashlib import blake2b
-from importlib.machinery import PathFinder
 from pathlib import Path
 
-from lpo_ray.common.plugins import resolve
+from lpo_ray.common.plugins import plugin_file, resolve
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.adapters import Judge, adapt
 from lpo_ray.verifiers.calling.case import Case
@@ -57,27 +56,12 @@ def version_of(name: str) -> str:
     """Digest the file of ``module:function`` or ``path/to/file.py:function`` as it is on disk now, without importing
     it. Empty for every other verifier: its version is this package's own or an endpoint's.
     """
-    module, colon, _ = name.rpartition(":")
-    if not colon or ("/" in name and not module.endswith(".py")):
-        return ""
-    path = Path(module).resolve() if module.endswith(".py") else _file_of(module)
+    path = plugin_file(name)
     try:
         status = path.stat() if path is not None else None
         return "" if status is None else _digest(path, status.st_mtime_ns, status.st_size)
     except OSError:  # whoever loads it says so
         return ""
-
-
-def _file_of(module: str) -> Path | None:
-    """Find a module's file without running anything of it or of the packages that it is in."""
-    path: list[str] | None = None
-    spec = None
-    for at, part in enumerate(module.split(".")):
-        spec = PathFinder.find_spec(part, path) if at == 0 or path else None
-        if spec is None:
-            return None
-        path = list(spec.submodule_search_locations or ())
-    return Path(spec.origin) if spec is not None and spec.origin else None
 
 
 @lru_cache(maxsize=256)

@@ -42,6 +42,16 @@ async def test_a_second_driver_is_refused_until_the_first_is_silent(monkeypatch:
         await made.exchange("a", {}, {})
 
 
+async def test_the_holder_of_the_same_folder_takes_over_from_a_killed_driver_at_once() -> None:
+    here = {"host": "host-a", "folder": "/runs/demo", "boot": "b", "pid_namespace": "p"}
+    made = RunControl("demo")
+    await made.attach("a", here)
+    for other in ({**here, "folder": "/other/demo"}, {**here, "boot": "c"}, {"host": "host-a"}):
+        with pytest.raises(RunBusy):
+            await made.attach("b", other)
+    await made.attach("b", here)
+
+
 async def test_an_order_reaches_the_driver_at_once_and_its_answer_comes_back() -> None:
     made = await attached()
     waiting = asyncio.ensure_future(made.order("rollout", 3))

@@ -116,7 +116,10 @@ async def test_the_snapshot_is_shown_when_it_changed_and_only_then() -> None:
                     "busy": [
                         {
                             "name": "learner rank 0", "doing": "project", "since": None,
-                            "process": {"pid": 100, "node_id": "node", "host": "10.0.0.1", "logs": (), "oom_kills": 0},
+                            "process": {
+                                    "pid": 100, "node_id": "node", "host": "10.0.0.1", "logs": (), "oom_kills": 0,
+                                    "started": 0,
+                                },
                         }
                     ],
                 },
