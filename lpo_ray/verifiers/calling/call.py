@@ -20,16 +20,25 @@ from lpo_ray.verifiers.table import VERIFIERS
 
 
 def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Return verdicts of the named verifier on responses to one prompt. An exception inside it is its own failure:
-    unscored, with its last line.
+    """Return verdicts of the named verifier on responses to one prompt. An exception inside it is unscored, with its
+    last line: of the response that did it, or of all that a verifier of whole groups was given.
     """
+    whole_group = True
     try:
-        return judge_named(name)(cases)
+        judge = judge_named(name)
+        whole_group = judge.whole_group
+        return judge(cases)
     except Exception as error:  # noqa: BLE001 - a user's verifier may raise anything; none of it is a reward
-        if len(cases) > 1:  # one of them did it
+        if len(cases) > 1 and not whole_group:
             return [verdict for case in cases for verdict in verify(name, [case])]
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return [Verdict.unscored(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")]
+        reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        return [Verdict.unscored(reason)] * len(cases)
+
+
+def takes_whole_group(name: str) -> bool:
+    """Tell whether the named verifier must be given all responses of a group at once. Raises UnknownName."""
+    return judge_named(name).whole_group
 
 
 def verify_sum(verifier: str, cases: Sequence[Case]) -> list[Verdict]:
