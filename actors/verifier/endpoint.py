@@ -22,8 +22,8 @@ from jsonschema.validators import validator_for
 from referencing.exceptions import Unresolvable
 
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.calling.adapters import verdict_of
 from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.calling.values import verdict_of
 
 OPENS_AFTER = 5
 """failures in a row after which a circuit opens"""
@@ -112,6 +112,10 @@ class RemoteVerdicts:
         if self._settings.batched:
             return await self._asked(verifier, cases)
         return [v for found in await asyncio.gather(*(self._asked(verifier, [case]) for case in cases)) for v in found]
+
+    async def takes_whole_group(self, verifier: str) -> bool:
+        """Tell whether a request has all responses of a group."""
+        return verifier != "judge" and self._settings.batched
 
     async def close(self) -> None:
         """Close the connections."""

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from lpo_ray.common.plugins import resolve
+from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.adapters import Judge, adapt
 from lpo_ray.verifiers.calling.case import Case
@@ -23,13 +23,14 @@ def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
     """Return verdicts of the named verifier on responses to one prompt. An exception inside it is unscored, with its
     last line: of the response that did it, or of all that a verifier of whole groups was given.
     """
-    whole_group = True
     try:
         judge = judge_named(name)
-        whole_group = judge.whole_group
+    except UnknownName as error:  # here, though it is there where the run was started
+        return [Verdict.failed(f"{type(error).__name__}: {error}")] * len(cases)
+    try:
         return judge(cases)
     except Exception as error:  # noqa: BLE001 - a user's verifier may raise anything; none of it is a reward
-        if len(cases) > 1 and not whole_group:
+        if len(cases) > 1 and not judge.whole_group:
             return [verdict for case in cases for verdict in verify(name, [case])]
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
