@@ -15,8 +15,8 @@ from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
 from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.records import FloatArray, Process, PromptGroup
-from lpo_ray.rollout.rewards import cases_of, scores_of
+from lpo_ray.records import Process, PromptGroup
+from lpo_ray.rollout.rewards import Scores, cases_of, scores_of
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.calling.overlong import Overlong
 from lpo_ray.verifiers.sandbox.limits import Limits
@@ -59,8 +59,8 @@ class VerifierService:
         """Verify with another number of processes from now on."""
         self._pool.resize(num_processes)
 
-    async def score(self, group: PromptGroup) -> tuple[FloatArray, tuple[str, ...]]:
-        """Verify the group's responses; returns [K] rewards and details. Raises GroupLost when one stays unscored."""
+    async def score(self, group: PromptGroup) -> Scores:
+        """Verify the group's responses. Raises GroupLost when one stays unscored."""
         cases = cases_of(group, self._tokenizer, self._settings.sandbox)
         return scores_of(group, await self._verdicts.of(group.prompt.verifier, cases), self._settings.overlong)
 
