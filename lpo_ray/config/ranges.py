@@ -71,6 +71,8 @@ def check_ranges(config: Config) -> None:
     require(config.sampling.temperature > 0, "sampling.temperature", config.sampling.temperature, "above 0 in training")
     require(0 < config.sampling.top_p <= 1, "sampling.top_p", config.sampling.top_p, "in (0, 1]")
     require(0 <= config.sampling.min_p < 1, "sampling.min_p", config.sampling.min_p, "in [0, 1)")
+    share = config.pipeline.max_unscored_share
+    require(0 <= share <= 1, "pipeline.max_unscored_share", share, "a share of the prompts, in [0, 1]")
     objective = config.objective
     stale, clip, cap = objective.stale, objective.token_clip, objective.importance_cap
     require(0 <= stale.min_ess <= 1, "objective.stale.min_ess", stale.min_ess, "a share of K, in [0, 1]")

@@ -302,7 +302,11 @@ class PipelineConfig:
     share_prompt: bool = False
     """learner: encode a prompt once for all K responses; needs packed attention"""
     max_attempts: int = 5
-    """issues of one prompt in a row before the run ends with TooManyLost"""
+    """issues of one prompt in a row that are lost before the run ends with TooManyLost, or that a working verifier
+    leaves unscored before the prompt is left out
+    """
+    max_unscored_share: float = 0.1
+    """share of the prompts (of 20 at least) that may be left out as unscored before the run ends"""
     lease_seconds: float = 1200.0
     """time of one attempt from issue to verdict; then it is lost, whoever holds it, and issued again"""
     max_gib: float = 8.0

@@ -15,6 +15,7 @@ from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import ClusterKind, Config, PipelineConfig, Resume, TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
+from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.training import checkpoint
 from lpo_ray.training.ledger import read_ledger
 from lpo_ray.verifiers.calling.call import judge_named
@@ -66,7 +67,7 @@ def check_training_data(task: TaskConfig) -> None:
 def check_data(source: PromptSource, num_heldout: int, *, for_training: bool) -> None:
     """Check that there is a training prompt, and as many held-out ones as an evaluation takes."""
     if for_training:
-        source.train(0)
+        first_usable(source, 1)
     if num_heldout:
         source.heldout(num_heldout)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from lpo_ray.verdict import Verdict
+from lpo_ray.verdict import BadAnswer, Verdict
 
 MAX_CHARACTERS = 1000
 """length of what stands in the box; longer ones are not looked at, so that no response can cost time"""
@@ -24,11 +24,14 @@ _DROPPED = re.compile(
 
 
 def boxed(prompt: str, response: str, answer: str) -> Verdict:
-    """Give 1 when the last box holds the answer, 0 otherwise."""
+    """Give 1 when the last box holds the answer, 0 otherwise. Raises BadAnswer for an answer that is empty."""
+    wanted = normalised(last_box(answer) or answer)
+    if not wanted:
+        raise BadAnswer(f"the answer of boxed is {answer[:80]!r}; expected one that is not empty")
     content = last_box(response)
     if content is None:
         return Verdict.scored(0.0, f"no \\boxed{{}} that is closed within {MAX_CHARACTERS} characters")
-    given, wanted = normalised(content), normalised(last_box(answer) or answer)
+    given = normalised(content)
     if given == wanted:
         return Verdict.scored(1.0, "equal")
     left, right = number_of(given), number_of(wanted)

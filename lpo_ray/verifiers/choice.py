@@ -24,14 +24,16 @@ _LETTER = re.compile(r"\(([A-J])\)|([A-J])(?=$|[.:),;\n]| *(?:$|[-–—]|becaus
 _SECOND = re.compile(r"[\s.,;)]*(?:or|and|/|,|&)\s*\(?[A-J]\)?(?=$|[\s.,;:)])")
 
 
-def multiple_choice(response: str, answer: str, row: Mapping[str, Any]) -> Verdict:
+def multiple_choice(response: str, answer: str, row: Mapping[str, Any], raw_answer: Any = None) -> Verdict:  # noqa: ANN401 - any JSON
     """Give 1 when the response names the right choice; 0 when it names another, two, or none.
 
-    ``answer``: a letter A to J, a label or the text of one of ``row["choices"]``, or its number counted from 0. Raises
-    ValueError when it is none of these.
+    ``answer``: a letter A to J, a label or the text of one of ``row["choices"]``, or its number counted from 0. A
+    number in the data (``raw_answer``) is always the last, unless the choices have labels. Raises ValueError when it is
+    none of these.
     """
     labels, texts = _choices(row)
-    wanted = _wanted(answer, labels, texts)
+    is_number = type(raw_answer) is int and isinstance(row.get("choices"), list) and 0 <= raw_answer < len(texts)
+    wanted = raw_answer if is_number else _wanted(answer, labels, texts)
     said, given = _given(response, labels, texts)
     if given is None:
         return Verdict.scored(0.0, "no choice is named" if said is None else f"{said[:80]!r} is no one choice")

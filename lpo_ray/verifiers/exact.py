@@ -6,9 +6,9 @@ The response's answer is what stands in its last ``<answer>...</answer>``, or el
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lpo_ray.verdict import Verdict
+from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.tags import answered
 
 if TYPE_CHECKING:
@@ -22,12 +22,23 @@ MATCH_SECONDS = 1.0
 """time of one match; a pattern that backtracks for longer than that has not matched"""
 
 
-def exact(response: str, answer: str) -> Verdict:
-    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise."""
-    given, wanted = _one_line(answered(response)), _one_line(answer)
-    if given == wanted:
+def exact(response: str, answer: str, raw_answer: Any = None) -> Verdict:  # noqa: ANN401 - any JSON
+    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise. Of a list of answers any
+    is right, and a boolean is equal in upper and lower case. Raises BadAnswer for an answer that is empty or a mapping.
+    """
+    given, wanted = _one_line(answered(response)), _wanted(answer, raw_answer)
+    if given in wanted or (isinstance(raw_answer, bool) and given.casefold() == wanted[0].casefold()):
         return Verdict.scored(1.0, "equal")
-    return Verdict.scored(0.0, f"{given[:80]!r} is not {wanted[:80]!r}")
+    return Verdict.scored(0.0, f"{given[:80]!r} is not {' or '.join(map(repr, wanted))[:80]}")
+
+
+def _wanted(answer: str, raw_answer: Any) -> list[str]:  # noqa: ANN401 - any JSON
+    """List the texts that are right. Raises BadAnswer when there is none."""
+    texts = raw_answer if isinstance(raw_answer, list) else [answer]
+    wanted = [_one_line(str(text)) for text in texts]
+    if isinstance(raw_answer, dict) or not wanted or not all(wanted):
+        raise BadAnswer(f"the answer of exact is {answer[:80]!r}; expected a text that is not empty, or a list of them")
+    return wanted
 
 
 def regex(response: str, answer: str) -> Verdict:

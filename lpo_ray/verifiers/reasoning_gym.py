@@ -22,7 +22,7 @@ from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lpo_ray.verdict import Verdict
+from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.calling.cpu_budget import OutOfTime, cpu_budget
 from lpo_ray.verifiers.mathematics.bounds import refused
 from lpo_ray.verifiers.tags import answered
@@ -65,9 +65,9 @@ Scorer = Callable[[str | None, dict[str, Any]], float]
 def reasoning_gym(response: str, row: Mapping[str, Any]) -> Verdict:
     """Score the answer with the generator's scorer: usually 0 to 1, in part also for what is almost right.
 
-    Raises ValueError for a row without a known dataset or an entry, and what the scorer raises on its own answer.
+    Raises BadAnswer for a row without a dataset or an entry, and what the scorer raises on its own answer.
     """
-    name, entry = _task(row)
+    name, entry = wanted_entry(row)
     options = row.get("options") or {}
     scorer, given = _scorer(name, json.dumps(dict(options), sort_keys=True)), answered(response)
     right = entry["answer"]
@@ -124,14 +124,15 @@ begins with 0, and any text at all for True or False.
 """
 
 
-def _task(row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def wanted_entry(row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Read a row's generator and entry. Raises BadAnswer for a row without them."""
     name, entry = row.get("dataset"), row.get("entry")
     if isinstance(entry, str):
         entry = json.loads(entry)
         if name in TUPLES and isinstance(entry, dict):
             entry["metadata"] = _tuples(entry.get("metadata"))
     if not isinstance(name, str) or not isinstance(entry, Mapping) or "answer" not in entry:
-        raise ValueError(
+        raise BadAnswer(
             f"the row of a Reasoning Gym task has dataset={name!r} and an entry of {type(entry).__name__}; expected a "
             "generator's name, and an entry with question, answer and metadata, as an object or as JSON"
         )

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lpo_ray.verdict import Verdict
+from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.sandbox.call_tests import CallTests, Marks, run_call_tests
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.stdin_tests import Printed, run_for_each
@@ -36,10 +36,6 @@ _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
 _NUMBER = re.compile(rb"[+-]?\d{0,300}(\.\d{0,300})?([eE][+-]?\d{1,3})?")
 _PYTHON = ("python", "python3", "py")
 _FORMS = "a list of asserts, or an object with tests, with inputs and outputs, or with test"
-
-
-class BadAnswer(ValueError):
-    """Error of an answer that is no set of unit tests: the dataset's fault, so nothing can be said of the response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ def unit_tests(response: str, answer: str, row: Mapping[str, Any], sandbox: Limi
     else:
         total, marks = len(tests.inputs), _run_print_tests(program, tests, sandbox)
     if marks.trouble is not None:
-        return Verdict.unscored(marks.trouble)
+        return Verdict.failed(marks.trouble)
     return Verdict.scored(
         marks.passed / total, f"{marks.passed} of {total} tests passed{marks.why and '; '}{marks.why}"
     )

@@ -11,11 +11,14 @@ from typing import Literal
 
 import numpy as np
 
-from lpo_ray.errors import DataError
+from lpo_ray.errors import DataError, UnusableRow
+from lpo_ray.interfaces import PromptSource
 from lpo_ray.policy.tokenizer import Messages, Tokenizer
-from lpo_ray.records import IntArray
+from lpo_ray.records import IntArray, Prompt
 
 Split = Literal["train", "heldout"]
+TRIES = 100
+"""training prompts that are looked at for each that is wanted"""
 HELDOUT_SEED = 0
 """seed of the held-out problems of generators: the same for every run, so that runs can be compared"""
 
@@ -48,6 +51,24 @@ class PromptEncoder:
         if not isinstance(prompt, str):
             return self._tokenizer.render(prompt)
         return self._tokenizer.render([{"role": "user", "content": prompt}]) if self._template == "chat" else prompt
+
+
+def first_usable(source: PromptSource, count: int) -> list[Prompt]:
+    """Make the first ``count`` training prompts that can be scored. Looks at TRIES times as many; DataError when none
+    of these can.
+    """
+    found: list[Prompt] = []
+    reason = ""
+    for index in range(TRIES * count):
+        try:
+            found.append(source.train(index))
+        except UnusableRow as unusable:
+            reason = str(unusable)
+        if len(found) == count:
+            break
+    if not found:
+        raise DataError(f"none of the first {TRIES * count} training prompts can be used; the last: {reason}")
+    return found
 
 
 def cycled(seed: int, index: int, num_train: int | None) -> int:

@@ -382,6 +382,38 @@ async def test_an_endpoint_gets_what_the_configuration_names(service: Service) -
     assert service.headers == ["Bearer secret"] * 2
 
 
+async def test_a_service_on_this_machine_is_asked_without_the_proxy_of_the_environment(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Service()
+    proxy.reply = lambda body: (502, b"cannot reach the host")
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert rewards(await ask(service.url, "ab")) == [2]
+    assert not proxy.asked
+    [verdict] = await ask("http://93.184.216.34/reward", "ab")
+    assert f"asked through the proxy {proxy.url}" in verdict.detail
+    assert verdict.lack == "failed"
+    proxy.server.shutdown()
+    proxy.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "lack"),
+    [
+        (500, {}, "failed"), (401, {}, "failed"), (404, {}, "failed"), (422, {}, "unscored"), (413, {}, "unscored"),
+        (200, {"result": 1}, "unscored"), (200, {"result": {"score": None}}, "unscored"), (200, b"<html>", "unscored"),
+    ],
+)  # fmt: skip
+async def test_a_service_in_trouble_is_told_from_a_request_that_it_refuses(
+    status: int, answer: object, lack: str, service: Service
+) -> None:
+    service.reply = lambda body: (status, answer)
+    [verdict] = await ask(service.url, "x")
+    assert verdict.lack == lack
+
+
 async def test_a_batched_endpoint_is_asked_once_for_a_group(service: Service) -> None:
     service.reply = lambda body: (200, {"rewards": [1, None, 0.5]})
     request = {"query": "prompt+response", "prompts": "prompt", "labels": "answer"}
