@@ -124,7 +124,8 @@ def remote_verifier(
         return actor.remote(model_path, resized, trust_remote_code=config.model.trust_remote_code)
 
     def deadline_of(num_processes: int) -> float:
-        waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // num_processes)
+        size = config.sampling.group_size  # of one group at least, which a function of lists is given in one call
+        waves = max(size, -(-config.pipeline.groups_per_step * size // num_processes))
         return SERVICE_SECONDS + verifier.deadline_seconds * (1 + verifier.max_retries) * waves
 
     return RemoteVerifier(make, verifier.num_processes, deadline_of, restarts, events)

@@ -223,7 +223,7 @@ class SampleLane:
         flight.version = self.version
 
     async def _one_group(self, flight: _Flight) -> None:
-        """Turn an issued prompt into a scored group, within max_attempts leases that are lost, or that stay unscored."""
+        """Turn an issued prompt into a scored group. At most max_attempts leases are lost, or stay unscored."""
         lost_times = unscored_times = 0
         while lost_times < self._settings.max_attempts:
             if lost_times + unscored_times:

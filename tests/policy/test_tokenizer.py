@@ -40,7 +40,10 @@ def tokenizer_of(*special: str, template: str | None = None) -> Tokenizer:
     [
         (("<think>", "</think>"), None, "<think>a</think>b</s>", "<think>a</think>b"),
         (("[THINK]", "[/THINK]"), None, "[THINK]a[/THINK]b", "[THINK]a[/THINK]b"),
-        (("<think>", "</think>", "<|im_start|>", "<|im_end|>"), CHATML, "<think>a</think>b<|im_end|>", "<think>a</think>b"),
+        (
+            ("<think>", "</think>", "<|im_start|>", "<|im_end|>"), CHATML, "<think>a</think>b<|im_end|>",
+            "<think>a</think>b",
+        ),
         (("[INST]", "[/INST]", "<a>", "</a>"), INST, "[INST]a[/INST]<a>b</a></s>", "a<a>b</a>"),
         (("<think>",), None, "<think>a", "a"),
         (("<|fim|>", "<pad>"), None, "a<|fim|>b<pad>", "ab"),
