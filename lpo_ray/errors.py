@@ -77,14 +77,14 @@ class TooManyLost(LpoRayError):
 class TooManyUnscored(LpoRayError):
     """Prompts that were left out since the verifier has no verdict on some response of theirs, again and again."""
 
-    def __init__(self, unscored: int, done: int, limit: float, reasons: Sequence[str]) -> None:
-        super().__init__(unscored, done, limit, reasons)
-        self.unscored, self.done, self.limit, self.reasons = unscored, done, limit, reasons
+    def __init__(self, unscored: int, done: int, limit: float, last: str) -> None:
+        super().__init__(unscored, done, limit, last)
+        self.unscored, self.done, self.limit, self.last = unscored, done, limit, last
 
     def __str__(self) -> str:
         return (
             f"{self.unscored} of {self.done} prompts were left out because a response of theirs stayed unscored at "
-            f"every attempt, the last: {'; '.join(self.reasons)}. Expected a share of at most {self.limit:g} "
+            f"every attempt, the last {self.last}. Expected a share of at most {self.limit:g} "
             "(pipeline.max_unscored_share): correct the verifier or the rows, or raise the limit, then continue with "
             "run.resume=auto"
         )

@@ -26,8 +26,6 @@ from lpo_ray.training.staleness import GateSlot, ReadyGroups, StalenessGate
 
 LEAST_PROMPTS = 20
 """prompts of which a share is taken, so that the first that stays unscored ends no run"""
-NAMED = 3
-"""prompts that an error names"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,6 @@ class UnscoredPrompts:
 
     def __init__(self, max_share: float) -> None:
         self._max_share = max_share
-        self._reasons: deque[str] = deque(maxlen=NAMED)
         self._done = self._unscored = 0
         self._since_step = 0
 
@@ -86,9 +83,8 @@ class UnscoredPrompts:
         self._done += 1
         self._unscored += 1
         self._since_step += 1
-        self._reasons.append(f"{prompt_id}: {reason}")
         if self._unscored > self._max_share * max(self._done, LEAST_PROMPTS):
-            raise TooManyUnscored(self._unscored, self._done, self._max_share, list(self._reasons))
+            raise TooManyUnscored(self._unscored, self._done, self._max_share, f"{prompt_id}: {reason}")
 
     def since_step(self) -> int:
         """Return how many were filtered since the last call."""

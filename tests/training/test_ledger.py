@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from lpo_ray.records import ScoredGroup, WeightsVersion
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.ledger_audit import audit
+from lpo_ray.training.ledger_codec import from_bytes, to_bytes
 from tests.support.builders import make_scored
 from tests.support.ledgers import anchor_of, commit, keys, scored_by
 
@@ -143,3 +146,20 @@ def test_any_history_balances(tmp_path_factory: pytest.TempPathFactory, moves: l
         assert counts["issued"] == sum(counts[s] for s in ("in_flight", "trained", "lost", "stale", "filtered"))
         assert counts["in_flight"] == len(on_its_way) + len(scored)
         assert audit(folder).violations == ()
+
+
+def test_a_reward_and_what_training_adds_to_it_are_kept_apart() -> None:
+    scored = replace(make_scored(0), shaping=np.array([0.0, -0.5], np.float32))
+    again = from_bytes(to_bytes(scored))
+    assert again.rewards.tolist() == scored.rewards.tolist()
+    assert again.shaped.tolist() == scored.shaped.tolist()
+    plain = from_bytes(to_bytes(make_scored(0)))
+    assert plain.shaped.tolist() == plain.rewards.tolist()
+
+
+def test_a_prompt_that_cannot_be_used_has_its_row_in_the_books(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.unusable(0, "train-00000000-row-6", "row 6: answer: there is none")
+    assert ledger.counts() == {"issued": 1, "in_flight": 0, "trained": 0, "lost": 0, "stale": 0, "filtered": 1}
+    assert ledger.next_index() == 1
+    assert ledger.resume(0).prompts == ()
+    assert audit(tmp_path).violations == ()

@@ -26,8 +26,9 @@ def verdict_of(value: Any) -> Verdict:  # noqa: ANN401 - whatever a verifier ret
             return Verdict.unscored(f"the verifier returned a mapping of {', '.join(map(str, value))}, without score")
         verdict = verdict_of(value["score"])
         rest = {key: item for key, item in value.items() if key != "score"}
-        is_told = verdict.reward is not None and rest
-        return Verdict.scored(verdict.reward, str(rest)[:LONGEST_DETAIL]) if is_told else verdict
+        if verdict.reward is None or not rest:
+            return verdict
+        return Verdict.scored(verdict.reward, str(rest)[:LONGEST_DETAIL])
     if not isinstance(value, Real) and hasattr(value, "item"):  # an array or tensor of one number
         value = value.item()
     if not isinstance(value, Real):
