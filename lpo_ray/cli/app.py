@@ -381,7 +381,12 @@ def doctor(address: str | None, as_json: bool, quick: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: errors become one message on standard error and an exit code."""
+    """Entry point: errors become one message on standard error and an exit code.
+
+    A user's modules are found in the working folder, after all that is installed. Workers get the same search path.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)

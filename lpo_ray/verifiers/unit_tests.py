@@ -47,7 +47,7 @@ class PrintTests:
 
 
 def unit_tests(response: str, answer: str, row: Mapping[str, Any], sandbox: Limits) -> Verdict:
-    """Give the fraction of tests passed, within ``sandbox.seconds`` for all together. Raises BadAnswer."""
+    """Give the fraction of tests passed, within ``verifier.sandbox.seconds`` for all together. Raises BadAnswer."""
     tests = parsed_answer(answer, row)
     program = program_of(response)
     if isinstance(tests, CallTests):
