@@ -101,7 +101,7 @@ async def test_a_prompt_that_stays_unscored_is_left_out_and_another_is_sampled_i
     assert ledger.counts() == {"issued": 17, "in_flight": 0, "trained": 12, "lost": 4, "stale": 0, "filtered": 1}
     assert [len(record.targets) for record in observer.steps] == [4, 4, 4]
     assert [record.left_out["unscored"] for record in observer.steps] == [1, 0, 0]
-    told = trace(tmp_path, "train-00000001")
+    [told] = trace(tmp_path, "train-00000001")
     assert [(attempt.state, attempt.reason) for attempt in told.attempts][-1] == ("filtered", reason)
     assert audit(tmp_path).violations == ()
 
@@ -143,7 +143,7 @@ async def test_a_row_that_cannot_be_used_is_filtered_in_its_place_in_the_data(tm
     trained = [target.group.prompt.prompt_id for record in observer.steps for target in record.targets]
     assert trained == [f"train-{n:08d}" for n in range(16) if n not in source.unusable]
     assert ledger.counts() == {"issued": 16, "in_flight": 0, "trained": 12, "lost": 0, "stale": 0, "filtered": 4}
-    assert trace(tmp_path, "5").attempts[0].reason == "row 6: answer: there is none"
+    assert trace(tmp_path, "5")[0].attempts[0].reason == "row 6: answer: there is none"
     books = audit(tmp_path)
     assert books.violations == ()
     assert books.prompts["filtered"] == 4
