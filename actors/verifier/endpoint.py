@@ -115,6 +115,9 @@ class RemoteVerdicts:
         self._proxies: dict[str, str | None] = {}
         """service -> its proxy"""
         self._breakers: dict[str, Breaker] = {}
+        self._places = asyncio.Semaphore(settings.concurrency)
+        self.given = 0
+        """requests that have ended so far, well or not"""
         schema = settings.reply_schema
         self._validator = validator_for(schema, default=Draft202012Validator)(schema)
 
@@ -205,8 +208,11 @@ class RemoteVerdicts:
         client, by = self._client(proxy), through(proxy, url)
 
         async def ask() -> httpx.Response:
+            limit.reschedule(None)  # waiting for a place takes as long as there are requests
             try:
-                response = await client.post(url, json=body, headers=headers)
+                async with self._places:
+                    limit.reschedule(asyncio.get_running_loop().time() + 2 * self._settings.seconds)
+                    response = await client.post(url, json=body, headers=headers)
             except httpx.ReadTimeout as error:
                 raise NoReply(f"{url}: ReadTimeout, no reply within {self._settings.seconds:g} s{by}") from error
             except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -216,10 +222,12 @@ class RemoteVerdicts:
             return response
 
         try:
-            async with asyncio.timeout(2 * self._settings.seconds):
+            async with asyncio.timeout(2 * self._settings.seconds) as limit:
                 response = await breaker.call(ask)
         except TimeoutError as error:
             raise Unavailable(f"{url} failed {breaker.failures} times in a row and is left alone{by}") from error
+        finally:
+            self.given += 1
         if response.status_code in REFUSED:
             raise Refused(f"{url} answered {response.status_code}: {response.text[:200]}")
         if response.status_code != httpx.codes.OK:

@@ -41,9 +41,15 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 
     spec = make_spec(load_config(config, overrides))
     if dry_run:
+        from lpo_ray.cli.backend import check_learner
+        from lpo_ray.cli.plan import limit_problems_here
+
+        check_learner(spec.config)
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
         click.echo(f"train would {outlook(spec.run_dir, spec.config)}")
+        for problem in limit_problems_here(spec):
+            click.echo(f"Warning: {problem}")
         return
     from lpo_ray.cli.train import train_command
 

@@ -16,7 +16,7 @@ from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.calling.weighted_sum import terms
 from lpo_ray.verifiers.reasoning_gym import wanted_entry
 from lpo_ray.verifiers.table import VERIFIERS
-from lpo_ray.verifiers.unit_tests import parsed_answer
+from lpo_ray.verifiers.unit_tests.layouts import parsed_answer
 
 READERS: dict[str, Callable[[str, Mapping[str, Any]], object]] = {
     "reasoning_gym": lambda answer, row: wanted_entry(row),

@@ -26,9 +26,15 @@ def test_a_bad_config_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_dry_run_prints_the_config_and_every_number_and_writes_nothing(tmp_path: Path) -> None:
-    finished = lpo_ray("train", QUICKSTART, "--dry-run", f"run.dir={tmp_path}/runs", "run.seed=7")
+    finished = lpo_ray(
+        "train", QUICKSTART, "--dry-run", f"run.dir={tmp_path}/runs", "run.seed=7", "rollout.silence_seconds=0.001"
+    )
     assert finished.returncode == 0, finished.stderr
     assert "seed: 7" in finished.stdout
+    (warning,) = [line for line in finished.stdout.splitlines() if line.startswith("Warning")]
+    assert warning.startswith(
+        "Warning: rollout.silence_seconds leaves 0.001 s for the longest step of an engine, which"
+    )
     assert "responses per step" in finished.stdout
     assert list(tmp_path.iterdir()) == []
 
