@@ -55,7 +55,7 @@ def test_every_verifier_of_the_table_is_asked_about_an_answer() -> None:
 
 
 def test_no_program_is_run_to_read_tests() -> None:
-    check_answer("unit_tests", json.dumps({"tests": ["import os; os._exit(3)"]}), {})
+    check_answer("unit_tests", json.dumps({"tests": ["assert f(__import__('os')._exit(3)) == 1"]}), {})
 
 
 def test_an_index_of_numeric_choices_is_no_text_of_one() -> None:
