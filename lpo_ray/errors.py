@@ -57,8 +57,39 @@ class GroupLost(LpoRayError):
         return f"group {self.prompt_id} (attempt {self.attempt}) was lost: {self.reason}"
 
 
+class Unscored(GroupLost):
+    """A group with a response that the verifier has no verdict on: its own affair or its row's, not the service's."""
+
+
+class UnusableRow(LpoRayError):
+    """A row whose answer the verifier cannot read. Its prompt is left out; the run continues with others."""
+
+    def __init__(self, prompt_id: str, reason: str) -> None:
+        super().__init__(prompt_id, reason)
+        self.prompt_id, self.reason = prompt_id, reason
+
+    def __str__(self) -> str:
+        return f"prompt {self.prompt_id} cannot be used: {self.reason}"
+
+
 class TooManyLost(LpoRayError):
     """A prompt that was lost at every attempt, or groups that are lost faster than they are trained."""
+
+
+class TooManyUnscored(LpoRayError):
+    """Prompts that were left out since the verifier has no verdict on some response of theirs, again and again."""
+
+    def __init__(self, unscored: int, done: int, limit: float, last: str) -> None:
+        super().__init__(unscored, done, limit, last)
+        self.unscored, self.done, self.limit, self.last = unscored, done, limit, last
+
+    def __str__(self) -> str:
+        return (
+            f"{self.unscored} of {self.done} prompts were left out because a response of theirs stayed unscored at "
+            f"every attempt, the last {self.last}. Expected a share of at most {self.limit:g} "
+            "(pipeline.max_unscored_share): correct the verifier or the rows, or raise the limit, then continue with "
+            "run.resume=auto"
+        )
 
 
 class DeadlineExceeded(LpoRayError):

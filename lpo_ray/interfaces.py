@@ -45,7 +45,9 @@ class Verifier(Protocol):
     """Scores responses."""
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
-        """Score all K responses. Raises GroupLost when any verdict stays unscored after its retries."""
+        """Score all K responses. Raises GroupLost when any verdict stays unscored after its retries: Unscored when the
+        verifier works, and has none for this response.
+        """
         ...
 
 
@@ -117,11 +119,14 @@ class PromptSource(Protocol):
     """
 
     def train(self, index: int) -> Prompt:
-        """Make training prompt number ``index`` of the run (0, 1, ...), without end. Its id sorts in this order."""
+        """Make training prompt number ``index`` of the run (0, 1, ...), without end. Its id sorts in this order.
+
+        Raises UnusableRow for one that cannot be scored; it is left out, and the run continues with the next.
+        """
         ...
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """Make the first ``count`` held-out prompts; none of them is ever a training prompt."""
+        """Make the first ``count`` held-out prompts that can be scored; none of them is ever a training prompt."""
         ...
 
 
@@ -150,6 +155,10 @@ class Observer(Protocol):
 
     def lost(self, lost: GroupLost) -> None:
         """Report a group that was lost and is issued again."""
+        ...
+
+    def left_out(self, prompt_id: str, reason: str) -> None:
+        """Report a prompt that is left out for good, and why."""
         ...
 
     def step_done(self, record: StepRecord) -> None:

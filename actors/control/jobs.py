@@ -23,6 +23,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from actors.control.queries import ANSWER
+from lpo_ray.common.proxies import ask_directly, proxy_of, through
 from lpo_ray.errors import ComponentFailed, ConfigError, DeadlineExceeded, LpoRayError, RunBusy
 
 RUN_KEY = "lpo_ray_run"
@@ -68,6 +69,8 @@ class Jobs:
                 f"--address is {address!r}; expected that of the head's job server, such as http://HEAD:8265"
             )
         logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of packages and tokens; what matters is an error
+        ask_directly(address)
+        self._proxy = proxy_of(address)
         with self._explained():
             self._client = JobSubmissionClient(address)
 
@@ -190,9 +193,11 @@ class Jobs:
             raise ConfigError(
                 f"{self._address} cannot be reached: {str(error).splitlines()[0][:300]}. Expected the address of the "
                 "head's job server (`ray start --head --dashboard-host`): check host, port and firewall"
+                + through(self._proxy, self._address)
             ) from error
         except RuntimeError as error:
-            raise ConfigError(f"{self._address} refused: {_last_line(str(error))}") from error
+            said = _last_line(str(error)) + through(self._proxy, self._address)
+            raise ConfigError(f"{self._address} refused: {said}") from error
 
 
 @contextlib.contextmanager

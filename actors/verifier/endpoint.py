@@ -21,9 +21,10 @@ from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
 from referencing.exceptions import Unresolvable
 
+from lpo_ray.common.proxies import proxy_of, through
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.calling.adapters import verdict_of
 from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.calling.values import verdict_of
 
 OPENS_AFTER = 5
 """failures in a row after which a circuit opens"""
@@ -31,6 +32,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """seconds for which an open circuit rests, doubled at each failure"""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """statuses of a service in trouble; any other error means that the request is wrong, and a retry is no use"""
+REFUSED = frozenset({400, 413, 414, 422})
+"""statuses by which a service refuses this request, where others may pass"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,15 @@ class RemoteSettings:
 
 
 class Unavailable(Exception):
-    """Error of a service that gave no usable answer."""
+    """Error of a service that could not be asked, or is in trouble."""
+
+
+class NoReply(Unavailable):
+    """Error of a service that took a request, and did not reply in time: it may be in trouble, or the response odd."""
+
+
+class Refused(Exception):
+    """Error of a request that its service answers, without a verdict: this response's affair, not the service's."""
 
 
 @dataclass
@@ -99,8 +110,10 @@ class RemoteVerdicts:
 
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
-        limits = httpx.Limits(max_connections=settings.concurrency)
-        self._client = httpx.AsyncClient(timeout=settings.seconds, limits=limits, follow_redirects=False)
+        self._clients: dict[str | None, httpx.AsyncClient] = {}
+        """proxy -> client; None: without one"""
+        self._proxies: dict[str, str | None] = {}
+        """service -> its proxy"""
         self._breakers: dict[str, Breaker] = {}
         self._places = asyncio.Semaphore(settings.concurrency)
         self.given = 0
@@ -116,9 +129,13 @@ class RemoteVerdicts:
             return await self._asked(verifier, cases)
         return [v for found in await asyncio.gather(*(self._asked(verifier, [case]) for case in cases)) for v in found]
 
+    async def takes_whole_group(self, verifier: str) -> bool:
+        """Tell whether a request has all responses of a group."""
+        return verifier != "judge" and self._settings.batched
+
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await asyncio.gather(*(client.aclose() for client in self._clients.values()))
 
     async def _asked(self, url: str, cases: Sequence[Case]) -> list[Verdict]:
         """Return the verdicts of one request. The reply has one reward, or with ``batched`` one for each case."""
@@ -130,15 +147,17 @@ class RemoteVerdicts:
             reply = await self._posted(url, body, settings.key_env)
             self._check(reply, url)
             found = _at(reply, settings.reward)
-        except Unavailable as error:
+        except (Refused, NoReply) as error:
             return [Verdict.unscored(str(error))] * len(cases)
+        except Unavailable as error:
+            return [Verdict.failed(str(error))] * len(cases)
         rewards = found if settings.batched else [found]
         if not isinstance(rewards, list) or len(rewards) != len(cases):
             return [Verdict.unscored(f"{url} gave {_short(rewards)}; expected {len(cases)} rewards")] * len(cases)
         return [_number(reward, url) for reward in rewards]
 
     def _check(self, reply: Any, url: str) -> None:  # noqa: ANN401 - JSON
-        """Check a reply against the schema. Raises Unavailable."""
+        """Check a reply against the schema. Raises Refused, or Unavailable for a schema that cannot be used."""
         try:
             error = best_match(self._validator.iter_errors(reply))
         except Unresolvable as unresolvable:
@@ -146,7 +165,7 @@ class RemoteVerdicts:
                 f"verifier.http.reply_schema refers to what is not there: {unresolvable}"
             ) from unresolvable
         if error is not None:
-            raise Unavailable(f"{url} broke verifier.http.reply_schema at {error.json_path}: {error.message[:200]}")
+            raise Refused(f"{url} broke verifier.http.reply_schema at {error.json_path}: {error.message[:200]}")
 
     async def _judged(self, case: Case) -> Verdict:
         """Ask the language model for its verdict of one response."""
@@ -171,42 +190,62 @@ class RemoteVerdicts:
             said = _at(reply, "choices.0.message.content")
             answer = json.loads(said)
             score = _at(answer, "score")
-        except (Unavailable, ValueError, TypeError) as error:
+        except (Refused, NoReply, ValueError, TypeError) as error:
             return Verdict.unscored(f"the judge gave no verdict: {error}")
+        except Unavailable as error:
+            return Verdict.failed(f"the judge could not be asked: {error}")
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= settings.scale:
             return Verdict.unscored(f"the judge's score is {_short(score)}; expected 0 to {settings.scale:g}")
         return Verdict.scored(score / settings.scale, str(answer.get("reason", ""))[:500])
 
     async def _posted(self, url: str, body: object, key_env: str | None) -> Any:  # noqa: ANN401 - JSON
-        """Post a request, and return the reply's JSON. Raises Unavailable."""
+        """Post a request, and return the reply's JSON. Raises Unavailable, or Refused."""
         headers = {} if key_env is None else {"Authorization": _authorization(key_env, url)}
         breaker = self._breakers.setdefault(url, Breaker())
+        if url not in self._proxies:
+            self._proxies[url] = await asyncio.to_thread(proxy_of, url)
+        proxy = self._proxies[url]
+        client, by = self._client(proxy), through(proxy, url)
 
         async def ask() -> httpx.Response:
             limit.reschedule(None)  # waiting for a place takes as long as there are requests
             try:
                 async with self._places:
                     limit.reschedule(asyncio.get_running_loop().time() + 2 * self._settings.seconds)
-                    response = await self._client.post(url, json=body, headers=headers)
+                    response = await client.post(url, json=body, headers=headers)
+            except httpx.ReadTimeout as error:
+                raise NoReply(f"{url}: ReadTimeout, no reply within {self._settings.seconds:g} s{by}") from error
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise Unavailable(f"{url}: {type(error).__name__} {error}".rstrip()) from error
+                raise Unavailable(f"{url}: {type(error).__name__} {error}".rstrip() + by) from error
             if response.status_code in RETRIED:
-                raise Unavailable(f"{url} answered {response.status_code}: {response.text[:200]}")
+                raise Unavailable(f"{url} answered {response.status_code}: {response.text[:200]}{by}")
             return response
 
         try:
             async with asyncio.timeout(2 * self._settings.seconds) as limit:
                 response = await breaker.call(ask)
         except TimeoutError as error:
-            raise Unavailable(f"{url} failed {breaker.failures} times in a row and is left alone") from error
+            raise Unavailable(f"{url} failed {breaker.failures} times in a row and is left alone{by}") from error
         finally:
             self.given += 1
+        if response.status_code in REFUSED:
+            raise Refused(f"{url} answered {response.status_code}: {response.text[:200]}")
         if response.status_code != httpx.codes.OK:
-            raise Unavailable(f"{url} answered {response.status_code}: {response.text[:200]}")
+            raise Unavailable(f"{url} answered {response.status_code}: {response.text[:200]}{by}")
         try:
             return response.json()
         except ValueError as error:
-            raise Unavailable(f"{url} answered {response.text[:200]!r}; expected JSON") from error
+            raise Refused(f"{url} answered {response.text[:200]!r}; expected JSON{by}") from error
+
+    def _client(self, proxy: str | None) -> httpx.AsyncClient:
+        """Return the client that asks through ``proxy``. What the environment says of proxies is known by then."""
+        if proxy not in self._clients:
+            limits = httpx.Limits(max_connections=self._settings.concurrency)
+            transport = httpx.AsyncHTTPTransport(limits=limits, proxy=proxy)
+            self._clients[proxy] = httpx.AsyncClient(
+                timeout=self._settings.seconds, transport=transport, follow_redirects=False
+            )
+        return self._clients[proxy]
 
 
 def _instructions(rubric: str, scale: float) -> str:
@@ -227,22 +266,26 @@ def _schema(scale: float) -> dict[str, Any]:
 
 
 def _field(case: Case, name: str) -> Any:  # noqa: ANN401 - JSON
-    """Read a field of a case, ``prompt+response``, or a column as ``row.name``."""
+    """Read a field of a case, ``prompt+response``, ``query``, or a column as ``row.name``."""
     if name == "prompt+response":
         return case.prompt + case.response
+    if name == "query":
+        return case.prompt + case.response if case.sampled is None else case.sampled.query
+    if name == "raw_answer":
+        return case.gold
     if name.startswith("row."):
         return case.row.get(name.removeprefix("row."))
     return {"prompt": case.prompt, "response": case.response, "answer": case.answer, "row": dict(case.row)}[name]
 
 
 def _at(reply: Any, path: str) -> Any:  # noqa: ANN401 - JSON
-    """Read what stands at a dotted path, such as ``choices.0.text``. Raises Unavailable."""
+    """Read what stands at a dotted path, such as ``choices.0.text``. Raises Refused."""
     found = reply
     for part in path.split("."):
         try:
             found = found[int(part)] if isinstance(found, list) else found[part]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise Unavailable(f"the reply has no {path}: {_short(reply)}") from error
+            raise Refused(f"the reply has no {path}: {_short(reply)}") from error
     return found
 
 

@@ -1,9 +1,10 @@
 """A pool of processes that verify text written by a model, each response under a hard deadline.
 
-Responses to a prompt go to a process together, as many as take CHUNK_SECONDS at the verifier's speed so far: a call
-costs as much as several quick verdicts. A chunk that misses the deadline, or whose process dies, is retried one by one,
-so the response that did it is known and the others lose only time. A call that takes far longer than others do
-continues in a spare process, at the lowest priority, and its slot goes to others.
+A verifier of whole groups is given the group in one call, whatever its speed: what it computes depends on the list.
+For others, responses to a prompt go to a process together, as many as take CHUNK_SECONDS at the verifier's speed so
+far: a call costs as much as several quick verdicts. A chunk that misses the deadline, or whose process dies, is retried
+one by one, so the response that did it is known and the others lose only time. A call that takes far longer than others
+do continues in a spare process, at the lowest priority, and its slot goes to others.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.calling.call import loaded_version, verify, version_of
+from lpo_ray.verifiers.calling.call import loaded_version, takes_whole_group, verify, version_of
 from lpo_ray.verifiers.calling.case import Case
 
 CHUNK_SECONDS = 0.05
@@ -59,6 +60,14 @@ class ProcessPoolSettings:
     memory_mib: int
 
 
+class NoAnswer(Exception):
+    """Error of a call to a process that gave no answer; ``verdict`` says why."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
 class VerdictPool:
     """Verdicts of functions, in a pool of processes. Lives in one event loop."""
 
@@ -66,6 +75,8 @@ class VerdictPool:
         self._settings, self._num_processes = settings, settings.num_processes
         self._seconds: dict[str, float] = {}
         """verifier -> seconds of one verdict, lately"""
+        self._whole_group: dict[tuple[str, str], bool] = {}
+        """verifier and its version -> whether it takes whole groups"""
         # forkserver: a clean parent without this process's threads, from which a replacement forks in milliseconds
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["lpo_ray.verifiers.calling.call"])
@@ -77,10 +88,31 @@ class VerdictPool:
 
     async def verdicts(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
         """Return a verdict of each case, in order. Never raises for what a verifier does."""
+        try:
+            whole_group = await self.takes_whole_group(verifier)
+        except NoAnswer as error:
+            return [error.verdict] * len(cases)
+        if whole_group:
+            return await self._judged(verifier, cases, whole_group=True)
         size = self._chunk_size(verifier)
         chunks = [cases[start : start + size] for start in range(0, len(cases), size)]
         judged = await asyncio.gather(*(self._judged(verifier, chunk) for chunk in chunks))
         return [verdict for chunk in judged for verdict in chunk]
+
+    async def takes_whole_group(self, verifier: str) -> bool:
+        """Tell whether the verifier must be given all responses of a group at once. A process knows: only these import
+        functions from outside. Raises NoAnswer when none can say.
+        """
+        if ":" not in verifier:
+            return False
+        key = (verifier, version_of(verifier))
+        if key not in self._whole_group:
+            deadline = self._settings.deadline_seconds
+            found = await self._answered(_style, verifier, deadline=deadline, overdue=deadline)
+            if isinstance(found, str):
+                raise NoAnswer(Verdict.failed(found))
+            self._whole_group[key] = found
+        return self._whole_group[key]
 
     def resize(self, num_processes: int) -> None:
         """Use another number of processes from now on. The old ones finish what they have begun."""
@@ -110,40 +142,54 @@ class VerdictPool:
         seconds = self._seconds.get(verifier)
         return 1 if seconds is None else max(1, int(CHUNK_SECONDS / max(seconds, 1e-6)))
 
-    async def _judged(self, verifier: str, chunk: Sequence[Case]) -> list[Verdict]:
-        deadline, broken = self._settings.deadline_seconds, 0
+    async def _judged(self, verifier: str, chunk: Sequence[Case], *, whole_group: bool = False) -> list[Verdict]:
+        each = self._seconds.get(verifier)
+        deadline = self._settings.deadline_seconds * (len(chunk) if whole_group else 1)
+        overdue = deadline if each is None else max(OVERDUE_SECONDS, OVERDUE_TIMES * each * len(chunk))
+        try:
+            verdicts, seconds = await self._answered(_judge, verifier, chunk, deadline=deadline, overdue=overdue)
+        except NoAnswer as error:
+            if len(chunk) > 1 and not whole_group:
+                return [verdict for case in chunk for verdict in await self._judged(verifier, [case])]
+            longest = max((case.response for case in chunk), key=len)
+            logger.warning("verifier %s: %s. The response: %s", verifier, error.verdict.detail, _shown(longest))
+            return [error.verdict] * len(chunk)
+        self._took(verifier, chunk, seconds)
+        return verdicts
+
+    async def _answered(
+        self, job: Callable[..., T], verifier: str, *args: object, deadline: float, overdue: float
+    ) -> T:
+        """Return what ``job`` returns in a process. Raises NoAnswer when it has not within ``deadline``."""
+        broken = 0
         while True:
             pool = self._pool
             try:
-                verdicts, seconds = await self._asked(pool, verifier, chunk)
-                self._took(verifier, chunk, seconds)
-                return verdicts
-            except FutureTimeout:
+                return await self._asked(pool, job, verifier, args, deadline, overdue)
+            except FutureTimeout as error:
                 reason = f"no verdict within {deadline:g} s; its process was killed"
+                raise NoAnswer(Verdict.unscored(reason)) from error
             except ProcessExpired as error:
-                if error.exitcode == _WORN:
-                    continue
-                reason = f"the verifier process died with exit code {error.exitcode}"
+                if error.exitcode != _WORN:
+                    reason = f"the verifier process died with exit code {error.exitcode}"
+                    raise NoAnswer(Verdict.unscored(reason)) from error
             except RuntimeError as error:  # the parent of its processes was killed, or one while it was read from
                 broken += 1
-                if not self._is_closed and broken <= POOLS:
-                    self._replace(pool, error)
-                    continue
-                reason = f"the pool broke {broken} times: {type(error).__name__} {error}"
-            except Exception as error:  # noqa: BLE001 - whatever went wrong, it is no reward
-                reason = f"{type(error).__name__}: {error}"
-            if len(chunk) > 1:
-                return [v for case in chunk for v in await self._judged(verifier, [case])]
-            logger.warning("verifier %s: %s. The response: %s", verifier, reason, _shown(chunk[0].response))
-            return [Verdict.unscored(reason)]
+                if self._is_closed or broken > POOLS:
+                    reason = f"the pool broke {broken} times: {type(error).__name__} {error}"
+                    raise NoAnswer(Verdict.failed(reason)) from error
+                self._replace(pool, error)
+            except Exception as error:  # whatever went wrong, it is no reward
+                raise NoAnswer(Verdict.unscored(f"{type(error).__name__}: {error}")) from error
 
-    async def _asked(self, pool: ProcessPool, verifier: str, chunk: Sequence[Case]) -> tuple[list[Verdict], float]:
+    async def _asked(
+        self, pool: ProcessPool, job: Callable[..., T], verifier: str, args: Sequence[object], deadline: float,
+        overdue: float,
+    ) -> T:  # fmt: skip
         """Make one call, in a slot until it is overdue. Raises what the pool raises."""
-        each, deadline = self._seconds.get(verifier), self._settings.deadline_seconds
-        overdue = deadline if each is None else max(OVERDUE_SECONDS, OVERDUE_TIMES * each * len(chunk))
         async with self._slots:
-            asked = (verifier, version_of(verifier), chunk, overdue)
-            future = asyncio.wrap_future(pool.schedule(_judge, args=asked, timeout=deadline))
+            asked = (job, verifier, version_of(verifier), overdue, *args)
+            future = asyncio.wrap_future(pool.schedule(_carry_out, args=asked, timeout=deadline))
             await _settled(pool, future, overdue)
         await _settled(pool, future, math.inf)
         self.given += 1
@@ -202,9 +248,9 @@ def _enter(memory_mib: int) -> None:
     signal.signal(signal.SIGVTALRM, _give_way)
 
 
-def _judge(verifier: str, version: str, cases: Sequence[Case], overdue: float) -> tuple[list[Verdict], float]:
-    """Return verdicts and the seconds they took, in a process of the pool. A process whose memory has grown to half of
-    its limit, that has been overdue, or that has loaded another version of the verifier, makes way for a fresh one.
+def _carry_out(job: Callable[..., T], verifier: str, version: str, overdue: float, *args: object) -> T:
+    """Do ``job`` in a process of the pool. A process whose memory has grown to half of its limit, that has been
+    overdue, or that has loaded another version of the verifier, makes way for a fresh one.
     """
     global _has_judged  # one that makes way before its first call would be replaced for ever
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
@@ -213,11 +259,24 @@ def _judge(verifier: str, version: str, cases: Sequence[Case], overdue: float) -
     if _has_judged and (has_grown or is_old or os.sched_getscheduler(0) == os.SCHED_IDLE):
         os._exit(_WORN)
     _has_judged = True
-    started = time.perf_counter()
     signal.setitimer(signal.ITIMER_VIRTUAL, overdue)  # of processor time: a call that sleeps holds up no other
-    verdicts = verify(verifier, cases)
+    found = job(verifier, *args)
     signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    return verdicts, time.perf_counter() - started
+    return found
+
+
+def _judge(verifier: str, cases: Sequence[Case]) -> tuple[list[Verdict], float]:
+    """Return verdicts, and the seconds they took."""
+    started = time.perf_counter()
+    return verify(verifier, cases), time.perf_counter() - started
+
+
+def _style(verifier: str) -> bool | str:
+    """Tell whether the verifier takes whole groups, or why it cannot be imported."""
+    try:
+        return takes_whole_group(verifier)
+    except Exception as error:  # noqa: BLE001 - a user's module may raise anything, also what a broken pool raises
+        return f"{type(error).__name__}: {error}"
 
 
 def _give_way(number: int, frame: FrameType | None) -> None:

@@ -16,8 +16,8 @@ from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
 from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
 from lpo_ray.common.silence import Progress
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.records import FloatArray, Key, Process, PromptGroup
-from lpo_ray.rollout.rewards import cases_of, scores_of
+from lpo_ray.records import Key, Process, PromptGroup
+from lpo_ray.rollout.rewards import Scores, cases_of, scores_of
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.calling.overlong import Overlong
 from lpo_ray.verifiers.sandbox.limits import Limits
@@ -62,8 +62,8 @@ class VerifierService:
         """Verify with another number of processes from now on."""
         self._pool.resize(num_processes)
 
-    async def score(self, group: PromptGroup) -> tuple[FloatArray, tuple[str, ...]]:
-        """Verify the group's responses; returns [K] rewards and details. Raises GroupLost when one stays unscored."""
+    async def score(self, group: PromptGroup) -> Scores:
+        """Verify the group's responses. Raises GroupLost when one stays unscored."""
         self._groups.add(group.key)
         try:
             cases = cases_of(group, self._tokenizer, self._settings.sandbox)

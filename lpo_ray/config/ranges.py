@@ -90,6 +90,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "objective.stale.min_ess": Bounds(0, 1, what="a share of K, "),
     "objective.stale.max_drift": Bounds(0, LARGEST, above_low=True, what="a number of nats "),
     "objective.importance_cap": Bounds(1, LARGEST),
+    "pipeline.max_unscored_share": Bounds(0, 1, what="a share of the prompts, "),
     "objective.token_clip.low": INNER, "objective.token_clip.high": Bounds(0, LARGEST, above_low=True),
     "rollout.autoscale.target_learner_wait": INNER, "rollout.gpu_memory_utilization": SHARE,
     "rollout.cpus_per_worker": CPUS, "rollout.gpus_per_worker": CPUS, "learner.cpus_per_rank": CPUS,

@@ -12,7 +12,7 @@ from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.verifiers.calling.weighted_sum import NotASum, terms
 
-FIELDS = ("prompt", "response", "answer", "prompt+response", "row")
+FIELDS = ("prompt", "response", "answer", "raw_answer", "prompt+response", "query", "row")
 """fields of a case that a request may hold"""
 
 

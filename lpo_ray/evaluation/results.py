@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -34,7 +35,7 @@ class PromptResult:
     finish_reasons: tuple[str, ...]
     """[n] "stop", or "length" when the response was cut off"""
     responses: tuple[str, ...]
-    """[n] text without special tokens"""
+    """[n] text without special tokens but tags"""
 
     def __post_init__(self) -> None:
         for name in ("answers", "lengths", "finish_reasons", "responses"):
@@ -75,7 +76,8 @@ class PromptResult:
 
 
 def digest_of(prompt: Prompt) -> str:
-    """Digest all that decides what was asked and how it is scored: token ids, answer and verifier."""
+    """Digest all that decides what was asked and how it is scored: token ids, answer, verifier and row."""
     digest = blake2b(prompt.token_ids.tobytes(), digest_size=16)
-    digest.update(f"\0{prompt.answer}\0{prompt.verifier}".encode())
+    scored_by = (prompt.answer, prompt.verifier, prompt.raw_answer, prompt.row)
+    digest.update(json.dumps(scored_by, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -88,7 +88,7 @@ def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRul
     mask = torch.zeros(len(groups), width, dtype=torch.bool)
     for row, (scored, s_t) in enumerate(zip(groups, anchor, strict=True)):
         size = len(scored.rewards)
-        rewards[row, :size] = torch.from_numpy(scored.rewards.astype("float64"))
+        rewards[row, :size] = torch.from_numpy(scored.shaped.astype("float64"))
         shift[row, :size] = torch.from_numpy(s_t.log_ratio.astype("float64"))
         mask[row, :size] = True
     tempering = torch.ones(len(groups), dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,6 +39,12 @@ class ChatStyle:
 
 
 DEFAULT_STYLE = ChatStyle()
+
+
+_ASKED = [{"role": "user", "content": "?"}]
+_ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+_TAG = re.compile(r"(\W+?)(/?)(\w[\w-]*)(\W+)")
+"""opening or closing tag: <think>, </think>, [THINK], [/THINK]"""
 
 
 class Tokenizer:
@@ -165,12 +172,44 @@ class Tokenizer:
         return cast("str", found)
 
     def decode(self, token_ids: IntArray) -> str:
-        """Turn token ids into text without special tokens."""
+        """Turn token ids into text for people and verifiers: without special tokens, but with those that are tags.
+
+        Tags come in pairs, such as <think> and </think>: they are part of what the model says. What begins or ends a
+        text or a turn is not, whatever it looks like.
+        """
+        if self._tags.isdisjoint(token_ids.tolist()):
+            return self.decode_plain(token_ids)
+        return self.show(token_ids[~np.isin(token_ids, list(self._special - self._tags))])
+
+    def decode_plain(self, token_ids: IntArray) -> str:
+        """Turn token ids into text without any special token."""
         return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def show(self, token_ids: IntArray) -> str:
         """Turn token ids into text with special tokens: what the model sees."""
         return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Ids of all special tokens."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return frozenset(self._tokenizer.all_special_ids) | {number for number, token in added if token.special}
+
+    @cached_property
+    def _tags(self) -> frozenset[int]:
+        """Ids of the special tokens that are tags: neither their name nor their partner's has a role in the text."""
+        names = {cast("str", self._tokenizer.convert_ids_to_tokens(number)): number for number in self._special}
+        roles = [getattr(self._tokenizer, f"{role}_token", None) for role in _ROLES]
+        turn = self._user_turn() if self.has_template(DEFAULT_STYLE) else ""
+        found = {name for name in names if name not in roles and name not in turn}
+        return frozenset(names[name] for name in found if _partner(name) in found)
+
+    def _user_turn(self) -> str:
+        """Render a user's turn alone: the tokens in it divide turns. The prompt for the assistant's may open a tag."""
+        try:
+            return self._rendered(_ASKED, DEFAULT_STYLE, continues=False, add_generation_prompt=False)
+        except (TemplateError, ValueError, TypeError, KeyError):  # it wants more than this, and says nothing of them
+            return ""
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer beside a model, as it was read."""
@@ -181,3 +220,9 @@ class Tokenizer:
         if value is None:
             raise ConfigError(f"the model's tokenizer has no {name}; responses could not end")
         return int(value)
+
+
+def _partner(tag: str) -> str | None:
+    """Return the tag that closes or opens ``tag``; None for what is no tag."""
+    parts = _TAG.fullmatch(tag)
+    return None if parts is None else f"{parts[1]}{'' if parts[2] else '/'}{parts[3]}{parts[4]}"

@@ -42,11 +42,13 @@ class Prompt:
     token_ids: IntArray
     """[T] what the engine is given and the learner conditions on"""
     answer: str
-    """the right answer; only the verifier reads it"""
+    """the right answer as text; only the verifier reads it"""
     verifier: str
     """a value of task.verifier"""
     row: Mapping[str, Any] = field(default_factory=dict)
-    """other columns of the dataset, for verifiers that want them"""
+    """other columns of the data set, for verifiers that want them, and its prompt as ``prompt``"""
+    raw_answer: Any = None
+    """the right answer in its own type: a number, a list, a mapping; None: its text is all there is"""
 
     def __post_init__(self) -> None:
         if len(self.token_ids) == 0:
@@ -177,14 +179,23 @@ class ScoredGroup:
 
     group: PromptGroup
     rewards: FloatArray
-    """[K] finite"""
+    """[K] finite: what the verifier says, and what evaluations and pass rates count"""
     details: tuple[str, ...] = ()
     """[K] what the verifier said beside each reward, for people; or empty"""
+    shaping: FloatArray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    """[K] what training adds to the rewards, such as a penalty for length; or empty"""
 
     def __post_init__(self) -> None:
-        check_lengths(f"group {self.group.prompt.prompt_id}", len(self.group.responses), rewards=len(self.rewards))
-        if not np.isfinite(self.rewards).all():
-            raise ValueError(f"group {self.group.prompt.prompt_id} has rewards {self.rewards}, expected finite numbers")
+        size, name = len(self.group.responses), self.group.prompt.prompt_id
+        check_lengths(f"group {name}", size, rewards=len(self.rewards))
+        check_lengths(f"group {name}", size, shaping=len(self.shaping) or size)
+        if not np.isfinite(self.shaped).all():
+            raise ValueError(f"group {name} has rewards {self.shaped}, expected finite numbers")
+
+    @property
+    def shaped(self) -> FloatArray:
+        """[K] rewards that targets are made of: the verifier's, with what training adds."""
+        return self.rewards + self.shaping if len(self.shaping) else self.rewards
 
 
 @dataclass(frozen=True, slots=True, eq=False)

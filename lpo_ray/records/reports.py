@@ -155,7 +155,9 @@ class StepRecord:
     groups: Mapping[str, int]
     """ledger counts"""
     left_out: Mapping[str, int]
-    """why -> groups that were collected for the step and not trained by it: equal_rewards, off_policy, cut"""
+    """why -> groups that were collected for the step and not trained by it: equal_rewards, off_policy, cut,
+    unscored
+    """
     reused: int
     """groups that were trained before"""
     backlog: Backlog

@@ -10,6 +10,7 @@ from lpo_ray.common.plugins import UnknownName
 from lpo_ray.config.schema import ClusterKind, Config, PipelineConfig, TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
+from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.verifiers.calling.call import judge_named
 from lpo_ray.verifiers.calling.weighted_sum import is_remote, terms
 
@@ -51,7 +52,7 @@ def check_training_data(task: TaskConfig) -> None:
 def check_data(source: PromptSource, num_heldout: int, *, for_training: bool) -> None:
     """Check that there is a training prompt, and as many held-out ones as an evaluation takes."""
     if for_training:
-        source.train(0)
+        first_usable(source, 1)
     if num_heldout:
         source.heldout(num_heldout)
 

@@ -133,6 +133,10 @@ class Recorder:
         """Log that a group was lost and is issued again."""
         self.log(self._line("warning", str(lost)))
 
+    def left_out(self, prompt_id: str, reason: str) -> None:
+        """Log that a prompt is left out for good."""
+        self.log(self._line("warning", f"prompt {prompt_id} is left out: {reason}"))
+
     def note(self, text: str) -> None:
         """Log one line of the driver."""
         self.log(self._line("info", text))

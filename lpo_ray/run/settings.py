@@ -207,6 +207,7 @@ def sample_settings(spec: RunSpec) -> SampleSettings:
     return SampleSettings(
         sampling=sampling(spec),
         max_attempts=pipeline.max_attempts,
+        max_unscored_share=pipeline.max_unscored_share,
         lease_seconds=2 * spec.config.rollout.silence_seconds,
         capacity=spec.capacity,
         max_bytes=int(pipeline.max_gib * 2**30),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
@@ -16,6 +17,7 @@ from lpo_ray.tasks.sources.dataset import DatasetSource
 from lpo_ray.tasks.sources.files import files_of
 from lpo_ray.tasks.sources.prompt_file import Reading
 from lpo_ray.tasks.task import SourceContext, Task, known_only, refused
+from lpo_ray.verifiers.answers import check_answer
 from lpo_ray.verifiers.calling.weighted_sum import terms
 from lpo_ray.verifiers.table import VERIFIERS
 
@@ -31,6 +33,7 @@ def make_dataset(task: TaskConfig, given: SourceContext) -> DatasetSource:
             answer_column=task.answer_column,
             needs_answer=needs_answer(given.verifier),
             ignore_images=task.options.get("images") == "ignore",
+            check=partial(check_answer, given.verifier),
         ),
         verifier=given.verifier,
         seed=given.seed,

@@ -81,6 +81,7 @@ def _of_responses(record: StepRecord, pass_reward: float) -> dict[str, Value]:
     responses = [response for target in targets for response in target.group.responses]
     return {
         "reward": float(rewards.mean()),
+        "shaping": float(np.mean(np.concatenate([target.scored.shaped for target in targets]) - rewards)),
         "pass_rate": float((rewards >= pass_reward).mean()),
         "pass_rate_histogram": pass_rate_histogram([target.scored.rewards for target in targets], pass_reward),
         "response_length": float(np.mean([len(response.token_ids) for response in responses])),
@@ -158,7 +159,7 @@ def _of_measured(record: StepRecord) -> dict[str, Value]:
         return {}
     found = _diagnose(targets, [record.after[target.group.key].log_ratio - target.offset for target in targets])
     before = _diagnose(targets, [target.start for target in targets])
-    spread = torch.tensor([float(np.ptp(target.scored.rewards)) for target in targets], dtype=torch.float64)
+    spread = torch.tensor([float(np.ptp(target.scored.shaped)) for target in targets], dtype=torch.float64)
     bound = found.predicted_gain - spread * found.total_variation
     gap, was = _mean(found.kl_target_policy), _mean(before.kl_target_policy)
     return {
@@ -230,7 +231,7 @@ def diagnostics(targets: Sequence[TargetGroup], projected: Sequence[ProjectedGro
 def _diagnose(targets: Sequence[TargetGroup], log_ratios: Sequence[np.ndarray]) -> Diagnostics:
     """Diagnose policies that see the groups' responses with these log-ratios, [K] each, in the target's simplex."""
     columns = (
-        [target.scored.rewards for target in targets],
+        [target.scored.shaped for target in targets],
         [target.start for target in targets],
         log_ratios,
         [target.log_target for target in targets],

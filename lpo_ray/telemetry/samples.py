@@ -72,6 +72,7 @@ def write_samples(
                     "verifier": group.prompt.verifier,
                     "row": row,
                     "reward": float(target.scored.rewards[index]),
+                    "shaping": float(target.scored.shaped[index] - target.scored.rewards[index]),
                     "detail": _printable(details[index]) if details else None,
                     "divergence": divergence,
                     "temperature": target.temperature,
@@ -134,7 +135,8 @@ def _target(rows: Sequence[dict]) -> TargetGroup:
         )
         for row in rows
     )
-    scored = ScoredGroup(PromptGroup(prompt, first["attempt"], responses), floats("reward"))
+    shaping = floats("shaping") if "shaping" in first else np.zeros(0, np.float32)  # none in samples of before
+    scored = ScoredGroup(PromptGroup(prompt, first["attempt"], responses), floats("reward"), shaping=shaping)
     anchor = AnchorGroup(floats("anchor"), floats("drift"), floats("mismatch_kl"))
     return TargetGroup(scored, floats("log_target"), anchor, first["temperature"], first["tempering"])
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.sources.dataset import DatasetSource
+from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.tasks.sources.summary import QUANTILES, SplitSummary, summarise
 from lpo_ray.tasks.table import task_named
 
@@ -68,7 +69,7 @@ def read_data(spec: RunSpec, tokenizer: Tokenizer) -> DataReport:
     """Read the data of a run. Raises DataError."""
     task = task_named(spec.config.task.name)
     source = spec.source(tokenizer)
-    prompts = [source.train(number) for number in range(SHOWN_PROMPTS)]
+    prompts = first_usable(source, SHOWN_PROMPTS)
     return DataReport(
         task=spec.config.task.name,
         about=task.about,
@@ -92,8 +93,11 @@ def render(report: DataReport) -> RenderableType:
         head.append(
             "\nsettings to begin with: " + " ".join(f"{key}={value}" for key, value in report.recommended.items())
         )
-    legend = Text(f"min to max: tokens of a prompt; left out: prompts over {report.max_prompt_tokens:,} of them")
-    return Group(*parts, head, _table(report), legend, *_alike(report))
+    legend = Text(
+        f"min to max: tokens of a prompt; left out: prompts over {report.max_prompt_tokens:,} of them; unusable: "
+        "prompts that are left out since the verifier cannot read their answers"
+    )
+    return Group(*parts, head, _table(report), legend, *_faults(report), *_alike(report))
 
 
 def visible(text: str, longest: int) -> str:
@@ -125,13 +129,22 @@ def _panel(prompt: ShownPrompt) -> Panel:
 
 def _table(report: DataReport) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("", "rows", "left out", "duplicates", *QUANTILES):
+    for name in ("", "rows", "left out", "unusable", "duplicates", *QUANTILES):
         table.add_column(name, justify="left" if not name else "right")
     for split, found in report.statistics.items():
         rows = f"first {found.rows:,}" if found.sampled else f"{found.rows:,}"
-        numbers = (found.left_out, found.duplicates, *found.tokens.values())
+        numbers = (found.left_out, found.unusable, found.duplicates, *found.tokens.values())
         table.add_row(split, rows, *(f"{number:,}" for number in numbers))
     return table
+
+
+def _faults(report: DataReport) -> list[RenderableType]:
+    lines = [
+        f"{split}, row {row}: {visible(fault, LONGEST_ANSWER)}"
+        for split, found in report.statistics.items()
+        for row, fault in found.faults.items()
+    ]
+    return [Text("\n".join(lines), style="yellow")] if lines else []
 
 
 def _alike(report: DataReport) -> list[RenderableType]:

@@ -30,8 +30,8 @@ SHOWN = 300
 """characters of a text in the terminal's table"""
 LEGEND = "w*: share of the target; c: what its tokens' log-probs are multiplied by in the loss, below 0 is pushed up"
 _COLUMNS = (
-    "prompt_id", "attempt", "response_index", "prompt", "response", "answer", "verifier", "reward", "detail", "target",
-    "coefficient", "update", "finish_reason", "token_ids", "versions",
+    "prompt_id", "attempt", "response_index", "prompt", "response", "answer", "verifier", "reward", "shaping", "detail",
+    "target", "coefficient", "update", "finish_reason", "token_ids", "versions",
 )  # fmt: skip
 _ENDS = {
     "issued": "at an engine, or waiting for one",
@@ -49,6 +49,9 @@ class Answered:
 
     text: str | None
     reward: float
+    """of the verifier"""
+    shaping: float
+    """what training added to it for the response's length"""
     detail: str | None
     target: float | None
     """w*, its share of the target"""
@@ -185,8 +188,8 @@ def _answered(samples: Sequence[Mapping], content: bytes | None) -> tuple[Answer
     if samples:
         return tuple(
             Answered(
-                row["response"], row["reward"], row.get("detail"), row.get("target"), row.get("coefficient"),
-                len(row["token_ids"]), _span(row["versions"]), row["finish_reason"],
+                row["response"], row["reward"], row.get("shaping", 0.0), row.get("detail"), row.get("target"),
+                row.get("coefficient"), len(row["token_ids"]), _span(row["versions"]), row["finish_reason"],
             )
             for row in samples
         )  # fmt: skip
@@ -194,8 +197,18 @@ def _answered(samples: Sequence[Mapping], content: bytes | None) -> tuple[Answer
         return ()
     scored = from_bytes(content)
     return tuple(
-        Answered(None, float(reward), None, None, None, len(r.token_ids), _span(r.versions.tolist()), r.finish_reason)
-        for r, reward in zip(scored.group.responses, scored.rewards, strict=True)
+        Answered(
+            None,
+            float(reward),
+            float(shaped - reward),
+            None,
+            None,
+            None,
+            len(r.token_ids),
+            _span(r.versions.tolist()),
+            r.finish_reason,
+        )
+        for r, reward, shaped in zip(scored.group.responses, scored.rewards, scored.shaped, strict=True)
     )
 
 
@@ -225,9 +238,10 @@ def _table(responses: Sequence[Answered]) -> Table:
         if response.detail:
             said += f"\nverifier: {_shown(response.detail)}"
         cut = " (cut at the limit)" if response.finish_reason == "length" else ""
+        reward = f"{response.reward:g}" + (f" {response.shaping:+.3g}" if response.shaping else "")
         numbers = ("" if value is None else f"{value:.3f}" for value in (response.target, response.coefficient))
         table.add_row(
-            str(number), f"{response.reward:g}", *numbers, f"{response.tokens}{cut}",
+            str(number), reward, *numbers, f"{response.tokens}{cut}",
             str(new) if old == new else f"{old} to {new}", Text(said),
         )  # fmt: skip
     return table

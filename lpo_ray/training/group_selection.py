@@ -134,7 +134,7 @@ class GroupSelector:
 
     def add(self, scored: ScoredGroup) -> Selection:
         """Take a group into the round, or set it aside because its rewards are all equal."""
-        if not self._settings.drop_equal_rewards or np.ptp(scored.rewards) > 0:
+        if not self._settings.drop_equal_rewards or np.ptp(scored.shaped) > 0:
             self._candidates.append(scored)
             self._missing -= 1
             return Selection(filtered=self._filtered_with_the_round())

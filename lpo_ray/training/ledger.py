@@ -173,6 +173,11 @@ class Ledger:
         """Record that the attempt is left out on purpose."""
         self._leave(key, IN_FLIGHT, "filtered", reason)
 
+    def unusable(self, data_index: int, prompt_id: str, reason: str) -> None:
+        """Record that a prompt is left out before it is sampled."""
+        with self._transaction():
+            self.filtered((prompt_id, self.issue(data_index, prompt_id, 0.0)), reason)
+
     @contextlib.contextmanager
     def step(
         self,
@@ -316,7 +321,7 @@ class Ledger:
 
     def _leave(self, key: Key, old: tuple[str, ...], state: str, reason: str) -> None:
         with self._transaction():
-            self._move(key, old, state, reason=reason)
+            self._move(key, old, state, reason=redact(reason))
             self._db.execute("DELETE FROM contents WHERE prompt_id = ? AND attempt = ?", key)
 
     def _move(
@@ -343,7 +348,12 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[None]:
-        """Open a transaction. ``durable``: it survives a power cut, with everything before it."""
+        """Open a transaction, or continue the one that is open. ``durable``: it survives a power cut, with everything
+        before it.
+        """
+        if self._db.in_transaction:
+            yield
+            return
         before = self._counts.copy()
         if durable:
             self.check()

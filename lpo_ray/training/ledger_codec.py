@@ -30,6 +30,7 @@ def to_bytes(scored: ScoredGroup) -> bytes:
             "logprobs": columns.behaviour_logprobs.astype(np.float32),
             "finished": np.array([_FINISHED.index(reason) for reason in columns.finish_reasons], dtype=np.uint8),
             "rewards": scored.rewards.astype(np.float32),
+            "shaping": scored.shaping.astype(np.float32),
         }
     )
 
@@ -48,7 +49,8 @@ def from_bytes(content: bytes) -> ScoredGroup:
     )
     prompt = Prompt(prompt_id, found["prompt"].astype(np.int64), answer, verifier)
     group = PromptGroup.of_columns(prompt, int(found["attempt"][0]), columns)
-    return ScoredGroup(group, cast("np.ndarray", found["rewards"]))
+    shaping = found.get("shaping", np.zeros(0, dtype=np.float32))  # none in the ledgers of earlier versions
+    return ScoredGroup(group, cast("np.ndarray", found["rewards"]), shaping=cast("np.ndarray", shaping))
 
 
 def anchor_to_bytes(anchor: AnchorGroup) -> bytes:

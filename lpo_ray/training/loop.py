@@ -285,7 +285,7 @@ class TrainingLoop:
                     report=result.report,
                     publication=result.publication,
                     groups=self._ledger.counts(),
-                    left_out=groups.left_out,
+                    left_out={**groups.left_out, "unscored": self._lane.num_unscored()},
                     reused=groups.num_reused,
                     backlog=self._lane.backlog(),
                     after=result.after,

@@ -5,6 +5,8 @@
                ▲                 ▲──── lost, or its lease ran out: the next attempt, in the same slot
                └── release: trained, stale, filtered or cut
 ```
+A prompt whose answer cannot be read is filtered before it is sampled. One that stays unscored at every attempt, while
+the verifier works, is filtered too, and another is sampled in its place. The run ends when there are too many of those.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lpo_ray.common.silence import ROUNDING, retrieve_exception
-from lpo_ray.errors import GroupLost, TooManyLost
+from lpo_ray.errors import GroupLost, TooManyLost, TooManyUnscored, Unscored, UnusableRow
 from lpo_ray.interfaces import Components, Observer, PromptSource
 from lpo_ray.records import Backlog, Key, Prompt, Sampling, ScoredGroup
 from lpo_ray.training.group_selection import Selection
 from lpo_ray.training.ledger import Ledger, PendingWork
 from lpo_ray.training.staleness import GateSlot, ReadyGroups, StalenessGate
+
+LEAST_PROMPTS = 20
+"""prompts of which a share is taken, so that the first that stays unscored ends no run"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,9 @@ class SampleSettings:
 
     sampling: Sampling
     max_attempts: int
-    """attempts of one prompt in a row, before TooManyLost"""
+    """attempts of one prompt in a row that are lost, before TooManyLost; that stay unscored, before it is filtered"""
+    max_unscored_share: float
+    """share of prompts that may be filtered for that, before TooManyUnscored"""
     lease_seconds: float
     """time without a sign of life of who holds an attempt; then it is lost"""
     capacity: int
@@ -58,6 +65,34 @@ class _Flight:
         return self.prompt.prompt_id, self.attempt
 
 
+class UnscoredPrompts:
+    """Prompts of this process that were filtered as unscored, among all whose groups are done."""
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._done = self._unscored = 0
+        self._since_step = 0
+
+    def scored(self) -> None:
+        """Count a prompt with a scored group."""
+        self._done += 1
+
+    def filtered(self, prompt_id: str, reason: str) -> None:
+        """Count a prompt that was filtered. Raises TooManyUnscored when the share of LEAST_PROMPTS, or of all when
+        these are more, is above the limit.
+        """
+        self._done += 1
+        self._unscored += 1
+        self._since_step += 1
+        if self._unscored > self._max_share * max(self._done, LEAST_PROMPTS):
+            raise TooManyUnscored(self._unscored, self._done, self._max_share, f"{prompt_id}: {reason}")
+
+    def since_step(self) -> int:
+        """Return how many were filtered since the last call."""
+        count, self._since_step = self._since_step, 0
+        return count
+
+
 class SampleLane:
     """The lane that samples and scores. Make it inside a running event loop; ``run`` is a task of the training loop's
     task group, and so is each group.
@@ -77,10 +112,11 @@ class SampleLane:
         self._gate = StalenessGate(settings.capacity, settings.max_bytes, settings.largest_group)
         self._ready = ReadyGroups()
         self._requested = asyncio.Semaphore(0)
-        self._again: deque[tuple[int, Prompt]] = deque()
+        self._again: deque[int] = deque()
         self._flights: set[_Flight] = set()
         self._slots: dict[Key, GateSlot] = {}
         self._sampled_tokens = 0
+        self._unscored = UnscoredPrompts(settings.max_unscored_share)
         self.version = 0
         """step of the weights that engines serve now"""
 
@@ -95,7 +131,7 @@ class SampleLane:
         indices = itertools.chain(again, itertools.count(self._ledger.next_index()))
         while True:
             slot = await self._admitted()
-            index, prompt = self._again.popleft() if self._again else self._next(indices)
+            index, prompt = self._next(indices)
             self._flights.add(flight := _Flight(index, prompt, slot))
             self._issue(flight)
             flight.task = self._tasks.create_task(self._one_group(flight))
@@ -127,8 +163,7 @@ class SampleLane:
         """Leave out a group that was taken, and issue its prompt again."""
         self._ledger.stale(scored.group.key, reason)
         self.release([scored])
-        prompt = scored.group.prompt
-        self._again.append((self._ledger.index_of(prompt.prompt_id), prompt))
+        self._again.append(self._ledger.index_of(scored.group.prompt.prompt_id))
         self.request(1)
 
     def release(self, groups: Iterable[ScoredGroup]) -> None:
@@ -146,6 +181,10 @@ class SampleLane:
             self._gate.release(flight.slot)
         self._end(late)
         return len(late)
+
+    def num_unscored(self) -> int:
+        """Return how many prompts were filtered as unscored since the last call."""
+        return self._unscored.since_step()
 
     def backlog(self) -> Backlog:
         """Groups that the lane holds now, and the tokens that were sampled since the last call."""
@@ -167,8 +206,13 @@ class SampleLane:
         return await self._gate.acquire()
 
     def _next(self, indices: Iterator[int]) -> tuple[int, Prompt]:
-        index = next(indices)
-        return index, self._source.train(index)
+        """Read the next prompt that can be scored; those that cannot are filtered."""
+        while True:
+            index = self._again.popleft() if self._again else next(indices)
+            try:
+                return index, self._source.train(index)
+            except UnusableRow as unusable:
+                self._ledger.unusable(index, unusable.prompt_id, unusable.reason)
 
     def _issue(self, flight: _Flight) -> None:
         lease = self._settings.lease_seconds
@@ -176,19 +220,28 @@ class SampleLane:
         flight.version = self.version
 
     async def _one_group(self, flight: _Flight) -> None:
-        """Turn an issued prompt into a scored group, within max_attempts leases."""
+        """Turn an issued prompt into a scored group. At most max_attempts leases are lost, or stay unscored."""
+        lost_times = unscored_times = 0
         reason = ""
-        for number in range(self._settings.max_attempts):
-            if number:
+        while lost_times < self._settings.max_attempts:
+            if lost_times + unscored_times:
                 self._issue(flight)
             try:
                 scored = await self._leased(flight.prompt, flight.attempt)
+            except Unscored as lost:
+                unscored_times += 1
+                if unscored_times == self._settings.max_attempts:
+                    self._filter(flight, f"unscored at {unscored_times} attempts: {lost.reason}")
+                    return
+                self._lost(flight, lost)
+                continue
             except GroupLost as lost:
-                self._ledger.lost(flight.key, lost.reason)
-                self._observer.lost(lost)
+                lost_times += 1
+                self._lost(flight, lost)
                 reason = lost.reason
                 continue
             self._ledger.scored(scored)
+            self._unscored.scored()
             self._flights.discard(flight)
             self._sampled_tokens += scored.group.num_tokens
             self._arrived(scored, flight.slot)
@@ -198,6 +251,19 @@ class SampleLane:
             f"the last time so: {reason}. Expected a group by then; fix the cause or raise pipeline.max_attempts. All "
             "reasons are in ledger.sqlite"
         )
+
+    def _lost(self, flight: _Flight, lost: GroupLost) -> None:
+        self._ledger.lost(flight.key, lost.reason)
+        self._observer.lost(lost)
+
+    def _filter(self, flight: _Flight, reason: str) -> None:
+        """Leave out the prompt of ``flight``, and ask for another in its place. Raises TooManyUnscored."""
+        self._ledger.filtered(flight.key, reason)
+        self._observer.left_out(flight.prompt.prompt_id, reason)
+        self._flights.discard(flight)
+        self._gate.release(flight.slot)
+        self._unscored.filtered(flight.prompt.prompt_id, reason)
+        self.request(1)
 
     async def _leased(self, prompt: Prompt, attempt: int) -> ScoredGroup:
         """Make one attempt within its lease, which whoever holds it renews by signs of life. An answer that comes after

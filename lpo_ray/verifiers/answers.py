@@ -10,21 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lpo_ray.verdict import BadAnswer
 from lpo_ray.verifiers.boxed import boxed_vote
+from lpo_ray.verifiers.calling.call import judge_named
+from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.calling.weighted_sum import terms
 from lpo_ray.verifiers.choice import choice_vote, wanted_choice
 from lpo_ray.verifiers.countdown import expression_vote, wanted_problem
-from lpo_ray.verifiers.exact import line_vote, wanted_line, wanted_pattern
+from lpo_ray.verifiers.exact import line_vote, wanted_lines, wanted_pattern
 from lpo_ray.verifiers.geometry import geometry_vote, wanted_number
 from lpo_ray.verifiers.mathematics.verifier import math_vote, wanted_answer
 from lpo_ray.verifiers.reasoning_gym import wanted_entry
+from lpo_ray.verifiers.table import VERIFIERS
 from lpo_ray.verifiers.token_reversal import symbols_vote, wanted_symbols
-from lpo_ray.verifiers.unit_tests import parsed_answer
+from lpo_ray.verifiers.unit_tests.layouts import parsed_answer
 
 Vote = Callable[[str, Mapping[str, Any], str], "str | None"]
 """response, row and prompt -> its answer; None when it gives none"""
-Read = Callable[[str, Mapping[str, Any]], object]
-"""answer of the data set and row -> what the verifier makes of it. Raises BadAnswer when it can make nothing of it"""
+Read = Callable[[str, Mapping[str, Any], Any], object]
+"""answer of the data set, row, answer in its own type -> what the verifier makes of it. Raises BadAnswer when it can make
+nothing of it
+"""
 
 
 def _of_response(vote: Callable[[str, str], str | None]) -> Vote:
@@ -32,7 +38,7 @@ def _of_response(vote: Callable[[str, str], str | None]) -> Vote:
 
 
 def _of_answer(read: Callable[[str], object]) -> Read:
-    return lambda answer, row: read(answer)
+    return lambda answer, row, raw_answer: read(answer)
 
 
 ANSWERS: dict[str, Vote] = {
@@ -54,15 +60,15 @@ WANTED: dict[str, Read] = {
     "boxed": _of_answer(wanted_answer),
     "countdown": _of_answer(wanted_problem),
     "countdown_strict": _of_answer(wanted_problem),
-    "exact": _of_answer(wanted_line),
+    "exact": lambda answer, row, raw_answer: wanted_lines(answer, raw_answer),
     "geometry": _of_answer(wanted_number),
     "math": _of_answer(wanted_answer),
     "multiple_choice": wanted_choice,
-    "reasoning_gym": lambda answer, row: wanted_entry(row),
+    "reasoning_gym": lambda answer, row, raw_answer: wanted_entry(row),
     "regex": _of_answer(wanted_pattern),
     "token_reversal": _of_answer(wanted_symbols),
     "token_reversal_share": _of_answer(wanted_symbols),
-    "unit_tests": parsed_answer,
+    "unit_tests": lambda answer, row, raw_answer: parsed_answer(answer, row),
 }
 """verifier -> how it reads the answer of the data set: the function that its verdicts use"""
 
@@ -80,8 +86,20 @@ def read_as(verifier: str) -> str:
     return next((term.name for term in terms(verifier) if term.name in ANSWERS), "the whole response")
 
 
-def check_answer(verifier: str, answer: str, row: Mapping[str, Any]) -> None:
-    """Raise BadAnswer when one of our verifiers in the sum ``verifier`` cannot read the answer of a row."""
-    for term in terms(verifier):
-        if term.name in WANTED:
-            WANTED[term.name](answer, row)
+def check_answer(verifier: str, answer: str, row: Mapping[str, Any], raw_answer: Any = None) -> None:  # noqa: ANN401 - any JSON
+    """Check that each of our verifiers in the sum ``verifier`` can read the answer. Raises BadAnswer naming it.
+
+    A verifier without a row in WANTED judges an empty response. Functions and services from outside are not asked: what
+    they do with an answer is theirs.
+    """
+    for name in (term.name for term in terms(verifier)):
+        if name not in VERIFIERS:
+            continue
+        try:
+            if name in WANTED:
+                WANTED[name](answer, row, raw_answer)
+            else:
+                judge_named(name)([Case("", "", answer, row, raw_answer=raw_answer)])
+        except Exception as error:  # whatever it raises for this answer, it would raise for every response
+            said = str(error) if isinstance(error, BadAnswer) else f"{type(error).__name__}: {error}"
+            raise BadAnswer(f"{name} cannot read it: {said}") from error

@@ -28,13 +28,20 @@ _ANOTHER = re.compile(r"(?<![A-Za-z0-9])\(?([A-J])\)")
 """a letter with a bracket, as choices are listed"""
 
 
-def multiple_choice(response: str, answer: str, row: Mapping[str, Any], prompt: str = "") -> Verdict:
+def multiple_choice(
+    response: str,
+    answer: str,
+    row: Mapping[str, Any],
+    prompt: str = "",
+    raw_answer: Any = None,  # noqa: ANN401 - any JSON
+) -> Verdict:
     """Give 1 when the response names the right choice; 0 when it names another, two, or none.
 
-    ``answer``: a letter A to J, a label or the text of one of ``row["choices"]``, or its number counted from 0. Raises
-    BadAnswer when it is none of these.
+    ``answer``: a letter A to J, a label or the text of one of ``row["choices"]``, or its number counted from 0. A
+    number in the data (``raw_answer``) is always the last, unless the choices have labels. Raises BadAnswer when it is
+    none of these.
     """
-    wanted, (labels, texts) = wanted_choice(answer, row), _choices(row)
+    wanted, (labels, texts) = wanted_choice(answer, row, raw_answer), _choices(row)
     said, given = _given(after_thinking(response, prompt), labels, texts)
     if given is None:
         return Verdict.scored(0.0, "no choice is named" if said is None else f"{said[:80]!r} is no one choice")
@@ -64,9 +71,11 @@ def _choices(row: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
     return LETTERS[: len(choices)], [_text(text) for text in choices]
 
 
-def wanted_choice(answer: str, row: Mapping[str, Any]) -> int:
+def wanted_choice(answer: str, row: Mapping[str, Any], raw_answer: Any = None) -> int:  # noqa: ANN401 - any JSON
     """Read which choice is right, counted from 0. Raises BadAnswer when the answer names none."""
     labels, texts = _choices(row)
+    if type(raw_answer) is int and isinstance(row.get("choices"), list) and 0 <= raw_answer < len(texts):
+        return raw_answer
     bare = answer.strip().strip("().:").strip()
     if bare.upper() in labels:
         return list(labels).index(bare.upper())

@@ -6,7 +6,7 @@ The response's answer is what stands in its last ``<answer>...</answer>``, or el
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.places import answered
@@ -23,15 +23,23 @@ MATCH_SECONDS = 1.0
 """time of one match; a pattern that backtracks for longer than that has not matched"""
 
 
-def exact(response: str, answer: str, prompt: str = "") -> Verdict:
-    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise.
-
-    Raises BadAnswer for an empty answer.
+def exact(response: str, answer: str, prompt: str = "", raw_answer: Any = None) -> Verdict:  # noqa: ANN401 - any JSON
+    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise. Of a list of answers any
+    is right, and a boolean is equal in upper and lower case. Raises BadAnswer for an answer that is empty or a mapping.
     """
-    given, wanted = _one_line(answered(after_thinking(response, prompt))), wanted_line(answer)
-    if given == wanted:
+    given, wanted = _one_line(answered(after_thinking(response, prompt))), wanted_lines(answer, raw_answer)
+    if given in wanted or (isinstance(raw_answer, bool) and given.casefold() == wanted[0].casefold()):
         return Verdict.scored(1.0, "equal")
-    return Verdict.scored(0.0, f"{given[:80]!r} is not {wanted[:80]!r}")
+    return Verdict.scored(0.0, f"{given[:80]!r} is not {' or '.join(map(repr, wanted))[:80]}")
+
+
+def wanted_lines(answer: str, raw_answer: Any) -> list[str]:  # noqa: ANN401 - any JSON
+    """Read the texts that are right, each as one line. Raises BadAnswer when there is none."""
+    texts = raw_answer if isinstance(raw_answer, list) else [answer]
+    wanted = [_one_line(str(text)) for text in texts]
+    if isinstance(raw_answer, dict) or not wanted or not all(wanted):
+        raise BadAnswer(f"the answer of exact is {answer[:80]!r}; expected a text that is not empty, or a list of them")
+    return wanted
 
 
 def regex(response: str, answer: str, prompt: str = "") -> Verdict:
@@ -47,14 +55,6 @@ def regex(response: str, answer: str, prompt: str = "") -> Verdict:
     except TimeoutError:
         return Verdict.scored(0.0, f"no match found within {MATCH_SECONDS:g} s: the pattern backtracks on this text")
     return Verdict.scored(float(matches), "matches" if matches else f"{given[:80]!r} does not match {answer[:80]!r}")
-
-
-def wanted_line(answer: str) -> str:
-    """Read the answer of a data set as one line. Raises BadAnswer when it is empty."""
-    wanted = _one_line(answer)
-    if not wanted:
-        raise BadAnswer(f"the answer of exact is {answer[:80]!r}; expected a text that is not empty")
-    return wanted
 
 
 @cache

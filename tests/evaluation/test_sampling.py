@@ -87,3 +87,14 @@ async def test_a_lost_prompt_is_tried_again_then_left_out_never_counted_as_wrong
 async def test_when_every_prompt_is_lost_nothing_is_claimed() -> None:
     with pytest.raises(TooManyLost, match="all 2 evaluation prompts were lost"):
         await run(Rewarding(lose={f"heldout-{n:08d}": 99 for n in range(2)}), prompts=2)
+
+
+async def test_a_penalty_for_length_is_no_part_of_an_evaluation() -> None:
+    class Shaped(FakeComponents):
+        async def score(self, group: PromptGroup) -> ScoredGroup:
+            shaping = np.array([0.0, -0.25, -0.75, -1.0], dtype=np.float32)
+            return ScoredGroup(group, np.ones(4, dtype=np.float32), shaping=shaping)
+
+    parts = Shaped()
+    found = await evaluate(parts, parts, FakeSource().heldout(2), SAMPLING, ks=[1], pass_reward=1.0, max_in_flight=2)
+    assert (found.pass_at[1], found.mean_reward) == (1.0, 1.0)

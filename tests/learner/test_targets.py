@@ -117,3 +117,10 @@ def test_an_on_policy_group_is_never_dropped() -> None:
 def test_a_missing_anchor_is_refused() -> None:
     with pytest.raises(ValueError, match="1 groups but 0 anchors"):
         build_targets([scored(0, [1.0, 0.0])], (), RULE)
+
+
+def test_targets_are_made_of_what_training_adds_too() -> None:
+    rule = TargetRule("group_std", 1, 1e-3, anchored=True)
+    shaped = ScoredGroup(make_group(0, (3, 3)), np.ones(2, np.float32), shaping=np.array([0.0, -1.0], np.float32))
+    [target] = build_targets([shaped], zero_anchor([shaped]), rule)
+    assert target.log_target[0] > target.log_target[1]

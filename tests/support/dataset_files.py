@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.tasks.base_policy import character_tokenizer
+from lpo_ray.tasks.sources.columns import Check, anything
 from lpo_ray.tasks.sources.dataset import DatasetSource
 from lpo_ray.tasks.sources.prompt_file import Reading
 from lpo_ray.tasks.sources.source import PromptEncoder
@@ -104,9 +105,10 @@ def source(
     ignore_images: bool = False,
     seed: int = 0,
     num_train: int | None = None,
+    check: Check = anything,
 ) -> DatasetSource:
     encoder = PromptEncoder(tokenizer or plain_tokenizer(), template, max_tokens)
-    reading = Reading(encoder, *columns, needs_answer=needs_answer, ignore_images=ignore_images)
+    reading = Reading(encoder, *columns, needs_answer=needs_answer, ignore_images=ignore_images, check=check)
     return DatasetSource(
         path=path, heldout_path=heldout, reading=reading, verifier="boxed", seed=seed, num_train=num_train
     )

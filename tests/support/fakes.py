@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpo_ray.errors import GroupLost, LearnerLost
+from lpo_ray.errors import GroupLost, LearnerLost, Unscored, UnusableRow
 from lpo_ray.records import (
     Anchor,
     BusyWorker,
@@ -49,6 +49,8 @@ class FakeComponents:
     events: list[str] = field(default_factory=list)
     lose: dict[str, int] = field(default_factory=dict)
     """prompt id -> how many attempts are lost"""
+    unscored: dict[str, int] = field(default_factory=dict)
+    """prompt id -> how many attempts stay unscored"""
     step: int = 0
     fail_project_at: int | None = None
     not_finite_at: set[int] = field(default_factory=set)
@@ -79,6 +81,8 @@ class FakeComponents:
         return PromptGroup(prompt, attempt, responses)
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
+        if self.unscored.get(group.prompt.prompt_id, 0) > group.attempt:
+            raise Unscored(group.prompt.prompt_id, group.attempt, "the fake verifier has no verdict")
         return ScoredGroup(group, np.arange(len(group.responses), dtype=np.float32))
 
     async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
@@ -158,10 +162,15 @@ def projected(target: TargetGroup, update: int) -> ProjectedGroup:
     )
 
 
+@dataclass
 class FakeSource:
     """Prompt i is [i + 1]."""
 
+    unusable: frozenset[int] = frozenset()
+
     def train(self, index: int) -> Prompt:
+        if index in self.unusable:
+            raise UnusableRow(f"train-{index:08d}", f"row {index + 1}: answer: there is none")
         return Prompt(f"train-{index:08d}", np.array([index + 1]), "", "countdown")
 
     def heldout(self, count: int) -> Sequence[Prompt]:
@@ -174,6 +183,8 @@ class FakeObserver:
 
     steps: list[StepRecord] = field(default_factory=list)
     losses: list[GroupLost] = field(default_factory=list)
+    out: dict[str, str] = field(default_factory=dict)
+    """prompts that were left out -> why"""
     scores: dict[int, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -182,6 +193,9 @@ class FakeObserver:
 
     def lost(self, lost: GroupLost) -> None:
         self.losses.append(lost)
+
+    def left_out(self, prompt_id: str, reason: str) -> None:
+        self.out[prompt_id] = reason
 
     def step_done(self, record: StepRecord) -> None:
         self.steps.append(record)

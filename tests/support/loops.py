@@ -22,6 +22,7 @@ def loop_settings(
     oversample_groups: int = 0,
     lease_seconds: float = 1000.0,
     max_attempts: int = 3,
+    max_unscored_share: float = 0.1,
     min_ess: float = 0.0,
     checkpoint_every: int = 2,
     checkpoints: CheckpointRules | None = None,
@@ -36,6 +37,7 @@ def loop_settings(
         sample=SampleSettings(
             Sampling(2, 1.0, 4, seed=0),
             max_attempts,
+            max_unscored_share,
             lease_seconds,
             capacity=(groups_per_step + oversample_groups) * (max_staleness + 1),
             max_bytes=1_000_000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 
 def length(response: str) -> float | None:
@@ -27,3 +28,24 @@ def process(response: str) -> int:
     if response == "grow":
         bytearray(600 * 2**20)[:: 2**12] = b"x" * (600 * 2**8)
     return os.getpid()
+
+
+def quick_size(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(len(completions))] * len(completions)
+
+
+def slow_size(completions: list[str], **kwargs: Any) -> list[float]:
+    time.sleep(0.06)  # more than a chunk should take
+    return quick_size(completions)
+
+
+def shortest(completions: list[str], **kwargs: Any) -> list[float]:
+    if "die" in completions:
+        os._exit(7)
+    if "raise" in completions:
+        raise RuntimeError("no network")
+    return [float(len(c) == min(map(len, completions))) for c in completions]
+
+
+def shortest_or_none(completions: list[str], **kwargs: Any) -> list[float | None]:
+    return [None if c == "none" else reward for c, reward in zip(completions, shortest(completions), strict=True)]

@@ -68,3 +68,17 @@ def test_targets_come_back_bit_for_bit_and_in_order(tmp_path: Path) -> None:
             for name in ("token_ids", "behaviour_logprobs", "versions"):
                 np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), strict=True)
             assert ours.finish_reason == theirs.finish_reason
+
+
+def test_what_training_adds_to_a_reward_is_a_column_of_its_own(tmp_path: Path) -> None:
+    made = make_target(0, (3, 5))
+    shaped = replace(made, scored=replace(made.scored, shaping=np.array([0.0, -0.5], np.float32)))
+    path = tmp_path / "samples" / "step_000001.parquet"
+    write_samples(
+        path, [shaped], report_of([shaped]), step=1, learning_rate=0.1, divergence="forward_kl", after={}, decode=str
+    )
+    frame = pq.read_table(path).to_pylist()
+    assert [row["reward"] for row in frame] == made.scored.rewards.tolist()
+    assert [row["shaping"] for row in frame] == [0.0, -0.5]
+    [again] = read_step(path).targets
+    assert again.scored.shaped.tolist() == shaped.scored.shaped.tolist()

@@ -53,6 +53,15 @@ def test_a_bad_file_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert "\x1b" not in finished.stderr
 
 
+def test_rows_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}=", "answer": "" if n in (3, 17) else str(n)} for n in range(30)]
+    text, found = shown(tmp_path, rows)
+    assert found["statistics"]["train"]["unusable"] == 2
+    assert list(found["statistics"]["train"]["faults"]) == ["4", "18"]
+    assert "train, row 18: answer: boxed cannot read it: the answer of boxed is ''" in " ".join(text.split())
+    assert "unusable" in text
+
+
 def test_hostile_rows_cannot_reach_the_terminal(tmp_path: Path) -> None:
     rows = [
         {"prompt": HOSTILE, "answer": HOSTILE, HOSTILE: HOSTILE},

@@ -4,8 +4,10 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from lpo_ray.errors import RunBusy
 from lpo_ray.records import ScoredGroup, WeightsVersion
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.ledger_audit import audit
+from lpo_ray.training.ledger_codec import from_bytes, to_bytes
 from tests.support.builders import make_scored
 from tests.support.ledgers import anchor_of, commit, keys, scored_by
 
@@ -193,3 +196,20 @@ def test_a_step_of_a_driver_that_may_not_write_is_not_committed(tmp_path: Path) 
     with pytest.raises(RunBusy):
         ledger.resume(0)
     assert [version.step for version in ledger.commits_after(0)] == [1]
+
+
+def test_a_reward_and_what_training_adds_to_it_are_kept_apart() -> None:
+    scored = replace(make_scored(0), shaping=np.array([0.0, -0.5], np.float32))
+    again = from_bytes(to_bytes(scored))
+    assert again.rewards.tolist() == scored.rewards.tolist()
+    assert again.shaped.tolist() == scored.shaped.tolist()
+    plain = from_bytes(to_bytes(make_scored(0)))
+    assert plain.shaped.tolist() == plain.rewards.tolist()
+
+
+def test_a_prompt_that_cannot_be_used_has_its_row_in_the_books(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.unusable(0, "train-00000000-row-6", "row 6: answer: there is none")
+    assert ledger.counts() == {"issued": 1, "in_flight": 0, "trained": 0, "lost": 0, "stale": 0, "filtered": 1}
+    assert ledger.next_index() == 1
+    assert ledger.resume(0).prompts == ()
+    assert audit(tmp_path).violations == ()

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from pathlib import Path
 
 import pytest
 
-from lpo_ray.errors import CheckpointFailed, ComponentDied, Interrupted, NumbersNotFinite, TooManyLost
+from lpo_ray.errors import CheckpointFailed, ComponentDied, Interrupted, NumbersNotFinite, TooManyLost, TooManyUnscored
 from lpo_ray.records import Prompt, PromptGroup, Publication, Sampling, ScoredGroup, WeightsVersion
 from lpo_ray.run.signals import first_cause
+from lpo_ray.tools.trace import trace
 from lpo_ray.training.checkpoint import CheckpointRules, list_checkpoints
 from lpo_ray.training.ledger import Ledger, PendingWork
+from lpo_ray.training.ledger_audit import audit
 from lpo_ray.training.loop import NOTHING_OWED, TrainingLoop
 from tests.support.builders import make_scored
 from tests.support.fakes import FakeComponents, FakeObserver, FakeSource
@@ -88,6 +91,62 @@ async def test_a_prompt_that_is_always_lost_ends_the_run_with_its_name(tmp_path:
     cause = first_cause(caught.value)
     assert isinstance(cause, TooManyLost)
     assert "train-00000002 was lost 3 times" in str(cause)
+
+
+async def test_a_prompt_that_stays_unscored_is_left_out_and_another_is_sampled_in_its_place(tmp_path: Path) -> None:
+    parts = FakeComponents(unscored={"train-00000001": 99, "train-00000005": 2})
+    observer, ledger = await run(tmp_path, parts)
+    reason = "unscored at 3 attempts: the fake verifier has no verdict"
+    assert observer.out == {"train-00000001": reason}
+    assert ledger.counts() == {"issued": 17, "in_flight": 0, "trained": 12, "lost": 4, "stale": 0, "filtered": 1}
+    assert [len(record.targets) for record in observer.steps] == [4, 4, 4]
+    assert [record.left_out["unscored"] for record in observer.steps] == [1, 0, 0]
+    [told] = trace(tmp_path, "train-00000001")
+    assert [(attempt.state, attempt.reason) for attempt in told.attempts][-1] == ("filtered", reason)
+    assert audit(tmp_path).violations == ()
+
+
+async def test_such_a_prompt_is_not_owed_after_a_resume(tmp_path: Path) -> None:
+    observer, ledger = await run(tmp_path, FakeComponents(unscored={"train-00000001": 99}), steps=1)
+    assert observer.out
+    assert ledger.resume(1) == NOTHING_OWED
+    assert ledger.next_index() == 5
+
+
+async def test_losses_of_the_infrastructure_do_not_count_against_a_prompt_that_stays_unscored(tmp_path: Path) -> None:
+    parts = FakeComponents(lose={"train-00000001": 2}, unscored={"train-00000001": 4})
+    observer, _ = await run(tmp_path, parts)
+    assert not observer.out
+    assert len(observer.losses) == 4
+
+
+@pytest.mark.parametrize(("share", "left_out"), [(0.1, 2), (0.0, 0), (0.3, 6)])
+async def test_too_many_unscored_prompts_end_the_run_with_their_reasons(
+    share: float, left_out: int, tmp_path: Path
+) -> None:
+    ids = [f"train-{n:08d}" for n in range(0, 40, 3)]
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(tmp_path, FakeComponents(unscored=dict.fromkeys(ids, 99)), steps=10, max_unscored_share=share)
+    cause = first_cause(caught.value)
+    assert isinstance(cause, TooManyUnscored)
+    assert cause.unscored == left_out + 1
+    assert "the fake verifier has no verdict" in str(cause)
+    assert "pipeline.max_unscored_share" in str(cause)
+    assert pickle.loads(pickle.dumps(cause)).args == cause.args
+
+
+async def test_a_row_that_cannot_be_used_is_filtered_in_its_place_in_the_data(tmp_path: Path) -> None:
+    parts, observer, ledger = FakeComponents(), FakeObserver(), Ledger(tmp_path / "ledger.sqlite")
+    source = FakeSource(frozenset({0, 5, 6, 7}))
+    loop = TrainingLoop(parts, source, ledger, loop_settings(tmp_path), observer)
+    await asyncio.wait_for(loop.run(FIRST), 20)
+    trained = [target.group.prompt.prompt_id for record in observer.steps for target in record.targets]
+    assert trained == [f"train-{n:08d}" for n in range(16) if n not in source.unusable]
+    assert ledger.counts() == {"issued": 16, "in_flight": 0, "trained": 12, "lost": 0, "stale": 0, "filtered": 4}
+    assert trace(tmp_path, "5")[0].attempts[0].reason == "row 6: answer: there is none"
+    books = audit(tmp_path)
+    assert books.violations == ()
+    assert books.prompts["filtered"] == 4
 
 
 async def test_a_broken_learner_ends_the_run_at_once(tmp_path: Path) -> None:

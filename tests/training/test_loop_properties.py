@@ -265,7 +265,7 @@ def test_a_short_step_is_trained_when_the_budget_for_refills_is_spent(tmp_path: 
     run(main())
     (record,) = observer.steps
     assert len(record.targets) == 1
-    assert record.left_out == {"equal_rewards": 6, "off_policy": 0, "cut": 0}
+    assert record.left_out == {"equal_rewards": 6, "off_policy": 0, "cut": 0, "unscored": 0}
     assert [update.num_prompts for update in record.batch.updates] == [1]
     books = audit(tmp_path)
     assert (books.attempts["trained"], books.attempts["filtered"]) == (1, 6)

@@ -106,7 +106,11 @@ class PipelineConfig:
     share_prompt: bool = False
     """learner: encode a prompt once for all K responses; needs packed attention"""
     max_attempts: int = 5
-    """issues of one prompt in a row before the run ends with TooManyLost"""
+    """issues of one prompt in a row that are lost before the run ends with TooManyLost, or that a working verifier
+    leaves unscored before the prompt is left out
+    """
+    max_unscored_share: float = 0.1
+    """share of the prompts (of 20 at least) that may be left out as unscored before the run ends"""
     max_gib: float = 8.0
     """memory of the driver for groups that are on their way or wait to be trained"""
     equal_rewards: EqualRewards = EqualRewards.keep

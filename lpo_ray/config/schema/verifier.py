@@ -23,8 +23,8 @@ class HttpConfig:
     """Requests of task.verifier=https://...: one POST for each response."""
 
     request: dict[str, str] = field(default_factory=dict)
-    """key of the JSON body -> prompt | response | answer | prompt+response | row | row.COLUMN; {}: prompt, response,
-    answer and row under these names
+    """key of the JSON body -> prompt | response | answer | raw_answer | prompt+response | query (the same with special
+    tokens, as OpenRLHF sends it) | row | row.COLUMN; {}: prompt, response, answer and row under these names
     """
     reward: str = "reward"
     """where in the reply's JSON the number stands, such as result.score; null there means unscored"""

@@ -8,8 +8,8 @@ verl        ``prompt``, messages                                        ``reward
 OpenRLHF    ``input``, ``context_messages`` or ``question``             ``answer`` or ``label``
 ==========  ==========================================================  ===================================
 
-A column of a column is named with a dot. All columns but the prompt's text and ``answer`` reach verifiers; a prompt of
-messages reaches them as ``prompt``.
+A column of a column is named with a dot. All columns reach verifiers as they are, but ``answer`` in a field of its own
+and the prompt, text or messages, as ``prompt``. Our verifiers read the answer as text; others get the value itself.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import base64
 import datetime
 import decimal
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lpo_ray.errors import DataError
 from lpo_ray.policy.tokenizer import Messages
+from lpo_ray.verdict import BadAnswer
 
 Row = Mapping[str, object]
+Check = Callable[[str, Mapping[str, Any], Any], None]
+"""answer as text, row, answer in its own type; raises BadAnswer when the verifier cannot read it"""
 PROMPTS = ("prompt", "input", "context_messages", "question", "problem")
 """names of the prompt's column; the first that a row has is it"""
 ANSWERS = ("answer", "label", "ground_truth", "final_answer", "solution")
@@ -46,15 +49,23 @@ class Example:
 
     prompt: str | Messages
     answer: str
-    """empty: there is none"""
+    """as text; empty: there is none"""
     row: Mapping[str, Any]
     """plain values: what JSON has"""
     num_images: int
+    raw_answer: Any = None
+    """in its own type; None: there is none"""
+    fault: str | None = None
+    """why the row cannot be used: its verifier cannot read the answer"""
 
     @property
     def text(self) -> str:
         """Text by which two prompts are compared: the prompt's own, or that of all its messages."""
         return self.prompt if isinstance(self.prompt, str) else "\0".join(message["content"] for message in self.prompt)
+
+
+def anything(answer: str, row: Mapping[str, Any], raw_answer: Any) -> None:  # noqa: ANN401 - JSON
+    """Take any answer: the ``Check`` of a verifier from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,8 @@ class Columns:
     prompt: str
     answer: str | None
     needs_answer: bool
+    check: Check = anything
+    """reads an answer as the verifier does"""
 
     def read(self, row: Row, where: str) -> Example:
         """Read the row's prompt, answer and rest. DataError that starts with ``where`` and names the column."""
@@ -74,39 +87,59 @@ class Columns:
         if found is None:
             raise _missing(row, self.prompt, where)
         prompt, num_images = _prompt(found, f"{where}: {self.prompt}")
-        answer = None if self.answer is None else look_up(row, self.answer)
-        if self.needs_answer and (answer is None or answer != answer):  # NaN is how pandas writes that there is none
-            raise _missing(row, self.answer or "answer", where)
-        left_out = {"prompt", self.prompt, *({"answer"} if self.answer == "answer" else ())}
+        left_out = {"prompt", self.prompt}
         rest = {name: plain(value, f"{where}: {name}") for name, value in row.items() if name not in left_out}
-        if not isinstance(prompt, str):
-            rest["prompt"] = prompt
+        rest["prompt"] = prompt
+        raw = None if self.answer is None else look_up(rest, self.answer)
+        if raw != raw:  # NaN is how pandas writes that there is none
+            raw = None
+        if self.answer == "answer":
+            rest.pop("answer", None)
+        answer = _unicode(as_text(raw), f"{where}: {self.answer}")
         num_images += sum(_count(row.get(name)) for name in IMAGES)
-        return Example(prompt, _answer(answer, f"{where}: {self.answer}"), rest, num_images)
+        return Example(prompt, answer, rest, num_images, raw, self._fault(answer, rest, raw))
+
+    def _fault(self, answer: str, rest: Mapping[str, Any], raw: Any) -> str | None:  # noqa: ANN401 - JSON
+        """Say why the answer cannot be used; None when it can."""
+        if self.needs_answer and raw is None:
+            return f"{self.answer or 'answer'}: there is none"
+        try:
+            self.check(answer, rest, raw)
+        except BadAnswer as error:
+            return f"{self.answer or 'answer'}: {error}"
+        return None
 
 
-def recognised(first: Row, prompt: str | None, answer: str | None, where: str, *, needs_answer: bool) -> Columns:
-    """Recognise the columns of a data set by its ``first`` row; ``prompt`` and ``answer`` are what the configuration
-    says.
+def recognised(
+    rows: Sequence[Row],
+    prompt: str | None,
+    answer: str | None,
+    where: str,
+    *,
+    needs_answer: bool,
+    check: Check = anything,
+) -> Columns:
+    """Recognise the columns of a data set by its first ``rows``: one of them may lack what the others have. ``prompt``
+    and ``answer`` are what the configuration says.
 
     DataError when there is no column for the prompt, or none for an answer that is needed.
     """
-    is_verl = "prompt" in first and look_up(first, "reward_model.ground_truth") is not None
+    is_verl = any("prompt" in row and look_up(row, "reward_model.ground_truth") is not None for row in rows)
     if prompt is None:
-        prompt = _first_of(PROMPTS, first)
+        prompt = _first_of(PROMPTS, rows)
     if prompt is None:
         raise DataError(
-            f"{where} has no prompt; its columns are {_names(first)}. Expected one of {', '.join(PROMPTS)}: set "
+            f"{where} has no prompt; its columns are {_names(rows[0])}. Expected one of {', '.join(PROMPTS)}: set "
             "task.prompt_column to the one that is it"
         )
     if answer is None:
-        answer = "reward_model.ground_truth" if is_verl else _first_of(ANSWERS, first)
+        answer = "reward_model.ground_truth" if is_verl else _first_of(ANSWERS, rows)
     if answer is None and needs_answer:
         raise DataError(
-            f"{where} has no answer; its columns are {_names(first)}. Expected one of {', '.join(ANSWERS)}: set "
+            f"{where} has no answer; its columns are {_names(rows[0])}. Expected one of {', '.join(ANSWERS)}: set "
             "task.answer_column to the one that is it, or take a task.verifier that needs none"
         )
-    return Columns(prompt, answer, needs_answer)
+    return Columns(prompt, answer, needs_answer, check)
 
 
 def look_up(row: Row, column: str) -> object:
@@ -143,6 +176,22 @@ def plain(value: object, where: str, depth: int = 0) -> Any:  # noqa: ANN401 - J
     if isinstance(value, decimal.Decimal | datetime.timedelta):
         return str(value)
     raise DataError(f"{where} holds a {type(value).__name__}; expected text, numbers, lists and mappings of these")
+
+
+def as_text(value: Any) -> str:  # noqa: ANN401 - JSON
+    """Write an answer as our verifiers read it: true as True, 42.0 as 42, 1e21 in digits, lists and mappings as
+    JSON.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and (value == 0 or 1e-30 < abs(value) < 1e30):
+        digits = f"{decimal.Decimal(repr(value + 0.0)):f}"  # of -0.0 the sign goes
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return json.dumps(value)
 
 
 def shown(value: object) -> str:
@@ -182,12 +231,6 @@ def _message(message: object, where: str) -> tuple[dict[str, Any], int]:
     return {**rest, "role": role, "content": _unicode(content, where)}, images
 
 
-def _answer(value: object, where: str) -> str:
-    if value is None:
-        return ""
-    return _unicode(value if isinstance(value, str) else json.dumps(plain(value, where)), where)
-
-
 def _unicode(text: str, where: str) -> str:
     try:
         text.encode()
@@ -198,8 +241,8 @@ def _unicode(text: str, where: str) -> str:
     return text
 
 
-def _first_of(names: Collection[str], row: Row) -> str | None:
-    return next((name for name in names if row.get(name) is not None), None)
+def _first_of(names: Collection[str], rows: Sequence[Row]) -> str | None:
+    return next((name for name in names if any(row.get(name) is not None for row in rows)), None)
 
 
 def _missing(row: Row, column: str, where: str) -> DataError:

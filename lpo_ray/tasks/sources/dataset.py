@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lpo_ray.errors import DataError
+from lpo_ray.errors import DataError, UnusableRow
 from lpo_ray.records import Prompt
 from lpo_ray.tasks.sources.columns import shown
 from lpo_ray.tasks.sources.prompt_file import Hashes, PromptFile, Reading
@@ -33,7 +33,8 @@ class Position(NamedTuple):
 class DatasetSource:
     """Rows of one data set for training and of another for evaluation.
 
-    Rows whose prompt leaves no room for a response are left out, and counted in the log. A training prompt that is also
+    Rows whose prompt leaves no room for a response, or whose answer the verifier cannot read, are left out, and counted
+    in the log. A training prompt that is also
     held out is an error: the evaluation would measure memory. One that differs in case and white space only, and one
     that is in the training data twice, is a warning.
     """
@@ -75,28 +76,36 @@ class DatasetSource:
         return Position(epoch, step, self.train_file.row(self._place(epoch, step)))
 
     def train(self, index: int) -> Prompt:
-        """Read training prompt ``index`` of the run from the file and encode it. DataError if the file was changed."""
+        """Read training prompt ``index`` of the run from the file and encode it. DataError if the file was changed;
+        UnusableRow when the verifier cannot read its answer.
+        """
         epoch, step = divmod(index, len(self.train_file))
         place = self._place(epoch, step)
         return self._prompt(f"train-{index:08d}-row-{self.train_file.row(place)}", self.train_file, place)
 
     def heldout(self, count: int) -> Sequence[Prompt]:
-        """Read the first ``count`` prompts of the held-out file; DataError when it has fewer."""
+        """Read the first ``count`` prompts of the held-out file whose answers can be used. Fewer only where it has too
+        many others; DataError when it has fewer rows.
+        """
         file = self.heldout_file
-        there = 0 if file is None else len(file)
+        there, faults = (0, {}) if file is None else (len(file), file.faults)
         if count > there:
             raise DataError(
                 f"evaluation.num_prompts is {count}, but there are {there} held-out prompts; lower it, or "
                 "point task.heldout_path to a larger file"
             )
-        return [self._prompt(f"heldout-{number:08d}", file, number) for number in range(count) if file is not None]
+        usable = [number for number in range(there) if number not in faults][:count]
+        return [self._prompt(f"heldout-{number:08d}", file, number) for number in usable if file is not None]
 
     def _place(self, epoch: int, step: int) -> int:
         return int(epoch_order(self._seed, epoch, len(self.train_file))[step])
 
     def _prompt(self, prompt_id: str, file: PromptFile, place: int) -> Prompt:
         example = file.example(place)
-        return Prompt(prompt_id, file.encoded(example), example.answer, self._verifier, example.row)
+        if example.fault is not None:
+            raise UnusableRow(prompt_id, f"row {file.row(place)}: {example.fault}")
+        token_ids = file.encoded(example)
+        return Prompt(prompt_id, token_ids, example.answer, self._verifier, example.row, example.raw_answer)
 
     def _check_overlap(self, heldout: PromptFile) -> int:
         """Count held-out prompts that are alike to one of training. DataError when some are equal."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from lpo_ray.errors import DataError
 from lpo_ray.records import IntArray
-from lpo_ray.tasks.sources.columns import Example, Row, recognised
+from lpo_ray.tasks.sources.columns import Check, Example, Row, anything, recognised
 from lpo_ray.tasks.sources.layouts import Recast
 from lpo_ray.tasks.sources.rows import open_rows
 from lpo_ray.tasks.sources.source import PromptEncoder
@@ -28,6 +28,8 @@ from lpo_ray.tasks.sources.source import PromptEncoder
 logger = logging.getLogger(__name__)
 BATCH = 512
 """prompts that are encoded at once"""
+NAMED = 3
+"""rows that a message names"""
 PROGRESS_SECONDS = 10.0
 """between two lines about a pass that takes long"""
 Hashes = npt.NDArray[np.uint64]
@@ -42,9 +44,11 @@ class Reading:
     """None: recognised by its name; answer_column likewise"""
     answer_column: str | None
     needs_answer: bool
-    """whether a row without one is an error"""
+    """whether a row without one cannot be used"""
     ignore_images: bool
     """whether rows with images are taken without them; otherwise they are an error"""
+    check: Check = anything
+    """reads an answer as the verifier does"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +62,8 @@ class Pass:
     folded: Hashes
     """[N] of the same without its case, and with each stretch of white space as one space"""
     num_with_images: int
+    faults: Mapping[int, str]
+    """row, counted from 0 -> why its answer cannot be used"""
 
 
 class PromptFile:
@@ -70,15 +76,18 @@ class PromptFile:
         self.path, self._encoder = path, reading.encoder
         self._rows = Recast(open_rows(path))
         rows = islice(self._rows, limit)
-        first = next(rows, None)
-        if first is None:
+        first = list(islice(rows, BATCH))
+        if not first:
             raise DataError(f"dataset {path} has no rows; expected at least one with a prompt and an answer")
         self._columns = recognised(
-            first, reading.prompt_column, reading.answer_column, self._where(0), needs_answer=reading.needs_answer
-        )
-        self.found = self._pass([first], rows, reading)
+            first, reading.prompt_column, reading.answer_column, self._where(0), needs_answer=reading.needs_answer,
+            check=reading.check,
+        )  # fmt: skip
+        self.found = self._pass(first, rows, reading)
         self.kept: IntArray = np.flatnonzero(self.found.lengths <= self._encoder.max_tokens).astype(np.int64)
-        """[M] rows that are short enough, counted from 0"""
+        """[M] rows that are short enough, counted from 0. What cannot be used has its place among them, so the order of
+        the data does not depend on what a verifier can read
+        """
         self._report(reading)
 
     def __len__(self) -> int:
@@ -105,17 +114,28 @@ class PromptFile:
         """Prompts that are, to the letter, one before them."""
         return len(self.kept) - len(np.unique(self.found.exact[self.kept]))
 
+    @property
+    def faults(self) -> dict[int, str]:
+        """Why prompts that are short enough cannot be used: their position (0 to M - 1) -> column and reason."""
+        return {
+            position: self.found.faults[int(index)]
+            for position, index in enumerate(self.kept)
+            if int(index) in self.found.faults
+        }
+
     def _where(self, index: int) -> str:
         return self._rows.where(index)
 
     def _pass(self, first: list[Row], rest: Iterable[Row], reading: Reading) -> Pass:
         lengths: list[npt.NDArray[np.int32]] = []
         hashes: list[npt.NDArray[np.uint64]] = []
+        faults: dict[int, str] = {}
         done = num_with_images = 0
         started = said = time.monotonic()
         for batch in _batches(first, rest):
             examples = [self._columns.read(row, self._where(done + place)) for place, row in enumerate(batch)]
             num_with_images += self._images(examples, done, reading)
+            faults |= {done + place: example.fault for place, example in enumerate(examples) if example.fault}
             lengths.append(self._lengths(examples, done))
             hashes.append(np.array([_hashes(example.text) for example in examples], dtype=np.uint64))
             done += len(batch)
@@ -123,7 +143,7 @@ class PromptFile:
                 said = now  # a warning, as the driver shows nothing less
                 logger.warning("%s: %s rows read in %.0f s, continuing", self.path, f"{done:,}", now - started)
         exact, folded = np.concatenate(hashes).T
-        return Pass(np.concatenate(lengths), exact.copy(), folded.copy(), num_with_images)
+        return Pass(np.concatenate(lengths), exact.copy(), folded.copy(), num_with_images, faults)
 
     def _lengths(self, examples: list[Example], first: int) -> npt.NDArray[np.int32]:
         rendered = []
@@ -158,6 +178,17 @@ class PromptFile:
             )
         if left_out:
             logger.warning("%s: left out %d prompts over %d tokens", self.path, left_out, most)
+        if faults := self.faults:
+            said = "; ".join(f"row {self.row(position)}: {fault}" for position, fault in islice(faults.items(), NAMED))
+            if len(faults) == len(self.kept):
+                raise DataError(
+                    f"no row of {self.path} has an answer that can be used: {said}. Set task.answer_column and "
+                    "task.verifier to what belongs together"
+                )
+            logger.warning(
+                "%s: %d of %d prompts are left out, as their answers cannot be used: %s%s",
+                self.path, len(faults), len(self.kept), said, "; ..." if len(faults) > NAMED else "",
+            )  # fmt: skip
         if self.found.num_with_images:
             logger.warning(
                 "%s: %d prompts have images, which the policy does not see (task.options.images=ignore)",

@@ -11,13 +11,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lpo_ray.errors import DataError
+from lpo_ray.errors import DataError, UnusableRow
+from lpo_ray.interfaces import PromptSource
 from lpo_ray.policy.tokenizer import Messages, Tokenizer
-from lpo_ray.records import IntArray
+from lpo_ray.records import IntArray, Prompt
 from lpo_ray.tasks.prompt_form import PromptForm, no_system_prompt
 
 Split = Literal["train", "heldout"]
 DEFAULT_FORM = PromptForm()
+TRIES = 100
+"""training prompts that are looked at for each that is wanted"""
 HELDOUT_SEED = 0
 """seed of the held-out problems of generators: the same for every run, so that runs can be compared"""
 
@@ -82,6 +85,24 @@ class PromptEncoder:
     def end_of_turn(self) -> int | None:
         """Token that ends the assistant's turn in the chat template; None where no prompt uses one."""
         return self._tokenizer.end_of_turn(self._form.style) if self.uses_chat_template else None
+
+
+def first_usable(source: PromptSource, count: int) -> list[Prompt]:
+    """Make the first ``count`` training prompts that can be scored. Looks at TRIES times as many; DataError when none
+    of these can.
+    """
+    found: list[Prompt] = []
+    reason = ""
+    for index in range(TRIES * count):
+        try:
+            found.append(source.train(index))
+        except UnusableRow as unusable:
+            reason = str(unusable)
+        if len(found) == count:
+            break
+    if not found:
+        raise DataError(f"none of the first {TRIES * count} training prompts can be used; the last: {reason}")
+    return found
 
 
 def cycled(seed: int, index: int, num_train: int | None) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,11 @@ import numpy.typing as npt
 from lpo_ray.interfaces import PromptSource
 from lpo_ray.tasks.sources.dataset import DatasetSource
 from lpo_ray.tasks.sources.prompt_file import PromptFile
+from lpo_ray.tasks.sources.source import first_usable
 
 QUANTILES = {"min": 0.0, "50 %": 0.5, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
+FAULTS = 10
+"""rows that cannot be used, of which the reason is told"""
 SAMPLED = 1000
 """prompts of a generator that are looked at"""
 
@@ -21,7 +25,7 @@ SAMPLED = 1000
 class SplitSummary:
     """Numbers of one split.
 
-    Example: ``SplitSummary(7500, 12, 3, {"min": 40, "50 %": 92, "90 %": 160, "99 %": 301, "max": 2410}, False)``
+    Example: ``SplitSummary(7500, 12, 3, {"min": 40, "50 %": 92, "90 %": 160, "99 %": 301, "max": 2410}, False, 0, {})``
     """
 
     rows: int
@@ -33,6 +37,10 @@ class SplitSummary:
     """quantiles over all rows, those left out included"""
     sampled: bool
     """whether these are the first SAMPLED prompts of a generator, which has no end"""
+    unusable: int = 0
+    """prompts that are left out, as the verifier cannot read their answers"""
+    faults: Mapping[int, str] = field(default_factory=dict)
+    """row of the first FAULTS of these, as messages count them -> column and reason"""
 
 
 def summarise(source: PromptSource, num_heldout: int) -> dict[str, SplitSummary]:
@@ -40,7 +48,7 @@ def summarise(source: PromptSource, num_heldout: int) -> dict[str, SplitSummary]
     if isinstance(source, DatasetSource):
         files = {"train": source.train_file, "heldout": source.heldout_file}
         return {split: _of_file(file) for split, file in files.items() if file is not None}
-    splits = {"train": [source.train(number) for number in range(SAMPLED)]}
+    splits = {"train": first_usable(source, SAMPLED)}
     if num_heldout:
         splits["heldout"] = list(source.heldout(num_heldout))
     return {
@@ -57,7 +65,11 @@ def summarise(source: PromptSource, num_heldout: int) -> dict[str, SplitSummary]
 
 def _of_file(file: PromptFile) -> SplitSummary:
     lengths = file.found.lengths
-    return SplitSummary(len(lengths), len(lengths) - len(file), file.num_duplicates, _quantiles(lengths), False)
+    faults = {file.row(position): fault for position, fault in file.faults.items()}
+    return SplitSummary(
+        len(lengths), len(lengths) - len(file), file.num_duplicates, _quantiles(lengths), False, len(faults),
+        dict(islice(faults.items(), FAULTS)),
+    )  # fmt: skip
 
 
 def _quantiles(lengths: npt.NDArray[np.int32]) -> dict[str, int]:

@@ -25,7 +25,7 @@ from lpo_ray.run.spec import RunSpec
 from lpo_ray.tools.evaluate.target import EvaluationRequest
 from lpo_ray.verifiers.answers import read_as
 
-DECIDES_A_VERDICT = ("overlong", "http", "judge", "sandbox")
+DECIDES_A_VERDICT = ("http", "judge", "sandbox")
 """of the section verifier"""
 
 

@@ -13,6 +13,7 @@ from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.settings import behaviour_from_engine, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
+from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.machines import Bundle
 from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineShape, RankSettings
@@ -60,7 +61,8 @@ def _read_prompts(spec: RunSpec) -> float | None:
         if path is not None and not Path(path).is_dir():
             return None
         source = _few(spec).source(character_tokenizer() if path is None else Tokenizer.load(path))
-        return sum(len(source.train(number).token_ids) for number in range(PROMPTS_READ)) / PROMPTS_READ
+        prompts = first_usable(source, PROMPTS_READ)
+        return sum(len(prompt.token_ids) for prompt in prompts) / len(prompts)
     except ConfigError:  # data or tokenizer are not here, which ``make_spec`` says better
         return None
 

@@ -167,6 +167,10 @@ class _Notes(Observer, Events):
         pass
 
     @override
+    def left_out(self, prompt_id: str, reason: str) -> None:
+        pass
+
+    @override
     def score(self, name: str) -> float | None:
         return None
 

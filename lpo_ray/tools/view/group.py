@@ -122,7 +122,10 @@ def _tokenizer_of(folder: Path, token_ids: IntArray, response: str) -> Tokenizer
                 decoded = tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
             except (OverflowError, ValueError, TypeError):  # not its tokens
                 continue
-            if decoded.encode("utf-8", errors="replace").decode("utf-8") == response:
+            recorded = response
+            for special in (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special):
+                recorded = recorded.replace(special, "")  # tags are in the recorded text (policy.tokenizer)
+            if decoded.encode("utf-8", errors="replace").decode("utf-8") in (response, recorded):
                 return tokenizer
     return None
 

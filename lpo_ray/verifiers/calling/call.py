@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
-from lpo_ray.common.plugins import plugin_file, resolve
+from lpo_ray.common.plugins import UnknownName, plugin_file, resolve
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.adapters import Judge, adapt
 from lpo_ray.verifiers.calling.case import Case
@@ -19,16 +19,26 @@ from lpo_ray.verifiers.table import VERIFIERS
 
 
 def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Return verdicts of the named verifier on responses to one prompt. An exception inside it is its own failure:
-    unscored, with its last line.
+    """Return verdicts of the named verifier on responses to one prompt. An exception inside it is unscored, with its
+    last line: of the response that did it, or of all that a verifier of whole groups was given.
     """
     try:
-        return judge_named(name)(cases)
+        judge = judge_named(name)
+    except UnknownName as error:  # here, though it is there where the run was started
+        return [Verdict.failed(f"{type(error).__name__}: {error}")] * len(cases)
+    try:
+        return judge(cases)
     except Exception as error:  # noqa: BLE001 - a user's verifier may raise anything; none of it is a reward
-        if len(cases) > 1:  # one of them did it
+        if len(cases) > 1 and not judge.whole_group:
             return [verdict for case in cases for verdict in verify(name, [case])]
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return [Verdict.unscored(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")]
+        reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        return [Verdict.unscored(reason)] * len(cases)
+
+
+def takes_whole_group(name: str) -> bool:
+    """Tell whether the named verifier must be given all responses of a group at once. Raises UnknownName."""
+    return judge_named(name).whole_group
 
 
 def verify_sum(verifier: str, cases: Sequence[Case]) -> list[Verdict]:

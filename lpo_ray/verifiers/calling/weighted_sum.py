@@ -44,13 +44,18 @@ def is_remote(verifier: str) -> bool:
 
 
 def weighted_sum(sum_of: Sequence[Term], verdicts: Sequence[Verdict]) -> Verdict:
-    """Add up the verdicts of all terms. Unscored when any is: a reward that lacks a part is no reward."""
+    """Add up the verdicts of all terms. A term that abstains is left out, unless all do. Without a reward when another
+    term has none: a reward that lacks a part is no reward.
+    """
     if len(sum_of) == 1 and sum_of[0].weight == 1:
         return verdicts[0]
     total, said = 0.0, []
     for term, verdict in zip(sum_of, verdicts, strict=True):
-        if verdict.reward is None:
-            return Verdict.unscored(f"{term.name}: {verdict.detail}")
-        total += term.weight * verdict.reward
-        said.append(f"{term.name} {verdict.reward:g}" + (f" ({verdict.detail})" if verdict.detail else ""))
+        if verdict.reward is None and verdict.lack != "abstained":
+            return Verdict(None, f"{term.name}: {verdict.detail}", verdict.lack)
+        if verdict.reward is not None:
+            total += term.weight * verdict.reward
+            said.append(f"{term.name} {verdict.reward:g}" + (f" ({verdict.detail})" if verdict.detail else ""))
+    if not said:
+        return Verdict.abstained("; ".join(f"{t.name}: {v.detail}" for t, v in zip(sum_of, verdicts, strict=True)))
     return Verdict.scored(total, "; ".join(said))

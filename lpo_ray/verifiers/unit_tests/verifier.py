@@ -37,7 +37,7 @@ def unit_tests(response: str, answer: str, row: Mapping[str, Any], sandbox: Limi
     if marks.unreadable is not None:
         raise BadAnswer(f"the answer of unit_tests is {answer[:80]!r}: {marks.unreadable}")
     if marks.trouble is not None:
-        return Verdict.unscored(marks.trouble)
+        return Verdict.failed(marks.trouble)
     return Verdict.scored(
         marks.passed / total, f"{marks.passed} of {total} tests passed{marks.why and '; '}{marks.why}"
     )

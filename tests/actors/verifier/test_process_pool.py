@@ -102,6 +102,38 @@ def _num_idle() -> int:
     return sum(os.sched_getscheduler(pid) == os.SCHED_IDLE for pid in pids)
 
 
+@pytest.mark.parametrize("name", ["quick_size", "slow_size"])
+async def test_a_function_of_lists_is_given_the_whole_group_whatever_its_speed(name: str, pool: VerdictPool) -> None:
+    for _ in range(3):
+        assert rewards(await pool.verdicts(f"{HERE}:{name}", cases(*"abcdefgh"))) == [8] * 8
+    assert await pool.takes_whole_group(f"{HERE}:{name}")
+    assert not await pool.takes_whole_group(f"{HERE}:length")
+
+
+@pytest.mark.parametrize(("bad", "said"), [("die", "died with exit code"), ("raise", "RuntimeError: no network")])
+async def test_a_function_of_lists_is_never_asked_about_a_part_of_them(bad: str, said: str, pool: VerdictPool) -> None:
+    verdicts = await pool.verdicts(f"{HERE}:shortest", cases("a", bad, "ccc"))
+    assert rewards(verdicts) == [None, None, None]  # alone, "ccc" would be the shortest
+    assert all(said in verdict.detail for verdict in verdicts)
+
+
+async def test_a_function_that_cannot_be_imported_in_the_pool_is_no_fault_of_a_response(
+    pool: VerdictPool, tmp_path: Path
+) -> None:
+    (tmp_path / "gone.py").write_text("raise RuntimeError('no licence')\n")
+    verdicts = await pool.verdicts(f"{tmp_path}/gone.py:f", cases("a", "b"))
+    assert [verdict.lack for verdict in verdicts] == ["failed", "failed"]
+    assert "no licence" in verdicts[0].detail
+
+
+async def test_a_changed_file_may_change_what_its_function_takes(pool: VerdictPool, tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text("def f(response):\n    return 1\n")
+    assert rewards(await pool.verdicts(f"{file}:f", cases("a", "b"))) == [1, 1]
+    file.write_text("def f(completions, **kwargs):\n    return [len(completions)] * len(completions)\n")
+    assert rewards(await pool.verdicts(f"{file}:f", cases("a", "b"))) == [2, 2]
+
+
 async def test_a_slow_verdict_is_reported_with_its_text(pool: VerdictPool, caplog: pytest.LogCaptureFixture) -> None:
     assert rewards(await pool.verdicts(f"{HERE}:length", cases("sleep" + "x" * 1000))) == [1005]
     assert " took " in caplog.text
@@ -210,10 +242,27 @@ class Counting:
             found.append(Verdict.unscored("broken") if broken else Verdict.scored(len(case.response)))
         return found
 
+    async def takes_whole_group(self, verifier: str) -> bool:
+        return verifier == "grouped"
+
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.verifier.dispatch.RETRY_SECONDS", 0.0)
+
+
+async def test_what_depends_on_the_group_is_asked_again_with_all_of_it_and_not_remembered() -> None:
+    pool = Counting(failures=2)
+    verdicts = Verdicts(pool, Counting(), 2, 10)
+    assert rewards(await verdicts.of("grouped", cases("x", "odd"))) == [1, 3]
+    assert rewards(await verdicts.of("grouped", cases("x"))) == [1]
+    assert [asked for _, asked in pool.asked] == [["x", "odd"]] * 3 + [["x"]]
+
+
+async def test_only_the_term_that_is_unscored_is_asked_again() -> None:
+    pool = Counting(failures=1)
+    assert rewards(await Verdicts(pool, Counting(), 2, 0).of("a + b", cases("x", "odd"))) == [2, 6]
+    assert [asked for _, asked in pool.asked] == [["x", "odd"], ["x", "odd"], ["odd"]]
 
 
 async def test_only_what_is_unscored_is_asked_again() -> None:
@@ -331,6 +380,38 @@ async def test_an_endpoint_gets_what_the_configuration_names(service: Service) -
     assert rewards(await ask(service.url, "ab", "c")) == [2, 1]
     assert {"text": "ab", "gold": "5", "level": 2} in service.asked
     assert service.headers == ["Bearer secret"] * 2
+
+
+async def test_a_service_on_this_machine_is_asked_without_the_proxy_of_the_environment(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Service()
+    proxy.reply = lambda body: (502, b"cannot reach the host")
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert rewards(await ask(service.url, "ab")) == [2]
+    assert not proxy.asked
+    [verdict] = await ask("http://93.184.216.34/reward", "ab")
+    assert f"asked through the proxy {proxy.url}" in verdict.detail
+    assert verdict.lack == "failed"
+    proxy.server.shutdown()
+    proxy.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "lack"),
+    [
+        (500, {}, "failed"), (401, {}, "failed"), (404, {}, "failed"), (422, {}, "unscored"), (413, {}, "unscored"),
+        (200, {"result": 1}, "unscored"), (200, {"result": {"score": None}}, "unscored"), (200, b"<html>", "unscored"),
+    ],
+)  # fmt: skip
+async def test_a_service_in_trouble_is_told_from_a_request_that_it_refuses(
+    status: int, answer: object, lack: str, service: Service
+) -> None:
+    service.reply = lambda body: (status, answer)
+    [verdict] = await ask(service.url, "x")
+    assert verdict.lack == lack
 
 
 async def test_a_batched_endpoint_is_asked_once_for_a_group(service: Service) -> None:

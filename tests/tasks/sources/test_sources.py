@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.errors import DataError
+from lpo_ray.errors import DataError, UnusableRow
 from lpo_ray.tasks.sources import tables
 from lpo_ray.tasks.sources.columns import MAX_DEPTH
 from lpo_ray.tasks.sources.rows import JsonlRows, open_rows
-from lpo_ray.tasks.sources.source import epoch_order
+from lpo_ray.tasks.sources.source import epoch_order, first_usable
 from lpo_ray.tasks.sources.tables import ParquetRows
+from lpo_ray.verifiers.answers import check_answer
 from lpo_ray.verifiers.calling.adapters import adapt
 from lpo_ray.verifiers.calling.case import Case
 from tests.support import dataset_files as made
@@ -77,7 +79,8 @@ def test_what_the_configuration_names_wins(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{**made.VERL_GSM8K, **made.MBPP}])
     prompt = source(path, columns=("text", "test_list")).train(0)
     assert json.loads(prompt.answer) == made.MBPP["test_list"]
-    assert "prompt" not in prompt.row  # messages of another column would make reward functions conversational
+    assert prompt.row["prompt"] == made.MBPP["text"]  # messages of another column would make functions conversational
+    assert prompt.raw_answer == made.MBPP["test_list"]
     nested = source(path, columns=("extra_info.question", "extra_info.answer")).train(0)
     assert nested.answer == made.VERL_GSM8K["extra_info"]["answer"]
     assert "row 1 has no words; its columns are 'data_source', 'prompt'" in refused(path, columns=("words", None))
@@ -134,8 +137,6 @@ for _ in range(MAX_DEPTH + 1):
     ("row", "expected"),
     [
         ({"answer": "1"}, "row 2 has no prompt; its columns are 'answer'"),
-        ({"prompt": "a", "answer": None}, "row 2 has no answer; its columns are 'prompt', 'answer'"),
-        ({"prompt": "a", "answer": float("nan")}, "row 2 has no answer"),
         ({"prompt": " \n", "answer": "1"}, "row 2: prompt is ' \\n'; expected a text that is not empty, or messages"),
         ({"prompt": 5, "answer": "1"}, "row 2: prompt is 5; expected a text that is not empty, or messages"),
         ({"prompt": {"a": 1}, "answer": "1"}, "row 2: prompt is {'a': 1}; expected a text"),
@@ -157,6 +158,71 @@ def test_what_is_wrong_with_a_row_is_said_with_its_number_and_column(
 ) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [SUMS[0], row])
     assert expected in refused(path, tokenizer=chat_tokenizer())
+
+
+BAD = [{**SUMS[0], "answer": None}, *SUMS[1:5], {**SUMS[5], "answer": float("nan")}, SUMS[6], {**SUMS[7], "answer": ""}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_rows_whose_answers_cannot_be_read_are_left_out_and_keep_their_place(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [*BAD[:5], {**BAD[5], "answer": None}, *BAD[6:]] if suffix == ".parquet" else BAD  # a column of texts
+    path, good = write(tmp_path / f"rows{suffix}", rows), write(tmp_path / f"good{suffix}", SUMS[:8])
+    found, whole = source(path, check=partial(check_answer, "boxed"), seed=1), source(good, seed=1)
+    assert "3 of 8 prompts are left out, as their answers cannot be used: row 1: answer: there is none;" in caplog.text
+    assert "row 8: answer: boxed cannot read it: the answer of boxed is ''" in caplog.text
+    for index in range(16):
+        expected = whole.train(index)
+        if found.position(index).row in (1, 6, 8):
+            with pytest.raises(UnusableRow, match=f"row {found.position(index).row}: answer: ") as caught:
+                found.train(index)
+            assert caught.value.prompt_id == expected.prompt_id
+        else:
+            assert found.train(index).prompt_id == expected.prompt_id
+    assert len({prompt.prompt_id for prompt in first_usable(found, 10)}) == 10
+
+
+def test_held_out_rows_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+    train, heldout = write_jsonl(tmp_path / "train.jsonl", SUMS[20:30]), write_jsonl(tmp_path / "held.jsonl", BAD)
+    found = source(train, heldout, check=partial(check_answer, "boxed"))
+    ids = [f"heldout-{number:08d}" for number in (1, 2, 3, 4, 6)]
+    assert [prompt.prompt_id for prompt in found.heldout(3)] == ids[:3]
+    assert [prompt.prompt_id for prompt in found.heldout(8)] == ids  # a few bad rows end no evaluation
+    with pytest.raises(DataError, match="there are 8 held-out prompts"):
+        found.heldout(9)
+
+
+def test_a_file_of_which_no_answer_can_be_read_is_an_error(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "rows.jsonl", [{"prompt": "a", "answer": "x", "n": 1}, {"prompt": "b", "answer": "y"}]
+    )
+    said = refused(path, check=partial(check_answer, "geometry"))
+    assert "no row of" in said
+    assert "row 2: answer: geometry cannot read it" in said
+
+
+def test_columns_are_recognised_though_the_first_rows_lack_an_answer(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": None, "solution": "long"}, {"prompt": "b", "answer": "2", "solution": "long"}]
+    found = source(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert [prompt.answer for prompt in first_usable(found, 2)] == ["2", "2"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (42, "42"), (42.0, "42"), (0.0, "0"), (-0.0, "0"), (2.5, "2.5"), (1e21, "1" + "0" * 21), (1e-7, "0.0000001"),
+        (100.0, "100"), (True, "True"), (False, "False"), ("true", "true"), ([1, True], "[1, true]"),
+        ({"target": 7}, '{"target": 7}'), (2**70, str(2**70)), (1e300, "1e+300"),
+    ],
+)  # fmt: skip
+def test_an_answer_keeps_its_type_beside_its_text(value: object, text: str, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "answer": value}])
+    prompt = source(path).train(0)
+    assert prompt.answer == text
+    assert prompt.raw_answer == value
+    assert type(prompt.raw_answer) is type(value)
+    assert prompt.row == {"prompt": "a"}
 
 
 def test_messages_without_a_chat_template_are_an_error(tmp_path: Path) -> None:
@@ -255,7 +321,7 @@ def test_reading_on_demand_gives_what_reading_at_once_does(
         prompt, row = found.train(index), SUMS[order[index]]
         assert prompt.prompt_id == f"train-{index:08d}-row-{order[index] + 1}"
         assert prompt.token_ids.tolist() == tokenizer.encode(row["prompt"]).tolist()
-        assert (prompt.answer, prompt.row) == (row["answer"], {"level": row["level"]})
+        assert (prompt.answer, prompt.row) == (row["answer"], {"level": row["level"], "prompt": row["prompt"]})
 
 
 def test_row_groups_are_kept_as_far_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

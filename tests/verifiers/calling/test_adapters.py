@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 
 from lpo_ray.common.plugins import UnknownName
 from lpo_ray.verdict import Verdict
-from lpo_ray.verifiers.calling.adapters import adapt, verdict_of
+from lpo_ray.verifiers.calling.adapters import adapt
 from lpo_ray.verifiers.calling.call import judge_named, verify
-from lpo_ray.verifiers.calling.case import Case
+from lpo_ray.verifiers.calling.case import Case, Sampled
+from lpo_ray.verifiers.calling.values import verdict_of
 
 REWARDS = Path(__file__).parents[3] / "configs" / "rewards"
 CHAT = {"prompt": [{"role": "user", "content": "3, 4, 7: make 5"}], "data_source": "countdown", "level": 2}
@@ -81,8 +83,48 @@ def test_trl_functions() -> None:
     assert rewards(ask(asynchronous, "xy", "x")) == [2, 1]
 
 
-def test_none_of_a_trl_function_is_unscored() -> None:
-    assert rewards(ask(only_some_tasks, "x", row={"task": "code"})) == [None]
+@pytest.mark.parametrize("value", [None, math.nan, np.float32("nan"), torch.tensor(math.nan)])
+def test_none_of_a_trl_function_means_that_it_does_not_apply(value: Any) -> None:
+    [verdict] = ask(lambda completions: [value], "x")
+    assert (verdict.reward, verdict.lack) == (None, "abstained")
+    assert ask(lambda completions: ["1"], "x")[0].lack == "unscored"
+
+
+def test_columns_have_their_own_types() -> None:
+    def right(completions: list[str], answer: list[Any], **kwargs: Any) -> list[float]:
+        return [float(int(c) == a) for c, a in zip(completions, answer, strict=True)]
+
+    assert rewards(adapt(right, "a:b")([Case("p", text, "72", raw_answer=72) for text in ("72", "7")])) == [1, 0]
+    assert rewards(ask(lambda completions, answer: [float("b" in a) for a in answer], "x", answer="abc")) == [1]
+
+
+def sampled_case(row: dict[str, Any], raw_answer: Any = None) -> Case:
+    shown = Sampled(array("q", [7, 8, 2]), "<user>q", "a", "<user>q<think>a<eos>", 12)
+    return Case("q", "<think>a", "5", row, raw_answer=raw_answer, sampled=shown)
+
+
+def test_trl_sees_what_its_trainer_would_show() -> None:
+    seen: dict[str, Any] = {}
+
+    def reward(completions: Any, **kwargs: Any) -> list[float]:
+        seen.update(kwargs, completions=completions)
+        kwargs["log_extra"]("parsed", ["yes"])
+        kwargs["log_metric"]("accuracy", 0.5)
+        return [1.0]
+
+    [verdict] = adapt(reward, "a:b")([sampled_case({"prompt": "the row's own", "level": 3})])
+    assert seen["completions"] == ["a"]
+    assert seen["prompts"] == ["the row's own"]
+    assert seen["completion_ids"] == [[7, 8, 2]]
+    assert seen["trainer_state"].global_step == 12
+    assert seen["level"] == [3]
+    assert verdict == Verdict.scored(1.0, "parsed yes; accuracy 0.5")
+
+
+def test_a_function_that_changes_its_prompts_changes_no_row() -> None:
+    row = {"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "I"}]}
+    assert rewards(ask(lambda completions, prompts: [float(len(prompts[0].pop()))], "x", row=row)) == [2]
+    assert len(row["prompt"]) == 2
 
 
 def test_a_column_that_the_data_lack_says_its_name() -> None:
@@ -122,6 +164,32 @@ def test_verl_functions() -> None:
     assert "acc" in ask(compute_score, "5")[0].detail
 
 
+def test_verl_gets_the_ground_truth_in_its_own_type() -> None:
+    def tinyzero(data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None) -> float:
+        assert solution_str == "a"
+        return float(ground_truth.pop("target") == 7)
+
+    truth = {"target": 7, "numbers": [3, 4]}
+    for _ in range(2):  # what it does to it is its own affair
+        assert rewards(adapt(tinyzero, "a:b")([sampled_case({}, truth)])) == [1]
+
+
+def test_verl_batch_functions_get_the_group() -> None:
+    def batch(data_sources: list[str], solution_strs: list[str], ground_truths: list[Any], extra_infos: Any) -> Any:
+        assert extra_infos == [{"index": 1}, {"index": 1}]
+        return [
+            {"score": float(s == g), "acc": len(data_sources)}
+            for s, g in zip(solution_strs, ground_truths, strict=True)
+        ]
+
+    judge = adapt(batch, "a:b")
+    assert judge.whole_group
+    row = {"data_source": "x", "extra_info": {"index": 1}}
+    verdicts = judge([Case("p", text, "[1]", row, raw_answer="5") for text in ("5", "6")])
+    assert rewards(verdicts) == [1, 0]
+    assert "'acc': 2" in verdicts[0].detail
+
+
 def test_a_score_that_is_none_keeps_its_reason() -> None:
     assert ask(lambda solution_str, ground_truth: {"score": None, "acc": 0}, "x") == [
         Verdict.unscored("the verifier returned None")
@@ -149,6 +217,13 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> di
 def test_openrlhf_functions() -> None:
     assert rewards(ask(reward_func, "5", "6")) == [1, 0]
     assert rewards(ask(lambda queries, prompts, labels: torch.tensor([0.5]), "5")) == [0.5]
+
+
+def test_openrlhf_queries_and_prompts_have_their_special_tokens_and_labels_their_type() -> None:
+    def reward(queries: list[str], prompts: list[str], labels: list[Any]) -> list[float]:
+        return [float((queries, prompts, labels) == (["<user>q<think>a<eos>"], ["<user>q"], [5]))]
+
+    assert rewards(adapt(reward, "a:b")([sampled_case({}, 5)])) == [1]
 
 
 # --- verifiers ----------------------------------------------------------------------------------------------------
@@ -190,6 +265,17 @@ def test_a_group_of_rubrics_without_what_is_only_a_metric() -> None:
     assert rewards(ask(lambda: SimpleNamespace(rubric=group), "5", row={"info": {"want": "5"}})) == [1.5]
 
 
+def test_a_function_of_a_group_in_a_rubric_sees_the_group() -> None:
+    def fewest(completions: list[Any], answers: list[str]) -> list[float]:
+        lengths = [len(c[-1]["content"]) for c in completions]
+        return [float(length == min(lengths)) for length in lengths]
+
+    judge = adapt(lambda: Rubric([correct_answer, fewest], [1.0, 0.5]), "a:b")
+    assert judge.whole_group
+    assert rewards(judge([Case("p", text, "5") for text in ("5", "is 5", "no")])) == [1.5, 1.0, 0.0]
+    assert not adapt(lambda: Rubric([correct_answer], [1.0]), "a:b").whole_group
+
+
 # --- all ----------------------------------------------------------------------------------------------------------
 
 
@@ -208,13 +294,22 @@ def test_a_function_of_no_known_style_is_refused(function: Any, said: str) -> No
 
 def test_one_response_that_makes_it_raise_costs_the_others_nothing(tmp_path: Path) -> None:
     (tmp_path / "picky.py").write_text(
-        "def reward(completions, **kwargs):\n"
-        "    if 'bad' in completions:\n        raise RuntimeError('no network')\n"
-        "    return [1.0] * len(completions)\n"
+        "def reward(response):\n    if response == 'bad':\n        raise RuntimeError('no network')\n    return 1.0\n"
     )
     verdicts = verify(f"{tmp_path}/picky.py:reward", [Case("", text, "") for text in ("good", "bad", "good")])
     assert rewards(verdicts) == [1, None, 1]
     assert "RuntimeError: no network" in verdicts[1].detail
+
+
+def test_a_function_of_a_list_that_raises_is_not_asked_about_parts_of_it(tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text(
+        "def reward(completions, **kwargs):\n"
+        "    if 'bad' in completions:\n        raise RuntimeError('no network')\n"
+        "    return [float(len(completions))] * len(completions)\n"
+    )
+    verdicts = verify(f"{tmp_path}/picky.py:reward", [Case("", text, "") for text in ("good", "bad", "good")])
+    assert rewards(verdicts) == [None, None, None]
+    assert "RuntimeError: no network" in verdicts[0].detail
 
 
 @pytest.mark.parametrize("name", ["trl_style.py:reward_func", "verl_style.py:compute_score"])

@@ -47,6 +47,13 @@ def test_a_sum_that_lacks_a_part_is_unscored() -> None:
     assert total == Verdict.unscored("b: timeout")
 
 
+def test_a_term_that_does_not_apply_leaves_the_others_to_decide() -> None:
+    applies_not = Verdict.abstained("returned None")
+    assert weighted_sum(terms("a + 0.2*b"), [applies_not, Verdict.scored(0.5)]).reward == pytest.approx(0.1)
+    assert weighted_sum(terms("a + b"), [applies_not, applies_not]).lack == "abstained"
+    assert weighted_sum(terms("a + b"), [applies_not, Verdict.failed("gone")]) == Verdict.failed("b: gone")
+
+
 def test_services_are_told_by_their_form() -> None:
     assert [is_remote(name) for name in ("judge", "http://x", "https://x", "math", "a:b", "judge:f")] == [
         True, True, True, False, False, False,
