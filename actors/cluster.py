@@ -25,16 +25,15 @@ from actors.runtime.connection import join
 from actors.runtime.inspection import inspect
 from actors.runtime.placement import check_room, nodes
 from actors.runtime.remote_calls import call
-from actors.runtime.supervised import START_SECONDS
 from actors.transports.table import TRANSPORTS, Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
-from lpo_ray.config.schema import Config, Inflight
+from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
 from lpo_ray.policy.weights_proof import probe_sequences
-from lpo_ray.records import BusyWorker, Process, WeightsVersion
+from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
 from lpo_ray.run import settings
@@ -85,6 +84,10 @@ class Cluster:
         if stage == "project":
             return ranks or self.rollout.receivers()  # a new engine is given the weights before they change
         return ranks
+
+    def silence_of(self, key: Key) -> float:
+        """Seconds since whoever holds a group gave a sign of life."""
+        return min(self.rollout.silence_of(key), self.verifier.silence_of(key))
 
     async def inspect(self, process: Process) -> str:
         """Describe what ``process`` is doing, wherever it runs."""
@@ -178,12 +181,13 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
     builder = remote_target_builder(config, settings.target_rules(spec), settings.restart_rule(spec), events)
     try:
         async with asyncio.TaskGroup() as starting:
-            starting.create_task(_started(events, "learner", learner.start_seconds, learner.start()))
+            seconds = config.supervision.start_seconds
+            starting.create_task(_started(events, "learner", seconds, learner.start()))
             starting.create_task(rollout.start())
             for actor in (verifier.service, builder.builder):
-                starting.create_task(_started(events, actor.name, START_SECONDS, actor.start()))
+                starting.create_task(_started(events, actor.name, seconds, actor.start()))
         prepared = _publisher(spec, model_path, learner, rollout, transport)
-        publisher = await _started(events, "sending of weights", config.learner.deadline_seconds, prepared)
+        publisher = await _started(events, "sending of weights", config.learner.silence_seconds, prepared)
     except BaseException:
         await rollout.close()
         verifier.service.kill()
@@ -301,18 +305,9 @@ async def _publisher(
         processes_per_engine=spec.config.rollout.tensor_parallel_size,
         probe=probe_sequences(len(spec.tokenizer(model_path)), spec.context),
         tolerance=spec.tolerance,
-        prepare_seconds=_prepare_seconds(spec.config),
+        prepare_seconds=spec.config.transport.prepare_seconds,
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
     publisher = Publisher(learner, rollout, delivery)
     rollout.admit = publisher.admit
     return publisher
-
-
-def _prepare_seconds(config: Config) -> float:
-    """Engines that decode to the end what they have begun may take as long for it as a group may take. The publisher
-    waits for one engine as long as it is told, and for several half as long.
-    """
-    if config.pipeline.inflight is not Inflight.finish:
-        return config.transport.prepare_seconds
-    return config.transport.prepare_seconds + config.rollout.deadline_seconds * min(config.rollout.num_workers, 2)

@@ -8,9 +8,9 @@
  prove     engines: digest of every tensor that arrived, log-probs of the probe  |  learner: log-probs of the probe
            equal -> the version is released: the engine gives out groups again
 ```
-Each phase has a deadline. An engine that fails is left out and replaced by the pool; the others get the version. Where
-engines and ranks meet in a collective, one that fails breaks it for all: the group is formed again without it, and the
-buckets are sent again.
+Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode.
+An engine that fails is left out and replaced by the pool; the others get the version. Where engines and ranks meet in a
+collective, one that fails breaks it for all: the group is formed again without it, and the buckets are sent again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from typing_extensions import override
 from actors.learner.group import LearnerGroup
 from actors.rollout.remote import RemoteWorker
 from actors.rollout.worker import Delivery
-from actors.runtime.remote_calls import INNER, call_each
+from actors.runtime.remote_calls import INNER, call, call_each
 from actors.transports.table import Transport
+from lpo_ray.common.silence import Progress, Watch
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
 from lpo_ray.interfaces import WeightTransport
 from lpo_ray.policy.weights_proof import as_bundles, check_delivery
@@ -52,7 +53,9 @@ class DeliverySettings:
     tolerance: float
     """largest difference of a log-prob that is still rounding"""
     prepare_seconds: float
+    """for engines to stop decoding (without a token), and to join"""
     transfer_seconds: float
+    """for a bucket, and for the proof"""
 
 
 class _Broken(Exception):
@@ -90,7 +93,7 @@ class Publisher(WeightTransport):
         async with self._learner.weights_lock:
             if self._current is None or not self._learner.published or member.version == self._current:
                 return
-            attempt = self._attempt([member], self._settings.transfer_seconds)
+            attempt = self._attempt([member])
             try:
                 await self._served(attempt, self._current.step)
             except (LearnerLost, DeadlineExceeded):  # of an engine they are in attempt.lost
@@ -100,8 +103,8 @@ class Publisher(WeightTransport):
                 attempt.lost.setdefault(member, broken.cause or ComponentDied(member.name, "it did not join"))
             self._take_out(attempt.lost)
 
-    def _attempt(self, members: Sequence[Member], seconds: float) -> _Attempt:
-        return _Attempt(self._learner, self._settings, members, self._joined, seconds)
+    def _attempt(self, members: Sequence[Member]) -> _Attempt:
+        return _Attempt(self._learner, self._settings, members, self._joined)
 
     async def _served(self, attempt: _Attempt, step: int) -> WeightsVersion:
         version = await attempt.run(step)
@@ -112,15 +115,15 @@ class Publisher(WeightTransport):
         """Deliver until every engine that is up has the version, leaving out those that fail. Raises LearnerLost when
         the learner's side fails again after all engines have joined again.
         """
-        left, unexplained = self._settings.transfer_seconds, 0
+        unexplained = 0
         if self._generation != self._learner.generation:  # no engine has joined these ranks yet
             self._generation = self._learner.generation
             self._joined.clear()
         while True:
             members = await self._pool.started()
             if not members:
-                return WeightsVersion(step, await self._learner.digest()), self._attempt([], left)
-            attempt = self._attempt(members, left)
+                return WeightsVersion(step, await self._learner.digest()), self._attempt([])
+            attempt = self._attempt(members)
             try:
                 version = await self._served(attempt, step)
             except DeadlineExceeded as late:  # of an engine it is in attempt.lost
@@ -132,7 +135,6 @@ class Publisher(WeightTransport):
                 if broken.cause is not None and unexplained > 1:
                     raise LearnerLost("the learner", str(broken.cause)) from None
                 self._take_out(culprits if unexplained < 2 else attempt.lost)
-                left = attempt.left if self._pool.members else self._settings.transfer_seconds
                 continue
             self._take_out(attempt.lost)
             return version, attempt
@@ -154,18 +156,16 @@ class _Attempt:
         settings: DeliverySettings,
         members: Sequence[Member],
         joined: set[Member],
-        seconds: float,
     ) -> None:
-        """``joined``: those that have joined the senders, kept up to date here. ``seconds``: for the transfer."""
+        """``joined``: those that have joined the senders, kept up to date here."""
         self._learner, self._settings, self._joined = learner, settings, joined
         self._rendezvous = settings.transport.rendezvous
         self.members = list(members)
         """those that have not failed"""
         self.lost: dict[Member, LpoRayError] = {}
         """those that have, and with what"""
-        self.left = seconds
-        """seconds of the transfer that are left"""
-        self._deadline = 0.0
+        self._limit = 0.0
+        """seconds that a wait of this phase may take"""
         self.difference = 0.0
         """largest difference of a log-prob between a member and the learner"""
         self.phases: dict[str, float] = {}
@@ -174,15 +174,12 @@ class _Attempt:
     async def run(self, step: int) -> WeightsVersion:
         """Deliver and prove. Raises _Broken when nothing was delivered, or what the learner raises when it is lost."""
         started = time.monotonic()
-        self._deadline = started + self._settings.prepare_seconds
+        self._limit = self._settings.prepare_seconds
         await self._prepare()
         prepared = time.monotonic()
-        self._deadline = prepared + self.left
+        self._limit = self._settings.transfer_seconds
         probe = list(self._settings.probe)
-        try:
-            digests = await self._transfer()
-        finally:
-            self.left = self._remaining()
+        digests = await self._transfer()
         transferred = time.monotonic()
         version = WeightsVersion(step, self._learner.manifest.digest(digests))
         finishing = self._each(
@@ -197,7 +194,7 @@ class _Attempt:
 
     async def _prepare(self) -> None:
         # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
-        await self._each("stop decoding", lambda m: m.worker.handle.begin_update.remote())
+        await self._stop_decoding()
         if self._rendezvous and self._joined != set(self.members):
             self._joined.clear()  # the group takes no new members: it is formed again
         fresh = [member for member in self.members if member not in self._joined]
@@ -222,7 +219,7 @@ class _Attempt:
 
     async def _transfer(self) -> dict[str, str]:
         """Send all buckets; returns the digests of what the ranks sent."""
-        staged = await self._learner.advance(None, self._remaining())
+        staged = await self._learner.advance(None, self._limit)
         digests: dict[str, str] = {}
         for bucket in range(len(self._learner.manifest.buckets)):
             tickets = [part.ticket for part in staged]
@@ -256,6 +253,26 @@ class _Attempt:
         if not self.members:
             raise next(iter(self.lost.values()))
 
+    async def _stop_decoding(self) -> None:
+        """Have all members stop. Some end what they decode first, however long that takes: as long as one gets on with
+        it, it is waited for.
+        """
+
+        async def stop(member: Member) -> LpoRayError | None:
+            async def tokens() -> Progress | None:
+                progress = await member.worker.progress()
+                return None if progress is None else Progress(progress.done)
+
+            watch = Watch(tokens, self._patience(asked), "transport.prepare_seconds")
+            stopping = member.worker.handle.begin_update.remote()
+            try:
+                return await call(stopping, who=member.name, what="stop decoding", watch=watch)
+            except LpoRayError as error:
+                return error
+
+        asked = list(self.members)
+        self._without_failed(asked, await asyncio.gather(*map(stop, asked)))
+
     async def _each(
         self,
         what: str,
@@ -266,6 +283,10 @@ class _Attempt:
         asked = list(self.members if of is None else of)
         names = [member.name for member in asked]
         results = await call_each([remote(m) for m in asked], who=names, what=what, seconds=self._patience(asked))
+        return self._without_failed(asked, results)
+
+    def _without_failed(self, asked: Sequence[Member], results: Sequence[T | LpoRayError]) -> dict[Member, T]:
+        """Return the answers by member, and drop those that failed."""
         answers: dict[Member, T] = {}
         for member, result in zip(asked, results, strict=True):
             if isinstance(result, LpoRayError):
@@ -294,10 +315,6 @@ class _Attempt:
         self.lost[member] = error
         self.members.remove(member)
 
-    def _remaining(self) -> float:
-        """Seconds that are left of the phase."""
-        return max(self._deadline - time.monotonic(), 0.1)
-
     def _patience(self, asked: Sequence[Member]) -> float:
-        """Seconds to wait: for several half of what is left, so that one that hangs leaves time for the others."""
-        return self._remaining() / 2 if len(asked) > 1 else self._remaining()
+        """Seconds to wait: half of them for several, so that one that hangs does not hold up the others for as long."""
+        return self._limit / 2 if len(asked) > 1 else self._limit

@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.control.log_shipping import in_run
-from actors.learner.group import Formation, LearnerGroup, LearnerRules
+from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
 from actors.learner.target_builder import RemoteTargetBuilder, TargetBuilder
 from actors.learner.worker import LearnerWorker
 from actors.rollout.remote import RemoteWorker
@@ -35,7 +35,7 @@ from lpo_ray.learner.targets import TargetRule
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
 SERVICE_SECONDS = 120.0
-"""that the verifier service has beside the deadlines of its responses"""
+"""in which the verifier service gives a verdict, beside the deadlines of the responses of a group"""
 NODE_SHARE = 0.001
 """of the resource that each node has under its own name: enough to bind to it"""
 
@@ -78,14 +78,15 @@ def learner_group(config: Config, settings: LearnerSettings, restarts: RestartRu
         learner.world_size,
         learner.world_size if learner.min_world_size is None else learner.min_world_size,
         settings.packing,
-        learner.deadline_seconds,
+        learner.silence_seconds,
+        config.supervision.start_seconds,
         restarts,
         shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
     )
     environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(settings.model_path)}
     if not learner.gpus_per_rank:
         environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
-    actor = ray.remote(LearnerWorker)
+    actor = ray.remote(concurrency_groups={PROGRESS: 1})(LearnerWorker)  # pyright: ignore[reportCallIssue] - not in its stubs
 
     async def form(world_size: int) -> Formation:
         request = _learner_request(config, world_size)
@@ -123,11 +124,10 @@ def remote_verifier(
         resized = dataclasses.replace(settings, pool=pool)
         return actor.remote(model_path, resized, trust_remote_code=config.model.trust_remote_code)
 
-    def deadline_of(num_processes: int) -> float:
-        waves = -(-config.pipeline.groups_per_step * config.sampling.group_size // num_processes)
-        return SERVICE_SECONDS + verifier.deadline_seconds * (1 + verifier.max_retries) * waves
-
-    return RemoteVerifier(make, verifier.num_processes, deadline_of, restarts, events)
+    largest = max(config.sampling.group_size, config.evaluation.samples_per_prompt)
+    silence_seconds = SERVICE_SECONDS + verifier.deadline_seconds * largest
+    start_seconds = config.supervision.start_seconds
+    return RemoteVerifier(make, verifier.num_processes, silence_seconds, start_seconds, restarts, events)
 
 
 def remote_target_builder(
@@ -143,6 +143,7 @@ def remote_target_builder(
             lambda builder: builder.start.remote(),
             restarts,
             events,
+            config.supervision.start_seconds,
         )
     )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 
 class LpoRayError(Exception):
     """Base of all lpo-ray errors; ``exit_code`` is that of the command line."""
@@ -74,6 +76,25 @@ class DeadlineExceeded(LpoRayError):
         return (
             f"{self.who} did not finish '{self.what}' within {self.seconds:.3g} s. Expected an answer by then; look at "
             f"its log, or raise the deadline in the config if the work is that long"
+            + (f"\n{self.evidence}" if self.evidence else "")
+        )
+
+
+class NoProgress(DeadlineExceeded):
+    """A component that got on with nothing for too long: it hangs. Work that takes long does not end in this."""
+
+    def __init__(self, who: str, what: str, seconds: float, setting: str, evidence: str = "") -> None:
+        super().__init__(who, what, seconds, evidence)
+        self.args, self.setting = (who, what, seconds, setting, evidence), setting
+
+    @override
+    def with_evidence(self, evidence: Sequence[str]) -> NoProgress:
+        return NoProgress(self.who, self.what, self.seconds, self.setting, "\n".join(evidence))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.who} did not finish '{self.what}', and got on with nothing for {self.seconds:.3g} s "
+            f"({self.setting}). Expected a sign of life by then, however long the work is; look at its log"
             + (f"\n{self.evidence}" if self.evidence else "")
         )
 

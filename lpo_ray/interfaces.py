@@ -1,7 +1,8 @@
 """Interfaces of a run: five components, the prompts and the observer. ``training/loop.py`` knows nothing else.
 
 ``actors/`` implements the components on Ray, ``run/inprocess.py`` in one process. All are awaited from one event loop.
-Each call has a deadline of its own and raises an error of ``errors.py`` when the component fails.
+Each call has a limit of its own, on silence rather than on work, and raises an error of ``errors.py`` when the
+component fails.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lpo_ray.records import (
     Anchor,
     BusyWorker,
     FloatArray,
+    Key,
     Process,
     Prompt,
     PromptGroup,
@@ -201,6 +203,13 @@ class Components(Protocol):
         """List the workers that are busy with ``stage`` (a name of Observer.stage), from what is known in this process.
 
         Asks no other process and never raises.
+        """
+        ...
+
+    def silence_of(self, key: Key) -> float:
+        """Seconds since whoever samples or scores a group gave a sign of life; infinite: nobody holds it.
+
+        None passes while the group waits for its turn. Asks no other process and never raises.
         """
         ...
 

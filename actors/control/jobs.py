@@ -27,8 +27,10 @@ from lpo_ray.errors import ComponentFailed, ConfigError, DeadlineExceeded, LpoRa
 
 RUN_KEY = "lpo_ray_run"
 CONFIG_FILE = "lpo-ray-submitted.yaml"
-STOP_SECONDS = 600
-"""for a run to end its update and write its checkpoint, before Ray kills it"""
+STOP_SECONDS = 21_600
+"""for a run to end its update and write its checkpoint, before Ray kills it: far beyond both. A run that hangs is
+ended by the limits on its components' silence.
+"""
 QUERY_SECONDS = 90.0
 """for the job that answers a query"""
 MAX_MIB = 256

@@ -23,6 +23,7 @@ from actors.runtime.inspection import dismiss, end, inspect
 from actors.runtime.remote_calls import INNER, call_all, call_each
 from actors.transports.table import Transport
 from lpo_ray.common.restart_budget import RestartBudget, RestartRule
+from lpo_ray.common.silence import LOOKS, Progress, Watch
 from lpo_ray.errors import (
     ComponentDied,
     ComponentFailed,
@@ -42,8 +43,8 @@ T = TypeVar("T")
 LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "disterror",
              "distbackenderror", "distnetworkerror", "diststoreerror")  # fmt: skip
 """signs, in the error of a rank, that its collective failed because another rank is gone"""
-START_SECONDS = 300.0
-"""least deadline for the start of the ranks, however short that of their calls is"""
+PROGRESS = "progress"
+"""concurrency group of the ranks' actors in which they say how far they are, whatever they do meanwhile"""
 LAST_WORDS_SECONDS = 5.0
 """for finding a rank that died, after another has complained"""
 
@@ -58,12 +59,15 @@ class Formation:
 
 @dataclass(frozen=True, slots=True)
 class LearnerRules:
-    """Number of ranks, their deadline and their restart budget."""
+    """Number of ranks, how long they may take, and their restart budget."""
 
     world_size: int
     min_world_size: int
     packing: Packing
-    deadline_seconds: float
+    silence_seconds: float
+    """time in which they must get on with what they are asked for"""
+    start_seconds: float
+    """limit for their start, once there is room for them"""
     restarts: RestartRule
     shards_on_disk: bool = False
     """parameters are offloaded to NVMe"""
@@ -89,6 +93,9 @@ class LearnerGroup(Learner):
         """every engine that serves has these weights; false from the moment they may change"""
         self._calls: list[tuple[str, float]] = []
         """calls that not all ranks have answered, oldest first, and since when in unix seconds"""
+        self._watch = Watch(self._progress, rules.silence_seconds, "learner.silence_seconds")
+        self._done: dict[str, object] = {}
+        """rank -> how far it was when it said so last"""
 
     @property
     def manifest(self) -> Manifest:
@@ -105,11 +112,6 @@ class LearnerGroup(Learner):
     def names(self) -> list[str]:
         """Names of the ranks, in their order."""
         return [f"learner rank {rank}" for rank in range(self.world_size)]
-
-    @property
-    def start_seconds(self) -> float:
-        """Seconds that the ranks have to start, once there is room for them."""
-        return max(self._rules.deadline_seconds, START_SECONDS)
 
     @override
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
@@ -225,6 +227,7 @@ class LearnerGroup(Learner):
         for process in self.processes:
             end(process)
         self.processes = []
+        self._done = {}
         if self._formation is None:
             return
         for rank in self._formation.ranks:
@@ -253,20 +256,23 @@ class LearnerGroup(Learner):
     async def load(self) -> None:
         """Form the process group of the ranks, and load the policy."""
         self.generation += 1
-        seconds = self.start_seconds
+        seconds = self._rules.start_seconds
         (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote(), seconds)
-        self.processes = await self._all("start", lambda rank: self.ranks[rank].start.remote(host, port), seconds)
+        self.processes = await self._all(
+            "start", lambda rank: self.ranks[rank].start.remote(host, port, seconds), seconds
+        )
 
     async def _all(
         self, what: str, remote: Callable[[int], ray.ObjectRef[T]], seconds: float | None = None, *, alone: bool = True
     ) -> list[T]:
-        """Call all ranks. ``alone``: only ranks take part, so one that is late, or blames its peers, is lost."""
+        """Call all ranks. ``seconds``: at most; None: as long as they get on with something. ``alone``: only ranks take
+        part, so one that is late, or blames its peers, is lost.
+        """
         references = [remote(rank) for rank in range(self.world_size)]
         self._calls.append(asked := (what, time.time()))
+        watch = self._watch if seconds is None else None
         try:
-            return await call_all(
-                references, who=self.names, what=what, seconds=seconds or self._rules.deadline_seconds
-            )
+            return await call_all(references, who=self.names, what=what, seconds=seconds, watch=watch)
         except DeadlineExceeded as late:
             processes = dict(zip(self.names, self.processes, strict=False))  # none before the start is done
             found = [processes[name] for name in late.who.split(", ") if name in processes]
@@ -280,6 +286,14 @@ class LearnerGroup(Learner):
             raise await self._why_failed(failed, references, what, alone=alone) from failed
         finally:
             self._calls.remove(asked)
+
+    async def _progress(self) -> Progress | None:
+        """Ask the ranks how far they are. They work together: while one gets on, none is silent."""
+        references = [rank.progress.options(concurrency_group=PROGRESS).remote() for rank in self.ranks]
+        seconds = self._watch.seconds / LOOKS
+        answers = await call_each(references, who=self.names, what="say how far it is", seconds=seconds)
+        self._done |= {name: n for name, n in zip(self.names, answers, strict=True) if not isinstance(n, LpoRayError)}
+        return Progress(tuple(self._done.values()))
 
     async def _why_failed(
         self, failed: ComponentFailed, references: Sequence[ray.ObjectRef[T]], what: str, *, alone: bool

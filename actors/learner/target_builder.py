@@ -16,7 +16,9 @@ from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.records import Anchor, BusyWorker, Process, ScoredGroup, TargetGroup
 
 BUILD_SECONDS = 120.0
-"""for the targets of one step"""
+"""for the targets of one step, beside moving its groups there and back"""
+SLOWEST = 20e6
+"""bytes of groups a second that any machine moves"""
 
 
 class TargetBuilder:
@@ -43,7 +45,8 @@ class RemoteTargetBuilder(interfaces.TargetBuilder):
 
     @override
     async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
-        return await self.builder.call(lambda actor: actor.build.remote(groups, anchor, step), "build", BUILD_SECONDS)
+        seconds = BUILD_SECONDS + sum(scored.group.num_bytes for scored in groups) / SLOWEST
+        return await self.builder.call(lambda actor: actor.build.remote(groups, anchor, step), "build", seconds)
 
     def busy(self) -> list[BusyWorker]:
         """Return the builder as the one at work, without asking whether it is."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +39,6 @@ from lpo_ray.records import (
     UpdateReport,
 )
 
-JOIN_SECONDS = 600.0
-"""for the ranks to meet at start"""
-
 
 @dataclass(frozen=True, slots=True)
 class Export:
@@ -64,6 +62,16 @@ class Staged:
     """what engines need to find the share"""
 
 
+def bytes_under(folder: Path) -> int:
+    """Add up the sizes of the files in a folder that is being filled. A folder that is not there is empty."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # renamed meanwhile
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
+
+
 def _interface_of(address: str) -> str | None:
     """Find the network interface that has ``address``."""
     found = psutil.net_if_addrs().items()
@@ -76,6 +84,19 @@ class LearnerWorker:
     def __init__(self, rank: int, world_size: int, settings: LearnerSettings) -> None:
         self._rank, self._world_size, self._settings = rank, world_size, settings
         self._listener: socket.socket | None = None
+        self._done = 0
+        """passes, updates, pieces of weights so far"""
+        self._writing: tuple[Path, ...] = ()
+        """folders that it fills now"""
+
+    def progress(self) -> tuple[int, int]:
+        """Say how far this rank is: what it has done, and the bytes of the checkpoint that it writes. Not a collective;
+        runs beside the other calls.
+        """
+        return self._done, sum(bytes_under(folder) for folder in self._writing)
+
+    def _count(self) -> None:
+        self._done += 1
 
     def address(self) -> tuple[str, int]:
         """Listen where the other ranks can meet this one; only their host or network reaches it. Not a collective."""
@@ -83,8 +104,8 @@ class LearnerWorker:
         self._listener = listen(host)
         return host, self._listener.getsockname()[1]
 
-    def start(self, host: str, port: int) -> Process:
-        """Join the other ranks at ``host:port`` and load the policy."""
+    def start(self, host: str, port: int, seconds: float) -> Process:
+        """Join the other ranks at ``host:port``, within ``seconds``, and load the policy."""
         from actors.learner.zero3 import ShardedModel, Zero3Policy, Zero3Scorer, join_group
         from lpo_ray.policy.loading import load_policy
 
@@ -102,12 +123,12 @@ class LearnerWorker:
         if interface := _interface_of(get_node_ip_address()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it goes by what the host's name resolves to
         if not torch.distributed.is_initialized():  # ranks may be started again, with another model
-            join_group(self._meet(host, port), self._rank, self._world_size)
+            join_group(self._meet(host, port, seconds), self._rank, self._world_size)
         self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
 
         def sharded(path: str) -> ShardedModel:
             model = load_policy(path, settings.dtype, trust_remote_code=trust)
-            return ShardedModel(model, settings.zero, settings.attention, settings.packing.share_prompt)
+            return ShardedModel(model, settings.zero, settings.attention, settings.packing.share_prompt, self._count)
 
         self._policy = Zero3Policy(
             sharded(settings.model_path),
@@ -121,13 +142,13 @@ class LearnerWorker:
         log.info("is up on %s, one of %d ranks, reached at %s", process.host, self._world_size, host)
         return process
 
-    def _meet(self, host: str, port: int) -> TCPStore:
+    def _meet(self, host: str, port: int, seconds: float) -> TCPStore:
         listener, self._listener = self._listener, None
         assert listener is not None
         if self._rank == 0:
-            return open_store(host, listener, self._world_size, seconds=JOIN_SECONDS)
+            return open_store(host, listener, self._world_size, seconds=seconds)
         listener.close()
-        return join_store(host, port, self._world_size, seconds=JOIN_SECONDS)
+        return join_store(host, port, self._world_size, seconds=seconds)
 
     def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
         """Compute the anchor of this rank's share of the pieces."""
@@ -199,13 +220,26 @@ class LearnerWorker:
 
     def save(self, folder: Path) -> None:
         """Write ``folder/shards`` from all ranks, and ``folder/policy`` in Hugging Face format from rank 0."""
-        self._policy.save(folder)
-        weights = self._policy.gather()
-        if self._rank == 0:
-            self._policy.model.save_pretrained(folder / "policy", state_dict=weights)
-            self._tokenizer.save(folder / "policy")
-        torch.distributed.barrier()
+        with self._filling(folder):
+            self._policy.save(folder)
+            weights = self._policy.gather()
+            if self._rank == 0:
+                self._policy.model.save_pretrained(folder / "policy", state_dict=weights)
+                self._tokenizer.save(folder / "policy")
+            torch.distributed.barrier()
 
     def restore(self, folder: Path, written_by: int) -> None:
         """Continue from ``save`` by ``written_by`` ranks."""
-        self._policy.restore(folder, written_by)
+        from actors.learner.zero3 import universal_of
+
+        with self._filling(universal_of(folder)):
+            self._policy.restore(folder, written_by)
+
+    @contextlib.contextmanager
+    def _filling(self, *folders: Path) -> Iterator[None]:
+        """Count what is in ``folders`` as progress."""
+        self._writing = folders
+        try:
+            yield
+        finally:
+            self._writing = ()

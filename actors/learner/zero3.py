@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
 import torch
-from deepspeed.constants import default_pg_timeout
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad, safe_get_local_optimizer_state
 from torch import Tensor, nn
 from torch.distributed import Store
@@ -29,6 +29,9 @@ from lpo_ray.records import StepNorms
 
 SHARDS = "shards"
 """folder of a checkpoint's shards, which is DeepSpeed's tag for them"""
+GROUP_LIMIT = timedelta(days=7)
+"""limit of a collective itself: a rank that is waited for may be writing a checkpoint. One that hangs is found from
+outside, by its silence, and all ranks are ended then"""
 PIECE_BYTES = 1 << 24
 """bytes of parameters, counted as float32, that are gathered at once"""
 
@@ -41,7 +44,7 @@ def join_group(store: Store, rank: int, world_size: int) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     device = torch.device("cuda", 0) if backend == "nccl" and world_size > 1 else None  # as DeepSpeed itself does it
     torch.distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=default_pg_timeout, device_id=device
+        backend, store=store, rank=rank, world_size=world_size, timeout=GROUP_LIMIT, device_id=device
     )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)  # finds torch's
 
@@ -56,6 +59,8 @@ class ShardedModel:
     attention: str
     """see learner.attention"""
     share_prompt: bool
+    count: Callable[[], None]
+    """called with each pass, update and piece of weights"""
 
 
 class Zero3Scorer(Scorer):
@@ -65,7 +70,7 @@ class Zero3Scorer(Scorer):
 
     def __init__(self, sharded: ShardedModel, settings: OptimiserSettings | None = None) -> None:
         """``settings``: given for a policy that is trained."""
-        self.model, self.share_prompt = sharded.model, sharded.share_prompt
+        self.model, self.share_prompt, self.count = sharded.model, sharded.share_prompt, sharded.count
         self.packed = prepare_packing(self.model, sharded.attention, share_prompt=sharded.share_prompt)
         self.optimiser = None if settings is None else _adamw(self.model, settings)
         self.world_size = torch.distributed.get_world_size()
@@ -91,6 +96,7 @@ class Zero3Scorer(Scorer):
 
     @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+        self.count()
         return self.engine(layout, temperature)
 
 
@@ -109,6 +115,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
     def backward(self, loss: Tensor) -> None:
         # DeepSpeed averages gradients over ranks. The loss already has the global denominator, so that is undone.
         self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        self.count()
 
     @override
     def step(self, learning_rate: float) -> StepNorms:
@@ -118,6 +125,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
             group["lr"] = learning_rate
         gradients = {} if self._offloads else self._gradient_norms()
         self.engine.step()
+        self.count()
         norm, applied = self.engine.get_global_grad_norm(), self.engine.was_step_applied()
         if norm is None:
             raise RuntimeError("DeepSpeed reports no gradient norm; was backward called before step?")
@@ -149,6 +157,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         parameters, shapes = dict(self._named()), self.shapes()
         metas = [TensorMeta(name, shapes[name]) for name in names]
         for piece in make_manifest(metas, "float32", bucket_bytes=PIECE_BYTES, num_senders=1).buckets:
+            self.count()
             some = {tensor.name: parameters[tensor.name] for tensor in piece.tensors}
             with deepspeed.zero.GatheredParameters(list(some.values()), modifier_rank=None):
                 for name, parameter in some.items():
@@ -182,7 +191,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         if written_by == self.world_size:
             self._load(folder, SHARDS)
             return
-        universal = folder.with_name(f".partial-universal-{folder.name}")
+        universal = universal_of(folder)
         if torch.distributed.get_rank() == 0:
             to_universal(folder / SHARDS, universal / SHARDS)
         torch.distributed.barrier()
@@ -219,6 +228,11 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
                 yield name, safe_get_local_fp32_param(parameter), (first, second)
 
         return update_ratios(shards(), self.optimiser, self.sum_over_ranks)
+
+
+def universal_of(folder: Path) -> Path:
+    """Where a checkpoint is written in DeepSpeed's universal format, for the time of a restore."""
+    return folder.with_name(f".partial-universal-{folder.name}")
 
 
 def _adamw(model: PreTrainedModel, settings: OptimiserSettings) -> torch.optim.AdamW:

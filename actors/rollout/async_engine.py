@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from actors.rollout.engine import Engine, joined, refusals, streamed
+from actors.rollout.engine import Engine, SampledCount, joined, refusals, streamed
 from actors.rollout.inflight import Admission, Rule
 from lpo_ray.policy.weights import Plain
 
@@ -25,6 +25,7 @@ class AsyncEngine(Engine):
         self._rule = rule
         self._admission = Admission()
         self._engine = AsyncLLM.from_engine_args(arguments)
+        self._sampled = SampledCount(self._engine.output_processor)
         self._unstarted: set[asyncio.Task[RequestOutput]] = set()
 
     @override
@@ -89,6 +90,11 @@ class AsyncEngine(Engine):
         await self._engine.resume_generation()
         self._admission.reopen()
         return digests
+
+    @property
+    @override
+    def sampled(self) -> int:
+        return self._sampled.total
 
     @override
     def check(self) -> None:

@@ -9,6 +9,9 @@ from typing import Protocol
 from vllm import RequestOutput, SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
+from vllm.v1.metrics.stats import IterationStats
 
 from lpo_ray.policy.weights import Plain
 
@@ -51,6 +54,11 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def sampled(self) -> int:
+        """Tokens that it has sampled so far, roughly: a number that grows with each step that gives one."""
+        ...
+
     def check(self) -> None:
         """Raise the error that ended the engine, if any."""
         ...
@@ -67,6 +75,28 @@ def refusals() -> Iterator[None]:
         yield
     except VLLMValidationError as error:
         raise ValueError(str(error)) from error
+
+
+class SampledCount:
+    """Count of what an engine core has handed out, also of requests that report at their end only.
+
+    Everything passes through ``process_outputs``, once for each step of the engine core.
+    """
+
+    def __init__(self, processor: OutputProcessor) -> None:
+        self.total = 0
+        process = processor.process_outputs
+
+        def counted(
+            outputs: list[EngineCoreOutput],
+            engine_core_timestamp: float | None = None,
+            iteration_stats: IterationStats | None = None,
+            weight_version: str | None = None,
+        ) -> OutputProcessorOutput:
+            self.total += len(outputs)
+            return process(outputs, engine_core_timestamp, iteration_stats, weight_version)
+
+        processor.process_outputs = counted  # pyright: ignore[reportAttributeAccessIssue] - of this one processor
 
 
 def streamed(params: SamplingParams, every: int | None) -> SamplingParams:

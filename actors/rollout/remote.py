@@ -1,4 +1,4 @@
-"""A rollout worker as the pool holds it: its place in the cluster, its actor, and calls with a deadline and a name."""
+"""A rollout worker as the pool holds it: its place in the cluster, its actor, and calls with a name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from actors.rollout.worker import RolloutWorker
 from actors.runtime.inspection import dismiss, end, inspect
 from actors.runtime.placement import Request, reserve
 from actors.runtime.remote_calls import call, call_each
+from lpo_ray.common.silence import Progress
+from lpo_ray.errors import LpoRayError
 from lpo_ray.records import Process, Prompt, PromptGroup, Sampling
 from lpo_ray.rollout.member import Worker
 
@@ -51,13 +53,20 @@ class RemoteWorker(Worker):
         return process
 
     @override
-    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         reference = self.handle.sample.remote(prompt, sampling, attempt)
         try:
-            return await call(reference, who=self.name, what=f"sample {prompt.prompt_id}", seconds=seconds)
+            return await call(reference, who=self.name, what=f"sample {prompt.prompt_id}")
         except asyncio.CancelledError:
             ray.cancel(reference)  # the engine ends its requests
             raise
+
+    @override
+    async def progress(self) -> Progress | None:
+        try:
+            return await call(self.handle.progress.remote(), who=self.name, what="say how far it is")
+        except LpoRayError:
+            return None
 
     @override
     async def inspect(self) -> str:

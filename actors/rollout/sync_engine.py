@@ -18,7 +18,7 @@ from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.outputs import WeightVersionSpan
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.rollout.engine import Engine, joined, refusals, streamed
+from actors.rollout.engine import Engine, SampledCount, joined, refusals, streamed
 from actors.rollout.inflight import TAKEN_BACK, Admission, Rule
 from lpo_ray.policy.weights import Plain
 
@@ -153,6 +153,11 @@ class SyncEngine(Engine):
     async def _rpc(self, method: str, **arguments: Plain) -> None:
         await self._on_thread(lambda: self._engine.collective_rpc(method, kwargs=arguments))
 
+    @property
+    @override
+    def sampled(self) -> int:
+        return self._sampled.total
+
     @override
     def check(self) -> None:
         if self._failure is not None:
@@ -182,6 +187,7 @@ class SyncEngine(Engine):
     def _run(self, arguments: EngineArgs, ready: queue.SimpleQueue[BaseException | None]) -> None:
         try:
             self._engine = LLMEngine.from_engine_args(arguments)
+            self._sampled = SampledCount(self._engine.output_processor)
         except BaseException as error:  # noqa: BLE001 - handed to the constructor's caller
             ready.put(error)
             return

@@ -16,10 +16,11 @@ from actors.rollout.inflight import RULES, TAKEN_BACK
 from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
 from lpo_ray.common.seeds import derive_seed
+from lpo_ray.common.silence import Progress
 from lpo_ray.config.schema import Inflight
 from lpo_ray.errors import GroupLost
 from lpo_ray.policy.weights import Plain
-from lpo_ray.records import FloatArray, IntArray, Process, Prompt, PromptGroup, Response, Sampling
+from lpo_ray.records import FloatArray, IntArray, Key, Process, Prompt, PromptGroup, Response, Sampling
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -123,6 +124,8 @@ class RolloutWorker:
     def __init__(self, name: str, settings: EngineSettings) -> None:
         self._name, self._settings = name, settings
         self._rule = RULES[settings.inflight]
+        self._groups: set[Key] = set()
+        """groups that it has"""
 
     async def start(self) -> Process:
         """Load the model (seconds to minutes)."""
@@ -149,11 +152,13 @@ class RolloutWorker:
         """Draw all K responses, each with a seed of its own, once the weights are proved or named. Raises GroupLost
         when vLLM refuses or aborts one.
         """
-        await self._released.wait()
-        tasks = [
-            asyncio.ensure_future(self._one(prompt, sampling, attempt, index)) for index in range(sampling.group_size)
-        ]
+        self._groups.add(key := (prompt.prompt_id, attempt))
+        tasks: list[asyncio.Future[Response]] = []
         try:
+            await self._released.wait()
+            tasks += (
+                asyncio.ensure_future(self._one(prompt, sampling, attempt, k)) for k in range(sampling.group_size)
+            )
             responses = await asyncio.gather(*tasks)
             await self._released.wait()
             return PromptGroup(prompt, attempt, tuple(responses))
@@ -161,8 +166,14 @@ class RolloutWorker:
             self._engine.check()
             raise GroupLost(prompt.prompt_id, attempt, f"{self._name}: {error}") from error
         finally:
+            self._groups.discard(key)
             for task in tasks:
                 task.cancel()
+
+    async def progress(self) -> Progress:
+        """Say how far it is. Answered while the engine decodes; nothing is up to it while it takes new weights."""
+        is_idle = not self._groups or not self._released.is_set()
+        return Progress(self._engine.sampled, is_idle, frozenset(self._groups))
 
     async def serve_loaded(self, version: str) -> None:
         """Give out groups with the weights of the model's folder, as ``version``: no others are published."""
@@ -276,6 +287,7 @@ class RolloutWorker:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
+            stop_token_ids=list(sampling.stop_token_ids),
             max_tokens=max_tokens,
             seed=seed,
             logprobs=0,

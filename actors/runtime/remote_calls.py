@@ -1,44 +1,63 @@
-"""Ray calls with deadlines: a failure names the actor that failed."""
+"""Ray calls with a deadline, or under a watch: a failure names the actor that failed."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
-from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, LpoRayError
+from lpo_ray.common.silence import Silent, Watch
+from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, LpoRayError, NoProgress
 
 T = TypeVar("T")
 INNER = 0.8
 """share of a deadline that the called process keeps itself, so that its own account of what was late still arrives"""
 
 
-async def call(reference: ray.ObjectRef[T], *, who: str, what: str, seconds: float) -> T:
+async def call(
+    reference: ray.ObjectRef[T], *, who: str, what: str, seconds: float | None = None, watch: Watch | None = None,
+    name: Hashable = None,
+) -> T:  # fmt: skip
     """Await one actor call. Raises DeadlineExceeded, ComponentDied or ComponentFailed naming ``who``, or the
-    LpoRayError that the call raised.
+    LpoRayError that the call raised. ``seconds``, ``watch``: see ``call_all``; ``name``: of the call, to the watch.
     """
-    return (await call_all([reference], who=[who], what=what, seconds=seconds))[0]
+    return (await call_all([reference], who=[who], what=what, seconds=seconds, watch=watch, name=name))[0]
 
 
-async def call_all(references: Sequence[ray.ObjectRef[T]], *, who: Sequence[str], what: str, seconds: float) -> list[T]:
+async def call_all(
+    references: Sequence[ray.ObjectRef[T]],
+    *,
+    who: Sequence[str],
+    what: str,
+    seconds: float | None = None,
+    watch: Watch | None = None,
+    name: Hashable = None,
+) -> list[T]:
     """Await calls that must all succeed, such as a collective: the first failure ends the wait.
 
+    The limit is ``seconds``, where the length of the work is known, or the silence of ``watch``: NoProgress then.
     When a rank of a collective dies, the others wait for it inside. So the failure is raised at once and callers end
     the group, instead of waiting for ranks that cannot answer.
     """
     futures = [asyncio.wrap_future(reference.future()) for reference in references]
     names = dict(zip(futures, who, strict=True))
     try:
-        done, pending = await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        for future in done:
-            _raise_named(future, names[future], what)
-        if pending:
-            late = ", ".join(sorted(names[future] for future in pending))
-            raise DeadlineExceeded(late, what, seconds)
+        answers = asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        with contextlib.suppress(Silent):
+            await (answers if watch is None else watch.result(answers, name))
+        for future in futures:
+            if future.done():
+                _raise_named(future, names[future], what)
+        if late := ", ".join(sorted(names[future] for future in futures if not future.done())):
+            if watch is not None:
+                raise NoProgress(late, what, watch.seconds, watch.setting)
+            raise DeadlineExceeded(late, what, math.inf if seconds is None else seconds)
         return [future.result() for future in futures]
     finally:
         for future in futures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 import ray
@@ -13,12 +13,11 @@ from ray.actor import ActorProxy
 from actors.runtime.inspection import dismiss, end, inspect
 from actors.runtime.remote_calls import call
 from lpo_ray.common.restart_budget import RestartBudget, RestartRule
+from lpo_ray.common.silence import Watch
 from lpo_ray.errors import ComponentDied, DeadlineExceeded
 from lpo_ray.interfaces import Events
 from lpo_ray.records import Process
 
-START_SECONDS = 120.0
-"""for an actor to become ready"""
 A = TypeVar("A")
 T = TypeVar("T")
 
@@ -33,8 +32,10 @@ class RestartableActor(Generic[A]):
         start: Callable[[ActorProxy[A]], ray.ObjectRef[Process]],
         rule: RestartRule,
         events: Events,
+        start_seconds: float,
     ) -> None:
-        """``start``: the call that makes the actor ready, and returns where it runs."""
+        """``start``: the call that makes the actor ready, within ``start_seconds``, and returns where it runs."""
+        self._start_seconds = start_seconds
         self.name, self._make, self._start, self._events = name, make, start, events
         self._budget = RestartBudget(rule)
         self._replacing = asyncio.Lock()
@@ -48,14 +49,19 @@ class RestartableActor(Generic[A]):
         self.process = process = await self._ready(self.handle)
         return process
 
-    async def call(self, remote: Callable[[ActorProxy[A]], ray.ObjectRef[T]], what: str, seconds: float) -> T:
+    async def call(
+        self, remote: Callable[[ActorProxy[A]], ray.ObjectRef[T]], what: str, seconds: float | None = None,
+        watch: Watch | None = None, name: Hashable = None,
+    ) -> T:  # fmt: skip
         """Return the result of a call that may be made twice. Raises ComponentDied once the restarts are spent, and at
-        once what the actor raised.
+        once what the actor raised. ``seconds``, ``watch``, ``name``: as in ``remote_calls.call``.
         """
         while True:
             generation = self._generation
             try:
-                return await call(remote(self.handle), who=self.name, what=what, seconds=seconds)
+                return await call(
+                    remote(self.handle), who=self.name, what=what, seconds=seconds, watch=watch, name=name
+                )
             except (ComponentDied, DeadlineExceeded) as error:
                 await self._replace(generation, error)
 
@@ -71,7 +77,7 @@ class RestartableActor(Generic[A]):
         ray.kill(self.handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
 
     async def _ready(self, handle: ActorProxy[A]) -> Process:
-        return await call(self._start(handle), who=self.name, what="start", seconds=START_SECONDS)
+        return await call(self._start(handle), who=self.name, what="start", seconds=self._start_seconds)
 
     async def _replace(self, generation: int, error: ComponentDied | DeadlineExceeded) -> None:
         """Replace the actor. The first caller that finds it dead does so; concurrent callers wait."""

@@ -102,6 +102,9 @@ class RemoteVerdicts:
         limits = httpx.Limits(max_connections=settings.concurrency)
         self._client = httpx.AsyncClient(timeout=settings.seconds, limits=limits, follow_redirects=False)
         self._breakers: dict[str, Breaker] = {}
+        self._places = asyncio.Semaphore(settings.concurrency)
+        self.given = 0
+        """requests that have ended so far, well or not"""
         schema = settings.reply_schema
         self._validator = validator_for(schema, default=Draft202012Validator)(schema)
 
@@ -180,8 +183,11 @@ class RemoteVerdicts:
         breaker = self._breakers.setdefault(url, Breaker())
 
         async def ask() -> httpx.Response:
+            limit.reschedule(None)  # waiting for a place takes as long as there are requests
             try:
-                response = await self._client.post(url, json=body, headers=headers)
+                async with self._places:
+                    limit.reschedule(asyncio.get_running_loop().time() + 2 * self._settings.seconds)
+                    response = await self._client.post(url, json=body, headers=headers)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise Unavailable(f"{url}: {type(error).__name__} {error}".rstrip()) from error
             if response.status_code in RETRIED:
@@ -189,10 +195,12 @@ class RemoteVerdicts:
             return response
 
         try:
-            async with asyncio.timeout(2 * self._settings.seconds):
+            async with asyncio.timeout(2 * self._settings.seconds) as limit:
                 response = await breaker.call(ask)
         except TimeoutError as error:
             raise Unavailable(f"{url} failed {breaker.failures} times in a row and is left alone") from error
+        finally:
+            self.given += 1
         if response.status_code != httpx.codes.OK:
             raise Unavailable(f"{url} answered {response.status_code}: {response.text[:200]}")
         try:

@@ -71,6 +71,8 @@ class VerdictPool:
         self._context.set_forkserver_preload(["lpo_ray.verifiers.calling.call"])
         self._pool, self._slots = self._make_pool(self._num_processes), asyncio.Semaphore(self._num_processes)
         self._is_closed = False
+        self.given = 0
+        """calls that have ended so far, well or not"""
         self._closing: list[asyncio.Task[None]] = []
 
     async def verdicts(self, verifier: str, cases: Sequence[Case]) -> list[Verdict]:
@@ -144,6 +146,7 @@ class VerdictPool:
             future = asyncio.wrap_future(pool.schedule(_judge, args=asked, timeout=deadline))
             await _settled(pool, future, overdue)
         await _settled(pool, future, math.inf)
+        self.given += 1
         if future.cancelled():
             raise BrokenProcessPool("it was stopped")
         return future.result()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
 from ray.actor import ActorProxy
 from typing_extensions import override
 
-from actors.runtime.remote_calls import call_each
+from actors.runtime.remote_calls import call, call_each
 from actors.runtime.supervised import RestartableActor
 from actors.verifier.service import VerifierService
 from lpo_ray.common.restart_budget import RestartRule
+from lpo_ray.common.silence import Progress, Watch
+from lpo_ray.errors import LpoRayError
 from lpo_ray.interfaces import Events, Verifier
 from lpo_ray.records import BusyWorker, Key, PromptGroup, ScoredGroup
 
@@ -26,30 +29,48 @@ class RemoteVerifier(Verifier):
         self,
         make: Callable[[int], ActorProxy[VerifierService]],
         num_processes: int,
-        deadline_of: Callable[[int], float],
+        silence_seconds: float,
+        start_seconds: float,
         rule: RestartRule,
         events: Events,
     ) -> None:
-        """``make``: makes the actor, with so many processes. ``deadline_of``: seconds for one group, with so many
-        processes, when all groups of a step come at once.
+        """``make``: makes the actor, with so many processes. ``silence_seconds``: time in which a service that has
+        groups gives a verdict.
         """
-        self.num_processes, self._deadline_of = num_processes, deadline_of
+        self.num_processes = num_processes
+        self._watch = Watch(self._progress, silence_seconds, "by verifier.deadline_seconds")
         self.groups: dict[Key, float] = {}
         """groups that are being scored -> since when, in unix seconds"""
         self.service = RestartableActor(
-            "verifier service", lambda: make(self.num_processes), lambda actor: actor.start.remote(), rule, events
-        )
+            "verifier service", lambda: make(self.num_processes), lambda actor: actor.start.remote(), rule, events,
+            start_seconds,
+        )  # fmt: skip
 
     @override
     async def score(self, group: PromptGroup) -> ScoredGroup:
         # Only rewards and details come back, so a service that was replaced can score the group again.
-        what, seconds = f"score {group.prompt.prompt_id}", self._deadline_of(self.num_processes)
+        what = f"score {group.prompt.prompt_id}"
         self.groups[group.key] = time.time()
         try:
-            scores = await self.service.call(lambda actor: actor.score.remote(group), what, seconds)
+            scores = await self.service.call(
+                lambda actor: actor.score.remote(group), what, watch=self._watch, name=group.key
+            )
             return ScoredGroup(group, *scores)
         finally:
             self.groups.pop(group.key, None)
+
+    def silence_of(self, key: Key) -> float:
+        """Seconds since the service, scoring a group, gave a sign of life; infinite when it does not have it. None pass
+        while the service is being replaced: that has limits of its own.
+        """
+        silence = self._watch.silence_of(key)
+        return 0.0 if key in self.groups and math.isinf(silence) else silence
+
+    async def _progress(self) -> Progress | None:
+        try:
+            return await call(self.service.handle.progress.remote(), who=self.service.name, what="say how far it is")
+        except LpoRayError:
+            return None
 
     async def scale(self, num_processes: int) -> str:
         """Give the service's pool another number of processes, and say so."""

@@ -14,8 +14,9 @@ from actors.runtime.inspection import current_process
 from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
 from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
+from lpo_ray.common.silence import Progress
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.records import FloatArray, Process, PromptGroup
+from lpo_ray.records import FloatArray, Key, Process, PromptGroup
 from lpo_ray.rollout.rewards import cases_of, scores_of
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.calling.overlong import Overlong
@@ -43,6 +44,8 @@ class VerifierService:
         """
         self._model_path, self._trust_remote_code = model_path, trust_remote_code
         self._settings = settings
+        self._groups: set[Key] = set()
+        """groups that it scores"""
 
     async def start(self) -> Process:
         """Start the pool, and return where the service runs."""
@@ -61,8 +64,16 @@ class VerifierService:
 
     async def score(self, group: PromptGroup) -> tuple[FloatArray, tuple[str, ...]]:
         """Verify the group's responses; returns [K] rewards and details. Raises GroupLost when one stays unscored."""
-        cases = cases_of(group, self._tokenizer, self._settings.sandbox)
-        return scores_of(group, await self._verdicts.of(group.prompt.verifier, cases), self._settings.overlong)
+        self._groups.add(group.key)
+        try:
+            cases = cases_of(group, self._tokenizer, self._settings.sandbox)
+            return scores_of(group, await self._verdicts.of(group.prompt.verifier, cases), self._settings.overlong)
+        finally:
+            self._groups.discard(group.key)
+
+    async def progress(self) -> Progress:
+        """Say how many verdicts were given so far, and which groups it has."""
+        return Progress((self._pool.given, self._remote.given), not self._groups, frozenset(self._groups))
 
     async def close(self) -> None:
         """Kill the pool's processes."""

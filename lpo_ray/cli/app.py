@@ -41,9 +41,15 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 
     spec = make_spec(load_config(config, overrides))
     if dry_run:
+        from lpo_ray.cli.backend import check_learner
+        from lpo_ray.cli.plan import limit_problems_here
+
+        check_learner(spec.config)
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
         click.echo(f"train would {outlook(spec.run_dir, spec.config)}")
+        for problem in limit_problems_here(spec):
+            click.echo(f"Warning: {problem}")
         return
     from lpo_ray.cli.train import train_command
 
@@ -381,7 +387,12 @@ def doctor(address: str | None, as_json: bool, quick: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: errors become one message on standard error and an exit code."""
+    """Entry point: errors become one message on standard error and an exit code.
+
+    A user's modules are found in the working folder, after all that is installed. Workers get the same search path.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -57,6 +57,14 @@ def backend_of(config: Config) -> Backend:
     return InprocessBackend() if config.cluster.kind is ClusterKind.inprocess else RayBackend(config)
 
 
+def check_learner(config: Config) -> None:
+    """Check the options that only the learner's engine knows. Raises ConfigError."""
+    if config.learner.zero and config.cluster.kind is ClusterKind.ray:
+        from actors.learner.zero_options import check_zero
+
+        check_zero(config.learner.zero)
+
+
 class InprocessBackend:
     """Backend without Ray, for a debugger and for fast tests."""
 

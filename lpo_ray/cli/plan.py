@@ -59,6 +59,20 @@ def plan_command(
         sys.stderr.write(f"{', '.join(names)}: {problem}\n")
 
 
+def limit_problems_here(spec: RunSpec) -> list[str]:
+    """Say which limits of the run a forecast for this machine exceeds; none for a run elsewhere, or a model that is not
+    here.
+    """
+    if spec.config.cluster.address is not None:
+        return []
+    try:
+        model = read_architecture(spec.config.model.path)
+    except ConfigError:
+        return []
+    (_, here), *_ = _machines(spec, (), None)
+    return [limit.problem for limit in make_forecast(spec, model, here, Assumptions()).limits if limit.problem]
+
+
 def _machines(spec: RunSpec, clusters: Sequence[str], address: str | None) -> list[tuple[str, list[Machine]]]:
     """Name and machines of each cluster that was asked for."""
     if clusters and address is not None:

@@ -41,8 +41,12 @@ def algorithm_name(
             method += f", with token clip {token_clip} instead of ppo_ratio"
         elif clip_high > clip_low and target_temperature == "group_std":
             method += " with DAPO's higher clip"
-        summed = length_norm == "sum" and target_temperature != "one"  # Dr.GRPO has no length in its loss
-        return f"{method}, with summed log-ratios" if summed else method
+        published = "sum" if target_temperature == "one" else "mean"  # Dr.GRPO is GRPO without 1/|y|
+        return (
+            method
+            if length_norm == published
+            else f"{method}, with {'summed' if length_norm == 'sum' else 'mean'} log-ratios"
+        )
     if divergence not in PROJECTIONS:
         return f"projection {divergence} onto the target of {temperature}, no published name"
     is_tpo = (divergence, target_temperature, token_clip, length_norm) == ("forward_kl", "group_std", "none", "sum")

@@ -45,6 +45,15 @@ def _of_behaviour(config: Config) -> list[str]:
             "ratio is to the policy before the step, so stale tokens are not weighted; set "
             "token_clip.around=behaviour, or behaviour=recomputed with objective.importance_cap"
         )
+    points = [(objective.divergence, objective.target_temperature)]
+    for change in objective.schedule:
+        points.append((change.divergence or points[-1][0], change.target_temperature or points[-1][1]))
+    for divergence, temperature in dict.fromkeys(points):
+        if divergence == "first_order" and str(temperature).startswith("effective_"):
+            found.append(
+                f"objective.divergence=first_order with objective.target_temperature={temperature}: its gradient grows "
+                "with 1/tau, and this tau is small where few responses count; take another temperature or divergence"
+            )
     if (
         objective.behaviour is Behaviour.engine
         and objective.length_norm is LengthNorm.sum

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.cautions import truncated_support
-from lpo_ray.config.ranges import check_ranges, require
-from lpo_ray.config.schema import Attention, Behaviour, ChangeConfig, Config, LengthNorm, ObjectiveConfig
+from lpo_ray.config.ranges import LARGEST, check_ranges, require
+from lpo_ray.config.schema import Attention, Behaviour, ChangeConfig, Config, EqualRewards, LengthNorm, ObjectiveConfig
 from lpo_ray.config.verifier import check_verifier_section
 from lpo_ray.errors import ConfigError
 from lpo_ray.objective import DIVERGENCES, TEMPERATURES, TOKEN_CLIPS
@@ -47,9 +46,9 @@ def _point(point: ObjectiveConfig | ChangeConfig, key: str) -> None:
     if isinstance(tau, str):
         _known(tau, TEMPERATURES, f"{key}.target_temperature")
     elif tau is not None:
-        require(tau > 0, f"{key}.target_temperature", tau, "a number above 0, or a rule's name")
+        require(0 < tau <= LARGEST, f"{key}.target_temperature", tau, "a number above 0, or a rule's name")
     scale = point.temperature_scale
-    require(scale is None or 0 < scale < math.inf, f"{key}.temperature_scale", scale, "a number above 0")
+    require(scale is None or 0 < scale <= LARGEST, f"{key}.temperature_scale", scale, "a number above 0")
 
 
 def _schedule(changes: Sequence[ChangeConfig], steps: int) -> None:
@@ -68,8 +67,6 @@ def _autoscale(config: Config) -> None:
         return
     key = "rollout.autoscale"
     require(rule.min <= rule.max, f"{key}.min", rule.min, f"at most {key}.max ({rule.max})")
-    wait = rule.target_learner_wait
-    require(0 < wait < 1, f"{key}.target_learner_wait", wait, "a share of time, in (0, 1)")
     count = config.rollout.num_workers
     require(rule.min <= count <= rule.max, "rollout.num_workers", count, f"{key}.min to max ({rule.min} to {rule.max})")
     if not config.pipeline.max_staleness:
@@ -92,6 +89,11 @@ def _combinations(config: Config) -> None:
             f"an update has {groups // updates} groups of {sampling.group_size} responses for learner.world_size="
             f"{learner.world_size} ranks; expected at least one response a rank: raise pipeline.groups_per_step or "
             "lower learner.world_size"
+        )
+    if sampling.group_size == 1 and pipeline.equal_rewards is EqualRewards.drop:
+        raise ConfigError(
+            "sampling.group_size=1 with pipeline.equal_rewards=drop: the rewards of one response are always equal, so "
+            "every group would be left out; expected two responses or more, or equal_rewards=keep"
         )
     least = learner.min_world_size
     if least is not None and not 1 <= least <= learner.world_size:
@@ -128,5 +130,14 @@ def _combinations(config: Config) -> None:
             f"objective.length_norm=sum with sampling.max_tokens={sampling.max_tokens}: summed log-ratios leave the "
             "range |s| <= 300 in which the simplex is exact; use length_norm=mean"
         )
+    best, evaluation = config.checkpoint.best, config.evaluation
+    if best is not None and best.startswith("pass@"):
+        known = ", ".join(f"pass@{k}" for k in evaluation.ks)
+        require(best in known.split(", "), "checkpoint.best", best, f"one of {known} (evaluation.ks), or a metric")
+        if not evaluation.num_prompts:
+            raise ConfigError(
+                f"checkpoint.best={best} with evaluation.num_prompts=0: nothing is evaluated, so no checkpoint would "
+                "be the best; set evaluation.num_prompts, or take a metric such as reward"
+            )
     if config.run.resume.value == "auto" and config.checkpoint.every == 0:
         raise ConfigError("run.resume=auto needs checkpoints; checkpoint.every is 0, expected 1 or more")

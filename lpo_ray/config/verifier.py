@@ -7,7 +7,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.validators import validator_for
 
-from lpo_ray.config.ranges import require
+from lpo_ray.config.ranges import LARGEST, require
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.verifiers.calling.weighted_sum import NotASum, terms
@@ -28,7 +28,7 @@ def check_verifier_section(config: Config) -> None:
         f"above 0 and below verifier.deadline_seconds ({deadline:g}), which kills without a verdict",
     )
     require(
-        sandbox.total_memory_mib is None or sandbox.total_memory_mib >= sandbox.memory_mib,
+        sandbox.total_memory_mib is None or sandbox.memory_mib <= sandbox.total_memory_mib <= LARGEST,
         "verifier.sandbox.total_memory_mib",
         sandbox.total_memory_mib,
         f"null, or verifier.sandbox.memory_mib ({sandbox.memory_mib}) at least",

@@ -103,7 +103,7 @@ def run_updates(
     """Run all updates of a step on this rank's share, in order. All ranks must call this at the same time.
 
     Anchor and targets stay those of the step for all its updates. An update whose gradient is NaN or Inf is dropped by
-    ``policy.step`` on all ranks; its report says where the first such number stood.
+    ``TrainablePolicy.step`` on all ranks; its report says where the first such number stood.
     """
     at_start, references = _fixed_logprobs(policy, updates, rank, objective, reference)
     forwards = len(at_start)

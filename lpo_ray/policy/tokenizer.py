@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import jinja2
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lpo_ray.errors import ConfigError, DataError
@@ -16,6 +20,23 @@ from lpo_ray.records import IntArray
 
 Messages = Sequence[Mapping[str, Any]]
 """a conversation; each message has a role and a content, which is text"""
+ANSWER = "LPOANSWERLPO"
+"""content of a message that is rendered to see what a template puts after it"""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatStyle:
+    """What decides, beside a tokenizer, the text that a conversation becomes."""
+
+    template: str | None = None
+    """a Jinja template; None: the tokenizer's own"""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """further variables of the template, such as enable_thinking"""
+    date: datetime = datetime(2024, 7, 26)
+    """what a template is told when it asks for the day, so that prompts do not change with it"""
+
+
+DEFAULT_STYLE = ChatStyle()
 
 
 class Tokenizer:
@@ -69,38 +90,73 @@ class Tokenizer:
         rows = found["input_ids"]
         return [np.asarray(row, dtype=np.int64) for row in cast("list[list[int]]", rows)]
 
-    def encode_chat(self, text: str) -> IntArray:
-        """Encode ``text`` as the user's turn, with the prompt for the assistant's -> [T] token ids."""
-        return self.encode_messages([{"role": "user", "content": text}])
+    @cached_property
+    def begin_ids(self) -> tuple[int, ...]:
+        """Tokens that the tokenizer puts before every text, such as <bos> of Llama 3 and Gemma; () when it puts none.
+        Chat templates bring their own.
+        """
+        for text in ("a", "1", " "):
+            bare = self.encode(text).tolist()
+            whole = cast("list[int]", self._tokenizer(text)["input_ids"])
+            places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]
+            if bare and places:
+                return tuple(whole[: places[0]])
+        return ()
 
-    def encode_messages(self, messages: Messages) -> IntArray:
-        """Encode a conversation through the chat template (``render``) -> [T] token ids."""
-        return self.encode(self.render(messages))
+    def has_template(self, style: ChatStyle) -> bool:
+        """Whether conversations can be rendered in this style."""
+        return style.template is not None or self._tokenizer.chat_template is not None
 
-    def render(self, messages: Messages) -> str:
+    def unknown_variables(self, style: ChatStyle) -> list[str]:
+        """List the variables of ``style`` that its template does not read."""
+        try:
+            text = style.template or str(self._tokenizer.get_chat_template())
+            tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(text)
+        except (TemplateError, ValueError):  # it has statements of transformers' own, or is none
+            return []
+        return sorted(set(style.variables) - meta.find_undeclared_variables(tree))
+
+    def end_of_turn(self, style: ChatStyle) -> int | None:
+        """Find the special token that the template puts after what the assistant says; None when there is none."""
+        try:
+            turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+            text = self._rendered(turn, style, continues=False, add_generation_prompt=False)
+        except (TemplateError, ValueError, TypeError, KeyError):
+            return None
+        after = text.rpartition(ANSWER)[2].lstrip()
+        token = next(iter(self.encode(after).tolist()), None)
+        added = self._tokenizer.added_tokens_decoder.get(token) if token is not None else None
+        return token if added is not None and added.special else None
+
+    def render(self, messages: Messages, style: ChatStyle = DEFAULT_STYLE) -> str:
         """Render a conversation through the chat template, with the prompt for the assistant's turn.
 
         When the last message is the assistant's, the response continues it. Raises DataError without a template, or
         when the template refuses the messages.
         """
-        if not self.has_chat_template:
+        if not self.has_template(style):
             raise DataError(
                 "the prompt is messages, but the model's tokenizer has no chat template to render them with; expected "
-                "prompts that are text, or a model.path with a chat template"
+                "prompts that are text, a model.path with a chat template, or a file of one as task.chat_template"
             )
         continues = messages[-1]["role"] == "assistant"
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                add_generation_prompt=not continues,
-                continue_final_message=continues,
-                tokenize=False,
-            )
+            return self._rendered(messages, style, continues=continues, add_generation_prompt=not continues)
         except (TemplateError, ValueError, TypeError, KeyError) as error:  # templates are programs, and check little
             raise DataError(
                 f"the model's chat template refuses the messages: {type(error).__name__}: {error}"
             ) from error
-        return cast("str", rendered)
+
+    def _rendered(self, messages: Messages, style: ChatStyle, *, continues: bool, add_generation_prompt: bool) -> str:
+        found = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=style.template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continues,
+            tokenize=False,
+            **{"strftime_now": style.date.strftime, **style.variables},
+        )
+        return cast("str", found)
 
     def decode(self, token_ids: IntArray) -> str:
         """Turn token ids into text without special tokens."""

@@ -65,6 +65,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    """tokens that end a response, beside the model's own end tokens"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -56,10 +56,12 @@ class Lifecycle(Roster[W]):
         self.members = [
             self._join(slot, worker, task.result()) for slot, worker, task in zip(slots, workers, tasks, strict=True)
         ]
+        self._update_unserved()
 
     async def _started(self, slot: WorkerSlot[W], worker: W) -> Process:
-        """Start the worker within the deadline, shown as starting for as long."""
-        seconds = self._settings.deadline_seconds
+        """Start the worker, shown as starting for as long."""
+        seconds = self._settings.start_seconds
+        self._update_unserved(starts=True)
         with self._events.starting(slot.name, seconds):
             return await worker.start(seconds)
 
@@ -175,6 +177,7 @@ class Lifecycle(Roster[W]):
                 self._events.note(f"{slot.name} did not start: {failed}")
         member = self._join(slot, worker, process)
         self.members.append(member)
+        self._update_unserved()
         self._notify()
         if not await self._admit(member):
             return

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from lpo_ray.common.restart_budget import RestartBudget
+from lpo_ray.common.silence import Progress, Watch
 from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, WeightsVersion, WorkerState
 
 
@@ -19,8 +20,14 @@ class Worker(Protocol):
         """Find a place for the engine, then build it within ``seconds``. NoRoom when there is none."""
         ...
 
-    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
-        """Draw all K responses within ``seconds``. Cancelling the await ends them."""
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        """Draw all K responses, however long that takes. Cancelling the await ends them."""
+        ...
+
+    async def progress(self) -> Progress | None:
+        """Say how many tokens it has sampled so far, and which groups it holds (keys). None: it does not answer.
+        Never raises.
+        """
         ...
 
     async def inspect(self) -> str:
@@ -47,6 +54,8 @@ class Member(Generic[W]):
     name: str
     worker: W
     process: Process
+    watch: Watch
+    """over its groups in flight"""
     version: WeightsVersion | None = None
     """weights that it has proved to serve"""
     groups: dict[Key, float] = field(default_factory=dict)

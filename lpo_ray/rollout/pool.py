@@ -6,6 +6,7 @@ to zero, groups wait.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,9 +14,10 @@ from typing import Generic
 
 from typing_extensions import override
 
-from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost
+from lpo_ray.common.silence import Silent
+from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost, NoProgress
 from lpo_ray.interfaces import RolloutEngine
-from lpo_ray.records import Prompt, PromptGroup, Sampling
+from lpo_ray.records import Key, Prompt, PromptGroup, Sampling
 from lpo_ray.rollout.lifecycle import Lifecycle
 from lpo_ray.rollout.member import Member, W
 from lpo_ray.rollout.roster import PoolSettings
@@ -28,13 +30,16 @@ class RolloutPool(Lifecycle[W], RolloutEngine):
 
     @override
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        """Wait for a worker with room, then sample with it, at most the rollout deadline."""
+        """Wait for a worker with room, then sample with it, for as long as it gets on with its groups."""
         if self._failure is not None:
             raise self._failure
+        self._queued.add(key := (prompt.prompt_id, attempt))
         try:
             member = await self._balance.take(sampling.group_size, self._patience)
         except TimeoutError:
             raise self._nobody_serves() from None
+        finally:
+            self._queued.discard(key)
         try:
             return await self.sample_with(member, prompt, sampling, attempt)
         finally:
@@ -45,7 +50,7 @@ class RolloutPool(Lifecycle[W], RolloutEngine):
         key = (prompt.prompt_id, attempt)
         member.groups[key] = time.time()
         try:
-            return await member.worker.sample(prompt, sampling, attempt, self._settings.deadline_seconds)
+            return await self._watched(member, prompt, sampling, attempt)
         except (ComponentDied, ComponentFailed, DeadlineExceeded) as error:
             if member.leaving:
                 raise GroupLost(prompt.prompt_id, attempt, f"{member.name} left before it had sampled it") from error
@@ -55,6 +60,22 @@ class RolloutPool(Lifecycle[W], RolloutEngine):
             member.groups.pop(key, None)
             if not member.groups:
                 member.done.set()
+
+    async def _watched(self, member: Member[W], prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        sampled = member.worker.sample(prompt, sampling, attempt)
+        try:
+            return await member.watch.result(sampled, (prompt.prompt_id, attempt))
+        except Silent:
+            watch, what = member.watch, f"sample {prompt.prompt_id}"
+            raise NoProgress(member.name, what, watch.seconds, watch.setting) from None
+
+    def silence_of(self, key: Key) -> float:
+        """Seconds since the worker that holds a group gave a sign of life: none while the group waits for its turn,
+        infinite when nobody holds it.
+        """
+        if key in self._queued:
+            return 0.0
+        return min((member.watch.silence_of(key) for member in self._holding(key)), default=math.inf)
 
     def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
         """Lend one of the workers, apart from the pool from now until the context ends: it keeps its weights, ends the

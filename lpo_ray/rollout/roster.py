@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
 from lpo_ray.common.restart_budget import RestartBudget, RestartRule
+from lpo_ray.common.silence import Watch
 from lpo_ray.errors import DeadlineExceeded, LpoRayError
 from lpo_ray.interfaces import Events
-from lpo_ray.records import BusyWorker, Process, WeightsVersion, WorkerStatus
+from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion, WorkerStatus
 from lpo_ray.rollout.load_balancer import LoadBalancer
 from lpo_ray.rollout.member import Member, W, WorkerSlot
 
@@ -20,8 +22,12 @@ from lpo_ray.rollout.member import Member, W, WorkerSlot
 class PoolSettings:
     """How long workers may take, and what they are given."""
 
-    deadline_seconds: float
-    """limit for one group, and for an engine's start"""
+    silence_seconds: float
+    """time in which a worker that has groups must get on with them"""
+    start_seconds: float
+    """limit for an engine's start, once it has a place"""
+    place_seconds: float
+    """time that it has to find one"""
     drain_seconds: float
     """time that a leaver has to end its groups"""
     slots: int
@@ -41,24 +47,23 @@ class Roster(Generic[W]):
         self._slots: dict[int, WorkerSlot[W]] = {}
         self._indices = itertools.count()
         self._balance = LoadBalancer[W](settings.slots)
+        self._queued: set[Key] = set()
+        """groups that wait for a worker with room"""
         self._changed = asyncio.Event()
         """set, and a new one put in its place, when members, failure or what is wanted change"""
         self._failure: LpoRayError | None = None
         self._unserved_since: float | None = asyncio.get_running_loop().time()
-        """time since when workers are wanted and none serves; None: one does, or none is wanted"""
+        """time since when workers are wanted and none is up; None: one is, or none is wanted"""
         for _ in range(num_workers):
             self._add()
 
     async def started(self) -> list[Member[W]]:
-        """Return the members. Where workers are wanted, wait for the first of them, at most the rollout deadline."""
-        if not self.wanted:
-            return []
-        try:
-            async with asyncio.timeout(self._settings.deadline_seconds):
-                while self.wanted and not self.members and self._failure is None:
-                    await self._changed.wait()
-        except TimeoutError:
-            raise self._nobody_serves() from None
+        """Return the members. Where workers are wanted, wait for the first of them, as long as starts may take."""
+        while self.wanted and not self.members and self._failure is None:
+            if (left := self._patience()) <= 0:
+                raise self._nobody_serves()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
         if self._failure is not None and not self.members:
             raise self._failure
         return list(self.members)
@@ -112,8 +117,13 @@ class Roster(Generic[W]):
         return slot
 
     def _join(self, slot: WorkerSlot[W], worker: W, process: Process) -> Member[W]:
-        slot.member = Member(slot.index, slot.name, worker, process)
+        watch = Watch(worker.progress, self._settings.silence_seconds, "rollout.silence_seconds")
+        slot.member = Member(slot.index, slot.name, worker, process, watch)
         return slot.member
+
+    def _holding(self, key: Key) -> list[Member[W]]:
+        members = [slot.member for slot in self._slots.values() if slot.member is not None]
+        return [member for member in members if key in member.groups]
 
     def _retire(self, member: Member[W]) -> None:
         member.up = False
@@ -124,18 +134,25 @@ class Roster(Generic[W]):
     def _forget(self, slot: WorkerSlot[W]) -> None:
         self._slots.pop(slot.index, None)
 
-    def _update_unserved(self) -> None:
-        if not self.wanted or any(member.serves for member in self.members):
+    def _update_unserved(self, *, starts: bool = False) -> None:
+        """Count anew how long nobody has been up. ``starts``: a start begins now, which has all its time."""
+        if not self.wanted or self.members:
             self._unserved_since = None
-        elif self._unserved_since is None:
+        elif self._unserved_since is None or starts:
             self._unserved_since = asyncio.get_running_loop().time()
 
+    @property
+    def _most_unserved(self) -> float:
+        """Seconds in which one start ends, well or not."""
+        return self._settings.place_seconds + self._settings.start_seconds
+
     def _patience(self) -> float:
-        """Seconds that a group may still wait: the whole deadline while any worker serves, or none is wanted."""
-        deadline = self._settings.deadline_seconds
+        """Seconds that a group may still wait: time for a start while no worker is up, else without end. One that is up
+        and does not serve waits for weights, and there are limits on those.
+        """
         if self._unserved_since is None:
-            return deadline
-        return deadline - (asyncio.get_running_loop().time() - self._unserved_since)
+            return self._most_unserved
+        return self._most_unserved - (asyncio.get_running_loop().time() - self._unserved_since)
 
     def _notify(self) -> None:
         self._changed.set()
@@ -148,7 +165,7 @@ class Roster(Generic[W]):
 
     def _nobody_serves(self) -> DeadlineExceeded:
         who = ", ".join(slot.name for slot in self._slots.values() if slot.stays)
-        return DeadlineExceeded(who, "serve", self._settings.deadline_seconds)
+        return DeadlineExceeded(who, "serve", self._most_unserved)
 
     def _report(self) -> None:
         self._events.workers(self.statuses())

@@ -96,7 +96,7 @@ class TransformersEngine(RolloutEngine):
         config = GenerationConfig(
             do_sample=False,  # _Draw draws
             max_new_tokens=sampling.max_tokens,
-            eos_token_id=self._eos,
+            eos_token_id=[self._eos, *sampling.stop_token_ids],
             pad_token_id=self._pad,
         )
         with torch.no_grad():
@@ -108,14 +108,15 @@ class TransformersEngine(RolloutEngine):
             )
         sampled = output[:, token_ids.shape[1] :]
         logprobs = torch.stack(draw.logprobs, dim=1)
-        responses = [self._response(*row) for row in zip(sampled, logprobs, strict=True)]
+        ends = torch.tensor([self._eos, *sampling.stop_token_ids])
+        responses = [self._response(*row, ends) for row in zip(sampled, logprobs, strict=True)]
         return [
             PromptGroup(asked.prompt, asked.attempt, tuple(responses[number * size : (number + 1) * size]))
             for number, asked in enumerate(batch)
         ]
 
-    def _response(self, token_ids: torch.Tensor, logprobs: torch.Tensor) -> Response:
-        stops = (token_ids == self._eos).nonzero()
+    def _response(self, token_ids: torch.Tensor, logprobs: torch.Tensor, ends: torch.Tensor) -> Response:
+        stops = torch.isin(token_ids, ends).nonzero()
         length = int(stops[0]) + 1 if len(stops) else len(token_ids)
         return Response(
             token_ids[:length].numpy().astype(np.int64),

@@ -17,6 +17,7 @@ from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_s
 from lpo_ray.records import (
     Anchor,
     BusyWorker,
+    Key,
     Process,
     PromptGroup,
     Publication,
@@ -96,6 +97,10 @@ class InprocessComponents:
     def busy(self, stage: str) -> list[BusyWorker]:
         """Name this process, whatever the stage."""
         return [BusyWorker("this process", stage, None, this_process())]
+
+    def silence_of(self, key: Key) -> float:
+        """Return none: what holds a group here holds the event loop, too."""
+        return 0.0
 
     async def inspect(self, process: Process) -> str:
         """Describe what ``process`` is doing."""

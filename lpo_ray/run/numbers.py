@@ -20,6 +20,7 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
         "context (tokens)": spec.context,
         "longest prompt (tokens)": spec.max_prompt_tokens,
         "verifier": spec.verifier,
+        **({"a response also ends at": spec.end_of_turn} if spec.end_of_turn else {}),
         "algorithm": _algorithm(spec),
         "responses per step": pipeline.groups_per_step * group_size,
         "groups per update": per_update,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import psutil
 from omegaconf import OmegaConf
 
 from lpo_ray.common.plugins import UnknownName
-from lpo_ray.config.load import dump_config
+from lpo_ray.config.load import dump_config, in_new_names
 from lpo_ray.config.schema import ClusterKind, Config, PipelineConfig, Resume, TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
@@ -116,7 +117,9 @@ def _check_resume(folder: Path, config: Config) -> None:
 
 def _changed(folder: Path, config: Config, keys: Sequence[str]) -> dict[str, tuple[object, object]]:
     """Find the ``keys`` whose value is not the one that the run in ``folder`` was begun with: key -> (begun, now)."""
-    stored, wanted = OmegaConf.load(folder / "config.yaml"), OmegaConf.create(dump_config(config))
+    begun = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    stored = OmegaConf.create(in_new_names(cast("Mapping[str, object]", begun)))
+    wanted = OmegaConf.create(dump_config(config))
     values = {key: (OmegaConf.select(stored, key), OmegaConf.select(wanted, key)) for key in keys}
     return {key: (begun, now) for key, (begun, now) in values.items() if begun != now}
 

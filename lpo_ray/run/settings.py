@@ -39,14 +39,22 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 def sampling(spec: RunSpec) -> Sampling:
     """Say how training responses are drawn."""
     s = spec.config.sampling
-    return Sampling(s.group_size, s.temperature, s.max_tokens, spec.config.run.seed, s.top_p, s.top_k, s.min_p)
+    return Sampling(
+        s.group_size, s.temperature, s.max_tokens, spec.config.run.seed, s.top_p, s.top_k, s.min_p, spec.stop_token_ids
+    )
 
 
 def pool_settings(spec: RunSpec) -> PoolSettings:
     """Settings of the rollout pool. A worker is given twice what it decodes at once, so that it never runs dry."""
     rollout = spec.config.rollout
-    slots = 2 * rollout.max_num_seqs
-    return PoolSettings(rollout.deadline_seconds, rollout.drain_seconds, slots, restart_rule(spec))
+    return PoolSettings(
+        silence_seconds=rollout.silence_seconds,
+        start_seconds=spec.config.supervision.start_seconds,
+        place_seconds=spec.config.cluster.placement_seconds,
+        drain_seconds=rollout.drain_seconds,
+        slots=2 * rollout.max_num_seqs,
+        restarts=restart_rule(spec),
+    )
 
 
 def restart_rule(spec: RunSpec) -> RestartRule:
@@ -194,12 +202,12 @@ def loop_settings(spec: RunSpec) -> LoopSettings:
 
 
 def sample_settings(spec: RunSpec) -> SampleSettings:
-    """Settings of the sample lane."""
+    """Settings of the sample lane. A lease is twice the silence after which an engine is replaced, with its groups."""
     pipeline = spec.config.pipeline
     return SampleSettings(
         sampling=sampling(spec),
         max_attempts=pipeline.max_attempts,
-        lease_seconds=pipeline.lease_seconds,
+        lease_seconds=2 * spec.config.rollout.silence_seconds,
         capacity=spec.capacity,
         max_bytes=int(pipeline.max_gib * 2**30),
         largest_group=spec.largest_group,
@@ -260,7 +268,11 @@ def evaluation_settings(spec: RunSpec) -> EvaluationSettings:
     evaluation = config.evaluation
     return EvaluationSettings(
         sampling=Sampling(
-            evaluation.samples_per_prompt, evaluation.temperature, config.sampling.max_tokens, config.run.seed
+            evaluation.samples_per_prompt,
+            evaluation.temperature,
+            config.sampling.max_tokens,
+            config.run.seed,
+            stop_token_ids=spec.stop_token_ids,
         ),
         ks=tuple(evaluation.ks),
         pass_reward=evaluation.pass_reward,

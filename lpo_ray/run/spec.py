@@ -6,9 +6,13 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
@@ -18,11 +22,14 @@ from lpo_ray.policy.loading import context_length
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run import preflight
 from lpo_ray.tasks import base_policy
+from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.tasks.table import check_task, task_named, verifier_of
 from lpo_ray.tasks.task import SourceContext
+from lpo_ray.telemetry.metrics import SCORES
 from lpo_ray.telemetry.trackers import tracker_named
 
+logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 20
 """of a response: token id, log-prob, version"""
 
@@ -40,6 +47,12 @@ class RunSpec:
     verifier: str
     tolerance: float
     """of the weight proof, in log-prob"""
+    stop_token_ids: tuple[int, ...] = ()
+    """tokens that end a response, beside the model's own end tokens"""
+    end_of_turn: str = ""
+    """the one of them that the chat template ends the assistant's turn with, as text; empty: none, or it is the model's
+    end token
+    """
     checked: PromptSource | None = field(default=None, repr=False)
     """the prompts, where they were read to be checked: a large file is read once"""
 
@@ -75,10 +88,35 @@ class RunSpec:
 
     def source(self, tokenizer: Tokenizer) -> PromptSource:
         """Open the task's prompts. Raises DataError when the data cannot be used."""
-        if self.checked is not None:
-            return self.checked
+        return self._source(self.encoder(tokenizer)) if self.checked is None else self.checked
+
+    def encoder(self, tokenizer: Tokenizer) -> PromptEncoder:
+        """Make what turns prompts into tokens. Raises DataError when the model's chat template cannot."""
         task = self.config.task
-        encoder = PromptEncoder(tokenizer, task.template, self.max_prompt_tokens)
+        return PromptEncoder(tokenizer, task.template, self.max_prompt_tokens, form_of(task))
+
+    def ends_with(self, tokenizer: Tokenizer, encoder: PromptEncoder) -> RunSpec:
+        """Add the chat template's end of turn to what ends a response: a base model's end token is another. Raises
+        ConfigError for stop tokens that the model has not.
+        """
+        stops = self.config.sampling.stop_token_ids
+        if strange := [token for token in stops if token >= len(tokenizer)]:
+            raise ConfigError(
+                f"sampling.stop_token_ids has {strange[0]}; expected ids below {len(tokenizer)}, the tokenizer's size"
+            )
+        token = encoder.end_of_turn
+        if token is None and encoder.uses_chat_template:
+            logger.warning(
+                "no special token ends the assistant's turn in the chat template: a response ends at the model's end "
+                "tokens and at sampling.stop_token_ids=%s only", list(stops),
+            )  # fmt: skip
+        if token is None or token == tokenizer.eos_token_id:
+            return self
+        ids = tuple(dict.fromkeys([*stops, token]))
+        return replace(self, stop_token_ids=ids, end_of_turn=f"{tokenizer.show(np.array([token]))} ({token})")
+
+    def _source(self, encoder: PromptEncoder) -> PromptSource:
+        task = self.config.task
         return task_named(task.name).make(task, SourceContext(self.config.run.seed, self.verifier, encoder))
 
 
@@ -89,15 +127,18 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     spec.learning_rate(0)  # raises when the schedule cannot be made
     _check_reference(config)
     _check_trackers(config.telemetry.trackers)
+    _check_best(config.checkpoint.best)
     if for_training:
         preflight.check_training_data(config.task)
     preflight.check_memory(config)
     preflight.check_room(config.pipeline, spec.largest_group)
     if spec.model_path is None:
         return spec
-    source = spec.source(spec.tokenizer(spec.model_path))
+    tokenizer = spec.tokenizer(spec.model_path)
+    encoder = spec.encoder(tokenizer)
+    source = spec._source(encoder)
     preflight.check_data(source, config.evaluation.num_prompts, for_training=for_training)
-    return replace(spec, checked=source)
+    return replace(spec.ends_with(tokenizer, encoder), checked=source)
 
 
 def data_spec(config: Config) -> RunSpec:
@@ -118,7 +159,13 @@ def outline(config: Config, context: int) -> RunSpec:
         exact = config.model.dtype == config.rollout.dtype == "float32"
         tolerance = 1e-3 if exact else 0.5
     return RunSpec(
-        config, Path(config.run.dir) / config.run.name, config.model.path, context, verifier_of(config.task), tolerance
+        config,
+        Path(config.run.dir) / config.run.name,
+        config.model.path,
+        context,
+        verifier_of(config.task),
+        tolerance,
+        tuple(config.sampling.stop_token_ids),
     )
 
 
@@ -133,6 +180,14 @@ def _check_trackers(names: Sequence[str]) -> None:
         tracker_named(name)
         if names.count(name) > 1:
             raise ConfigError(f"telemetry.trackers is {list(names)}; expected {name!r} once")
+
+
+def _check_best(name: str | None) -> None:
+    if name is None or name in SCORES or name.startswith("pass@"):
+        return
+    close = difflib.get_close_matches(name, SCORES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"expected pass@k or one of {', '.join(sorted(SCORES))}"
+    raise ConfigError(f"checkpoint.best is {name!r}, which no step measures; {hint}")
 
 
 def build_model(spec: RunSpec, on_progress: base_policy.Progress | None = None) -> str:

@@ -99,6 +99,8 @@ async def _train(
             components = await stack.enter_async_context(_open(build, spec, model_path, recorder, steering))
             evaluator = Evaluator(evaluation, components, heldout, recorder)
             await stack.enter_async_context(evaluator.opened())
+            if spec.end_of_turn:
+                recorder.note(f"A response ends at {spec.end_of_turn} too, where the chat template ends a turn")
             for warning in cautions(config):
                 recorder.note(f"Warning: {warning}")
             recovery = Recovery(

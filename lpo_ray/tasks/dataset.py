@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.sources.dataset import DatasetSource
+from lpo_ray.tasks.sources.files import files_of
 from lpo_ray.tasks.sources.prompt_file import Reading
 from lpo_ray.tasks.task import SourceContext, Task, known_only, refused
 from lpo_ray.verifiers.calling.weighted_sum import terms
@@ -46,17 +46,17 @@ def check_dataset(task: TaskConfig, num_heldout: int) -> None:
         raise refused("images", images, "refuse or ignore")
     if task.path is None and task.heldout_path is None:
         raise ConfigError(
-            f"task.path is null; task.name={task.name} needs a .jsonl or .parquet file to train on, or one to be "
-            "evaluated on as task.heldout_path"
+            f"task.path is null; task.name={task.name} needs a file to train on (.jsonl, .parquet, .csv, ...), or "
+            "one to be evaluated on as task.heldout_path"
         )
     if task.heldout_path is None and num_heldout:
         raise ConfigError(
             "task.heldout_path is null, but evaluation.num_prompts is "
             f"{num_heldout}; give a file of held-out prompts, or set evaluation.num_prompts=0"
         )
-    for key, value in (("task.path", task.path), ("task.heldout_path", task.heldout_path)):
-        if value is not None and value.endswith((".jsonl", ".parquet")) and not Path(value).is_file():
-            raise ConfigError(f"{key} is {value!r}, which does not exist; expected a .jsonl or .parquet file")
+    for path in (task.path, task.heldout_path):
+        if path is not None:
+            files_of(path)
 
 
 def needs_answer(verifier: str) -> bool:
@@ -70,7 +70,7 @@ def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
 
 DATASET = Task(
     name="dataset",
-    about="prompts and answers of task.path (.jsonl, .parquet, a Hugging Face data set); reward by task.verifier",
+    about="prompts and answers of task.path (files, or a Hugging Face data set); reward by task.verifier",
     verifier=None,
     make=make_dataset,
     check=check_dataset,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from lpo_ray.common.plugins import UnknownName, resolve
+from lpo_ray.config.ranges import LARGEST
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.countdown import COUNTDOWN
 from lpo_ray.tasks.dataset import CODE, DATASET, GEOMETRY, MATH
+from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.reasoning_gym import REASONING_GYM
 from lpo_ray.tasks.task import Task, variant_of
 from lpo_ray.tasks.token_reversal import TOKEN_REVERSAL
@@ -45,8 +47,9 @@ def task_named(name: str) -> Task:
 def check_task(task: TaskConfig, num_heldout: int) -> None:
     """Check that the task is known, its files are there and its settings are its own. ConfigError otherwise."""
     found = task_named(task.name)
-    if task.num_train is not None and task.num_train < 1:
-        raise ConfigError(f"task.num_train is {task.num_train}; expected 1 or more, or null for all")
+    if task.num_train is not None and not 1 <= task.num_train <= LARGEST:
+        raise ConfigError(f"task.num_train is {task.num_train}; expected 1 to {LARGEST:,}, or null for all")
+    form_of(task)
     found.check(task, num_heldout)
 
 

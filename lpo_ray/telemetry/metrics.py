@@ -28,6 +28,18 @@ PASS_RATE_BINS = 11
 """bins of a histogram: no response passes | 9 equal bins in between | all pass"""
 BOUND_SLACK = 1e-6
 """reward that is lost to rounding of log-ratios in fp32"""
+SCORES = frozenset({
+    "anchor_drift", "bound_violations", "clip_fraction", "clip_mass", "difficulty_change", "difficulty_drift",
+    "effective_sample_size", "effective_sample_size_min", "engine_mismatch", "equal_reward_fraction", "gap_after",
+    "gap_before", "gap_closed", "gradient_norm", "kl_policy_target", "kl_target_policy", "largest_coefficient",
+    "learning_rate", "left_out_fraction", "loss", "mean_length", "mean_reward", "measured_gain", "measured_gain_bound",
+    "measured_predicted_gain", "mismatch_kl", "pass_rate", "policy_entropy", "predicted_gain", "realised_gain",
+    "reference_kl", "response_length", "revisited_fraction", "reward", "skipped_updates", "staleness", "staleness_max",
+    "surrogate", "target_effective_size", "target_entropy", "target_temperature", "tempered_fraction", "tempering",
+    "token_entropy", "tokens_per_second", "tokens_per_second_sampled", "tokens_per_second_trained", "total_variation",
+    "total_variation_after", "truncated_fraction",
+})  # fmt: skip
+"""metrics of a step, and of an evaluation, by which checkpoint.best may choose; pass@k beside them"""
 
 
 def step_metrics(record: StepRecord, *, pass_reward: float, seconds: Seconds) -> dict[str, Value]:

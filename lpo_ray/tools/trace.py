@@ -6,6 +6,7 @@ did the verifier say, was it trained and by which step, and if not, why not.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ NAMED = 5
 """prompt ids that an error names"""
 SHOWN = 300
 """characters of a text in the terminal's table"""
+LEGEND = "w*: share of the target; c: what its tokens' log-probs are multiplied by in the loss, below 0 is pushed up"
 _COLUMNS = (
     "prompt_id", "attempt", "response_index", "prompt", "response", "answer", "verifier", "reward", "detail", "target",
     "coefficient", "update", "finish_reason", "token_ids", "versions",
@@ -86,35 +88,49 @@ class Trace:
     attempts: tuple[Attempt, ...]
 
 
-def trace(run_dir: Path, prompt: str) -> Trace:
-    """Collect the history of ``prompt``, an id or a data index. ConfigError names ids that are there."""
+def trace(run_dir: Path, prompt: str) -> tuple[Trace, ...]:
+    """Collect the history of ``prompt``: an id, or the row of a data set, which each pass over the data issues anew.
+
+    A number is a row where the run reads a data set, and the place in the order of issue where it has none. ConfigError
+    names ids that are there.
+    """
     with read_ledger(run_dir) as db:
         db.execute("BEGIN")  # one moment for all that follows
-        known = db.execute(
-            "SELECT prompt_id, data_index FROM attempts WHERE prompt_id = ? LIMIT 1", (prompt,)
-        ).fetchone()
-        if known is None and prompt.isdecimal():
-            index = min(int(prompt), 2**63 - 1)
-            known = db.execute(
-                "SELECT prompt_id, data_index FROM attempts WHERE data_index = ? LIMIT 1", (index,)
-            ).fetchone()
-        if known is None:
+        found = _prompts(db, prompt)
+        if not found:
             some = db.execute(
                 "SELECT DISTINCT prompt_id FROM attempts ORDER BY data_index LIMIT ?", (NAMED,)
             ).fetchall()
             ids = ", ".join(row[0] for row in some) or "none: nothing was issued yet"
             raise ConfigError(
-                f"{run_dir} never issued a prompt {prompt!r}; expected a prompt_id or a data index, the first are {ids}"
+                f"{run_dir} never issued a prompt {prompt!r}; expected a prompt's id or the number of its row, the "
+                f"first ids are {ids}"
             )
-        rows = db.execute(
-            "SELECT attempt, state, reason, step, updated_at, content FROM attempts "
-            "LEFT JOIN contents USING (prompt_id, attempt) WHERE prompt_id = ? ORDER BY attempt",
-            known[:1],
-        ).fetchall()
-        reused = db.execute("SELECT attempt, step FROM reused WHERE prompt_id = ? ORDER BY step", known[:1]).fetchall()
+        return tuple(_trace(run_dir, db, *known) for known in found)
+
+
+def _prompts(db: sqlite3.Connection, prompt: str) -> list[tuple[str, int]]:
+    """Ids and places in the order of issue of what ``prompt`` names, the oldest first."""
+    ask = "SELECT DISTINCT prompt_id, data_index FROM attempts WHERE {} ORDER BY data_index"
+    number = str(min(int(prompt), 2**63 - 1)) if prompt.isdecimal() and prompt.isascii() else None
+    found = db.execute(ask.format("prompt_id = ?"), (prompt,)).fetchall()
+    if not found and number is not None:
+        found = db.execute(ask.format("prompt_id LIKE '%-row-' || ?"), (number,)).fetchall()
+    if not found and number is not None and not db.execute(ask.format("prompt_id LIKE '%-row-%'")).fetchone():
+        found = db.execute(ask.format("data_index = ?"), (int(number),)).fetchall()
+    return found
+
+
+def _trace(run_dir: Path, db: sqlite3.Connection, prompt_id: str, data_index: int) -> Trace:
+    rows = db.execute(
+        "SELECT attempt, state, reason, step, updated_at, content FROM attempts "
+        "LEFT JOIN contents USING (prompt_id, attempt) WHERE prompt_id = ? ORDER BY attempt",
+        (prompt_id,),
+    ).fetchall()
+    reused = db.execute("SELECT attempt, step FROM reused WHERE prompt_id = ? ORDER BY step", (prompt_id,)).fetchall()
     recorded: dict[int, list[dict]] = {}
     for step in sorted({row[3] for row in rows if row[3] is not None}):
-        for sample in _samples(run_dir, step, known[0]):
+        for sample in _samples(run_dir, step, prompt_id):
             recorded.setdefault(sample["attempt"], []).append(sample)
     first = next((samples[0] for samples in recorded.values()), None)
     attempts = tuple(
@@ -126,7 +142,8 @@ def trace(run_dir: Path, prompt: str) -> Trace:
     )  # fmt: skip
     held = next((from_bytes(row[5]).group.prompt for row in rows if row[5] is not None), None)
     return Trace(
-        *known,
+        prompt_id,
+        data_index,
         prompt=first["prompt"] if first else None,
         answer=first["answer"] if first else held.answer if held else None,
         verifier=first["verifier"] if first else held.verifier if held else None,
@@ -134,9 +151,13 @@ def trace(run_dir: Path, prompt: str) -> Trace:
     )
 
 
-def render(found: Trace) -> RenderableType:
-    """The history for a terminal. Texts of a run are shown as text: markup in them means nothing."""
-    parts: list[RenderableType] = [Text(f"{found.prompt_id}  data index {found.data_index}", style="bold")]
+def render(found: Sequence[Trace]) -> RenderableType:
+    """Lay the histories out for a terminal. Texts of a run are shown as text: markup in them means nothing."""
+    return Group(*(part for one in found for part in _parts(one)), Text(LEGEND, style="dim"))
+
+
+def _parts(found: Trace) -> Sequence[RenderableType]:
+    parts: list[RenderableType] = [Text(f"{found.prompt_id}  issued as number {found.data_index}", style="bold")]
     for name, text in (("prompt", found.prompt), ("answer", found.answer), ("verifier", found.verifier)):
         if text is not None:
             parts.append(Text(f"{name}: {_shown(text)}"))
@@ -144,7 +165,7 @@ def render(found: Trace) -> RenderableType:
         parts.append(Text(f"attempt {attempt.number}: {_end(attempt)}", style="bold"))
         if attempt.responses:
             parts.append(_table(attempt.responses))
-    return Group(*parts)
+    return parts
 
 
 def _samples(run_dir: Path, step: int, prompt_id: str) -> Sequence[dict]:

@@ -199,27 +199,16 @@ class TrainingLoop:
         return version
 
     async def _step(self, step: int) -> WeightsVersion | None:
-        """Compute one step; every stage of the algorithm, in order. Returns None once ``stop`` was called.
-
-        A learner that is lost while it learns is restored to the last commit, and learns again from the same groups.
-        """
-        parts, stage = self._components, self._observer.stage
+        """Compute one step; every stage of the algorithm, in order. Returns None once ``stop`` was called."""
         groups = await self._unless_stopped(self._take_groups(step))  # fresh enough, each with its anchor s_t
         if groups is None:
             return None
 
-        async def learn() -> StepResult:
-            with stage("anchor"):  # targets w*, and the micro-batches of the updates
-                targets, batch = await make_batch(parts, groups.groups, groups.anchor, self._settings.batch, step)
+        async def learn() -> StepResult:  # from the beginning, when the learner is lost in it
+            targets, batch = await self._make_batch(groups, step)  # w*, and the micro-batches of the updates
             await self._checkpoints.until_saved()
-            with stage("project"):  # the updates; how the policy sees some groups before and after them
-                measurement = Measurement(parts.learner, targets, self._settings.measure)
-                await measurement.before()
-                self._checkpoints.standing = None
-                report = await parts.learner.project(batch)
-                after = await measurement.after()
-            with stage("publish"):  # until every engine has proved the new weights
-                publication = await parts.transport.publish(step + 1)
+            report, after = await self._project(targets, batch)  # the updates
+            publication = await self._publish(step + 1)  # until every engine has proved the new weights
             return StepResult(targets, batch, report, after, publication)
 
         result = await self._recovery.run(learn)
@@ -229,6 +218,25 @@ class TrainingLoop:
         await self._save_if_due(result.version)
         await self._stop_if_not_finite(result)
         return result.version
+
+    async def _make_batch(self, groups: StepGroups, step: int) -> tuple[list[TargetGroup], TrainBatch]:
+        with self._observer.stage("anchor"):
+            return await make_batch(self._components, groups.groups, groups.anchor, self._settings.batch, step)
+
+    async def _project(
+        self, targets: Sequence[TargetGroup], batch: TrainBatch
+    ) -> tuple[StepReport, Mapping[Key, AfterGroup]]:
+        """Run the updates, and measure how the policy sees some groups before and after them."""
+        with self._observer.stage("project"):
+            measurement = Measurement(self._components.learner, targets, self._settings.measure)
+            await measurement.before()
+            self._checkpoints.standing = None
+            report = await self._components.learner.project(batch)
+            return report, await measurement.after()
+
+    async def _publish(self, step: int) -> Publication:
+        with self._observer.stage("publish"):
+            return await self._components.transport.publish(step)
 
     async def _take_groups(self, step: int) -> StepGroups:
         """Wait for the groups of a step in the sample lane, and score their anchor. Raises NothingToTrain."""

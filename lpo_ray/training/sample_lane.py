@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from lpo_ray.common.silence import ROUNDING, retrieve_exception
 from lpo_ray.errors import GroupLost, TooManyLost
 from lpo_ray.interfaces import Components, Observer, PromptSource
 from lpo_ray.records import Backlog, Key, Prompt, Sampling, ScoredGroup
@@ -31,7 +32,7 @@ class SampleSettings:
     max_attempts: int
     """attempts of one prompt in a row, before TooManyLost"""
     lease_seconds: float
-    """time from issue to verdict; then the attempt is lost, whatever holds it"""
+    """time without a sign of life of who holds an attempt; then it is lost"""
     capacity: int
     """groups that may be in flight or waiting to be trained"""
     max_bytes: int
@@ -176,6 +177,7 @@ class SampleLane:
 
     async def _one_group(self, flight: _Flight) -> None:
         """Turn an issued prompt into a scored group, within max_attempts leases."""
+        reason = ""
         for number in range(self._settings.max_attempts):
             if number:
                 self._issue(flight)
@@ -184,6 +186,7 @@ class SampleLane:
             except GroupLost as lost:
                 self._ledger.lost(flight.key, lost.reason)
                 self._observer.lost(lost)
+                reason = lost.reason
                 continue
             self._ledger.scored(scored)
             self._flights.discard(flight)
@@ -191,22 +194,26 @@ class SampleLane:
             self._arrived(scored, flight.slot)
             return
         raise TooManyLost(
-            f"prompt {flight.prompt.prompt_id} was lost {self._settings.max_attempts} times (pipeline.max_attempts); "
-            "the reasons are in ledger.sqlite. Expected a group by then; fix the cause or raise pipeline.max_attempts"
+            f"prompt {flight.prompt.prompt_id} was lost {self._settings.max_attempts} times (pipeline.max_attempts), "
+            f"the last time so: {reason}. Expected a group by then; fix the cause or raise pipeline.max_attempts. All "
+            "reasons are in ledger.sqlite"
         )
 
     async def _leased(self, prompt: Prompt, attempt: int) -> ScoredGroup:
-        """Make one attempt within its lease. An answer that comes later, although it was cancelled, is discarded."""
+        """Make one attempt within its lease, which whoever holds it renews by signs of life. An answer that comes after
+        it, although it was cancelled, is discarded.
+        """
+        lease = left = self._settings.lease_seconds
         work = asyncio.ensure_future(self._attempt(prompt, attempt))
         try:
-            done, _ = await asyncio.wait({work}, timeout=self._settings.lease_seconds)
-            if done:
-                return work.result()
+            while left > ROUNDING:
+                if (await asyncio.wait({work}, timeout=left))[0]:
+                    return work.result()
+                left = lease - self._components.silence_of((prompt.prompt_id, attempt))
         finally:
             work.cancel()
-            work.add_done_callback(_retrieve_exception)
-        seconds = self._settings.lease_seconds
-        raise GroupLost(prompt.prompt_id, attempt, f"no verdict within its lease of {seconds:g} s")
+            work.add_done_callback(retrieve_exception)
+        raise GroupLost(prompt.prompt_id, attempt, f"nothing was heard of it within its lease of {lease:g} s")
 
     async def _attempt(self, prompt: Prompt, attempt: int) -> ScoredGroup:
         with self._observer.stage("sample"):
@@ -219,9 +226,3 @@ class SampleLane:
         self._gate.resize(slot, scored.group.num_bytes)
         self._slots[scored.group.key] = slot
         self._ready.put(scored)
-
-
-def _retrieve_exception(work: asyncio.Future[ScoredGroup]) -> None:
-    """Done-callback: retrieve the exception, so that asyncio does not report it as unhandled."""
-    if not work.cancelled():
-        work.exception()

@@ -16,7 +16,7 @@ from lpo_ray.verifiers.geometry import geometry
 from lpo_ray.verifiers.mathematics.verifier import math
 from lpo_ray.verifiers.reasoning_gym import reasoning_gym
 from lpo_ray.verifiers.token_reversal import token_reversal, token_reversal_share
-from lpo_ray.verifiers.unit_tests import unit_tests
+from lpo_ray.verifiers.unit_tests.verifier import unit_tests
 
 VERIFIERS: dict[str, Callable[..., Verdict]] = {
     "boxed": boxed,

@@ -17,7 +17,6 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import NoRoom
 from lpo_ray.learner.packing import Packing
 from lpo_ray.records import BusyWorker, Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
-from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from tests.support.fakes import FakeEvents
 from tests.support.ray_fakes import Reference, remote_worker
@@ -55,14 +54,17 @@ RESPONSE = Response(np.array([1]), np.zeros(1, np.float32), np.zeros(1, np.int64
 def make_cluster() -> Cluster:
     never, events = RestartRule(0, 1.0, 0.0), FakeEvents()
     pool = RolloutPool(
-        lambda index, name: remote_worker(name, Remote()), 2, settings=PoolSettings(5, 5, 100, never), events=events
+        lambda index, name: remote_worker(name, Remote()),
+        2,
+        settings=PoolSettings(5, 5, 0, 5, 100, never),
+        events=events,
     )
-    learner = LearnerGroup(no_room, LearnerRules(2, 2, Packing(2, 100, False), 5, never), events)
+    learner = LearnerGroup(no_room, LearnerRules(2, 2, Packing(2, 100, False), 5, 5, never), events)
     learner._formation = Formation([Remote(), Remote()], SimpleNamespace())
     learner.processes = [process(1), process(2)]
-    verifier = RemoteVerifier(lambda count: Remote(), 2, lambda count: 5, never, events)
+    verifier = RemoteVerifier(lambda count: Remote(), 2, 5, 5, never, events)
     builder = RemoteTargetBuilder(
-        RestartableActor("target builder", Remote, lambda actor: actor.start(), never, events)
+        RestartableActor("target builder", Remote, lambda actor: actor.start(), never, events, 5)
     )
     verifier.service.process, builder.builder.process = process(3), process(4)
     return Cluster(pool, verifier, builder, learner, SimpleNamespace())
@@ -87,10 +89,9 @@ async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.Monk
     at = make_cluster()
     assert names(at.busy("sample")) == ["rollout worker 0: starting", "rollout worker 1: starting"]
     workers = [remote_worker(f"rollout worker {n}", Remote()) for n in (0, 1)]
-    members = [Member(n, worker.name, worker, process(10 + n)) for n, worker in enumerate(workers)]
+    slots = at.rollout._slots.values()
+    members = [at.rollout._join(s, w, process(10 + s.index)) for s, w in zip(slots, workers, strict=True)]
     at.rollout.members = list(members)
-    for slot, member in zip(at.rollout._slots.values(), members, strict=True):
-        slot.member = member
     at.rollout.serve(members, WeightsVersion(3, "abc"))
     assert at.busy("sample") == []
     seconds = iter([50.0, 51.0, 52.0])

@@ -1,6 +1,4 @@
-"""What the composition root decides: which transport ``auto`` takes and which are refused, and how long engines are
-given to stop decoding.
-"""
+"""What the composition root decides: which transport ``auto`` takes and which are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.cluster import _prepare_seconds, check, transport_kind
+from actors.cluster import check, transport_kind
 from actors.rollout.inflight import RULES
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import Config, Inflight
@@ -41,16 +39,6 @@ def test_what_cannot_work_is_refused_before_anything_starts() -> None:
         transport_kind(config_of("nccl", 1, 0), 1)
     with pytest.raises(ConfigError, match=r"transport.kind is 'rdma'; expected one of cuda_ipc, gloo"):
         check(config_of("rdma", 0, 0))
-
-
-@pytest.mark.parametrize(("num_workers", "seconds"), [(1, 60 + 600), (4, 60 + 2 * 600)])
-def test_engines_that_finish_what_they_decode_are_given_the_time_of_a_group(num_workers: int, seconds: float) -> None:
-    def given(mode: str) -> float:
-        overrides = [f"pipeline.inflight={mode}", f"rollout.num_workers={num_workers}"]
-        return _prepare_seconds(load_config(QUICKSTART, overrides))
-
-    assert given("finish") == seconds
-    assert given("keep_recompute") == given("keep_cache") == given("abort_resume") == 60
 
 
 def test_every_mode_has_a_rule_and_running_requests_are_kept_by_default() -> None:

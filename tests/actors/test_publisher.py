@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from actors.learner.worker import Staged
 from actors.publisher import DeliverySettings, Publisher
 from actors.rollout.worker import Delivery
 from actors.transports.table import TRANSPORTS
+from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
@@ -22,6 +24,7 @@ from tests.support.ray_fakes import NEVER, Reference, remote_worker
 PROBE = [np.arange(3), np.arange(4)]
 LOGPROBS = [np.zeros(2, np.float32), np.zeros(3, np.float32)]
 MANIFEST = make_manifest([TensorMeta("a", (4,)), TensorMeta("b", (4,))], "float32", bucket_bytes=16, num_senders=1)
+TOKENS = itertools.count()
 DIGESTS = {"a": "1" * 32, "b": "2" * 32}
 
 
@@ -34,6 +37,10 @@ class Worker:
     faults: dict[str, list[object]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=lambda: dict(DIGESTS))
     answers: list[FloatArray] = field(default_factory=lambda: [LOGPROBS[0], LOGPROBS[1][-1:]])
+    seconds: dict[str, float] = field(default_factory=dict)
+    """method -> how long it takes"""
+    decodes: bool = False
+    """whether it says that it has sampled a token whenever it is asked"""
 
     def __getattr__(self, method: str) -> Worker.Method:
         return Worker.Method(self, method)
@@ -45,11 +52,17 @@ class Worker:
 
         def remote(self, *arguments: object) -> Reference:
             worker = self.worker
+            if self.name == "progress":
+                return Reference(Progress(next(TOKENS) if worker.decodes else 0))
             worker.events.append(f"{worker.name} {self.name}")
             if worker.faults.get(self.name):
                 return Reference(worker.faults[self.name].pop(0))
             if self.name == "finish_update":
                 return Reference(Delivery([worker.digests], worker.answers, 0))
+            if self.name in worker.seconds:
+                answer = Reference()
+                asyncio.get_running_loop().call_later(worker.seconds[self.name], answer.answer, None)
+                return answer
             return Reference(None)
 
 
@@ -125,12 +138,12 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
     workers = [Worker(f"w{number}", events) for number in range(count)]
     process = Process(1, "node", "127.0.0.1", ())
     members = [
-        Member(number, worker.name, remote_worker(worker.name, worker), process)
+        Member(number, worker.name, remote_worker(worker.name, worker), process, None)
         for number, worker in enumerate(workers)
     ]
 
     def fresh(member: Member) -> Member:
-        return Member(member.index, name := member.name + "'", remote_worker(name, Worker(name, events)), process)
+        return Member(member.index, name := member.name + "'", remote_worker(name, Worker(name, events)), process, None)
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     settings = DeliverySettings(
@@ -178,7 +191,7 @@ async def test_without_a_collective_the_others_go_on_with_the_next_bucket() -> N
     await at.publisher.publish(1)
     assert at.events.count("advance 0") == 1
     assert at.events.count("w0 receive") == 2
-    # half of transfer_seconds went to the one that hangs; the others had the rest
+    # half of transfer_seconds went to the one that hangs
     assert 0.4 <= asyncio.get_running_loop().time() - started < 0.8
 
 
@@ -262,3 +275,25 @@ async def test_a_newcomer_gets_the_current_version_or_waits_for_the_next() -> No
     at.pool.members.append(newcomer)
     assert newcomer.version is None
     assert (await at.publisher.publish(5)).version == newcomer.version
+
+
+async def test_the_limit_is_for_a_bucket_and_not_for_all() -> None:
+    """Each takes most of the limit of one: together they take more."""
+    at = stage("shared_memory", count=1)
+    worker = at.workers[0]
+    worker.seconds = {"receive": 0.5}
+    started = asyncio.get_running_loop().time()
+    publication = await at.publisher.publish(1)
+    assert asyncio.get_running_loop().time() - started > 0.8
+    assert at.members[0].version == publication.version
+
+
+async def test_engines_that_end_what_they_decode_are_waited_for_while_tokens_come() -> None:
+    """The first takes many times prepare_seconds; the second is stopped, and found within half of it."""
+    at = stage("shared_memory")
+    at.workers[0].seconds, at.workers[0].decodes = {"begin_update": 1.0}, True
+    at.workers[1].faults["begin_update"] = [NEVER]
+    publication = await at.publisher.publish(1)
+    assert at.members[0].version == publication.version
+    assert at.members[1].version is None
+    assert "'stop decoding', and got on with nothing for 0.1 s (transport.prepare_seconds)" in str(at.pool.out["w1"])

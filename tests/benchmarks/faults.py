@@ -31,7 +31,7 @@ from tests.support.live_runs import Run, find
 OVERRIDES = (
     "pipeline.groups_per_step=64", "sampling.group_size=8", "learner.world_size=2", "rollout.num_workers=2",
     "checkpoint.every=20", "run.steps=100000", "supervision.max_restarts=1000", "supervision.backoff_seconds=0",
-    "transport.prepare_seconds=20", "rollout.deadline_seconds=60", "learner.deadline_seconds=30",
+    "transport.prepare_seconds=20", "rollout.silence_seconds=60", "learner.silence_seconds=30",
     "telemetry.progress=quiet",
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.process import NAME, Program
 from lpo_ray.verifiers.sandbox.program import ProgramResult, missing, run_program, trouble_with
-from lpo_ray.verifiers.unit_tests import unit_tests
+from lpo_ray.verifiers.unit_tests.verifier import unit_tests
 from tests.support.hostile_programs import EXPECTED, HOSTILE, MARKER, planted
 
 SECONDS = 2.0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from lpo_ray.telemetry.log import read_log
 from lpo_ray.telemetry.trackers import TrackedRun, Tracker
 from tests.support.commands import QUICKSTART, lpo_ray
+from tests.support.pages import ROOT
 
 
 def test_a_bad_config_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
@@ -22,9 +26,15 @@ def test_a_bad_config_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_dry_run_prints_the_config_and_every_number_and_writes_nothing(tmp_path: Path) -> None:
-    finished = lpo_ray("train", QUICKSTART, "--dry-run", f"run.dir={tmp_path}/runs", "run.seed=7")
+    finished = lpo_ray(
+        "train", QUICKSTART, "--dry-run", f"run.dir={tmp_path}/runs", "run.seed=7", "rollout.silence_seconds=0.001"
+    )
     assert finished.returncode == 0, finished.stderr
     assert "seed: 7" in finished.stdout
+    (warning,) = [line for line in finished.stdout.splitlines() if line.startswith("Warning")]
+    assert warning.startswith(
+        "Warning: rollout.silence_seconds leaves 0.001 s for the longest step of an engine, which"
+    )
     assert "responses per step" in finished.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -41,6 +51,22 @@ def test_dry_run_of_an_existing_run_prints_the_numbers_and_what_train_would_do(t
         f"\ntrain would refuse: run folder {folder} exists and is not empty; take another run.name" in finished.stdout
     )
     assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("entry", ["from lpo_ray.cli.app import main; main()", None])
+def test_modules_of_the_working_folder_are_found(tmp_path: Path, entry: str | None) -> None:
+    """``-P`` leaves the working folder out, as the console script does."""
+    (tmp_path / "my_rewards").mkdir()
+    (tmp_path / "my_rewards" / "short.py").write_text(
+        "def short(response: str) -> float:\n    return float(len(response) < 9)\n"
+    )
+    command = [sys.executable, "-P", "-c", entry] if entry else [sys.executable, "-m", "lpo_ray"]
+    finished = subprocess.run(
+        [*command, "train", str(ROOT / QUICKSTART), "--dry-run", "task.verifier=my_rewards.short:short"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "my_rewards.short:short" in finished.stdout
 
 
 def broken_tracker(run: TrackedRun) -> Tracker:

@@ -35,6 +35,7 @@ def row(*overrides: str) -> object:
         ((*FIRST_ORDER, "objective.token_clip.high=0.28"), "GRPO with DAPO's higher clip"),
         ((*FIRST_ORDER, "objective.length_norm=sum"), "GRPO, with summed log-ratios"),
         ((*FIRST_ORDER, "objective.length_norm=sum", "objective.target_temperature=one"), "Dr.GRPO"),
+        ((*FIRST_ORDER, "objective.target_temperature=one"), "Dr.GRPO, with mean log-ratios"),
         ((*FIRST_ORDER, "objective.target_temperature=group_mean"), "MaxRL"),
         ((*FIRST_ORDER, "objective.target_temperature=batch_std"), "REINFORCE++ with baseline"),
         (("objective.divergence=first_order",), "GRPO, with token clip clamp instead of ppo_ratio"),

@@ -35,6 +35,14 @@ def test_a_ratio_to_the_anchor_that_leaves_stale_tokens_unweighted_is_warned_of(
         (("objective.stale.policy=temper", "objective.behaviour=engine"), []),
         (("objective.length_norm=sum", "objective.behaviour=engine"), ["most groups may fall below"]),
         (("objective.reference_path=/some/model",), ["objective.reference_path has no effect"]),
+        (("objective.divergence=first_order", "objective.target_temperature=effective_50"), ["grows with 1/tau"]),
+        (
+            (
+                "objective.divergence=first_order",
+                "objective.schedule=[{from_step: 9, target_temperature: effective_25}]",
+            ),
+            ["objective.target_temperature=effective_25: its gradient"],
+        ),
         (("checkpoint.best=pass@1",), ["no checkpoint of the run has a value"]),
         (("checkpoint.best=pass@1", "evaluation.every=10"), []),
         (

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from lpo_ray.config import dump_config, load_config
+from lpo_ray.config.ranges import value_at
+from lpo_ray.config.spellings import PATHS
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.targets import StaleRule
 from lpo_ray.run.numbers import numbers
@@ -41,6 +43,21 @@ def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -
     assert load_config(resolved) == config
 
 
+def test_keys_of_an_earlier_version_mean_what_they_mean_now(tmp_path: Path) -> None:
+    """A run that was begun with them is resumed, from its folder's configuration or the user's own."""
+    old = ["rollout.deadline_seconds=50", "learner.deadline_seconds=70", "pipeline.lease_seconds=3"]
+    found = load_config(QUICKSTART, old)
+    assert (found.rollout.silence_seconds, found.learner.silence_seconds) == (50, 70)
+    file = tmp_path / "config.yaml"
+    text = dump_config(found).replace("silence_seconds", "deadline_seconds")
+    file.write_text(text.replace("pipeline:\n", "pipeline:\n  lease_seconds: 1200.0\n"))
+    assert load_config(file) == found
+    both = load_config(file, ["rollout.silence_seconds=9", "learner.deadline_seconds=8"])
+    assert (both.rollout.silence_seconds, both.learner.silence_seconds) == (9, 8)
+    assert "did you mean rollout.drain_seconds" in failure("rollout.deadline_second=1")
+    assert "rollout.silence_seconds is -1.0; expected a number above 0" in failure("rollout.deadline_seconds=-1")
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -61,9 +78,12 @@ def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -
         ("pipeline.reused_groups_per_step=4", "set max_staleness >= 1 and behaviour=engine"),
         ("pipeline.max_gib=1e-6", "expected room for a step at least: set pipeline.max_gib="),
         ("objective.stale.min_ess=1.5", "objective.stale.min_ess is 1.5; expected a share of K, in [0, 1]"),
-        ("objective.stale.max_drift=0", "objective.stale.max_drift is 0.0; expected a number of nats above 0"),
+        (
+            "objective.stale.max_drift=0",
+            "objective.stale.max_drift is 0.0; expected a number of nats in (0, 1,000,000,000]",
+        ),
         ("objective.stale.policy=forget", "objective.stale.policy"),
-        ("objective.importance_cap=0.5", "objective.importance_cap is 0.5; expected a number of 1 or more, or null"),
+        ("objective.importance_cap=0.5", "objective.importance_cap is 0.5; expected in [1, 1,000,000,000]"),
         ("objective.divergence=kl", "objective.divergence is 'kl'; expected one of"),
         ("objective.target_temperature=hot", "objective.target_temperature is 'hot'"),
         ("objective.target_temperature=-1", "expected a number above 0"),
@@ -88,13 +108,125 @@ def test_overrides_win_and_the_resolved_config_is_the_same_run(tmp_path: Path) -
         ("rollout.dtype=int4", "rollout.dtype is 'int4'"),
         ("evaluation.ks=[32]", "evaluation.ks is [32]"),
         ("learner.betas=[0.9]", "learner.betas is [0.9]"),
-        ("learner.lr=null", "learner.lr"),
+        ("learner.lr=null", "learner.lr is null; expected a number"),
+        ("run.steps=5.7", "run.steps is 5.7; expected a whole number"),
+        ("run.steps=0x1f", "run.steps is '0x1f'; expected a whole number"),
+        ("run.seed=12:30:00", "run.seed is '12:30:00'; expected a whole number"),
+        ("run.steps=on", "run.steps is 'on'; expected a whole number"),
+        ("model.trust_remote_code=2", "model.trust_remote_code is 2; expected true or false"),
+        ("run.resume=1", "run.resume is 1; expected one of never, auto"),
+        ("run.name=null", "run.name is null; expected text"),
+        ("run.dir=${nope}", "run.dir is '${nope}': Interpolation key 'nope' not found; expected a key as in"),
+        ("run.dir=${oc.env:NOT_SET_ANYWHERE}", "Environment variable 'NOT_SET_ANYWHERE' not found"),
+        ("run.dir=a ${b", "run.dir is text: "),
+        ("run.dir=~nobody_at_all/runs", "run.dir is '~nobody_at_all/runs'"),
+        ("evaluation.ks=1,4", "evaluation.ks is '1,4'; expected a list in brackets, each entry a whole number"),
+        ("telemetry.trackers=wandb", "telemetry.trackers is 'wandb'; expected a list in brackets, each entry text"),
+        ("objective.schedule.0.divergence=kl", "objective.schedule is set as a whole"),
+        ("objective.schedule=[{form_step: 3}]", "unknown key 'objective.schedule[0].form_step'; expected one of from"),
+        ("learner.lr_schedule_kwargs={min_lr_rate: .nan}", "learner.lr_schedule_kwargs.min_lr_rate is nan"),
+        ("learner.zero={a: 1, a: 2}", "key 'a' stands twice"),
+        ("learner.zero=3", "learner.zero is 3; expected a mapping in braces"),
+        ("learner.zero=&a [*a]", "is not valid YAML after '='"),
+        ("learner.zero=[[[[", "is not valid YAML after '='"),
+        ("run.steps=!!timestamp 2024-01-01", "is not valid YAML after '='"),
+        ("run.steps=!!python/name:os.system x", "is not valid YAML after '='"),
+        ("sampling.temperature=0.009", "sampling.temperature is 0.009; expected in [0.01, 100]"),
+        ("evaluation.temperature=0.009", "evaluation.temperature is 0.009; expected 0, or in [0.01, 100]"),
+        ("model.dtype=fp16", "model.dtype is 'float16'; expected float32 or bfloat16; float16 would need"),
+        ("checkpoint.best=rewrad", "checkpoint.best is 'rewrad', which no step measures; did you mean reward?"),
+        ("checkpoint.best=pass@3", "checkpoint.best is 'pass@3'; expected one of pass@1, pass@16 (evaluation.ks)"),
     ],
 )
 def test_bad_values_are_named_with_what_was_expected(override: str, expected: str, tmp_path: Path) -> None:
     message = failure(f"run.dir={tmp_path}", override)
     assert expected in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["20241130_1230", "1.10", "007", "0x1f", "1e3", "on", "no", "2024-11-30", "1_000"])
+def test_text_stays_text_in_files_and_overrides(name: str, tmp_path: Path) -> None:
+    assert load_config(QUICKSTART, [f"run.name={name}"]).run.name == name
+    assert load_config(QUICKSTART, [f"run.name='{name}'"]).run.name == name
+    file = tmp_path / "named.yaml"
+    file.write_text(f"run: {{name: {name}, steps: 1}}\nsampling: {{max_tokens: 8}}\npipeline: {{groups_per_step: 2}}\n")
+    config = load_config(file)
+    assert config.run.name == name
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("verifier.judge.rubric=Judge: is it right? #1", "Judge: is it right? #1"),
+        ("verifier.judge.rubric=[a, b", "[a, b"),
+        ('verifier.judge.rubric="two\\nlines"', "two\nlines"),
+        ("verifier.judge.rubric='it''s'", "it's"),
+        ("verifier.judge.rubric='null'", "null"),
+        (r"verifier.judge.rubric=\${x} and \${y}", "${x} and ${y}"),
+        ("verifier.judge.rubric=${run.name}-${sampling.group_size}", "quickstart-8"),
+        ("task.path=a #1, b.jsonl", "a #1, b.jsonl"),
+        ("task.path=", None),
+        ("model.path=123", "123"),
+        ("run.seed=010", 10),
+        ("run.steps=1e3", 1000),
+        ("run.steps=1_000", 1000),
+        ("run.steps=5.0", 5),
+        ("run.steps=!!int 5", 5),
+        ("learner.lr='1e-6'", 1e-6),
+        ("objective.target_temperature=1", 1),
+        ("objective.target_temperature='0.5'", 0.5),
+        ("model.dtype=torch.bfloat16", "bfloat16"),
+        ("rollout.dtype=BF16", "bfloat16"),
+        ("rollout.labels={a: 1.10, b: on}", {"a": "1.10", "b": "on"}),
+        ("task.options={a: 010, b: 'on', c: 1e3, d: [yes, true], e: null}",
+         {"a": 10, "b": "on", "c": 1000.0, "d": ["yes", True], "e": None}),
+    ],
+)  # fmt: skip
+def test_values_are_taken_as_meant(override: str, expected: object, tmp_path: Path) -> None:
+    config = load_config(QUICKSTART, [override])
+    assert value_at(config, override.partition("=")[0]) == expected
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_an_interpolation_of_the_environment_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STARTED_AT", "20241130_1230")
+    monkeypatch.setenv("A_SEED", "007")
+    config = load_config(QUICKSTART, ["run.name=${oc.env:STARTED_AT}", "run.seed=${oc.env:A_SEED}"])
+    assert (config.run.name, config.run.seed) == ("20241130_1230", 7)
+
+
+def test_a_mapping_is_replaced_as_a_whole_and_its_entries_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "zero.yaml"
+    file.write_text(
+        QUICKSTART.read_text().replace("learner:", "learner:\n  zero: {offload_optimizer: {device: cpu}, b: 1}")
+    )
+    assert load_config(file).learner.zero == {"offload_optimizer": {"device": "cpu"}, "b": 1}
+    assert load_config(file, ["learner.zero={}"]).learner.zero == {}
+    assert load_config(file, ["learner.zero={c: 1}"]).learner.zero == {"c": 1}
+    changed = load_config(file, ["learner.zero.offload_optimizer.pin_memory=true", "learner.zero.b=2"]).learner.zero
+    assert changed == {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "b": 2}
+    assert load_config(file, ["rollout.labels.lpo-ray/role=learner"]).rollout.labels == {"lpo-ray/role": "learner"}
+
+
+def test_home_folders_are_expanded_in_every_key_that_names_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    overrides = [f"{key}=~/x" for key in PATHS]
+    config = load_config(QUICKSTART, [*overrides, "learner.zero={offload_param: {device: nvme, nvme_path: ~/ssd}}"])
+    assert {key: value_at(config, key) for key in PATHS} == dict.fromkeys(PATHS, "/home/somebody/x")
+    assert config.learner.zero["offload_param"]["nvme_path"] == "/home/somebody/ssd"
+
+
+def test_a_group_of_one_response_cannot_be_dropped_for_equal_rewards() -> None:
+    overrides = ("sampling.group_size=1", "evaluation.num_prompts=0")
+    assert "the rewards of one response are always equal" in failure(*overrides, "pipeline.equal_rewards=drop")
+
+
+def test_the_best_checkpoint_needs_an_evaluation() -> None:
+    message = failure("evaluation.num_prompts=0", "checkpoint.best=pass@1", "evaluation.every=5")
+    assert "checkpoint.best=pass@1 with evaluation.num_prompts=0" in message
 
 
 def test_truncated_sampling_with_engine_behaviour_is_refused() -> None:

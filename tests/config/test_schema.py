@@ -9,7 +9,12 @@ import pytest
 
 from lpo_ray.config import schema
 
-SECTIONS = [node for node in ast.parse(Path(schema.__file__).read_text()).body if isinstance(node, ast.ClassDef)]
+SECTIONS = [
+    node
+    for path in sorted(Path(schema.__file__).parent.glob("*.py"))
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.ClassDef)
+]
 FIELDS = [
     pytest.param(section.body, at, id=f"{section.name}.{ast.unparse(node.target)}")
     for section in SECTIONS

@@ -109,7 +109,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     first, *_ = Inflight
     spec = plan_of(
         folder, policy, f"rollout.engine={request.param}", "learner.world_size=1", "rollout.kv_cache_gib=0.2",
-        "supervision.max_restarts=0", "rollout.deadline_seconds=240", f"rollout.max_num_seqs={SLOTS}",
+        "supervision.max_restarts=0", "rollout.silence_seconds=240", f"rollout.max_num_seqs={SLOTS}",
         f"pipeline.inflight={first.value}",
     )  # fmt: skip
     found = Seen(stop_tokens=(Tokenizer.load(str(policy)).eos_token_id, VOCABULARY - 1))  # and the model's own

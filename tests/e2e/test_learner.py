@@ -6,7 +6,6 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +189,7 @@ def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, 
     spec = plan_of(tmp_path, tiny_policy)
 
     async def work(learner: LearnerGroup) -> str:
-        learner._rules = replace(learner._rules, deadline_seconds=4.0)
+        learner._watch.seconds = 4.0
         process = learner.processes[1]
         os.kill(process.pid, signal.SIGSTOP)
         try:

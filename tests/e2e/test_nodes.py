@@ -76,7 +76,7 @@ def test_a_learner_whose_node_is_lost_goes_on_with_one_rank(tmp_path: Path, tiny
     with ray_head(tmp_path, num_cpus=5) as head, ray_node(head, tmp_path, 4) as node:
         run = Training(
             head, tmp_path / "runs", tiny_policy, "learner.world_size=2", "learner.min_world_size=1",
-            "learner.cpus_per_rank=3", "learner.deadline_seconds=60",
+            "learner.cpus_per_rank=3", "learner.silence_seconds=60",
         )  # fmt: skip
         run.wait_for(lambda: len(run.steps()) >= 6)
         assert len(on(node, "LearnerWorker")) == 1  # two of 3 CPUs do not fit the head's 5

@@ -44,8 +44,8 @@ def test_every_role_dies_and_the_run_goes_on(tmp_path: Path, tiny_policy: Path) 
 
 
 @pytest.mark.long
-def test_a_rank_that_hangs_is_given_up_after_its_deadline(tmp_path: Path, tiny_policy: Path) -> None:
-    with Run(tmp_path, tiny_policy, "learner.world_size=2", "learner.deadline_seconds=20", "run.steps=12") as run:
+def test_a_rank_that_hangs_is_given_up_for_its_silence(tmp_path: Path, tiny_policy: Path) -> None:
+    with Run(tmp_path, tiny_policy, "learner.world_size=2", "learner.silence_seconds=20", "run.steps=12") as run:
         run.wait_for_step(3)
         find(run, "LearnerWorker")[0].send_signal(signal.SIGSTOP)
         output, _ = run.process.communicate(timeout=300)

@@ -32,7 +32,7 @@ from tests.support.transported_models import MODELS, VOCABULARY, Case, look, mak
 pytestmark = [pytest.mark.long, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 KINDS = ("shared_memory", "gloo", "object_store")
 DTYPES = ("bfloat16", "float32")
-SMALL = ("rollout.kv_cache_gib=0.2", "supervision.max_restarts=0", "rollout.deadline_seconds=60")
+SMALL = ("rollout.kv_cache_gib=0.2", "supervision.max_restarts=0", "rollout.silence_seconds=60")
 
 
 @dataclass

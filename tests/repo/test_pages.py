@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_type_hints
 
 import numpy as np
 import pytest
 
 from lpo_ray.cli.app import cli
 from lpo_ray.config.load import load_config
-from lpo_ray.config.schema import Config, Inflight, StalePolicy, TaskConfig
+from lpo_ray.config.schema import Inflight, StalePolicy, TaskConfig
 from lpo_ray.objective import DIVERGENCES
 from lpo_ray.objective.temperature import TEMPERATURES
 from lpo_ray.objective.token_clip import TOKEN_CLIPS
 from lpo_ray.tasks.table import TASKS, task_named
 from lpo_ray.tasks.task import SourceContext
 from lpo_ray.verifiers.table import VERIFIERS
+from tests.support.pages import ROOT, SECTIONS, exists
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "launch/*.md", "tests/*.md", "tests/benchmarks/*.md", "configs/**/*.md")
@@ -35,7 +33,6 @@ GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").
 """pages that are read from beginning to end"""
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
-SECTIONS = get_type_hints(Config)
 SETTING = re.compile(rf"(?<![\w./:-])(?:{'|'.join(SECTIONS)})(?:\.[a-z_]+)+(?![\w/(])")
 FILES = {"py", "md", "yaml", "sqlite", "json", "jsonl", "html"}
 SOURCE = re.compile(r"[\w./*-]+\.(?:py|md|yaml|sh|sbatch|js|toml|lock)")
@@ -58,18 +55,6 @@ def anchors(page: Path) -> set[str]:
     """As GitHub makes them of headings."""
     titles = re.findall(r"^#+ (.+)$", prose_of(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def exists(setting: str) -> bool:
-    """Whether ``section.key`` is one; what follows a key that holds no section of ours is the library's."""
-    holder: object = Config
-    for name in setting.split("."):
-        if not (isinstance(holder, type) and is_dataclass(holder)):
-            return True
-        if name not in {field.name for field in fields(holder)}:
-            return False
-        holder = get_type_hints(holder)[name]
-    return True
 
 
 def sentences(page: Path) -> Iterator[str]:

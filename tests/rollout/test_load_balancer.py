@@ -30,7 +30,7 @@ MOVES = st.lists(
 
 
 def make_member(index: int) -> Member:
-    return Member(index, f"worker {index}", None, Process(index, "node", "host", ()), WeightsVersion(1, "one"))
+    return Member(index, f"worker {index}", None, Process(index, "node", "host", ()), None, WeightsVersion(1, "one"))
 
 
 async def settle() -> None:

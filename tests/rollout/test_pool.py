@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lpo_ray.common.restart_budget import RestartRule
+from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, GroupLost, LpoRayError, NoRoom
 from lpo_ray.interfaces import RolloutEngine
 from lpo_ray.records import Process, Prompt, PromptGroup, Response, Sampling, WeightsVersion
@@ -45,13 +46,16 @@ class Hand:
         self.events.append(f"{self.name} up")
         return Process(0, self.node_id, "host", ())
 
-    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         assert self.broken is not None
         self.events.append(f"{self.name} {prompt.prompt_id}")
         await asyncio.wait({self.broken}, timeout=self.seconds)
         if self.broken.done():
             raise ComponentDied(self.name, "killed")
         return PromptGroup(prompt, attempt, (RESPONSE, RESPONSE))
+
+    async def progress(self) -> Progress:
+        return Progress(asyncio.get_running_loop().time())
 
     async def inspect(self) -> str:
         return "seen from outside"
@@ -79,7 +83,7 @@ class Scene:
 
     @property
     def settings(self) -> PoolSettings:
-        return PoolSettings(100.0, self.drain_seconds, SLOTS, self.restarts)
+        return PoolSettings(100.0, 100.0, 0.0, self.drain_seconds, SLOTS, self.restarts)
 
     async def begin(self) -> RolloutPool[Hand]:
         self.pool = RolloutPool(self.spawn, self.num_workers, settings=self.settings, events=self.told)

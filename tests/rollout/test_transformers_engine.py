@@ -98,3 +98,13 @@ async def test_who_gave_up_does_not_take_the_others_with_it(engine: Transformers
     await asyncio.sleep(0)
     given_up.cancel()
     assert len((await kept).responses) == SAMPLING.group_size
+
+
+async def test_stop_tokens_end_a_response(engine: TransformersEngine) -> None:
+    stops = tuple(range(0, 400, 3))
+    group = await sampled(engine, prompt(3), replace(SAMPLING, max_tokens=40, stop_token_ids=stops))
+    assert {response.finish_reason for response in group.responses} == {"stop"}
+    for response in group.responses:
+        *before, last = response.token_ids.tolist()
+        assert last % 3 == 0 or last == engine._eos
+        assert not [token for token in before if token % 3 == 0]

@@ -113,7 +113,7 @@ async def test_the_run_goes_on_while_the_weights_of_that_step_are_evaluated() ->
     assert evaluator.done == record.found
 
 
-@pytest.mark.parametrize("overrides", [("evaluation.lend_worker=false",), ("checkpoint.best=reward_mean",), ()])
+@pytest.mark.parametrize("overrides", [("evaluation.lend_worker=false",), ("checkpoint.best=reward",), ()])
 async def test_where_none_is_lent_the_run_waits(overrides: tuple[str, ...]) -> None:
     evaluator, parts, record = make(*overrides)
     parts.spare = bool(overrides)

@@ -56,6 +56,15 @@ def test_a_run_that_learns_otherwise_is_known(tmp_path: Path) -> None:
     assert not learns_as_begun(folder, config_of("run.resume=auto", "learner.lr=1e-5"))
 
 
+def test_keys_of_an_earlier_version_are_not_a_change(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begun(folder, committed=0, saved=0)
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("silence_seconds", "deadline_seconds"))
+    assert learns_as_begun(folder, config_of("run.resume=auto"))
+    check_run_folder(folder, config_of("run.resume=auto"))
+
+
 def test_a_dry_run_says_what_would_become_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert outlook(folder, config_of()) == "begin a new run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from lpo_ray.records import (
     Anchor,
     BusyWorker,
     FloatArray,
+    Key,
     NotFinite,
     Process,
     ProjectedGroup,
@@ -124,6 +126,9 @@ class FakeComponents:
 
     def busy(self, stage: str) -> list[BusyWorker]:
         return list(self.holding.get(stage, []))
+
+    def silence_of(self, key: Key) -> float:
+        return math.inf
 
     async def inspect(self, process: Process) -> str:
         self.inspected.append(process.pid)

@@ -83,7 +83,7 @@ def test_a_task_from_outside() -> None:
             "task.options.examples is '2'; expected a whole number",
         ),
         (TaskConfig(options={"examples": 2}), "is 2 with task.template=plain; earlier turns need a chat template"),
-        (TaskConfig(name="math"), "task.path is null; task.name=math needs a .jsonl or .parquet file"),
+        (TaskConfig(name="math"), "task.path is null; task.name=math needs a file to train on"),
         (TaskConfig(name="geometry", options={"images": "show"}), "task.options.images is 'show'; expected refuse or"),
         (TaskConfig(name="token_reversal", options={"length": 3}), "task.options has length"),
         (TaskConfig(name="token_reversal", options={"lengths": 3}), "task.options.lengths is 3; expected a list"),

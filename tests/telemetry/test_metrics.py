@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from lpo_ray.records import (
     AnchorGroup,
     StepReport,
 )
-from lpo_ray.telemetry.metrics import diagnostics, pass_rate_histogram
+from lpo_ray.telemetry.metrics import SCORES, diagnostics, pass_rate_histogram
 from tests.support.builders import make_target
 from tests.support.telemetry import metrics_of, report_of
 
@@ -121,3 +122,18 @@ def test_pass_rates_are_counted_with_none_and_all_apart() -> None:
 def test_groups_of_unequal_size_have_metrics() -> None:
     metrics = metrics_of(1, [make_target(0, (3, 5)), make_target(1, (2, 2, 2, 9))])
     assert np.isfinite([value for value in metrics.values() if isinstance(value, float)]).all()
+
+
+def test_every_number_of_a_step_may_choose_the_best_checkpoint() -> None:
+    """Except those of single workers, stages and kinds of parameters, and counts that say nothing about the policy."""
+    apart = re.compile(
+        r"(gradient_norm|update_ratio|seconds|engines|learner|groups|left_out|workers|restarts|publish)_.*"
+    )
+    of_the_system = {
+        "step", "tokens", "tokens_sampled", "seconds", "reused", "queue_on_the_way", "queue_waiting", "held_bytes",
+        "forwards", "padding_fraction", "imbalance_fraction", "measured_groups",
+    }  # fmt: skip
+    metrics = metrics_of(3, [make_target(n, (3, 5)) for n in range(4)])
+    numbers = {name for name, value in metrics.items() if isinstance(value, int | float) and not apart.fullmatch(name)}
+    assert numbers - of_the_system <= SCORES | {"left_out_fraction", "learning_rate"}
+    assert {"reward", "pass_rate", "token_entropy", "gradient_norm"} <= numbers & SCORES

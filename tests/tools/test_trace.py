@@ -66,7 +66,7 @@ def test_every_attempt_is_told_with_its_reason(folder: Path, monkeypatch: pytest
 
 
 def test_what_the_ledger_still_holds_stands_in_for_samples_that_were_not_recorded(folder: Path) -> None:
-    responses = trace(folder, "a").attempts[2].responses
+    responses = trace(folder, "a")[0].attempts[2].responses
     assert [(response.reward, response.tokens, response.versions) for response in responses] == [
         (1.0, 2, (3, 3)), (0.0, 3, (3, 3)),
     ]  # fmt: skip
@@ -88,8 +88,22 @@ def test_each_state_says_what_it_means(folder: Path, prompt: str, expected: str)
 
 @pytest.mark.parametrize("prompt", ["e", "4", "-1", "", "9" * 40, "' OR 1=1 --"])
 def test_an_unknown_prompt_is_an_error_that_names_some(folder: Path, prompt: str) -> None:
-    with pytest.raises(ConfigError, match="the first are a, b, c, d"):
+    with pytest.raises(ConfigError, match="the first ids are a, b, c, d"):
         trace(folder, prompt)
+
+
+def test_a_number_is_a_row_where_a_data_set_is_read(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for index, row in enumerate((17, 9, 1, 17)):
+        ledger.issue(index, f"train-{index:08d}-row-{row}", 60)
+    ledger.close()
+    assert [(one.prompt_id, one.data_index) for one in trace(tmp_path, "17")] == [
+        ("train-00000000-row-17", 0), ("train-00000003-row-17", 3),
+    ]  # fmt: skip
+    assert [one.data_index for one in trace(tmp_path, "1")] == [2]
+    assert [one.data_index for one in trace(tmp_path, "train-00000001-row-9")] == [1]
+    with pytest.raises(ConfigError, match="never issued a prompt '7'"):
+        trace(tmp_path, "7")
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:

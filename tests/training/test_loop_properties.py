@@ -247,7 +247,7 @@ def test_an_answer_that_comes_after_its_lease_is_discarded(tmp_path: Path) -> No
 
     run(main())
     assert [(lost.prompt_id, lost.attempt) for lost in observer.losses] == [("train-00000000", 0)]
-    assert "no verdict within its lease of 50 s" in observer.losses[0].reason
+    assert "nothing was heard of it within its lease of 50 s" in observer.losses[0].reason
     attempts = {target.group.key for target in observer.steps[0].targets}
     assert ("train-00000000", 1) in attempts
     assert audit(tmp_path).violations == ()
@@ -359,3 +359,36 @@ def test_without_a_way_back_a_lost_learner_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         run(main())
     assert isinstance(first_cause(caught.value), ComponentDied)
+
+
+class Slow(FakeComponents):
+    """An engine whose groups take many leases, and that gives signs of life until it falls silent."""
+
+    def __init__(self, seconds: float, silent_from: float) -> None:
+        super().__init__(sample_seconds=seconds)
+        self._silent_from = silent_from
+
+    def silence_of(self, key: tuple[str, int]) -> float:
+        return max(0.0, asyncio.get_running_loop().time() - self._silent_from)
+
+
+def test_a_lease_is_renewed_by_signs_of_life_and_by_nothing_else(tmp_path: Path) -> None:
+    """Twenty leases long, which is no matter while something is heard; lost one lease after the last sign otherwise."""
+
+    async def main(folder: Path, silent_from: float) -> list[GroupLost]:
+        folder.mkdir()
+        observer, ledger = FakeObserver(), Ledger(folder / "ledger.sqlite")
+        chosen = loop_settings(folder, steps=1, lease_seconds=LEASE, max_attempts=1)
+        loop = TrainingLoop(Slow(20 * LEASE, silent_from), FakeSource(), ledger, chosen, observer)
+        try:
+            await loop.run(WeightsVersion(0, "digest-0"))
+        finally:
+            ledger.close()
+            if observer.losses:
+                assert asyncio.get_running_loop().time() == pytest.approx(silent_from + LEASE)
+        return observer.losses
+
+    assert run(main(tmp_path / "heard", 1e9)) == []
+    with pytest.raises(ExceptionGroup) as caught:
+        run(main(tmp_path / "silent", 3.3 * LEASE))
+    assert "the last time so: nothing was heard of it within its lease of 50 s" in str(first_cause(caught.value))

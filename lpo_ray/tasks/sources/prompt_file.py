@@ -21,6 +21,7 @@ import numpy.typing as npt
 from lpo_ray.errors import DataError
 from lpo_ray.records import IntArray
 from lpo_ray.tasks.sources.columns import Example, Row, recognised
+from lpo_ray.tasks.sources.layouts import Recast
 from lpo_ray.tasks.sources.rows import open_rows
 from lpo_ray.tasks.sources.source import PromptEncoder
 
@@ -67,7 +68,7 @@ class PromptFile:
         none that is short enough, was there.
         """
         self.path, self._encoder = path, reading.encoder
-        self._rows = open_rows(path)
+        self._rows = Recast(open_rows(path))
         rows = islice(self._rows, limit)
         first = next(rows, None)
         if first is None:
@@ -105,7 +106,7 @@ class PromptFile:
         return len(self.kept) - len(np.unique(self.found.exact[self.kept]))
 
     def _where(self, index: int) -> str:
-        return f"{self.path}, row {self._rows.number(index)}"
+        return self._rows.where(index)
 
     def _pass(self, first: list[Row], rest: Iterable[Row], reading: Reading) -> Pass:
         lengths: list[npt.NDArray[np.int32]] = []

@@ -6,7 +6,8 @@ import codecs
 import json
 import os
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 from lpo_ray.errors import DataError
 from lpo_ray.tasks.sources.columns import Row, shown
+from lpo_ray.tasks.sources.files import files_of, kind_of
 
 
 class Rows(Protocol):
@@ -31,14 +33,68 @@ class Rows(Protocol):
         """Return what messages call row ``index``; for files of lines, its line."""
         ...
 
+    def where(self, index: int) -> str:
+        """Return file and row of row ``index``, as messages begin."""
+        ...
+
 
 def open_rows(path: str) -> Rows:
-    """Open a .jsonl or .parquet file, or a Hugging Face data set. DataError when it cannot be opened."""
-    if path.endswith(".jsonl"):
-        return JsonlRows(path)
-    from lpo_ray.tasks.sources.tables import HubRows, ParquetRows  # pyarrow takes a while to import
+    """Open the files that ``path`` names (see ``files.files_of``), or a Hugging Face data set. DataError when that
+    cannot be opened.
+    """
+    files = files_of(path)
+    if files is None:
+        from lpo_ray.tasks.sources.tables import HubRows  # pyarrow takes a while to import
 
-    return ParquetRows(path) if path.endswith(".parquet") else HubRows(path)
+        return HubRows(path)
+    parts = [_open_file(file) for file in files]
+    return parts[0] if len(parts) == 1 else JoinedRows(parts)
+
+
+def _open_file(path: str) -> Rows:
+    if kind_of(path) == "parquet":
+        from lpo_ray.tasks.sources.tables import ParquetRows
+
+        return ParquetRows(path)
+    from lpo_ray.tasks.sources.text_rows import text_rows
+
+    return text_rows(path)
+
+
+class JoinedRows(Rows):
+    """Rows of several files, one after the other."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts, self._starts = parts, [0]
+
+    @override
+    def __iter__(self) -> Iterator[Row]:
+        self._starts = [0]
+        for part in self._parts:
+            self._starts.append(self._starts[-1])
+            for row in part:
+                self._starts[-1] += 1
+                yield row
+
+    @override
+    def __getitem__(self, index: int) -> Row:
+        part, place = self._place(index)
+        return part[place]
+
+    @override
+    def number(self, index: int) -> int:
+        """Return the number of a row among those of all files."""
+        return index + 1
+
+    @override
+    def where(self, index: int) -> str:
+        part, place = self._place(index)
+        return part.where(place)
+
+    def _place(self, index: int) -> tuple[Rows, int]:
+        """Find a row's file, and its place there."""
+        number = min(bisect_right(self._starts, index), len(self._parts)) - 1
+        return self._parts[number], index - self._starts[number]
 
 
 class JsonlRows(Rows):
@@ -78,6 +134,10 @@ class JsonlRows(Rows):
     @override
     def number(self, index: int) -> int:
         return self._numbers[index]
+
+    @override
+    def where(self, index: int) -> str:
+        return f"{self._path}, row {self.number(index)}"
 
     def _open(self) -> BinaryIO:
         try:

@@ -7,47 +7,81 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lpo_ray.errors import DataError
 from lpo_ray.policy.tokenizer import Messages, Tokenizer
 from lpo_ray.records import IntArray
+from lpo_ray.tasks.prompt_form import PromptForm, no_system_prompt
 
 Split = Literal["train", "heldout"]
+DEFAULT_FORM = PromptForm()
 HELDOUT_SEED = 0
 """seed of the held-out problems of generators: the same for every run, so that runs can be compared"""
 
 
+class Rendered(NamedTuple):
+    """A prompt as text, and the tokens that stand before those of the text."""
+
+    text: str
+    begin: tuple[int, ...]
+    """tokens that the tokenizer puts before a text that no chat template has rendered"""
+
+
 class PromptEncoder:
     """Encoder from a prompt to the token ids that the engine is given: text as it is or as the user's turn, messages
-    through the tokenizer's chat template whatever task.template says.
+    through the chat template whatever task.template says.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str, max_tokens: int, form: PromptForm = DEFAULT_FORM) -> None:
         """``max_tokens``: the longest prompt that leaves room for a response."""
         if template not in ("plain", "chat"):
             raise DataError(f"task.template is {template!r}; expected plain or chat")
-        if template == "chat" and not tokenizer.has_chat_template:
+        if template == "chat" and not tokenizer.has_template(form.style):
             raise DataError(
-                "task.template=chat, but the model's tokenizer has no chat template; use task.template=plain"
+                "task.template=chat, but the model's tokenizer has no chat template; use task.template=plain, or name "
+                "a file of one as task.chat_template"
             )
-        self._tokenizer, self._template, self.max_tokens = tokenizer, template, max_tokens
+        if unknown := tokenizer.unknown_variables(form.style):
+            raise DataError(
+                f"task.chat_template_kwargs has {', '.join(unknown)}, which the chat template does not read; expected "
+                "variables of it"
+            )
+        self._tokenizer, self._template, self._form, self.max_tokens = tokenizer, template, form, max_tokens
+        self.uses_chat_template = template == "chat"
+        """whether a prompt went through the chat template, or every one will"""
 
     def encode(self, prompt: str | Messages) -> IntArray:
         """Encode a prompt: [T] token ids. DataError for messages that cannot be rendered."""
-        return self._tokenizer.encode(self.render(prompt))
+        return self.encode_many([self.render(prompt)])[0]
 
-    def encode_many(self, rendered: Sequence[str]) -> list[IntArray]:
-        """Encode prompts that ``render`` made, together."""
-        return self._tokenizer.encode_many(rendered)
+    def encode_many(self, rendered: Sequence[Rendered]) -> list[IntArray]:
+        """Encode prompts that ``render`` made, together. A text that brings its own beginning gets no second."""
+        rows = self._tokenizer.encode_many([prompt.text for prompt in rendered])
+        return [
+            row
+            if tuple(row[: len(prompt.begin)]) == prompt.begin
+            else np.concatenate([np.asarray(prompt.begin, dtype=np.int64), row])
+            for prompt, row in zip(rendered, rows, strict=True)
+        ]
 
-    def render(self, prompt: str | Messages) -> str:
+    def render(self, prompt: str | Messages) -> Rendered:
         """Render the text whose tokens the engine is given. DataError for messages that cannot be rendered."""
-        if not isinstance(prompt, str):
-            return self._tokenizer.render(prompt)
-        return self._tokenizer.render([{"role": "user", "content": prompt}]) if self._template == "chat" else prompt
+        form = self._form
+        if isinstance(prompt, str) and self._template == "plain":
+            if form.system_prompt is not None:
+                raise no_system_prompt(prompt)
+            return Rendered(form.text(prompt), self._tokenizer.begin_ids)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        self.uses_chat_template = True
+        return Rendered(self._tokenizer.render(form.conversation(messages), form.style), ())
+
+    @property
+    def end_of_turn(self) -> int | None:
+        """Token that ends the assistant's turn in the chat template; None where no prompt uses one."""
+        return self._tokenizer.end_of_turn(self._form.style) if self.uses_chat_template else None
 
 
 def cycled(seed: int, index: int, num_train: int | None) -> int:

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lpo_ray.errors import DataError
 from lpo_ray.tasks.sources.columns import Row
+from lpo_ray.tasks.sources.files import EXPECTED
 from lpo_ray.tasks.sources.rows import Rows
 
 BATCH = 1024
@@ -58,6 +59,10 @@ class ParquetRows(Rows):
     def number(self, index: int) -> int:
         return index + 1
 
+    @override
+    def where(self, index: int) -> str:
+        return f"{self._path}, row {index + 1}"
+
     def _group(self, group: int) -> pa.Table:
         if group not in self._kept:
             try:
@@ -95,6 +100,10 @@ class HubRows(Rows):
     def number(self, index: int) -> int:
         return index + 1
 
+    @override
+    def where(self, index: int) -> str:
+        return f"{self._path}, row {index + 1}"
+
 
 def rows_of(table: pa.Table | pa.RecordBatch, path: str, first: int) -> list[Row]:
     """Return a table's rows, the first of which is row ``first`` of the file. DataError when one cannot be read."""
@@ -121,9 +130,14 @@ def _loaded(path: str) -> Any:  # noqa: ANN401 - datasets is not a package we ne
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
+        raise _not_installed(path) from error
+    if getattr(datasets, "load_dataset", None) is None:  # a folder or file of the working folder has that name
+        if getattr(datasets, "__file__", None) is None:
+            raise _not_installed(path)
         raise DataError(
-            f"task.path is {path!r}: neither .jsonl nor .parquet, and a hub's needs `pip install datasets`"
-        ) from error
+            f"task.path is {path!r}, and {datasets.__file__} hides the datasets library; expected another name for "
+            "that file, or another working folder"
+        )
     if int(datasets.__version__.partition(".")[0]) < SAFE_DATASETS:
         raise DataError(
             f"task.path is {path!r}, and datasets {datasets.__version__} would run a script that a data set brings "
@@ -138,6 +152,13 @@ def _loaded(path: str) -> Any:  # noqa: ANN401 - datasets is not a package we ne
         return datasets.load_dataset(*arguments, split=split or "train")
     except (OSError, ValueError, ConnectionError) as error:
         raise DataError(f"dataset {path!r} could not be loaded: {error}") from error
+
+
+def _not_installed(path: str) -> DataError:
+    return DataError(
+        f"dataset {path!r} is neither a file nor a folder here, and what is on the hub needs `pip install datasets`; "
+        f"expected {EXPECTED}"
+    )
 
 
 def _split_of(loaded: Any, split: str, path: str) -> Any:  # noqa: ANN401 - as above

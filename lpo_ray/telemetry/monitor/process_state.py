@@ -37,21 +37,33 @@ def this_process(node_id: str = "", host: str = "") -> Process:
 
 def describe(process: Process) -> str:
     """Return state, stack and last log lines as a few lines of text, on the process's own host. Never raises."""
-    lines = [_state(process), *_stack(process.pid)]
+    found = _alive(process.pid)
+    lines = [_gone(process)] if found is None else [_state(found), *_stack(process.pid)]
     for log in process.logs:
         lines += [f"  log: {line}" for line in _tail(Path(log))]
     return "\n".join(lines)
 
 
-def _state(process: Process) -> str:
-    pid = process.pid
+def _alive(pid: int) -> psutil.Process | None:
+    """Find a process. None: it is gone, although its parent may not have taken note of that yet (a zombie)."""
     try:
         found = psutil.Process(pid)
-        return f"process {pid} is {found.status()}, {found.memory_info().rss / 2**20:.0f} MiB resident"
+        return None if found.status() == psutil.STATUS_ZOMBIE else found
     except psutil.Error:
-        killed = _oom_kills() - process.oom_kills
-        why = f"; since it started, the kernel killed {killed} for lack of memory here" if killed > 0 else ""
-        return f"process {pid} is gone{why}"
+        return None
+
+
+def _gone(process: Process) -> str:
+    killed = _oom_kills() - process.oom_kills
+    why = f"; since it started, the kernel killed {killed} for lack of memory here" if killed > 0 else ""
+    return f"process {process.pid} is gone{why}"
+
+
+def _state(found: psutil.Process) -> str:
+    try:
+        return f"process {found.pid} is {found.status()}, {found.memory_info().rss / 2**20:.0f} MiB resident"
+    except psutil.Error:  # it ended in this moment
+        return f"process {found.pid} is gone"
 
 
 def _oom_kills() -> int:
@@ -65,8 +77,6 @@ def _oom_kills() -> int:
 
 def _stack(pid: int) -> list[str]:
     """Return the Python frames of the threads, by py-spy, which reads them also from a stopped process."""
-    if not psutil.pid_exists(pid):
-        return []
     command = [str(Path(sys.executable).with_name("py-spy")), "dump", "--nonblocking", "--pid", str(pid)]
     try:
         finished = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -16,8 +16,6 @@ from typing import Protocol
 from lpo_ray.errors import RunFailed
 
 LAST_LINES = 15
-STOP_SECONDS = 120.0
-"""time that a run has to end its update when the comparison is stopped"""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -99,13 +97,13 @@ def _die_with_parent() -> None:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Ask a process to commit what it has and end; one that does not is killed, and continues from its last commit
-    another time.
+    """Ask a process to commit what it has and end. When this is interrupted again, it is killed, and continues from its
+    last commit another time.
     """
     if process.returncode is None:
         process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            await process.wait()
         finally:
             if process.returncode is None:
                 process.kill()

@@ -24,6 +24,8 @@ MAX_TOKENS = 1024
 """of a response, where the task recommends nothing; at most half of the model's context"""
 OF_A_TASK = ("task", "evaluation")
 """sections that differ among the tasks of a suite, which share model, engines and verifiers"""
+OF_A_MODEL = ("template", "chat_template", "chat_template_kwargs", "date", "system_prompt")
+"""keys of the section task that say how the model is spoken to, whatever the task"""
 NO_RUN = {"run": {"name": "evaluation", "steps": 1}, "pipeline": {"groups_per_step": 2}, "learner": {"world_size": 1}}
 """what a configuration has to say, and an evaluation does not read"""
 ANY_KS = {"evaluation": {"ks": [1]}}
@@ -171,13 +173,13 @@ def _suite(path: Path) -> tuple[Layer, Mapping[str, Mapping[str, object]]]:
 
 
 def _without_task(layers: Sequence[Layer]) -> list[Layer]:
-    """Drop what is about one task. The template stays: it is about the model."""
+    """Drop what is about one task. The form of prompts stays: it is about the model."""
     kept: list[Layer] = []
     for source, sections in layers:
         task = sections.get("task")
-        template = task.get("template") if isinstance(task, Mapping) else None
+        form = {key: task[key] for key in OF_A_MODEL if key in task} if isinstance(task, Mapping) else {}
         rest = {name: section for name, section in sections.items() if name != "task"}
-        kept.append((source, rest if template is None else {**rest, "task": {"template": template}}))
+        kept.append((source, {**rest, "task": form} if form else rest))
     return kept
 
 

@@ -18,6 +18,7 @@ from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
+from lpo_ray.tools.plan.limits import Limit, leaving_notes, limits_of, start_notes
 from lpo_ray.tools.plan.machines import Machine, Placement, place
 from lpo_ray.tools.plan.memory import (
     GIB,
@@ -87,6 +88,8 @@ class Forecast:
     places: Sequence[Placement]
     rates: Rates | None
     time: StepTime | None
+    limits: Sequence[Limit]
+    """that the times can be compared with"""
     problems: Sequence[str]
     """each a reason why the run would not start, or not last"""
     notes: Sequence[str]
@@ -129,6 +132,7 @@ class Forecast:
             "weight_bytes_per_step": self.work.weight_bytes,
             "rates": None if rates is None else dataclasses.asdict(rates),
             "seconds": None if time is None else dataclasses.asdict(time),
+            "limits": [dataclasses.asdict(limit) for limit in self.limits],
             "places": [dataclasses.asdict(where) for where in self.places],
             "problems": list(self.problems),
             "notes": list(self.notes),
@@ -164,14 +168,24 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.response)))
     rates = _rates(config, setup, model, device, work, slots, given, notes)
     time = None if rates is None else step_time(work, rates, setup)
+    limits: Sequence[Limit] = []
+    notes += start_notes(config, model)
+    if rates is not None and time is not None:
+        engine_device = None if device is None else _times(device, config.rollout.threads if device is CPU else 1)
+        limits = limits_of(
+            config, setup, model, engine_device, work, engine_settings.bucket_bytes, spec.context, rates, time
+        )
+        problems += [limit.problem for limit in limits if limit.problem]
+        notes += leaving_notes(config, work.longest_tokens * slots / rates.sample.value)
     if slots < at_most:
         notes.append(
             f"{slots} responses fit an engine's KV cache at the expected length, rollout.max_num_seqs is "
             f"{config.rollout.max_num_seqs}: more wait, or are computed again"
         )
     return Forecast(
-        spec, model, machines, device, lengths, work, rank, engine, kv, slots, places, rates, time, problems, notes
-    )
+        spec, model, machines, device, lengths, work, rank, engine, kv, slots, places, rates, time, limits, problems,
+        notes,
+    )  # fmt: skip
 
 
 def _slowest(machines: Sequence[Machine], places: Sequence[Placement], *, on_gpu: bool) -> Device | None:

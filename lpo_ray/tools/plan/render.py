@@ -67,6 +67,11 @@ def render_forecast(forecast: Forecast) -> RenderableType:
                 "time of a step",
             )
         )
+    if forecast.limits:
+        fixed = {
+            x.setting: f"{x.seconds:,.0f} s for {x.piece}, which takes {x.forecast:,.2f} s" for x in forecast.limits
+        }
+        parts.append(_numbers(fixed, "limits that are fixed leave"))
     parts += [Text(f"Note: {note}") for note in forecast.notes]
     if not forecast.problems:
         parts.append(Text("fits", style="green"))

@@ -17,6 +17,7 @@ import numpy as np
 from typing_extensions import override
 
 from lpo_ray.common.seeds import derive_seed
+from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentDied, LearnerLost
 from lpo_ray.interfaces import Learner, TargetBuilder, Verifier, WeightTransport
 from lpo_ray.records import (
@@ -114,7 +115,7 @@ class SimulatedEngine(Worker):
         return Process(0, "", "simulated", ())
 
     @override
-    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int, seconds: float) -> PromptGroup:
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         sizes = response_lengths(self._hardware, sampling, prompt.prompt_id, attempt)
         rate, now = self._hardware.decode_rate, self._clock.now()
         starts = []
@@ -132,6 +133,10 @@ class SimulatedEngine(Worker):
         self._clock.decoded += sum(sizes)
         responses = (self._response(start, size, sampling) for start, size in zip(starts, sizes, strict=True))
         return PromptGroup(prompt, attempt, tuple(responses))
+
+    @override
+    async def progress(self) -> Progress:
+        return Progress(self._clock.now())  # decodes while its clock goes
 
     @override
     async def close(self, seconds: float) -> None:

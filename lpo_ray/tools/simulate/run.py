@@ -25,9 +25,10 @@ from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError, GroupLost
 from lpo_ray.interfaces import Events, Observer
-from lpo_ray.records import BusyWorker, Process, Prompt, StepRecord, WorkerStatus
+from lpo_ray.records import BusyWorker, Key, Process, Prompt, StepRecord, WorkerStatus
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from lpo_ray.run.settings import loop_settings
+from lpo_ray.run.signals import first_cause
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.stage_clock import WAIT, StageClock
 from lpo_ray.tools.simulate import virtual_time
@@ -95,6 +96,10 @@ class _Components:
     def busy(self, stage: str) -> list[BusyWorker]:
         """Name nobody: no run is watched here."""
         return []
+
+    def silence_of(self, key: Key) -> float:
+        """Return none: an engine that fails says so."""
+        return 0.0
 
     async def inspect(self, process: Process) -> str:
         """Say that there is no process."""
@@ -217,7 +222,10 @@ def simulate(config: Config, engines: int) -> SimulationResult:
     with tempfile.TemporaryDirectory(prefix="lpo-ray-simulation-") as name:
         rules = CheckpointRules(Path(name) / "checkpoints", every=0, keep=1, best=None)
         settings = dataclasses.replace(loop_settings(spec), checkpoints=rules, evaluate_every=0)
-        return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
+        try:
+            return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from None
 
 
 def simulate_each(config: Config, engines: Sequence[int]) -> Iterator[SimulationResult]:
@@ -256,7 +264,11 @@ async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, f
         return made[-1]
 
     always = RestartRule(10**9, 1.0, 0.0)
-    pool = RolloutPool(spawn, engines, settings=PoolSettings(1e6, 60.0, 2 * hardware.slots, always), events=notes)
+    limits = PoolSettings(
+        silence_seconds=1e6, start_seconds=1e6, place_seconds=0.0, drain_seconds=60.0, slots=2 * hardware.slots,
+        restarts=always,
+    )  # fmt: skip
+    pool = RolloutPool(spawn, engines, settings=limits, events=notes)
     components = _Components(
         pool,
         SimulatedVerifier(hardware.verify_seconds),

@@ -1,7 +1,8 @@
 """Tests that call a program's functions: the program in one sandbox, its tests in another, values between them.
 
 What the tests expect never reaches the program, and what it answers reaches the tests as values of plain types
-(``inside.wire``); so all that it can do to a test is to give an answer::
+(``inside.wire``); so all that it can do to a test is to give an answer. Which names of the tests stand for values of
+the program's is decided before it runs::
 
     inside.program_side  <- questions, answers ->  inside.tests_side  - a line per test ->  this process, which
     started both
@@ -27,29 +28,45 @@ _LINES_KIB = 1024
 """least output limit of the tests' own process, which is not the program"""
 
 
+Test = tuple[Any, ...]
+"""``("code", text)`` or ``("named", "test_f" or "Class.test_f")``, which passes when it raises nothing; or
+``("call", arguments, value)`` of the entry point. Plain values, which marshal can write
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class CallTests:
     """Tests in Python that call what the program defines.
 
-    Example: ``CallTests("import math", ("assert f(4) == 2", "assert f(9) == 3"), "f")``
+    Example: ``CallTests((("code", "assert f(4) == 2"), ("code", "assert f(9) == 3")), names=("f",))``
     """
 
-    setup: str
-    """runs before them"""
-    tests: tuple[str, ...]
-    """each passes when it raises nothing"""
-    entry_point: str | None
+    tests: tuple[Test, ...]
+    names: tuple[str, ...] = ()
+    """names in them that are the program's; every other one is theirs, whatever the program defines"""
+    entry_point: str | None = None
     """what the program must define; the tests may call it ``candidate``"""
+    owner: str = "Solution"
+    """class whose methods count as what the program defines too"""
+    setup: str = ""
+    """runs before the tests, on their side"""
+    given: str = ""
+    """the task's own code, such as its imports and its TreeNode: runs before the program and before ``setup``, on both
+    sides; instances of its classes cross by value
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Results of the tests. With ``trouble`` a sandbox or the tests themselves failed; the rest is void."""
+    """Results of the tests. With ``trouble`` or ``unreadable`` the rest is void."""
 
     passed: int
     why: str
     """the first one did not pass, if one did not"""
     trouble: str | None = None
+    """why a sandbox failed, if one did"""
+    unreadable: str | None = None
+    """why the tests themselves cannot run, if so"""
 
 
 def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
@@ -66,6 +83,8 @@ def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
             if first > 0 and left <= 0:  # the time was spent by the program
                 break
             return Marks(passed, why, trouble)
+        if "unreadable" in lines[-1]:
+            return Marks(passed, why, unreadable=lines[-1]["unreadable"])
         marks = [line for line in lines if "test" in line]
         passed += sum(line["passed"] for line in marks)
         failed = [f"test {first + line['test']}: {line['why']}" for line in marks if not line["passed"]]
@@ -87,7 +106,7 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
     most = limits.output_kib * 1024
     kind = working_kind(limits.kind)
     with _pipe() as (asked, ask), _pipe() as (answers, answer), open(os.memfd_create("stderr"), "w+b") as words:
-        program = Program(code_of("program_side"), (source, most), "program_side.py", ("wire",))
+        program = Program(code_of("program_side"), (source, calls.given, most), "program_side.py", ("wire",))
         try:
             solver = start(kind, program, limits, asked.fileno(), answer.fileno(), words.fileno())
         except OSError as error:
@@ -97,11 +116,11 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
             answer.close()
             fds = (answers.fileno(), ask.fileno())
             argument = {
-                "setup": calls.setup, "tests": list(calls.tests), "entry_point": calls.entry_point,
-                "fds": fds, "most": most, "ready": READY,
+                "given": calls.given, "setup": calls.setup, "tests": calls.tests, "names": list(calls.names),
+                "entry_point": calls.entry_point, "owner": calls.owner, "fds": fds, "most": most, "ready": READY,
             }  # fmt: skip
             room = replace(limits, output_kib=max(limits.output_kib, _LINES_KIB))
-            tester = Program(code_of("tests_side"), argument, "tests_side.py", ("wire",))
+            tester = Program(code_of("tests_side"), argument, "tests_side.py", ("wire", "link", "judging"))
             outcome = run_program(tester, b"", room, fds, begins_with=_STARTED)
         finally:
             kill(solver)
@@ -115,7 +134,7 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
                 words.read().decode(errors="replace").strip()[-300:] or f"not ready within {limits.start_seconds:g} s"
             )
             return [], f"the program's {kind} sandbox does not start: {said}", starting, outcome.seconds
-        return lines, lines[-1].get("trouble"), starting, outcome.seconds
+        return lines, None, starting, outcome.seconds
 
 
 @contextlib.contextmanager

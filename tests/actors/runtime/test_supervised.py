@@ -59,7 +59,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 async def begin(actors: list[Actor], restarts: int) -> tuple[RestartableActor, FakeEvents]:
     made, events = iter(actors), FakeEvents()
     found = RestartableActor(
-        "the service", lambda: next(made), lambda a: a.start(), RestartRule(restarts, 100, 0), events
+        "the service", lambda: next(made), lambda a: a.start(), RestartRule(restarts, 100, 0), events, 5.0
     )
     actors[0].up()
     await found.start()

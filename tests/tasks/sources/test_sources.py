@@ -221,7 +221,7 @@ def test_any_rows_are_prompts_or_an_error(
 
 def test_parquet_that_is_none_or_broken(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    assert "cannot be read as parquet" in refused(str(path))
+    assert "which does not exist" in refused(str(path))
     path.write_bytes(b"PAR1 but no more")
     assert "cannot be read as parquet" in refused(str(path))
     write_parquet(path, [{"prompt": "a" * 2000, "answer": str(n)} for n in range(2000)])

@@ -112,7 +112,10 @@ def test_a_stopped_process_is_described_from_outside(tmp_path: Path) -> None:
         assert text.endswith("  log: first\n  log: last words")
     finally:
         process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        unreaped = describe(Process(process.pid, "", "", (), _oom_kills()))
         process.wait()
+    assert unreaped == f"process {process.pid} is gone"
     assert describe(Process(process.pid, "", "", (), _oom_kills())) == f"process {process.pid} is gone"
     starved = describe(Process(process.pid, "", "", (), _oom_kills() - 2))
     assert starved.endswith("is gone; since it started, the kernel killed 2 for lack of memory here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,39 @@ def test_a_host_without_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("max_tokens", [8192, 32000])
+def test_long_responses_are_no_matter_of_limits(max_tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their step takes hours; what a limit is for, a piece of it, takes seconds."""
+    found = planned(capsys, "paper_polaris.yaml", f"sampling.max_tokens={max_tokens}")
+    assert found["problems"] == []
+    limits = {limit["setting"]: limit for limit in found["limits"]}
+    assert set(limits) == {"rollout.silence_seconds", "learner.silence_seconds", "transport.transfer_seconds"}
+    assert all(limit["forecast"] < limit["seconds"] / 10 for limit in limits.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["rollout.silence_seconds=0.1"], "rollout.silence_seconds leaves 0.050 s for the longest step of an engine"),
+        (["learner.silence_seconds=4"], "learner.silence_seconds leaves 2.000 s for a micro-batch and its update"),
+        (["transport.transfer_seconds=0.2"], "transport.transfer_seconds leaves 0.100 s for a bucket of weights"),
+    ],
+)
+def test_a_limit_that_a_piece_of_work_exceeds_is_refused_with_the_number(overrides: list[str], said: str) -> None:
+    found = refused("paper_polaris.yaml", *overrides)
+    assert said in found
+    assert re.search(r"takes [\d.]+ s by this forecast.*; raise ", found)
+
+
+def test_what_is_worth_knowing_about_fixed_times(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = planned(capsys, "paper_polaris.yaml", "supervision.start_seconds=5")
+    assert any("supervision.start_seconds leaves 5 s" in note for note in slow["notes"])
+    leaving = planned(capsys, "paper_polaris.yaml", "cluster.autoscaling=true")
+    assert any("rollout.drain_seconds=60 to end its groups" in note for note in leaving["notes"])
+    usual = planned(capsys, "paper_polaris.yaml")
+    assert not [note for note in usual["notes"] if "seconds" in note]
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     """One process for what the functions above do not pass through: options, streams, exit codes."""
     recipe = str(CONFIGS / "paper_countdown.yaml")

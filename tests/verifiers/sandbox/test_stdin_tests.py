@@ -55,6 +55,21 @@ def test_each_run_is_a_program_of_its_own(kind: str) -> None:
     assert large.stdout == b"xxx 500000\nbye\n"
 
 
+def test_input_is_a_file_where_there_is_a_folder_for_it(kind: str) -> None:
+    source = """
+        import io, os
+        size = os.fstat(0).st_size
+        print(size, len(os.read(0, size)))
+    """
+    large = 12 * 2**20  # of 16 MiB
+    found = runs(source, b"ab", b"", b"x" * large, b"y" * large, limits=Limits(kind))
+    if kind == kinds.BUBBLEWRAP:
+        assert [run.stdout for run in found] == [b"2 2\n", b"0 0\n", *[b"%d %d\n" % (large, large)] * 2]
+    source = "import sys; print(len(sys.stdin.read()))"
+    for fed in (b"z" * large, b"z" * 2 * large):  # the second one is too large for a file
+        assert runs(source, fed, b"1", limits=Limits(kind))[0].stdout == b"%d\n" % len(fed)
+
+
 @pytest.mark.parametrize(
     "does",
     [

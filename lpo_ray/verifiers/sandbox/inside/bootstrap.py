@@ -2,9 +2,12 @@
 
 FD holds a job (see ``process.start``) in marshal's format. What is written here runs before any line of the program, so
 the READY that it writes first to stdout proves that the sandbox itself works: what fails before it is the sandbox's
-fault, what fails after it is the program's.
+fault, what fails after it is the program's. ``-S`` leaves out ``exit`` and ``quit``, which programs call.
 """
 
+import _sitebuiltins
+import _thread
+import builtins
 import marshal
 import os
 import resource
@@ -17,8 +20,16 @@ def limit(kind, most):  # noqa: ANN001, ANN201, D103 - text that is sent keeps s
     resource.setrlimit(kind, (most, most))
 
 
+def at_most(most, stack_size=_thread.stack_size):  # noqa: ANN001, ANN201, D103 - as above
+    return lambda size=0: stack_size(min(size, most))
+
+
 with open(int(sys.argv[2]), "rb") as file:
     job = marshal.load(file)
+sys.argv[:] = ["program.py"]
+for name in ("exit", "quit"):
+    setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
+_thread.stack_size = at_most(job["memory_bytes"] // 4)  # programs ask for more than they may have, and need little
 for name, code in job["modules"].items():
     module = sys.modules[name] = type(sys)(name)
     exec(code, module.__dict__)

@@ -6,87 +6,116 @@ Everything in this process can be in the program's hands; the tester takes no mo
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 import sys
 from typing import Any
 
-from lpo_ray.verifiers.sandbox.inside.wire import decode, encode
+from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, Writer, builtin_error, own_classes, read
 
 
 class Solver:
     """Names that the program defines, and the values of no plain type that its tests hold numbers of."""
 
-    def __init__(self, module: dict[str, Any]) -> None:
-        self._module = module
+    def __init__(self, module: dict[str, Any], given: dict[str, type]) -> None:
+        """``given``: classes of the task's own code."""
+        self._module, self._given = module, given
         self._values: list[Any] = []
 
-    def answer(self, question: list[Any]) -> Any:  # noqa: ANN401 - any value
-        """Answer ``["names", [...]]``, ``["get", value, attribute]`` or ``["call", value, args, kwargs]``."""
+    def answer(self, question: list[Any]) -> dict[str, Any]:
+        """Answer ``["names", names, class]``, ``["text", object]``, ``["get", object, attribute]``,
+        ``["set", object, attribute, value]`` or ``["call", object, args, kwargs]``.
+        """
         what, *rest = question
         if what == "names":
-            found = {name: self._named(name) for name in rest[0]}
-            return {name: value[0] for name, value in found.items() if value}
-        values = [decode(part, self._values.__getitem__) for part in rest]
+            found = {name: self._named(name, rest[1]) for name in rest[0]}
+            return self._message({name: value[0] for name, value in found.items() if value})
+        classes = self._classes()
+        values = [
+            read(part, self._values.__getitem__, classes, 4 * DEPTH) if isinstance(part, dict) else part
+            for part in rest
+        ]
+        if what == "text":
+            return self._message(str(values[0]))
         if what == "get":
-            return getattr(values[0], values[1])
-        return values[0](*values[1], **values[2])
+            return self._message(getattr(values[0], values[1]))
+        if what == "set":
+            return self._message(setattr(values[0], values[1], values[2]))
+        return self._message(values[0](*values[1], **values[2]))
 
-    def encoded(self, value: Any) -> Any:  # noqa: ANN401 - any value
-        """Encode a value for the tester."""
-        return encode(value, self._number)
+    def _message(self, value: Any) -> dict[str, Any]:  # noqa: ANN401 - any value
+        return Writer(self._number, self._given).message(value)
+
+    def _classes(self) -> dict[str, type]:
+        """Return the classes of the task's own code, or those that the program put in their place."""
+        own = {name: self._module.get(name) for name in self._given}
+        return {name: kind if isinstance(kind, type) else self._given[name] for name, kind in own.items()}
 
     def _number(self, value: Any) -> int:  # noqa: ANN401 - any value
         self._values.append(value)
         return len(self._values) - 1
 
-    def _named(self, name: str) -> list[Any]:
-        """Look up a function of the module, or else of its class Solution, or else a builtin; [] if there is none."""
+    def raised(self, error: BaseException) -> list[Any]:
+        """Return an error's nearest builtin type, what it says, and the numbers of its classes that the tests know."""
+        known = [
+            number for number, value in enumerate(self._values) if any(value is kind for kind in type(error).__mro__)
+        ]
+        try:
+            return [*builtin_error(type(error)), str(error)[:500], known]
+        except Exception:  # noqa: BLE001 - the program's own __str__
+            return [*builtin_error(type(error)), "", known]
+
+    def _named(self, name: str, owner: str) -> list[Any]:
+        """Look up what the program defines at its top or in the class ``owner``; [] if it does not."""
         if name in self._module:
             return [self._module[name]]
-        if hasattr(self._module.get("Solution"), name):
-            return [getattr(self._module["Solution"](), name)]
-        return [getattr(builtins, name)] if hasattr(builtins, name) else []
+        if hasattr(self._module.get(owner), name):
+            return [getattr(self._module[owner](), name)]
+        return []
 
 
-def raised(error: BaseException) -> list[str]:
-    """Return an exception's nearest builtin type and what it says."""
-    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-    try:
-        return [kind.__name__, str(error)[:500]]
-    except Exception:  # noqa: BLE001 - the program's own __str__
-        return [kind.__name__, ""]
+def run_given(code: str) -> dict[str, Any]:
+    """Run the task's own code, which stands before a program. What is wrong with it is said by the tests' side."""
+    space: dict[str, Any] = {"__name__": "given"}
+    with contextlib.suppress(BaseException):
+        exec(compile(code, "given.py", "exec", dont_inherit=True), space)
+    return space
 
 
-def serve(program: str, most: int) -> None:
-    """Run the program and answer until the tests have nothing more to ask. ``most``: bytes that an answer may have."""
+def serve(program: str, given: str, most: int) -> None:
+    """Run the program and answer until the tests have nothing more to ask. ``given``: the task's own code, whose names
+    the program finds as it finds Python's. ``most``: bytes that an answer may have.
+    """
     asked, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
 
-    def say(**answer: Any) -> None:  # noqa: ANN401 - any value
+    def say(answer: dict[str, Any]) -> None:
         line = json.dumps(answer).encode()
         if len(line) >= most:
             line = json.dumps(
-                {"error": ["ValueError", f"a value of {len(line)} bytes, at most {most} are taken"]}
+                {"error": ["ValueError", f"a value of {len(line)} bytes, at most {most} are taken", []]}
             ).encode()
         rest = memoryview(line + b"\n")
         while rest:
             rest = rest[os.write(answers, rest) :]
 
     module = sys.modules["solution"] = type(sys)("solution")
-    solver = Solver(module.__dict__)
+    space = run_given(given)
+    module.__dict__["__builtins__"] = {**space, **vars(builtins)}
+    solver = Solver(module.__dict__, own_classes(space))
     try:
-        exec(compile(program, "solution.py", "exec"), module.__dict__)
-        say(value=True)
+        exec(compile(program, "solution.py", "exec"), module.__dict__)  # annotations stay texts, as in this file
+        say({"value": True})
     except BaseException as error:  # noqa: BLE001 - whatever the program raises, SystemExit too
-        say(error=raised(error))
+        say({"error": solver.raised(error)})
     for line in asked:
         try:
-            say(value=solver.encoded(solver.answer(json.loads(line))))
+            say(solver.answer(json.loads(line)))
         except BaseException as error:  # noqa: BLE001 - as above
-            say(error=raised(error))
+            say({"error": solver.raised(error)})
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.verdict import Verdict
+from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.program import trouble_with
-from lpo_ray.verifiers.unit_tests import BadAnswer, parsed_answer, program_of, unit_tests
+from lpo_ray.verifiers.unit_tests.layouts import parsed_answer
+from lpo_ray.verifiers.unit_tests.verifier import unit_tests
 from tests.support.hostile_programs import EXPECTED, HOSTILE, planted
 
 
@@ -115,6 +116,82 @@ def test_rewards(kind: str, program: str, answer: object, reward: float) -> None
     assert verdict.reward == reward, verdict
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "a, b = map(int, input().split())\nprint(a + b)\nexit()",
+        "a, b = map(int, input().split())\nprint(a + b)\nquit(0)\nprint('no')",
+        "def main():\n    a, b = map(int, input().split())\n    if a:\n        print(a + b)\n        exit()\n"
+        "main()\nprint(0)",
+        "import sys\na, b = map(int, input().split())\nprint(a + b)\nsys.exit()",
+        "import fileinput\nfor line in fileinput.input():\n    print(sum(map(int, line.split())))",
+        "import sys\nassert len(sys.argv) == 1\nprint(sum(map(int, sys.stdin.read().split())))",
+        "import sys, threading\nsys.setrecursionlimit(10**7)\nthreading.stack_size(2**29)\n"
+        "def depth(n):\n    return n and 1 + depth(n - 1)\n"
+        "def main():\n    a, b = map(int, input().split())\n    print(depth(50_000) - 50_000 + a + b)\n"
+        "thread = threading.Thread(target=main)\nthread.start()\nthread.join()",
+        "import _thread, threading\nassert threading.stack_size(2**28) == 0\nassert _thread.stack_size() > 0\n"
+        "try:\n    threading.stack_size(1)\nexcept ValueError:\n    print(sum(map(int, input().split())))",
+    ],
+)
+def test_programs_as_judges_of_contests_take_them(kind: str, program: str) -> None:
+    verdict = judge(program, APPS, Limits(kind))
+    assert verdict.reward == 1.0, verdict
+
+
+@pytest.mark.parametrize(
+    ("program", "value"),
+    [
+        ("from decimal import Decimal\nf = lambda x: Decimal('1.5')", "decimal.Decimal('1.5')"),
+        ("from fractions import Fraction\nf = lambda x: Fraction(1, 2)", "fractions.Fraction(1, 2)"),
+        ("import datetime as d\nf = lambda x: d.datetime(2020, 1, 2, 3)", "datetime.datetime(2020, 1, 2, 3)"),
+        ("import datetime as d\nf = lambda x: d.date(2020, 1, 2)", "datetime.date(2020, 1, 2)"),
+        ("import datetime as d\nf = lambda x: d.timedelta(1, 2)", "datetime.timedelta(1, 2)"),
+        ("import datetime as d\nf = lambda x: [d.time(1, 2)]", "[datetime.time(1, 2)]"),
+        ("from collections import deque\nf = lambda x: deque([(1, 'a')])", "collections.deque([(1, 'a')])"),
+        ("f = lambda x: {'a': range(1, 9, 2)}", "{'a': range(1, 9, 2)}"),
+        ("import numpy as np\nf = lambda x: np.bool_(x > 2)", "True"),
+        ("import numpy as np\nf = lambda x: np.int64(x)", "3"),
+        ("import enum\nclass E(enum.IntEnum):\n    A = 3\nf = E", "3"),
+        ("from collections import namedtuple\nf = namedtuple('P', 'x')", "(3,)"),
+    ],
+)
+def test_values_of_the_standard_library_are_what_they_are(program: str, value: str) -> None:
+    assert judge(program, [f"assert f(3) == {value}"]).reward == 1.0
+    assert judge(program, [f"assert f(3) == [{value}]"]).reward == 0.0
+
+
+def test_arrays_cross_both_ways() -> None:
+    tests = ["assert np.array_equal(f(np.arange(6.0).reshape(2, 3)), [[0, 3], [1, 4], [2, 5]])"]
+    assert judge("def f(x):\n    return x.T\n", tests).reward == 1.0
+    assert judge("def f(x):\n    return x\n", tests).reward == 0.0
+
+
+def test_errors_of_the_programs_own_kinds_are_expected() -> None:
+    tests = (
+        "import pytest\nfrom solution import TooSmall, f\n\ndef test_small():\n"
+        "    assert issubclass(TooSmall, ValueError)\n    with pytest.raises(TooSmall, match='small'):\n        f(-1)\n"
+    )
+    small = "class TooSmall(ValueError): pass\ndef f(x):\n    raise {}\n"
+    for raised, reward in (
+        ("TooSmall('so small')", 1.0),
+        ("ValueError('small')", 0.0),
+        ("StopIteration('small')", 0.0),
+    ):
+        answer = {"test": tests}
+        assert judge(small.format(raised), answer).reward == reward
+    assert judge("class TooSmall(StopIteration): pass\ndef f(x):\n    raise TooSmall\n", {"test": tests}).reward == 0.0
+
+
+def test_a_function_that_exits_ends_its_test_only() -> None:
+    program = "def f(x):\n    if x is None:\n        exit()\n    return x + 1\n"
+    assert judge(program, ["assert f(None) == 1", "assert f(1) == 2"]).reward == 0.5
+
+
+def test_no_wrong_exit_code_passes() -> None:
+    assert judge(READS + "exit(1)\n", APPS).reward == 0.0
+
+
 def test_what_failed_first_is_said() -> None:
     verdict = judge("def add(a, b):\n    return int(a) + int(b)\n", MBPP)
     assert verdict.detail.startswith("2 of 4 tests passed; test 2: ValueError: invalid literal for int()")
@@ -154,7 +231,7 @@ def test_arguments_stay_what_they_were() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        "", "1", "assert f(1) == 2", "{}", "[]", '{"tests": []}', '["assert f(1) =="]', "[1]", '{"tests": 3}', "null",
+        "", "1", "f(1) == 2", "{}", "[]", '{"tests": []}', '["assert f(1) =="]', "[1]", '{"tests": 3}', "null",
         '{"inputs": ["1"], "outputs": []}', '{"inputs": "1", "outputs": "1"}', '{"inputs": [], "outputs": []}',
         '{"inputs": [[1]], "outputs": [1], "fn_name": "f("}', '{"test": "def check(", "entry_point": "f"}',
         '{"test": "x = 1"}',
@@ -176,7 +253,10 @@ def test_an_answer_of_another_form_is_no_fault_of_the_response(answer: str) -> N
     ],
 )
 def test_tests_that_cannot_run_are_no_fault_of_the_response(tests: object, why: str) -> None:
-    verdict = judge("def f(x):\n    return x\n", tests)
+    program = "def f(x):\n    return x\n"
+    with pytest.raises(BadAnswer, match=why):
+        judge(program, tests)
+    (verdict,) = verify("unit_tests", [Case("", f"```python\n{program}```", json.dumps(tests))])
     assert not verdict.is_scored
     assert why in verdict.detail
 
@@ -209,24 +289,6 @@ def test_time_is_for_all_tests_together(kind: str) -> None:
     assert verdict.reward in (0.1, 0.2, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("response", "program"),
-    [
-        ("text", "text"),
-        ("a\n```python\n1\n```\nb\n```py\n2\n```\nc\n```\n3\n```", "2\n"),
-        ("a\n```\n1\n```\nb\n```text\n2\n```", "2\n"),
-        ("```python\n1\n```\n```python\n2", "2"),
-        ("```python\nx = '''\n``` not a fence'''\n```", "x = '''\n``` not a fence'''\n"),
-        ("```Python3 title=x\n1\n```", "1\n"),
-        ("  ```python\n  1\n  ```", "  1\n"),
-        ("```python", ""),
-        ("", ""),
-    ],
-)
-def test_the_program_is_the_last_block(response: str, program: str) -> None:
-    assert program_of(response) == program
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_programs_gain_nothing(kind: str, name: str, tmp_path: Path) -> None:
@@ -246,7 +308,7 @@ def test_hostile_programs_gain_nothing(kind: str, name: str, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_neighbours_are_not_harmed(kind: str) -> None:
     """A good program is judged beside a fork bomb and a memory bomb."""
-    inner = "import sys\nfrom lpo_ray.verifiers.unit_tests import unit_tests\n"
+    inner = "import sys\nfrom lpo_ray.verifiers.unit_tests.verifier import unit_tests\n"
     inner += "from lpo_ray.verifiers.sandbox.limits import Limits\n"
     inner += f"unit_tests(sys.argv[1], '[\"assert f(1) == 1\"]', {{}}, Limits({kind!r}, 3.0))"
     bombs = [
@@ -261,13 +323,13 @@ def test_neighbours_are_not_harmed(kind: str) -> None:
 @settings(max_examples=40)
 @given(response=st.text() | st.text().map("```python\n{}\n```".format), answer=st.sampled_from([MBPP[:1], APPS]))
 def test_any_text_is_scored(response: str, answer: object) -> None:
-    case = Case("", response, json.dumps(answer), sandbox=Limits(seconds=5.0))
+    case = Case("", response, json.dumps(answer), sandbox=Limits(seconds=5.0, start_seconds=20.0))
     (verdict,) = verify("unit_tests", [case])
     assert verdict.reward == 0.0, verdict
 
 
 def test_a_verifier_process_imports_no_more_than_it_must() -> None:
-    code = "import sys, lpo_ray.verifiers.unit_tests; print('ctypes' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys, lpo_ray.verifiers.unit_tests.verifier; print('ctypes' in sys.modules, 'numpy' in sys.modules)"
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True
     )

@@ -1,0 +1,103 @@
+"""The policy's folder, where prompts come from, and how responses are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class WarmupConfig:
+    """Recipe of the tiny base policy that is built when model.path is null."""
+
+    steps: int = 220
+    """supervised steps on Countdown solutions"""
+    batch_size: int = 128
+    """problems per step"""
+    lr: float = 2e-3
+    """peak learning rate, after a warm-up of 50 steps"""
+    seed: int = 0
+    """seed of the initial weights and of the problems"""
+    cache_dir: str | None = None
+    """null: $LPO_RAY_CACHE, else ~/.cache/lpo-ray"""
+
+
+@dataclass
+class ModelConfig:
+    """The policy that is trained."""
+
+    path: str | None = None
+    """a Hugging Face folder (or hub name); null builds the tiny base policy of `warmup`"""
+    dtype: str = "float32"
+    """learner parameters: float32 | bfloat16"""
+    trust_remote_code: bool = False
+    """run the Python code that the model's folder or hub page brings along (auto_map), in learner, engines and
+    tokenizer alike; see SECURITY.md"""
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+
+
+@dataclass
+class TaskConfig:
+    """Source of the prompts, and what checks the responses."""
+
+    name: str = "countdown"
+    """row of lpo_ray.tasks.table.TASKS: countdown | math | code | geometry | token_reversal | reasoning_gym:NAME |
+    dataset; or "module:function" that returns a Task
+    """
+    verifier: str | None = None
+    """row of VERIFIERS, "module:function", "file.py:function", https://..., judge, or a weighted sum such as
+    "math + 0.2*think_format"; null takes the task's own
+    """
+    template: str = "plain"
+    """plain, or chat (the tokenizer's chat template); prompts that are messages go through that in any case"""
+    chat_template: str | None = None
+    """file with a chat template (Jinja) in place of the tokenizer's"""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """variables of the chat template, such as {enable_thinking: false} of Qwen3"""
+    date: str = "2024-07-26"
+    """the day that a chat template is told when it asks, so that prompts are the same on every day"""
+    system_prompt: str | None = None
+    """system message of conversations that have none; null: as the template has it"""
+    prompt_prefix: str = ""
+    """text before each prompt; of messages, before the user's last"""
+    prompt_suffix: str = ""
+    """text after it, likewise"""
+    counts: list[int] = field(default_factory=lambda: [3])
+    """countdown: how many numbers a problem has"""
+    num_train: int | None = None
+    """size of the training set (cycled in a new order each epoch); null: all rows, or without end for generators"""
+    path: str | None = None
+    """data set to train on: a file (.parquet, .jsonl, .json, .csv, .tsv, also .gz), a pattern such as data/*.parquet, a
+    folder of shards, several of these with commas between them; or a hub name NAME, NAME#SPLIT, NAME#CONFIG/SPLIT;
+    `lpo-ray evaluate` needs heldout_path only
+    """
+    heldout_path: str | None = None
+    """file or data set of the held-out prompts, named as path is; null: none, so evaluation.num_prompts=0"""
+    prompt_column: str | None = None
+    """null: recognised by its name, see lpo_ray.tasks.sources.columns; a column of a column is named with a dot"""
+    answer_column: str | None = None
+    """null: recognised by its name, as prompt_column"""
+    options: dict[str, Any] = field(default_factory=dict)
+    """the task's own options, such as {lengths: [7]} for token_reversal, or those of a generator of reasoning_gym"""
+
+
+@dataclass
+class SamplingConfig:
+    """Sampling of responses in training."""
+
+    group_size: int = 8
+    """K, responses per prompt"""
+    temperature: float = 1.0
+    """temperature of the softmax over tokens"""
+    top_p: float = 1.0
+    """mass of the most probable tokens that are kept; 1: all"""
+    top_k: int = 0
+    """0: off"""
+    min_p: float = 0.0
+    """least probability that is kept, as a share of the largest; 0: off"""
+    max_tokens: int = MISSING
+    """tokens per response"""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """tokens that end a response, beside the model's own end tokens and the chat template's end of turn"""

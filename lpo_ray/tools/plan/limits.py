@@ -1,0 +1,109 @@
+"""Limits of a run beside the forecast: what time is fixed, and whether the longest piece of work fits it.
+
+Limits are on silence, so they are compared with a piece of work and not with the whole: a step of an engine, a
+micro-batch, a bucket.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lpo_ray.common.silence import ASSURED
+from lpo_ray.config.schema import ClusterKind, Config
+from lpo_ray.telemetry.monitor.advice import Setup
+from lpo_ray.tools.plan.architecture import Architecture
+from lpo_ray.tools.plan.devices import Device
+from lpo_ray.tools.plan.memory import BYTES
+from lpo_ray.tools.plan.throughput import TRAIN_EFFICIENCY, Rates, StepTime, Work
+
+BATCHED_TOKENS = 8192
+"""tokens of prompts that an engine computes in one step, where it cuts long prompts into chunks"""
+FAST_STORAGE = 1e9
+"""bytes a second; a start that needs more is worth a note"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit, and the longest piece of work that it must leave time for."""
+
+    setting: str
+    seconds: float
+    """that the setting leaves for the piece"""
+    piece: str
+    forecast: float
+    """seconds that the piece takes"""
+    remedy: str
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run would not last; None: it fits."""
+        if self.forecast <= self.seconds:
+            return None
+        return (
+            f"{self.setting} leaves {self.seconds:,.3f} s for {self.piece}, which takes {self.forecast:,.3f} s by this "
+            f"forecast: what works would be taken for what hangs; {self.remedy}"
+        )
+
+
+def limits_of(
+    config: Config, setup: Setup, model: Architecture, device: Device | None, work: Work, bucket_bytes: int,
+    context: int, rates: Rates, time: StepTime,
+) -> list[Limit]:  # fmt: skip
+    """Compare every limit that a forecast can say something about. ``device``: with the cores of an engine, None where
+    its speed is not known.
+    """
+    rollout, learner, transport = config.rollout, config.learner, config.transport
+    if config.cluster.kind is ClusterKind.inprocess:
+        return []
+    found = []
+    if device is not None:
+        chunk = BATCHED_TOKENS if rollout.gpus_per_worker else max(context, BATCHED_TOKENS)
+        waiting = work.prompts * work.group_size * math.ceil(work.prompt_tokens)
+        flops = 2 * (model.body + model.embedding) * min(chunk, waiting)
+        step = flops / (TRAIN_EFFICIENCY * device.flops(rollout.dtype) * rollout.tensor_parallel_size)
+        found.append(
+            _limit("rollout.silence_seconds", ASSURED * rollout.silence_seconds, "the longest step of an engine", step)
+        )
+    micro_batches = math.ceil(work.positions / setup.world_size / work.tokens_per_micro_batch)
+    found += [
+        _limit(
+            "learner.silence_seconds", ASSURED * learner.silence_seconds, "a micro-batch and its update",
+            time.train / max(work.updates, micro_batches), "or lower pipeline.tokens_per_micro_batch",
+        ),
+        _limit(
+            "transport.transfer_seconds", transport.transfer_seconds / (2 if setup.num_workers > 1 else 1),
+            "a bucket of weights", min(bucket_bytes, work.weight_bytes) / 1e9 / rates.publish.value,
+            "or lower transport.bucket_mib",
+        ),
+    ]  # fmt: skip
+    return found
+
+
+def _limit(setting: str, seconds: float, piece: str, forecast: float, otherwise: str = "") -> Limit:
+    return Limit(setting, seconds, piece, forecast, f"raise {setting}{', ' if otherwise else ''}{otherwise}")
+
+
+def start_notes(config: Config, model: Architecture) -> Sequence[str]:
+    """Say how fast weights must be read for engines and ranks to start in time, where that is a lot."""
+    seconds, num_bytes = config.supervision.start_seconds, model.parameters * BYTES[config.model.dtype]
+    if num_bytes / seconds < FAST_STORAGE:
+        return []
+    return [
+        f"each engine and rank reads {num_bytes / 1e9:,.0f} GB of weights at its start, for which "
+        f"supervision.start_seconds leaves {seconds:,.0f} s: storage must give {num_bytes / seconds / 1e9:.1f} GB a "
+        "second, or raise it"
+    ]
+
+
+def leaving_notes(config: Config, longest_seconds: float) -> Sequence[str]:
+    """Say that workers which leave hand back long responses, where workers come and go."""
+    seconds = config.rollout.drain_seconds
+    if not (config.rollout.autoscale.max or config.cluster.autoscaling) or longest_seconds <= seconds:
+        return []
+    return [
+        f"a worker that leaves has rollout.drain_seconds={seconds:g} to end its groups, and a response of "
+        f"sampling.max_tokens takes {longest_seconds:,.0f} s: what is not done is sampled again elsewhere; raise it to "
+        "keep that work"
+    ]

@@ -1,0 +1,166 @@
+"""Questions from the tests' side to the program's process, and what stands there for a value of it."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, Unsendable, Writer, read
+
+_SPOKEN = ("__name__", "__doc__")
+"""attributes with such names that are asked for; libraries look for others to treat a value as one of theirs"""
+
+
+class Lost(BaseException):
+    """Error when the program's process is gone or talks nonsense. No Exception, so that a test's ``except Exception``
+    does not take it for what the program raised.
+    """
+
+
+class Link:
+    """Questions to the program's process."""
+
+    def __init__(self, read_fd: int, write_fd: int, most: int) -> None:
+        """``most``: bytes of an answer."""
+        self._answers, self._questions, self._most = os.fdopen(read_fd, "rb"), os.fdopen(write_fd, "wb", 0), most
+        self.classes: dict[str, type] = {}
+        """those whose instances cross by value"""
+        self._errors: dict[int, type[Exception]] = {}
+        """what stands for the program's own kinds of error, by number"""
+        self.asked = 0
+        """questions so far"""
+        self.lost = ""
+        """why, once it is"""
+        self.raised: BaseException | None = None
+        """what the program raised last"""
+
+    def started(self, ready: bytes) -> bool:
+        """Tell whether the sandbox of the program's process works."""
+        return self._answers.read(len(ready)) == ready
+
+    def ask(self, *question: Any) -> Any:  # noqa: ANN401 - any value
+        """Ask the program; return the answer, or raise what it raised, as builtin types have it."""
+        self.asked += 1
+        if not self.lost:
+            try:
+                self._questions.write(json.dumps(question).encode() + b"\n")
+            except OSError:
+                self.lost = "the program ended"
+        return self.answer()
+
+    def answer(self) -> Any:  # noqa: ANN401 - any value
+        """Read the answer to the question before."""
+        value: Any = None
+        is_error = False
+        if not self.lost:
+            line = self._answers.readline(self._most + 1)
+            try:
+                answer = json.loads(line)
+                is_error = "error" in answer
+                value = self._error(*answer["error"]) if is_error else read(answer, self._stand_in, self.classes)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError, ImportError):
+                self.lost = "the program ended" if not line else "the program's process gives no proper answers"
+        if self.lost:
+            raise Lost(self.lost)
+        if is_error:
+            self.raised = value
+            raise value
+        return value
+
+    def written(self, value: Any) -> dict[str, Any]:  # noqa: ANN401 - any value
+        """Write a value for the program's side: deeper than the program may, so that no answer of its is too deep."""
+        return Writer(_number, self.classes, 3 * DEPTH).message(value)
+
+    def _stand_in(self, number: int, error: str | None = None) -> Any:  # noqa: ANN401 - any value
+        if error is None:
+            return StandIn(self, number)
+        if number not in self._errors:
+            made: Any = type("ProgramError", (_builtin_error(error) or RuntimeError,), {})
+            self._errors[number] = made
+        return self._errors[number]
+
+    def _error(self, name: str, text: str, known: list[int]) -> Exception:
+        """Make the error that the program raised: of its own class, if the tests have that, or else a builtin one."""
+        own = [self._errors[number] for number in known if number in self._errors]
+        kind = own[0] if own else _builtin_error(name)
+        try:
+            return kind(str(text)) if kind is not None else RuntimeError(f"{name}: {text}")
+        except TypeError:
+            return RuntimeError(f"{name}: {text}")
+
+
+class StandIn:
+    """A value of no plain type in the program's process. Equal to nothing but itself."""
+
+    def __init__(self, link: Link, number: int) -> None:
+        self.__dict__.update(_link=link, _number=number)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any value
+        if name.startswith("__") and name not in _SPOKEN:
+            raise AttributeError(f"a value of the program's has no {name} here")
+        return self._asked("get", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 - any value
+        self._asked("set", name, self._link.written(value))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any value
+        """Call the program's function by value; its answer comes by value too."""
+        return self._asked("call", self._link.written(args), self._link.written(kwargs))
+
+    def __iter__(self) -> Iterator[Any]:
+        items = self._method("__iter__")
+        while True:
+            try:
+                yield items._method("__next__") if isinstance(items, StandIn) else next(items)
+            except RuntimeError as error:
+                if str(error).startswith("StopIteration"):
+                    return
+                raise
+
+    def __len__(self) -> int:
+        return self._method("__len__")
+
+    def __bool__(self) -> bool:
+        try:
+            return len(self) > 0
+        except TypeError:
+            return True
+
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 - any value
+        return self._method("__getitem__", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:  # noqa: ANN401 - any value
+        self._method("__setitem__", key, value)
+
+    def __str__(self) -> str:
+        return str(self._asked("text"))
+
+    __repr__ = __str__
+
+    def _method(self, name: str, *args: Any) -> Any:  # noqa: ANN401 - any value
+        try:
+            method = self._asked("get", name)
+        except AttributeError as error:
+            raise TypeError(str(error)) from None  # as list() expects of what has no length
+        return method(*args)
+
+    def _asked(self, what: str, *rest: Any) -> Any:  # noqa: ANN401 - any value
+        return self._link.ask(what, {"value": {"h": self._number}}, *rest)
+
+
+def _number(value: Any) -> int:  # noqa: ANN401 - any value
+    if isinstance(value, StandIn):
+        return value.__dict__["_number"]
+    raise Unsendable(f"a test passes a {type(value).__name__} to the program, which is in another process")
+
+
+def _builtin_error(name: str) -> type[Exception] | None:
+    """Return the builtin error of that name; None for a StopIteration, say, which would end the loop of a test such as
+    ``all(map(f, xs))`` as if all had passed.
+    """
+    kind = getattr(builtins, str(name), None)
+    is_one = isinstance(kind, type) and issubclass(kind, Exception) and "Iteration" not in name and "Group" not in name
+    return kind if is_one else None

@@ -1,0 +1,1 @@
+"""The fraction of unit tests that the program in a response passes: ``verifier.unit_tests``."""

@@ -1,0 +1,103 @@
+"""A vLLM engine that is slow, and one that is stopped: the one keeps its groups, the other is found in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors.cluster import Cluster
+from lpo_ray.errors import GroupLost
+from lpo_ray.records import PromptGroup, Sampling
+from tests.support.builders import make_prompt
+from tests.support.clusters import on_cluster
+from tests.support.real_specs import plan_of
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+SILENCE = 6.0
+SAMPLING = Sampling(group_size=8, temperature=1.0, max_tokens=64, seed=3)
+
+
+@dataclass
+class Seen:
+    """What was seen of one engine."""
+
+    slow: PromptGroup
+    slow_seconds: float
+    restarts_before: int
+    lost: GroupLost
+    found_seconds: float
+
+
+def decoding(cluster: Cluster, kind: str) -> list[psutil.Process]:
+    """The processes that decode: the worker's own, or those of the engine core beside it."""
+    (member,) = cluster.rollout.up()
+    worker = psutil.Process(member.process.pid)
+    return [worker] if kind == "inprocess" else worker.children(recursive=True)
+
+
+@contextlib.asynccontextmanager
+async def slowed_down(processes: list[psutil.Process]) -> AsyncIterator[None]:
+    """Let the processes run a twentieth of the time."""
+
+    async def brake() -> None:
+        while True:
+            for number, seconds in ((signal.SIGSTOP, 0.95), (signal.SIGCONT, 0.05)):
+                for process in processes:
+                    process.send_signal(number)
+                await asyncio.sleep(seconds)
+
+    braking = asyncio.ensure_future(brake())
+    try:
+        yield
+    finally:
+        braking.cancel()
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture(scope="module", params=["inprocess", pytest.param("asynchronous", marks=pytest.mark.long)])
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
+    spec = plan_of(
+        tmp_path_factory.mktemp(request.param), tiny_policy, f"rollout.engine={request.param}", "learner.world_size=1",
+        f"rollout.silence_seconds={SILENCE}", "rollout.max_num_seqs=2", "rollout.kv_cache_gib=0.2",
+    )  # fmt: skip
+    found: list[Seen] = []
+
+    async def use(cluster: Cluster) -> None:
+        await cluster.transport.publish(0)
+        processes = decoding(cluster, request.param)
+        prompt = make_prompt(1, length=9, vocabulary=90)
+        started = time.monotonic()
+        async with slowed_down(processes):
+            slow = await cluster.rollout.sample(prompt, SAMPLING, 0)
+        slow_seconds = time.monotonic() - started
+        (status,) = cluster.rollout.statuses()
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(GroupLost) as lost:
+            await cluster.rollout.sample(prompt, SAMPLING, 1)
+        seconds = time.monotonic() - started
+        found.append(Seen(slow, slow_seconds, status.restarts, lost.value, seconds))
+
+    on_cluster(spec, tiny_policy, use)
+    return found[0]
+
+
+def test_one_that_is_slow_keeps_its_group_for_longer_than_it_may_be_silent(seen: Seen) -> None:
+    assert len(seen.slow.responses) == SAMPLING.group_size
+    assert seen.slow_seconds > 1.5 * SILENCE
+    assert seen.restarts_before == 0
+
+
+def test_one_that_is_stopped_is_found_within_its_silence(seen: Seen) -> None:
+    assert "got on with nothing for 6 s (rollout.silence_seconds)" in seen.lost.reason
+    assert SILENCE - 0.1 <= seen.found_seconds <= SILENCE + 2

@@ -1,0 +1,51 @@
+"""Byte-level tokenizers with chat templates in the shapes of published models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from lpo_ray.policy.tokenizer import Tokenizer
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% endif %}"
+)
+"""of Qwen3: a base model's end token is another than <|im_end|>"""
+LLAMA_2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+DATED = (
+    "{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y') %}{% else %}{% set d = 'none' %}{% endif %}"
+    "Today Date: {{ d }}\n{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+)
+"""of Llama 3.2; what ends a turn is no token"""
+
+
+def byte_tokenizer(
+    template: str | None = None,
+    *,
+    begin: Sequence[str] = (),
+    end: Sequence[str] = (),
+    eos: str = "<|endoftext|>",
+    special: Sequence[str] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>", "</s>"),
+) -> Tokenizer:
+    """``begin`` and ``end``: special tokens that it puts before and after every text."""
+    vocabulary = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    if begin or end:
+        ids = [(text, tokenizer.token_to_id(text)) for text in {*begin, *end}]
+        single = " ".join([*begin, "$A", *end])
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token="<bos>")
+    made.chat_template = template
+    return Tokenizer(made)
