@@ -19,7 +19,7 @@ from lpo_ray.verifiers.geometry import geometry_vote, wanted_number
 from lpo_ray.verifiers.mathematics.verifier import math_vote, wanted_answer
 from lpo_ray.verifiers.reasoning_gym import wanted_entry
 from lpo_ray.verifiers.token_reversal import symbols_vote, wanted_symbols
-from lpo_ray.verifiers.unit_tests import parsed_answer
+from lpo_ray.verifiers.unit_tests.layouts import parsed_answer
 
 Vote = Callable[[str, Mapping[str, Any], str], "str | None"]
 """response, row and prompt -> its answer; None when it gives none"""
