@@ -15,8 +15,8 @@ from tests.support.math_fuzz import broken, draw_gold, is_perhaps
 DATA = Path(__file__).parents[2] / "data"
 PAIRS = [json.loads(line) for line in (DATA / "math_pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 FORMATS = sorted({pair["format"] for pair in PAIRS})
-ONE_VOTE = {"x>2", "1.0000001", "0.0000012", "0.0833333333", "3628801"}
-"""what differs behind the sixth decimal or the fifth digit, or is the same interval of another name, has one vote"""
+ONE_VOTE = {r"\text{ cm}", r"\text{ hours}", "p.m.", "x>2", "1.0000001", "0.0000012", "0.0833333333", "3628801"}
+"""what differs behind the sixth decimal or the fifth digit, or has another unit or name, has one vote"""
 
 
 @pytest.mark.parametrize("layout", FORMATS)
