@@ -28,8 +28,8 @@ from lpo_ray.verifiers.unit_tests.layouts import parsed_answer
 Vote = Callable[[str, Mapping[str, Any], str], "str | None"]
 """response, row and prompt -> its answer; None when it gives none"""
 Read = Callable[[str, Mapping[str, Any], Any], object]
-"""answer of the data set, row, answer in its own type -> what the verifier makes of it. Raises BadAnswer when it can make
-nothing of it
+"""answer of the data set, row, answer in its own type -> what the verifier makes of it. Raises BadAnswer when it can
+make nothing of it
 """
 
 

@@ -258,6 +258,8 @@ def vote(reading: Reading) -> str:
         opening, closing = "[" if reading.low_closed else "(", "]" if reading.high_closed else ")"
         return f"{opening}{vote(reading.low)},{vote(reading.high)}{closing}"
     votes = [vote(item) for item in (_distinct(reading) if reading.kind == "or" else reading.items)]
+    if _kind(reading) == "list" and len(votes) > 1 and _record(reading) is not None:
+        votes = [f"{item.name}={vote(item)}" for item in reading.items if isinstance(item, Named)]
     if _kind(reading) == "list":
         return ",".join(sorted(votes)) if len(votes) != 1 else votes[0]
     joint = {"ratio": ":", "clock": ":", "matrix": ";"}.get(reading.kind, ",").join(votes)
