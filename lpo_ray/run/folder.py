@@ -106,16 +106,24 @@ class RunFolder:
 
 @contextlib.contextmanager
 def held(spec: RunSpec, note: Callable[[str], None]) -> Iterator[RunFolder]:
-    """Hold the folder of ``spec``'s run, made if need be. Raises RunBusy, and ConfigError as ``look`` does."""
+    """Hold the folder of ``spec``'s run, made if need be. One in which nothing was written is removed again. Raises
+    RunBusy, and ConfigError as ``look`` does.
+    """
     folder = spec.run_dir
     _check_writable(folder)
     make_folder(folder)
     try:
         with FolderLock(folder / LOCK, note=note) as lock:
-            found = RunFolder(spec, look(spec), lock)
-            if found.start.contents is None:
-                found.digest_now()
-            yield found
+            try:
+                found = RunFolder(spec, look(spec), lock)
+                if found.start.contents is None:
+                    found.digest_now()
+                yield found
+            finally:
+                with contextlib.suppress(OSError):
+                    if [path.name for path in folder.iterdir()] == [LOCK]:
+                        (folder / LOCK).unlink()
+                        folder.rmdir()
     except Held as error:
         raise _busy(folder, error) from error
 

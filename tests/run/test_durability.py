@@ -138,7 +138,8 @@ def resumed_from(moments: Moments, numbers: Sequence[int], policy: Path, expecte
             check_whole(folder)
             assert committed(folder) == expected, about
             if before and set(before.items()) <= set(expected.items()):  # no step that was committed is made again
-                assert resume_log(folder)[told:] == [f"resumed after step {max(before)}"], about
+                said = (folder / "log.jsonl").read_text()
+                assert resume_log(folder)[told:] == [f"resumed after step {max(before)}"], f"{about}\n{said}"
             shutil.rmtree(runs)
 
 
