@@ -39,7 +39,7 @@ imports: setup
 	@.venv/bin/lint-imports
 
 fast: setup
-	@$(RUN) pytest $(SIDE_BY_SIDE) -m "not slow and not e2e and not gpu" $(ARGS)
+	@$(RUN) pytest $(SIDE_BY_SIDE) -m "not slow and not e2e and not gpu and not long" $(ARGS)
 
 format: setup
 	@.venv/bin/ruff check --fix . ; .venv/bin/ruff format .

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typing_extensions
 
 from lpo_ray.common.home import default_cache_dir, home
 from lpo_ray.common.redaction import redact
@@ -17,6 +18,7 @@ from lpo_ray.run.ray_needs import LONGEST_SOCKET, SOCKET_BYTES, path_of_python, 
 from lpo_ray.tasks.base_policy import Recipe, cached_base_policy
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = Path(typing_extensions.__file__).parent
 FILE = "/etc/passwd"
 """in which no folder can be made, by root neither"""
 NOBODY = 54321
@@ -84,8 +86,8 @@ def test_a_token_that_is_there_or_can_be_made(tmp_path: Path) -> None:
 
 def as_nobody(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["/usr/bin/env", "-i", f"PYTHONPATH={ROOT}", *(f"{k}={v}" for k, v in environment.items()), "/usr/bin/python3",
-         "-c", code], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, cwd="/", check=False,
+        ["/usr/bin/env", "-i", f"PYTHONPATH={ROOT}:{PACKAGES}", *(f"{k}={v}" for k, v in environment.items()),
+         "/usr/bin/python3", "-c", code], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, cwd="/", check=False,
     )  # fmt: skip
 
 
@@ -97,7 +99,7 @@ def test_a_user_without_a_home_is_told_what_to_set() -> None:
         "print(h.home(), h.default_cache_dir(), r.redact('text'))\n"
         "n.check_needs()"
     )
-    if as_nobody("import lpo_ray").returncode:
+    if as_nobody("import lpo_ray.errors").returncode:
         pytest.skip("this tree is not for everybody to read, or the system's Python is another version")
     nowhere = as_nobody(code)
     assert nowhere.stdout == "/ /.cache/lpo-ray text\n", nowhere.stderr

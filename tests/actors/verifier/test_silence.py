@@ -127,7 +127,8 @@ async def test_requests_that_wait_for_a_place_are_not_late(judged: bool) -> None
         0.2, 1, {"response": "response"}, "reward", {}, False, None, "http://judge", "", None, "", 10
     )
     verdicts = RemoteVerdicts(settings)
-    verdicts._client = httpx.AsyncClient(transport=httpx.MockTransport(answer), timeout=0.2)
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer), timeout=0.2)
+    verdicts._client = lambda proxy: client
     cases = [Case("", str(n), "") for n in range(8)]
     found = await verdicts.verdicts("judge" if judged else "http://service", cases)
     assert [verdict.reward for verdict in found] == [1.0] * 8
@@ -141,7 +142,8 @@ async def test_an_answer_that_does_not_come_is_given_up() -> None:
         return httpx.Response(200)
 
     verdicts = RemoteVerdicts(remote(0.1, 2))
-    verdicts._client = httpx.AsyncClient(transport=httpx.MockTransport(answer), timeout=None)
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer), timeout=None)
+    verdicts._client = lambda proxy: client
     async with asyncio.timeout(5):
         found = await verdicts.verdicts("http://service", [Case("", str(n), "") for n in range(4)])
     assert not any(verdict.is_scored for verdict in found)

@@ -171,7 +171,7 @@ def test_rows_whose_answers_cannot_be_read_are_left_out_and_keep_their_place(
     path, good = write(tmp_path / f"rows{suffix}", rows), write(tmp_path / f"good{suffix}", SUMS[:8])
     found, whole = source(path, check=partial(check_answer, "boxed"), seed=1), source(good, seed=1)
     assert "3 of 8 prompts are left out, as their answers cannot be used: row 1: answer: there is none;" in caplog.text
-    assert "row 8: answer: boxed cannot read it: the answer of boxed is ''" in caplog.text
+    assert "row 8: answer: boxed cannot read it: the answer of a mathematics task is ''" in caplog.text
     for index in range(16):
         expected = whole.train(index)
         if found.position(index).row in (1, 6, 8):
