@@ -85,9 +85,10 @@ def test_a_token_that_is_there_or_can_be_made(tmp_path: Path) -> None:
 
 
 def as_nobody(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = [f"{name}={value}" for name, value in environment.items()]
     return subprocess.run(
-        ["/usr/bin/env", "-i", f"PYTHONPATH={ROOT}:{PACKAGES}", *(f"{k}={v}" for k, v in environment.items()),
-         "/usr/bin/python3", "-c", code], user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, cwd="/", check=False,
+        ["/usr/bin/env", "-i", f"PYTHONPATH={ROOT}:{PACKAGES}", *given, "/usr/bin/python3", "-c", code],
+        user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True, cwd="/", check=False,
     )  # fmt: skip
 
 
