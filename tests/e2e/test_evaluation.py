@@ -135,7 +135,7 @@ def test_engines_that_only_evaluate_serve_the_folder_and_need_no_learner(
                 await asyncio.sleep(0.1)
             seen.back = [str(worker.version) for worker in rollout.statuses()]
             member = rollout.members[-1]
-            seen.groups.append(await member.worker.sample(PROMPT, SAMPLING, 0, 60))
+            seen.groups.append(await member.worker.sample(PROMPT, SAMPLING, 0))
 
     connect(spec.config)
     try:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from lpo_ray.run.folder import held
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.train import train
 from tests.support.builders import recorder_of
@@ -28,7 +29,8 @@ def test_staleness_stays_in_its_bound_and_the_anchor_absorbs_it(tmp_path: Path, 
     connect(spec.config)
     try:
         recorder = recorder_of(spec, tiny_policy, Console(quiet=True))
-        run_until_signal(lambda signals: train(spec, str(tiny_policy), build_cluster, recorder, signals))
+        with held(spec, print) as folder:
+            run_until_signal(lambda signals: train(folder, str(tiny_policy), build_cluster, recorder, signals))
     finally:
         disconnect()
     metrics = [json.loads(line) for line in (spec.run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -19,6 +19,7 @@ from actors.cluster import Cluster, build_cluster, connect, disconnect
 from lpo_ray.errors import Interrupted
 from lpo_ray.interfaces import Events
 from lpo_ray.records import WorkerStatus
+from lpo_ray.run.folder import held
 from lpo_ray.run.recorder import Recorder
 from lpo_ray.run.signals import Signals, run_until_signal
 from lpo_ray.run.spec import RunSpec
@@ -107,7 +108,8 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
         async def work(signals: Signals) -> None:
             recorder.signals = signals
-            await train(spec, str(tiny_policy), build, recorder, signals)
+            with held(spec, print) as folder:
+                await train(folder, str(tiny_policy), build, recorder, signals)
 
         with pytest.raises(Interrupted):
             run_until_signal(work)

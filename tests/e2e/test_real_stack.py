@@ -21,6 +21,7 @@ from lpo_ray.interfaces import Events
 from lpo_ray.objective import project
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
 from lpo_ray.records import PromptGroup, Response
+from lpo_ray.run.folder import held
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.run.train import train
@@ -117,7 +118,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Fin
     connect(spec.config)
     try:
         recorder = recorder_of(spec, tiny_policy, Console(quiet=True))
-        run_until_signal(lambda signals: train(spec, str(tiny_policy), build, recorder, signals))
+        with held(spec, print) as folder:
+            run_until_signal(lambda signals: train(folder, str(tiny_policy), build, recorder, signals))
     finally:
         disconnect()
     return seen
