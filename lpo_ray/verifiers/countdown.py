@@ -85,9 +85,10 @@ def wanted_problem(answer: str) -> tuple[list[int], int]:
 
 
 def _whole(number: object) -> int:
-    if type(number) not in (int, float) or number != number // 1 or number < 0:
+    whole = int(number) if isinstance(number, float) and number.is_integer() else number
+    if type(whole) is not int or whole < 0:
         raise ValueError(f"{number!r} is no whole number of at least 0")
-    return int(number)
+    return whole
 
 
 def expression_vote(response: str, prompt: str = "") -> str | None:

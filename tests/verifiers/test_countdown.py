@@ -255,3 +255,4 @@ def test_numbers_that_are_not_whole_are_refused(broken: object) -> None:
         with pytest.raises(BadAnswer, match="no list of numbers"):
             countdown("", "3*5+7", json.dumps({"numbers": numbers, "target": 22}))
     assert countdown("", "3*5+7", '{"numbers": [3.0, 5, 7], "target": 22.0}').reward == 1.0
+    assert countdown("", "3*5+7", json.dumps({"numbers": [3, 5, 7], "target": 10**400})).reward == 0.1
