@@ -5,9 +5,9 @@ The answer is JSON: ``{"numbers": [3, 5, 7], "target": 22}``. The response is an
 when it states the target. The expression is parsed by ``ast`` and evaluated in exact rational arithmetic; nothing is
 ever executed.
 
-Well-formed means: decimal integers without leading zeros, + - * / (also as × · ÷ or in LaTeX), unary minus,
-parentheses, spaces; at most MAX_CHARACTERS long, which also bounds the tree. A division by zero is well-formed
-and wrong.
+Well-formed means: decimal integers without leading zeros, + - * / (also as × · ÷, fullwidth, or in LaTeX), unary minus,
+parentheses, spaces; ``3(4)`` is ``3*(4)``. It is at most MAX_CHARACTERS long, which also bounds the tree. A division by
+zero is well-formed and wrong.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ MAX_DIGITS = 9
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
 _NUMBER = re.compile(r"[0-9]+")
 _LEADING_ZERO = re.compile(r"\b0[0-9]")
-_SPELLINGS = str.maketrans(
-    {"×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")", "＝": "=", "\u00a0": " "}
+_IMPLIED_PRODUCT = re.compile(r"(?<=[0-9)]) *(?=\()|(?<=\)) *(?=[0-9])")
+_SPELLINGS = str.maketrans({chr(ord(sign) + 0xFEE0): sign for sign in "0123456789+-*/()="}) | str.maketrans(
+    {"×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")", "\u00a0": " "}
 )
 _COMMAND = re.compile(r"\\(?:times|cdot|div|left|right|[,;:! ()\[\]])(?![a-z])|\$|`|\*\*(?=[^*]*\Z)|(?<=\A)\*\*")
 _COMMANDS = {"\\times": "*", "\\cdot": "*", "\\div": "/"}
@@ -67,15 +68,27 @@ def _check(response: str, answer: str, formatted: float) -> Verdict:
 
 
 def wanted_problem(answer: str) -> tuple[list[int], int]:
-    """Read the numbers, in order of size, and the target of a problem. Raises BadAnswer."""
+    """Read the numbers, in order of size, and the target of a problem. Raises BadAnswer unless they are whole and at
+    least 0.
+    """
     try:
         problem = json.loads(answer)
-        return sorted(int(number) for number in problem["numbers"]), int(problem["target"])
+        numbers, target = problem["numbers"], problem["target"]
+        if not isinstance(numbers, list) or not numbers:
+            raise ValueError(f"numbers is {numbers!r}, no list of numbers")
+        return sorted(map(_whole, numbers)), _whole(target)
     except (ValueError, TypeError, KeyError) as error:
         raise BadAnswer(
             f"the answer of countdown is {answer[:80]!r} ({type(error).__name__}: {error}); expected JSON like "
             '{"numbers": [3, 5, 7], "target": 22}'
         ) from error
+
+
+def _whole(number: object) -> int:
+    whole = int(number) if isinstance(number, float) and number.is_integer() else number
+    if type(whole) is not int or whole < 0:
+        raise ValueError(f"{number!r} is no whole number of at least 0")
+    return whole
 
 
 def expression_vote(response: str, prompt: str = "") -> str | None:
@@ -119,7 +132,7 @@ def _evaluate(text: str) -> tuple[list[int], Fraction]:
     if _LEADING_ZERO.search(text):  # Python takes 00 and refuses 07
         raise _NotCountdown("a number with a leading zero")
     try:
-        tree = ast.parse(text, mode="eval")
+        tree = ast.parse(_IMPLIED_PRODUCT.sub("*", text), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _NotCountdown(f"not an expression: {type(error).__name__}") from None
     used: list[int] = []

@@ -5,6 +5,7 @@ The response's answer is what stands in its last ``<answer>...</answer>``, or el
 
 from __future__ import annotations
 
+import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ MATCH_SECONDS = 1.0
 
 
 def exact(response: str, answer: str, prompt: str = "", raw_answer: Any = None) -> Verdict:  # noqa: ANN401 - any JSON
-    """Give 1 when the answers are equal, any run of white space being one space; 0 otherwise. Of a list of answers any
-    is right, and a boolean is equal in upper and lower case. Raises BadAnswer for an answer that is empty or a mapping.
+    """Give 1 when the answers are equal in Unicode's form NFC, any run of white space being one space; 0 otherwise.
+
+    Of a list of answers any is right, and a boolean is equal in upper and lower case. Raises BadAnswer for an answer
+    that is empty or a mapping, and for a list with nothing, a list or a mapping in it.
     """
     given, wanted = _one_line(answered(after_thinking(response, prompt))), wanted_lines(answer, raw_answer)
     if given in wanted or (isinstance(raw_answer, bool) and given.casefold() == wanted[0].casefold()):
@@ -37,7 +40,8 @@ def wanted_lines(answer: str, raw_answer: Any) -> list[str]:  # noqa: ANN401 - a
     """Read the texts that are right, each as one line. Raises BadAnswer when there is none."""
     texts = raw_answer if isinstance(raw_answer, list) else [answer]
     wanted = [_one_line(str(text)) for text in texts]
-    if isinstance(raw_answer, dict) or not wanted or not all(wanted):
+    readable = not isinstance(raw_answer, dict) and not any(isinstance(text, dict | list | None) for text in texts)
+    if not readable or not wanted or not all(wanted):
         raise BadAnswer(f"the answer of exact is {answer[:80]!r}; expected a text that is not empty, or a list of them")
     return wanted
 
@@ -79,4 +83,4 @@ def line_vote(response: str, prompt: str = "") -> str | None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(unicodedata.normalize("NFC", text).split())

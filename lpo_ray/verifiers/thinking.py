@@ -13,7 +13,19 @@ TAGS: dict[str, str] = {
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",  # EXAONE Deep
     "<thoughts>": "</thoughts>",
+    "<thought_process>": "</thought_process>",
+    "<thinking_process>": "</thinking_process>",
     "<reasoning>": "</reasoning>",
+    "<reason>": "</reason>",
+    "<reflection>": "</reflection>",
+    "<analysis>": "</analysis>",
+    "<scratchpad>": "</scratchpad>",
+    "<scratch_pad>": "</scratch_pad>",
+    "<scratch>": "</scratch>",
+    "<monologue>": "</monologue>",
+    "<inner_monologue>": "</inner_monologue>",
+    "<internal_monologue>": "</internal_monologue>",
+    "<inner_thoughts>": "</inner_thoughts>",
     "<seed:think>": "</seed:think>",  # Seed-OSS
     "[think]": "[/think]",  # Magistral
     "◁think▷": "◁/think▷",  # Kimi
@@ -28,10 +40,13 @@ TAGS: dict[str, str] = {
 
 _OPENED_BY = {closing: opening for opening, closing in TAGS.items()}
 _TAG = re.compile(
-    r"[<\[◁][/|]{0,1}[tTrRsSbBeEiIcCuU][\w:|]{2,20}[>\]▷](?:(?:analysis|final)<\|message\|>|thought(?![a-z]))?"
+    r"[<\[◁][/|]{0,1}[tTrRsSbBeEiIcCuUaAmM][\w:|]{2,20}[>\]▷](?:(?:analysis|final)<\|message\|>|thought(?![a-z]))?"
 )
 _LONGEST_TAG = 40
-_PARTS = ("hink", "HINK", "hought", "HOUGHT", "easoning", "EASONING", "fix|", "hannel", "unused9")
+_PARTS = (
+    "hink", "HINK", "hought", "HOUGHT", "eason", "EASON", "eflection", "EFLECTION", "nalysis", "NALYSIS", "cratch",
+    "CRATCH", "onologue", "ONOLOGUE", "fix|", "hannel", "unused9",
+)  # fmt: skip
 """one of which is in every tag, so that most texts without any are not searched"""
 _BARE_OPENING, _BARE_CLOSING = re.compile(r"analysis(?=[A-Z])"), "assistantfinal"
 """of gpt-oss, where special tokens were left out of the text"""

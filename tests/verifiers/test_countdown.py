@@ -34,6 +34,14 @@ ANSWER = json.dumps({"numbers": [3, 5, 7], "target": 22})
         (r"<answer>$\boxed{\left(3 \times 5\right) + 7 = 22}$</answer>", 1.0),
         ("<answer>22 = 3*5+7</answer>", 1.0),
         ("<answer>[3*5]+7</answer>", 1.0),
+        ("\uff13\uff0a\uff15\uff0b\uff17", 1.0),
+        ("\uff083*5\uff09\uff0b7\uff1d\uff12\uff12", 1.0),
+        ("3(5)+7", 1.0),
+        ("(3)5 + 7", 1.0),
+        ("(3) (5)+7", 1.0),
+        ("7(3-5)", 0.1),
+        ("3 5+7", 0.0),
+        ("()3*5+7", 0.0),
         ("<answer>7 − 3 ÷ 5</answer>", 0.1),
         ("<think><answer>3*5+7</answer></think><answer>3*5-7</answer>", 0.1),
         ("<answer>3*5-7</answer></think><answer>3*5+7</answer>", 1.0),
@@ -159,6 +167,10 @@ def test_random_expressions_are_scored_by_their_numbers_and_exact_value(tree: tu
     numbers = [used[place] for place in order if place < len(used)]
     target = 0 if value is None else int(value) + off
     answer = json.dumps({"numbers": numbers, "target": target})
+    if target < 0:
+        with pytest.raises(BadAnswer, match="no whole number of at least 0"):
+            countdown("", text, answer)
+        return
     assert countdown("", text, answer).reward == (1.0 if value == target else 0.1)
     assert countdown("", text, json.dumps({"numbers": [*numbers, 1], "target": target})).reward == 0.1
 
@@ -232,3 +244,15 @@ def test_a_broken_answer_is_unscored_never_zero() -> None:
     for answer in ("[1]", '{"numbers": [1]}', '{"numbers": null, "target": 1}', '{"numbers": [1], "target": "x"}', "7"):
         with pytest.raises(BadAnswer, match="expected JSON like"):
             countdown("", "1", answer)
+
+
+@pytest.mark.parametrize("broken", [19.5, 3.9, "347", True, None, -3, [3], float("nan"), float("inf"), "3"])
+def test_numbers_that_are_not_whole_are_refused(broken: object) -> None:
+    for problem in ({"numbers": [3, broken], "target": 22}, {"numbers": [3, 5, 7], "target": broken}):
+        with pytest.raises(BadAnswer, match="is no whole number of at least 0"):
+            countdown("", "3*5+7", json.dumps(problem))
+    for numbers in ("347", [], {"3": 1}, 3):
+        with pytest.raises(BadAnswer, match="no list of numbers"):
+            countdown("", "3*5+7", json.dumps({"numbers": numbers, "target": 22}))
+    assert countdown("", "3*5+7", '{"numbers": [3.0, 5, 7], "target": 22.0}').reward == 1.0
+    assert countdown("", "3*5+7", json.dumps({"numbers": [3, 5, 7], "target": 10**400})).reward == 0.1

@@ -18,6 +18,10 @@ from tests.support.hostile_answers import PLACED
         ("  Paris\n", "Paris", 1.0),
         ("New \n York", "New York", 1.0),
         ("I think <answer> Paris </answer> it is", "Paris", 1.0),
+        ("cafe\u0301", "caf\u00e9", 1.0),
+        ("caf\u00e9", "cafe\u0301", 1.0),
+        ("cafe", "caf\u00e9", 0.0),
+        ("x\u00b2", "x2", 0.0),
         ("<answer>Rome</answer><answer>Paris</answer>", "Paris", 1.0),
         ("<think>Paris?</think> Rome", "Rome", 1.0),
         ("Rome? No.</think>Paris", "Paris", 1.0),
@@ -65,6 +69,12 @@ def test_a_broken_pattern_is_unscored(pattern: str) -> None:
 def test_nothing_is_no_answer(answer: str) -> None:
     with pytest.raises(BadAnswer, match="expected a text that is not empty"):
         exact("", answer)
+
+
+@pytest.mark.parametrize("answers", [[], [None], ["Paris", None], ["Paris", ""], ["Paris", ["Rome"]], [{"a": 1}], {}])
+def test_a_list_with_something_else_than_texts_is_unscored(answers: object) -> None:
+    with pytest.raises(BadAnswer, match="or a list of them"):
+        exact("None", str(answers), raw_answer=answers)
 
 
 @pytest.mark.timeout(120)

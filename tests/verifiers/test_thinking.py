@@ -55,6 +55,11 @@ def test_what_stands_in_the_thinking_is_no_answer(verifier: str, opening: str) -
     ("response", "outside"),
     [
         ("plain", "plain"),
+        ("<scratchpad>a</scratchpad>b", "b"),
+        ("<Analysis>a</Analysis>b", "b"),
+        ("<reflection>a</reflection><INNER_MONOLOGUE>b</INNER_MONOLOGUE>c", "c"),
+        ("<thinking>a<reflection>b</reflection>c</thinking>d", "d"),
+        ("the <analyst>a</analyst> of <matter>", "the <analyst>a</analyst> of <matter>"),
         ("<Think>a</THINK>b", "b"),
         ("<think> a </think> b </think> c", "c"),
         ("<think>a <think> b</think>c", "c"),

@@ -42,7 +42,7 @@ SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model"
 RIGHT, WRONG = ("Correct Answer", "correct_answer"), ("Incorrect Answer ", "distractor")
 """of GPQA and SciQ"""
 MEDMCQA = ("opa", "opb", "opc", "opd")
-MOST_CHOICES = 10
+MOST_CHOICES = len(ascii_uppercase)
 """letters that multiple_choice knows"""
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,11 @@ def prompt_of(row: Mapping[str, Any], verifier: str, folder: Path) -> tuple[str,
         path, tokenizer=tokenizer, template="chat", max_tokens=2000, needs_answer=needs_answer(verifier)
     ).train(0)
     shown = tokenizer.show(asked.token_ids)
-    return shown, Case(shown, "", asked.answer, asked.row)
+    return shown, Case(shown, "", asked.answer, asked.row, raw_answer=asked.raw_answer)
 
 
 def rewards(verifier: str, case: Case, *responses: str) -> list[float | None]:
-    cases = [Case(case.prompt, response, case.answer, case.row) for response in responses]
+    cases = [replace(case, response=response) for response in responses]
     return [verdict.reward for verdict in verify_sum(verifier, cases)]
 
 
@@ -189,3 +190,11 @@ def test_rows_in_our_layout_stay_as_they_are(row: dict[str, Any]) -> None:
 def test_a_prompt_that_begins_the_response_is_no_answer_of_the_data(tmp_path: Path) -> None:
     begun = [*user(), {"role": "assistant", "content": "It is "}]
     assert prompt_of({"prompt": begun, "answer": "5"}, "math", tmp_path)[0].endswith("assistant\nIt is ")
+
+
+@pytest.mark.parametrize(("right", "letter"), [(10, "K"), ("L", "L")])
+def test_more_than_ten_choices_have_letters(right: object, letter: str, tmp_path: Path) -> None:
+    row = {"question": "Which?", "options": [str(number) for number in range(12, 0, -1)], "answer": right}
+    shown, case = prompt_of(row, "multiple_choice", tmp_path)
+    assert "\nL. 1" in shown
+    assert rewards("multiple_choice", case, f"The answer is {letter}", "The answer is B") == [1.0, 0.0]
