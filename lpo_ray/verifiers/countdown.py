@@ -68,14 +68,16 @@ def _check(response: str, answer: str, formatted: float) -> Verdict:
 
 
 def wanted_problem(answer: str) -> tuple[list[int], int]:
-    """Read the numbers, in order of size, and the target of a problem. Raises BadAnswer unless they are whole and at
-    least 0.
+    """Read the numbers, in order of size, and the target of a problem. Raises BadAnswer unless they are whole, and the
+    numbers at least 0.
     """
     try:
         problem = json.loads(answer)
         numbers, target = problem["numbers"], problem["target"]
         if not isinstance(numbers, list) or not numbers:
             raise ValueError(f"numbers is {numbers!r}, no list of numbers")
+        if below := [number for number in numbers if _whole(number) < 0]:
+            raise ValueError(f"{below[0]!r} is below 0, and no expression can have it")
         return sorted(map(_whole, numbers)), _whole(target)
     except (ValueError, TypeError, KeyError) as error:
         raise BadAnswer(
@@ -86,8 +88,8 @@ def wanted_problem(answer: str) -> tuple[list[int], int]:
 
 def _whole(number: object) -> int:
     whole = int(number) if isinstance(number, float) and number.is_integer() else number
-    if type(whole) is not int or whole < 0:
-        raise ValueError(f"{number!r} is no whole number of at least 0")
+    if type(whole) is not int:
+        raise ValueError(f"{number!r} is no whole number")
     return whole
 
 

@@ -167,10 +167,6 @@ def test_random_expressions_are_scored_by_their_numbers_and_exact_value(tree: tu
     numbers = [used[place] for place in order if place < len(used)]
     target = 0 if value is None else int(value) + off
     answer = json.dumps({"numbers": numbers, "target": target})
-    if target < 0:
-        with pytest.raises(BadAnswer, match="no whole number of at least 0"):
-            countdown("", text, answer)
-        return
     assert countdown("", text, answer).reward == (1.0 if value == target else 0.1)
     assert countdown("", text, json.dumps({"numbers": [*numbers, 1], "target": target})).reward == 0.1
 
@@ -246,11 +242,13 @@ def test_a_broken_answer_is_unscored_never_zero() -> None:
             countdown("", "1", answer)
 
 
-@pytest.mark.parametrize("broken", [19.5, 3.9, "347", True, None, -3, [3], float("nan"), float("inf"), "3"])
+@pytest.mark.parametrize("broken", [19.5, 3.9, "347", True, None, [3], float("nan"), float("inf"), "3"])
 def test_numbers_that_are_not_whole_are_refused(broken: object) -> None:
     for problem in ({"numbers": [3, broken], "target": 22}, {"numbers": [3, 5, 7], "target": broken}):
-        with pytest.raises(BadAnswer, match="is no whole number of at least 0"):
+        with pytest.raises(BadAnswer, match="is no whole number"):
             countdown("", "3*5+7", json.dumps(problem))
+    with pytest.raises(BadAnswer, match="-3 is below 0"):
+        countdown("", "3*5+7", json.dumps({"numbers": [3, -3], "target": 22}))
     for numbers in ("347", [], {"3": 1}, 3):
         with pytest.raises(BadAnswer, match="no list of numbers"):
             countdown("", "3*5+7", json.dumps({"numbers": numbers, "target": 22}))
