@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, Unsendable, Writer, read
+from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, IN_PLACE, Unsendable, Writer, read
 
 _SPOKEN = ("__name__", "__doc__")
 """attributes with such names that are asked for; libraries look for others to treat a value as one of theirs"""
@@ -51,6 +51,27 @@ class Link:
                 self.lost = "the program ended"
         return self.answer()
 
+    def change(
+        self, function: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Call the program's function; return its value, and what became of the arguments. They stay what they were
+        where they are too large or too deep for an answer.
+        """
+        question = {"value": {"h": _number(function)}}, self.written(args), self.written(kwargs)
+        try:
+            back = Writer(_number, self.classes).message([args, kwargs])
+        except Unsendable:
+            return self.ask("call", *question), args, kwargs
+        if len(json.dumps(back)) > self._most // 2:
+            return self.ask("call", *question), args, kwargs
+        answer = self.ask("change", *question)
+        if isinstance(answer, tuple) and len(answer) == 3:
+            value, changed, by_name = answer
+            if isinstance(changed, tuple) and len(changed) == len(args) and isinstance(by_name, dict):
+                return value, changed, {name: by_name.get(name, old) for name, old in kwargs.items()}
+        self.lost = "the program's process gives no proper answers"
+        raise Lost(self.lost)
+
     def answer(self) -> Any:  # noqa: ANN401 - any value
         """Read the answer to the question before."""
         value: Any = None
@@ -60,7 +81,9 @@ class Link:
             try:
                 answer = json.loads(line)
                 is_error = "error" in answer
-                value = self._error(*answer["error"]) if is_error else read(answer, self._stand_in, self.classes)
+                value = (
+                    self._error(*answer["error"]) if is_error else read(answer, self._stand_in, self.classes, IN_PLACE)
+                )
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError, ImportError):
                 self.lost = "the program ended" if not line else "the program's process gives no proper answers"
         if self.lost:
