@@ -7,7 +7,7 @@ hold. After any other call the arguments are what they were, or a program could 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
 
@@ -25,15 +25,32 @@ def compiled(text: str, name: str) -> CodeType:
     tree = ast.parse(text)
     nodes = list(ast.walk(tree))
     unread = [node.value for node in nodes if isinstance(node, ast.Expr)] + [*filter(None, map(_is_it_none, nodes))]
-    reads = [node for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store)]
-    read = {node.id for node in reads if not any(node is each for each in unread)}
-    for node in nodes:
-        if isinstance(node, ast.Assign) and all(isinstance(to, ast.Name) and to.id not in read for to in node.targets):
-            unread.append(node.value)
-    for node in unread:
+    for node in [*unread, *_unread_locals(nodes, unread)]:
         if isinstance(node, ast.Call):
-            _mark(node)
+            node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), [node.func], []), node.func)
     return compile(ast.fix_missing_locations(tree), name, "exec", dont_inherit=True)
+
+
+def _unread_locals(nodes: Sequence[ast.AST], unread: Sequence[ast.expr]) -> list[ast.expr]:
+    """Return what is assigned to variables of functions that are read nowhere but in ``unread``. Other texts may read
+    those that are no function's.
+    """
+    skipped = {id(node) for node in unread}
+    read: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store) and id(node) not in skipped:
+            read.add(node.id)
+        elif isinstance(node, ast.AugAssign):
+            read |= {part.id for part in ast.walk(node.target) if isinstance(part, ast.Name)}
+        elif isinstance(node, ast.Global):
+            read |= {*node.names}
+    return [
+        node.value
+        for function in nodes
+        if isinstance(function, ast.FunctionDef)
+        for node in function.body
+        if isinstance(node, ast.Assign) and all(isinstance(to, ast.Name) and to.id not in read for to in node.targets)
+    ]
 
 
 def _is_it_none(node: ast.AST) -> ast.expr | None:
@@ -44,11 +61,6 @@ def _is_it_none(node: ast.AST) -> ast.expr | None:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "assertIsNone":
         return node.args[0] if node.args else None
     return None
-
-
-def _mark(node: ast.Call) -> None:
-    name = ast.Name(NAME, ast.Load())
-    node.func = ast.copy_location(ast.Call(name, [node.func], []), node.func)
 
 
 def called_in_place(function: Any) -> Any:  # noqa: ANN401 - any value
