@@ -31,7 +31,7 @@ def judged(program: str, answer: Any) -> Verdict:
         (ZEROES.format("return nums"), LEETCODE),
         (REV, ["a = [1, 2]\nrev(a)\nassert a == [2, 1]", "b = [3]\nassert rev(b) is None\nassert b == [3]"]),
         (REV, "a = [1, 2]\nrev(a)\nassert a == [2, 1]\nassert a[0] == 2\n"),
-        (REV, ["def test_a():\n    a = [1, 2]\n    result = rev(a=a)\n    assert result is None\n    assert a == [2, 1]"]),
+        (REV, ["def test_a():\n a = [1, 2]\n value = rev(a=a)\n assert value is None\n assert a == [2, 1]"]),
         (REV, ["a = b = [1, 2]\nrev(a)\nassert b == [2, 1] and a is b"]),
         (
             "def turn(m): m[:] = [list(row) for row in zip(*m[::-1])]\n",
@@ -77,7 +77,7 @@ def test_a_program_that_changes_its_arguments_passes(program: str, answer: Any) 
         ),
         (
             "def rev(a): a.clear(); return a\n",
-            {"setup": "a = [2, 1]\ndef make():\n    global b\n    b = rev(a)\nmake()", "tests": ["assert b == sorted(a)"]},
+            {"setup": "a = [2, 1]\ndef make():\n global b\n b = rev(a)\nmake()", "tests": ["assert b == sorted(a)"]},
         ),
         ("def rev(a): a.clear(); return a\n", ["a = [2, 1]\nassert rev(a) == sorted(a)"]),
         ("def rev(a): a.clear(); return a\n", ["a = [2, 1]\nb = rev(a)\nassert b == sorted(a)"]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import json
+import operator
 import os
 import sys
 from typing import Any
@@ -25,8 +26,8 @@ class Solver:
 
     def answer(self, question: list[Any]) -> dict[str, Any]:
         """Answer ``["names", names, class]``, ``["text", object]``, ``["get", object, attribute]``,
-        ``["set", object, attribute, value]``, ``["call", object, args, kwargs]``, or ``["change", object, args,
-        kwargs]``, which asks for the arguments after the call too.
+        ``["set", object, attribute, value]``, ``["operate", object, object, operator]``, ``["call", object, args,
+        kwargs]``, or ``["change", object, args, kwargs]``, which asks for the arguments after the call too.
         """
         what, *rest = question
         if what == "names":
@@ -43,6 +44,8 @@ class Solver:
             return self._message(getattr(values[0], values[1]))
         if what == "set":
             return self._message(setattr(values[0], values[1], values[2]))
+        if what == "operate":
+            return self._message(getattr(operator, values[2])(values[0], values[1]))
         value = values[0](*values[1], **values[2])
         return self._message(value) if what == "call" else self._message((value, *values[1:]), IN_PLACE)
 
