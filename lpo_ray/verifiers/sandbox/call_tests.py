@@ -120,7 +120,7 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
                 "entry_point": calls.entry_point, "owner": calls.owner, "fds": fds, "most": most, "ready": READY,
             }  # fmt: skip
             room = replace(limits, output_kib=max(limits.output_kib, _LINES_KIB))
-            tester = Program(code_of("tests_side"), argument, "tests_side.py", ("wire", "link", "judging"))
+            tester = Program(code_of("tests_side"), argument, "tests_side.py", ("wire", "link", "in_place", "judging"))
             outcome = run_program(tester, b"", room, fds, begins_with=_STARTED)
         finally:
             kill(solver)

@@ -84,7 +84,7 @@ def names_of(tests: str, given: str, entry_point: str | None, owner: str) -> Nam
         )
     lines = [f"import {_module(name)} as {name}" for name in sorted(modules)]
     lines += [f"from {_OWNER[name]} import {name}" for name in sorted(members)]
-    reaching = frozenset(_origins(tree, program | {"candidate"}))
+    reaching = frozenset(_origins(tree, program | {"candidate"}, in_place=True))
     return Names(tuple(sorted(program)), reaching, "\n".join(lines))
 
 
@@ -199,8 +199,10 @@ def _refuse_judges(tree: ast.Module, program: Collection[str]) -> None:
             )
 
 
-def _origins(tree: ast.Module, program: Collection[str]) -> dict[str, set[str]]:
-    """Return, for each name, which of the program's names its values may come from."""
+def _origins(tree: ast.Module, program: Collection[str], *, in_place: bool = False) -> dict[str, set[str]]:
+    """Return, for each name, which of the program's names its values may come from; with ``in_place`` also by a call
+    that changes its arguments.
+    """
     origins: dict[str, set[str]] = {name: {name} for name in program}
     flows: list[tuple[list[ast.expr], ast.AST]] = []
     for node in ast.walk(tree):
@@ -208,6 +210,8 @@ def _origins(tree: ast.Module, program: Collection[str]) -> dict[str, set[str]]:
             flows.append((node.targets, node.value))
         elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
             flows.append(([node.target], node.value))
+        elif in_place and isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            flows.append(([*node.value.args, *(each.value for each in node.value.keywords)], node.value.func))
         elif isinstance(node, ast.For | ast.comprehension):
             flows.append(([node.target], node.iter))
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:

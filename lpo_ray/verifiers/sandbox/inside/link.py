@@ -5,13 +5,18 @@ from __future__ import annotations
 import builtins
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, Unsendable, Writer, read
+from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, IN_PLACE, Unsendable, Writer, read
 
 _SPOKEN = ("__name__", "__doc__")
 """attributes with such names that are asked for; libraries look for others to treat a value as one of theirs"""
+
+_OPERATORS = (
+    "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift",
+    "lt", "le", "gt", "ge",
+)  # fmt: skip
 
 
 class Lost(BaseException):
@@ -51,6 +56,27 @@ class Link:
                 self.lost = "the program ended"
         return self.answer()
 
+    def change(
+        self, function: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Call the program's function; return its value, and what became of the arguments. They stay what they were
+        where they are too large or too deep for an answer.
+        """
+        question = {"value": {"h": _number(function)}}, self.written(args), self.written(kwargs)
+        try:
+            back = Writer(_number, self.classes).message([args, kwargs])
+        except Unsendable:
+            return self.ask("call", *question), args, kwargs
+        if len(json.dumps(back)) > self._most // 2:
+            return self.ask("call", *question), args, kwargs
+        answer = self.ask("change", *question)
+        if isinstance(answer, tuple) and len(answer) == 3:
+            value, changed, by_name = answer
+            if isinstance(changed, tuple) and len(changed) == len(args) and isinstance(by_name, dict):
+                return value, changed, {name: by_name.get(name, old) for name, old in kwargs.items()}
+        self.lost = "the program's process gives no proper answers"
+        raise Lost(self.lost)
+
     def answer(self) -> Any:  # noqa: ANN401 - any value
         """Read the answer to the question before."""
         value: Any = None
@@ -60,7 +86,9 @@ class Link:
             try:
                 answer = json.loads(line)
                 is_error = "error" in answer
-                value = self._error(*answer["error"]) if is_error else read(answer, self._stand_in, self.classes)
+                value = (
+                    self._error(*answer["error"]) if is_error else read(answer, self._stand_in, self.classes, IN_PLACE)
+                )
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError, ImportError):
                 self.lost = "the program ended" if not line else "the program's process gives no proper answers"
         if self.lost:
@@ -135,6 +163,21 @@ class StandIn:
     def __setitem__(self, key: Any, value: Any) -> None:  # noqa: ANN401 - any value
         self._method("__setitem__", key, value)
 
+    def __next__(self) -> Any:  # noqa: ANN401 - any value
+        try:
+            return self._method("__next__")
+        except RuntimeError as error:
+            if str(error).startswith("StopIteration"):
+                raise StopIteration from None
+            raise
+
+    def __enter__(self) -> Any:  # noqa: ANN401 - any value
+        return self._method("__enter__")
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the program's context; it learns of no error, whose text may have expected values, and hides none."""
+        self._method("__exit__", None, None, None)
+
     def __str__(self) -> str:
         return str(self._asked("text"))
 
@@ -149,6 +192,21 @@ class StandIn:
 
     def _asked(self, what: str, *rest: Any) -> Any:  # noqa: ANN401 - any value
         return self._link.ask(what, {"value": {"h": self._number}}, *rest)
+
+
+def _operator(name: str) -> Callable[[StandIn, Any], Any]:
+    """Make an operator of two values of the program's: any other operand may be what a test expects."""
+
+    def operate(left: StandIn, right: Any) -> Any:  # noqa: ANN401 - any value
+        if not isinstance(right, StandIn):
+            return NotImplemented
+        return left._asked("operate", left._link.written(right), name)
+
+    return operate
+
+
+for _name in _OPERATORS:
+    setattr(StandIn, f"__{_name.strip('_')}__", _operator(_name))
 
 
 def _number(value: Any) -> int:  # noqa: ANN401 - any value

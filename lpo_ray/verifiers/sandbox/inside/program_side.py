@@ -8,11 +8,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import json
+import operator
 import os
 import sys
 from typing import Any
 
-from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, Writer, builtin_error, own_classes, read
+from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, IN_PLACE, Writer, builtin_error, own_classes, read
 
 
 class Solver:
@@ -25,7 +26,8 @@ class Solver:
 
     def answer(self, question: list[Any]) -> dict[str, Any]:
         """Answer ``["names", names, class]``, ``["text", object]``, ``["get", object, attribute]``,
-        ``["set", object, attribute, value]`` or ``["call", object, args, kwargs]``.
+        ``["set", object, attribute, value]``, ``["operate", object, object, operator]``, ``["call", object, args,
+        kwargs]``, or ``["change", object, args, kwargs]``, which asks for the arguments after the call too.
         """
         what, *rest = question
         if what == "names":
@@ -42,10 +44,13 @@ class Solver:
             return self._message(getattr(values[0], values[1]))
         if what == "set":
             return self._message(setattr(values[0], values[1], values[2]))
-        return self._message(values[0](*values[1], **values[2]))
+        if what == "operate":
+            return self._message(getattr(operator, values[2])(values[0], values[1]))
+        value = values[0](*values[1], **values[2])
+        return self._message(value) if what == "call" else self._message((value, *values[1:]), IN_PLACE)
 
-    def _message(self, value: Any) -> dict[str, Any]:  # noqa: ANN401 - any value
-        return Writer(self._number, self._given).message(value)
+    def _message(self, value: Any, depth: int = DEPTH) -> dict[str, Any]:  # noqa: ANN401 - any value
+        return Writer(self._number, self._given, depth).message(value)
 
     def _classes(self) -> dict[str, type]:
         """Return the classes of the task's own code, or those that the program put in their place."""

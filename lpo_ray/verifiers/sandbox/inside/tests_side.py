@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Any
 
+from lpo_ray.verifiers.sandbox.inside.in_place import NAME, called_in_place, compiled
 from lpo_ray.verifiers.sandbox.inside.judging import accepts, guard_numpy, try_named
 from lpo_ray.verifiers.sandbox.inside.link import Link
 from lpo_ray.verifiers.sandbox.inside.wire import Unsendable, own_classes
@@ -26,7 +27,7 @@ class Tester:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._space: dict[str, Any] = {"__name__": "tests", "__file__": "/tmp/tests.py"}
+        self._space: dict[str, Any] = {"__name__": "tests", "__file__": "/tmp/tests.py", NAME: called_in_place}
 
     def prepare(self, given: str, setup: str, names: list[str], entry_point: str | None, owner: str) -> None:
         """Take from the program what has one of ``names``, and run what stands before the tests. The task's own code
@@ -49,12 +50,12 @@ class Tester:
             self._space["candidate"] = found[entry_point]
         self._candidate = self._space.get("candidate")
         self._link.asked = 0
-        exec(compile(setup, "setup.py", "exec"), self._space)
+        exec(compiled(setup, "setup.py"), self._space)
 
     def try_test(self, kind: str, *rest: Any) -> None:  # noqa: ANN401 - as CallTests has it
         """Try one test, which passes when nothing is raised."""
         if kind == "code":
-            exec(compile(rest[0], "test.py", "exec"), self._space)
+            exec(compiled(rest[0], "test.py"), self._space)
         elif kind == "named":
             try_named(self._space, rest[0])
         else:

@@ -18,6 +18,8 @@ from typing import Any
 
 DEPTH = 50
 """nesting of values in values"""
+IN_PLACE = DEPTH + 2
+"""the same of an answer with arguments in it"""
 _EXACT = 2**53
 _BUILT: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
     "Decimal": ("decimal", lambda value: [str(value)]),

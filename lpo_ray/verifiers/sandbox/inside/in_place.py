@@ -1,0 +1,111 @@
+"""Calls whose value the tests do not look at: what such a call does to its arguments, they look at instead.
+
+The program gets copies. After such a call alone their contents come back, into the lists, dicts and sets that the tests
+hold. After any other call the arguments are what they were, or a program could empty what its value is compared with.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any
+
+from lpo_ray.verifiers.sandbox.inside.link import StandIn
+from lpo_ray.verifiers.sandbox.inside.wire import DEPTH
+
+NAME = "called in place"
+"""what the tests call to say so: no name that a text of Python can have"""
+_CHANGING = (list, dict, set, bytearray)
+_PLAIN = (*_CHANGING, tuple, frozenset, str, bytes, int, float, complex, type(None))
+
+
+def compiled(text: str, name: str) -> CodeType:
+    """Compile tests, with a mark at each call whose value is thrown away or only compared with None."""
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    unread = [node.value for node in nodes if isinstance(node, ast.Expr)] + [*filter(None, map(_is_it_none, nodes))]
+    for node in [*unread, *_unread_locals(nodes, unread)]:
+        if isinstance(node, ast.Call):
+            node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), [node.func], []), node.func)
+    return compile(ast.fix_missing_locations(tree), name, "exec", dont_inherit=True)
+
+
+def _unread_locals(nodes: Sequence[ast.AST], unread: Sequence[ast.expr]) -> list[ast.expr]:
+    """Return what is assigned to variables of functions that are read nowhere but in ``unread``. Other texts may read
+    those that are no function's.
+    """
+    skipped = {id(node) for node in unread}
+    read: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store) and id(node) not in skipped:
+            read.add(node.id)
+        elif isinstance(node, ast.AugAssign):
+            read |= {part.id for part in ast.walk(node.target) if isinstance(part, ast.Name)}
+        elif isinstance(node, ast.Global):
+            read |= {*node.names}
+    return [
+        node.value
+        for function in nodes
+        if isinstance(function, ast.FunctionDef)
+        for node in function.body
+        if isinstance(node, ast.Assign) and all(isinstance(to, ast.Name) and to.id not in read for to in node.targets)
+    ]
+
+
+def _is_it_none(node: ast.AST) -> ast.expr | None:
+    """Return what a test asks this of, if that is all it asks."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Is | ast.IsNot):
+        right = node.comparators[0]
+        return node.left if isinstance(right, ast.Constant) and right.value is None else None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "assertIsNone":
+        return node.args[0] if node.args else None
+    return None
+
+
+def called_in_place(function: Any) -> Any:  # noqa: ANN401 - any value
+    """Return what to call in place of a function: itself, if it is the tests' own."""
+    return _in_place(function) if type(function) is StandIn else function
+
+
+def _in_place(function: StandIn) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any value
+        given = [*args, *kwargs.values()]
+        if not any(isinstance(value, _CHANGING) and _is_plain(value) for value in given):
+            return function(*args, **kwargs)
+        value, changed, by_name = function.__dict__["_link"].change(function, args, kwargs)
+        for old, new in zip(given, [*changed, *(by_name[name] for name in kwargs)], strict=True):
+            if _is_plain(old):
+                _put(old, new)
+        return value
+
+    return call
+
+
+def _is_plain(value: Any, depth: int = DEPTH) -> bool:  # noqa: ANN401 - any value
+    """Tell whether a copy is as good as the value: an object of a class would be another one."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return depth > 0 and all(_is_plain(part, depth - 1) for part in value)
+    return isinstance(value, _PLAIN)
+
+
+def _put(old: Any, new: Any) -> Any:  # noqa: ANN401 - any value
+    """Make ``old`` have the contents of ``new``, and what it holds too where it is of one type; return it, or ``new``
+    if it cannot change.
+    """
+    if isinstance(old, list) and type(new) is list:
+        old[:] = [_put(old[place], part) if place < len(old) else part for place, part in enumerate(new)]
+    elif isinstance(old, dict) and type(new) is dict:
+        parts = {key: _put(old[key], part) if key in old else part for key, part in new.items()}
+        old.clear()
+        old.update(parts)
+    elif isinstance(old, set) and type(new) is set:
+        old.clear()
+        old.update(new)
+    elif isinstance(old, bytearray) and type(new) is bytearray:
+        old[:] = new
+    else:
+        return new
+    return old

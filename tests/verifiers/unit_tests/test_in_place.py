@@ -1,0 +1,111 @@
+"""What a program does to its arguments counts where a test looks at them, and not at the value of the call."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.unit_tests.verifier import unit_tests
+
+REV = "def rev(a): a.reverse()\n"
+ZEROES = "class Solution:\n    def moveZeroes(self, nums):\n        nums.sort(key=lambda n: n == 0)\n        {}\n"
+LEETCODE = {
+    "test": "def check(candidate):\n    nums = [0, 1, 0, 3]\n    candidate(nums)\n    assert nums == [1, 3, 0, 0]\n",
+    "entry_point": "Solution().moveZeroes",
+}
+
+
+def judged(program: str, answer: Any) -> Verdict:
+    return unit_tests(f"```python\n{program}```", json.dumps(answer), {}, Limits(start_seconds=20.0))
+
+
+@pytest.mark.parametrize(
+    ("program", "answer"),
+    [
+        (REV, {"test": "def check(candidate):\n a=[1,2]\n candidate(a)\n assert a==[2,1]", "entry_point": "rev"}),
+        (ZEROES.format("pass"), LEETCODE),
+        (ZEROES.format("return nums"), LEETCODE),
+        (REV, ["a = [1, 2]\nrev(a)\nassert a == [2, 1]", "b = [3]\nassert rev(b) is None\nassert b == [3]"]),
+        (REV, "a = [1, 2]\nrev(a)\nassert a == [2, 1]\nassert a[0] == 2\n"),
+        (REV, ["def test_a():\n a = [1, 2]\n value = rev(a=a)\n assert value is None\n assert a == [2, 1]"]),
+        (REV, ["a = b = [1, 2]\nrev(a)\nassert b == [2, 1] and a is b"]),
+        (
+            "def turn(m): m[:] = [list(row) for row in zip(*m[::-1])]\n",
+            ["m = [[1, 2], [3, 4]]\nrow = m[0]\nturn(m)\nassert m == [[3, 1], [4, 2]] and row is m[0]"],
+        ),
+        (
+            "def add(d, key, s): d.setdefault(key, []).append(1); d.pop('x', 0); s.add(key)\n",
+            ["d, s = {'a': [], 'x': 2}, set()\nheld = d['a']\nadd(d, 'a', s)\nassert d == {'a': [1]} and s == {'a'}\n"
+             "assert held == [1]"],
+        ),
+        (
+            "def put(c, word): c[word] = c.get(word, 0) + 1\n",
+            ["from collections import Counter\nc = Counter('a')\nput(c, 'a')\nassert c == Counter('aa')"],
+        ),
+        (
+            "class Box:\n    def fill(self, a): a.append(3)\n",
+            "from solution import Box\nimport unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n"
+            "        a = [1]\n        self.assertIsNone(Box().fill(a))\n        self.assertEqual(a, [1, 3])\n",
+        ),
+        (
+            "def grow(a): a.append(1)\n",
+            ["a = list(range(50000))\ngrow(a)\nassert grow(a) is None\nassert a[:2] == [0, 1]"],
+        ),
+        (
+            "class A: pass\ndef use(items): items.clear()\n",
+            ["from solution import A, use\na = A()\nitems = [a]\nuse(items)\nassert items[0] is a"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_program_that_changes_its_arguments_passes(program: str, answer: Any) -> None:
+    verdict = judged(program, answer)
+    assert verdict.reward == 1.0, verdict
+
+
+@pytest.mark.parametrize(
+    ("program", "answer"),
+    [
+        ("def rev(a): return a[::-1]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
+        ("def rev(a): a = a[::-1]\n", ["a = [1, 2]\nassert rev(a) is None\nassert a == [2, 1]"]),
+        (
+            "def rev(a): a.clear(); return a\n",
+            {"setup": "a = [2, 1]\nb = rev(a)", "tests": ["assert b == sorted(a)"]},
+        ),
+        (
+            "def rev(a): a.clear(); return a\n",
+            {"setup": "a = [2, 1]\ndef make():\n global b\n b = rev(a)\nmake()", "tests": ["assert b == sorted(a)"]},
+        ),
+        ("def rev(a): a.clear(); return a\n", ["a = [2, 1]\nassert rev(a) == sorted(a)"]),
+        ("def rev(a): a.clear(); return a\n", ["a = [2, 1]\nb = rev(a)\nassert b == sorted(a)"]),
+        ("def rev(a): a.clear(); return a\n", ["a = [2, 1]\nb = rev(a)\nassert b is not None\nassert b == sorted(a)"]),
+        ("def rev(a): a.clear()\n", ["a = [2, 1]\nassert rev(a) == (max(a) if a else None)"]),
+        ("def rev(a): a.clear()\n", ["a = [2, 1]\nfor b in [rev(a)]: assert b == (a or None)"]),
+        ("def rev(a): a[:] = [Yes(), Yes()]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
+        ("def rev(a): a[:] = [I(0), I(0)]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
+        ("def rev(a): a[:] = [L(), L()]\n", ["a = [[1], [2]]\nrev(a)\nassert a == [[2], [1]]"]),
+        ("def rev(a): a.clear(); a.append(a)\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
+        ("def rev(a): a.extend(range(10**6))\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
+        (
+            "import json\nreal = json.dumps\njson.dumps = lambda v, **k: real({'value': {'t': [None]}})\n"
+            "def rev(a): pass\n",
+            ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"],
+        ),
+        (
+            "import json\nreal = json.dumps\njson.dumps = lambda v, **k: real({'value': {'t': "
+            "[None, {'t': [True, True]}, {'l': []}]}})\ndef rev(a): pass\n",
+            ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_program_that_does_not_gains_nothing(program: str, answer: Any) -> None:
+    kinds = (
+        "class Yes:\n    def __eq__(self, other): return True\n"
+        "class I(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\n"
+        "class L(list):\n    def __eq__(self, other): return True\n"
+    )
+    verdict = judged(kinds + program, answer)
+    assert verdict.reward == 0.0, verdict

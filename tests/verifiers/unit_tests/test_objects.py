@@ -1,0 +1,75 @@
+"""What tests may do with objects of a class that the program defines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.unit_tests.verifier import unit_tests
+
+VECTOR = """
+class V:
+    def __init__(self, x): self.x = x
+    def __add__(self, other): return V(self.x + other.x)
+    def __mul__(self, other): return self.x * other.x
+    def __lt__(self, other): return self.x < other.x
+"""
+COUNT = "def count(n):\n    yield from range(n)\n"
+OPENED = """
+class Opened:
+    seen = []
+    def __enter__(self): self.seen.append('in'); return self
+    def __exit__(self, *error): self.seen.append(error[0]); return True
+"""
+YES = """
+class Yes:
+    def __add__(self, other): return 9
+    __radd__ = __sub__ = __rsub__ = __mul__ = __mod__ = __add__
+    def __lt__(self, other): return True
+    __gt__ = __le__ = __ge__ = __contains__ = __eq__ = __lt__
+    def __enter__(self): return self
+    def __exit__(self, *error): return True
+def f(x): return Yes()
+"""
+
+
+def judged(program: str, test: str) -> Verdict:
+    return unit_tests(f"```python\n{program}```", json.dumps([test]), {}, Limits(start_seconds=20.0))
+
+
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        (VECTOR, "assert (V(1) + V(2)).x == 3"),
+        (VECTOR, "assert V(4) * V(2) == 8"),
+        (VECTOR, "assert [v.x for v in sorted([V(3), V(1)])] == [1, 3]"),
+        (VECTOR, "try:\n    V(4) - V(2)\nexcept TypeError:\n    pass\nelse:\n    assert V(1).x == 2"),
+        (COUNT, "g = count(2)\nassert next(g) == 0 and next(g) == 1 and next(g, None) is None"),
+        (COUNT, "import pytest\ng = count(0)\nwith pytest.raises(StopIteration):\n    next(g)"),
+        (OPENED, "with Opened() as o:\n    assert o.seen == ['in']\nassert o.seen == ['in', None]"),
+    ],
+)
+def test_they_have_operators(program: str, test: str) -> None:
+    verdict = judged(program, test)
+    assert verdict.reward == 1.0, verdict
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert f(3) + 0 == 9",
+        "assert 0 + f(3) == 9",
+        "assert f(3) - 9 < 1e-6",
+        "assert abs(f(3) - 9) < 1e-6",
+        "assert 8 < f(3) < 10",
+        "assert 9 in f(3)",
+        "assert f(3) % 9 == 0",
+        "with f(3):\n    assert f(3) == 9",
+    ],
+)
+def test_they_judge_nothing(test: str) -> None:
+    verdict = judged(YES, test)
+    assert verdict.reward == 0.0, verdict
