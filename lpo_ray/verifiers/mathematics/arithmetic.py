@@ -85,6 +85,13 @@ def add(left: Value, right: Value) -> Value:
     return Fraction(0) if abs(total) <= _CANCELLED * max(abs(left), abs(right)) else _checked(total)
 
 
+def distance(left: Value, right: Value) -> Value:
+    """Return how far two values are apart."""
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return abs(left - right)
+    return abs(inexact(left) - inexact(right))
+
+
 def multiply(left: Value, right: Value) -> Value:
     """Multiply."""
     if isinstance(left, Fraction) and isinstance(right, Fraction):
@@ -112,9 +119,8 @@ def power(base: Value, exponent: Value) -> Value:
     if base == 0:
         raise NoValue
     context = library()
-    is_irrational = (
-        isinstance(exponent, Fraction) and exponent != 0 and (isinstance(base, Fraction) or base == context.e)
-    )
+    is_known = isinstance(base, Fraction) or base == context.e
+    is_irrational = is_known and isinstance(exponent, Fraction) and exponent != 0
     base, exponent = inexact(base), inexact(exponent)
     if abs(exponent) > MAX_ARGUMENT or abs(exponent) * abs(context.mag(base)) > 2 * MAX_ARGUMENT:
         raise NoValue
@@ -166,6 +172,8 @@ def root(degree: Value, value: Value) -> Value:
 
 
 def _exact_root(number: int, degree: int) -> int | None:
+    if number < 2:
+        return number
     if degree == 2:
         found = isqrt(number)
         return found if found * found == number else None

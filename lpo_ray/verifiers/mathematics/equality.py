@@ -249,9 +249,9 @@ def _is_told_by_names(left: Items, right: Items) -> bool:
     return (bool(names) != bool(others)) and len(names | others) > 1 and not _are_numbered(names | others)
 
 
-def _record(items: Items) -> tuple[Reading, ...] | None:
-    """Return the values of ``x = 1, y = 2`` in the order of the names; None for other lists."""
-    unknowns = _unknowns(items)
+def _record(reading: Reading) -> tuple[Reading, ...] | None:
+    """Return the values of ``x = 1, y = 2``, and of ``(x, y) = (1, 2)``, in the order of the names; None for other lists."""
+    unknowns = _unknowns(reading)
     return None if unknowns is None else tuple(value for _, value in sorted(unknowns.items(), key=lambda pair: pair[0]))
 
 
@@ -278,7 +278,8 @@ def vote(reading: Reading) -> str:
     if isinstance(reading, Grouped):
         return vote(reading.items if reading.may_be_list else reading.number)
     if isinstance(reading, Named):
-        return vote(reading.value)
+        values = _record(reading)
+        return vote(reading.value if values is None else Items("tuple", values))
     if isinstance(reading, Choice):
         return reading.letter
     if isinstance(reading, Based):

@@ -58,7 +58,7 @@ def _same_number(given: Quantity, wanted: Quantity, factor: Value, near: Fractio
         return True
     if not (arithmetic.is_real(one) and arithmetic.is_real(other)):
         return False
-    distance = abs(arithmetic.add(one, arithmetic.multiply(Fraction(-1), other)))
+    distance = arithmetic.distance(one, other)
     if near and at_most(distance, near) and at_most(distance, arithmetic.multiply(near, abs(other))):
         return True
     return _may_be_rounded(given.decimals, one, wanted.decimals, other) and _within(distance, other)
@@ -105,7 +105,7 @@ def is_rounded_from(rounded: Quantity, value: Quantity) -> bool:
             continue
         if not (arithmetic.is_real(one) and arithmetic.is_real(other)):
             continue
-        distance = abs(arithmetic.add(one, arithmetic.multiply(Fraction(-1), other)))
+        distance = arithmetic.distance(one, other)
         if decimal.decimals >= 1 and at_most(distance, Fraction(51, 100 * 10**decimal.decimals)):
             return True
     return False
