@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 MAX_BITS = 16_384
 """size of numerator and denominator"""
 MAX_FACTORIAL = 999
+MAX_DEGREE = 64
+"""of roots that are taken exactly"""
 MAX_ARGUMENT = 10_000
 """of functions and in exponents of irrational numbers, and the binary magnitude of what comes out"""
 DIGITS = 100
 _SAME = 1e-70
 _CANCELLED = 1e-90
+_LARGE = 1e30
 _PLAIN = (1, 720_720)
 """denominators of rational numbers that an irrational one may look like"""
 
@@ -119,20 +122,23 @@ def power(base: Value, exponent: Value) -> Value:
     if base == 0:
         raise NoValue
     context = library()
-    is_known = isinstance(base, Fraction) or base == context.e
-    is_irrational = is_known and isinstance(exponent, Fraction) and exponent != 0
+    is_rational = isinstance(base, Fraction) and isinstance(exponent, Fraction)
+    is_root = is_rational and exponent.denominator <= MAX_DEGREE
+    is_irrational = is_rational or (isinstance(exponent, Fraction) and exponent != 0 and base == context.e)
     base, exponent = inexact(base), inexact(exponent)
     if abs(exponent) > MAX_ARGUMENT or abs(exponent) * abs(context.mag(base)) > 2 * MAX_ARGUMENT:
         raise NoValue
     result = _checked(context.power(base, exponent))
-    return _told_from_rational(result) if is_irrational else result
+    return _told_from_rational(result, is_root=is_root) if is_irrational else result
 
 
-def _told_from_rational(value: Value) -> Value:
+def _told_from_rational(value: Value, *, is_root: bool = False) -> Value:
     """Return an irrational value. Raises NoValue when its digits are those of a rational number."""
     if not is_real(value) or value == 0:
         return value
     number = inexact(value).real
+    if not is_root and abs(number) > _LARGE:
+        return value  # nobody writes down the whole number beside it
     for denominator in _PLAIN:
         whole = library().nint(number * denominator)
         if whole and abs(number * denominator - whole) <= _SAME * abs(whole):
@@ -154,7 +160,7 @@ def _rational_power(base: Fraction, exponent: Fraction) -> Fraction | None:
         return _checked(base**n)
     if base == 1:
         return base
-    if base < 0 or exponent.denominator > 64:
+    if base < 0 or exponent.denominator > MAX_DEGREE:
         return None
     above, below = (_exact_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
     if above is None or below is None:
@@ -211,6 +217,8 @@ def function(name: str, value: Value) -> Value:
         return _rounded(name, value)
     if value == 0 and name in ("sin", "tan", "arcsin", "arctan", "sinh", "tanh", "asin", "atan"):
         return Fraction(0)
+    if value == 0 and name in ("cos", "sec", "cosh", "exp"):
+        return Fraction(1)
     if value == 1 and name in ("ln", "log"):
         return Fraction(0)
     context, argument = library(), inexact(value)

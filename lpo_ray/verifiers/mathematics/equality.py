@@ -250,7 +250,7 @@ def _is_told_by_names(left: Items, right: Items) -> bool:
 
 
 def _record(reading: Reading) -> tuple[Reading, ...] | None:
-    """Return the values of ``x = 1, y = 2``, and of ``(x, y) = (1, 2)``, in the order of the names; None for other lists."""
+    """Return the values of ``x = 1, y = 2`` and ``(x, y) = (1, 2)`` in the order of the names; None for others."""
     unknowns = _unknowns(reading)
     return None if unknowns is None else tuple(value for _, value in sorted(unknowns.items(), key=lambda pair: pair[0]))
 

@@ -497,7 +497,8 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
 def _without_ordinal(found: tuple[str, ...]) -> tuple[str, ...]:
     r"""Leave out what makes a number an ordinal, as in ``5^{\text{th}}``."""
     start = len(found) - 1 - found[::-1].index("^") if "^" in found else len(found)
-    said = "".join(token.strip('"') for token in found[start + 1 :] if token not in ("{", "}"))
+    tail = found[start + 2 : -1] if found[start + 1 : start + 2] == ("{",) else found[start + 1 : start + 2]
+    said = "".join(token.strip('"') for token in tail)
     return found[:start] if start == 1 and found[0].isdigit() and said in _ORDINALS else found
 
 
