@@ -131,7 +131,7 @@ def _once(rng: Random, text: str) -> str:
 
 _WORDS_AT_END = (
     r"(?<=[0-9}).%\] ;\\])"
-    r"(?:[\s;\\]*(?!(?:or|and|not|than|times|more|minus|thousand|dozen|ldots|pi|pm)\b)[a-z]{2,14})+$"
+    r"(?:[\s;\\]*(?!(?:or|and|not|than|times|more|minus|thousand|dozen|ldots|pi)\b|(?<=\\)pm\b)[a-z]{2,14})+$"
 )
 _GROUPED = (
     r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})*,0[0-9]{2}(?:,[0-9]{3})*(?![0-9])",

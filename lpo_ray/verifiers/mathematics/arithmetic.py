@@ -1,7 +1,8 @@
-"""Arithmetic that is exact as long as numbers are rational, and of 50 digits beyond; no operation takes long.
+"""Arithmetic that is exact as long as numbers are rational, and of 100 digits beyond; no operation takes long.
 
 A value is a Fraction, or a real or complex number of mpmath. NoValue is raised for what has none, and for what would
-be larger than the limits: a text may ask for ``9^{9^9}``.
+be larger than the limits: a text may ask for ``9^{9^9}``. Nor has one what the digits cannot tell from another number,
+such as ``1 + e^{-1000}`` from 1.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from math import comb, factorial, isqrt
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 MAX_BITS = 16_384
 """size of numerator and denominator"""
 MAX_FACTORIAL = 999
+MAX_DEGREE = 64
+"""of roots that are taken exactly"""
 MAX_ARGUMENT = 10_000
 """of functions and in exponents of irrational numbers, and the binary magnitude of what comes out"""
-DIGITS = 50
-_SAME = 10**-30
-_CANCELLED = 1e-42
+DIGITS = 100
+_SAME = 1e-70
+_CANCELLED = 1e-90
+_LARGE = 1e30
+_PLAIN = (1, 720_720)
+"""denominators of rational numbers that an irrational one may look like"""
 
 Value = Any
 """Fraction, mpf or mpc"""
@@ -72,12 +78,21 @@ def _checked(value: Value) -> Value:
 
 
 def add(left: Value, right: Value) -> Value:
-    """Add; what is left when equal irrational numbers cancel is 0."""
+    """Add; what is left when equal irrational numbers cancel is 0. Raises NoValue when one is lost beside the other."""
     if isinstance(left, Fraction) and isinstance(right, Fraction):
         return _checked(left + right)
     left, right = inexact(left), inexact(right)
+    if left and right and min(abs(left), abs(right)) <= _SAME * max(abs(left), abs(right)):
+        raise NoValue
     total = left + right
     return Fraction(0) if abs(total) <= _CANCELLED * max(abs(left), abs(right)) else _checked(total)
+
+
+def distance(left: Value, right: Value) -> Value:
+    """Return how far two values are apart."""
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return abs(left - right)
+    return abs(inexact(left) - inexact(right))
 
 
 def multiply(left: Value, right: Value) -> Value:
@@ -106,11 +121,29 @@ def power(base: Value, exponent: Value) -> Value:
             return exact
     if base == 0:
         raise NoValue
-    base, exponent = inexact(base), inexact(exponent)
     context = library()
+    is_rational = isinstance(base, Fraction) and isinstance(exponent, Fraction)
+    is_root = is_rational and exponent.denominator <= MAX_DEGREE
+    is_irrational = is_rational or (isinstance(exponent, Fraction) and exponent != 0 and base == context.e)
+    base, exponent = inexact(base), inexact(exponent)
     if abs(exponent) > MAX_ARGUMENT or abs(exponent) * abs(context.mag(base)) > 2 * MAX_ARGUMENT:
         raise NoValue
-    return _checked(context.power(base, exponent))
+    result = _checked(context.power(base, exponent))
+    return _told_from_rational(result, is_root=is_root) if is_irrational else result
+
+
+def _told_from_rational(value: Value, *, is_root: bool = False) -> Value:
+    """Return an irrational value. Raises NoValue when its digits are those of a rational number."""
+    if not is_real(value) or value == 0:
+        return value
+    number = inexact(value).real
+    if not is_root and abs(number) > _LARGE:
+        return value  # nobody writes down the whole number beside it
+    for denominator in _PLAIN:
+        whole = library().nint(number * denominator)
+        if whole and abs(number * denominator - whole) <= _SAME * abs(whole):
+            raise NoValue
+    return value
 
 
 def _rational_power(base: Fraction, exponent: Fraction) -> Fraction | None:
@@ -125,7 +158,9 @@ def _rational_power(base: Fraction, exponent: Fraction) -> Fraction | None:
         if abs(n) * (bits - 1) > MAX_BITS:
             raise NoValue
         return _checked(base**n)
-    if base < 0 or exponent.denominator > 64:
+    if base == 1:
+        return base
+    if base < 0 or exponent.denominator > MAX_DEGREE:
         return None
     above, below = (_exact_root(part, exponent.denominator) for part in (base.numerator, base.denominator))
     if above is None or below is None:
@@ -143,13 +178,15 @@ def root(degree: Value, value: Value) -> Value:
 
 
 def _exact_root(number: int, degree: int) -> int | None:
+    if number < 2:
+        return number
     if degree == 2:
         found = isqrt(number)
         return found if found * found == number else None
-    if number.bit_length() > 1024:
-        return None
-    found = round(number ** (1 / degree))
-    return next((n for n in (found - 1, found, found + 1) if n >= 0 and n**degree == number), None)
+    found, last = 1 << -(-number.bit_length() // degree), 0
+    while found != last:  # Newton's steps go down to the root, rounded down
+        last, found = found, min(found, ((degree - 1) * found + number // found ** (degree - 1)) // degree)
+    return found if found**degree == number else None
 
 
 def factorial_of(value: Value) -> Value:
@@ -180,6 +217,8 @@ def function(name: str, value: Value) -> Value:
         return _rounded(name, value)
     if value == 0 and name in ("sin", "tan", "arcsin", "arctan", "sinh", "tanh", "asin", "atan"):
         return Fraction(0)
+    if value == 0 and name in ("cos", "sec", "cosh", "exp"):
+        return Fraction(1)
     if value == 1 and name in ("ln", "log"):
         return Fraction(0)
     context, argument = library(), inexact(value)
@@ -189,7 +228,22 @@ def function(name: str, value: Value) -> Value:
         raise NoValue
     names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "log": "log10"}
     result = _called(getattr(context, names.get(name, name)), argument)
-    return Fraction(0) if name in ("sin", "cos", "tan", "cot") and abs(result) < _CANCELLED else result
+    if name in ("sin", "cos", "tan", "cot") and abs(result) < _CANCELLED:
+        return Fraction(0)
+    if name == "tanh" or (isinstance(value, Fraction) and name != "log"):
+        return _told_from_rational(result)
+    return result
+
+
+def extreme(name: str, values: Sequence[Value]) -> Value:
+    """Return the largest ("max") or smallest ("min") of real values."""
+    if not all(map(is_real, values)):
+        raise NoValue
+    found = values[0]
+    for value in values[1:]:
+        if at_most(found, value) == (name == "max"):
+            found = value
+    return found
 
 
 def _rounded(name: str, value: Value) -> Value:
@@ -201,7 +255,7 @@ def _rounded(name: str, value: Value) -> Value:
         return Fraction(value.__floor__() if name == "floor" else value.__ceil__())
     context = library()
     nearest = context.nint(value.real)
-    if abs(value.real - nearest) < 1e-40 * max(1, abs(nearest)):
+    if abs(value.real - nearest) < 1e-80 * max(1, abs(nearest)):
         return Fraction(int(nearest))
     return Fraction(int(context.floor(value.real) if name == "floor" else context.ceil(value.real)))
 
@@ -216,7 +270,7 @@ def _called(routine: Callable[[Value], Value], argument: Value) -> Value:
 
 
 def equal(left: Value, right: Value) -> bool:
-    """Tell whether two values are equal: exactly, or in their first 30 digits where one is irrational."""
+    """Tell whether two values are equal: exactly, or in their first 70 digits where one is irrational."""
     if isinstance(left, Fraction) and isinstance(right, Fraction):
         return left == right
     if left == 0 or right == 0:

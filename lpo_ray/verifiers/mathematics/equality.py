@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from lpo_ray.verifiers.mathematics import arithmetic
@@ -29,7 +29,7 @@ def same(given: Reading, wanted: Reading, near: Fraction = Fraction(0)) -> bool:
     """Tell whether ``given`` is the answer ``wanted``. ``near``: how far two numbers may be apart, absolutely and
     relative to the answer.
     """
-    for reader in (_same_grouped, _same_choice, _same_named, _same_based):
+    for reader in (_same_grouped, _same_choice, _same_unknowns, _same_named, _same_based):
         verdict = reader(given, wanted, near)
         if verdict is not None:
             return verdict
@@ -72,6 +72,34 @@ def _same_choice(given: Reading, wanted: Reading, near: Fraction) -> bool | None
 
 def _is_letter(reading: Reading, letter: str) -> bool:
     return isinstance(reading, Quantity) and reading.expression.tree == ("letter", letter)
+
+
+def _same_unknowns(given: Reading, wanted: Reading, near: Fraction) -> bool | None:
+    """Compare by name where both name the same unknowns: ``x = 5, y = 6``, ``AB = 5, BC = 6``, ``(y, x) = (6, 5)``."""
+    one, other = _unknowns(given), _unknowns(wanted)
+    if one is None or other is None or one.keys() != other.keys() or _are_numbered(one):
+        return None
+    return all(same(value, other[name], near) for name, value in one.items())
+
+
+def _unknowns(reading: Reading) -> dict[str, Reading] | None:
+    """Return the values of two or more names; None where they are not all named, or a name is used twice."""
+    if isinstance(reading, Named) and reading.name.startswith("(") and isinstance(reading.value, Items):
+        names = [character for character in reading.name if character.isalpha()]
+        values = reading.value.items if reading.value.kind == "tuple" else ()
+    elif isinstance(reading, Items) and _kind(reading) == "list":
+        named = [item for item in reading.items if isinstance(item, Named)]
+        names, values = [item.name for item in named], reading.items
+    else:
+        return None
+    if len(names) < 2 or len(names) != len(values) or len(set(names)) < len(names) or not all(names):
+        return None
+    return {name: value.value if isinstance(value, Named) else value for name, value in zip(names, values, strict=True)}
+
+
+def _are_numbered(names: Iterable[str]) -> bool:
+    """Tell whether names are one letter with subscripts, such as roots have: no order tells them apart."""
+    return len({name.partition("_")[0] for name in names}) == 1
 
 
 def _same_named(given: Reading, wanted: Reading, near: Fraction) -> bool | None:
@@ -146,7 +174,9 @@ def _same_items(given: Reading, wanted: Reading, near: Fraction) -> bool:
         kinds = {_kind(left), _kind(right)}
         if kinds == {"list"}:
             one, other = (_distinct(part) if part.kind == "or" else part.items for part in (left, right))
-            return _same_sets(one, other, near) or _same_records(left, right, near)
+            return (not _is_told_by_names(left, right) and _same_sets(one, other, near)) or _same_records(
+                left, right, near
+            )
         if kinds == {"list", "tuple"}:
             record, other = (left, right) if _kind(left) == "list" else (right, left)
             values = _record(record)
@@ -213,13 +243,16 @@ def _same_records(given: Items, wanted: Items, near: Fraction) -> bool:
     return _same_in_order(one or given.items, other or wanted.items, near)
 
 
-def _record(items: Items) -> tuple[Reading, ...] | None:
-    """Return the values of ``x = 1, y = 2`` in the order of the names; None for other lists."""
-    named = [item for item in items.items if isinstance(item, Named)]
-    names = [item.name for item in named]
-    if len(named) < len(items.items) or len(set(names)) < len(names) or not all(names):
-        return None
-    return tuple(item.value for item in sorted(named, key=lambda item: item.name))
+def _is_told_by_names(left: Items, right: Items) -> bool:
+    """Tell whether one of two lists has different names and the other none, so that their order is what counts."""
+    names, others = ({item.name for item in part.items if isinstance(item, Named)} for part in (left, right))
+    return (bool(names) != bool(others)) and len(names | others) > 1 and not _are_numbered(names | others)
+
+
+def _record(reading: Reading) -> tuple[Reading, ...] | None:
+    """Return the values of ``x = 1, y = 2`` and ``(x, y) = (1, 2)`` in the order of the names; None for others."""
+    unknowns = _unknowns(reading)
+    return None if unknowns is None else tuple(value for _, value in sorted(unknowns.items(), key=lambda pair: pair[0]))
 
 
 def number_of(reading: Reading) -> Value | None:
@@ -245,7 +278,8 @@ def vote(reading: Reading) -> str:
     if isinstance(reading, Grouped):
         return vote(reading.items if reading.may_be_list else reading.number)
     if isinstance(reading, Named):
-        return vote(reading.value)
+        values = _record(reading)
+        return vote(reading.value if values is None else Items("tuple", values))
     if isinstance(reading, Choice):
         return reading.letter
     if isinstance(reading, Based):

@@ -106,10 +106,26 @@ def _value_at(expression: Expression, point: int) -> Value | None:
 
 @lru_cache(maxsize=1024)
 def letter_at(name: str, point: int) -> Fraction:
-    """Return the number that a letter is at a point: positive at the first four, of either sign at the others."""
+    """Return the number that a letter is at a point: positive at the first four, of either sign at the others, and
+    whole from NUM_POINTS on.
+    """
     digest = blake2b(f"{name} {point}".encode(), digest_size=4).digest()
     size = Fraction(101 + digest[0] + 256 * digest[1] % 1931, (97, 89, 331, 1009)[point % 4])
+    if point >= NUM_POINTS:
+        size = Fraction((digest[0] + 2) * (60 if point % 2 else 1))
     return -size if point >= 4 and (digest[2] + point) % 2 else size
+
+
+def points_of(*expressions: Expression) -> tuple[int, ...]:
+    """Return the points where expressions are compared: with whole numbers too where floor or ceiling is of them."""
+    fractions = tuple(range(NUM_POINTS))
+    if not any(_has_steps(expression.tree) for expression in expressions):
+        return fractions
+    return tuple(point for pair in zip(range(NUM_POINTS, 2 * NUM_POINTS), fractions, strict=True) for point in pair)
+
+
+def _has_steps(node: object) -> bool:
+    return isinstance(node, tuple) and (node[:1] in (("floor",), ("ceil",)) or any(map(_has_steps, node)))
 
 
 def expression_of(found: Sequence[str]) -> Expression | None:
@@ -261,6 +277,8 @@ class _Parser:
             return ("floor" if token == "\\lfloor" else "ceil", self._group(token.replace("\\l", "\\r")))
         if token in _COMMAND_FUNCTIONS:
             return self._function(token[1:])
+        if token in ("\\max", "\\min"):
+            return self._extreme(token[1:])
         if token == "\\pi":
             return ("constant", "pi")
         if self._is_letter(token):
@@ -323,6 +341,17 @@ class _Parser:
     def _root(self) -> Node:
         degree = self._group("]") if self._take("[") else ("number", Fraction(2))
         return ("root", degree, self._argument())
+
+    def _extreme(self, name: str) -> Node:
+        r"""Read ``\max(1, 2)`` or ``\min\{1, 2\}``."""
+        closing = _CLOSING.get(self._next(), "")
+        found = [self._sum()]
+        while self._peek() in (",", ", "):
+            self._at += 1
+            found.append(self._sum())
+        if not closing or not self._take(closing) or len(found) < 2:
+            raise NotAnExpression
+        return (name, *found)
 
     def _function(self, name: str) -> Node:
         base = exponent = None
@@ -430,6 +459,8 @@ def constant(name: str) -> Value:
 
 
 def _operation(kind: str, values: list[Value]) -> Value:
+    if kind in ("max", "min"):
+        return arithmetic.extreme(kind, values)
     if kind == "power":
         return arithmetic.power(*values)
     if kind == "root":
@@ -463,11 +494,13 @@ def _exact_log(base: Value, value: Value) -> Fraction | None:
 
 def same(left: Expression, right: Expression) -> bool:
     """Tell whether two expressions have the same value wherever both are real."""
+    if left.tree == right.tree:
+        return True
     if not left.letters and not right.letters:
         one, other = left.value(), right.value()
         return one is not None and other is not None and arithmetic.equal(one, other)
     compared = 0
-    for point in range(NUM_POINTS):
+    for point in points_of(left, right):
         one, other = left.value(point), right.value(point)
         if one is None or other is None:
             continue
@@ -482,9 +515,11 @@ def same(left: Expression, right: Expression) -> bool:
 def proportional(left: Expression, right: Expression, *, positive: bool) -> bool:
     """Tell whether one expression is the other times a number (a positive one): equations and inequalities of 0."""
     ratios: list[Value] = []
-    for point in range(NUM_POINTS):
+    for point in points_of(left, right):
         one, other = left.value(point), right.value(point)
         if one is None or other is None or not (arithmetic.is_real(one) and arithmetic.is_real(other)):
+            continue
+        if one == 0 and other == 0:
             continue
         if one == 0 or other == 0:
             return False

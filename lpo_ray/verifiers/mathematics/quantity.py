@@ -16,6 +16,8 @@ from lpo_ray.verifiers.mathematics.expression import Expression
 
 ABSOLUTE, RELATIVE = Fraction(51, 10**8), Fraction(1, 10**5)
 """how far a decimal may be from a number that has no end as a decimal"""
+SIGNIFICANT = 3
+"""digits that such a decimal has at least, not counting zeros in front"""
 DECIMALS = 6
 """places that such a decimal has at least"""
 
@@ -56,7 +58,7 @@ def _same_number(given: Quantity, wanted: Quantity, factor: Value, near: Fractio
         return True
     if not (arithmetic.is_real(one) and arithmetic.is_real(other)):
         return False
-    distance = abs(arithmetic.add(one, arithmetic.multiply(Fraction(-1), other)))
+    distance = arithmetic.distance(one, other)
     if near and at_most(distance, near) and at_most(distance, arithmetic.multiply(near, abs(other))):
         return True
     return _may_be_rounded(given.decimals, one, wanted.decimals, other) and _within(distance, other)
@@ -65,10 +67,19 @@ def _same_number(given: Quantity, wanted: Quantity, factor: Value, near: Fractio
 def _may_be_rounded(decimals: int | None, value: Value, other_decimals: int | None, other: Value) -> bool:
     """Tell whether one of two numbers may be the other, rounded."""
     if decimals is not None and other_decimals is not None:
-        return min(decimals, other_decimals) >= DECIMALS and decimals != other_decimals
+        shorter = value if decimals < other_decimals else other
+        return (
+            min(decimals, other_decimals) >= DECIMALS
+            and decimals != other_decimals
+            and _is_significant(shorter, min(decimals, other_decimals))
+        )
     if decimals is not None:
-        return not _is_decimal(other)
-    return other_decimals is not None and not _is_decimal(value)
+        return not _is_decimal(other) and _is_significant(value, decimals)
+    return other_decimals is not None and not _is_decimal(value) and _is_significant(other, other_decimals)
+
+
+def _is_significant(value: Value, decimals: int) -> bool:
+    return at_most(Fraction(10 ** (SIGNIFICANT - 1), 10**decimals), abs(value))
 
 
 def _is_decimal(value: Value) -> bool:
@@ -94,7 +105,7 @@ def is_rounded_from(rounded: Quantity, value: Quantity) -> bool:
             continue
         if not (arithmetic.is_real(one) and arithmetic.is_real(other)):
             continue
-        distance = abs(arithmetic.add(one, arithmetic.multiply(Fraction(-1), other)))
+        distance = arithmetic.distance(one, other)
         if decimal.decimals >= 1 and at_most(distance, Fraction(51, 100 * 10**decimal.decimals)):
             return True
     return False
@@ -130,7 +141,7 @@ def values_of(expression: Expression, *, relative: bool = False) -> str:
     """Write the values of an expression at the points where they are compared; relative to the first of them."""
     if expression.tree[0] == "letter":
         return expression.tree[1]
-    values = [expression.value(point) for point in range(expressions.NUM_POINTS)]
+    values = [expression.value(point) for point in expressions.points_of(expression)]
     real = [(at, value) for at, value in enumerate(values) if value is not None and arithmetic.is_real(value)]
     if len(real) < 2:
         return repr(expression.tree)

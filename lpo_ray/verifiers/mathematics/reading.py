@@ -48,7 +48,8 @@ _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 _PAIRS = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle", "{": "}"}
 _IN_FRONT, _AT_END = (":", "`", "\\approx", "**"), ("\\\\", "`", "**")
 _REALS = (("\\mathbb", "{", "R", "}"), ("\\mathbb", "R"))
-_EMPTY = (("\\emptyset",), ("\\{", "\\}"))
+_EMPTY = (("\\emptyset",), ("\\{", "\\}"), ('"no', '"solution'), ('"no', '"solutions'))
+_ORDINALS = frozenset(("st", "nd", "rd", "th"))
 _SYNONYMS = {"dne": "does not exist", "all reals": "all real numbers"}
 _CHOICES = frozenset("ABCDEFGHIJ")
 _FUNCTIONS = frozenset(f"\\{name}" for name in FUNCTIONS)
@@ -86,7 +87,7 @@ def _reading(found: tuple[str, ...], depth: int) -> Reading:
     if not found or depth > MAX_DEPTH or not _is_balanced(found):
         interval = _outward(found)
         return _words(found) if interval is None else interval
-    if found in _EMPTY:
+    if tuple(token.lower() for token in found) in _EMPTY:
         return Items("list", ())
     if found in _REALS:
         return Interval(Infinite(-1), Infinite(1), False, False)
@@ -469,10 +470,11 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
     infinite = _infinite(found)
     if infinite is not None:
         return infinite
+    found, modulus = _without_modulus(_without_ordinal(found))
     found, currency = _without_currency(found)
     bare, unit = units.without_unit(found)
     bare, scale = units.without_scale(bare)
-    found, unit = tuple(bare), unit or currency
+    found, unit = tuple(bare), modulus or unit or currency
     if found[-1:] in (("%",), ('"percent',)):
         found, unit = found[:-1], "%"
     for sign in (("^", "\\circ"), ("^", "{", "\\circ", "}"), ("\\degree",), ("\\circ",)):
@@ -490,6 +492,23 @@ def _quantity(found: tuple[str, ...], depth: int) -> Reading | None:
             ("product", ((False, expression.tree), (False, ("number", scale)))), expression.letters, False
         )
     return Quantity(expression, unit, _decimals(found))
+
+
+def _without_ordinal(found: tuple[str, ...]) -> tuple[str, ...]:
+    r"""Leave out what makes a number an ordinal, as in ``5^{\text{th}}``."""
+    start = len(found) - 1 - found[::-1].index("^") if "^" in found else len(found)
+    tail = found[start + 2 : -1] if found[start + 1 : start + 2] == ("{",) else found[start + 1 : start + 2]
+    said = "".join(token.strip('"') for token in tail)
+    return found[:start] if start == 1 and found[0].isdigit() and said in _ORDINALS else found
+
+
+def _without_modulus(found: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    r"""Return the tokens before ``\pmod{7}`` and ``mod 7``; "" where there is no modulus."""
+    if "\\pmod" not in found[1:]:
+        return found, ""
+    at = found.index("\\pmod", 1)
+    said = "".join(token for token in found[at + 1 :] if token not in ("{", "}"))
+    return (found[:at], f"mod {said}") if said.isdigit() else (found, "")
 
 
 def _without_currency(found: tuple[str, ...]) -> tuple[tuple[str, ...], str]:

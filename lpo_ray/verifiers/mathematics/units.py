@@ -29,7 +29,7 @@ NOT_UNITS = frozenset(
      "with", "is", "are", "equals", "equal", "to", "point", "negative", "below", "under", "above", "beyond", "nearly",
      "about", "almost", "up", "down", "off", "wrong", "false", "incorrect", "impossible", "undefined", "infinity",
      "infinite", "doubled", "tripled", "inverse", "root", "twice", "double", "triple", "remainder", "only", "both",
-     "different", "same", "hundred", "thousand", "million", "billion", "trillion", "dozen"]
+     "different", "same", "ldots", "cdots", "dots", "hundred", "thousand", "million", "billion", "trillion", "dozen"]
 )  # fmt: skip
 """words that make another number, or none, of what stands beside them"""
 _SIGNS_OF_UNITS = frozenset(("/", "*", "^", "(", ")", "{", "}", ".", "m", "s", "h"))

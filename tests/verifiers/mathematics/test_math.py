@@ -124,6 +124,23 @@ def test_an_empty_response_is_wrong(response: str, answer: str) -> None:
     assert math(response, answer).reward == 0.0
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"\sqrt{10^{30}+1}", "10^{15}"),
+        (r"\sqrt{10^{30}+1}", r"\sqrt{10^{30}+2}"),
+        ("0.000001", r"\frac{1}{1000001}"),
+        (r"5\pmod{7}", r"5\pmod{8}"),
+        ("3 am", "3 pm"),
+        ("x=5,y=6,7", "6,5,7"),
+        ("(y,x)=(5,6)", "(x,y)=(5,6)"),
+    ],
+)
+def test_what_is_hard_to_tell_apart_is_not_equal(one: str, other: str) -> None:
+    assert math(f"\\boxed{{{one}}}", other).reward == 0
+    assert math(f"\\boxed{{{other}}}", one).reward == 0
+
+
 @given(st.text(max_size=200))
 def test_any_text_gets_a_verdict(text: str) -> None:
     for response in (text, f"\\boxed{{{text}}}", f"The answer is {text}", f"#### {text}"):
