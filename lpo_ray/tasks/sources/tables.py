@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from lpo_ray.errors import DataError
-from lpo_ray.tasks.sources.columns import Row
+from lpo_ray.tasks.sources.columns import Row, shown
 from lpo_ray.tasks.sources.files import EXPECTED
 from lpo_ray.tasks.sources.rows import Rows
 
@@ -35,6 +35,9 @@ class ParquetRows(Rows):
             self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"dataset {path} cannot be read as parquet: {error}") from error
+        names = self._file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise DataError(f"dataset {path} has the columns {shown(names)}; expected names, each once")
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = list(accumulate(sizes, initial=0))
