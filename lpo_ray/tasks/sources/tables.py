@@ -33,9 +33,9 @@ class ParquetRows(Rows):
         self._path = path
         try:
             self._file = pq.ParquetFile(path)
+            names = self._file.schema_arrow.names
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"dataset {path} cannot be read as parquet: {error}") from error
-        names = self._file.schema_arrow.names
         if len(set(names)) < len(names):
             raise DataError(f"dataset {path} has the columns {shown(names)}; expected names, each once")
         metadata = self._file.metadata
