@@ -27,6 +27,7 @@ from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from lpo_ray.common.error_text import error_text
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.call import loaded_version, takes_whole_group, verify, version_of
 from lpo_ray.verifiers.calling.case import Case
@@ -66,6 +67,10 @@ class NoAnswer(Exception):
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict)
         self.verdict = verdict
+
+
+class _Ended(Exception):
+    """Error of a call that ended with what is no Exception: it was to end its process, and ends the call."""
 
 
 class VerdictPool:
@@ -179,8 +184,10 @@ class VerdictPool:
                     reason = f"the pool broke {broken} times: {type(error).__name__} {error}"
                     raise NoAnswer(Verdict.failed(reason)) from error
                 self._replace(pool, error)
+            except _Ended as error:
+                raise NoAnswer(Verdict.unscored(str(error))) from error
             except Exception as error:  # whatever went wrong, it is no reward
-                raise NoAnswer(Verdict.unscored(f"{type(error).__name__}: {error}")) from error
+                raise NoAnswer(Verdict.unscored(error_text(error))) from error
 
     async def _asked(
         self, pool: ProcessPool, job: Callable[..., T], verifier: str, args: Sequence[object], deadline: float,
@@ -195,6 +202,9 @@ class VerdictPool:
         self.given += 1
         if future.cancelled():
             raise BrokenProcessPool("it was stopped")
+        error = future.exception()
+        if error is not None and not isinstance(error, Exception):  # raised here it would end the event loop
+            raise _Ended(error_text(error))
         return future.result()
 
     def _replace(self, pool: ProcessPool, error: Exception) -> None:
@@ -268,15 +278,15 @@ def _carry_out(job: Callable[..., T], verifier: str, version: str, overdue: floa
 def _judge(verifier: str, cases: Sequence[Case]) -> tuple[list[Verdict], float]:
     """Return verdicts, and the seconds they took."""
     started = time.perf_counter()
-    return verify(verifier, cases), time.perf_counter() - started
+    return verify(verifier, cases, may_interrupt=False), time.perf_counter() - started
 
 
 def _style(verifier: str) -> bool | str:
     """Tell whether the verifier takes whole groups, or why it cannot be imported."""
     try:
         return takes_whole_group(verifier)
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything, also what a broken pool raises
-        return f"{type(error).__name__}: {error}"
+    except BaseException as error:  # noqa: BLE001 - a user's module may raise anything, also what a broken pool raises
+        return error_text(error)
 
 
 def _give_way(number: int, frame: FrameType | None) -> None:

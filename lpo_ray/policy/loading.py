@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import cast
 
 import torch
@@ -31,7 +32,7 @@ from lpo_ray.policy.whole import (
 )
 
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ZeroDivisionError,
-              SafetensorError, StrictDataclassError)  # fmt: skip
+              EOFError, IndexError, UnpicklingError, SafetensorError, StrictDataclassError)  # fmt: skip
 """what transformers raises for a model that is damaged, of a kind that it does not know, or out of reach"""
 
 
@@ -152,6 +153,11 @@ def not_loaded(path: str, part: str, error: Exception) -> ConfigError:
             f"model.path is {path!r}, whose {part} needs Python code that comes with the model; expected a model that "
             "transformers knows by itself. Read that code, and if it may run on every machine of the run, set "
             "model.trust_remote_code=true"
+        )
+    if isinstance(error, UnpicklingError):  # torch's own text says how to run the code
+        return ConfigError(
+            f"model.path is {path!r}, whose {part} are in a pickle file that is damaged or holds more than tensors, "
+            "such as code; expected tensors only, best as safetensors: take the model from whom you trust"
         )
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ConfigError(f"model.path is {path!r}, whose {part} could not be loaded: {reason}")

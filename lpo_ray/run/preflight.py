@@ -6,6 +6,7 @@ import math
 
 import psutil
 
+from lpo_ray.common.error_text import error_text
 from lpo_ray.common.plugins import UnknownName
 from lpo_ray.config.schema import ClusterKind, Config, PipelineConfig, TaskConfig
 from lpo_ray.errors import ConfigError
@@ -35,8 +36,8 @@ def check_verifier(verifier: str, cluster: ClusterKind) -> None:
             judge_named(name)
         except UnknownName as error:
             raise ConfigError(str(error)) from error
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:
+            what = error_text(error)
             raise ConfigError(f"task.verifier={name} failed while it was made ready: {what}") from error
 
 

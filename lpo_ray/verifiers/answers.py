@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lpo_ray.common.error_text import error_text
 from lpo_ray.verdict import BadAnswer
 from lpo_ray.verifiers.boxed import boxed_vote
 from lpo_ray.verifiers.calling.call import judge_named
@@ -101,5 +102,5 @@ def check_answer(verifier: str, answer: str, row: Mapping[str, Any], raw_answer:
             else:
                 judge_named(name)([Case("", "", answer, row, raw_answer=raw_answer)])
         except Exception as error:  # whatever it raises for this answer, it would raise for every response
-            said = str(error) if isinstance(error, BadAnswer) else f"{type(error).__name__}: {error}"
+            said = str(error) if isinstance(error, BadAnswer) else error_text(error)
             raise BadAnswer(f"{name} cannot read it: {said}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +138,42 @@ def test_a_pickled_model_has_no_header_and_is_refused_at_load(tmp_path: Path) ->
     dry(folder)
     with pytest.raises(ConfigError, match=r"1 missing, .*: lm_head\.weight"):
         load(folder)
+
+
+class Runs:
+    """A pickle that calls a function when it is read."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("was-run",)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: torch.save({"lm_head.weight": Runs()}, path),
+        lambda path: torch.save({"lm_head.weight": Runs()}, path, _use_new_zipfile_serialization=False),
+        lambda path: path.write_bytes(pickle.dumps(Runs())),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no pickle"),
+        lambda path: (torch.save({"lm_head.weight": torch.zeros(9)}, path), truncated(path)),
+    ],
+)
+def test_a_pickle_that_is_not_tensors_is_one_line(
+    write: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_model(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    write(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="whose weights ") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_a_tied_head_that_is_another_one_is_refused(tmp_path: Path) -> None:

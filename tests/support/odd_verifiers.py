@@ -49,3 +49,16 @@ def shortest(completions: list[str], **kwargs: Any) -> list[float]:
 
 def shortest_or_none(completions: list[str], **kwargs: Any) -> list[float | None]:
     return [None if c == "none" else reward for c, reward in zip(completions, shortest(completions), strict=True)]
+
+
+class OwnEnd(BaseException):
+    """No Exception, and without a text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def run_it(response: str, answer: str) -> float:
+    """Run the response here, as functions of users do."""
+    exec(response)
+    return 1.0

@@ -3,9 +3,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lpo_ray.config.schema import ClusterKind
+from lpo_ray.errors import ConfigError
+from lpo_ray.run.preflight import check_verifier
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.call import verify
 from lpo_ray.verifiers.calling.case import Case
@@ -42,6 +46,43 @@ def test_a_verifier_that_fails_is_unscored() -> None:
     assert verify("tests.verifiers.test_verdict:forgets", [Case("", "", "")])[0] == Verdict.unscored(
         "the verifier returned None"
     )
+
+
+ENDS = {
+    "exit(3)": "SystemExit: 3",
+    "import asyncio; raise asyncio.CancelledError": "CancelledError",
+    "raise GeneratorExit": "GeneratorExit",
+    "from tests.support.odd_verifiers import OwnEnd; raise OwnEnd": "OwnEnd, whose text cannot be made",
+    "raise type('Odd', (Exception,), {'__str__': lambda self: None})": "Odd, whose text cannot be made",
+    "raise ValueError('x' * 10**6)": "ValueError: xxx",
+}
+
+
+@pytest.mark.parametrize("response", ENDS)
+def test_a_response_cannot_end_who_runs_it(response: str) -> None:
+    name = "tests.support.odd_verifiers:run_it"
+    verdicts = verify(name, [Case("", "pass", ""), Case("", response, ""), Case("", "pass", "")])
+    assert [verdict.reward for verdict in verdicts] == [1, None, 1]
+    assert ENDS[response] in verdicts[1].detail
+    assert len(verdicts[1].detail) < 1000
+
+
+def test_who_ends_the_run_by_hand_is_heard() -> None:
+    """In a verifier's own process nobody does, so it was the response."""
+    name, case = "tests.support.odd_verifiers:run_it", Case("", "raise KeyboardInterrupt", "")
+    with pytest.raises(KeyboardInterrupt):
+        verify(name, [case])
+    assert "KeyboardInterrupt" in verify(name, [case], may_interrupt=False)[0].detail
+
+
+def test_a_module_that_ends_its_process_is_a_failure(tmp_path: Path) -> None:
+    file = tmp_path / "leaving.py"
+    file.write_text("import sys\nsys.exit('no licence')\n")
+    verdict = verify(f"{file}:reward", [Case("", "", "")])[0]
+    assert verdict.lack == "failed"
+    assert "SystemExit: no licence" in verdict.detail
+    with pytest.raises(ConfigError, match="SystemExit: no licence"):
+        check_verifier(f"{file}:reward", ClusterKind.inprocess)
 
 
 def test_verifier_processes_stay_light() -> None:

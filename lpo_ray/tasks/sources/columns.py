@@ -18,6 +18,7 @@ import base64
 import datetime
 import decimal
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,20 +85,32 @@ class Columns:
     def read(self, row: Row, where: str) -> Example:
         """Read the row's prompt, answer and rest. DataError that starts with ``where`` and names the column."""
         found = look_up(row, self.prompt)
+        if found is None and self.prompt in row:
+            raise DataError(f"{where}: {self.prompt} is empty; expected a text that is not empty, or messages")
         if found is None:
             raise _missing(row, self.prompt, where)
+        if isinstance(found, bytes):
+            found = _utf8(found, f"{where}: {self.prompt}")
         prompt, num_images = _prompt(found, f"{where}: {self.prompt}")
         left_out = {"prompt", self.prompt}
         rest = {name: plain(value, f"{where}: {name}") for name, value in row.items() if name not in left_out}
         rest["prompt"] = prompt
-        raw = None if self.answer is None else look_up(rest, self.answer)
-        if raw != raw:  # NaN is how pandas writes that there is none
-            raw = None
+        raw = self._raw_answer(row, where)
+        if self.answer in rest and self.answer != "prompt":
+            rest[self.answer] = raw
         if self.answer == "answer":
             rest.pop("answer", None)
         answer = _unicode(as_text(raw), f"{where}: {self.answer}")
         num_images += sum(_count(row.get(name)) for name in IMAGES)
         return Example(prompt, answer, rest, num_images, raw, self._fault(answer, rest, raw))
+
+    def _raw_answer(self, row: Row, where: str) -> Any:  # noqa: ANN401 - JSON
+        """Read the answer in its own type; bytes are text. None where there is none."""
+        if self.answer is None:
+            return None
+        name = f"{where}: {self.answer}"
+        raw = plain(look_up(row, self.answer), name, binary=_utf8)
+        return None if isinstance(raw, float) and not math.isfinite(raw) else raw  # pandas writes NaN for nothing
 
     def _fault(self, answer: str, rest: Mapping[str, Any], raw: Any) -> str | None:  # noqa: ANN401 - JSON
         """Say why the answer cannot be used; None when it can."""
@@ -159,18 +172,33 @@ def look_up(row: Row, column: str) -> object:
     return value
 
 
-def plain(value: object, where: str, depth: int = 0) -> Any:  # noqa: ANN401 - JSON
-    """Turn ``value`` into JSON types: bytes as base64, times in ISO format, decimals as text. DataError otherwise."""
+def _base64(value: bytes, where: str) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _utf8(value: bytes, where: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is bytes that are not UTF-8 ({error.reason}): {shown(value)}; expected text"
+        ) from error
+
+
+def plain(value: object, where: str, depth: int = 0, binary: Callable[[bytes, str], str] = _base64) -> Any:  # noqa: ANN401 - JSON
+    """Turn ``value`` into JSON types: bytes by ``binary``, times in ISO format, decimals as text. DataError
+    otherwise.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if depth >= MAX_DEPTH:
         raise DataError(f"{where} is nested deeper than {MAX_DEPTH} levels; expected a flatter value")
     if isinstance(value, Mapping):
-        return {str(name): plain(item, where, depth + 1) for name, item in value.items()}
+        return {str(name): plain(item, where, depth + 1, binary) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, where, depth + 1) for item in value]
+        return [plain(item, where, depth + 1, binary) for item in value]
     if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
+        return binary(value, where)
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal | datetime.timedelta):

@@ -56,7 +56,7 @@ class Pass:
     """Findings of one pass over a file, a number for each of its N rows."""
 
     lengths: npt.NDArray[np.int32]
-    """[N] tokens of the prompt"""
+    """[N] tokens of the prompt; a lower bound of one that is far too long"""
     exact: Hashes
     """[N] of the prompt's text"""
     folded: Hashes
@@ -152,7 +152,7 @@ class PromptFile:
                 rendered.append(self._encoder.render(example.prompt))
             except DataError as error:
                 raise DataError(f"{self._where(first + place)}: {self._columns.prompt}: {error}") from error
-        lengths = np.array([len(row) for row in self._encoder.encode_many(rendered)], dtype=np.int32)
+        lengths = np.array(self._encoder.count_many(rendered), dtype=np.int32)
         if not lengths.all():
             where = self._where(first + int(np.flatnonzero(lengths == 0)[0]))
             raise DataError(f"{where}: {self._columns.prompt} has no token in this model's vocabulary; expected a text")

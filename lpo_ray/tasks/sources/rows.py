@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import os
 from array import array
 from bisect import bisect_right
@@ -16,6 +15,7 @@ from typing_extensions import override
 from lpo_ray.errors import DataError
 from lpo_ray.tasks.sources.columns import Row, shown
 from lpo_ray.tasks.sources.files import files_of, kind_of
+from lpo_ray.tasks.sources.json_text import parsed_json
 
 
 class Rows(Protocol):
@@ -150,13 +150,12 @@ class JsonlRows(Rows):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
-            row = json.loads(line.decode("utf-8"))
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{where} is not UTF-8 ({error.reason}): {shown(line)}") from error
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and thousands of brackets
-            raise DataError(f"{where} is not JSON ({error}): {shown(line.decode('utf-8'))}") from error
+        row = parsed_json(text, where)
         if not isinstance(row, dict):
-            raise DataError(f"{where} is {shown(line.decode('utf-8').strip())}; expected a JSON object")
+            raise DataError(f"{where} is {shown(text.strip())}; expected a JSON object")
         return row
 
 

@@ -21,6 +21,8 @@ Split = Literal["train", "heldout"]
 DEFAULT_FORM = PromptForm()
 TRIES = 100
 """training prompts that are looked at for each that is wanted"""
+HEAD_CHARACTERS = 64
+"""characters for each token that a prompt may have, after which a text is most likely too long"""
 HELDOUT_SEED = 0
 """seed of the held-out problems of generators: the same for every run, so that runs can be compared"""
 
@@ -69,6 +71,21 @@ class PromptEncoder:
             else np.concatenate([np.asarray(prompt.begin, dtype=np.int64), row])
             for prompt, row in zip(rendered, rows, strict=True)
         ]
+
+    def count_many(self, rendered: Sequence[Rendered]) -> list[int]:
+        """Count the tokens of prompts. Of a text that is far too long only the beginning is encoded: its count is a
+        lower bound, above ``max_tokens``.
+        """
+        head = HEAD_CHARACTERS * max(self.max_tokens, 1)
+        counts = [len(row) for row in self.encode_many([Rendered(text[:head], begin) for text, begin in rendered])]
+        unsure = [
+            place
+            for place, prompt in enumerate(rendered)
+            if len(prompt.text) > head and counts[place] <= 2 * self.max_tokens  # the cut may change the last tokens
+        ]
+        for place in unsure:
+            counts[place] = len(self.encode_many([rendered[place]])[0])
+        return counts
 
     def render(self, prompt: str | Messages) -> Rendered:
         """Render the text whose tokens the engine is given. DataError for messages that cannot be rendered."""

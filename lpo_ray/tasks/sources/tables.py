@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from lpo_ray.errors import DataError
-from lpo_ray.tasks.sources.columns import Row
+from lpo_ray.tasks.sources.columns import Row, shown
 from lpo_ray.tasks.sources.files import EXPECTED
 from lpo_ray.tasks.sources.rows import Rows
 
@@ -33,8 +33,11 @@ class ParquetRows(Rows):
         self._path = path
         try:
             self._file = pq.ParquetFile(path)
+            names = self._file.schema_arrow.names
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"dataset {path} cannot be read as parquet: {error}") from error
+        if len(set(names)) < len(names):
+            raise DataError(f"dataset {path} has the columns {shown(names)}; expected names, each once")
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = list(accumulate(sizes, initial=0))

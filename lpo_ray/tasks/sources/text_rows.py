@@ -22,6 +22,7 @@ from typing_extensions import override
 from lpo_ray.errors import DataError
 from lpo_ray.tasks.sources.columns import Row, shown
 from lpo_ray.tasks.sources.files import kind_of
+from lpo_ray.tasks.sources.json_text import parsed_json
 from lpo_ray.tasks.sources.rows import JsonlRows, Rows
 
 OPENERS = cast("Mapping[str, Callable[[str], IO[bytes]]]", {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open})
@@ -102,7 +103,7 @@ def _table(file: io.TextIOWrapper, path: str, delimiter: str) -> Numbered:
 def _lines(file: io.TextIOWrapper, path: str) -> Numbered:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield number, _object(_loaded(line, f"{path}, row {number}"), f"{path}, row {number}")
+            yield number, _object(parsed_json(line, f"{path}, row {number}"), f"{path}, row {number}")
 
 
 def _json(file: io.TextIOWrapper, path: str) -> Numbered:
@@ -111,7 +112,7 @@ def _json(file: io.TextIOWrapper, path: str) -> Numbered:
     if "\n" in text.strip() and _is_object(text.lstrip().partition("\n")[0]):
         yield from _lines(cast("io.TextIOWrapper", io.StringIO(text)), path)
         return
-    whole = _loaded(text, f"dataset {path}")
+    whole = parsed_json(text, f"dataset {path}")
     lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
     if len(lists) == 1 and lists[0] and all(isinstance(item, dict) for item in lists[0]):
         whole = lists[0]
@@ -122,13 +123,6 @@ def _json(file: io.TextIOWrapper, path: str) -> Numbered:
         yield number, _object(row, f"{path}, row {number}")
 
 
-def _loaded(text: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}): {shown(text)}") from error
-
-
 def _object(row: object, where: str) -> Row:
     if not isinstance(row, dict):
         raise DataError(f"{where} is {shown(row)}; expected a JSON object")
@@ -137,7 +131,7 @@ def _object(row: object, where: str) -> Row:
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json.loads(line, parse_int=str), dict)  # integers of any length
     except (ValueError, RecursionError):
         return False
 

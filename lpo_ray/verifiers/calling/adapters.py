@@ -64,7 +64,7 @@ def adapt(found: Any, name: str) -> Judge:  # noqa: ANN401 - whatever a user's m
     if "queries" in parameters and "labels" in parameters:
         return Judge(lambda cases: _openrlhf(found, cases), whole_group=True)
     if set(parameters) <= set(_FIELDS):
-        return _each(lambda case: verdict_of(found(**{key: getattr(case, key) for key in parameters})))
+        return _each(lambda case: verdict_of(found(**{key: copy.deepcopy(getattr(case, key)) for key in parameters})))
     if len(parameters) == 3:
         return _each(lambda case: verdict_of(found(case.prompt, case.response, case.answer)))
     raise UnknownName(
@@ -93,8 +93,9 @@ def _trl(function: Callable[..., Any], cases: Sequence[Case]) -> list[Verdict]:
     """
     logged = _Logged(len(cases))
     step = max((case.sampled.step for case in cases if case.sampled), default=0)
+    each = [case.columns for case in cases]
     given = {
-        **{key: [case.columns.get(key) for case in cases] for key in cases[0].columns},
+        **{key: [columns.get(key) for columns in each] for key in each[0]},
         "prompts": [case.raw_prompt for case in cases],
         "completions": [_completion(case) for case in cases],
         "completion_ids": [list(case.sampled.token_ids) if case.sampled else [] for case in cases],
@@ -140,7 +141,7 @@ def _verl(case: Case) -> dict[str, Any]:
     return {
         "data_source": case.row.get("data_source", ""),
         "solution_str": case.plain_response,
-        "ground_truth": copy.deepcopy(case.gold),
+        "ground_truth": case.gold,
         "extra_info": copy.deepcopy(dict(extra)) if isinstance(extra, Mapping) else {},
     }
 
@@ -160,7 +161,7 @@ def _openrlhf(function: Callable[..., Any], cases: Sequence[Case]) -> list[Verdi
     given = {
         "queries": [case.prompt + case.response if case.sampled is None else case.sampled.query for case in cases],
         "prompts": [case.prompt if case.sampled is None else case.sampled.prompt for case in cases],
-        "labels": [copy.deepcopy(case.gold) for case in cases],
+        "labels": [case.gold for case in cases],
     }
     answer = called(function, given)
     return verdicts_of(answer.get("rewards") if isinstance(answer, Mapping) else answer, len(cases))

@@ -10,7 +10,8 @@ from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
-from lpo_ray.common.plugins import UnknownName, plugin_file, resolve
+from lpo_ray.common.error_text import error_text
+from lpo_ray.common.plugins import plugin_file, resolve
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.adapters import Judge, adapt
 from lpo_ray.verifiers.calling.case import Case
@@ -18,22 +19,27 @@ from lpo_ray.verifiers.calling.weighted_sum import terms, weighted_sum
 from lpo_ray.verifiers.table import VERIFIERS
 
 
-def verify(name: str, cases: Sequence[Case]) -> list[Verdict]:
-    """Return verdicts of the named verifier on responses to one prompt. An exception inside it is unscored, with its
-    last line: of the response that did it, or of all that a verifier of whole groups was given.
+def verify(name: str, cases: Sequence[Case], *, may_interrupt: bool = True) -> list[Verdict]:
+    """Return verdicts of the named verifier on responses to one prompt. Whatever it raises is unscored, with its last
+    line: of the response that did it, or of all that a verifier of whole groups was given. So a response that a
+    verifier runs cannot end the process with ``exit()``.
+
+    ``may_interrupt``: whether KeyboardInterrupt is a person's, who ends this process, and is let through.
     """
     try:
         judge = judge_named(name)
-    except UnknownName as error:  # here, though it is there where the run was started
-        return [Verdict.failed(f"{type(error).__name__}: {error}")] * len(cases)
+    except BaseException as error:  # here, though it is there where the run was started
+        if may_interrupt and isinstance(error, KeyboardInterrupt):
+            raise
+        return [Verdict.failed(error_text(error))] * len(cases)
     try:
         return judge(cases)
-    except Exception as error:  # noqa: BLE001 - a user's verifier may raise anything; none of it is a reward
+    except BaseException as error:  # a user's verifier may raise anything; none of it is a reward
+        if may_interrupt and isinstance(error, KeyboardInterrupt):
+            raise
         if len(cases) > 1 and not judge.whole_group:
-            return [verdict for case in cases for verdict in verify(name, [case])]
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-        return [Verdict.unscored(reason)] * len(cases)
+            return [verdict for case in cases for verdict in verify(name, [case], may_interrupt=may_interrupt)]
+        return [Verdict.unscored(f"{error_text(error)} ({_place(error)})")] * len(cases)
 
 
 def takes_whole_group(name: str) -> bool:
@@ -46,6 +52,12 @@ def verify_sum(verifier: str, cases: Sequence[Case]) -> list[Verdict]:
     sum_of = terms(verifier)
     parts = [verify(term.name, cases) for term in sum_of]
     return [weighted_sum(sum_of, verdicts) for verdicts in zip(*parts, strict=True)]
+
+
+def _place(error: BaseException) -> str:
+    """Return file and line that raised ``error``, without reading the file: the code may have been made on the way."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    return f"{frame.f_code.co_filename}:{line}"
 
 
 @cache

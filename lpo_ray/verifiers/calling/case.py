@@ -55,8 +55,8 @@ class Case:
 
     @property
     def gold(self) -> Any:  # noqa: ANN401 - any JSON
-        """The answer in its own type, or its text where there is no other."""
-        return self.answer if self.raw_answer is None else self.raw_answer
+        """A copy of the answer in its own type, or its text where there is no other."""
+        return self.answer if self.raw_answer is None else copy.deepcopy(self.raw_answer)
 
     @property
     def raw_prompt(self) -> Any:  # noqa: ANN401 - a text or messages
@@ -70,5 +70,7 @@ class Case:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The row's columns but the prompt, and the answer in its own type as ``answer`` unless one has this name."""
-        return {"answer": self.gold, **{key: value for key, value in self.row.items() if key != "prompt"}}
+        """A copy of the row's columns but the prompt, and the answer in its own type as ``answer`` unless one has this
+        name. Functions from outside may change what they are given; the row is that of all responses.
+        """
+        return {"answer": self.gold, **{key: copy.deepcopy(item) for key, item in self.row.items() if key != "prompt"}}

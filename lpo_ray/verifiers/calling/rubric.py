@@ -70,10 +70,11 @@ def _plus(total: Verdict, part: Part, verdict: Verdict) -> Verdict:
 
 def _state(case: Case) -> dict[str, Any]:
     """Return what a function of one rollout may name."""
-    info, prompt = case.row.get("info", {}), case.raw_prompt
+    columns, prompt = case.columns, case.raw_prompt
+    info = columns.get("info", {})
     completion = [{"role": "assistant", "content": case.plain_response}]
     return {
-        **case.columns,
+        **columns,
         "prompt": prompt,
         "completion": completion,
         "state": {"prompt": prompt, "completion": completion, "answer": case.gold, "info": info},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from numbers import Real
 from typing import Any
 
@@ -39,7 +39,12 @@ def verdict_of(value: Any) -> Verdict:  # noqa: ANN401 - whatever a verifier ret
 
 
 def verdicts_of(values: Any, count: int, one: Callable[[Any], Verdict] = verdict_of) -> list[Verdict]:  # noqa: ANN401 - as verdict_of
-    """Turn a list, array or tensor of ``count`` rewards into verdicts, each by ``one``."""
+    """Turn a list, array or tensor of ``count`` rewards into verdicts, each by ``one``. What has no order of its own,
+    or is a text, is no list of rewards.
+    """
+    if isinstance(values, Mapping | Set | str | bytes | bytearray):
+        reason = f"the verifier returned a {type(values).__name__}, expected a list of {count} rewards"
+        return [Verdict.unscored(reason)] * count
     rewards = list(values) if values is not None else []
     if len(rewards) != count:
         return [Verdict.unscored(f"the verifier returned {len(rewards)} rewards of {count} responses")] * count

@@ -21,7 +21,7 @@ from pebble.pool.base_pool import PoolStatus
 from actors.verifier import endpoint as remote_verdicts
 from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
-from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
+from actors.verifier.process_pool import NoAnswer, ProcessPoolSettings, VerdictPool
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.call import version_of
 from lpo_ray.verifiers.calling.case import Case
@@ -69,6 +69,33 @@ async def test_the_others_of_a_group_are_scored(
     assert said in verdicts[2].detail
     if bad in ("spin", "die"):
         assert repr(bad) in caplog.text  # the offending text
+
+
+ENDS = ["exit()", "raise KeyboardInterrupt", "import asyncio; raise asyncio.CancelledError",
+        "from tests.support.odd_verifiers import OwnEnd; raise OwnEnd"]  # fmt: skip
+
+
+async def test_a_response_cannot_end_the_pool(pool: VerdictPool) -> None:
+    for end in ENDS:
+        verdicts = await pool.verdicts("tests.support.odd_verifiers:run_it", cases("pass", end, "pass"))
+        assert rewards(verdicts) == [1, None, 1], verdicts
+
+
+def leave(verifier: str, error: type[BaseException]) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
+async def test_what_leaves_a_process_does_not_end_the_run(error: type[BaseException], pool: VerdictPool) -> None:
+    with pytest.raises(NoAnswer, match=error.__name__):
+        await pool._answered(leave, "math", error, deadline=5, overdue=5)
+
+
+async def test_a_module_that_ends_its_process_is_a_failure(pool: VerdictPool, tmp_path: Path) -> None:
+    file = tmp_path / "leaving.py"
+    file.write_text("import sys\nsys.exit('no licence')\n")
+    verdict = (await pool.verdicts(f"{file}:reward", cases("a")))[0]
+    assert (verdict.lack, verdict.detail) == ("failed", "SystemExit: no licence")
 
 
 async def test_one_that_spins_leaves_the_other_process_to_the_others(pool: VerdictPool) -> None:

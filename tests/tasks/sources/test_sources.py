@@ -6,19 +6,27 @@ import json
 import logging
 import os
 import tracemalloc
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from lpo_ray.errors import DataError, UnusableRow
+from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.tasks.sources import tables
 from lpo_ray.tasks.sources.columns import MAX_DEPTH
 from lpo_ray.tasks.sources.rows import JsonlRows, open_rows
-from lpo_ray.tasks.sources.source import epoch_order, first_usable
+from lpo_ray.tasks.sources.source import PromptEncoder, epoch_order, first_usable
 from lpo_ray.tasks.sources.tables import ParquetRows
 from lpo_ray.verifiers.answers import check_answer
 from lpo_ray.verifiers.calling.adapters import adapt
@@ -183,6 +191,64 @@ def test_rows_whose_answers_cannot_be_read_are_left_out_and_keep_their_place(
     assert len({prompt.prompt_id for prompt in first_usable(found, 10)}) == 10
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400"])
+def test_an_answer_that_is_no_finite_number_is_none(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"prompt": "a", "answer": "1"}}\n{{"prompt": "b", "answer": {number}}}\n')
+    assert source(str(path)).train_file.faults == {1: "answer: there is none"}
+
+
+@pytest.mark.parametrize("column", ["answer", "label"])
+def test_bytes_are_text_or_refused(column: str, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "rows.parquet", [{"prompt": b"2+2=", column: "4½".encode()}])
+    prompt = source(path).train(0)
+    assert (prompt.answer, prompt.raw_answer) == ("4½", "4½")
+    assert prompt.row == {"prompt": "2+2="} | ({"label": "4½"} if column == "label" else {})
+    nested = write_parquet(tmp_path / "n.parquet", [{"prompt": "a", "reward_model": {"ground_truth": b"4"}}])
+    assert source(nested).train(0).answer == "4"
+    for row, name in (({"prompt": "a", column: b"\xff"}, column), ({"prompt": b"\xff", column: b"4"}, "prompt")):
+        bad = write_parquet(tmp_path / "bad.parquet", [row])
+        assert f"{bad}, row 1: {name} is bytes that are not UTF-8" in refused(bad)
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = [pa.array(["a"]), pa.array(["1"]), pa.array(["2"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "answer", "answer"]), path)
+    assert "has the columns ['prompt', 'answer', 'answer']; expected names, each once" in refused(str(path))
+
+
+def test_an_empty_prompt_of_a_table_is_said_to_be_empty(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,answer\na,1\n,2\n")
+    assert "row 2: prompt is empty; expected a text" in refused(str(path), columns=("prompt", "answer"))
+
+
+def test_a_prompt_that_is_far_too_long_is_not_encoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = 0
+    encode_many = Tokenizer.encode_many
+
+    def watched(self: Tokenizer, texts: Sequence[str]) -> list[Any]:
+        nonlocal longest
+        longest = max(longest, *map(len, texts))
+        return encode_many(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode_many", watched)
+    rows = [*SUMS[:3], {"prompt": "x" * 10**6, "answer": "1"}, *SUMS[3:5], {"prompt": "x" * 201, "answer": "1"}]
+    found = source(write_jsonl(tmp_path / "rows.jsonl", rows)).train_file
+    assert [found.row(position) for position in range(len(found))] == [1, 2, 3, 5, 6]
+    assert longest == 64 * 200
+
+
+def test_a_long_text_of_few_tokens_is_counted_whole() -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<eos>"))
+    encoder = PromptEncoder(tokenizer, "plain", 10)
+    texts = ["x" * 10_000, "x " * 9 + " " * 10_000 + "x", "x " * 10_000, " " * 5000 + "x " * 11]
+    assert encoder.count_many([encoder.render(text) for text in texts]) == [1, 10, 320, 11]
+
+
 def test_held_out_rows_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
     train, heldout = write_jsonl(tmp_path / "train.jsonl", SUMS[20:30]), write_jsonl(tmp_path / "held.jsonl", BAD)
     found = source(train, heldout, check=partial(check_answer, "boxed"))
@@ -238,7 +304,10 @@ def test_messages_without_a_chat_template_are_an_error(tmp_path: Path) -> None:
         (b'{"prompt": "a", "answer": "1"}\n\n{"prompt"', "row 3 is not JSON"),
         (b'{"prompt": "\xff", "answer": "1"}', "row 1 is not UTF-8 (invalid start byte)"),
         (b"[" * 100_000, "row 1 is not JSON"),
-        (b'{"prompt": "a", "answer": ' + b"1" * 5000 + b"}", "row 1 is not JSON"),
+        (b'{"prompt": "a", "answer": ' + b"1" * 5000 + b"}", "row 1 has an integer of more than 4300 digits"),
+        (b'{"prompt": "a", "answer": "1", "answer": "2"}', "row 1 has the name 'answer' twice"),
+        (b'{"prompt": "a", "answer": {"x": 1, "x": 2}}', "row 1 has the name 'x' twice"),
+        (b'{"prompt": null, "answer": "1"}\n{"prompt": "a"}', "row 1: prompt is empty"),
     ],
 )
 def test_lines_that_are_no_rows(content: bytes, expected: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.adapters import adapt
 from lpo_ray.verifiers.calling.call import judge_named, verify
 from lpo_ray.verifiers.calling.case import Case, Sampled
-from lpo_ray.verifiers.calling.values import verdict_of
+from lpo_ray.verifiers.calling.values import verdict_of, verdicts_of
 
 REWARDS = Path(__file__).parents[3] / "configs" / "rewards"
 CHAT = {"prompt": [{"role": "user", "content": "3, 4, 7: make 5"}], "data_source": "countdown", "level": 2}
@@ -52,6 +52,44 @@ def test_numbers_of_any_library_are_rewards(value: object) -> None:
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "1", [1.0], object(), {"acc": 1}, torch.tensor(math.nan)])
 def test_what_is_no_number_is_no_reward(value: object) -> None:
     assert verdict_of(value).reward is None
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [{1.0: "a", 2.0: "b"}, {1.0, 2.0}, frozenset({1, 2}), {1: 1, 2: 2}.keys(), "12", b"12", bytearray(b"12")],
+)
+def test_rewards_are_in_an_order(returned: Any) -> None:
+    verdicts = verdicts_of(returned, 2)
+    assert rewards(verdicts) == [None, None]
+    assert "expected a list of 2 rewards" in verdicts[0].detail
+
+
+def spoil(value: Any) -> float:
+    """Change a nested value; the reward is 1 where nobody has before."""
+    value["level"].append(9)
+    return float(value["level"] == [2, 9])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda row: spoil(row["extra_info"]),
+        lambda response, raw_answer: spoil(raw_answer),
+        lambda completions, extra_info: [spoil(value) for value in extra_info],
+        lambda completions, answer: [spoil(value) for value in answer],
+        lambda solution_str, extra_info: spoil(extra_info),
+        lambda solution_str, ground_truth: spoil(ground_truth),
+        lambda solution_strs, extra_infos: [spoil(value) for value in extra_infos],
+        lambda queries, prompts, labels: [spoil(value) for value in labels],
+        lambda: SimpleNamespace(funcs=[lambda completion, info: spoil(info)], weights=[1.0]),
+        lambda: SimpleNamespace(funcs=[lambda completion, extra_info: spoil(extra_info)], weights=[1.0]),
+    ],
+)
+def test_no_function_changes_the_row_of_the_others(function: Any) -> None:
+    row, gold = {"extra_info": {"level": [2]}, "info": {"level": [2]}}, {"level": [2]}
+    cases = [Case("", text, "5", row, raw_answer=gold) for text in "abc"]
+    assert rewards(adapt(function, "a:b")(cases)) == [1, 1, 1]
+    assert (row, gold) == ({"extra_info": {"level": [2]}, "info": {"level": [2]}}, {"level": [2]})
 
 
 # --- TRL ----------------------------------------------------------------------------------------------------------
