@@ -2,8 +2,8 @@
 
     .venv/bin/python -m lpo_ray.tools.minimal
 
-The tiny base policy learns Countdown (reach a target from three numbers) on two CPU cores: pass@1 0.182 to 0.363 in
-about 80 s, one seed, November 2026. What the full system adds is left out here: Ray, vLLM, ZeRO-3, resume, the ledger,
+The tiny base policy learns Countdown (reach a target from three numbers) on two CPU cores: pass@1 0.182 to 0.352 in
+67 s, one seed, November 2026. What the full system adds is left out here: Ray, vLLM, ZeRO-3, resume, the ledger,
 staleness, evaluation with intervals. The objective and the language model are the same code (``lpo_ray.objective``,
 ``lpo_ray.policy``).
 
@@ -34,7 +34,7 @@ from lpo_ray.tasks.base_policy import Recipe, cached_base_policy
 from lpo_ray.tasks.sources.countdown_problems import Problem, answer_json, generate, render
 from lpo_ray.verifiers.countdown import countdown
 
-STEPS = 80
+STEPS = 60
 PROMPTS, GROUP_SIZE, MAX_TOKENS = 64, 8, 24  # P, K, tokens of a response at most
 UPDATES = 2  # optimiser updates in a step, each over an equal share of its groups
 LEARNING_RATE, GRADIENT_CLIP = 2e-4, 1.0
