@@ -31,6 +31,8 @@ class Moments:
         self._contents: dict[int, bytes] = {}
         self._names: dict[int, dict[str, int]] = {}
         self._folders: set[int] = set()
+        self._held: dict[int, int] = {}
+        """inode -> a descriptor of it, so that no later file gets the number of one that was removed"""
         self._lock = threading.RLock()
         self._is_busy = False
         self.names: list[str] = []
@@ -50,7 +52,12 @@ class Moments:
                 return execute(db, sql, parameters)  # pyright: ignore
 
             patch.setattr(ledger._Connection, "execute", watching)
-            yield
+            try:
+                yield
+            finally:
+                for descriptor in self._held.values():
+                    os.close(descriptor)
+                self._held.clear()
 
     def after_kill(self, number: int) -> Path:
         """What is there at this moment."""
@@ -78,10 +85,18 @@ class Moments:
         if stat.S_ISDIR(found.st_mode):
             path = os.readlink(f"/proc/self/fd/{descriptor}")
             self._folders.add(found.st_ino)
+            self._hold(found.st_ino, path)
+            for entry in os.scandir(path):
+                self._hold(entry.inode(), entry.path)
             self._names[found.st_ino] = {entry.name: entry.inode() for entry in os.scandir(path)}
             self._folders |= {entry.inode() for entry in os.scandir(path) if entry.is_dir()}
         else:
+            self._hold(found.st_ino, f"/proc/self/fd/{descriptor}")
             self._contents[found.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+
+    def _hold(self, inode: int, path: str) -> None:
+        if inode not in self._held:
+            self._held[inode] = os.open(path, os.O_PATH)
 
     def _moment(self, name: str) -> None:
         with self._lock:
