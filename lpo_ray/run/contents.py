@@ -6,6 +6,7 @@ the files may have moved. Files whose size and time are as recorded are not read
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -15,13 +16,15 @@ from pathlib import Path
 from lpo_ray.common.file_digests import FileDigest, digests, files_of
 from lpo_ray.common.files import write_json
 from lpo_ray.common.plugins import plugin_file
-from lpo_ray.errors import ConfigError
+from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.policy.loading import identity
 from lpo_ray.run.spec import RunSpec
+from lpo_ray.tasks.sources import files as data_sets
 from lpo_ray.tasks.table import TASKS
 from lpo_ray.verifiers.calling.weighted_sum import terms
 
 FILE = "contents.json"
+DATA_SETS = ("task.path", "task.heldout_path")
 SHOWN = 3
 """files that a message names"""
 
@@ -32,7 +35,7 @@ class Content:
 
     path: str
     files: Mapping[str, FileDigest]
-    """by the name in the folder, without what is hidden; "" for a file alone"""
+    """by the name in the folder, without what is hidden; of several data files number and name; "" for a file alone"""
     version: str = ""
     """of what is no file here: a model's name on a hub and its commit"""
 
@@ -60,6 +63,7 @@ def pointers(spec: RunSpec) -> dict[str, str]:
         "model.path": config.model.path,
         "task.path": config.task.path,
         "task.heldout_path": config.task.heldout_path,
+        "task.chat_template": config.task.chat_template,
         "objective.reference_path": config.objective.reference_path if config.objective.reference_kl else None,
     }
     return {key: path for key, path in found.items() if path is not None} | {
@@ -73,7 +77,7 @@ def contents_of(spec: RunSpec, known: Mapping[str, Content]) -> dict[str, Conten
     """
     found = {}
     for key, path in pointers(spec).items():
-        files = {name: file for name, file in files_of(Path(path.partition("#")[0])).items() if not _is_hidden(name)}
+        files = _files(key, path)
         if files:
             before = known[key].files if key in known else {}
             found[key] = Content(path, dict(digests(files, before)))
@@ -138,6 +142,17 @@ def _plugins(spec: RunSpec) -> dict[str, str]:
 def _without_folder(name: str) -> str:
     module, colon, function = name.rpartition(":")
     return f"{Path(module).name}:{function}" if colon and module.endswith(".py") else name
+
+
+def _files(key: str, path: str) -> dict[str, Path]:
+    """List the files of one key by name; none of what is on a hub, or is not there."""
+    alone = Path(path.partition("#")[0])
+    if key not in DATA_SETS or alone.exists():
+        return {name: file for name, file in files_of(alone).items() if not _is_hidden(name)}
+    several = None
+    with contextlib.suppress(DataError):  # whoever reads it says so
+        several = data_sets.files_of(path)
+    return {f"{number:05d}-{Path(file).name}": Path(file) for number, file in enumerate(several or (), start=1)}
 
 
 def _is_hidden(name: str) -> bool:

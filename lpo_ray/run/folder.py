@@ -38,7 +38,7 @@ DECIDES_A_STEP = (
     "pipeline.share_prompt", "rollout.dtype", "run.steps",
 )  # fmt: skip
 """what the weights after a step depend on, beside its groups"""
-BY_CONTENT = ("model.path", "task.path", "task.heldout_path", "objective.reference_path")
+BY_CONTENT = ("model.path", "task.path", "task.heldout_path", "task.chat_template", "objective.reference_path")
 """paths: what is there is compared, wherever it is"""
 NEVER_COMPARED = ("model.warmup.cache_dir",)
 LEFT_BY_A_START = (LOCK, "log.jsonl", "status.json", "summary.json", "report.html", "trackers", contents.FILE)
@@ -48,7 +48,7 @@ PROMPTS_CHECKED = 200
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a start would do with a run's folder, which it may."""
+    """Plan of a start that may use the run's folder: what it would do with it."""
 
     is_begun: bool
     recompute: bool = True

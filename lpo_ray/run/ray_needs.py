@@ -1,4 +1,4 @@
-"""What Ray needs of the process that starts it, and does not say in words: its own errors name none of these.
+"""Needs of Ray in the process that starts it, which Ray does not say in words: its own errors name none of these.
 
 Standard library only: ``lpo-ray doctor`` asks where nothing else can be imported.
 """

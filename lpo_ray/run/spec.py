@@ -78,7 +78,7 @@ class RunSpec:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should know of the configuration and of the model."""
+        """Warnings to the user about the configuration and the model."""
         return [*cautions(self.config), *([] if self.model_path is None else repairs(self.model_path))]
 
     @property

@@ -207,6 +207,34 @@ def test_what_has_moved_is_the_same(pointing: Pointing) -> None:
     assert start.notes == ()
 
 
+@pytest.mark.parametrize("form", ["{0}/part-1.jsonl,{0}/part-2.jsonl", "{0}/part-*.jsonl", "{0}"])
+def test_each_of_several_data_files_is_compared(form: str, pointing: Pointing) -> None:
+    shards = pointing.root / "shards"
+    shards.mkdir()
+    for number in (1, 2):
+        shutil.copy(pointing.root / "train.jsonl", shards / f"part-{number}.jsonl")
+    pointing.overrides |= {"task.path": form.format(shards), "run.name": "several"}
+    with held(pointing.spec(), lambda text: None) as folder:
+        folder.record()
+    assert pointing.start().is_begun
+    rewrite(shards / "part-2.jsonl", lambda text: NEW_ROW + text)
+    with pytest.raises(ConfigError, match=r"another content of task.path: .*part-2.jsonl has changed"):
+        pointing.start()
+
+
+def test_the_chat_template_is_compared_by_its_content(pointing: Pointing) -> None:
+    template = pointing.root / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    pointing.overrides |= {"task.chat_template": str(template), "task.template": "chat", "run.name": "chat"}
+    with held(pointing.spec(), lambda text: None) as folder:
+        folder.record()
+    pointing.move("task.chat_template", "moved.jinja")
+    assert pointing.start().notes == ()
+    rewrite(pointing.root / "moved.jinja", lambda text: text + "!")
+    with pytest.raises(ConfigError, match=r"another content of task.chat_template: .*moved.jinja has changed"):
+        pointing.start()
+
+
 def test_a_file_that_was_renamed_is_another_verifier(pointing: Pointing) -> None:
     pointing.move("task.verifier", "other.py")
     with pytest.raises(ConfigError, match=r"begun with task.verifier=.*judge.py:judge, now it is .*other.py:judge"):
