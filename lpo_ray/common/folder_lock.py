@@ -123,10 +123,10 @@ class FolderLock:
         except FileNotFoundError:
             raise Held(self._path, None) from None
         own = os.fstat(self._descriptor)
-        holder = _read_file(self._path)
+        holder = holder_of(self._path)
         if holder is None:  # read while it was renewed, or given up by another
             time.sleep(0.05)
-            holder = _read_file(self._path)
+            holder = holder_of(self._path)
         if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino) or _token(holder) != self._mine.token:
             raise Held(self._path, holder)
 
@@ -162,7 +162,7 @@ class FolderLock:
         until = time.monotonic() + self._lease_seconds
         while time.monotonic() < until:
             time.sleep(min(1.0, self._lease_seconds / 10))
-            now = _read_file(self._path)
+            now = holder_of(self._path)
             if now is not None and (now.token, now.beat) != (holder.token, holder.beat):
                 raise Held(self._path, now)
 
@@ -192,12 +192,10 @@ class FolderLock:
 
 
 def holder_of(path: Path) -> Holder | None:
-    """Return who holds the lock whose file is ``path``, as far as it is on record; None: nobody."""
-    return _read_file(path)
+    """Return who holds the lock whose file is ``path``, as far as it is on record; None: nobody.
 
-
-def _read_file(path: Path) -> Holder | None:
-    """Read the record through a new descriptor: a network file system looks at its server then."""
+    It is read through a new descriptor: a network file system looks at its server then.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+PF_EXITING = 0x4
+"""flag of a process that the kernel is ending"""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
@@ -100,13 +103,23 @@ def started_at(pid: int) -> int | None:
     """Return when the process with this pid was started, in clock ticks since boot. None: there is none, or it has
     ended and waits for its parent to notice.
     """
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in "ZX" else int(fields[19])
+
+
+def is_ending(pid: int) -> bool:
+    """Whether the kernel is ending the process with this pid: its connections are closed long before it is gone."""
+    fields = _stat(pid)
+    return fields is not None and bool(int(fields[6]) & PF_EXITING)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Read /proc/PID/stat from the process's state on; None: there is no such process."""
     try:
-        state, *fields = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
-    except (OSError, ValueError):
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return None
-    return None if state in "ZX" else int(fields[18])
+    return text.rpartition(")")[2].split() or None
 
 
 @cache

@@ -23,7 +23,7 @@ the weight goes through a temporary of the weight's size, so fewer chunks are fa
 
 @dataclass(frozen=True, slots=True)
 class LogitShape:
-    """What becomes of the product of head and hidden state: ``z = scale (W h + b)``, ``cap tanh(z / cap)``."""
+    """Arithmetic from head and hidden state to logits: ``z = scale (W h + b)``, then ``cap tanh(z / cap)``."""
 
     scale: float = 1.0
     """Cohere's logit_scale, Granite's 1 / logits_scaling, Falcon-H1's lm_head_multiplier"""

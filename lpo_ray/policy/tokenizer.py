@@ -28,7 +28,7 @@ ANSWER = "LPOANSWERLPO"
 
 @dataclass(frozen=True, slots=True)
 class ChatStyle:
-    """What decides, beside a tokenizer, the text that a conversation becomes."""
+    """Style in which a conversation becomes text: what decides that beside the tokenizer."""
 
     template: str | None = None
     """a Jinja template; None: the tokenizer's own"""
@@ -84,11 +84,6 @@ class Tokenizer:
         pad = self._tokenizer.pad_token_id
         return self.eos_token_id if pad is None else int(cast("int", pad))
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the tokenizer has a chat template, which ``render`` needs."""
-        return self._tokenizer.chat_template is not None
-
     def encode(self, text: str) -> IntArray:
         """Turn text into [T] token ids, without special tokens."""
         return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
@@ -116,8 +111,8 @@ class Tokenizer:
                 return tuple(whole[: places[0]])
         return ()
 
-    def has_template(self, style: ChatStyle) -> bool:
-        """Whether conversations can be rendered in this style."""
+    def has_template(self, style: ChatStyle = DEFAULT_STYLE) -> bool:
+        """Whether conversations can be rendered in this style, which ``render`` needs."""
         return style.template is not None or self._tokenizer.chat_template is not None
 
     def unknown_variables(self, style: ChatStyle) -> list[str]:
@@ -132,7 +127,7 @@ class Tokenizer:
     def end_of_turn(self, style: ChatStyle) -> int | None:
         """Find the special token that the template puts after what the assistant says; None when there is none."""
         try:
-            turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+            turn = [*_ASKED, {"role": "assistant", "content": ANSWER}]
             text = self._rendered(turn, style, continues=False, add_generation_prompt=False)
         except (TemplateError, ValueError, TypeError, KeyError):
             return None
@@ -200,7 +195,7 @@ class Tokenizer:
         """Ids of the special tokens that are tags: neither their name nor their partner's has a role in the text."""
         names = {cast("str", self._tokenizer.convert_ids_to_tokens(number)): number for number in self._special}
         roles = [getattr(self._tokenizer, f"{role}_token", None) for role in _ROLES]
-        turn = self._user_turn() if self.has_template(DEFAULT_STYLE) else ""
+        turn = self._user_turn() if self.has_template() else ""
         found = {name for name in names if name not in roles and name not in turn}
         return frozenset(names[name] for name in found if _partner(name) in found)
 

@@ -1,4 +1,4 @@
-"""What the configuration puts around every prompt: texts before and after it, a system prompt, a chat template."""
+"""Form of every prompt, from the configuration: texts before and after it, a system prompt, a chat template."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OF_TRANSFORMERS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class PromptForm:
-    """What every prompt gets beside its own text."""
+    """Form of prompts: what each gets beside its own text."""
 
     style: ChatStyle = DEFAULT_STYLE
     system_prompt: str | None = None

@@ -1,4 +1,4 @@
-"""What a verifier reads in an answer: of a response, to vote with, and of the data set, before a run is begun.
+"""Readings of answers by each verifier: of a response, to vote with, and of the data set, before a run is begun.
 
 Two responses have one answer when the verifier could not tell them apart. For ``countdown`` that is the expression (its
 value is the target, or wrong). A verifier without a row here reads the whole response (programs, services, functions

@@ -147,8 +147,10 @@ def test_a_folder_that_was_removed_or_replaced_is_held_no_more(tmp_path: Path) -
 @pytest.mark.parametrize("record", [b"", b"{", b"\xff" * 2000, b'{"process": 7}', b"null"])
 def test_a_record_that_cannot_be_read_holds_nothing(record: bytes, tmp_path: Path) -> None:
     (tmp_path / ".lock").write_bytes(record)
+    assert holder_of(tmp_path / ".lock") is None
     with lock(tmp_path) as held:
         held.check()
+        assert holder_of(tmp_path / ".lock") is not None
 
 
 def test_an_error_of_the_file_system_is_no_lock_of_another(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def test_an_answer_is_a_sign_of_life_for_the_other_calls() -> None:
 
 def test_one_to_whom_nothing_is_up_is_not_silent() -> None:
     async def main() -> None:
-        await Worker(1.0, stops=0.0, idle=True).watch().result(asyncio.sleep(100 * LIMIT))
+        watch = Worker(1.0, stops=0.0, idle=True).watch()
+        assert await watch.result(asyncio.sleep(100 * LIMIT, "done")) == "done"
 
     run(main())
 
@@ -140,7 +141,8 @@ def test_a_checkpoint_that_takes_twenty_minutes_and_more() -> None:
     """Its files grow; the ranks that have written theirs wait for the others."""
 
     async def main() -> None:
-        await Worker(pace=2 * MINUTE).watch().result(asyncio.sleep(20 * MINUTE))
-        await Worker(pace=2 * MINUTE).watch().result(asyncio.sleep(20 * 60 * MINUTE))
+        for seconds in (20 * MINUTE, 20 * 60 * MINUTE):
+            watch = Worker(pace=2 * MINUTE).watch()
+            assert await watch.result(asyncio.sleep(seconds, "written")) == "written"
 
     run(main())

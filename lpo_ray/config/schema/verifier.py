@@ -1,4 +1,4 @@
-"""What checks responses, and what single verifiers need."""
+"""Sections of verification: the verifier, and what single verifiers need."""
 
 from __future__ import annotations
 

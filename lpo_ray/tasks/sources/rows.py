@@ -97,12 +97,27 @@ class JoinedRows(Rows):
         return self._parts[number], index - self._starts[number]
 
 
-class JsonlRows(Rows):
-    """One JSON object a line, in UTF-8; empty lines are passed over. In memory: 16 bytes a row."""
+class NumberedRows(Rows):
+    """Rows of one file of text, each known by its place and its number there. In memory: 16 bytes a row."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
         self._offsets, self._numbers = array("q"), array("q")
+
+    @override
+    def number(self, index: int) -> int:
+        return self._numbers[index]
+
+    @override
+    def where(self, index: int) -> str:
+        return f"{self._path}, row {self.number(index)}"
+
+
+class JsonlRows(NumberedRows):
+    """One JSON object a line, in UTF-8; empty lines are passed over."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
         self._stamp = (0, 0)
 
     @override
@@ -130,14 +145,6 @@ class JsonlRows(Rows):
                 )
             file.seek(self._offsets[index])
             return self._parsed(file.readline(), self._numbers[index])
-
-    @override
-    def number(self, index: int) -> int:
-        return self._numbers[index]
-
-    @override
-    def where(self, index: int) -> str:
-        return f"{self._path}, row {self.number(index)}"
 
     def _open(self) -> BinaryIO:
         try:

@@ -23,7 +23,7 @@ from lpo_ray.errors import DataError
 from lpo_ray.tasks.sources.columns import Row, shown
 from lpo_ray.tasks.sources.files import kind_of
 from lpo_ray.tasks.sources.json_text import parsed_json
-from lpo_ray.tasks.sources.rows import JsonlRows, Rows
+from lpo_ray.tasks.sources.rows import JsonlRows, NumberedRows, Rows
 
 OPENERS = cast("Mapping[str, Callable[[str], IO[bytes]]]", {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open})
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, csv.Error)
@@ -41,13 +41,12 @@ def text_rows(path: str) -> Rows:
     return SpooledRows(path)
 
 
-class SpooledRows(Rows):
-    """Rows that are copied to a temporary file at the pass. In memory: 16 bytes a row."""
+class SpooledRows(NumberedRows):
+    """Rows that are copied to a temporary file at the pass."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        super().__init__(path)
         self._copy = cast("IO[bytes]", tempfile.TemporaryFile())  # noqa: SIM115 - it ends with the object
-        self._offsets, self._numbers = array("q"), array("q")
 
     @override
     def __iter__(self) -> Iterator[Row]:
@@ -68,24 +67,17 @@ class SpooledRows(Rows):
         self._copy.seek(self._offsets[index])
         return json.loads(self._copy.readline())
 
-    @override
-    def number(self, index: int) -> int:
-        return self._numbers[index]
-
-    @override
-    def where(self, index: int) -> str:
-        return f"{self._path}, row {self.number(index)}"
-
     def _read(self) -> Numbered:
-        kind = kind_of(self._path)
-        with _opened(self._path) as file:
+        path = str(self._path)
+        kind = kind_of(path)
+        with _opened(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="" if kind in ("csv", "tsv") else None)
             if kind in ("csv", "tsv"):
-                yield from _table(text, self._path, "\t" if kind == "tsv" else ",")
+                yield from _table(text, path, "\t" if kind == "tsv" else ",")
             elif kind == "lines":
-                yield from _lines(text, self._path)
+                yield from _lines(text, path)
             else:
-                yield from _json(text, self._path)
+                yield from _json(text, path)
 
 
 def _table(file: io.TextIOWrapper, path: str, delimiter: str) -> Numbered:

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import psutil
 
-from lpo_ray.common.process_identity import started_at
+from lpo_ray.common.process_identity import is_ending, started_at
 from lpo_ray.records import Process
 
 LINES = 8
 """lines of each log"""
 FRAMES = 24
 """frames of the stacks, of all threads together"""
-PF_EXITING = 0x4
-"""flag of a process in Linux's /proc/PID/stat, once it ends"""
 SECONDS = 10.0
 """seconds to read the stack"""
 
@@ -42,14 +40,15 @@ def this_process(node_id: str = "", host: str = "") -> Process:
 def found_alive(process: Process) -> psutil.Process | None:
     """Find a process of this host. None: it is gone, whoever has its pid now, or the kernel is ending it.
 
-    Its connections are closed long before it is gone, and its parent takes note later still (a zombie until then).
+    Its parent takes note of that later still (a zombie until then).
     """
     try:
         found = psutil.Process(process.pid)
-        flags = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[6])
-    except (psutil.Error, OSError):
+    except psutil.Error:
         return None
-    return None if flags & PF_EXITING or (process.started and started_at(process.pid) != process.started) else found
+    started = started_at(process.pid)
+    is_another = process.started and started != process.started
+    return None if started is None or is_another or is_ending(process.pid) else found
 
 
 def describe(process: Process) -> str:

@@ -145,7 +145,7 @@ def _recommended(model: str, task: str | None) -> dict[str, Mapping[str, object]
 
 def _template(model: str) -> str:
     """Choose the chat template where the model has one."""
-    return "chat" if Tokenizer.load(model).has_chat_template else "plain"
+    return "chat" if Tokenizer.load(model).has_template() else "plain"
 
 
 def _suite(path: Path) -> tuple[Layer, Mapping[str, Mapping[str, object]]]:

@@ -36,7 +36,7 @@ _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """What every style becomes: a function from the responses to one prompt to their verdicts."""
+    """Reward function of any style as one of ours: a function from the responses to one prompt to their verdicts."""
 
     function: Callable[[Sequence[Case]], list[Verdict]]
     whole_group: bool
@@ -115,7 +115,7 @@ def _trl_verdict(value: Any) -> Verdict:  # noqa: ANN401 - as verdict_of
 
 
 class _Logged:
-    """What a TRL function logs of one group: values for all, and a column with a value for each."""
+    """Log of a TRL function about one group: values for all, and a column with a value for each."""
 
     def __init__(self, size: int) -> None:
         self._metrics: list[str] = []

@@ -13,7 +13,7 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What was sampled, as other systems hand it to their reward functions. Made for functions from outside only.
+    """Sampled response, as other systems hand it to their reward functions. Made for functions from outside only.
 
     Example: ``Sampled(array("q", [7, 8, 2]), "<user>3+4=", "7", "<user>3+4=7<eos>", 12)``
     """

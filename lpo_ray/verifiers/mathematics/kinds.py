@@ -50,7 +50,7 @@ class Union:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a name is said to be: ``x = 5``, ``f(x) = 2x``."""
+    """Name and what it is said to be: ``x = 5``, ``f(x) = 2x``."""
 
     name: str
     value: Reading

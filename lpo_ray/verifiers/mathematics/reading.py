@@ -1,4 +1,4 @@
-r"""What a text of mathematics says: a number, an expression, a list, a pair, an interval, a matrix, an equation, words.
+r"""Reading of a text of mathematics: a number, expression, list, pair, interval, matrix or equation, or words.
 
 Responses and answers of the data set are read by ``read``, the only way in. A text is taken apart from the outside:
 first what joins several answers, then brackets, then signs of relation, and only what is left is one number or
@@ -37,7 +37,6 @@ MAX_ITEMS = 64
 MAX_SIGNS = 3
 """signs of plus or minus; each doubles how many values there are"""
 
-INFINITY = "∞"
 _OPEN = frozenset(("(", "[", "{", "\\{", "\\langle", "\\begin", "\\lfloor", "\\lceil"))
 _CLOSE = frozenset((")", "]", "}", "\\}", "\\rangle", "\\end", "\\rfloor", "\\rceil"))
 _JOINTS = frozenset((",", ", ", ";", '"or', '"and', "\\lor", "\\land", "\\&"))

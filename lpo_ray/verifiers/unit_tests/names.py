@@ -45,7 +45,7 @@ _PREDEFINED = BUILTINS | {"__file__", "__name__"}
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the names in tests are. Example: ``Names(("area",), frozenset({"area", "result"}), "import math")``"""
+    """Names in tests, by whose they are. Example: ``Names(("area",), frozenset({"area", "result"}), "import math")``"""
 
     program: tuple[str, ...]
     """those that are the program's"""
