@@ -15,11 +15,9 @@ from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import Device
-from lpo_ray.tools.plan.memory import BYTES
+from lpo_ray.tools.plan.memory import BYTES, EngineShape
 from lpo_ray.tools.plan.throughput import TRAIN_EFFICIENCY, Rates, StepTime, Work
 
-BATCHED_TOKENS = 8192
-"""tokens of prompts that an engine computes in one step, where it cuts long prompts into chunks"""
 FAST_STORAGE = 1e9
 """bytes a second; a start that needs more is worth a note"""
 
@@ -48,8 +46,8 @@ class Limit:
 
 
 def limits_of(
-    config: Config, setup: Setup, model: Architecture, device: Device | None, work: Work, bucket_bytes: int,
-    context: int, rates: Rates, time: StepTime,
+    config: Config, setup: Setup, model: Architecture, device: Device | None, work: Work, engine: EngineShape,
+    rates: Rates, time: StepTime,
 ) -> list[Limit]:  # fmt: skip
     """Compare every limit that a forecast can say something about. ``device``: with the cores of an engine, None where
     its speed is not known.
@@ -59,10 +57,9 @@ def limits_of(
         return []
     found = []
     if device is not None:
-        chunk = BATCHED_TOKENS if rollout.gpus_per_worker else max(context, BATCHED_TOKENS)
         waiting = work.prompts * work.group_size * math.ceil(work.prompt_tokens)
-        flops = 2 * (model.body + model.embedding) * min(chunk, waiting)
-        step = flops / (TRAIN_EFFICIENCY * device.flops(rollout.dtype) * rollout.tensor_parallel_size)
+        flops = 2 * (model.body + model.embedding) * min(engine.batched_tokens, waiting)
+        step = flops / (TRAIN_EFFICIENCY * device.flops(rollout.dtype) * engine.processes)
         found.append(
             _limit("rollout.silence_seconds", ASSURED * rollout.silence_seconds, "the longest step of an engine", step)
         )
@@ -74,7 +71,7 @@ def limits_of(
         ),
         _limit(
             "transport.transfer_seconds", transport.transfer_seconds / (2 if setup.num_workers > 1 else 1),
-            "a bucket of weights", min(bucket_bytes, work.weight_bytes) / 1e9 / rates.publish.value,
+            "a bucket of weights", min(engine.bucket_bytes, work.weight_bytes) / 1e9 / rates.publish.value,
             "or lower transport.bucket_mib",
         ),
     ]  # fmt: skip

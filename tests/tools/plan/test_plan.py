@@ -75,8 +75,10 @@ def test_a_rank_that_does_not_fit_says_how_much_is_missing_and_what_mends_it() -
 
 
 def test_an_engine_without_room_for_one_sequence_says_so() -> None:
-    said = refused("paper_prime_code.yaml", "rollout.dtype=float32", cluster="8xA100-40")
-    assert "and one sequence of the model's 131072 positions needs 14.00: " in said
+    whole = ("rollout.dtype=float32", "rollout.max_model_len=131072")
+    said = refused("paper_prime_code.yaml", *whole, cluster="8xA100-40")
+    assert "and one sequence of 131072 positions needs 14.00: " in said
+    assert "try rollout.max_model_len=" in said
     assert "rollout.tensor_parallel_size=2 rollout.gpus_per_worker=2" in said
 
 
@@ -91,7 +93,8 @@ def test_a_machine_without_gpus_has_no_place_for_a_recipe() -> None:
 
 
 def test_parts_of_an_engine_need_a_gpu_each() -> None:
-    assert "set rollout.gpus_per_worker=2" in refused("paper_polaris.yaml", "rollout.tensor_parallel_size=2")
+    with pytest.raises(ConfigError, match=r"set rollout\.gpus_per_worker=2"):  # as train and --dry-run say it
+        load_config(CONFIGS / "paper_polaris.yaml", ["rollout.tensor_parallel_size=2"])
     odd = ("rollout.tensor_parallel_size=3", "rollout.gpus_per_worker=3", "rollout.num_workers=1")
     assert "does not divide the model's 32 attention heads" in refused("paper_polaris.yaml", *odd)
 
@@ -104,7 +107,7 @@ def test_a_response_that_leaves_no_room_for_a_prompt() -> None:
 
 def test_shared_gpus_hold_both_or_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     shared = ("learner.gpus_per_rank=0.5", "rollout.gpus_per_worker=0.5")
-    said = refused("paper_polaris.yaml", *shared, cluster="4xH100")
+    said = refused("paper_polaris.yaml", *shared, "rollout.gpu_memory_utilization=0.85", cluster="4xH100")
     assert "1 learner rank with" in said
     assert "and 1 engine with" in said
     assert "a lower rollout.gpu_memory_utilization" in said
