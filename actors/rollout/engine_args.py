@@ -62,7 +62,7 @@ REFUSED = {
     **dict.fromkeys(("kv_offloading_size", "kv_transfer_config", "kv_events_config", "ec_transfer_config"),
                     STALE_CACHE),
     **dict.fromkeys(("cpu_offload_gb", "offload_backend", "offload_group_size", "enable_eplb", "eplb_config",
-                     "calculate_kv_scales", "enable_elastic_ep"), STALE_WEIGHTS),
+                     "enable_elastic_ep"), STALE_WEIGHTS),
     "scheduling_policy": "probes of a publish overtake what waits, by their priority",
     "scheduler_cls": "probes of a publish overtake what waits, by their priority",
     "worker_extension_cls": "weights arrive through an extension of ours", "worker_cls": "as worker_extension_cls",

@@ -169,21 +169,15 @@ def data_spec(config: Config) -> RunSpec:
     """Check only what decides the prompts: model, task and lengths. Raises ConfigError."""
     path, trust = config.model.path, config.model.trust_remote_code
     context = base_policy.CONTEXT_LENGTH if path is None else context_length(path, trust_remote_code=trust)
-    spec = outline(config, context)
-    preflight.check_context(config.sampling.max_tokens, spec.context)
+    preflight.check_context(config.sampling.max_tokens, _positions(config, context))
     check_task(config.task, config.evaluation.num_prompts)
-    return spec
+    return outline(config, context)
 
 
 def outline(config: Config, context: int) -> RunSpec:
     """Derive the spec of a run with a model of ``context`` positions, without a look at disk or hardware. Raises
     ConfigError when the task has no verifier, or rollout.max_model_len is more than the model has.
     """
-    limit = config.rollout.max_model_len
-    if limit is not None and limit > context:
-        raise ConfigError(
-            f"rollout.max_model_len is {limit}, but the model has {context} positions; expected {context} at most"
-        )
     tolerance = config.transport.tolerance
     if tolerance is None:
         exact = config.model.dtype == config.rollout.dtype == "float32"
@@ -192,11 +186,18 @@ def outline(config: Config, context: int) -> RunSpec:
         config,
         Path(config.run.dir) / config.run.name,
         config.model.path,
-        context if limit is None else limit,
+        _positions(config, context),
         verifier_of(config.task),
         tolerance,
         tuple(config.sampling.stop_token_ids),
     )
+
+
+def _positions(config: Config, context: int) -> int:
+    limit = config.rollout.max_model_len
+    if limit is not None and limit > context:
+        raise ConfigError(f"rollout.max_model_len is {limit}, but the model has {context} positions; expected no more")
+    return context if limit is None else limit
 
 
 def _check_models(spec: RunSpec, highest_token: int, *, for_training: bool) -> None:
