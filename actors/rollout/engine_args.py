@@ -66,7 +66,7 @@ REFUSED = {
     "scheduling_policy": "probes of a publish overtake what waits, by their priority",
     "scheduler_cls": "probes of a publish overtake what waits, by their priority",
     "worker_extension_cls": "weights arrive through an extension of ours", "worker_cls": "as worker_extension_cls",
-    "load_format": "an engine loads the model's folder, or nothing where a publish brings every weight",
+    "load_format": "what an engine computes as it is loaded is the baseline that its published weights are held to",
     "enable_sleep_mode": "an engine never sleeps here: it has its GPU, or its share of one, for itself",
     "max_num_queued_reqs": "a request that is refused would cost its group",
     "hf_token": "it is a secret, and the run's folder keeps the configuration: set HF_TOKEN in the environment",
@@ -98,11 +98,8 @@ PASSED = frozenset((
 """arguments of vLLM that are passed through"""
 
 
-def engine_arguments(settings: EngineSettings, receiver: str, *, reads_weights: bool = True) -> AsyncEngineArgs:
-    """Translate settings into vLLM's own. ``receiver``: see table.Transport. Raises ConfigError.
-
-    ``reads_weights``: load the model's folder; otherwise nothing, where a publish follows that brings every weight.
-    """
+def engine_arguments(settings: EngineSettings, receiver: str) -> AsyncEngineArgs:
+    """Translate settings into vLLM's own. ``receiver``: see table.Transport. Raises ConfigError."""
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -134,7 +131,6 @@ def engine_arguments(settings: EngineSettings, receiver: str, *, reads_weights: 
         logprobs_mode="processed_logprobs",
         worker_extension_cls="actors.rollout.vllm_extension.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=receiver),
-        load_format="auto" if reads_weights else "dummy",
         generation_config="vllm",
         scheduling_policy="priority",  # of probes
         **cast("dict[str, Any]", {**defaults, **passed_through(settings)}),

@@ -104,7 +104,7 @@ def test_processes_of_an_engine_on_cpus_are_bound_to_no_core_and_have_their_thre
         ("{data_parallel_size: 2}", "rollout.num_workers=N is N engines that are each proved"),
         ("{kv_offloading_size: 4}", "keeps keys and values of weights that are no longer served"),
         ("{cpu_offload_gb: 4}", "it keeps weights where a publish does not renew them"),
-        ("{load_format: dummy}", "an engine loads the model's folder, or nothing"),
+        ("{load_format: dummy}", "the baseline that its published weights are held to"),
         ("{hf_token: abc}", "set HF_TOKEN in the environment"),
         ("{additional_config: {a: 1}}", "nothing here has shown that an engine with it samples what the learner"),
         ("{quantization: awq}", "expected one of fp8_per_tensor"),
