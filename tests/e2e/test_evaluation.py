@@ -115,7 +115,7 @@ class Alone:
     back: list[str] = field(default_factory=list)
 
 
-@pytest.mark.parametrize("engine", ["inprocess", pytest.param("asynchronous", marks=pytest.mark.long)])
+@pytest.mark.parametrize("engine", [pytest.param("inprocess", marks=pytest.mark.long), "asynchronous"])
 def test_engines_that_only_evaluate_serve_the_folder_and_need_no_learner(
     engine: str, tmp_path: Path, tiny_policy: Path
 ) -> None:

@@ -51,8 +51,8 @@ class Seen:
 
 
 class Steering(Recorder):
-    """Asks for a second engine after the first step, kills a process of the first when both serve, and ends the run when
-    both serve again.
+    """Asks for a second engine after the first step, then kills a process of the first, and ends the run when both
+    serve again.
     """
 
     seen: Seen

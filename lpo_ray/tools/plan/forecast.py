@@ -19,7 +19,7 @@ from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
-from lpo_ray.tools.plan.limits import Limit, leaving_notes, limits_of, start_notes
+from lpo_ray.tools.plan.limits import Limit, inflight_notes, leaving_notes, limits_of, start_notes
 from lpo_ray.tools.plan.machines import Machine, Placement, place
 from lpo_ray.tools.plan.memory import (
     GIB,
@@ -177,6 +177,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
         engine_device = None if device is None else _times(device, config.rollout.threads if device is CPU else 1)
         limits = limits_of(config, setup, model, engine_device, work, engine_settings, rates, time)
         problems += [limit.problem for limit in limits if limit.problem]
+        notes += inflight_notes(config, model, engine_device, work, engine_settings, slots, time)
         notes += leaving_notes(config, work.longest_tokens * slots / rates.sample.value)
     if slots < at_most:
         notes.append(

@@ -212,6 +212,25 @@ def test_what_is_worth_knowing_about_fixed_times(capsys: pytest.CaptureFixture[s
     assert not [note for note in usual["notes"] if "seconds" in note]
 
 
+def test_what_it_costs_to_drop_the_kv_cache_of_long_responses(capsys: pytest.CaptureFixture[str]) -> None:
+    stale = ("pipeline.max_staleness=1", "objective.behaviour=engine")
+    for mode, said in (("keep_recompute", True), ("abort_resume", True), ("keep_cache", False), ("finish", False)):
+        found = planned(capsys, "paper_polaris.yaml", *stale, f"pipeline.inflight={mode}", cluster="8xH200")
+        assert any(f"pipeline.inflight={mode} drops the KV cache" in note for note in found["notes"]) is said
+    none_in_flight = planned(capsys, "paper_polaris.yaml", cluster="8xH200")
+    assert not any("drops the KV cache" in note for note in none_in_flight["notes"])
+
+
+def test_an_engine_of_more_gpus_than_a_machine_has_says_what_to_do() -> None:
+    wide = ("rollout.tensor_parallel_size=16", "rollout.gpus_per_worker=16", "rollout.num_workers=1")
+    assert "the processes of an engine are on one node" in refused("paper_polaris.yaml", *wide)
+
+
+def test_the_whole_context_of_a_model_is_a_setting_that_can_be_lowered() -> None:
+    whole = ("rollout.max_model_len=40960", "rollout.gpu_memory_utilization=0.4")
+    assert "try rollout.max_model_len=38016, or " in refused("paper_polaris.yaml", *whole, cluster="8xA100-40")
+
+
 def test_the_command_line(tmp_path: Path) -> None:
     """One process for what the functions above do not pass through: options, streams, exit codes."""
     recipe = str(CONFIGS / "paper_countdown.yaml")
