@@ -95,6 +95,7 @@ def test_a_lent_engine_keeps_its_weights_through_publishes_and_then_has_the_last
     assert seen.back[0].startswith("serving 2"), seen.back
 
 
+@pytest.mark.long
 def test_a_run_goes_on_while_it_is_evaluated(tmp_path: Path, tiny_policy: Path) -> None:
     run = Run(
         tmp_path, tiny_policy, DIGITS, "rollout.num_workers=2", "run.steps=6", "evaluation.every=2",
@@ -115,7 +116,7 @@ class Alone:
     back: list[str] = field(default_factory=list)
 
 
-@pytest.mark.parametrize("engine", [pytest.param("inprocess", marks=pytest.mark.long), "asynchronous"])
+@pytest.mark.parametrize("engine", ["inprocess", pytest.param("asynchronous", marks=pytest.mark.long)])
 def test_engines_that_only_evaluate_serve_the_folder_and_need_no_learner(
     engine: str, tmp_path: Path, tiny_policy: Path
 ) -> None:
