@@ -31,7 +31,9 @@ from lpo_ray.training import checkpoint
 from lpo_ray.training.ledger import read_ledger
 
 LOCK = ".lock"
-RESUMED_AS_BEGUN = ("run.seed", "cluster.kind", "model", "task", "sampling", "pipeline.groups_per_step")
+RESUMED_AS_BEGUN = (
+    "run.seed", "cluster.kind", "model", "task", "sampling", "pipeline.groups_per_step", "rollout.max_model_len",
+)  # fmt: skip
 """what a resumed run may not change: the ledger's prompts and the checkpoint's weights were made with it"""
 DECIDES_A_STEP = (
     "objective", "learner", "model", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch",
