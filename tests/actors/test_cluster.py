@@ -24,7 +24,8 @@ def config_of(kind: str, learner: float, rollout: float) -> Config:
     ("learner", "rollout", "num_nodes", "kind"),
     [
         (0, 0, 1, "shared_memory"), (0, 0, 2, "gloo"), (1, 1, 1, "nccl"), (1, 1, 3, "nccl"), (0.5, 0.5, 1, "cuda_ipc"),
-        (0.5, 0.5, 2, "nccl"), (1, 0, 1, "shared_memory"), (0, 1, 1, "shared_memory"), (1, 0, 2, "object_store"),
+        (0.5, 0.5, 2, "cuda_ipc"), (1, 0, 1, "shared_memory"), (0, 1, 1, "shared_memory"), (1, 0, 2, "object_store"),
+        (1, 0.5, 1, "shared_memory"), (1, 0.5, 2, "object_store"), (1, 4, 2, "nccl"),
     ],
 )  # fmt: skip
 def test_auto_takes_the_fastest_that_works(learner: float, rollout: float, num_nodes: int, kind: str) -> None:
@@ -35,8 +36,12 @@ def test_auto_takes_the_fastest_that_works(learner: float, rollout: float, num_n
 def test_what_cannot_work_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match="the cluster has 2 nodes; expected one"):
         transport_kind(config_of("shared_memory", 0, 0), 2)
-    with pytest.raises(ConfigError, match=r"transport.kind=nccl with learner.gpus_per_rank=1 and .*=0; expected GPUs"):
+    with pytest.raises(ConfigError, match=r"transport.kind=nccl with learner.gpus_per_rank=1 and .*=0; expected whole GPUs"):
         transport_kind(config_of("nccl", 1, 0), 1)
+    with pytest.raises(ConfigError, match="expected whole GPUs on both sides, since NCCL takes one process a GPU"):
+        transport_kind(config_of("nccl", 0.5, 0.5), 2)
+    with pytest.raises(ConfigError, match="expected shares below 1 on both sides, since both must be on one GPU"):
+        transport_kind(config_of("cuda_ipc", 1, 1), 1)
     with pytest.raises(ConfigError, match=r"transport.kind is 'rdma'; expected one of cuda_ipc, gloo"):
         check(config_of("rdma", 0, 0))
 

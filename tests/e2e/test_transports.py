@@ -64,7 +64,8 @@ class Reusable:
         for member in pool.members:
             member.worker.kill()
         spec = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        pool._spawn = rollout_spawner(spec.config, str(path), spec.context, TRANSPORTS["shared_memory"], FakeEvents())
+        places, transport = self.cluster.layout.engines, TRANSPORTS["shared_memory"]
+        pool._spawn = rollout_spawner(spec.config, str(path), spec.context, transport, places, FakeEvents())
         await asyncio.gather(pool.start(), learner.load())
 
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:
