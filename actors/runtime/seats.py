@@ -238,7 +238,7 @@ async def _located(group: PlacementGroup, gpus: float, known: dict[tuple[int, st
     placed: Mapping[int, str] = placement_group_table(group)["bundles_to_node_id"]
     seats = [Seat(group, bundle, node) for bundle, node in sorted(placed.items()) if node]
     unknown = [seat for seat in seats if gpus and (seat.bundle, seat.node) not in known]
-    asked = ray.remote(_gpus_here).options(num_cpus=0, num_gpus=gpus, max_retries=0)
+    asked = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(_gpus_here)
     found = await call_each(
         [asked.options(scheduling_strategy=seat.strategy).remote() for seat in unknown],
         who=[f"bundle {seat.bundle}" for seat in unknown], what="say which GPUs it has", seconds=LOOK_SECONDS,
