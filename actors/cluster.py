@@ -46,6 +46,7 @@ from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
 from lpo_ray.run import settings
+from lpo_ray.run.builds import check_builds, vllm_build
 from lpo_ray.run.ray_needs import check_needs
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.log import LogLine
@@ -133,6 +134,7 @@ def check(config: Config) -> None:
     """Check what only this side of the Ray border knows, before anything starts. Raises ConfigError."""
     if config.transport.kind != AUTO:
         _transport_named(config.transport.kind)
+    check_builds(config, vllm_build(), torch.__version__, torch_has_cuda=torch.version.cuda is not None)
     if not config.cluster.address:
         check_needs()
 
