@@ -56,8 +56,8 @@ def _check_shares(config: Config) -> None:
         if count > most:
             raise ConfigError(
                 f"rollout.{key} is {count}, but engines share the GPUs of learner.world_size={learner.world_size} "
-                f"ranks, {parts(config)} each (rollout.tensor_parallel_size); expected {most} at most: lower it, or raise "
-                "learner.world_size"
+                f"ranks, {parts(config)} each (rollout.tensor_parallel_size); expected {most} at most: lower it, or "
+                "raise learner.world_size"
             )
     for key in learner.labels.keys() & rollout.labels.keys():
         if learner.labels[key] != rollout.labels[key]:

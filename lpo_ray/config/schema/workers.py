@@ -34,7 +34,7 @@ class RolloutConfig:
     cpus_per_worker: float = 1.0
     """CPUs that Ray reserves for one engine"""
     gpus_per_worker: float = 0.0
-    """GPUs that Ray reserves for one engine; 0: a CPU engine; below 1: its share of each GPU, where ranks have one too"""
+    """GPUs that Ray reserves for one engine; 0: a CPU engine; below 1: of each of its GPUs, which ranks share"""
     tensor_parallel_size: int = 1
     """GPUs that share one copy of the weights"""
     threads: int = 1
