@@ -199,8 +199,9 @@ class LearnerWorker:
         transport = export.transport
         senders = self._world_size if transport.every_rank_sends else 1
         manifest = make_manifest(metas, export.dtype, bucket_bytes=export.bucket_bytes, num_senders=senders)
+        device = self._policy.engine.device if transport.on_device else torch.device("cpu")
         slots = make_slots(
-            manifest, share_memory=export.share_memory, whole=transport.whole_buckets, on_device=transport.on_device
+            manifest, share_memory=export.share_memory, whole=transport.whole_buckets, device=device
         )
         self._staging = Staging(self._policy, manifest, slots)
         sender = resolve(transport.sender, {}, "transport.kind")

@@ -19,7 +19,8 @@ from actors.runtime.time_limit import TimeLimited
 from actors.transports.gloo import SECONDS, broadcast, form_group
 from actors.transports.receiver import Arrival, Receiver, Senders
 from actors.transports.staging import SharedMemory
-from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
+from lpo_ray.policy.tensor_digest import digests_of
+from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroupGloo
@@ -121,9 +122,9 @@ class HostReceiver(Receiver):
         # Digests are taken on another core while vLLM's loader maps the tensors to its fused parameters and packs them.
         for sender, share in enumerate(shares):
             pairs = dict(bucket.share_views(sender, share))
-            digesting = self._other_core.map(tensor_digest, pairs.values())
+            digesting = self._other_core.submit(digests_of, list(pairs.values()))
             self.load(pairs.items())
-            self.digests |= dict(zip(pairs, digesting, strict=True))
+            self.digests |= dict(zip(pairs, digesting.result(), strict=True))
         _keep_unfinished(self.model, shares)
 
     def load(self, pairs: Pairs) -> None:

@@ -18,7 +18,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
+from lpo_ray.policy.tensor_digest import tensor_digest
+from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain
 
 
 @dataclass

@@ -3,7 +3,7 @@
 While bucket k is being sent from one slot, bucket k+1 is gathered into the other. So the memory is that of two buckets,
 or of two shares where a rank needs no more.
 Ranks on one host gather by writing their shards into shared memory, which needs no collective but a barrier; elsewhere
-DeepSpeed gathers.
+there is one collective for a bucket.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lpo_ray.policy.weights import Bucket, Manifest, tensor_digest
+from lpo_ray.policy.tensor_digest import digests_of
+from lpo_ray.policy.weights import Bucket, Manifest
 
 
 class ShardedPolicy(Protocol):
     """One rank's shard of the policy whose weights are sent."""
 
-    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor]) -> None:
-        """Gather the named parameters on all ranks, and copy those that this rank wants into its ``views``."""
+    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Gather the named parameters on all ranks as ``dtype``, and copy those that this rank wants into its
+        ``views``.
+        """
         ...
 
     def write_shards(self, views: Mapping[str, Tensor]) -> None:
@@ -86,15 +89,14 @@ def held_numel(bucket: Bucket, sender: int | None) -> int:
     return end - start
 
 
-def make_slots(manifest: Manifest, *, share_memory: bool, whole: bool, on_device: bool) -> Slots:
-    """Make slots shared with the other ranks of this host, or this rank's own, for its share or the ``whole``. A
-    collective: rank 0 makes the shared memory, the others open it.
+def make_slots(manifest: Manifest, *, share_memory: bool, whole: bool, device: torch.device) -> Slots:
+    """Make slots shared with the other ranks of this host, or this rank's own on ``device``, for its share or the
+    ``whole``. A collective: rank 0 makes the shared memory, the others open it.
     """
     rank = torch.distributed.get_rank()
     if not share_memory:
         sender = None if whole else rank
         size = max(held_numel(bucket, sender) for bucket in manifest.buckets)
-        device = torch.device("cuda") if on_device else torch.device("cpu")
         return Slots(manifest, sender, torch.empty(2, size, dtype=manifest.torch_dtype, device=device))
     mine = SharedMemory(manifest) if rank == 0 else None
     path: list[str | None] = [None if mine is None else mine.path]
@@ -120,8 +122,9 @@ class Staging:
             self._policy.write_shards(views)
             torch.distributed.barrier()  # every shard is written
         else:
-            self._policy.gather_into([tensor.name for tensor in content.tensors], views)
-        return {tensor.name: tensor_digest(views[tensor.name]) for tensor in content.share(self._rank)}
+            self._policy.gather_into([tensor.name for tensor in content.tensors], views, self.manifest.torch_dtype)
+        mine = [tensor.name for tensor in content.share(self._rank)]
+        return dict(zip(mine, digests_of([views[name] for name in mine]), strict=True))
 
     def digests(self) -> dict[str, str]:
         """Compute the digests of this rank's shares of all buckets. Nothing is sent."""

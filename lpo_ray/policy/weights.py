@@ -165,9 +165,3 @@ def is_published(name: str, model: PreTrainedModel | nn.Module) -> bool:
     """Say whether a parameter must be sent: a tied output head is the embedding under another name."""
     tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
     return not (tied and name == "lm_head.weight")
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """Compute 128 bits of BLAKE3 over the tensor's bytes."""
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return blake3(data.data).hexdigest(16)

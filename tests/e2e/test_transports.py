@@ -20,7 +20,8 @@ from actors.roles import rollout_spawner
 from actors.rollout.worker import RolloutWorker
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import WeightsNotProved
-from lpo_ray.policy.weights import Bucket, tensor_digest
+from lpo_ray.policy.tensor_digest import tensor_digest
+from lpo_ray.policy.weights import Bucket
 from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.run.settings import learner_settings
 from lpo_ray.run.spec import RunSpec
