@@ -73,7 +73,8 @@ class Reusable:
         await cluster.learner.open_export(transport, dtype, bucket_bytes)
         settings = DeliverySettings(
             transport, folder_is_version_0=True, processes_per_engine=1, probe=probe_sequences(VOCABULARY, 256),
-            tolerance=1e-3 if dtype == "float32" else 0.1, prepare_seconds=30, transfer_seconds=30,
+            tolerance=1e-3 if dtype == "float32" else 0.1, prepare_seconds=30, join_seconds=30,
+            transfer_seconds=30,
         )  # fmt: skip
         publisher = Publisher(cluster.learner, cluster.rollout, settings)
         cluster.rollout.admit = publisher.admit
