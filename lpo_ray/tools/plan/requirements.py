@@ -11,6 +11,7 @@ from lpo_ray.config.gpus import shares_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.run.settings import behaviour_from_engine, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
@@ -136,8 +137,15 @@ def _live(zero: Mapping[str, object]) -> int:
     return max(int(value) for value in values if isinstance(value, int | float))
 
 
+def between_gpus(config: Config) -> bool:
+    """Whether weights travel from GPU to GPU, not through host memory."""
+    on_both = config.learner.gpus_per_rank > 0 and config.rollout.gpus_per_worker > 0
+    return on_both and config.transport.kind in ("auto", "nccl", "cuda_ipc")
+
+
 def _bucket(config: Config, model: Architecture) -> int:
-    return max(config.transport.bucket_mib * 2**20, BYTES[config.rollout.dtype] * model.largest_parameter)
+    size = bucket_bytes(config.transport.bucket_mib, on_device=between_gpus(config))
+    return max(size, BYTES[config.rollout.dtype] * model.largest_parameter)
 
 
 def engine_of(config: Config, model: Architecture) -> EngineShape:
