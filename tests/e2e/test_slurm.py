@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def cluster() -> Iterator[Slurm]:
                 pytest.skip(found)
             yield found
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.get("KEEP") or shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(cluster: Slurm, policy: Path, name: str, steps: int, *more: str) -> int:
@@ -78,9 +79,12 @@ def test_a_run_lasts_longer_than_its_jobs(cluster: Slurm, tiny_policy: Path) -> 
 
     # it goes on where it was, on the nodes of its roles
     cluster.machine.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    wait_until("steps after the resume", lambda: steps(run) > saved, 240)
-    assert f"resumed after step {saved}" in cluster.output(job)
-    print(cluster.output(job))  # noqa: T201
+    wait_until("the resume", lambda: f"resumed after step {saved}" in cluster.output(job), 240)
+    wait_until("steps after it", lambda: steps(run) > saved, 60)
+    roles = {"learner learner-rank-0": "n1", "rollout rollout-worker-0": "n2"}
+    for role, node in roles.items():
+        placed = re.findall(rf"info {role} \d+ .*is up on ([\d.]+)", cluster.output(job))
+        assert len(placed) == 2 and set(placed) == {NODES[node]}, cluster.output(job)
     assert cluster.machine.run("scancel", str(job)).returncode == 0
     cluster.wait_for(job, {"CANCELLED"}, 90)
     wait_until("the end of Ray", lambda: not ray_processes(cluster), 60)

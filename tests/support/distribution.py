@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 DOWNLOAD_SECONDS = 120
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
-def unpacked(packages: Sequence[str], folder: Path) -> Path | str:
-    """The root folder that the packages make, without what they need; the reason when one cannot be had."""
+def unpacked(packages: Sequence[str], folder: Path, release: str | None = None) -> Path | str:
+    """The root folder that the packages make, without what they need; the reason when one cannot be had. Of another
+    ``release`` of the distribution if its name is given.
+    """
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         return f"this distribution has no apt-get to take {', '.join(packages)} from"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        got = subprocess.run(
-            ["apt-get", "download", *packages], cwd=folder, capture_output=True, text=True, check=False,
-            timeout=DOWNLOAD_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"apt-get download {' '.join(packages)} took over {DOWNLOAD_SECONDS} s"
-    if got.returncode:
-        return f"apt-get download {' '.join(packages)}: {got.stderr.strip()[-200:]}"
+        settings = _apt_of(release, folder) if release else {}
+        _run(["apt-get", "download", *packages], folder, settings)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        return f"{' '.join(map(str, error.cmd))}: {(error.stderr or 'it took too long').strip()[-200:]}"
     for archive in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", archive, folder / "root"], check=True)
         archive.unlink()
     return folder / "root"
+
+
+def _run(command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> str:
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True, check=True,
+        timeout=DOWNLOAD_SECONDS,
+    ).stdout  # fmt: skip
+
+
+def _apt_of(release: str, folder: Path) -> dict[str, str]:
+    """An apt of its own, with the mirror and the keys of this machine's: what it reads is in ``folder``."""
+    asked = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    mirror, *_ = [*_run(asked, folder, {}).splitlines(), "no-mirror-is-known:"]
+    signed = f"[signed-by={KEYS}] " if Path(KEYS).exists() else ""
+    (folder / "sources").write_text(f"deb {signed}{mirror} {release} main\n")
+    for name in ("lists", "cache"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "apt.conf").write_text(
+        f'Dir::State::lists "{folder}/lists"; Dir::Cache "{folder}/cache"; Dir::Etc::sourcelist "{folder}/sources";\n'
+        'Dir::Etc::sourceparts "-"; APT::Sandbox::User "root";\n'
+    )
+    settings = {"APT_CONFIG": str(folder / "apt.conf")}
+    _run(["apt-get", "update", "--error-on=any"], folder, settings)
+    return settings
 
 
 def program(name: str, package: str, folder: Path) -> Path | str:

@@ -69,7 +69,7 @@ class Inside:
     ) -> subprocess.CompletedProcess[str]:
         """The command's end; stderr is in stdout."""
         return subprocess.run(
-            [*self.enter, f"--wd={cwd or '/'}", *map(str, command)], env=dict(self.environment), input=given,
+            [*self.enter, f"--wdns={cwd or '/'}", *map(str, command)], env=dict(self.environment), input=given,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
         )  # fmt: skip
 
@@ -83,9 +83,7 @@ class Inside:
 
 
 @contextlib.contextmanager
-def inside(
-    environment: Mapping[str, str], binds: Mapping[Path, str], address: str | None = None
-) -> Iterator[Inside]:
+def inside(environment: Mapping[str, str], binds: Mapping[Path, str], address: str | None = None) -> Iterator[Inside]:
     """The machine until the end of the context. ``binds``: a file or folder here, and the path that it has there. With an
     ``address`` it has a network of its own, else it shares this machine's.
     """

@@ -96,7 +96,11 @@ def slurm(folder: Path, nodes: Mapping[str, str], environment: Mapping[str, str]
         (folder / name).mkdir(mode=0o700)
     lines = [NODE.format(name=name, address=address) for name, address in nodes.items()]
     conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(folder=folder, host=socket.gethostname(), controller=CONTROLLER, plugins=libraries, nodes="\n".join(lines)))
+    conf.write_text(
+        CONF.format(
+            folder=folder, host=socket.gethostname(), controller=CONTROLLER, plugins=libraries, nodes="\n".join(lines)
+        )
+    )
     hosts = folder / "hosts"
     known = {"localhost": "127.0.0.1", socket.gethostname(): CONTROLLER, **nodes}
     hosts.write_text("".join(f"{address} {name}\n" for name, address in known.items()))
