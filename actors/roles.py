@@ -28,7 +28,7 @@ from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
-from lpo_ray.config.gpus import shares_gpus
+from lpo_ray.config.gpus import parts, shares_gpus
 from lpo_ray.config.schema import Config, EngineKind
 from lpo_ray.interfaces import Events
 from lpo_ray.learner.settings import LearnerSettings
@@ -66,8 +66,8 @@ def layout_of(config: Config, num_ranks: int, *, on_node: str | None = None) -> 
     """
     seconds = config.cluster.placement_seconds
     if shares_gpus(config):
-        parts = config.rollout.tensor_parallel_size
-        shared = SharedGpus(_shared_request(config, num_ranks or config.rollout.num_workers * parts), parts, seconds)
+        count = num_ranks or config.rollout.num_workers * parts(config)
+        shared = SharedGpus(_shared_request(config, count), parts(config), seconds)
         return Layout(shared.ranks, shared.engines, shared)
     engine = _engines_request(config, 1)
     if on_node is not None:
@@ -80,7 +80,7 @@ def requests_of(config: Config, *, ranks: bool = True, engines: bool = True) -> 
     rollout = config.rollout
     verifier = [Request("verifier", [bundle(1, 0)], "PACK", config.verifier.labels)] if engines else []
     if shares_gpus(config):
-        count = config.learner.world_size if ranks else rollout.num_workers * rollout.tensor_parallel_size
+        count = config.learner.world_size if ranks else rollout.num_workers * parts(config)
         return [_shared_request(config, count), *verifier]
     return [
         *([_ranks_request(config, config.learner.world_size)] if ranks else []),
@@ -105,7 +105,7 @@ def _engines_request(config: Config, count: int) -> Request:
 def _shared_request(config: Config, count: int) -> Request:
     """Request one whole GPU for each rank and its part of an engine."""
     learner, rollout = config.learner, config.rollout
-    each = bundle(learner.cpus_per_rank + rollout.cpus_per_worker / rollout.tensor_parallel_size, 1)
+    each = bundle(learner.cpus_per_rank + rollout.cpus_per_worker / parts(config), 1)
     return Request("learner and rollout, who share GPUs,", [each] * count, "PACK", {**rollout.labels, **learner.labels})
 
 
@@ -235,7 +235,7 @@ def rollout_spawner(
     )
     environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
     actor = ray.remote(RolloutWorker)
-    num_seats = rollout.tensor_parallel_size if shares_gpus(config) else 1
+    num_seats = parts(config) if shares_gpus(config) else 1
 
     def spawn(index: int, name: str) -> RemoteWorker:
         def make(seats: list[Seat]) -> ActorProxy[RolloutWorker]:

@@ -14,9 +14,14 @@ def shares_gpus(config: Config) -> bool:
     return 0 < config.learner.gpus_per_rank < 1 and 0 < config.rollout.gpus_per_worker < 1
 
 
+def parts(config: Config) -> int:
+    """Count the GPUs of an engine that has any."""
+    return config.rollout.tensor_parallel_size
+
+
 def most_engines(config: Config) -> int:
     """Count the engines that find a place on the ranks' GPUs, where they share them."""
-    return config.learner.world_size // config.rollout.tensor_parallel_size
+    return config.learner.world_size // parts(config)
 
 
 def check_gpus(config: Config) -> None:
@@ -46,13 +51,13 @@ def _check_shares(config: Config) -> None:
             f"learner.gpus_per_rank={learner.gpus_per_rank:g} and rollout.gpus_per_worker={rollout.gpus_per_worker:g} "
             "are shares of one GPU; expected a sum of 1 at most, or 1 for both, which gives each GPUs of its own"
         )
-    parts, most = rollout.tensor_parallel_size, most_engines(config)
+    most = most_engines(config)
     for key, count in (("num_workers", rollout.num_workers), ("autoscale.max", rollout.autoscale.max)):
         if count > most:
             raise ConfigError(
                 f"rollout.{key} is {count}, but engines share the GPUs of learner.world_size={learner.world_size} "
-                f"ranks, {parts} each (rollout.tensor_parallel_size); expected {most} at most: lower it, or raise "
-                "learner.world_size"
+                f"ranks, {parts(config)} each (rollout.tensor_parallel_size); expected {most} at most: lower it, or "
+                "raise learner.world_size"
             )
     for key in learner.labels.keys() & rollout.labels.keys():
         if learner.labels[key] != rollout.labels[key]:

@@ -27,8 +27,8 @@ def check_builds(config: Config, vllm: tuple[str, bool] | None, torch: str, *, t
     if vllm is not None and vllm[1] and not engine:
         raise ConfigError(
             f"rollout.gpus_per_worker is 0, but vLLM {vllm[0]} here is a build for GPUs, which has no engine for CPUs; "
-            "set rollout.gpus_per_worker=1 (a share such as 0.5 with learner.gpus_per_rank=0.5), or take the CPU stack: "
-            "make setup"
+            "set rollout.gpus_per_worker=1 (or a share such as 0.5, with learner.gpus_per_rank=0.5), or take the CPU "
+            "stack: make setup"
         )
     if config.cluster.address or torch_has_cuda:
         return

@@ -25,7 +25,7 @@ from lpo_ray.errors import LearnerLost, NoRoom
 from lpo_ray.learner.packing import Packing
 from tests.support.fakes import FakeEvents
 from tests.support.real_specs import QUICKSTART
-from tests.support.seen_gpus import Actor, Engine, Rank, Seen
+from tests.support.seen_gpus import Actor, Engine, Rank, Seen, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 OBJECT_STORE = 80 * 2**20
@@ -127,7 +127,7 @@ async def test_whole_gpus_are_nobody_elses_and_an_engine_in_parts_sees_all_of_it
 
 async def test_roles_without_gpus_see_none_on_a_machine_that_has_them(nodes: Cluster) -> None:
     run = await start("learner.world_size=1")
-    verifier = remote_verifier(run.config, SimpleNamespace(pool=None), "/no/model", RESTARTS, FakeEvents())
+    verifier = remote_verifier(run.config, Service(), "/no/model", RESTARTS, FakeEvents())
     builder = remote_target_builder(run.config, SimpleNamespace(), RESTARTS, FakeEvents()).builder
     try:
         others = [await actor.handle.seen.remote() for actor in (verifier.service, builder)]

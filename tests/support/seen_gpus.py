@@ -23,6 +23,16 @@ class Seen:
     rank: int | None
 
 
+@dataclass(frozen=True)
+class Pool:
+    num_processes: int = 1
+
+
+@dataclass(frozen=True)
+class Service:
+    pool: Pool = Pool()
+
+
 class Actor:
     """Any role's actor."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lpo_ray.config.gpus import shares_gpus
+from lpo_ray.config.gpus import parts, shares_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
@@ -166,7 +166,7 @@ def bundles(config: Config) -> list[Bundle]:
     if config.cluster.kind is ClusterKind.inprocess:
         return [Bundle("process", 1, 0)]
     if shares_gpus(config):
-        cpus = learner.cpus_per_rank + rollout.cpus_per_worker / rollout.tensor_parallel_size
+        cpus = learner.cpus_per_rank + rollout.cpus_per_worker / parts(config)
         return [*[Bundle(SHARED, cpus, 1)] * learner.world_size, Bundle("verifier", 1, 0)]
     ranks = [Bundle("learner", learner.cpus_per_rank, learner.gpus_per_rank)] * learner.world_size
     engines = [Bundle("rollout", rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers
@@ -179,5 +179,5 @@ def places_on(config: Config, machines: Sequence[Machine]) -> list[Placement] | 
     if isinstance(found, str) or not shares_gpus(config):
         return found
     seats = [where for where in found if where.role == SHARED]
-    shared = share(seats, config.rollout.num_workers, config.rollout.tensor_parallel_size)
+    shared = share(seats, config.rollout.num_workers, parts(config))
     return shared if isinstance(shared, str) else [*shared, *(where for where in found if where.role != SHARED)]
