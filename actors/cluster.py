@@ -41,6 +41,7 @@ from lpo_ray.config.engine import engine_processes, shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
+from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
@@ -343,7 +344,8 @@ def _verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
 
 
 async def _open_export(config: Config, learner: LearnerGroup, transport: Transport) -> None:
-    await learner.open_export(transport, config.rollout.dtype, config.transport.bucket_mib * 2**20)
+    size = bucket_bytes(config.transport.bucket_mib, on_device=transport.on_device)
+    await learner.open_export(transport, config.rollout.dtype, size)
 
 
 async def _publisher(
@@ -357,6 +359,7 @@ async def _publisher(
         tolerance=spec.tolerance,
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
         prepare_seconds=spec.config.transport.prepare_seconds,
+        join_seconds=spec.config.transport.join_seconds,
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
     publisher = Publisher(learner, rollout, delivery)

@@ -116,13 +116,16 @@ class TransportConfig:
     kind: str = "auto"
     """row of actors.transports.table.TRANSPORTS: shared_memory | gloo | nccl | cuda_ipc | object_store; auto: by where
     the learner and the engines are"""
-    bucket_mib: int = 64
-    """gathered and sent at once; each side needs memory for two buckets (of the largest tensor, if that is larger)"""
+    bucket_mib: int | None = None
+    """gathered and sent at once; null: 1024 between GPUs, else 64. Each side needs memory for two or three buckets (of
+    the largest tensor, if that is larger)"""
     tolerance: float | None = None
     """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
     prepare_seconds: float = 60.0
-    """time for the engines to stop decoding (those that end what they decode first: without a token), and to join the
-    learner; half of it where there are several
+    """time for the engines to stop decoding (those that end what they decode first: without a token); half of it where
+    there are several
     """
+    join_seconds: float = 120.0
+    """time for new engines to meet the learner's ranks, all of them together"""
     transfer_seconds: float = 300.0
     """time for one bucket, and for the proof; half of it where there are several engines"""

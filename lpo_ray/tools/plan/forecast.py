@@ -41,6 +41,7 @@ from lpo_ray.tools.plan.problems import (
     unmet_here,
 )
 from lpo_ray.tools.plan.requirements import (
+    between_gpus,
     Lengths,
     engine_of,
     mean_lengths,
@@ -230,7 +231,11 @@ def _rates(
             model, _times(device, cores[1]), config.model.dtype, work, world_size=setup.world_size,
             checkpointing=learner.gradient_checkpointing, offload=offloads(learner.zero, "offload_optimizer"),
         )  # fmt: skip
-        derived = (sample, train, publish_rate(device))
+        publish = publish_rate(
+            device, between_gpus=between_gpus(config), world_size=setup.world_size, weight_bytes=work.weight_bytes,
+            bucket_bytes=engine_of(config, model).bucket_bytes,
+        )  # fmt: skip
+        derived = (sample, train, publish)
     said = (given.sample_rate, given.train_rate, given.publish_rate)
     measured = given.measured
     chosen: list[Rate] = []

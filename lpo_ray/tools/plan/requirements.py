@@ -11,6 +11,7 @@ from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.run.settings import behaviour_from_engine, engine_settings, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
@@ -138,8 +139,15 @@ def _live(zero: Mapping[str, object]) -> int:
     return max(int(value) for value in values if isinstance(value, int | float))
 
 
+def between_gpus(config: Config) -> bool:
+    """Whether weights travel from GPU to GPU, not through host memory."""
+    whole = min(config.learner.gpus_per_rank, config.rollout.gpus_per_worker) >= 1
+    return (whole or shares_gpus(config)) and config.transport.kind in ("auto", "nccl", "cuda_ipc")
+
+
 def _bucket(config: Config, model: Architecture) -> int:
-    return max(config.transport.bucket_mib * 2**20, BYTES[config.rollout.dtype] * model.largest_parameter)
+    size = bucket_bytes(config.transport.bucket_mib, on_device=between_gpus(config))
+    return max(size, BYTES[config.rollout.dtype] * model.largest_parameter)
 
 
 def with_longest_prompt(spec: RunSpec, lengths: Lengths) -> RunSpec:

@@ -77,7 +77,7 @@ async def test_an_engine_that_leaves_a_transfer_does_not_make_the_learner_lost()
     learner, _ = group(Rank({"advance": GLOO}), Rank({}))
     await learner.start()
     with pytest.raises(ComponentFailed):
-        await learner.advance(0, 5.0)
+        await learner.advance(0, [0], 5.0)
 
 
 async def test_it_comes_back_with_fewer_ranks_where_that_is_allowed_and_with_all_when_there_is_room_again() -> None:
