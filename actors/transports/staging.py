@@ -95,9 +95,7 @@ def held_numel(bucket: Bucket, sender: int | None) -> int:
     return end - start
 
 
-def make_slots(
-    manifest: Manifest, device: torch.device, *, share_memory: bool, whole: bool, on_device: bool
-) -> Slots:
+def make_slots(manifest: Manifest, device: torch.device, *, share_memory: bool, whole: bool, on_device: bool) -> Slots:
     """Make slots shared with the other ranks of this host, or this rank's own (in the memory of its ``device``, or of
     the host), for its share or the ``whole``. A collective: rank 0 makes the shared memory, the others open it.
     """

@@ -1,4 +1,4 @@
-"""Engines and a learner's rank on fake GPUs: our receivers, senders and publisher with threads in place of processes."""
+"""Engines and a learner's rank on fake GPUs: our receivers, sender and publisher on threads in place of processes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Model(nn.Module):
         self.loaded |= {name: tensor.clone() for name, tensor in pairs}
 
 
-class Process_(OwnThread, WorkerExtension):  # noqa: N801 - Process is a record
+class EngineProcess(OwnThread, WorkerExtension):
     """One process of an engine, with vLLM's worker reduced to what a transfer needs."""
 
     def __init__(self, rank: int, size: int, device: int) -> None:
@@ -86,7 +86,7 @@ class Engine:
     """A rollout worker's handle: an engine of some processes. ``hangs_in``: methods that it never answers."""
 
     def __init__(self, devices: list[int]) -> None:
-        self.processes = [Process_(rank, len(devices), device) for rank, device in enumerate(devices)]
+        self.processes = [EngineProcess(rank, len(devices), device) for rank, device in enumerate(devices)]
         self.hangs_in: set[str] = set()
         self.dies_in: set[str] = set()
         self.dead = False
@@ -108,7 +108,7 @@ class Engine:
         return reference
 
     def _work(self, reference: Reference, method: str, arguments: tuple) -> None:
-        works: dict[str, Callable[[Process_], object]] = {
+        works: dict[str, Callable[[EngineProcess], object]] = {
             "begin_update": lambda process: process.begin(),
             "join_senders": lambda process: process.weight_transfer_engine.init_transfer_engine(
                 process.weight_transfer_engine.parse_init_info(arguments[0])

@@ -40,8 +40,8 @@ from lpo_ray.tools.plan.problems import (
     unmet_here,
 )
 from lpo_ray.tools.plan.requirements import (
-    between_gpus,
     Lengths,
+    between_gpus,
     bundles,
     engine_of,
     mean_lengths,
