@@ -19,7 +19,7 @@ from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
 from actors.learner.target_builder import RemoteTargetBuilder, TargetBuilder
 from actors.learner.worker import LearnerWorker
 from actors.rollout.remote import RemoteWorker
-from actors.rollout.worker import EngineSettings, RolloutWorker, engine_environment
+from actors.rollout.worker import RolloutWorker, engine_environment
 from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from actors.runtime.placement import Request, bundle, check_room, nodes, reserve
 from actors.runtime.supervised import RestartableActor
@@ -28,10 +28,11 @@ from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
-from lpo_ray.config.schema import Config, EngineKind
+from lpo_ray.config.schema import Config
 from lpo_ray.interfaces import Events
 from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.targets import TargetRule
+from lpo_ray.rollout.engine_settings import EngineSettings
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
 SERVICE_SECONDS = 120.0
@@ -149,38 +150,21 @@ def remote_target_builder(
 
 
 def rollout_pool(
-    config: Config, settings: PoolSettings, model_path: str, context: int, transport: Transport, events: Events
+    config: Config, settings: PoolSettings, engine: EngineSettings, transport: Transport, events: Events
 ) -> RolloutPool[RemoteWorker]:
     """Make the pool of the rollout workers that a run begins with; not started. Call it inside a running event loop."""
-    spawn = rollout_spawner(config, model_path, context, transport, events)
+    spawn = rollout_spawner(config, engine, transport, events)
     return RolloutPool(spawn, config.rollout.num_workers, settings=settings, events=events)
 
 
 def rollout_spawner(
-    config: Config, model_path: str, context: int, transport: Transport, events: Events
+    config: Config, settings: EngineSettings, transport: Transport, events: Events
 ) -> Callable[[int, str], RemoteWorker]:
-    """Return what makes a rollout worker, by number and name, for a model of ``context`` positions. Each worker has a
-    placement group of its own, so that it can come and go.
+    """Return what makes a rollout worker, by number and name. Each worker has a placement group of its own, so that it
+    can come and go.
     """
     rollout = config.rollout
-    on_gpu = rollout.gpus_per_worker > 0
-    asynchronous = rollout.engine is EngineKind.asynchronous or (rollout.engine is EngineKind.auto and on_gpu)
-    settings = EngineSettings(
-        model_path=model_path,
-        dtype=rollout.dtype,
-        max_model_len=context,
-        max_num_seqs=rollout.max_num_seqs,
-        tensor_parallel_size=rollout.tensor_parallel_size,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        enforce_eager=rollout.enforce_eager,
-        asynchronous=asynchronous,
-        on_cpu=not on_gpu,
-        kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
-        receiver=transport.receiver,
-        inflight=config.pipeline.inflight,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
+    environment = {**engine_environment(settings, rollout.threads), **_offline(settings.model_path)}
     actor = ray.remote(RolloutWorker)
     request = requests_of(config)[1]
     place = dict(request.bundles[0])
@@ -196,7 +180,7 @@ def rollout_spawner(
                 max_concurrency=100_000,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
                 runtime_env={"env_vars": _environment(config, environment)},
-            ).remote(name, settings)
+            ).remote(name, settings, transport.receiver)
 
         def note(text: str) -> None:
             events.note(f"{name}: {text}")

@@ -94,6 +94,11 @@ class PromptFile:
         """Count the prompts that are short enough, M."""
         return len(self.kept)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt that is short enough."""
+        return int(self.found.lengths[self.kept].max())
+
     def row(self, position: int) -> int:
         """Return what messages call the row of prompt ``position`` (0 to M - 1): counted from 1; for files of lines,
         the line.

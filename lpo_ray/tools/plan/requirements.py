@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lpo_ray.config.engine import pipeline_stages
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import bucket_bytes
-from lpo_ray.run.settings import behaviour_from_engine, world_size
+from lpo_ray.run.settings import behaviour_from_engine, engine_settings, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.sources.source import first_usable
@@ -21,6 +22,8 @@ from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineShape, RankS
 from lpo_ray.tools.plan.throughput import Work, forward_passes
 
 ASSUMED_PROMPT_TOKENS = 256
+LONGEST_PROMPT = 8
+"""times the mean prompt of a data set: the longest, where it is not read to its end; an assumption"""
 PROMPTS_READ = 32
 """for the mean length, where the data and the tokenizer are at hand"""
 
@@ -145,15 +148,24 @@ def _bucket(config: Config, model: Architecture) -> int:
     return max(size, BYTES[config.rollout.dtype] * model.largest_parameter)
 
 
-def engine_of(config: Config, model: Architecture) -> EngineShape:
+def with_longest_prompt(spec: RunSpec, lengths: Lengths) -> RunSpec:
+    """Assume for a data set, which is not read to its end here, how long its longest prompt is."""
+    if spec.config.task.path is None or spec.longest_prompt is not None:
+        return spec
+    return replace(spec, longest_prompt=min(spec.max_prompt_tokens, math.ceil(LONGEST_PROMPT * lengths.prompt)))
+
+
+def engine_of(spec: RunSpec, model: Architecture) -> EngineShape:
     """Engine of the run."""
-    rollout = config.rollout
+    engine = engine_settings(spec, model.name)
     return EngineShape(
-        dtype=rollout.dtype,
-        tensor_parallel_size=rollout.tensor_parallel_size,
-        max_num_seqs=rollout.max_num_seqs,
-        bucket_bytes=_bucket(config, model),
-        on_gpu=rollout.gpus_per_worker > 0,
+        dtype=engine.dtype,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        pipeline_parallel_size=pipeline_stages(spec.config.rollout),
+        max_num_seqs=engine.max_num_seqs,
+        batched_tokens=engine.max_num_batched_tokens,
+        bucket_bytes=_bucket(spec.config, model),
+        on_gpu=not engine.on_cpu,
     )
 
 

@@ -138,6 +138,15 @@ def publish_rate(device: Device, *, between_gpus: bool, world_size: int, weight_
     return weight_bytes / 1e9 / (moving + working + gathering / rounds + rounds * ROUND)
 
 
+def prefill_seconds(
+    model: Architecture, device: Device, dtype: str, tokens: float, parts: int, length: float = 0.0
+) -> float:
+    """Seconds in which an engine computes the KV cache of ``tokens`` positions, of sequences of ``length``."""
+    attention = 2 * model.num_layers * model.num_heads * model.head_dim * length
+    flops = (2 * (model.body + model.embedding) + attention) * tokens
+    return flops / (TRAIN_EFFICIENCY * device.flops(dtype) * parts)
+
+
 def rank_rate(
     model: Architecture, device: Device, dtype: str, work: Work, *, world_size: int, checkpointing: bool, offload: bool
 ) -> float:

@@ -62,7 +62,7 @@ RANK = RankSettings(
     world_size=4, dtype="bfloat16", tokens=32768, scored=32768, gradient_checkpointing=True, reference=False,
     offload_optimizer=False, offload_parameters=False, live_parameters=10**9, bucket_bytes=2**26, on_gpu=True,
 )  # fmt: skip
-ENGINE = EngineShape("bfloat16", 1, 512, 2**26, on_gpu=True)
+ENGINE = EngineShape("bfloat16", 1, 1, 512, 8192, 2**26, on_gpu=True)
 WORK = Work(
     prompts=8, group_size=4, prompt_tokens=100, response_tokens=50, longest_tokens=100, share_prompt=False,
     forward_passes=0.5, updates=2, tokens_per_micro_batch=1000, weight_bytes=2 * 10**9,
