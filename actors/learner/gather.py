@@ -30,7 +30,7 @@ def gather(
         run.copy_(shard_of(parameter))
     everyone = mine.new_empty(world_size, len(mine))
     # As bytes, which every backend carries.
-    torch.distributed.all_gather_into_tensor(everyone.view(-1).view(torch.uint8), mine.view(torch.uint8))
+    torch.distributed.all_gather_single(everyone.view(-1).view(torch.uint8), mine.view(torch.uint8))
     for name, runs in zip(parameters, everyone.split(sizes, dim=1), strict=True):
         if name in views:
             assemble(runs, views[name].view(-1))

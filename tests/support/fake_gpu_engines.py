@@ -28,7 +28,7 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import LpoRayError
 from lpo_ray.learner.packing import Packing
-from lpo_ray.policy.weights import TensorMeta, make_manifest
+from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from tests.support.fake_nccl import FakeDevice, FakeNccl, set_device, synchronize
@@ -39,8 +39,9 @@ T = TypeVar("T")
 PROBE = [np.arange(3), np.arange(4)]
 LOGPROBS = [np.zeros(2, np.float32), np.zeros(3, np.float32)]
 METAS = [TensorMeta(f"t{number}", (4, 3 + number)) for number in range(6)]
+SMALL = make_manifest(METAS, "float32", bucket_bytes=128, num_senders=1)
 LEARNERS_GPU = 0
-PREPARE, JOIN, TRANSFER = 2.0, 2.0, 1.5
+PREPARE, JOIN, TRANSFER = 4.0, 3.0, 3.0
 
 
 class OwnThread:
@@ -146,12 +147,13 @@ class Engine:
 class Policy:
     """A policy of one rank."""
 
-    def __init__(self) -> None:
-        self.weights = {meta.name: torch.zeros(meta.shape) for meta in METAS}
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
         self.change()
 
     def change(self) -> None:
-        self.weights = {meta.name: torch.randn(meta.shape) for meta in METAS}
+        dtype = self.manifest.torch_dtype
+        self.weights = {meta.name: torch.randn(meta.shape).to(dtype) for meta in self.manifest.tensors}
 
     def gather_into(self, names, views, dtype: torch.dtype = torch.float32) -> None:
         for name in names:
@@ -174,17 +176,19 @@ class Rank:
 
     def __init__(self, policy: Policy) -> None:
         self.worker = LearnerWorker(0, 1, None)  # type: ignore[arg-type]
-        self.manifest = make_manifest(METAS, "float32", bucket_bytes=128, num_senders=1)
-        slots = GpuSlots(self.manifest, 0, torch.empty(2, self.manifest.slot_numel))
+        self.manifest = policy.manifest
+        slots = GpuSlots(self.manifest, 0, torch.empty(2, self.manifest.slot_numel, dtype=self.manifest.torch_dtype))
         self.worker._staging = Staging(policy, self.manifest, slots)
         self.worker._sender = NcclSender(self.worker._staging, "127.0.0.1")
         self.thread = OwnThread(LEARNERS_GPU)
         self.hangs_in: set[str] = set()
+        self.calls: list[str] = []
 
     def __getattr__(self, method: str) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda *arguments: self._answer(method, arguments))
 
     def _answer(self, method: str, arguments: tuple) -> Reference:
+        self.calls.append(method)
         if method == "probe":
             return Reference(LOGPROBS)
         reference = Reference()
@@ -220,8 +224,8 @@ class Pool:
 class Site:
     """A learner of one rank and some engines, on one fake GPU for each process."""
 
-    def __init__(self, nccl: FakeNccl, engines: int, processes: int = 1) -> None:
-        self.nccl, self.policy, self.pool, self._processes = nccl, Policy(), Pool(), processes
+    def __init__(self, nccl: FakeNccl, engines: int, processes: int = 1, manifest: Manifest = SMALL) -> None:
+        self.nccl, self.policy, self.pool, self._processes = nccl, Policy(manifest), Pool(), processes
         self.rank = Rank(self.policy)
         self.learner = LearnerGroup(
             None,  # type: ignore[arg-type]

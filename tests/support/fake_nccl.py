@@ -23,7 +23,7 @@ from vllm.distributed.device_communicators import pynccl
 from vllm.distributed.device_communicators.pynccl_wrapper import ncclUniqueId
 from vllm.distributed.weight_transfer import packed_tensor
 
-PATIENCE = 8.0
+PATIENCE = 20.0
 """seconds after which a wait for a stream counts as one without end"""
 current = threading.local()
 """device: index of this thread's device; streams: what ``torch.cuda.stream`` has made current, innermost last"""

@@ -57,8 +57,8 @@ def rank_main(rank: int, world_size: int, folder: Path) -> None:
     store = FileStore(str(folder / "store"), world_size)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     calls: list[int] = []
-    collective = torch.distributed.all_gather_into_tensor
-    torch.distributed.all_gather_into_tensor = lambda out, mine: (calls.append(mine.numel()), collective(out, mine))
+    collective = torch.distributed.all_gather_single
+    torch.distributed.all_gather_single = lambda out, mine: (calls.append(mine.numel()), collective(out, mine))
     whole = {f"t{n}": torch.randn(n, 7, generator=torch.Generator().manual_seed(n)) for n in range(1, 6)}
     parameters = {name: sharded(tensor, rank, world_size) for name, tensor in whole.items()}
     mine = [name for number, name in enumerate(whole) if number % 2 == rank % 2]
