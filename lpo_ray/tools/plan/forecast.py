@@ -41,8 +41,8 @@ from lpo_ray.tools.plan.problems import (
     unmet_here,
 )
 from lpo_ray.tools.plan.requirements import (
-    between_gpus,
     Lengths,
+    between_gpus,
     engine_of,
     mean_lengths,
     offloads,
@@ -168,7 +168,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     problems += host_problems(config, rank, engine, machines, places)
     at_most = min(config.rollout.max_num_seqs, math.ceil(work.prompts * work.group_size / setup.num_workers))
     slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.response)))
-    rates = _rates(config, setup, model, device, work, slots, given, notes)
+    rates = _rates(config, setup, model, device, work, slots, engine_settings.bucket_bytes, given, notes)
     time = None if rates is None else step_time(work, rates, setup)
     limits: Sequence[Limit] = []
     notes += start_notes(config, model)
@@ -215,6 +215,7 @@ def _rates(
     device: Device | None,
     work: Work,
     slots: int,
+    bucket_bytes: int,
     given: Assumptions,
     notes: list[str],
 ) -> Rates | None:
@@ -233,7 +234,7 @@ def _rates(
         )  # fmt: skip
         publish = publish_rate(
             device, between_gpus=between_gpus(config), world_size=setup.world_size, weight_bytes=work.weight_bytes,
-            bucket_bytes=engine_of(config, model).bucket_bytes,
+            bucket_bytes=bucket_bytes,
         )  # fmt: skip
         derived = (sample, train, publish)
     said = (given.sample_rate, given.train_rate, given.publish_rate)

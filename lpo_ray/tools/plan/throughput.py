@@ -127,9 +127,7 @@ def _decode_step(model: Architecture, device: Device, dtype: str, work: Work, pa
     return max(reading, computing) + OVERHEAD + slots * device.per_response
 
 
-def publish_rate(
-    device: Device, *, between_gpus: bool, world_size: int, weight_bytes: int, bucket_bytes: int
-) -> float:
+def publish_rate(device: Device, *, between_gpus: bool, world_size: int, weight_bytes: int, bucket_bytes: int) -> float:
     """GB of weights a second, from ``world_size`` ranks to engines."""
     if not between_gpus:
         return 1e-9 / (1 / (SEND_EFFICIENCY * device.link) + 1 / DIGEST)
