@@ -1,5 +1,5 @@
-"""A machine inside this machine, for daemons that a test starts: processes, mounts and network of its own, which all end
-with it. Files are this machine's. For root on Linux.
+"""A machine inside this machine, for daemons that a test starts: it has processes, mounts and a network of its own, which
+end with it. Files are this machine's. For root on Linux.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Inside:
 
 @contextlib.contextmanager
 def inside(environment: Mapping[str, str], binds: Mapping[Path, str], address: str | None = None) -> Iterator[Inside]:
-    """The machine until the end of the context. ``binds``: a file or folder here, and the path that it has there. With an
-    ``address`` it has a network of its own, else it shares this machine's.
+    """The machine until the end of the context. ``binds``: a file or folder here, and the path that it has there. With
+    an ``address`` it has a network of its own, else it shares this machine's.
     """
     kinds = ["--mount", "--pid", *(["--net"] if address else [])]
     words: Sequence[str] = [word for pair in binds.items() for word in map(str, pair)]
