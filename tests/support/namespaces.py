@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,10 +106,9 @@ def host(name: str, address: str) -> tuple[str, ...]:
     return ("sh", "-ec", HOST, "sh", name, address)
 
 
-def wait_until(what: str, holds: object, seconds: float, *, every: float = 0.5) -> None:
+def wait_until(what: str, holds: Callable[[], bool], seconds: float) -> None:
     """Ask ``holds`` until it says yes. Raises AssertionError with ``what`` after ``seconds``."""
-    assert callable(holds)
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(every)
+        time.sleep(0.5)
