@@ -20,7 +20,7 @@ from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
 from lpo_ray.tools.plan.limits import Limit, inflight_notes, leaving_notes, limits_of, start_notes
-from lpo_ray.tools.plan.machines import Machine, Placement, place
+from lpo_ray.tools.plan.machines import Machine, Placement
 from lpo_ray.tools.plan.memory import (
     GIB,
     EngineShape,
@@ -42,17 +42,16 @@ from lpo_ray.tools.plan.problems import (
 )
 from lpo_ray.tools.plan.requirements import (
     Lengths,
-    bundles,
+    between_gpus,
     engine_of,
     mean_lengths,
     offloads,
+    places_on,
     rank_of,
     step_work,
     with_longest_prompt,
 )
 from lpo_ray.tools.plan.throughput import Rate, Rates, StepTime, Work, engine_rate, publish_rate, rank_rate, step_time
-
-SPREAD = frozenset({"rollout"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     work = step_work(spec, model, lengths)
     rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(spec, model)
     rank, engine = rank_memory(model, rank_settings), engine_memory(model, engine_settings)
-    found = place(bundles(config), machines, spread=SPREAD)
+    found = places_on(config, machines)
     places = [] if isinstance(found, str) else found
     if isinstance(found, str):
         problems.append(f"{found}; {placement_remedy(config)}")
@@ -169,7 +168,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     problems += host_problems(config, rank, engine, machines, places)
     at_most = min(config.rollout.max_num_seqs, math.ceil(work.prompts * work.group_size / setup.num_workers))
     slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.response)))
-    rates = _rates(config, setup, model, device, work, slots, given, notes)
+    rates = _rates(config, setup, model, device, work, slots, engine_settings.bucket_bytes, given, notes)
     time = None if rates is None else step_time(work, rates, setup)
     limits: Sequence[Limit] = []
     notes += start_notes(config, model)
@@ -216,6 +215,7 @@ def _rates(
     device: Device | None,
     work: Work,
     slots: int,
+    bucket_bytes: int,
     given: Assumptions,
     notes: list[str],
 ) -> Rates | None:
@@ -232,7 +232,11 @@ def _rates(
             model, _times(device, cores[1]), config.model.dtype, work, world_size=setup.world_size,
             checkpointing=learner.gradient_checkpointing, offload=offloads(learner.zero, "offload_optimizer"),
         )  # fmt: skip
-        derived = (sample, train, publish_rate(device))
+        publish = publish_rate(
+            device, between_gpus=between_gpus(config), world_size=setup.world_size, weight_bytes=work.weight_bytes,
+            bucket_bytes=bucket_bytes,
+        )  # fmt: skip
+        derived = (sample, train, publish)
     said = (given.sample_rate, given.train_rate, given.publish_rate)
     measured = given.measured
     chosen: list[Rate] = []

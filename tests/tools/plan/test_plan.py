@@ -70,8 +70,8 @@ def test_the_derived_numbers_are_those_of_a_dry_run(capsys: pytest.CaptureFixtur
 
 def test_a_rank_that_does_not_fit_says_how_much_is_missing_and_what_mends_it() -> None:
     said = refused("paper_prime_code.yaml", "learner.gradient_checkpointing=false")
-    assert "8xH100: 1 learner rank with 235.7 GiB do not" in said
-    assert "fit H100 with 79.1 GiB: 156.6 GiB are missing; try learner.gradient_checkpointing=true (" in said
+    assert "8xH100: 1 learner rank with 236.7 GiB do not" in said
+    assert "fit H100 with 79.1 GiB: 157.6 GiB are missing; try learner.gradient_checkpointing=true (" in said
 
 
 def test_an_engine_without_room_for_one_sequence_says_so() -> None:
@@ -194,7 +194,7 @@ def test_long_responses_are_no_matter_of_limits(max_tokens: int, capsys: pytest.
     [
         (["rollout.silence_seconds=0.1"], "rollout.silence_seconds leaves 0.050 s for the longest step of an engine"),
         (["learner.silence_seconds=4"], "learner.silence_seconds leaves 2.000 s for a micro-batch and its update"),
-        (["transport.transfer_seconds=0.2"], "transport.transfer_seconds leaves 0.100 s for a bucket of weights"),
+        (["transport.transfer_seconds=0.02"], "transport.transfer_seconds leaves 0.010 s for a bucket of weights"),
     ],
 )
 def test_a_limit_that_a_piece_of_work_exceeds_is_refused_with_the_number(overrides: list[str], said: str) -> None:
