@@ -39,7 +39,7 @@ def counted(counts: Counter[str], name: str, function: Callable, of: Callable[..
     return call
 
 
-def qwen():  # noqa: ANN201 - a transformers model
+def qwen():
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(
@@ -57,7 +57,7 @@ def bucket_bytes() -> int:
     return default // SCALE
 
 
-def manifest_of(model):  # noqa: ANN001, ANN201
+def manifest_of(model):
     from lpo_ray.policy.weights import TensorMeta, make_manifest
 
     metas = [TensorMeta(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
@@ -115,7 +115,7 @@ def on_fake_gpus(processes: int) -> dict[str, float]:
     }
 
 
-def inherit_device(patch, fake_nccl) -> None:  # noqa: ANN001
+def inherit_device(patch, fake_nccl) -> None:
     """Have threads begin with their parent's device: else versions that never set one cannot be measured at all."""
     import threading
 
