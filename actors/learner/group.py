@@ -15,7 +15,6 @@ from typing import TypeVar
 import numpy as np
 import ray
 from ray.actor import ActorProxy
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from typing_extensions import override
 
 from actors.learner.worker import Export, LearnerWorker, Staged
@@ -51,10 +50,10 @@ LAST_WORDS_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Formation:
-    """Actors of all ranks, and their placement group."""
+    """Actors of all ranks, and what gives their places back."""
 
     ranks: list[ActorProxy[LearnerWorker]]
-    placement: PlacementGroup
+    leave: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +222,7 @@ class LearnerGroup(Learner):
                 await self.open_export(*self._export)
 
     async def close(self) -> None:
-        """End all ranks, and remove their placement group."""
+        """End all ranks, and give their places back."""
         await dismiss(self.ranks, self.processes)
         self.kill()
 
@@ -237,7 +236,7 @@ class LearnerGroup(Learner):
             return
         for rank in self._formation.ranks:
             ray.kill(rank)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
-        remove_placement_group(self._formation.placement)
+        self._formation.leave()
         self._formation = None
 
     async def _start_where_there_is_room(self) -> None:

@@ -175,10 +175,11 @@ def _checked(name: str, value: object) -> object:
         )
     if name == "quantization":
         _check_quantization(value)
+    hint: Any = fields[name].type
     try:
-        adapter = TypeAdapter(fields[name].type, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:  # a type that brings a configuration of its own
-        adapter = TypeAdapter(fields[name].type)
+        adapter = TypeAdapter(hint)
     try:
         return adapter.validate_python(value)
     except ValidationError as error:

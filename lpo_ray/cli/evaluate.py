@@ -36,7 +36,8 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
         ]
         lost: list[dict[str, str]] = [{} for _ in runs]
         if any(run.missing for run in runs):
-            lost = _score(runs, specs[0], model_path, progress_console)
+            widest = max(spec.max_model_len for spec in specs)
+            lost = _score(runs, specs[0].with_room_for(widest), model_path, progress_console)
         reports = {run.request.name: run.report(why) for run, why in zip(runs, lost, strict=True)}
     _show(requests, reports, as_json=as_json)
 

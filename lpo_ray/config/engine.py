@@ -45,6 +45,11 @@ def less_precise(rollout: RolloutConfig) -> str:
     return ", ".join(f"{name}={value}" for name, value in given if value not in (None, "auto", rollout.dtype))
 
 
+def shares_gpus(config: Config) -> bool:
+    """Whether each process of an engine has a share of a GPU, and a rank has one too."""
+    return 0 < config.learner.gpus_per_rank < 1 and 0 < config.rollout.gpus_per_worker < 1
+
+
 def check_engine_section(config: Config) -> None:
     """Raise ConfigError for an engine whose processes and GPUs do not go together."""
     rollout = config.rollout
@@ -52,7 +57,7 @@ def check_engine_section(config: Config) -> None:
     named = f"rollout.tensor_parallel_size={rollout.tensor_parallel_size}" + "".join(
         f", engine_args.{name}={_split(rollout, name)}" for name in SPLITS if name in rollout.engine_args
     )
-    if gpus and gpus != processes and not (gpus < 1 and (processes == 1 or _shares_gpus(config))):
+    if gpus and gpus != processes and not (gpus < 1 and (processes == 1 or shares_gpus(config))):
         raise ConfigError(
             f"rollout.gpus_per_worker is {gpus:g} with {named}: each of the {processes} processes of an engine needs a "
             f"GPU, all on one node; set rollout.gpus_per_worker={processes}"
@@ -81,11 +86,6 @@ def indivisible(rollout: RolloutConfig, heads: int, kv_heads: int, layers: int) 
     if stages > layers:
         return f"rollout.engine_args.pipeline_parallel_size is {stages} for a model of {layers} layers; expected fewer"
     return None
-
-
-def _shares_gpus(config: Config) -> bool:
-    """Whether each process of an engine has a share of a GPU, and a rank the rest."""
-    return 0 < config.learner.gpus_per_rank < 1 and 0 < config.rollout.gpus_per_worker < 1
 
 
 def _split(rollout: RolloutConfig, name: str) -> int:

@@ -77,6 +77,10 @@ class RunSpec:
         longest = self.longest_prompt
         return min(self.context, -(-(longest + self.config.sampling.max_tokens) // ROUND) * ROUND)
 
+    def with_room_for(self, tokens: int) -> RunSpec:
+        """Return the same run with engines that have room for ``tokens`` of prompt and response."""
+        return replace(self, longest_prompt=tokens - self.config.sampling.max_tokens)
+
     @property
     def capacity(self) -> int:
         """Number of groups that may be in flight or waiting to be trained."""

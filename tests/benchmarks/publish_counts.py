@@ -31,7 +31,9 @@ RANKS, ENGINES = 16, 2
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, VOCABULARY = 64, 80, 64, 8, 2, 400, 2374
 
 
-def counted(counts: Counter[str], name: str, function: Callable, of: Callable[..., int] = lambda *_, **__: 1) -> Callable:
+def counted(
+    counts: Counter[str], name: str, function: Callable, of: Callable[..., int] = lambda *_, **__: 1
+) -> Callable:
     def call(*arguments: object, **named: object) -> object:
         counts[name] += of(*arguments, **named)
         return function(*arguments, **named)
@@ -44,8 +46,14 @@ def qwen():
 
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM, tie_word_embeddings=False,
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=INTERMEDIATE,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KV_HEADS,
+            head_dim=HEAD_DIM,
+            tie_word_embeddings=False,
         )  # fmt: skip
     ).bfloat16()
 

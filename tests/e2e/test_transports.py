@@ -65,8 +65,8 @@ class Reusable:
         for member in pool.members:
             member.worker.kill()
         spec = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        engine = engine_settings(spec, str(path))
-        pool._spawn = rollout_spawner(spec.config, engine, TRANSPORTS["shared_memory"], FakeEvents())
+        engine, places = engine_settings(spec, str(path)), self.cluster.layout.engines
+        pool._spawn = rollout_spawner(spec.config, engine, TRANSPORTS["shared_memory"], places, FakeEvents())
         await asyncio.gather(pool.start(), learner.load())
 
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:

@@ -17,14 +17,15 @@ def _eight_h100s() -> None:
     from vllm.platforms.cuda import NonNvmlCudaPlatform
     from vllm.platforms.interface import DeviceCapability
 
-    class Stub(NonNvmlCudaPlatform):
-        get_device_capability = classmethod(lambda cls, device_id=0: DeviceCapability(9, 0))
-        get_device_name = classmethod(lambda cls, device_id=0: "NVIDIA H100 80GB HBM3")
-        get_device_total_memory = classmethod(lambda cls, device_id=0: 80 * 2**30)
-        device_count = classmethod(lambda cls: 8)
-        is_fully_connected = classmethod(lambda cls, device_ids: True)
-
-    platforms.current_platform = Stub()
+    answers = {
+        "get_device_capability": lambda cls, device_id=0: DeviceCapability(9, 0),
+        "get_device_name": lambda cls, device_id=0: "NVIDIA H100 80GB HBM3",
+        "get_device_total_memory": lambda cls, device_id=0: 80 * 2**30,
+        "device_count": lambda cls: 8,
+        "is_fully_connected": lambda cls, device_ids: True,
+    }
+    stub = type("Stub", (NonNvmlCudaPlatform,), {name: classmethod(answer) for name, answer in answers.items()})
+    platforms.current_platform = stub()
 
 
 def main(device: str) -> None:

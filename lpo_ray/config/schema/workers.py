@@ -34,7 +34,7 @@ class RolloutConfig:
     cpus_per_worker: float = 1.0
     """CPUs that Ray reserves for one engine"""
     gpus_per_worker: float = 0.0
-    """GPUs that Ray reserves for one engine; 0: a CPU engine"""
+    """GPUs that Ray reserves for one engine; 0: a CPU engine; below 1: of each of its GPUs, which ranks share"""
     tensor_parallel_size: int = 1
     """processes of an engine, with a GPU each, that share one copy of the weights"""
     threads: int = 1
@@ -78,7 +78,7 @@ class LearnerConfig:
     cpus_per_rank: float = 1.0
     """CPUs that Ray reserves for one rank"""
     gpus_per_rank: float = 0.0
-    """GPUs that Ray reserves for one rank; 0: train on CPUs"""
+    """GPUs that Ray reserves for one rank: 1, 0 to train on CPUs, or a share of the GPU that an engine has too"""
     threads: int = 1
     """threads of one rank's arithmetic"""
     lr: float = 1e-6

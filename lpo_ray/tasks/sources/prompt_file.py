@@ -178,8 +178,9 @@ class PromptFile:
         most, left_out = self._encoder.max_tokens, len(self.found.lengths) - len(self.kept)
         if not len(self.kept):
             raise DataError(
-                f"all {left_out} prompts of {self.path} are longer than {most} tokens, the model's context "
-                "minus sampling.max_tokens; lower sampling.max_tokens or take a model with a longer context"
+                f"all {left_out} prompts of {self.path} are longer than {most} tokens, the model's context (or "
+                "rollout.max_model_len) minus sampling.max_tokens; lower sampling.max_tokens or take a model with a "
+                "longer context"
             )
         if left_out:
             logger.warning("%s: left out %d prompts over %d tokens", self.path, left_out, most)

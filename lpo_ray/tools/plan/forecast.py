@@ -20,7 +20,7 @@ from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
 from lpo_ray.tools.plan.limits import Limit, inflight_notes, leaving_notes, limits_of, start_notes
-from lpo_ray.tools.plan.machines import Machine, Placement, place
+from lpo_ray.tools.plan.machines import Machine, Placement
 from lpo_ray.tools.plan.memory import (
     GIB,
     EngineShape,
@@ -43,17 +43,15 @@ from lpo_ray.tools.plan.problems import (
 from lpo_ray.tools.plan.requirements import (
     Lengths,
     between_gpus,
-    bundles,
     engine_of,
     mean_lengths,
     offloads,
+    places_on,
     rank_of,
     step_work,
     with_longest_prompt,
 )
 from lpo_ray.tools.plan.throughput import Rate, Rates, StepTime, Work, engine_rate, publish_rate, rank_rate, step_time
-
-SPREAD = frozenset({"rollout"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +152,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     work = step_work(spec, model, lengths)
     rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(spec, model)
     rank, engine = rank_memory(model, rank_settings), engine_memory(model, engine_settings)
-    found = place(bundles(config), machines, spread=SPREAD)
+    found = places_on(config, machines)
     places = [] if isinstance(found, str) else found
     if isinstance(found, str):
         problems.append(f"{found}; {placement_remedy(config)}")

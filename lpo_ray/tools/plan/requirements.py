@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lpo_ray.config.engine import pipeline_stages
+from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
@@ -17,11 +17,13 @@ from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.tools.plan.architecture import Architecture
-from lpo_ray.tools.plan.machines import Bundle
+from lpo_ray.tools.plan.machines import Bundle, Machine, Placement, place, share
 from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineShape, RankSettings
 from lpo_ray.tools.plan.throughput import Work, forward_passes
 
 ASSUMED_PROMPT_TOKENS = 256
+SHARED = "shared GPU"
+"""role of a bundle for a rank and its part of an engine"""
 LONGEST_PROMPT = 8
 """times the mean prompt of a data set: the longest, where it is not read to its end; an assumption"""
 PROMPTS_READ = 32
@@ -139,8 +141,8 @@ def _live(zero: Mapping[str, object]) -> int:
 
 def between_gpus(config: Config) -> bool:
     """Whether weights travel from GPU to GPU, not through host memory."""
-    on_both = config.learner.gpus_per_rank > 0 and config.rollout.gpus_per_worker > 0
-    return on_both and config.transport.kind in ("auto", "nccl", "cuda_ipc")
+    whole = min(config.learner.gpus_per_rank, config.rollout.gpus_per_worker) >= 1
+    return (whole or shares_gpus(config)) and config.transport.kind in ("auto", "nccl", "cuda_ipc")
 
 
 def _bucket(config: Config, model: Architecture) -> int:
@@ -174,6 +176,19 @@ def bundles(config: Config) -> list[Bundle]:
     learner, rollout = config.learner, config.rollout
     if config.cluster.kind is ClusterKind.inprocess:
         return [Bundle("process", 1, 0)]
+    if shares_gpus(config):
+        cpus = learner.cpus_per_rank + rollout.cpus_per_worker / engine_processes(config.rollout)
+        return [*[Bundle(SHARED, cpus, 1)] * learner.world_size, Bundle("verifier", 1, 0)]
     ranks = [Bundle("learner", learner.cpus_per_rank, learner.gpus_per_rank)] * learner.world_size
     engines = [Bundle("rollout", rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers
     return [*ranks, *engines, Bundle("verifier", 1, 0)]
+
+
+def places_on(config: Config, machines: Sequence[Machine]) -> list[Placement] | str:
+    """Place the actors of the run as ``actors/roles.py`` does, or say what is missing."""
+    found = place(bundles(config), machines, spread=frozenset({"rollout"}))
+    if isinstance(found, str) or not shares_gpus(config):
+        return found
+    seats = [where for where in found if where.role == SHARED]
+    shared = share(seats, config.rollout.num_workers, engine_processes(config.rollout))
+    return shared if isinstance(shared, str) else [*shared, *(where for where in found if where.role != SHARED)]

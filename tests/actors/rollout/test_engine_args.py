@@ -47,7 +47,7 @@ def test_an_engine_on_gpus_has_graphs_large_steps_and_processes_of_its_own(tiny_
     assert found["chunked_prefill"] is True
     assert found["cudagraphs"] == "FULL_AND_PIECEWISE"
     assert found["max_model_len"] == 64
-    assert found["kv_cache_dtype"].startswith("fp8")
+    assert str(found["kv_cache_dtype"]).startswith("fp8")
     assert found["memory"] == 0.85
     assert (found["logprobs_mode"], found["policy"]) == ("processed_logprobs", "priority")
 
@@ -124,11 +124,15 @@ def test_what_is_not_passed_through_is_refused_with_what_to_do(extra: str, said:
 
 
 def test_what_is_passed_has_vllms_types() -> None:
+    from vllm.config import CompilationConfig
+
     extra = "{max_num_batched_tokens: 512, kv_cache_dtype: fp8, compilation_config: {cudagraph_capture_sizes: [1, 8]}}"
     found = passed_through(settings_of("rollout.gpus_per_worker=1", f"rollout.engine_args={extra}"))
     assert found["max_num_batched_tokens"] == 512
     assert found["kv_cache_dtype"] == "fp8"
-    assert found["compilation_config"].cudagraph_capture_sizes == [1, 8]
+    compilation = found["compilation_config"]
+    assert isinstance(compilation, CompilationConfig)
+    assert compilation.cudagraph_capture_sizes == [1, 8]
 
 
 def test_every_name_is_vllms_and_in_one_table() -> None:
