@@ -78,10 +78,10 @@ def on_fake_gpus(processes: int) -> dict[str, float]:
     from torch.distributed import HashStore
 
     from lpo_ray.policy import weights
-    from tests.support import fake_gpu_engines, fake_nccl
-    from tests.support.fake_gpu_engines import Site, stand_in
+    from tests.support import fake_nccl, threaded_engines
+    from tests.support.threaded_engines import Site, stand_in
 
-    fake_gpu_engines.PREPARE = fake_gpu_engines.JOIN = fake_gpu_engines.TRANSFER = fake_nccl.PATIENCE = 120.0
+    threaded_engines.PREPARE = threaded_engines.JOIN = threaded_engines.TRANSFER = fake_nccl.PATIENCE = 120.0
     patch, counts = pytest.MonkeyPatch(), Counter[str]()
     stand_in(patch)
     nccl = fake_nccl.install(patch)
