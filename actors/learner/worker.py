@@ -201,7 +201,7 @@ class LearnerWorker:
         manifest = make_manifest(metas, export.dtype, bucket_bytes=export.bucket_bytes, num_senders=senders)
         slots = make_slots(
             manifest,
-            self._policy.engine.device,
+            self._policy.device,
             share_memory=export.share_memory,
             whole=transport.whole_buckets,
             on_device=transport.on_device,

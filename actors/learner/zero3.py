@@ -102,6 +102,12 @@ class Zero3Scorer(Scorer):
         }
         self.engine, *_ = deepspeed.initialize(model=scoring, optimizer=self.optimiser, config=config)
 
+    @property
+    def device(self) -> torch.device:
+        """Device on which this rank computes."""
+        assert self.engine.device is not None
+        return self.engine.device
+
     @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
         self.count()
@@ -172,7 +178,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         """
         self.count()
         parameters = dict(self._named())
-        gather({name: parameters[name] for name in names}, views, dtype, self.engine.device)
+        gather({name: parameters[name] for name in names}, views, dtype, self.device)
 
     def write_shards(self, views: Mapping[str, Tensor]) -> None:
         """Write this rank's shard of each named parameter where it belongs in the full tensor, in the tensor's dtype.
