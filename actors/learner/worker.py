@@ -137,7 +137,7 @@ class LearnerWorker:
         if interface := _interface_of(get_node_ip_address()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it goes by what the host's name resolves to
         if not torch.distributed.is_initialized():  # ranks may be started again, with another model
-            join_group(self._meet(host, port, seconds), self._rank, self._world_size)
+            join_group(self._meet(host, port, seconds), self._rank, self._world_size, on_gpu=settings.on_gpu)
         self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
 
         def sharded(path: str) -> ShardedModel:

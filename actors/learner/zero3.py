@@ -37,13 +37,15 @@ PIECE_BYTES = 1 << 24
 """bytes of parameters, counted as float32, that are gathered at once"""
 
 
-def join_group(store: Store, rank: int, world_size: int) -> None:
-    """Join the ranks' process group, whose members meet at ``store``. All ranks call this at once."""
-    if not torch.cuda.is_available():
+def join_group(store: Store, rank: int, world_size: int, *, on_gpu: bool) -> None:
+    """Join the ranks' process group, whose members meet at ``store``. All ranks call this at once. ``on_gpu``: whether
+    each rank has a GPU; on a machine with GPUs it may have none.
+    """
+    if not on_gpu:
         # Built with ninja and a C++ compiler at first use, and an error without one; training does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    device = torch.device("cuda", 0) if backend == "nccl" and world_size > 1 else None  # as DeepSpeed itself does it
+    backend = "nccl" if on_gpu else "gloo"
+    device = torch.device("cuda", 0) if on_gpu and world_size > 1 else None  # as DeepSpeed itself does it
     torch.distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=GROUP_LIMIT, device_id=device
     )
