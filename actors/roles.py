@@ -6,7 +6,7 @@ Actor classes are plain classes; ``ray.remote`` is applied here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -30,7 +30,7 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.schema import Config, EngineKind
 from lpo_ray.interfaces import Events
-from lpo_ray.learner.settings import LearnerSettings
+from lpo_ray.learner.settings import LearnerSettings, zero_options
 from lpo_ray.learner.targets import TargetRule
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
@@ -73,7 +73,6 @@ def _offline(model_path: str) -> dict[str, str]:
 def learner_group(config: Config, settings: LearnerSettings, restarts: RestartRule, events: Events) -> LearnerGroup:
     """Make the learner of all ranks, in one placement group; not started."""
     learner = config.learner
-    offload = learner.zero.get("offload_param", {})
     rules = LearnerRules(
         learner.world_size,
         learner.world_size if learner.min_world_size is None else learner.min_world_size,
@@ -81,9 +80,9 @@ def learner_group(config: Config, settings: LearnerSettings, restarts: RestartRu
         learner.silence_seconds,
         config.supervision.start_seconds,
         restarts,
-        shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
+        shards_on_disk=zero_options(learner.deepspeed).get("offload_param", {}).get("device") == "nvme",
     )
-    environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(settings.model_path)}
+    environment = {"OMP_NUM_THREADS": str(settings.threads or 1), **_offline(settings.model_path)}
     if not learner.gpus_per_rank:
         environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
     actor = ray.remote(concurrency_groups={PROGRESS: 1})(LearnerWorker)  # pyright: ignore[reportCallIssue] - not in its stubs

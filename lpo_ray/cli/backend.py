@@ -59,10 +59,10 @@ def backend_of(config: Config) -> Backend:
 
 def check_learner(config: Config) -> None:
     """Check the options that only the learner's engine knows. Raises ConfigError."""
-    if config.learner.zero and config.cluster.kind is ClusterKind.ray:
-        from actors.learner.zero_options import check_zero
+    if config.learner.deepspeed and config.cluster.kind is ClusterKind.ray:
+        from actors.learner.deepspeed_options import check_options
 
-        check_zero(config.learner.zero)
+        check_options(config.learner.deepspeed)
 
 
 class InprocessBackend:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
+from lpo_ray.learner.settings import offloads
 from lpo_ray.run.numbers import numbers
-from lpo_ray.run.settings import setup_of
+from lpo_ray.run.settings import gradient_checkpointing, setup_of
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
@@ -44,7 +45,6 @@ from lpo_ray.tools.plan.requirements import (
     bundles,
     engine_of,
     mean_lengths,
-    offloads,
     rank_of,
     step_work,
 )
@@ -222,13 +222,13 @@ def _rates(
     derived: tuple[float, float, float] | None = None
     longest = 0.0
     if device is not None:
-        cores = (1, 1) if device is not CPU else (rollout.threads, learner.threads)
+        cores = (1, 1) if device is not CPU else (rollout.threads, learner.threads or 1)
         sample, longest = engine_rate(
             model, _times(device, cores[0]), rollout.dtype, work, rollout.tensor_parallel_size, slots
         )
         train = rank_rate(
             model, _times(device, cores[1]), config.model.dtype, work, world_size=setup.world_size,
-            checkpointing=learner.gradient_checkpointing, offload=offloads(learner.zero, "offload_optimizer"),
+            checkpointing=gradient_checkpointing(config), offload=offloads(learner.deepspeed, "offload_optimizer"),
         )  # fmt: skip
         derived = (sample, train, publish_rate(device))
     said = (given.sample_rate, given.train_rate, given.publish_rate)

@@ -27,7 +27,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 FP32 = 4
 GIB = 2**30
 LIVE_PARAMETERS = 10**9
-"""DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance, when learner.zero does not set them"""
+"""DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance, when learner.deepspeed does not set them"""
 PREFETCH = 50_000_000
 REDUCE_BUCKET = 20_000_000
 """of actors/learner/zero3.py"""

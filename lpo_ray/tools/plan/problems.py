@@ -198,7 +198,7 @@ def _rank_changes(rank: RankSettings) -> Iterator[tuple[str, RankSettings]]:
         size = 2 * rank.world_size
         yield f"learner.world_size={size}", replace(rank, world_size=size)
     if not rank.offload_optimizer:
-        yield "learner.zero={offload_optimizer: {device: cpu}}", replace(rank, offload_optimizer=True)
+        yield "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}", replace(rank, offload_optimizer=True)
 
 
 def for_engine(

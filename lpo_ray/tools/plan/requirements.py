@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
+from lpo_ray.learner.settings import offloads, zero_options
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.run.settings import behaviour_from_engine, world_size
+from lpo_ray.run.settings import behaviour_from_engine, gradient_checkpointing, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.sources.source import first_usable
@@ -100,7 +101,7 @@ def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSetting
     """Learner rank of the run. Its largest micro-batch is one of the budget, of what an update gives a rank,
     or of one response.
     """
-    config, zero = spec.config, spec.config.learner.zero
+    config, deepspeed = spec.config, spec.config.learner.deepspeed
     ranks = world_size(config)
     group = config.sampling.group_size * (lengths.prompt + config.sampling.max_tokens)
     update = config.pipeline.groups_per_step / config.pipeline.updates_per_step * group
@@ -111,20 +112,14 @@ def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSetting
         dtype=config.model.dtype,
         tokens=math.ceil(tokens),
         scored=math.ceil(tokens * config.sampling.max_tokens / (lengths.prompt + config.sampling.max_tokens)),
-        gradient_checkpointing=config.learner.gradient_checkpointing,
+        gradient_checkpointing=gradient_checkpointing(config),
         reference=config.objective.reference_kl > 0,
-        offload_optimizer=offloads(zero, "offload_optimizer"),
-        offload_parameters=offloads(zero, "offload_param"),
-        live_parameters=_live(zero),
+        offload_optimizer=offloads(deepspeed, "offload_optimizer"),
+        offload_parameters=offloads(deepspeed, "offload_param"),
+        live_parameters=_live(zero_options(deepspeed)),
         bucket_bytes=_bucket(config, model),
         on_gpu=config.learner.gpus_per_rank > 0,
     )
-
-
-def offloads(zero: Mapping[str, object], key: str) -> bool:
-    """Whether a section of learner.zero, such as offload_optimizer, moves something off the GPU."""
-    section = zero.get(key)
-    return isinstance(section, Mapping) and section.get("device", "none") != "none"
 
 
 def _live(zero: Mapping[str, object]) -> int:
