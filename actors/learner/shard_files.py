@@ -44,8 +44,10 @@ def run_size(numel: int, rank: int, padded: int) -> int:
     return max(0, min(padded, numel - rank * padded))
 
 
-def write_runs(file: Path, sizes: Mapping[str, int], runs: Iterator[tuple[str, Mapping[str, Tensor]]], step: int) -> int:
-    """Write a rank's runs as they come, one in memory at a time. Returns the number of bytes.
+def write_runs(
+    file: Path, sizes: Mapping[str, int], runs: Iterator[tuple[str, Mapping[str, Tensor]]], step: int
+) -> None:
+    """Write a rank's runs as they come, one in memory at a time.
 
     ``sizes``: elements of each parameter's run, in the order of ``runs``; what ``runs`` has beyond is padding.
     """
@@ -64,7 +66,6 @@ def write_runs(file: Path, sizes: Mapping[str, int], runs: Iterator[tuple[str, M
             for part in PARTS:
                 run = tensors[part].detach().flatten()[:size]
                 out.write(memoryview(run.to("cpu", torch.float32).contiguous().numpy()).cast("B") if size else b"")
-        return out.tell()
 
 
 class _File(Protocol):

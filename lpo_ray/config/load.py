@@ -102,7 +102,7 @@ def in_new_names(sections: Mapping[str, Any]) -> dict[str, Any]:
         section, _, name = old.partition(".")
         if isinstance(keys := named.get(section), dict) and name in keys:
             value = keys.pop(name)
-            if new is not None:
+            if new is not None and value != {}:
                 *path, last = new.split(".")[1:]
                 for part in path:
                     keys[part] = keys = dict(below) if isinstance(below := keys.get(part), Mapping) else {}

@@ -33,6 +33,7 @@ FEWEST_TOKENS = 2048
 MOST_RANKS = 64
 MOST_UTILIZATION = 0.95
 PARTS = (2, 4, 8)
+OFFLOADED = "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}"
 
 
 def unmet_here(config: Config, verifier: str) -> list[str]:
@@ -198,7 +199,7 @@ def _rank_changes(rank: RankSettings) -> Iterator[tuple[str, RankSettings]]:
         size = 2 * rank.world_size
         yield f"learner.world_size={size}", replace(rank, world_size=size)
     if not rank.offload_optimizer:
-        yield "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}", replace(rank, offload_optimizer=True)
+        yield OFFLOADED, replace(rank, offload_optimizer=True)
 
 
 def for_engine(
