@@ -38,9 +38,7 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeE
 """what transformers raises for a model that is damaged, of a kind that it does not know, or out of reach"""
 
 
-def load_policy(
-    path: str, dtype: str, *, trust_remote_code: bool = False, take: Take | None = None
-) -> PreTrainedModel:
+def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False, take: Take | None = None) -> PreTrainedModel:
     """Load the model of a Hugging Face folder whole, for scoring: nothing random is left in its forward.
 
     Dropout would make the anchor's forward and the update's differ at equal weights: a log-ratio that is not there. So

@@ -222,7 +222,9 @@ def test_a_mapping_is_replaced_as_a_whole_and_its_entries_one_by_one(tmp_path: P
 def test_home_folders_are_expanded_in_every_key_that_names_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     overrides = [f"{key}=~/x" for key in PATHS]
-    config = load_config(QUICKSTART, [*overrides, "learner.deepspeed={offload_param: {device: nvme, nvme_path: ~/ssd}}"])
+    config = load_config(
+        QUICKSTART, [*overrides, "learner.deepspeed={offload_param: {device: nvme, nvme_path: ~/ssd}}"]
+    )
     assert {key: value_at(config, key) for key in PATHS} == dict.fromkeys(PATHS, "/home/somebody/x")
     assert config.learner.deepspeed["offload_param"]["nvme_path"] == "/home/somebody/ssd"
 

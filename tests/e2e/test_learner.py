@@ -171,8 +171,8 @@ def dtypes_of_sums(worker: LearnerWorker) -> list[torch.dtype]:
 
 def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> None:
     spec = plan_of(
-        tmp_path, tiny_policy, "model.dtype=bfloat16", "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
-        "objective.reference_kl=0.1",
+        tmp_path, tiny_policy, "model.dtype=bfloat16", "objective.reference_kl=0.1",
+        "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
     )  # fmt: skip
 
     async def work(learner: LearnerGroup) -> tuple[dict[str, torch.Tensor], list[StepReport]]:

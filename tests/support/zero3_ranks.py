@@ -1,4 +1,4 @@
-"""ZeRO-3 ranks as processes of their own, without Ray: forked from one that has imported DeepSpeed, so they cost little."""
+"""ZeRO-3 ranks as processes without Ray: forked from one that has imported DeepSpeed, so they cost little."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def _results(ends: Sequence[Connection]) -> list[Any]:
     return [results[rank] for rank in range(len(ends))]
 
 
-def _rank(end: Connection, where: tuple[int, int, int], work: Callable[..., object], arguments: Sequence[object]) -> None:
+def _rank(
+    end: Connection, where: tuple[int, int, int], work: Callable[..., object], arguments: Sequence[object]
+) -> None:
     from actors.learner.zero3 import join_group
 
     rank, world_size, port = where
@@ -80,7 +82,7 @@ def _rank(end: Connection, where: tuple[int, int, int], work: Callable[..., obje
         os._exit(0)
 
 
-def rank_settings(path: Path, dtype: str, **options: Any) -> LearnerSettings:  # noqa: ANN401 - of any field
+def rank_settings(path: Path, dtype: str, **options: Any) -> LearnerSettings:
     """Settings of a rank that loads the model in ``path``."""
     made: dict[str, Any] = {
         "model_path": str(path), "dtype": dtype, "objective": StepSchedule(((0, OBJECTIVE),)),

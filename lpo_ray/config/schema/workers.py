@@ -96,8 +96,8 @@ class LearnerConfig:
     max_skipped_updates: int = 3
     """updates in a row that are skipped for NaN or Inf before the run stops"""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """passed through to DeepSpeed, such as {zero_optimization: {offload_optimizer: {device: cpu}}}; what we set
-    ourselves is refused
+    """passed through to DeepSpeed, such as {zero_optimization: {offload_optimizer: {device: cpu}}}; what is set
+    elsewhere is refused. With the optimizer on NVMe, norms by kind of parameter are not measured
     """
     silence_seconds: float = 1800.0
     """ranks that are asked for something and get on with nothing for so long (no micro-batch, no file of a checkpoint)

@@ -109,13 +109,20 @@ class Forecast:
         time, rates = self.time, self.rates
         return {
             "cluster": [
-                {"name": m.name, "cpus": _finite(m.cpus), "gpus": m.gpus, "device": m.device.name if m.device else None}
+                {
+                    "name": m.name,
+                    "cpus": _finite(m.cpus),
+                    "gpus": m.gpus,
+                    "device": m.device.name if m.device else None,
+                    "memory_gib": _finite(m.memory_gib),
+                }
                 for m in self.machines
             ],
             "model": dataclasses.asdict(self.model),
             "derived": numbers(self.spec),
             "learner_rank_bytes": dict(self.rank.device),
             "learner_rank_host_bytes": dict(self.rank.host),
+            "learner_save_bytes": self.rank.save,
             "learner_rank_total_bytes": self.rank.total,
             "engine_bytes": dict(self.engine.device),
             "engine_total_bytes": self.engine.total,

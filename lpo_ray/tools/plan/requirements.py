@@ -17,7 +17,14 @@ from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.machines import Bundle
-from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineShape, RankSettings
+from lpo_ray.tools.plan.memory import (
+    BYTES,
+    CPU_REDUCE_BUCKET,
+    LIVE_PARAMETERS,
+    REDUCE_BUCKET,
+    EngineShape,
+    RankSettings,
+)
 from lpo_ray.tools.plan.throughput import Work, forward_passes
 
 ASSUMED_PROMPT_TOKENS = 256
@@ -117,6 +124,7 @@ def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSetting
         offload_optimizer=offloads(deepspeed, "offload_optimizer"),
         offload_parameters=offloads(deepspeed, "offload_param"),
         live_parameters=_live(zero_options(deepspeed)),
+        reduce_bucket=_reduce_bucket(config),
         bucket_bytes=_bucket(config, model),
         on_gpu=config.learner.gpus_per_rank > 0,
     )
@@ -126,6 +134,12 @@ def _live(zero: Mapping[str, object]) -> int:
     """Parameters are kept up to the larger of the two: in use, or soon to be used again."""
     values = [zero.get(f"stage3_{name}", LIVE_PARAMETERS) for name in ("max_live_parameters", "max_reuse_distance")]
     return max(int(value) for value in values if isinstance(value, int | float))
+
+
+def _reduce_bucket(config: Config) -> int:
+    default = REDUCE_BUCKET if config.learner.gpus_per_rank else CPU_REDUCE_BUCKET
+    wanted = zero_options(config.learner.deepspeed).get("reduce_bucket_size", default)
+    return int(wanted) if isinstance(wanted, int | float) else default
 
 
 def _bucket(config: Config, model: Architecture) -> int:

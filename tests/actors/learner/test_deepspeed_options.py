@@ -42,7 +42,10 @@ def test_options_of_deepspeed_are_taken(options: dict[str, Any]) -> None:
         ({ZERO: {"zenflow": {"topk_ratio": 0.1}}}, "zenflow is .*; expected none: some updates"),
         ({ZERO: {"zero_quantized_gradients": True}}, "zero_quantized_gradients is True; expected false: gradients"),
         ({ZERO: {"offload_optimizer": {"device": "cpu", "super_offload": True}}}, "super_offload is True; expected"),
-        ({"offload_optimizer": {"device": "cpu"}}, "learner.deepspeed.offload_optimizer is .*; expected one of zero_op"),
+        (
+            {"offload_optimizer": {"device": "cpu"}},
+            "learner.deepspeed.offload_optimizer is .*; expected one of zero_op",
+        ),
         ({"compression_training": {}}, "learner.deepspeed.compression_training is {}; expected one of zero_opt"),
         ({"gradient_clipping": 2.0}, "learner.deepspeed.gradient_clipping is 2.0, which is set by learner.gradient_c"),
         ({"fp16": {"enabled": True}}, "learner.deepspeed.fp16 is .*, which is set by model.dtype; leave it out"),

@@ -10,7 +10,6 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import Qwen3Config
 
-from lpo_ray.errors import CheckpointDamaged
 from tests.support.model_folders import random_model
 from tests.support.zero3_ranks import bundle, on_ranks, rank_settings
 
@@ -36,7 +35,9 @@ def stage(
     from lpo_ray.policy.scoring import score_bundles
 
     settings = rank_settings(model, **options)
-    policy = Zero3Policy(load_sharded(str(model), settings, lambda: None), settings.optimiser, gradient_checkpointing=False)
+    policy = Zero3Policy(
+        load_sharded(str(model), settings, lambda: None), settings.optimiser, gradient_checkpointing=False
+    )
     if restored is not None:
         policy.restore(*restored, lambda what: torch.distributed.barrier())
     policy.save(saved)
