@@ -197,7 +197,7 @@ def test_a_folder_that_a_tracker_left_behind_is_no_package(tmp_path: Path, monke
 
 
 def test_configuration_and_names_as_mlflow_takes_them() -> None:
-    assert flatten(CONFIG) == {"run.name": "a", "run.seed": 3, "sampling.max_tokens": 24, "learner.deepspeed": {}}
+    assert flatten(CONFIG) == {"run.name": "a", "run.seed": 3, "sampling.max_tokens": 24, "learner.zero": {}}
     assert mlflow_name("evaluation_pass@16") == "evaluation/evaluation_pass_at_16"
 
 
