@@ -24,6 +24,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig, load_state_dict
+from transformers.utils import logging
 
 Take = Callable[[Sequence[nn.Parameter]], None]
 """keeps a share of parameters in the place of the whole"""
@@ -41,12 +42,15 @@ def in_pieces(take: Take) -> Iterator[None]:
     def load(model: PreTrainedModel, _: object, files: Sequence[str], how: LoadStateDictConfig, *__: object) -> Any:  # noqa: ANN401 - transformers' own
         return _load(model, _opened(files, how), how, take), None
 
-    before = PreTrainedModel.__dict__["_load_pretrained_model"]
+    before, bars = PreTrainedModel.__dict__["_load_pretrained_model"], logging.is_progress_bar_enabled()
     PreTrainedModel._load_pretrained_model = staticmethod(load)
+    logging.disable_progress_bar()  # there would be one for each piece
     try:
         yield
     finally:
         PreTrainedModel._load_pretrained_model = before
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _opened(files: Sequence[str], how: LoadStateDictConfig) -> dict[str, Any]:

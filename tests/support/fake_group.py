@@ -93,4 +93,4 @@ def main(world_size: int, *, large: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), large="large" in sys.argv)))
+    sys.stdout.write(json.dumps(main(int(sys.argv[1]), large="large" in sys.argv)))

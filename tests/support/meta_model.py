@@ -82,4 +82,4 @@ def main(name: str, *, keep: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], keep="--keep" in sys.argv)))
+    sys.stdout.write(json.dumps(main(sys.argv[1], keep="--keep" in sys.argv)))

@@ -26,8 +26,10 @@ SECONDS = 240.0
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
 
 
-def on_ranks(world_size: int, work: Callable[..., T], *arguments: object) -> list[T]:
-    """Call ``work(rank, *arguments)`` in as many processes, whose process group is joined. Returns by rank."""
+def on_ranks(world_size: int, work: Callable[..., T], *arguments: object, joined: bool = True) -> list[T]:
+    """Call ``work(rank, *arguments)`` in as many processes. Returns by rank. ``joined``: they have a process group;
+    else ``work`` gets the port of a store that all reach after its rank.
+    """
     os.environ["DS_ACCELERATOR"] = "cpu"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["actors.learner.zero3", "tests.support.zero3_ranks"])
@@ -36,7 +38,7 @@ def on_ranks(world_size: int, work: Callable[..., T], *arguments: object) -> lis
     ends, processes = [], []
     for rank in range(world_size):
         ours, theirs = context.Pipe()
-        where = (rank, world_size, store.port)
+        where = (rank, world_size, store.port, joined)
         process = context.Process(target=_rank, args=(theirs, where, work, arguments), daemon=True)
         process.start()
         theirs.close()
@@ -64,22 +66,21 @@ def _results(ends: Sequence[Connection]) -> list[Any]:
 
 
 def _rank(
-    end: Connection, where: tuple[int, int, int], work: Callable[..., object], arguments: Sequence[object]
+    end: Connection, where: tuple[int, int, int, bool], work: Callable[..., object], arguments: Sequence[object]
 ) -> None:
     from actors.learner.zero3 import join_group
 
-    rank, world_size, port = where
+    rank, world_size, port, joined = where
     names = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
     torch.set_num_threads(1)
     try:
-        join_group(TCPStore("127.0.0.1", port, world_size, is_master=False), rank, world_size, on_gpu=False)
-        end.send(("", work(rank, *arguments)))
+        if joined:
+            join_group(TCPStore("127.0.0.1", port, world_size, is_master=False), rank, world_size, on_gpu=False)
+        end.send(("", work(rank, *arguments) if joined else work(rank, port, *arguments)))
     except BaseException:  # noqa: BLE001 - told to the test
         end.send((traceback.format_exc(), None))
-    finally:
-        end.close()
-        os._exit(0)
+    end.poll(SECONDS)  # until it is killed: others may still need its store
 
 
 def rank_settings(path: Path, dtype: str, **options: Any) -> LearnerSettings:
