@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 Take = Callable[[Sequence[nn.Parameter]], None]
 """keeps a share of parameters in the place of the whole"""
-PIECE_ELEMENTS = 1 << 26
+PIECE_ELEMENTS = 1 << 25
 """of the weights that are read at once; a tensor that has more, or several that are made into one, come alone"""
 
 
