@@ -85,8 +85,13 @@ class LearnerSettings:
 
 def offloads(deepspeed: Mapping[str, Any], key: str) -> bool:
     """Whether a section of learner.deepspeed, such as offload_optimizer, moves something off the GPU."""
+    return offload_device(deepspeed, key) != "none"
+
+
+def offload_device(deepspeed: Mapping[str, Any], key: str) -> str:
+    """Where a section of learner.deepspeed, such as offload_param, moves something: none, cpu or nvme."""
     section = zero_options(deepspeed).get(key)
-    return isinstance(section, Mapping) and section.get("device", "none") != "none"
+    return str(section.get("device", "none")) if isinstance(section, Mapping) else "none"
 
 
 def zero_options(deepspeed: Mapping[str, Any]) -> Mapping[str, Any]:
