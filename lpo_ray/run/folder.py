@@ -248,9 +248,11 @@ def _is_moved(key: str, values: tuple[object, object], same: set[str]) -> bool:
 
 def _values(text: str) -> dict[str, object]:
     """List section.key -> value of a config.yaml, at any depth; a key that an older version did not know has its
-    default, and one that it called otherwise its name of now.
+    default, and one that it called otherwise its name of now. Older versions had no defaults by device.
     """
-    return _flat(yaml.safe_load(dump_config(Config()))) | _flat(in_new_names(yaml.safe_load(text)))
+    values = _flat(yaml.safe_load(dump_config(Config()))) | _flat(in_new_names(yaml.safe_load(text)))
+    by_device = {"learner.gradient_checkpointing": bool(values["learner.gpus_per_rank"]), "learner.threads": 1}
+    return values | {key: value for key, value in by_device.items() if values[key] is None}
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

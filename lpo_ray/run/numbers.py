@@ -35,6 +35,8 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
         "learning rate, first step": spec.learning_rate(0),
         "learning rate, last step": spec.learning_rate(config.run.steps - 1),
         "weight proof tolerance (log-prob)": spec.tolerance,
+        "gradient checkpointing": "on" if settings.gradient_checkpointing(config) else "off",
+        "threads of a rank": settings.rank_threads(config) or "its share of the host's cores",
         **_processes(config),
     }
 

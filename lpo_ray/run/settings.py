@@ -16,7 +16,7 @@ from lpo_ray.config.engine import engine_processes, is_asynchronous, memory_util
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.learner.packing import Packing
-from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings
+from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings, offloads
 from lpo_ray.learner.targets import StaleRule, TargetRule
 from lpo_ray.objective import UNANCHORED
 from lpo_ray.records import Sampling
@@ -138,13 +138,30 @@ def learner_settings(spec: RunSpec, model_path: str) -> LearnerSettings:
         optimiser=OptimiserSettings((learner.betas[0], learner.betas[1]), learner.weight_decay, learner.gradient_clip),
         packing=packing(spec),
         attention=learner.attention.value,
-        gradient_checkpointing=learner.gradient_checkpointing,
+        gradient_checkpointing=gradient_checkpointing(spec.config),
         reference_path=spec.config.objective.reference_path or model_path,
-        threads=learner.threads,
-        zero=dict(learner.zero),
+        threads=rank_threads(spec.config),
+        deepspeed=dict(learner.deepspeed),
+        silence_seconds=learner.silence_seconds,
         trust_remote_code=model.trust_remote_code,
         on_gpu=learner.gpus_per_rank > 0,
     )
+
+
+def gradient_checkpointing(config: Config) -> bool:
+    """Whether activations are computed twice: as configured, else on GPUs."""
+    wanted = config.learner.gradient_checkpointing
+    return config.learner.gpus_per_rank > 0 if wanted is None else wanted
+
+
+def rank_threads(config: Config) -> int | None:
+    """Threads of a rank: as configured, else 1. None: its share of the cores, for an optimizer that a GPU leaves to
+    the host.
+    """
+    learner = config.learner
+    if learner.threads is None and learner.gpus_per_rank and offloads(learner.deepspeed, "offload_optimizer"):
+        return None
+    return learner.threads or 1
 
 
 def grid_points(spec: RunSpec) -> StepSchedule[GridPoint]:
