@@ -8,20 +8,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import ray
-from ray.actor import ActorProxy
+from ray.actor import ActorClass, ActorProxy
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.control.log_shipping import in_run
-from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
+from actors.learner.group import Formation, LearnerGroup, LearnerRules
 from actors.learner.target_builder import RemoteTargetBuilder, TargetBuilder
 from actors.learner.worker import LearnerWorker
 from actors.rollout.remote import RemoteWorker
 from actors.rollout.worker import EngineSettings, RolloutWorker, engine_environment
 from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from actors.runtime.placement import Request, bundle, check_room, nodes, reserve
+from actors.runtime.start_watch import PROGRESS, StartWatch
 from actors.runtime.supervised import RestartableActor
 from actors.transports.table import TRANSPORTS, Transport
 from actors.verifier.remote import RemoteVerifier
@@ -34,6 +36,7 @@ from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.targets import TargetRule
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
+A = TypeVar("A")
 SERVICE_SECONDS = 120.0
 """in which the verifier service gives a verdict, beside the deadlines of the responses of a group"""
 NODE_SHARE = 0.001
@@ -70,6 +73,15 @@ def _offline(model_path: str) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1"} if Path(model_path).exists() else {}
 
 
+def _watched(worker: type[A]) -> ActorClass[A]:
+    """Make an actor class that can be asked for its effort while it starts."""
+    return ray.remote(concurrency_groups={PROGRESS: 1})(worker)  # pyright: ignore[reportCallIssue] - not in its stubs
+
+
+def _starts(config: Config) -> StartWatch:
+    return StartWatch(config.supervision.start_silence_seconds)
+
+
 def learner_group(config: Config, settings: LearnerSettings, restarts: RestartRule, events: Events) -> LearnerGroup:
     """Make the learner of all ranks, in one placement group; not started."""
     learner = config.learner
@@ -80,13 +92,14 @@ def learner_group(config: Config, settings: LearnerSettings, restarts: RestartRu
         settings.packing,
         learner.silence_seconds,
         config.supervision.start_seconds,
+        config.supervision.start_silence_seconds,
         restarts,
         shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
     )
     environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(settings.model_path)}
     if not learner.gpus_per_rank:
         environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
-    actor = ray.remote(concurrency_groups={PROGRESS: 1})(LearnerWorker)  # pyright: ignore[reportCallIssue] - not in its stubs
+    actor = _watched(LearnerWorker)
 
     async def form(world_size: int) -> Formation:
         request = _learner_request(config, world_size)
@@ -112,7 +125,7 @@ def remote_verifier(
 ) -> RemoteVerifier:
     """Make the verifier service with its pool of processes; not started."""
     verifier = config.verifier
-    actor = ray.remote(VerifierService).options(
+    actor = _watched(VerifierService).options(
         num_cpus=1,
         max_concurrency=10_000,
         runtime_env={"env_vars": _environment(config, {})},
@@ -127,7 +140,9 @@ def remote_verifier(
     largest = max(config.sampling.group_size, config.evaluation.samples_per_prompt)
     silence_seconds = SERVICE_SECONDS + verifier.deadline_seconds * largest
     start_seconds = config.supervision.start_seconds
-    return RemoteVerifier(make, verifier.num_processes, silence_seconds, start_seconds, restarts, events)
+    return RemoteVerifier(
+        make, verifier.num_processes, silence_seconds, _starts(config), start_seconds, restarts, events
+    )
 
 
 def remote_target_builder(
@@ -135,7 +150,7 @@ def remote_target_builder(
 ) -> RemoteTargetBuilder:
     """Make the target builder; not started."""
     environment = _environment(config, {"OMP_NUM_THREADS": "1"})
-    actor = ray.remote(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
+    actor = _watched(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
     return RemoteTargetBuilder(
         RestartableActor(
             "target builder",
@@ -143,6 +158,7 @@ def remote_target_builder(
             lambda builder: builder.start.remote(),
             restarts,
             events,
+            _starts(config),
             config.supervision.start_seconds,
         )
     )
@@ -181,7 +197,7 @@ def rollout_spawner(
         trust_remote_code=config.model.trust_remote_code,
     )
     environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
-    actor = ray.remote(RolloutWorker)
+    actor, starts = _watched(RolloutWorker), _starts(config)
     request = requests_of(config)[1]
     place = dict(request.bundles[0])
     if transport is TRANSPORTS["shared_memory"]:
@@ -201,6 +217,6 @@ def rollout_spawner(
         def note(text: str) -> None:
             events.note(f"{name}: {text}")
 
-        return RemoteWorker(name, request, make, note, config.cluster.placement_seconds)
+        return RemoteWorker(name, request, make, note, starts, config.cluster.placement_seconds)
 
     return spawn

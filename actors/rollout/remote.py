@@ -14,6 +14,7 @@ from actors.rollout.worker import RolloutWorker
 from actors.runtime.inspection import dismiss, end, inspect
 from actors.runtime.placement import Request, reserve
 from actors.runtime.remote_calls import call, call_each
+from actors.runtime.start_watch import StartWatch
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import LpoRayError
 from lpo_ray.records import Process, Prompt, PromptGroup, Sampling
@@ -29,11 +30,14 @@ class RemoteWorker(Worker):
         request: Request,
         make: Callable[[PlacementGroup], ActorProxy[RolloutWorker]],
         note: Callable[[str], None],
+        starts: StartWatch,
         placement_seconds: float,
     ) -> None:
-        """``request``: one bundle, into which ``make`` puts the actor. It is waited for ``placement_seconds``."""
+        """``request``: one bundle, into which ``make`` puts the actor. It is waited for ``placement_seconds``.
+        ``starts``: watches the start of all workers.
+        """
         self.name, self._request, self._make = name, request, make
-        self._note, self._placement_seconds = note, placement_seconds
+        self._note, self._starts, self._placement_seconds = note, starts, placement_seconds
         self._placement: PlacementGroup | None = None
         self._process: Process | None = None
         self._handle: ActorProxy[RolloutWorker] | None = None
@@ -48,9 +52,10 @@ class RemoteWorker(Worker):
     async def start(self, seconds: float) -> Process:
         self._placement = await reserve(self._request, self._placement_seconds, self._note)
         self._handle = self._make(self._placement)
-        starting = self.handle.start.remote()
-        self._process = process = await call(starting, who=self.name, what="start its engine", seconds=seconds)
-        return process
+        (self._process,) = await self._starts.start(
+            [self.handle.start.remote()], [self.handle], who=[self.name], what="start its engine", seconds=seconds
+        )
+        return self._process
 
     @override
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:

@@ -15,6 +15,7 @@ from actors.control.log_shipping import log, ship_log
 from actors.rollout.inflight import RULES, TAKEN_BACK
 from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
+from actors.runtime.start_watch import Startable
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.common.silence import Progress
 from lpo_ray.config.schema import Inflight
@@ -118,7 +119,7 @@ def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
     )
 
 
-class RolloutWorker:
+class RolloutWorker(Startable):
     """One engine: a plain class that ``roles.py`` makes an actor. All methods but ``start`` may run concurrently."""
 
     def __init__(self, name: str, settings: EngineSettings) -> None:

@@ -101,3 +101,8 @@ def test_one_that_is_slow_keeps_its_group_for_longer_than_it_may_be_silent(seen:
 def test_one_that_is_stopped_is_found_within_its_silence(seen: Seen) -> None:
     assert "got on with nothing for 6 s (rollout.silence_seconds)" in seen.lost.reason
     assert SILENCE - 0.1 <= seen.found_seconds <= SILENCE + 2
+
+
+def test_one_that_is_stopped_while_it_starts_is_found_within_the_silence_of_a_start(seen: Seen) -> None:
+    assert "did not finish 'start its engine', and got on with nothing for 20 s" in seen.hung_start
+    assert START_SILENCE / 2 <= seen.hung_seconds <= START_SILENCE + 2

@@ -23,7 +23,7 @@ from lpo_ray.tools.simulate.virtual_time import run
 from tests.support.fakes import FakeEvents
 from tests.support.ray_fakes import NEVER, Reference
 
-SILENCE, START, MINUTE = 1800.0, 3600.0, 60.0
+SILENCE, START, START_SILENCE, MINUTE = 1800.0, 3600.0, 600.0, 60.0
 
 
 def now() -> float:
@@ -71,7 +71,9 @@ async def started(*ranks: Rank) -> LearnerGroup:
     async def form(size: int) -> Formation:
         return Formation(list(ranks), SimpleNamespace())
 
-    rules = LearnerRules(len(ranks), 1, Packing(1, 100, False), SILENCE, START, RestartRule(1, 100.0, 0.0))
+    rules = LearnerRules(
+        len(ranks), 1, Packing(1, 100, False), SILENCE, START, START_SILENCE, RestartRule(1, 100.0, 0.0)
+    )
     learner = LearnerGroup(form, rules, FakeEvents())
     learner._manifest = SimpleNamespace(digest=lambda digests: "whole")
     await learner.start()
