@@ -100,9 +100,9 @@ class StartWatch:
         what: str,
         seconds: float,
     ) -> list[T]:
-        """Await ``references``, calls that start ``actors`` together, within ``seconds``. An actor that does not say what it does makes
-        all of them silent: ranks that wait for a stopped one may spin.
+        """Await ``references``, calls that start ``actors`` together, within ``seconds``.
 
+        An actor that does not say what it does makes all of them silent: ranks that wait for a stopped one may spin.
         Raises NoProgress when they get on with nothing, and what ``call_all`` raises.
         """
         team = tuple(who)

@@ -44,6 +44,8 @@ class Rank:
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         def remote(*_: object) -> Reference:
+            if name == "effort":
+                return Reference(NEVER if now() >= self.stops else int(now() / self.pace))
             if name == "progress":
                 done = 0 if self.waits else int(now() / self.pace)
                 return Reference(NEVER if now() >= self.stops else (done, 0))
@@ -121,6 +123,10 @@ def test_a_start_has_a_limit_of_its_own() -> None:
         await started(Rank(start_seconds=45 * MINUTE), Rank(start_seconds=MINUTE))
         with pytest.raises((DeadlineExceeded, LearnerLost), match=r"learner rank 1 did not finish 'start' within 3.6e"):
             await started(Rank(start_seconds=MINUTE), Rank(start_seconds=61 * MINUTE))
+        begun = now()
+        with pytest.raises(LearnerLost, match=r"nothing for 600 s \(supervision.start_silence_seconds\)"):
+            await started(Rank(start_seconds=9 * MINUTE), Rank(start_seconds=9 * MINUTE, stops=begun + 300))
+        assert now() <= begun + 300 + START_SILENCE + 1
 
     run(main())
 
