@@ -8,6 +8,7 @@ nobody frees, costs nothing. One that spins costs CPU time and is found by the l
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -37,6 +38,9 @@ class Usage(NamedTuple):
     num_bytes: int
 
 
+NOTHING = Usage(0.0, 0)
+
+
 class EffortCounter:
     """Count of the looks at which this process and its children had done something since the look before."""
 
@@ -44,29 +48,34 @@ class EffortCounter:
         self._count, self._at, self._seen = 0, time.monotonic(), usages()
 
     def count(self) -> int:
-        """Look once more."""
-        now, before, elapsed = usages(), self._seen, time.monotonic() - self._at
-        fresh = Usage(0.0, 0)
+        """Look once more. What looking costs is not counted."""
+        elapsed, before, pid = time.monotonic() - self._at, self._seen, os.getpid()
+        own = usage_of(psutil.Process())
+        self._at, self._seen = time.monotonic(), usages()
+        now = {**self._seen, pid: own}
         seconds = sum(used.seconds for used in now.values()) - sum(used.seconds for used in before.values())
-        num_bytes = sum(max(used.num_bytes - before.get(pid, fresh).num_bytes, 0) for pid, used in now.items())
+        num_bytes = sum(max(used.num_bytes - before.get(pid, NOTHING).num_bytes, 0) for pid, used in now.items())
         self._count += seconds >= CPU_SHARE * elapsed or num_bytes >= BYTES_A_SECOND * elapsed
-        self._at, self._seen = time.monotonic(), usages()  # what looking costs is not the start's
         return self._count
 
 
 def usages() -> dict[int, Usage]:
-    """Usage of this process and of all below it, by pid."""
+    """Usage of all processes below this one and, last, of itself, by pid."""
     own = psutil.Process()
     found: dict[int, Usage] = {}
     for process in (*own.children(recursive=True), own):
-        with suppress(psutil.Error):
-            times, num_bytes = process.cpu_times(), 0
-            with suppress(psutil.Error, AttributeError):  # not every container and system tells
-                io = process.io_counters()
-                num_bytes = io.read_bytes + io.write_bytes + io.read_chars + io.write_chars  # pyright: ignore[reportAttributeAccessIssue] - Linux
-            seconds = times.user + times.system + times.children_user + times.children_system
-            found[process.pid] = Usage(seconds, num_bytes)
+        with suppress(psutil.Error):  # it has ended
+            found[process.pid] = usage_of(process)
     return found
+
+
+def usage_of(process: psutil.Process) -> Usage:
+    """Usage of one process. No bytes where the system does not tell."""
+    times, num_bytes = process.cpu_times(), 0
+    with suppress(psutil.Error, AttributeError):
+        io = process.io_counters()
+        num_bytes = io.read_bytes + io.write_bytes + io.read_chars + io.write_chars  # pyright: ignore[reportAttributeAccessIssue] - Linux
+    return Usage(times.user + times.system + times.children_user + times.children_system, num_bytes)
 
 
 class Startable:
