@@ -24,6 +24,7 @@ from lpo_ray.policy.loading import check_model, context_length
 from lpo_ray.policy.saving import repairs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run import preflight
+from lpo_ray.run.day import begun_on, dated
 from lpo_ray.tasks import base_policy
 from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.sources.source import PromptEncoder
@@ -131,6 +132,7 @@ class RunSpec:
 def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     """Check everything but the run's folder that can be checked without starting a process. Raises ConfigError."""
     spec = data_spec(config)
+    config = spec.config
     preflight.check_verifier(spec.verifier, config.cluster.kind)
     spec.learning_rate(0)  # raises when the schedule cannot be made
     _check_trackers(config.telemetry.trackers)
@@ -151,7 +153,8 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
 
 
 def data_spec(config: Config) -> RunSpec:
-    """Check only what decides the prompts: model, task and lengths. Raises ConfigError."""
+    """Check only what decides the prompts: model, task, day and lengths. Raises ConfigError."""
+    config = dated(config, begun_on(Path(config.run.dir) / config.run.name))
     path, trust = config.model.path, config.model.trust_remote_code
     context = base_policy.CONTEXT_LENGTH if path is None else context_length(path, trust_remote_code=trust)
     preflight.check_context(config.sampling.max_tokens, context)
