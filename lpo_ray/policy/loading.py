@@ -31,6 +31,8 @@ from lpo_ray.policy.whole import (
     check_weights,
 )
 
+REASON = 300
+"""characters of what transformers says"""
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ZeroDivisionError,
               EOFError, IndexError, UnpicklingError, SafetensorError, StrictDataclassError)  # fmt: skip
 """what transformers raises for a model that is damaged, of a kind that it does not know, or out of reach"""
@@ -129,7 +131,7 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
 
 
 def identity(path: str, *, trust_remote_code: bool = False) -> str:
-    """Identify a model: the digest of all files of its folder but ``*.md``, or a hub's name and the commit in use.
+    """Identify a model: the digest of its folder's files (see ``files_of``), or a hub's name and the commit in use.
 
     Raises ConfigError as ``context_length`` does.
     """
@@ -159,7 +161,7 @@ def not_loaded(path: str, part: str, error: Exception) -> ConfigError:
             f"model.path is {path!r}, whose {part} are in a pickle file that is damaged or holds more than tensors, "
             "such as code; expected tensors only, best as safetensors: take the model from whom you trust"
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = " ".join(str(error).split())[:REASON] or type(error).__name__
     return ConfigError(f"model.path is {path!r}, whose {part} could not be loaded: {reason}")
 
 

@@ -19,7 +19,7 @@ def dated(config: Config, begun: str | None) -> Config:
 
 
 def begun_on(folder: Path) -> str | None:
-    """Read the day of the run that was begun in a folder, or of the comparison. None: there is none, or it has no day."""
+    """Read the day of a folder's run or comparison; None: there is none, or it has no day."""
     path = folder / "config.yaml"
     task = read_layer(path)[1].get("task") if path.is_file() else None
     day = task.get("date") if isinstance(task, Mapping) else None
