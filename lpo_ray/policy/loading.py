@@ -23,6 +23,7 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.policy.attention import SOFT_CAP
 from lpo_ray.policy.generation import check_generation_config, without_sampling
 from lpo_ray.policy.whole import (
+    check_decoder,
     check_loaded,
     check_no_adapter,
     check_tied,
@@ -91,12 +92,14 @@ def check_model(path: str, highest_token: int, *, trust_remote_code: bool = Fals
     """Check without reading a weight that ``path`` is one whole language model, with a row of its embedding for each
     token id up to ``highest_token``. Raises ConfigError.
 
-    ``to_train``: False for an evaluation, whose engines also serve quantised models and those of several modalities.
+    ``to_train``: False for an evaluation by vLLM, which also serves quantised models, those of several modalities, and
+    RoPE that follows the length. An encoder it does not serve.
     """
     check_no_adapter(path)
     config = read_config(path, trust_remote_code=trust_remote_code)
     check_tokens(path, highest_token, config)
     check_generation_config(path)
+    check_decoder(path, config)
     try:
         check_trainable(path, config)
     except ConfigError:

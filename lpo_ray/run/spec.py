@@ -16,7 +16,7 @@ import numpy as np
 
 from lpo_ray.common.home import default_cache_dir
 from lpo_ray.config.cautions import cautions
-from lpo_ray.config.schema import Config
+from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
 from lpo_ray.learner.lr_schedule import learning_rates
@@ -185,7 +185,8 @@ def _check_models(spec: RunSpec, highest_token: int, *, for_training: bool) -> N
     """Check that the model, and the reference if there is one, are whole, and know every token and position."""
     objective, trust = spec.config.objective, spec.config.model.trust_remote_code
     if spec.model_path is not None:
-        check_model(spec.model_path, highest_token, trust_remote_code=trust, to_train=for_training)
+        is_vllm = spec.config.cluster.kind is ClusterKind.ray
+        check_model(spec.model_path, highest_token, trust_remote_code=trust, to_train=for_training or not is_vllm)
     path = objective.reference_path
     if not objective.reference_kl or path is None:
         return

@@ -94,6 +94,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
     async def use(cluster: Cluster) -> None:
         await cluster.transport.publish(0)
+        cluster.rollout.up()[0].worker._starts._watch.seconds = START_SILENCE  # of the next ones
         known, processes = engines(), decoding(cluster, request.param)
         prompt = make_prompt(1, length=9, vocabulary=90)
         started = time.monotonic()
@@ -107,7 +108,6 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         with pytest.raises(GroupLost) as lost:
             await cluster.rollout.sample(prompt, SAMPLING, 1)
         seconds = time.monotonic() - started
-        cluster.rollout.members[0].worker._starts._watch.seconds = START_SILENCE  # the first ones had the default
         started = await stop_the_next_one(known)
         while not (notes := [note for note in told.notes if "start_silence_seconds" in note]):
             await asyncio.sleep(0.1)
