@@ -40,8 +40,8 @@ def exact(response: str, answer: str, prompt: str = "", raw_answer: Any = None) 
 def wanted_lines(answer: str, raw_answer: Any) -> list[str]:  # noqa: ANN401 - any JSON
     """Read the texts that are right, each as one line. Raises BadAnswer when there is none."""
     if isinstance(raw_answer, dict) and raw_answer.keys() == {"target"}:
-        raw_answer = raw_answer["target"]
-        answer = raw_answer if isinstance(raw_answer, str) else answer
+        target = raw_answer["target"]
+        raw_answer = [target] if isinstance(target, str) else target if isinstance(target, list) else raw_answer
     texts = raw_answer if isinstance(raw_answer, list) else [answer]
     wanted = [_one_line(str(text)) for text in texts]
     readable = not isinstance(raw_answer, dict) and not any(isinstance(text, dict | list | None) for text in texts)
