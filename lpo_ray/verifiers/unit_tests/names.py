@@ -73,6 +73,7 @@ def names_of(tests: str, given: str, entry_point: str | None, owner: str) -> Nam
         program = imported | (read | _calls_of_builtin(entry_point, called, read)) & {entry_point, owner}
     elif imported:
         program = imported
+        _refuse_judges(tree, program)
     else:
         program = unknown & called or unknown & passed or _the_only(called & (_OWNER.keys() | BUILTINS))
         members -= program
@@ -185,12 +186,12 @@ def _refuse_judges(tree: ast.Module, program: Collection[str]) -> None:
     """
     if len(program) < 2:
         return
-    origins = _origins(tree, program)
+    origins = _origins(tree, program, in_place=True)
 
     def parts(node: ast.AST) -> set[str]:
         return {name for each in ast.walk(node) if isinstance(each, ast.Name) for name in origins.get(each.id, ())}
 
-    for left, right in _decisions(tree, program):
+    for left, right in decisions(tree, program):
         judges = parts(left) - parts(right) if parts(right) else set()
         if judges:
             raise BadAnswer(
@@ -204,38 +205,43 @@ def _origins(tree: ast.Module, program: Collection[str], *, in_place: bool = Fal
     that changes its arguments.
     """
     origins: dict[str, set[str]] = {name: {name} for name in program}
-    flows: list[tuple[list[ast.expr], ast.AST]] = []
+    flows = list(flows_of(tree))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            flows.append((node.targets, node.value))
-        elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
-            flows.append(([node.target], node.value))
-        elif in_place and isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        if in_place and isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             flows.append(([*node.value.args, *(each.value for each in node.value.keywords)], node.value.func))
-        elif isinstance(node, ast.For | ast.comprehension):
-            flows.append(([node.target], node.iter))
-        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-            flows.append(([node.optional_vars], node.context_expr))
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 if MODULE in (alias.name, getattr(node, "module", "")):
                     origins.setdefault(alias.asname or alias.name, set()).add(alias.name)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            flows.append(([ast.Name(node.name)], node))
     grown = True
     while grown:  # a value may be handed on and on
         grown = False
         for targets, value in flows:
             names = {part.id for part in ast.walk(value) if isinstance(part, ast.Name)}
             found = {origin for name in names for origin in origins.get(name, ())}
-            for target in (name for each in targets for name in _targets(each)):
+            for target in (name for each in targets for name in targets_of(each)):
                 if found - origins.setdefault(target, set()):
                     origins[target] |= found
                     grown = True
     return {name: found for name, found in origins.items() if found}
 
 
-def _targets(target: ast.expr) -> list[str]:
+def flows_of(tree: ast.Module) -> Iterator[tuple[list[ast.expr], ast.AST]]:
+    """List the targets that are set, and what each gets its value from."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            yield node.targets, node.value
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
+            yield [node.target], node.value
+        elif isinstance(node, ast.For | ast.comprehension):
+            yield [node.target], node.iter
+        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+            yield [node.optional_vars], node.context_expr
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield [ast.Name(node.name)], node
+
+
+def targets_of(target: ast.expr) -> list[str]:
     """Return the names that an assignment changes."""
     if isinstance(target, ast.Tuple | ast.List | ast.Starred):
         return [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
@@ -243,7 +249,7 @@ def _targets(target: ast.expr) -> list[str]:
     return [name] if name else []
 
 
-def _decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast.AST, ast.AST]]:
+def decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast.AST, ast.AST]]:
     """List pairs of which the first decides what the second should be: of a comparison both ways, and the function and
     the arguments of a call that a test believes.
     """

@@ -67,6 +67,33 @@ def test_a_program_that_changes_its_arguments_passes(program: str, answer: Any) 
 
 
 @pytest.mark.parametrize(
+    "test",
+    [
+        "nums = [3, 2, 2, 3]\nk = remove(nums, 3)\nassert k == 2\nassert nums[:k] == [2, 2]",
+        "nums = [3, 2, 2, 3]\nassert remove(nums, 3) == 2\nassert nums[:2] == [2, 2]",
+        "nums = [3, 2, 2, 3]\nwant = [2, 2]\nk = remove(nums, val=3)\nassert k == len(want)\n"
+        "for i in range(k):\n    assert nums[i] == want[i]",
+        "nums = [3, 2, 2, 3]\nk = remove(nums, 3)\nnums = sorted(nums[:k])\nassert (k, nums) == (2, [2, 2])",
+        "for nums, want in [([3, 2, 2, 3], [2, 2]), ([3], [])]:\n    k = remove(nums, 3)\n"
+        "    assert k == len(want) and nums[:k] == want",
+        "def test_a():\n    nums = [3, 2, 2, 3]\n    k = remove(nums, 3)\n    assert k == 2\n"
+        "    assert sorted(nums[:k]) == [2, 2]",
+        {"entry_point": "Solution().remove", "test": "def check(candidate):\n    nums = [3, 2, 2, 3]\n"
+         "    k = candidate(nums, 3)\n    assert k == 2 and nums[:k] == [2, 2]\n"},
+    ],
+)  # fmt: skip
+def test_what_it_returns_and_what_it_changes_are_both_looked_at(test: Any) -> None:
+    """As LeetCode's 26 and 27 do."""
+    answer = test if isinstance(test, dict) or "def test" in test else [test]
+    kept = "kept = [n for n in nums if n != val]; "
+    for rest, reward in (("nums[: len(kept)] = kept", 1.0), ("pass", 0.0), ("nums.clear()", 0.0)):
+        line = f"{kept}{rest}; return len(kept)\n"
+        method = f"class Solution:\n    def remove(self, nums, val): {line}"
+        verdict = judged(method if isinstance(test, dict) else f"def remove(nums, val): {line}", answer)
+        assert verdict.reward == reward, (rest, verdict)
+
+
+@pytest.mark.parametrize(
     ("program", "answer"),
     [
         ("def rev(a): return a[::-1]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
@@ -84,6 +111,13 @@ def test_a_program_that_changes_its_arguments_passes(program: str, answer: Any) 
         ("def rev(a): a.clear(); return a\n", ["a = [2, 1]\nb = rev(a)\nassert b is not None\nassert b == sorted(a)"]),
         ("def rev(a): a.clear()\n", ["a = [2, 1]\nassert rev(a) == (max(a) if a else None)"]),
         ("def rev(a): a.clear()\n", ["a = [2, 1]\nfor b in [rev(a)]: assert b == (a or None)"]),
+        ("def rev(a): a.clear(); return 0\n", ["a = [2, 1]\nk = rev(a)\nassert k == len(a)"]),
+        ("def rev(a): a.clear(); return []\n", ["a = [2, 1]\nwant = sorted(a)\nassert rev(a) == sorted(a) == want"]),
+        ("def rev(a): a.clear(); return []\n", ["b = [2, 1]\na = b\nassert rev(a) == sorted(b)"]),
+        ("def rev(a): a.clear(); return []\n", ["b = [[2, 1]]\na = b[0]\nassert rev(a) == sorted(b[0])"]),
+        ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nif a:\n    assert k == 2\nassert k > 0"]),
+        ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nassert all(n < k - 1 for n in a)"]),
+        ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nfor n in a:\n    assert n < k - 1\nassert k"]),
         ("def rev(a): a[:] = [Yes(), Yes()]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
         ("def rev(a): a[:] = [I(0), I(0)]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
         ("def rev(a): a[:] = [L(), L()]\n", ["a = [[1], [2]]\nrev(a)\nassert a == [[2], [1]]"]),

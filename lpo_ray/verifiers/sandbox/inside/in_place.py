@@ -1,7 +1,8 @@
-"""Calls whose value the tests do not look at: what such a call does to its arguments, they look at instead.
+"""What the program does to the arguments of a call, where the tests look at them.
 
-The program gets copies. After such a call alone their contents come back, into the lists, dicts and sets that the tests
-hold. After any other call the arguments are what they were, or a program could empty what its value is compared with.
+The program gets copies. After a call whose value the tests do not look at, their contents come back, into the lists,
+dicts and sets that the tests hold. After any other call only those of variables come back of which that was found to be
+safe beforehand; the others are what they were, or a program could empty what its value is compared with.
 """
 
 from __future__ import annotations
@@ -20,14 +21,23 @@ _CHANGING = (list, dict, set, bytearray)
 _PLAIN = (*_CHANGING, tuple, frozenset, str, bytes, int, float, complex, type(None))
 
 
-def compiled(text: str, name: str) -> CodeType:
-    """Compile tests, with a mark at each call whose value is thrown away or only compared with None."""
+def compiled(text: str, name: str, changed: frozenset[str]) -> CodeType:
+    """Compile tests, with a mark at each call whose value is thrown away or only compared with None, and at those that
+    are given variables in ``changed``, for these alone.
+    """
     tree = ast.parse(text)
     nodes = list(ast.walk(tree))
     unread = [node.value for node in nodes if isinstance(node, ast.Expr)] + [*filter(None, map(_is_it_none, nodes))]
-    for node in [*unread, *_unread_locals(nodes, unread)]:
-        if isinstance(node, ast.Call):
-            node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), [node.func], []), node.func)
+    unread += _unread_locals(nodes, unread)
+    thrown_away = {id(node) for node in unread}
+    for node in [*unread, *(node for node in nodes if id(node) not in thrown_away)]:
+        if not isinstance(node, ast.Call):
+            continue
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        may_change = [id(node) in thrown_away or (isinstance(each, ast.Name) and each.id in changed) for each in given]
+        if id(node) in thrown_away or (any(may_change) and not _has_stars(node)):
+            marked = [node.func, ast.Constant(tuple(may_change) if id(node) not in thrown_away else None)]
+            node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), marked, []), node.func)
     return compile(ast.fix_missing_locations(tree), name, "exec", dont_inherit=True)
 
 
@@ -63,19 +73,26 @@ def _is_it_none(node: ast.AST) -> ast.expr | None:
     return None
 
 
-def called_in_place(function: Any) -> Any:  # noqa: ANN401 - any value
-    """Return what to call in place of a function: itself, if it is the tests' own."""
-    return _in_place(function) if type(function) is StandIn else function
+def _has_stars(call: ast.Call) -> bool:
+    return any(isinstance(each, ast.Starred) for each in call.args) or any(each.arg is None for each in call.keywords)
 
 
-def _in_place(function: StandIn) -> Callable[..., Any]:
+def called_in_place(function: Any, may_change: Sequence[bool] | None) -> Any:  # noqa: ANN401 - any value
+    """Return what to call in place of a function: itself, if it is the tests' own. ``may_change``: whether each of its
+    arguments may; None: all.
+    """
+    return _in_place(function, may_change) if type(function) is StandIn else function
+
+
+def _in_place(function: StandIn, may_change: Sequence[bool] | None) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any value
         given = [*args, *kwargs.values()]
         if not any(isinstance(value, _CHANGING) and _is_plain(value) for value in given):
             return function(*args, **kwargs)
         value, changed, by_name = function.__dict__["_link"].change(function, args, kwargs)
-        for old, new in zip(given, [*changed, *(by_name[name] for name in kwargs)], strict=True):
-            if _is_plain(old):
+        may = [True] * len(given) if may_change is None else may_change
+        for old, new, may_be in zip(given, [*changed, *(by_name[name] for name in kwargs)], may, strict=True):
+            if may_be and _is_plain(old):
                 _put(old, new)
         return value
 
