@@ -24,14 +24,15 @@ def changeable(tree: ast.Module, program: Collection[str], reaching: Collection[
         for value in [*call.args, *(keyword.value for keyword in call.keywords)]
         if isinstance(value, ast.Name)
     }
-    return tuple(sorted(name for name in passed - {*program, "candidate"} if _is_safe(tree, name, reaching)))
+    theirs = {*program, "candidate"}
+    return tuple(sorted(name for name in passed - theirs if _is_safe(tree, name, theirs, reaching)))
 
 
-def _is_safe(tree: ast.Module, name: str, reaching: Collection[str]) -> bool:
+def _is_safe(tree: ast.Module, name: str, program: Collection[str], reaching: Collection[str]) -> bool:
     held = _holding(tree, name, reaching)
     if any(held & set(_names(node, reaching)) for node in _controls(tree)):
         return False
-    for left, right in decisions(tree, reaching):
+    for left, right in decisions(tree, program):
         if held & set(_names(left, reaching)) and set(_names(right, ())) & {*held, *reaching}:
             return False
     return True

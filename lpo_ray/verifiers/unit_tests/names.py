@@ -186,18 +186,22 @@ def _refuse_judges(tree: ast.Module, program: Collection[str]) -> None:
     """
     if len(program) < 2:
         return
-    origins = _origins(tree, program, in_place=True)
-
-    def parts(node: ast.AST) -> set[str]:
-        return {name for each in ast.walk(node) if isinstance(each, ast.Name) for name in origins.get(each.id, ())}
-
-    for left, right in decisions(tree, program):
-        judges = parts(left) - parts(right) if parts(right) else set()
+    changed = _origins(tree, program, in_place=True)
+    made = _origins(tree, program)  # what a program changed is the same object still
+    pairs = [(left, right, changed) for left, right in decisions(tree, program)]
+    pairs += [(left, right, made) for left, right in _identities(tree)]
+    for left, right, origins in pairs:
+        judged = _origins_of(right, origins)
+        judges = _origins_of(left, origins) - judged if judged else set()
         if judges:
             raise BadAnswer(
-                f"the tests leave it to {min(judges)!r} what {min(parts(right))!r} should "
+                f"the tests leave it to {min(judges)!r} what {min(judged)!r} should "
                 "return, and nobody but the program defines either. Expected one in setup, or entry_point"
             )
+
+
+def _origins_of(node: ast.AST, origins: Mapping[str, set[str]]) -> set[str]:
+    return {name for each in ast.walk(node) if isinstance(each, ast.Name) for name in origins.get(each.id, ())}
 
 
 def _origins(tree: ast.Module, program: Collection[str], *, in_place: bool = False) -> dict[str, set[str]]:
@@ -251,7 +255,7 @@ def targets_of(target: ast.expr) -> list[str]:
 
 def decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast.AST, ast.AST]]:
     """List pairs of which the first decides what the second should be: of a comparison both ways, and the function and
-    the arguments of a call that a test believes.
+    the arguments of a call that a test believes. For comparisons of identity see ``_identities``.
     """
     set_to = {
         target.id: node.value
@@ -261,7 +265,7 @@ def decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast.
         if isinstance(target, ast.Name)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare):
+        if isinstance(node, ast.Compare) and not all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
             sides = [node.left, *node.comparators]
             yield from ((a, b) for a in sides for b in sides if a is not b)
         elif isinstance(node, ast.Assert):
@@ -270,6 +274,14 @@ def decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast.
             base = base_of(node.value.func)
             if base in program or base == "self":  # a method of another value is no test
                 yield from _believed(node.value, set_to)
+
+
+def _identities(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """List pairs of which a test asks whether they are one object."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            sides = [node.left, *node.comparators]
+            yield from ((a, b) for a in sides for b in sides if a is not b)
 
 
 def _believed(node: ast.expr, set_to: Mapping[str, ast.expr]) -> Iterator[tuple[ast.AST, ast.AST]]:

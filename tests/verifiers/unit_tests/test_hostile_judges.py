@@ -72,6 +72,7 @@ def test_who_solves_with_nodes_or_prints_passes() -> None:
         "from solution import square\ndef test_a():\n    assert close(square(3), 9)",
         ["assert sorted(max(3)) == [9]"],
         ["a = [2, 1]\norder(a)\nassert is_ordered(a)"],
+        ["assert square(3) is expected(3)"],
         ["a = [2, 1]\norder(a)\nok = is_ordered(a)\nassert ok"],
         "from solution import order, is_ordered\ndef test_a():\n    a = [2, 1]\n    order(a)\n    assert is_ordered(a)",
         "from solution import make, is_valid\nassert is_valid(make(3))",
