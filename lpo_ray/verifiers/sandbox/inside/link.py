@@ -13,9 +13,10 @@ from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, IN_PLACE, Unsendable, W
 _SPOKEN = ("__name__", "__doc__")
 """attributes with such names that are asked for; libraries look for others to treat a value as one of theirs"""
 
+_ORDERS = ("lt", "le", "gt", "ge")
 _OPERATORS = (
     "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift",
-    "lt", "le", "gt", "ge",
+    *_ORDERS,
 )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ class StandIn:
     """A value of no plain type in the program's process. Equal to nothing but itself."""
 
     def __init__(self, link: Link, number: int) -> None:
-        self.__dict__.update(_link=link, _number=number)
+        self.__dict__.update(_link=link, _number=number, _makes=False, _is_made=False)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any value
         if name.startswith("__") and name not in _SPOKEN:
@@ -136,7 +137,8 @@ class StandIn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any value
         """Call the program's function by value; its answer comes by value too."""
-        return self._asked("call", self._link.written(args), self._link.written(kwargs))
+        found = self._asked("call", self._link.written(args), self._link.written(kwargs))
+        return _made(found) if self._makes else found
 
     def __iter__(self) -> Iterator[Any]:
         items = self._method("__iter__")
@@ -194,19 +196,42 @@ class StandIn:
         return self._link.ask(what, {"value": {"h": self._number}}, *rest)
 
 
-def _operator(name: str) -> Callable[[StandIn, Any], Any]:
-    """Make an operator of two values of the program's: any other operand may be what a test expects."""
+def makes_objects(value: Any, name: str) -> Any:  # noqa: ANN401 - any value
+    """Mark what tests call by a class's name, such as Vector: what it makes has operators with other operands."""
+    if type(value) is StandIn and name[:1].isupper() and "_" not in name:
+        value.__dict__["_makes"] = True
+    return value
 
-    def operate(left: StandIn, right: Any) -> Any:  # noqa: ANN401 - any value
-        if not isinstance(right, StandIn):
+
+def _made(value: Any) -> Any:  # noqa: ANN401 - any value
+    if type(value) is StandIn:
+        value.__dict__["_is_made"] = True
+    return value
+
+
+def _operator(name: str, *, reflected: bool = False) -> Callable[[StandIn, Any], Any]:
+    """Make an operator of two values of the program's. Any other operand may be what a test expects, unless the object
+    is of a class that the tests name, and the result another object: a number would be the program's own verdict.
+    """
+
+    def operate(own: StandIn, other: Any) -> Any:  # noqa: ANN401 - any value
+        if isinstance(other, StandIn):
+            return own._asked("operate", own._link.written(other), name)
+        if not own._is_made or name in _ORDERS:
             return NotImplemented
-        return left._asked("operate", left._link.written(right), name)
+        sides = own._link.written(own), own._link.written(other)
+        found = own._link.ask("operate", *(reversed(sides) if reflected else sides), name)
+        if type(found) is not StandIn:
+            raise TypeError(f"{name} of an object of the program's and a value of the tests gives a value")
+        return _made(found)
 
     return operate
 
 
 for _name in _OPERATORS:
     setattr(StandIn, f"__{_name.strip('_')}__", _operator(_name))
+    if _name not in _ORDERS:
+        setattr(StandIn, f"__r{_name.strip('_')}__", _operator(_name, reflected=True))
 
 
 def _number(value: Any) -> int:  # noqa: ANN401 - any value

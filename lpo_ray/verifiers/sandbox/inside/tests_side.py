@@ -15,7 +15,7 @@ from typing import Any
 
 from lpo_ray.verifiers.sandbox.inside.in_place import NAME, called_in_place, compiled
 from lpo_ray.verifiers.sandbox.inside.judging import accepts, guard_numpy, try_named
-from lpo_ray.verifiers.sandbox.inside.link import Link
+from lpo_ray.verifiers.sandbox.inside.link import Link, makes_objects
 from lpo_ray.verifiers.sandbox.inside.wire import Unsendable, own_classes
 
 
@@ -41,7 +41,7 @@ class Tester:
         found = self._link.ask("names", wanted, owner)
         if not isinstance(found, dict) or not found or (entry_point and entry_point not in found):
             raise NotDefined(f"the program does not define {entry_point or ', '.join(names)}")
-        found = {name: found[name] for name in wanted if name in found}
+        found = {name: makes_objects(found[name], name) for name in wanted if name in found}
         for name in names:
             self._space.pop(name, None)
         self._space.update({name: value for name, value in found.items() if name in names})
