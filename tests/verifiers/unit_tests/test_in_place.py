@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.sandbox.call_tests import run_call_tests
 from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.unit_tests.python_tests import python_tests
 from lpo_ray.verifiers.unit_tests.verifier import unit_tests
 
 REV = "def rev(a): a.reverse()\n"
@@ -64,6 +66,41 @@ def judged(program: str, answer: Any) -> Verdict:
 def test_a_program_that_changes_its_arguments_passes(program: str, answer: Any) -> None:
     verdict = judged(program, answer)
     assert verdict.reward == 1.0, verdict
+
+
+NODE = "class Node:\n    def __init__(self, v, next=None):\n        self.v, self.next = v, next\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "test"),
+    [
+        ("node.v = 7", "a = Node(1)\nf(a)\nassert a.v == 7"),
+        ("node.next = Node(9)", "a = Node(1)\nf(a)\nassert a.next.v == 9 and type(a.next) is Node"),
+        (
+            "node.v, node.next.v = node.next.v, node.v",
+            "b = Node(2)\na = Node(1, b)\nf(a)\nassert (a.v, b.v) == (2, 1) and a.next is b",
+        ),
+        (
+            "nxt = node.next; node.next = None; nxt.next = node",
+            "b = Node(2)\na = Node(1, b)\nassert f(a) is None\nassert a.next is None and b.next is a",
+        ),
+        ("node.next = node", "a = Node(1)\nf(a)\nassert a.next is a"),
+        ("node[0].v = 5; node.append(node[0])", "a = Node(1)\nl = [a]\nf(l)\nassert l[1] is a and a.v == 5"),
+        ("node.next.v += [4]", "s = [3]\nb = Node(s)\na = Node(1, b)\nf(a)\nassert b.v == [3, 4]"),
+    ],
+)
+def test_nodes_of_the_tasks_own_class_are_changed_and_stay_themselves(body: str, test: str) -> None:
+    for code, reward in ((body, 1.0), ("pass", 0.0)):
+        calls = python_tests([], [test], "f", given=NODE)
+        marks = run_call_tests(f"def f(node):\n    {code}\n", calls, Limits(start_seconds=20.0))
+        assert (marks.passed, marks.unreadable, marks.trouble) == (reward, None, None), marks
+
+
+def test_what_a_program_returns_is_one_of_the_tests_own_nodes_too() -> None:
+    program = "def f(node):\n    node.next.next, node.next, tail = node, None, node.next\n    return tail\n"
+    test = "b = Node(2)\na = Node(1, b)\nc = f(a)\nassert c is not None\nassert b.next is a and a.next is None"
+    marks = run_call_tests(program, python_tests([], [test], "f", given=NODE), Limits(start_seconds=20.0))
+    assert marks.passed == 1, marks
 
 
 @pytest.mark.parametrize(

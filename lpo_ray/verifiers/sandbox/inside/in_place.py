@@ -87,25 +87,30 @@ def called_in_place(function: Any, may_change: Sequence[bool] | None) -> Any:  #
 def _in_place(function: StandIn, may_change: Sequence[bool] | None) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any value
         given = [*args, *kwargs.values()]
-        if not any(isinstance(value, _CHANGING) and _is_plain(value) for value in given):
+        link = function.__dict__["_link"]
+        plain = (*_PLAIN, *link.classes.values())
+        changing = (*_CHANGING, *link.classes.values())
+        if not any(isinstance(value, changing) and _is_plain(value, plain) for value in given):
             return function(*args, **kwargs)
-        value, changed, by_name = function.__dict__["_link"].change(function, args, kwargs)
+        value, changed, by_name = link.change(function, args, kwargs)
         may = [True] * len(given) if may_change is None else may_change
         for old, new, may_be in zip(given, [*changed, *(by_name[name] for name in kwargs)], may, strict=True):
-            if may_be and _is_plain(old):
+            if may_be and _is_plain(old, plain):
                 _put(old, new)
         return value
 
     return call
 
 
-def _is_plain(value: Any, depth: int = DEPTH) -> bool:  # noqa: ANN401 - any value
-    """Tell whether a copy is as good as the value: an object of a class would be another one."""
+def _is_plain(value: Any, plain: tuple[type, ...], depth: int = DEPTH) -> bool:  # noqa: ANN401 - any value
+    """Tell whether all in a value is of the types ``plain``, so that what comes back is as good: an object of another
+    class would be another one.
+    """
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set | frozenset):
-        return depth > 0 and all(_is_plain(part, depth - 1) for part in value)
-    return isinstance(value, _PLAIN)
+        return depth > 0 and all(_is_plain(part, plain, depth - 1) for part in value)
+    return isinstance(value, plain)
 
 
 def _put(old: Any, new: Any) -> Any:  # noqa: ANN401 - any value

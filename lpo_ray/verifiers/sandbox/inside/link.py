@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, IN_PLACE, Unsendable, Writer, read
@@ -60,21 +60,26 @@ class Link:
     def change(
         self, function: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """Call the program's function; return its value, and what became of the arguments. They stay what they were
-        where they are too large or too deep for an answer.
+        """Call the program's function; return its value, and what became of the arguments. Objects in them are the same
+        ones, with their new attributes. All stay what they were where they are too large or too deep for an answer.
         """
-        question = {"value": {"h": _number(function)}}, self.written(args), self.written(kwargs)
+        called = {"value": {"h": _number(function)}}
+        writer = Writer(_number, self.classes, 3 * DEPTH)
+        asked = writer.message((args, kwargs))
         try:
-            back = Writer(_number, self.classes).message([args, kwargs])
+            fits = len(json.dumps(Writer(_number, self.classes).message([args, kwargs]))) <= self._most // 2
         except Unsendable:
-            return self.ask("call", *question), args, kwargs
-        if len(json.dumps(back)) > self._most // 2:
-            return self.ask("call", *question), args, kwargs
-        answer = self.ask("change", *question)
-        if isinstance(answer, tuple) and len(answer) == 3:
-            value, changed, by_name = answer
-            if isinstance(changed, tuple) and len(changed) == len(args) and isinstance(by_name, dict):
-                return value, changed, {name: by_name.get(name, old) for name, old in kwargs.items()}
+            fits = False
+        if not fits:
+            return self.ask("call", called, self.written(args), self.written(kwargs)), args, kwargs
+        answer = self.ask("change", called, asked)
+        if isinstance(answer, tuple) and len(answer) == 4:
+            value, changed, by_name, objects = answer
+            are_whole = isinstance(changed, tuple) and isinstance(by_name, dict) and isinstance(objects, tuple)
+            if are_whole and len(changed) == len(args) and len(objects) == len(writer.objects):
+                same = Same(zip(objects, writer.objects, strict=True))
+                changed, by_name = same.of(changed), same.of(by_name)
+                return same.of(value), changed, {name: by_name.get(name, old) for name, old in kwargs.items()}
         self.lost = "the program's process gives no proper answers"
         raise Lost(self.lost)
 
@@ -119,6 +124,36 @@ class Link:
             return kind(str(text)) if kind is not None else RuntimeError(f"{name}: {text}")
         except TypeError:
             return RuntimeError(f"{name}: {text}")
+
+
+class Same:
+    """The tests' own objects in place of what came back for them, with the attributes that came back."""
+
+    def __init__(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        """``pairs``: what came back, and the tests' own."""
+        self._own: dict[int, Any] = {}
+        came_back = [(new, old) for new, old in pairs if type(new) is type(old)]
+        for new, old in came_back:
+            self._own[id(new)] = old
+        for new, old in came_back:
+            attributes = {name: self.of(value) for name, value in new.__dict__.items()}
+            old.__dict__.clear()
+            old.__dict__.update(attributes)
+        self._kept = came_back  # an id is one object's as long as that lives
+
+    def of(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return the value with them in it."""
+        if id(value) in self._own:
+            return self._own[id(value)]
+        if isinstance(value, dict):
+            return type(value)((self.of(key), self.of(part)) for key, part in value.items())
+        if isinstance(value, list | tuple | set | frozenset):
+            return type(value)(map(self.of, value))
+        if type(value) is not StandIn and hasattr(value, "__dict__") and not isinstance(value, type):
+            self._own[id(value)] = value  # one that the program made
+            for name, part in list(value.__dict__.items()):
+                value.__dict__[name] = self.of(part)
+        return value
 
 
 class StandIn:
