@@ -52,10 +52,11 @@ class RemoteWorker(Worker):
     async def start(self, seconds: float) -> Process:
         self._placement = await reserve(self._request, self._placement_seconds, self._note)
         self._handle = self._make(self._placement)
-        (self._process,) = await self._starts.start(
+        (process,) = await self._starts.start(
             [self.handle.start.remote()], [self.handle], who=[self.name], what="start its engine", seconds=seconds
         )
-        return self._process
+        self._process = process
+        return process
 
     @override
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:

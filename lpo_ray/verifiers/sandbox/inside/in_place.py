@@ -30,14 +30,18 @@ def compiled(text: str, name: str, changed: frozenset[str]) -> CodeType:
     unread = [node.value for node in nodes if isinstance(node, ast.Expr)] + [*filter(None, map(_is_it_none, nodes))]
     unread += _unread_locals(nodes, unread)
     thrown_away = {id(node) for node in unread}
-    for node in [*unread, *(node for node in nodes if id(node) not in thrown_away)]:
+    for node in nodes:
         if not isinstance(node, ast.Call):
             continue
         given = [*node.args, *(keyword.value for keyword in node.keywords)]
-        may_change = [id(node) in thrown_away or (isinstance(each, ast.Name) and each.id in changed) for each in given]
-        if id(node) in thrown_away or (any(may_change) and not _has_stars(node)):
-            marked = [node.func, ast.Constant(tuple(may_change) if id(node) not in thrown_away else None)]
-            node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), marked, []), node.func)
+        some = [isinstance(each, ast.Name) and each.id in changed for each in given]
+        if id(node) in thrown_away:
+            may_change = ast.Constant(None)
+        elif any(some) and not _has_stars(node):
+            may_change = ast.List([ast.Constant(each) for each in some], ast.Load())
+        else:
+            continue
+        node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), [node.func, may_change], []), node.func)
     return compile(ast.fix_missing_locations(tree), name, "exec", dont_inherit=True)
 
 
