@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 from actors.rollout.remote import RemoteWorker
 from actors.runtime.placement import Request
+from actors.runtime.seats import OwnGroups
 from actors.runtime.start_watch import StartWatch
 
 NEVER = object()
@@ -36,7 +37,7 @@ class Reference:
 def remote_worker(name: str, handle: object) -> RemoteWorker:
     """A worker whose actor is up: ``handle``."""
     worker = RemoteWorker(
-        name, Request("rollout", [{}], "SPREAD"), lambda group: handle, sys.stderr.write, StartWatch(5), 5
+        name, OwnGroups(Request("rollout", [{}], "SPREAD"), 5), 1, lambda seats: handle, sys.stderr.write, StartWatch(5)
     )
     worker._handle = handle
     return worker

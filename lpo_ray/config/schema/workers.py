@@ -34,19 +34,27 @@ class RolloutConfig:
     cpus_per_worker: float = 1.0
     """CPUs that Ray reserves for one engine"""
     gpus_per_worker: float = 0.0
-    """GPUs that Ray reserves for one engine; 0: a CPU engine"""
+    """GPUs that Ray reserves for one engine; 0: a CPU engine; below 1: of each of its GPUs, which ranks share"""
     tensor_parallel_size: int = 1
-    """GPUs that share one copy of the weights"""
+    """processes of an engine, with a GPU each, that share one copy of the weights"""
     threads: int = 1
-    """threads of one CPU engine's arithmetic"""
+    """threads of the arithmetic of one process of a CPU engine"""
     max_num_seqs: int = 256
     """responses an engine decodes at once"""
+    max_model_len: int | None = None
+    """tokens that prompt and response have together at most; null: the longest prompt of the data and
+    sampling.max_tokens, or the model's whole context where prompts are generated
+    """
     kv_cache_gib: float = 1.0
     """CPU engines: memory of the KV cache"""
-    gpu_memory_utilization: float = 0.85
-    """share of a GPU's memory for weights and KV cache, as vLLM has it"""
-    enforce_eager: bool = True
-    """run without CUDA graphs: slower to decode, quicker to start"""
+    gpu_memory_utilization: float | None = None
+    """share of a GPU's memory for weights and KV cache, as vLLM has it; null: 0.85 of gpus_per_worker, or of a GPU"""
+    enforce_eager: bool | None = None
+    """run without CUDA graphs: slower to decode, quicker to start; null: with them on GPUs"""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """passed through to vLLM's EngineArgs, such as {kv_cache_dtype: fp8}; what is set elsewhere, or would change what
+    is sampled, is refused
+    """
     silence_seconds: float = 600.0
     """an engine that has groups and samples no token for so long is replaced; a group of which nothing is heard for
     twice as long is issued again
@@ -70,7 +78,7 @@ class LearnerConfig:
     cpus_per_rank: float = 1.0
     """CPUs that Ray reserves for one rank"""
     gpus_per_rank: float = 0.0
-    """GPUs that Ray reserves for one rank; 0: train on CPUs"""
+    """GPUs that Ray reserves for one rank: 1, 0 to train on CPUs, or a share of the GPU that an engine has too"""
     threads: int = 1
     """threads of one rank's arithmetic"""
     lr: float = 1e-6
@@ -108,13 +116,16 @@ class TransportConfig:
     kind: str = "auto"
     """row of actors.transports.table.TRANSPORTS: shared_memory | gloo | nccl | cuda_ipc | object_store; auto: by where
     the learner and the engines are"""
-    bucket_mib: int = 64
-    """gathered and sent at once; each side needs memory for two buckets (of the largest tensor, if that is larger)"""
+    bucket_mib: int | None = None
+    """gathered and sent at once; null: 1024 between GPUs, else 64. Each side needs memory for two or three buckets (of
+    the largest tensor, if that is larger)"""
     tolerance: float | None = None
     """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
     prepare_seconds: float = 60.0
-    """time for the engines to stop decoding (those that end what they decode first: without a token), and to join the
-    learner; half of it where there are several
+    """time for the engines to stop decoding (those that end what they decode first: without a token); half of it where
+    there are several
     """
+    join_seconds: float = 120.0
+    """time for new engines to meet the learner's ranks, all of them together"""
     transfer_seconds: float = 300.0
     """time for one bucket, and for the proof; half of it where there are several engines"""
