@@ -20,6 +20,7 @@ from actors.learner.store_barrier import StoreBarrier
 from actors.runtime.cpu_tuning import give_back_unless_spare
 from actors.runtime.inspection import current_process
 from actors.runtime.rendezvous import join_store, listen, meeting_address, open_store
+from actors.runtime.start_watch import Startable
 from actors.transports.sender import Sender
 from actors.transports.staging import Staging, make_slots
 from actors.transports.table import Transport
@@ -93,7 +94,7 @@ def sync_own_files(folder: Path, rank: int) -> None:
                 sync(path)
 
 
-class LearnerWorker:
+class LearnerWorker(Startable):
     """One rank: a plain class that ``roles.py`` makes an actor, with one call at a time: collectives stay in step."""
 
     def __init__(self, rank: int, world_size: int, settings: LearnerSettings) -> None:

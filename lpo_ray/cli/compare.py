@@ -15,6 +15,7 @@ from lpo_ray.common.folder_lock import FolderLock, Held
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import RunBusy, RunFailed, RunsFailed
+from lpo_ray.run.day import begun_on, dated
 from lpo_ray.run.folder import look
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import make_spec
@@ -34,6 +35,7 @@ def compare_command(path: Path, texts: Sequence[str], seeds: int, out: Path | No
     config = load_config(path, overrides)
     arms = arms_of(axes, config.objective.divergence)
     folder = out or Path(config.run.dir) / f"{config.run.name}-comparison"
+    config = dated(config, begun_on(folder))  # arms may run on different days
     runs = runs_of(path, overrides, arms, seeds, folder)
     spec = make_spec(runs[0].config)  # that data, verifier and memory are as needed, before anything starts
     look(spec)

@@ -25,6 +25,7 @@ from lpo_ray.policy.attention import SOFT_CAP
 from lpo_ray.policy.generation import check_generation_config, without_sampling
 from lpo_ray.policy.pieces import Take, in_pieces
 from lpo_ray.policy.whole import (
+    check_decoder,
     check_loaded,
     check_no_adapter,
     check_tied,
@@ -33,6 +34,8 @@ from lpo_ray.policy.whole import (
     check_weights,
 )
 
+REASON = 300
+"""characters of what transformers says"""
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ZeroDivisionError,
               EOFError, IndexError, UnpicklingError, SafetensorError, StrictDataclassError)  # fmt: skip
 """what transformers raises for a model that is damaged, of a kind that it does not know, or out of reach"""
@@ -93,12 +96,14 @@ def check_model(path: str, highest_token: int, *, trust_remote_code: bool = Fals
     """Check without reading a weight that ``path`` is one whole language model, with a row of its embedding for each
     token id up to ``highest_token``. Raises ConfigError.
 
-    ``to_train``: False for an evaluation, whose engines also serve quantised models and those of several modalities.
+    ``to_train``: False for an evaluation by vLLM, which also serves quantised models, those of several modalities, and
+    RoPE that follows the length. An encoder it does not serve.
     """
     check_no_adapter(path)
     config = read_config(path, trust_remote_code=trust_remote_code)
     check_tokens(path, highest_token, config)
     check_generation_config(path)
+    check_decoder(path, config)
     try:
         check_trainable(path, config)
     except ConfigError:
@@ -133,7 +138,7 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
 
 
 def identity(path: str, *, trust_remote_code: bool = False) -> str:
-    """Identify a model: the digest of all files of its folder but ``*.md``, or a hub's name and the commit in use.
+    """Identify a model: the digest of its folder's files (see ``files_of``), or a hub's name and the commit in use.
 
     Raises ConfigError as ``context_length`` does.
     """
@@ -163,7 +168,7 @@ def not_loaded(path: str, part: str, error: Exception) -> ConfigError:
             f"model.path is {path!r}, whose {part} are in a pickle file that is damaged or holds more than tensors, "
             "such as code; expected tensors only, best as safetensors: take the model from whom you trust"
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = " ".join(str(error).split())[:REASON] or type(error).__name__
     return ConfigError(f"model.path is {path!r}, whose {part} could not be loaded: {reason}")
 
 

@@ -24,8 +24,9 @@ from lpo_ray.config.load import dump_config, in_new_names
 from lpo_ray.config.schema import Config, Resume
 from lpo_ray.errors import ConfigError, RunBusy
 from lpo_ray.interfaces import PromptSource
-from lpo_ray.run import contents
+from lpo_ray.run import contents, prompting
 from lpo_ray.run.contents import Content
+from lpo_ray.run.prompting import write_prompting
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.training import checkpoint
 from lpo_ray.training.ledger import read_ledger
@@ -43,7 +44,16 @@ DECIDES_A_STEP = (
 BY_CONTENT = ("model.path", "task.path", "task.heldout_path", "task.chat_template", "objective.reference_path")
 """paths: what is there is compared, wherever it is"""
 NEVER_COMPARED = ("model.warmup.cache_dir",)
-LEFT_BY_A_START = (LOCK, "log.jsonl", "status.json", "summary.json", "report.html", "trackers", contents.FILE)
+LEFT_BY_A_START = (
+    LOCK,
+    "log.jsonl",
+    "status.json",
+    "summary.json",
+    "report.html",
+    "trackers",
+    contents.FILE,
+    prompting.FILE,
+)
 """what a start that was refused leaves: nothing of it was sampled or learned"""
 PROMPTS_CHECKED = 200
 
@@ -91,6 +101,7 @@ class RunFolder:
     def record(self) -> None:
         """Write what the run goes on with, once it stands where that begins. Waits for the digests at a run's begin."""
         found = self.start.contents
+        write_prompting(self.spec)
         contents.write_contents(self.spec.run_dir, self._digested.result() if found is None else found)
         write_text(self.spec.run_dir / "config.yaml", dump_config(self.spec.config))
 

@@ -49,7 +49,7 @@ def test_keys_of_an_earlier_version_mean_what_they_mean_now(tmp_path: Path) -> N
     found = load_config(QUICKSTART, old)
     assert (found.rollout.silence_seconds, found.learner.silence_seconds) == (50, 70)
     file = tmp_path / "config.yaml"
-    text = dump_config(found).replace("silence_seconds", "deadline_seconds")
+    text = dump_config(found).replace("  silence_seconds", "  deadline_seconds")
     file.write_text(text.replace("pipeline:\n", "pipeline:\n  lease_seconds: 1200.0\n"))
     assert load_config(file) == found
     both = load_config(file, ["rollout.silence_seconds=9", "learner.deadline_seconds=8"])
@@ -305,7 +305,7 @@ def dataset_failure(
         ('{"prompt": "a"}', "train.jsonl, row 1 has no answer"),
         ('{"prompt": "a", "answer": "1"}\nnot json', "train.jsonl, row 2 is not JSON"),
         ("[1]", "row 1 is '[1]'; expected a JSON object"),
-        ('{"prompt": "  ", "answer": "1"}', "expected a text that is not empty"),
+        ('{"prompt": "  ", "answer": "1"}', "no row of"),
         ('{"prompt": "h", "answer": "1"}', "must not overlap"),
         ('{"prompt": "' + "x" * 3000 + '", "answer": "1"}', "longer than 2024 tokens"),
     ],

@@ -298,7 +298,16 @@ def test_a_model_that_is_not_trained_here_is_refused_by_its_config(tmp_path: Pat
     for check in (dry, load):
         with pytest.raises(ConfigError, match=message):
             check(folder)
-    dry(folder, to_train=False)  # engines evaluate what they can load
+    overrides = [f"model.path={folder}", f"run.dir={tmp_path}/runs", "sampling.max_tokens=20", "rollout.dtype=bfloat16"]
+    inprocess = load_config(QUICKSTART, [*overrides, "cluster.kind=inprocess", "learner.world_size=1"])
+    if name == "an encoder":
+        with pytest.raises(ConfigError, match=message):
+            dry(folder, to_train=False)
+        return
+    dry(folder, to_train=False)
+    make_spec(load_config(QUICKSTART, overrides), for_training=False)  # vLLM serves them to `lpo-ray evaluate`
+    with pytest.raises(ConfigError, match=message):  # transformers here does not
+        make_spec(inprocess, for_training=False)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def group(
         return Formation(list(ranks[:size]), lambda: None)
 
     events = FakeEvents()
-    rules = LearnerRules(2, least, Packing(2, 100, False), 5.0, 5.0, RestartRule(restarts, 100.0, 0.0))
+    rules = LearnerRules(2, least, Packing(2, 100, False), 5.0, 5.0, 5.0, RestartRule(restarts, 100.0, 0.0))
     return LearnerGroup(form, rules, events), events
 
 
