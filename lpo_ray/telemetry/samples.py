@@ -158,7 +158,9 @@ def _column(kind: pa.DataType, parts: Sequence[Sequence[object]]) -> pa.Array:
     lengths = [0 if value is None else len(cast("np.ndarray", value)) for value in values]
     offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
     mask = pa.array([value is None for value in values])
-    return pa.ListArray.from_arrays(offsets, pa.array(joined(arrays) if arrays else [], kind.value_type), kind, mask=mask)
+    return pa.ListArray.from_arrays(
+        offsets, pa.array(joined(arrays) if arrays else [], kind.value_type), kind, mask=mask
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

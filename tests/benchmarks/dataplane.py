@@ -63,6 +63,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     )
     from lpo_ray.rollout.pool import RolloutPool
     from lpo_ray.rollout.rewards import Scores
+    from lpo_ray.run import recorder as recorder_module
     from lpo_ray.run import settings
     from lpo_ray.run.folder import held
     from lpo_ray.run.recorder import Recorder
@@ -73,14 +74,14 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     class Engine:
         """An engine that draws tokens at random."""
 
-        def start(self) -> Any:  # noqa: ANN401
+        def start(self) -> Any:
             self.version, self.sampled = 0, 0
             return current_process()
 
         def set_version(self, version: int) -> None:
             self.version = version
 
-        def sample(self, prompt: Any, sampling: Any, attempt: int) -> Any:  # noqa: ANN401
+        def sample(self, prompt: Any, sampling: Any, attempt: int) -> Any:
             rng = np.random.default_rng(self.sampled)
             self.sampled += 1
             size = sampling.max_tokens
@@ -92,7 +93,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
             )
             return PromptGroup(prompt, attempt, responses)
 
-        def progress(self) -> Any:  # noqa: ANN401
+        def progress(self) -> Any:
             return Progress(time.time())
 
         def close(self) -> None:
@@ -101,15 +102,15 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     class Service:
         """A verifier service that says right to every other response."""
 
-        def start(self) -> Any:  # noqa: ANN401
+        def start(self) -> Any:
             return current_process()
 
-        def score(self, group: Any) -> Any:  # noqa: ANN401
+        def score(self, group: Any) -> Any:
             size = len(group.responses)
             rewards = (np.arange(size) % 2).astype(np.float32)
             return Scores(rewards, ("",) * size, np.zeros(size, np.float32))
 
-        def progress(self) -> Any:  # noqa: ANN401
+        def progress(self) -> Any:
             return Progress(time.time())
 
         def close(self) -> None:
@@ -121,10 +122,10 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         def address(self) -> tuple[str, int]:
             return "127.0.0.1", 1
 
-        def start(self, host: str, port: int, seconds: float) -> Any:  # noqa: ANN401
+        def start(self, host: str, port: int, seconds: float) -> Any:
             return current_process()
 
-        def _mine(self, micro_batches: Any) -> list[Any]:  # noqa: ANN401
+        def _mine(self, micro_batches: Any) -> list[Any]:
             """Pieces of the micro-batches, each token of which is read."""
             found = [piece for micro_batch in micro_batches for piece in micro_batch.pieces]
             for piece in found:
@@ -133,7 +134,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
                     self._done += int(response.token_ids.sum() + response.behaviour_logprobs.sum())
             return found
 
-        def log_ratios(self, shares: Any) -> Any:  # noqa: ANN401
+        def log_ratios(self, shares: Any) -> Any:
             whole = bool(shares) and isinstance(shares[0], tuple | list)  # every rank's share, or mine
             found = []
             for piece in self._mine(shares[self._rank] if whole else shares):
@@ -141,7 +142,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
                 found.append(AnchorPiece(piece.item.group.key, piece.responses, AnchorGroup(zeros, zeros, zeros)))
             return found
 
-        def project(self, batch: Any) -> Any:  # noqa: ANN401
+        def project(self, batch: Any) -> Any:
             reports = []
             for number, update in enumerate(batch.updates):
                 groups = []
@@ -174,7 +175,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     stalls: list[tuple[float, str]] = []
     marks: dict[str, float] = {}
 
-    async def build(spec: Any, model_path: str, events: Any) -> Cluster:  # noqa: ANN401
+    async def build(spec: Any, model_path: str, events: Any) -> Cluster:
         rule = settings.restart_rule(spec)
         cpus, seconds = bundle(0.1, 0), config.cluster.placement_seconds
 
@@ -223,6 +224,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     before = node_stats(*where, include_memory_info=False).store_stats
     console = Console(quiet=True)
     with held(spec, lambda text: None) as folder, sampled_when_late(stalls):
+        recorder_module.write_report = lambda folder: loop_watch[0].cancel()  # its charts are drawn after the last step
         recorder = Recorder(settings.recorder_settings(spec, model), console, spec.tokenizer(model))
         asyncio.run(train(folder, model, build, recorder, Signals()))
     cpu = time.process_time() - marks["cpu"]
@@ -232,7 +234,9 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     worst = sorted(stalls, reverse=True)[:10]
     return {
         "seconds_a_step": [round(row["seconds"], 2) for row in rows],
-        "stages": {key: round(rows[-1][f"seconds_{key}"], 2) for key in ("sample", "verify", "anchor", "project", "publish")},
+        "stages": {
+            key: round(rows[-1][f"seconds_{key}"], 2) for key in ("sample", "verify", "anchor", "project", "publish")
+        },
         "driver_cpu_seconds_a_step": round(cpu / len(rows), 2),
         "largest_stall_seconds": round(worst[0][0], 3) if worst else 0.0,
         "stalls_above_0.2_s": sum(seconds > 0.2 for seconds, _ in stalls),
