@@ -49,7 +49,8 @@ from lpo_ray.records import (
     for_one_rank,
 )
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "disterror",
              "distbackenderror", "distnetworkerror", "diststoreerror")  # fmt: skip
 """signs, in the error of a rank, that its collective failed because another rank is gone"""

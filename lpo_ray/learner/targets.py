@@ -102,8 +102,8 @@ def numbers_of(groups: Sequence[ScoredGroup], anchor: Anchor) -> tuple[list[Floa
 
 def with_targets(groups: Sequence[ScoredGroup], anchor: Anchor, targets: Targets) -> list[TargetGroup]:
     """Put groups, anchors and their targets together, in order."""
-    columns = targets.log_target, anchor, targets.temperature, targets.tempering
-    return [TargetGroup(scored, *row) for scored, *row in zip(groups, *columns, strict=True)]
+    rows = zip(groups, targets.log_target, anchor, targets.temperature, targets.tempering, strict=True)
+    return [TargetGroup(*row) for row in rows]
 
 
 def compute_targets(rewards: Sequence[FloatArray], anchor: Sequence[FloatArray], rule: TargetRule) -> Targets:

@@ -5,7 +5,7 @@ to recompute the step's loss, and to recompute the whole step (``read_step``).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -107,7 +107,7 @@ def _columns(
     seen: AfterGroup | None,
     fixed: Mapping[str, object],
     decode: Callable[[IntArray], str],
-) -> dict[str, Sequence[object]]:
+) -> Mapping[str, Iterable[object]]:
     """Return the columns of a group, [K] each. ``fixed``: values of the step, the same for all."""
     group, scored, anchor = target.group, target.scored, target.anchor
     size, prompt = len(group.responses), group.prompt
@@ -149,7 +149,7 @@ def _columns(
     }
 
 
-def _column(kind: pa.DataType, parts: Sequence[Sequence[object]]) -> pa.Array:
+def _column(kind: pa.DataType, parts: Sequence[Iterable[object]]) -> pa.Array:
     """Join the groups' parts of one column. Arrays of tokens are joined as arrays: they are never Python's numbers."""
     values = [value for part in parts for value in part]
     if not pa.types.is_list(kind):

@@ -131,8 +131,8 @@ def _connection(path: Path) -> _Connection:
 class Ledger:
     """Ledger of a run. One writer, this process; readers may open the file at any time (WAL).
 
-    Its methods may be called from any thread. What takes long, ``scored`` and ``settle``, the loop calls in one: a large
-    group takes a tenth of a second to encode and write. The others wait for one write of a group at most.
+    Its methods may be called from any thread. What takes long, ``scored`` and ``settle``, the loop calls in one: to
+    encode and write a large group takes a tenth of a second. The others wait for one write of a group at most.
     """
 
     def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:

@@ -31,6 +31,7 @@ PERIOD = 0.005
 SHOWN = 0.05
 """seconds of a stall whose stack is kept"""
 MIB = 2**20
+STAGES = ("sample", "verify", "anchor", "project", "publish", "wait")
 
 
 def driver(arguments: argparse.Namespace) -> dict[str, object]:
@@ -234,9 +235,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     worst = sorted(stalls, reverse=True)[:10]
     return {
         "seconds_a_step": [round(row["seconds"], 2) for row in rows],
-        "stages": {
-            key: round(rows[-1][f"seconds_{key}"], 2) for key in ("sample", "verify", "anchor", "project", "publish")
-        },
+        "stages": {key: round(rows[-1][f"seconds_{key}"], 2) for key in STAGES},
         "driver_cpu_seconds_a_step": round(cpu / len(rows), 2),
         "largest_stall_seconds": round(worst[0][0], 3) if worst else 0.0,
         "stalls_above_0.2_s": sum(seconds > 0.2 for seconds, _ in stalls),
