@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,8 @@ class Ledger:
         self._db = _connection(path)
         self._db.execute("PRAGMA wal_autocheckpoint=0")  # see ``scored``
         self._db.executescript(_SCHEMA)
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        """thread for ``scored``: one, so that groups arrive in the order in which they were scored"""
         self._log = _connection(path)
         """empties SQLite's log into the file"""
         self._in_log = 0
@@ -156,6 +159,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file; everything written is durable."""
+        self.writer.shutdown()
         with self._logging, self._lock:
             self._log.close()
             self._db.close()
