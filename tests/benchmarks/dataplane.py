@@ -41,13 +41,13 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     from ray._private.internal_api import node_stats
     from rich.console import Console
 
-    from actors.cluster import Cluster, connect, disconnect
+    from actors.cluster import connect, disconnect
+    from actors.learner import group as learner_group
     from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
     from actors.learner.worker import LearnerWorker
     from actors.roles import remote_target_builder
-    from actors.rollout.remote import RemoteWorker
     from actors.runtime.inspection import current_process
-    from actors.runtime.placement import Request, bundle, reserve
+    from actors.runtime.remote_calls import call
     from actors.verifier.remote import RemoteVerifier
     from lpo_ray.common.silence import Progress
     from lpo_ray.config import load_config
@@ -99,6 +99,56 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
 
         def close(self) -> None:
             pass
+
+    class Worker:
+        """An engine as the pool holds it."""
+
+        def __init__(self, index: int, name: str) -> None:
+            self.name = name
+            self.handle = ray.remote(Engine).options(num_cpus=0.1, max_concurrency=4).remote()
+
+        async def start(self, seconds: float) -> Any:
+            return await call(self.handle.start.remote(), who=self.name, what="start", seconds=seconds)
+
+        async def sample(self, prompt: Any, sampling: Any, attempt: int) -> Any:
+            return await call(self.handle.sample.remote(prompt, sampling, attempt), who=self.name, what="sample")
+
+        async def progress(self) -> Any:
+            return Progress(time.time())
+
+        async def close(self, seconds: float) -> None:
+            self.kill()
+
+        async def inspect(self) -> str:
+            return ""
+
+        def kill(self) -> None:
+            ray.kill(self.handle)
+
+    class Parts:
+        """The five components."""
+
+        def __init__(self, rollout: Any, verifier: Any, target_builder: Any, learner: Any, transport: Any) -> None:
+            self.rollout, self.verifier, self.target_builder = rollout, verifier, target_builder
+            self.learner, self.transport = learner, transport
+
+        def lend(self) -> None:
+            pass
+
+        def busy(self, stage: str) -> list[Any]:
+            return []
+
+        def silence_of(self, key: Any) -> float:
+            return 0.0
+
+        async def inspect(self, process: Any) -> str:
+            return ""
+
+        async def scale(self, role: str, count: int) -> str:
+            return ""
+
+        async def close(self) -> None:
+            await asyncio.gather(self.rollout.close(), self.learner.close())
 
     class Service:
         """A verifier service that says right to every other response."""
@@ -176,21 +226,13 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     stalls: list[tuple[float, str]] = []
     marks: dict[str, float] = {}
 
-    async def build(spec: Any, model_path: str, events: Any) -> Cluster:
+    async def build(spec: Any, model_path: str, events: Any) -> Parts:
         rule = settings.restart_rule(spec)
-        cpus, seconds = bundle(0.1, 0), config.cluster.placement_seconds
 
         async def form(world_size: int) -> Formation:
-            group = await reserve(Request("learner", [cpus] * world_size, "PACK"), seconds, events.note)
             actor = ray.remote(concurrency_groups={PROGRESS: 1})(Rank).options(num_cpus=0.1)
             made = settings.learner_settings(spec, model_path)
-            return Formation([actor.remote(rank, world_size, made) for rank in range(world_size)], group)
-
-        def spawn(index: int, name: str) -> RemoteWorker:
-            engine = ray.remote(Engine).options(num_cpus=0.1, max_concurrency=4)
-            return RemoteWorker(
-                name, Request("rollout", [cpus], "SPREAD"), lambda group: engine.remote(), events.note, seconds
-            )
+            return Formation([actor.remote(rank, world_size, made) for rank in range(world_size)], lambda: None)
 
         learner = LearnerGroup(
             form, LearnerRules(arguments.ranks, arguments.ranks, settings.packing(spec), 600, 600, rule), events
@@ -198,7 +240,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         service = ray.remote(Service).options(num_cpus=0.1)
         verifier = RemoteVerifier(lambda count: service.remote(), 1, 600, 600, rule, events)
         builder = remote_target_builder(config, settings.target_rules(spec), rule, events)
-        pool = RolloutPool(spawn, 1, settings=settings.pool_settings(spec), events=events)
+        pool = RolloutPool(Worker, 1, settings=settings.pool_settings(spec), events=events)
 
         class Transport:
             """A transport that tells the engines which weights they have."""
@@ -216,9 +258,10 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         await builder.builder.start()
         marks["cpu"] = time.process_time()
         loop_watch.append(asyncio.get_running_loop().create_task(watch(stalls)))
-        return Cluster(pool, verifier, builder, learner, Transport(), [])
+        return Parts(pool, verifier, builder, learner, Transport())
 
     loop_watch: list[Any] = []
+    learner_group.remove_placement_group = lambda group: None  # pyright: ignore - of trees whose ranks have one
     connect(config)
     [node] = ray.nodes()
     where = node["NodeManagerAddress"], node["NodeManagerPort"]
