@@ -277,7 +277,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     disconnect()
     worst = sorted(stalls, reverse=True)[:10]
     return {
-        "seconds_a_step": [round(row["seconds"], 2) for row in rows],
+        "seconds_a_step": [round(sum(row[f"seconds_{stage}"] for stage in STAGES), 2) for row in rows],
         "stages": {key: round(rows[-1][f"seconds_{key}"], 2) for key in STAGES},
         "driver_cpu_seconds_a_step": round(cpu / len(rows), 2),
         "largest_stall_seconds": round(worst[0][0], 3) if worst else 0.0,
