@@ -48,6 +48,7 @@ from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
 from lpo_ray.run import settings
 from lpo_ray.run.builds import check_builds, vllm_build
+from lpo_ray.run.object_store import object_store_bytes, room_here
 from lpo_ray.run.ray_needs import check_needs
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.log import LogLine
@@ -170,7 +171,7 @@ def connect(config: Config) -> None:
         address="local",  # without it Ray joins whatever cluster it finds on this machine
         num_cpus=max(int(wanted + 0.999), os.cpu_count() or 1),
         include_dashboard=False,
-        object_store_memory=int(config.cluster.object_store_gib * 2**30),
+        object_store_memory=object_store_bytes(config, room_here()),
         log_to_driver=False,
         logging_level=logging.WARNING,
     )

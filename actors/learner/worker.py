@@ -175,12 +175,12 @@ class LearnerWorker(Startable):
         listener.close()
         return join_store(host, port, self._world_size, seconds=seconds)
 
-    def log_ratios(self, shares: Sequence[Sequence[MicroBatch[ScoredGroup]]]) -> list[AnchorPiece]:
+    def log_ratios(self, share: Sequence[MicroBatch[ScoredGroup]]) -> list[AnchorPiece]:
         """Compute the anchor of this rank's share of the pieces."""
-        return log_ratios_to_engine(self._policy, shares[self._rank], self._settings.objective.at(0))
+        return log_ratios_to_engine(self._policy, share, self._settings.objective.at(0))
 
     def project(self, batch: TrainBatch) -> list[UpdateReport]:
-        """Run all updates of a step, on this rank's share."""
+        """Run all updates of a step. ``batch``: as ``for_rank`` makes it."""
         objective = self._settings.objective.at(batch.step)
         reports = run_updates(self._policy, batch.updates, self._rank, objective, batch.learning_rate, self._reference)
         if self._policy.model.device.type == "cpu":

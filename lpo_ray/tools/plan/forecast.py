@@ -15,12 +15,13 @@ from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.settings import offloads
 from lpo_ray.run.numbers import numbers
+from lpo_ray.run.object_store import object_store_bytes, room_here
 from lpo_ray.run.settings import gradient_checkpointing, setup_of
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
-from lpo_ray.tools.plan.limits import Limit, inflight_notes, leaving_notes, limits_of, start_notes
+from lpo_ray.tools.plan.limits import Limit, inflight_notes, leaving_notes, limits_of, start_notes, store_notes
 from lpo_ray.tools.plan.machines import Machine, Placement
 from lpo_ray.tools.plan.memory import (
     GIB,
@@ -179,6 +180,8 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     time = None if rates is None else step_time(work, rates, setup)
     limits: Sequence[Limit] = []
     notes += start_notes(config, model)
+    is_here = not config.cluster.address and len(machines) == 1 and math.isfinite(machines[0].memory_gib)
+    notes += store_notes(config, object_store_bytes(config, room_here()) if is_here else None)
     if rates is not None and time is not None:
         engine_device = None if device is None else _times(device, config.rollout.threads if device is CPU else 1)
         limits = limits_of(config, setup, model, engine_device, work, engine_settings, rates, time)
