@@ -48,8 +48,6 @@ class RunSpec:
     context: int
     """tokens of prompt and response together"""
     verifier: str
-    tolerance: float
-    """of the weight proof, in log-prob"""
     stop_token_ids: tuple[int, ...] = ()
     """tokens that end a response, beside the model's own end tokens"""
     end_of_turn: str = ""
@@ -163,17 +161,12 @@ def outline(config: Config, context: int) -> RunSpec:
     """Derive the spec of a run with a model of ``context`` positions, without a look at disk or hardware. Raises
     ConfigError when the task has no verifier.
     """
-    tolerance = config.transport.tolerance
-    if tolerance is None:
-        exact = config.model.dtype == config.rollout.dtype == "float32"
-        tolerance = 1e-3 if exact else 0.5
     return RunSpec(
         config,
         Path(config.run.dir) / config.run.name,
         config.model.path,
         context,
         verifier_of(config.task),
-        tolerance,
         tuple(config.sampling.stop_token_ids),
     )
 

@@ -17,6 +17,7 @@ from actors.rollout.worker import Delivery
 from actors.transports.table import TRANSPORTS
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
+from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
@@ -95,7 +96,7 @@ class Learner:
         names = list(self.digests)
         return [Staged({names[following]: self.digests[names[following]]}, None)] if following < 2 else []
 
-    async def probe(self, bundles: object) -> list[FloatArray]:
+    async def probe(self, bundles: object, typical: float) -> list[FloatArray]:
         return LOGPROBS
 
     async def digest(self) -> str:
@@ -152,8 +153,8 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     settings = DeliverySettings(
-        TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, folder_is_version_0=True, processes_per_engine=1,
-        prepare_seconds=0.2, transfer_seconds=0.8,
+        TRANSPORTS[kind], proof=ProofLimits(PROBE, None, {}, full=True, mixture=False), folder_is_version_0=True,
+        processes_per_engine=1, prepare_seconds=0.2, transfer_seconds=0.8,
     )  # fmt: skip
     return Stage(workers, members, pool, learner, Publisher(learner, pool, settings), events)
 
