@@ -21,8 +21,8 @@ from actors.roles import rollout_spawner
 from actors.rollout.worker import RolloutWorker
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import WeightsNotProved
-from lpo_ray.policy.weights import Bucket, tensor_digest
 from lpo_ray.policy.proof_limits import ProofLimits, is_mixture, open_limits
+from lpo_ray.policy.weights import Bucket, tensor_digest
 from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.run.settings import learner_settings
 from lpo_ray.run.spec import RunSpec
@@ -132,7 +132,7 @@ CORRUPTIONS = {
     "embedding": ("embed_tokens", lambda tensor: tensor.roll(1, 0)),
     "head": ("lm_head", lambda tensor: tensor.roll(1, 0)),
 }
-"""kind of tensor -> part of its name, and what becomes of it in an engine's loader: all its bytes, in the wrong place"""
+"""kind of tensor -> part of its name, and what becomes of it in an engine's loader: its bytes in the wrong place"""
 
 
 async def all_corruptions(host: Reusable, publisher: Publisher, step: int) -> None:
