@@ -261,7 +261,7 @@ class _Attempt:
             if excess := proof.excess(loaded.agreement(member)):
                 difference, limit, which = excess
                 why = f"{_NOT_THE_SAME} ({which})"
-                self._drop(member, WeightsNotProved(member.name, "as loaded", difference, limit, why))
+                self._drop(member, WeightsNotProved(member.name, "0 (as loaded)", difference, limit, why))
         self._end_without_members()
 
     async def _prepare(self) -> None:
