@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lpo_ray.common.files import write_json
+from lpo_ray.common.files import make_folder, write_json
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.weights_proof import Agreement
 from lpo_ray.records import IntArray
@@ -117,6 +117,7 @@ class ProofLimits:
         ):
             self.baseline = best
             if self.file is not None:
+                make_folder(self.file.parent)
                 write_json(self.file, self._to_plain(best))
 
     def figures(self, found: Agreement) -> dict[str, float]:
