@@ -7,7 +7,7 @@ RUN = .venv/bin/python -m
 # Tests that start no cluster run side by side.
 SIDE_BY_SIDE = -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: setup train test soak gpu check lint types imports fast format clean
+.PHONY: setup train test soak gpu gpu-report check lint types imports fast format clean
 
 setup:
 	@$(PYTHON) launch/setup_env.py --accelerator $(ACCEL)
@@ -26,6 +26,10 @@ soak: setup
 gpu: setup
 	@$(RUN) pytest -m gpu $(ARGS)
 	@mkdir -p runs && PYTHONPATH=. .venv/bin/python tests/benchmarks/transport.py runs/transport.json --models quickstart
+
+# The day a GPU is there, in at most 15 minutes: make gpu-report ACCEL=cuda. Without one, what makes sense on CPUs.
+gpu-report: setup
+	@PYTHONPATH=. .venv/bin/python tests/benchmarks/gpu_report.py runs/gpu-report $(ARGS)
 
 check: setup lint types imports fast
 
