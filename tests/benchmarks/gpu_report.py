@@ -4,7 +4,7 @@
     PYTHONPATH=. .venv/bin/python tests/benchmarks/gpu_report.py FOLDER [--parts quickstart,model] [--scale 1.0]
 
 Each part has a time budget and a process of its own; one that fails, or is late, is reported as failed, and the others
-go on. Without a GPU the same parts run at sizes for two CPU cores, but for those that make no sense there. The exit code
+go on. Without a GPU the same parts run at sizes for two cores, but for those that make no sense there. The exit code
 is 0 when no part failed.
 
 FLOPs of a trained token: 3 (forward, and twice for backward) x (2 x parameters it is multiplied with, head included + 2
