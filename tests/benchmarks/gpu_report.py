@@ -31,6 +31,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 import tokenizers
@@ -40,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lpo_ray.policy.saving import save_model
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.tools.plan.architecture import read_architecture
+from lpo_ray.tools.plan.architecture import Architecture, read_architecture
 from lpo_ray.tools.plan.devices import device_reported
 from lpo_ray.training.ledger_audit import audit
 from tests.benchmarks.faults import FAULTS, one
@@ -200,7 +201,7 @@ def medians(run: Path) -> Figures:
     return {name: median(row[name] for row in rows) for name in sorted(numbers) if all(name in row for row in rows)}
 
 
-def trained_flops(model: object, tokens: float, length: float) -> float:
+def trained_flops(model: Architecture, tokens: float, length: float) -> float:
     """FLOPs of a forward pass over ``tokens`` of responses of this length; see the top of this file."""
     attention = 2 * model.num_layers * model.num_heads * model.head_dim * length
     return (2 * (model.body + model.embedding) + attention) * tokens
@@ -335,7 +336,7 @@ def machine(on_gpu: bool) -> Figures:
     return found
 
 
-def page(content: Mapping[str, object]) -> str:
+def page(content: Mapping[str, Any]) -> str:
     """Write the page of a report, in Markdown."""
     about, parts, on_gpu = content["machine"], content["parts"], content["accelerator"] == "cuda"
     title = f"{about['device']}" if on_gpu else "CPU"

@@ -87,7 +87,7 @@ CHARTS = (
         "Proof of published weights", "nats",
         {"publish_difference_typical": "typical difference of engine and learner",
          "publish_difference_baseline": "with equal weights", "publish_difference_typical_limit": "limit"},
-        about="Log-probs of fixed prompts. An engine above the limit does not serve the learner's weights, and is replaced.",
+        about="Log-probs of fixed prompts. An engine above the limit has other weights, and is replaced.",
     ),
     Chart("Throughput", "response tokens per second", {"tokens_per_second": "whole step"}),
     Chart(
