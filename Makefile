@@ -7,13 +7,16 @@ RUN = .venv/bin/python -m
 # Tests that start no cluster run side by side.
 SIDE_BY_SIDE = -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: setup train test soak gpu gpu-report check lint types imports fast format clean
+# On GPUs: one that a rank and an engine share. vLLM's CUDA build has no engine for CPUs, so e2e tests of those skip.
+QUICKSTART = configs/quickstart$(if $(filter cuda,$(ACCEL)),_gpu).yaml
+
+.PHONY: setup train test soak gpu gpu-report check lint types imports fast format clean lock
 
 setup:
 	@$(PYTHON) launch/setup_env.py --accelerator $(ACCEL)
 
 train: setup
-	@$(RUN) lpo_ray train configs/quickstart.yaml $(ARGS)
+	@$(RUN) lpo_ray train $(QUICKSTART) $(ARGS)
 
 test: setup
 	@$(RUN) pytest $(SIDE_BY_SIDE) -m "not e2e and not gpu and not long" $(ARGS)
@@ -51,3 +54,10 @@ format: setup
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# requirements-cuda.lock, by uv (pip install uv): the versions of the CPU lock wherever vLLM's CUDA build allows.
+lock:
+	@grep -v '^#' requirements-cpu.lock >requirements-cuda.lock
+	@echo wheel | uv pip compile pyproject.toml - --extra cuda --extra dev --extra gguf --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --index-strategy unsafe-best-match --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" --quiet --output-file requirements-cuda.lock

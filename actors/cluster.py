@@ -18,7 +18,15 @@ from actors.control.driver import RunDriver
 from actors.learner.group import LearnerGroup
 from actors.learner.target_builder import RemoteTargetBuilder
 from actors.publisher import DeliverySettings, Publisher
-from actors.roles import learner_group, remote_target_builder, remote_verifier, requests_of, rollout_pool
+from actors.roles import (
+    Layout,
+    layout_of,
+    learner_group,
+    remote_target_builder,
+    remote_verifier,
+    requests_of,
+    rollout_pool,
+)
 from actors.rollout.node_drain import watch_nodes
 from actors.rollout.remote import RemoteWorker
 from actors.runtime.connection import join
@@ -29,13 +37,16 @@ from actors.transports.table import TRANSPORTS, Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
+from lpo_ray.config.gpus import shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
+from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
 from lpo_ray.run import settings
+from lpo_ray.run.builds import check_builds, vllm_build
 from lpo_ray.run.ray_needs import check_needs
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.log import LogLine
@@ -54,6 +65,7 @@ class Cluster:
     target_builder: RemoteTargetBuilder
     learner: LearnerGroup
     transport: WeightTransport
+    layout: Layout
     background: list[asyncio.Task[None]] = field(default_factory=list)
     """tasks that look after the cluster during the run"""
 
@@ -100,6 +112,12 @@ class Cluster:
             raise ConfigError(f"{role}={count}; expected rollout=N or verifier=N: other roles have a fixed number")
         if count < least[role]:
             raise ConfigError(f"{role}={count}; expected {least[role]} or more")
+        most = self.layout.most_engines()
+        if role == "rollout" and most is not None and count > most:
+            raise ConfigError(
+                f"rollout={count}; expected {most} at most: engines share the GPUs of {self.learner.world_size} ranks, "
+                "which all have one then"
+            )
         return self.rollout.scale(count) if role == "rollout" else await self.verifier.scale(count)
 
     async def close(self) -> None:
@@ -109,12 +127,14 @@ class Cluster:
         await asyncio.gather(
             self.rollout.close(), self.verifier.close(), self.target_builder.builder.close(), self.learner.close()
         )
+        self.layout.close()
 
 
 def check(config: Config) -> None:
     """Check what only this side of the Ray border knows, before anything starts. Raises ConfigError."""
     if config.transport.kind != AUTO:
         _transport_named(config.transport.kind)
+    check_builds(config, vllm_build(), torch.__version__, torch_has_cuda=torch.version.cuda is not None)
     if not config.cluster.address:
         check_needs()
 
@@ -173,19 +193,21 @@ def disconnect() -> None:
 async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Cluster:
     """Start every actor of the run, in parallel, and wait until all are ready. On an error none stays behind."""
     config = spec.config
-    requests = requests_of(config)
     if not config.cluster.autoscaling:
-        check_room(requests)
+        check_room(requests_of(config))
     transport = _transport_named(transport_kind(config, len(nodes()) + config.cluster.autoscaling))
-    learner = _learner(spec, model_path, events)
-    rollout = _rollout(spec, model_path, transport, events)
+    # The learner's node: the cluster has one, but more may join.
+    on_node = nodes()[0].name if transport is TRANSPORTS["shared_memory"] else None
+    layout = layout_of(config, config.learner.world_size, on_node=on_node)
+    learner = _learner(spec, model_path, layout, events)
+    rollout = _rollout(spec, model_path, transport, layout, events)
     verifier = _verifier(spec, model_path, events)
     builder = remote_target_builder(config, settings.target_rules(spec), settings.restart_rule(spec), events)
     try:
         async with asyncio.TaskGroup() as starting:
             seconds = config.supervision.start_seconds
-            starting.create_task(_started(events, "learner", seconds, learner.start()))
-            starting.create_task(rollout.start())
+            ranks = starting.create_task(_started(events, "learner", seconds, learner.start()))
+            starting.create_task(_engines(rollout, after=ranks if layout.shared else None))
             for actor in (verifier.service, builder.builder):
                 starting.create_task(_started(events, actor.name, seconds, actor.start()))
         prepared = _publisher(spec, model_path, learner, rollout, transport)
@@ -195,9 +217,19 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
         verifier.service.kill()
         builder.builder.kill()
         learner.kill()
+        layout.close()
         raise
     watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
-    return Cluster(rollout, verifier, builder, learner, publisher, [watching])
+    return Cluster(rollout, verifier, builder, learner, publisher, layout, [watching])
+
+
+async def _engines(rollout: RolloutPool[RemoteWorker], *, after: asyncio.Task[None] | None) -> None:
+    """Start the engines; where ranks share their GPUs ``after`` them: vLLM measures how much of a GPU is free, and must
+    not do so while a rank fills it.
+    """
+    if after is not None:
+        await asyncio.wait([after])
+    await rollout.start()
 
 
 async def _started(events: Events, name: str, seconds: float, start: Awaitable[T]) -> T:
@@ -209,8 +241,9 @@ async def _started(events: Events, name: str, seconds: float, start: Awaitable[T
 @contextlib.asynccontextmanager
 async def open_learner(spec: RunSpec, model_path: str, events: Events) -> AsyncIterator[LearnerGroup]:
     """Start the learner's ranks alone, ended with the context."""
-    learner = _learner(spec, model_path, events)
-    check_room(requests_of(spec.config)[:1])
+    layout = layout_of(spec.config, spec.config.learner.world_size)
+    learner = _learner(spec, model_path, layout, events)
+    check_room(requests_of(spec.config, engines=False))
     try:
         await learner.start()
         await _open_export(
@@ -219,6 +252,7 @@ async def open_learner(spec: RunSpec, model_path: str, events: Events) -> AsyncI
         yield learner
     finally:
         await learner.close()
+        layout.close()
 
 
 @contextlib.asynccontextmanager
@@ -230,8 +264,9 @@ async def open_engines(
     """
     config = spec.config
     if not config.cluster.autoscaling:
-        check_room(requests_of(config)[1:])
-    rollout = _rollout(spec, model_path, TRANSPORTS["object_store"], events)  # never used, and binds to no node
+        check_room(requests_of(config, ranks=False))
+    layout = layout_of(config, 0)
+    rollout = _rollout(spec, model_path, TRANSPORTS["object_store"], layout, events)  # it is never used
     verifier = _verifier(spec, model_path, events)
     version = WeightsVersion(0, "as loaded")
 
@@ -255,6 +290,7 @@ async def open_engines(
             watching.cancel()
     finally:
         await asyncio.gather(rollout.close(), verifier.close())
+        layout.close()
 
 
 def transport_kind(config: Config, num_nodes: int) -> str:
@@ -267,26 +303,38 @@ def transport_kind(config: Config, num_nodes: int) -> str:
             f"transport.kind=shared_memory, but the cluster has {num_nodes} nodes; expected one: set "
             "transport.kind=auto"
         )
-    if kind in ("nccl", "cuda_ipc") and not all(gpus):
+    whole = all(share >= 1 for share in gpus)
+    needs = {
+        "nccl": (whole, "whole GPUs on both sides, since NCCL takes one process a GPU"),
+        "cuda_ipc": (shares_gpus(config), "shares below 1 on both sides, since both must be on one GPU"),
+    }
+    met, expected = needs.get(kind, (True, ""))
+    if not met:
         raise ConfigError(
             f"transport.kind={kind} with learner.gpus_per_rank={gpus[0]:g} and rollout.gpus_per_worker={gpus[1]:g}; "
-            "expected GPUs on both sides: set them, or transport.kind=auto"
+            f"expected {expected}: set them, or transport.kind=auto"
         )
     if kind != AUTO:
         return kind
-    if all(gpus):
-        return "cuda_ipc" if num_nodes == 1 and all(share < 1 for share in gpus) else "nccl"
+    if shares_gpus(config):
+        return "cuda_ipc"
+    if whole:
+        return "nccl"
     if num_nodes == 1:
         return "shared_memory"
     return "object_store" if any(gpus) else "gloo"
 
 
-def _learner(spec: RunSpec, model_path: str, events: Events) -> LearnerGroup:
-    return learner_group(spec.config, settings.learner_settings(spec, model_path), settings.restart_rule(spec), events)
+def _learner(spec: RunSpec, model_path: str, layout: Layout, events: Events) -> LearnerGroup:
+    learner = settings.learner_settings(spec, model_path)
+    return learner_group(spec.config, learner, layout.ranks, settings.restart_rule(spec), events)
 
 
-def _rollout(spec: RunSpec, model_path: str, transport: Transport, events: Events) -> RolloutPool[RemoteWorker]:
-    return rollout_pool(spec.config, settings.pool_settings(spec), model_path, spec.context, transport, events)
+def _rollout(
+    spec: RunSpec, model_path: str, transport: Transport, layout: Layout, events: Events
+) -> RolloutPool[RemoteWorker]:
+    pool = settings.pool_settings(spec)
+    return rollout_pool(spec.config, pool, model_path, spec.context, transport, layout.engines, events)
 
 
 def _verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
@@ -295,7 +343,8 @@ def _verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
 
 
 async def _open_export(config: Config, learner: LearnerGroup, transport: Transport) -> None:
-    await learner.open_export(transport, config.rollout.dtype, config.transport.bucket_mib * 2**20)
+    size = bucket_bytes(config.transport.bucket_mib, on_device=transport.on_device)
+    await learner.open_export(transport, config.rollout.dtype, size)
 
 
 async def _publisher(
@@ -308,6 +357,7 @@ async def _publisher(
         proof=settings.proof_limits(spec, model_path, (tensor.name for tensor in learner.manifest.tensors)),
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
         prepare_seconds=spec.config.transport.prepare_seconds,
+        join_seconds=spec.config.transport.join_seconds,
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
     publisher = Publisher(learner, rollout, delivery)

@@ -1,7 +1,7 @@
 """Weights published to every engine: two phases that are the same for every transport, then a proof.
 
 ```
- prepare   engines stop decoding; new ones, or all after a failure, join the senders
+ prepare   engines stop decoding; new ones, and those of a group that broke, join the senders
  transfer  ranks stage bucket 0
            for each bucket:  engines receive and load it  |  ranks send it, and stage the next one
            engines drop their KV cache and finish
@@ -13,7 +13,7 @@ changed: that is the baseline of the proof's limits (``proof_limits.py``), and a
 Version 0 is what the engines have loaded. There the proof needs no limits: answers must not change by a publish.
 Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode.
 An engine that fails is left out and replaced by the pool; the others get the version. Where engines and ranks meet in a
-collective, one that fails breaks it for all: the group is formed again without it, and the buckets are sent again.
+collective, one that fails breaks it for its group: that is formed again without it, and the buckets are sent again.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from actors.learner.group import LearnerGroup
 from actors.rollout.remote import RemoteWorker
 from actors.rollout.worker import Delivery
 from actors.runtime.remote_calls import INNER, call, call_each
+from actors.transports.peer_groups import PeerGroups
 from actors.transports.table import Transport
 from lpo_ray.common.silence import Progress, Watch
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
@@ -69,7 +70,9 @@ class DeliverySettings:
     folder_is_version_0: bool
     """the learner sends at first what the engines have loaded, bit for bit"""
     prepare_seconds: float
-    """for engines to stop decoding (without a token), and to join"""
+    """for engines to stop decoding (without a token)"""
+    join_seconds: float
+    """for engines and ranks to meet"""
     transfer_seconds: float
     """for a bucket, and for the proof"""
 
@@ -87,7 +90,7 @@ class Publisher(WeightTransport):
 
     def __init__(self, learner: LearnerGroup, pool: RolloutPool[RemoteWorker], settings: DeliverySettings) -> None:
         self._learner, self._pool, self._settings = learner, pool, settings
-        self._joined: set[Member] = set()
+        self._groups = PeerGroups[Member](collective=settings.transport.rendezvous)
         """members that have joined the senders, and can be sent to"""
         self._as_loaded = _AsLoaded()
         self._current: WeightsVersion | None = None
@@ -131,14 +134,14 @@ class Publisher(WeightTransport):
             try:
                 await self._served(attempt, self._current.step)
             except (LearnerLost, DeadlineExceeded):  # of an engine they are in attempt.lost
-                self._joined.discard(member)
+                self._groups.forget([member])
                 return
             except _Broken as broken:
                 attempt.lost.setdefault(member, broken.cause or ComponentDied(member.name, "it did not join"))
             self._take_out(attempt.lost)
 
     def _attempt(self, members: Sequence[Member]) -> _Attempt:
-        return _Attempt(self._learner, self._settings, members, self._joined, self._as_loaded)
+        return _Attempt(self._learner, self._settings, members, self._groups, self._as_loaded)
 
     async def _served(self, attempt: _Attempt, step: int) -> WeightsVersion:
         version = await attempt.run(step)
@@ -152,11 +155,12 @@ class Publisher(WeightTransport):
         unexplained = 0
         if self._generation != self._learner.generation:  # no engine has joined these ranks yet
             self._generation = self._learner.generation
-            self._joined.clear()
+            self._groups.clear()
         while True:
             members = await self._pool.started()
             if not members:
                 return WeightsVersion(step, await self._learner.digest()), self._attempt([])
+            self._groups.only_of(members)
             attempt = self._attempt(members)
             try:
                 version = await self._served(attempt, step)
@@ -165,7 +169,9 @@ class Publisher(WeightTransport):
             except _Broken as broken:
                 culprits = {m: e for m, e in attempt.lost.items() if isinstance(e, ComponentDied | DeadlineExceeded)}
                 unexplained += not culprits
-                self._joined.clear()
+                if not culprits:
+                    self._groups.clear()
+                self._groups.forget(attempt.lost)
                 if broken.cause is not None and unexplained > 1:
                     raise LearnerLost("the learner", str(broken.cause)) from None
                 self._take_out(culprits if unexplained < 2 else attempt.lost)
@@ -174,10 +180,8 @@ class Publisher(WeightTransport):
             return version, attempt
 
     def _take_out(self, lost: Mapping[Member, LpoRayError]) -> None:
-        if lost and self._settings.transport.rendezvous:
-            self._joined.clear()  # a group with a member that is gone is of no use
+        self._groups.forget(lost)
         for member, error in lost.items():
-            self._joined.discard(member)
             self._as_loaded.engines.pop(member, None)
             self._pool.take_out(member, error)
 
@@ -204,11 +208,11 @@ class _Attempt:
         learner: LearnerGroup,
         settings: DeliverySettings,
         members: Sequence[Member],
-        joined: set[Member],
+        groups: PeerGroups[Member],
         as_loaded: _AsLoaded,
     ) -> None:
-        """``joined`` (those that have joined the senders) and ``as_loaded`` are kept up to date here."""
-        self._learner, self._settings, self._joined, self._as_loaded = learner, settings, joined, as_loaded
+        """``groups`` and ``as_loaded`` are kept up to date here."""
+        self._learner, self._settings, self._groups, self._as_loaded = learner, settings, groups, as_loaded
         self._rendezvous = settings.transport.rendezvous
         self.members = list(members)
         """those that have not failed"""
@@ -267,18 +271,18 @@ class _Attempt:
     async def _prepare(self) -> None:
         # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
         await self._stop_decoding()
-        if self._rendezvous and self._joined != set(self.members):
-            self._joined.clear()  # the group takes no new members: it is formed again
-        fresh = [member for member in self.members if member not in self._joined]
+        self._groups.split(self.members)
+        fresh = self._groups.outside(self.members)
         if not fresh:
             return
-        seconds, per_engine = self._patience(fresh), self._settings.processes_per_engine
-        offers = await self._learner.offer(len(fresh) * per_engine, seconds)
+        seconds, per_engine = self._settings.join_seconds, self._settings.processes_per_engine
+        group, num_peers = self._groups.new_number(), len(fresh) * per_engine
+        offers = await self._learner.offer(group, num_peers, self._groups.numbers, seconds)
         plain = {
             "manifest": self._learner.manifest.to_plain(),
             "receiver": self._settings.transport.receiver,
             "offers": offers[: self._learner.manifest.num_senders],
-            "group_size": 1 + len(fresh) * per_engine,
+            "group_size": 1 + num_peers,
             "seconds": INNER * seconds,
         }
 
@@ -286,12 +290,14 @@ class _Attempt:
             rank = 1 + fresh.index(member) * per_engine
             return member.worker.handle.join_senders.remote({**plain, "host": member.process.host, "rank_offset": rank})
 
-        await self._both(self._each("join the learner", join, of=fresh), self._learner.accept(seconds))
-        self._joined |= set(fresh)
+        joining = self._each("join the learner", join, of=fresh, seconds=seconds)
+        await self._both(joining, self._learner.accept(seconds))
+        self._groups.add(group, set(fresh) & set(self.members))
 
     async def _transfer(self) -> dict[str, str]:
         """Send all buckets; returns the digests of what the ranks sent."""
-        staged = await self._learner.advance(None, self._limit)
+        groups = self._groups.within(self.members)
+        staged = await self._learner.advance(None, groups, self._limit)
         digests: dict[str, str] = {}
         for bucket in range(len(self._learner.manifest.buckets)):
             tickets = [part.ticket for part in staged]
@@ -304,7 +310,7 @@ class _Attempt:
                 return member.worker.handle.receive.remote(bucket, tickets, INNER * seconds)
 
             receiving = self._each(f"receive bucket {bucket}", receive)
-            _, staged = await self._both(receiving, self._learner.advance(bucket, seconds))
+            _, staged = await self._both(receiving, self._learner.advance(bucket, groups, seconds))
         return digests
 
     def _prove(
@@ -368,11 +374,12 @@ class _Attempt:
         what: str,
         remote: Callable[[Member], ray.ObjectRef[T]],
         of: Sequence[Member] | None = None,
+        seconds: float | None = None,
     ) -> dict[Member, T]:
-        """Call all members (or ``of``), and drop those that fail."""
+        """Call all members (or ``of``), and drop those that fail, or are late: by default after ``_patience``."""
         asked = list(self.members if of is None else of)
-        names = [member.name for member in asked]
-        results = await call_each([remote(m) for m in asked], who=names, what=what, seconds=self._patience(asked))
+        names, limit = [member.name for member in asked], self._patience(asked) if seconds is None else seconds
+        results = await call_each([remote(m) for m in asked], who=names, what=what, seconds=limit)
         return self._without_failed(asked, results)
 
     def _without_failed(self, asked: Sequence[Member], results: Sequence[T | LpoRayError]) -> dict[Member, T]:

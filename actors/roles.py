@@ -6,13 +6,12 @@ Actor classes are plain classes; ``ray.remote`` is applied here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray.actor import ActorProxy
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.control.log_shipping import in_run
 from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
@@ -21,13 +20,15 @@ from actors.learner.worker import LearnerWorker
 from actors.rollout.remote import RemoteWorker
 from actors.rollout.worker import EngineSettings, RolloutWorker, engine_environment
 from actors.runtime.cpu_tuning import KEEP_BLOCKS
-from actors.runtime.placement import Request, bundle, check_room, nodes, reserve
+from actors.runtime.placement import Request, bundle, check_room
+from actors.runtime.seats import OwnGroups, Places, Seat, SharedGpus, gpus_of, visible
 from actors.runtime.supervised import RestartableActor
-from actors.transports.table import TRANSPORTS, Transport
+from actors.transports.table import Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
+from lpo_ray.config.gpus import parts, shares_gpus
 from lpo_ray.config.schema import Config, EngineKind
 from lpo_ray.interfaces import Events
 from lpo_ray.learner.settings import LearnerSettings
@@ -40,29 +41,80 @@ NODE_SHARE = 0.001
 """of the resource that each node has under its own name: enough to bind to it"""
 
 
-def requests_of(config: Config) -> list[Request]:
-    """Request room for the learner, the engines and the verifier, in this order; the target builder needs none."""
-    learner, rollout = config.learner, config.rollout
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where ranks and engines run."""
+
+    ranks: Places
+    engines: Places
+    shared: SharedGpus | None
+    """GPUs that a rank and an engine share; None: each has its own, or none"""
+
+    def most_engines(self) -> int | None:
+        """Count the engines that there is a place for; None: as many as the cluster holds."""
+        return None if self.shared is None else self.shared.engines.most()
+
+    def close(self) -> None:
+        """Give back what outlives ranks and engines."""
+        if self.shared is not None:
+            self.shared.remove()
+
+
+def layout_of(config: Config, num_ranks: int, *, on_node: str | None = None) -> Layout:
+    """Lay out ``num_ranks`` ranks and the engines; 0: engines alone. ``on_node``: address of the node that engines must
+    be on.
+    """
+    seconds = config.cluster.placement_seconds
+    if shares_gpus(config):
+        count = num_ranks or config.rollout.num_workers * parts(config)
+        shared = SharedGpus(_shared_request(config, count), parts(config), seconds)
+        return Layout(shared.ranks, shared.engines, shared)
+    engine = _engines_request(config, 1)
+    if on_node is not None:
+        engine = dataclasses.replace(engine, bundles=[{**engine.bundles[0], f"node:{on_node}": NODE_SHARE}])
+    return Layout(OwnGroups(_ranks_request(config, 1), seconds), OwnGroups(engine, seconds), None)
+
+
+def requests_of(config: Config, *, ranks: bool = True, engines: bool = True) -> list[Request]:
+    """Request room for the ranks, the engines and the verifier, in this order; the target builder needs none."""
+    rollout = config.rollout
+    verifier = [Request("verifier", [bundle(1, 0)], "PACK", config.verifier.labels)] if engines else []
+    if shares_gpus(config):
+        count = config.learner.world_size if ranks else rollout.num_workers * parts(config)
+        return [_shared_request(config, count), *verifier]
     return [
-        _learner_request(config, learner.world_size),
-        Request(
-            "rollout",
-            [bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers,
-            "SPREAD",
-            rollout.labels,
-        ),
-        Request("verifier", [bundle(1, 0)], "PACK", config.verifier.labels),
+        *([_ranks_request(config, config.learner.world_size)] if ranks else []),
+        *([_engines_request(config, rollout.num_workers)] if engines else []),
+        *verifier,
     ]
 
 
-def _learner_request(config: Config, world_size: int) -> Request:
+def _ranks_request(config: Config, count: int) -> Request:
     learner = config.learner
-    bundles = [bundle(learner.cpus_per_rank, learner.gpus_per_rank)] * world_size
-    return Request("learner", bundles, "PACK", learner.labels)
+    if shares_gpus(config):
+        return _shared_request(config, count)
+    return Request("learner", [bundle(learner.cpus_per_rank, learner.gpus_per_rank)] * count, "PACK", learner.labels)
 
 
-def _environment(config: Config, extra: dict[str, str]) -> dict[str, str]:
-    return {**in_run(config.run.name), "TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0", **extra}
+def _engines_request(config: Config, count: int) -> Request:
+    rollout = config.rollout
+    each = bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)
+    return Request("rollout", [each] * count, "SPREAD", rollout.labels)
+
+
+def _shared_request(config: Config, count: int) -> Request:
+    """Request one whole GPU for each rank and its part of an engine."""
+    learner, rollout = config.learner, config.rollout
+    each = bundle(learner.cpus_per_rank + rollout.cpus_per_worker / parts(config), 1)
+    return Request("learner and rollout, who share GPUs,", [each] * count, "PACK", {**rollout.labels, **learner.labels})
+
+
+def _environment(config: Config, extra: dict[str, str], seats: Sequence[Seat] = ()) -> dict[str, str]:
+    """Environment of an actor, which sees the GPUs of its seats and no others."""
+    return {
+        **in_run(config.run.name), "TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0", **extra,
+        **visible(gpus_of(seats)),
+    }  # fmt: skip
 
 
 def _offline(model_path: str) -> dict[str, str]:
@@ -70,8 +122,10 @@ def _offline(model_path: str) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1"} if Path(model_path).exists() else {}
 
 
-def learner_group(config: Config, settings: LearnerSettings, restarts: RestartRule, events: Events) -> LearnerGroup:
-    """Make the learner of all ranks, in one placement group; not started."""
+def learner_group(
+    config: Config, settings: LearnerSettings, places: Places, restarts: RestartRule, events: Events
+) -> LearnerGroup:
+    """Make the learner of all ranks; not started."""
     learner = config.learner
     offload = learner.zero.get("offload_param", {})
     rules = LearnerRules(
@@ -84,25 +138,23 @@ def learner_group(config: Config, settings: LearnerSettings, restarts: RestartRu
         shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
     )
     environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(settings.model_path)}
-    if not learner.gpus_per_rank:
-        environment |= {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
+    environment |= {"DS_ACCELERATOR": "cuda"} if settings.on_gpu else {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
     actor = ray.remote(concurrency_groups={PROGRESS: 1})(LearnerWorker)  # pyright: ignore[reportCallIssue] - not in its stubs
 
     async def form(world_size: int) -> Formation:
-        request = _learner_request(config, world_size)
         if not config.cluster.autoscaling:
-            check_room([request])
-        group = await reserve(request, config.cluster.placement_seconds, events.note)
+            check_room([_ranks_request(config, world_size)])
+        seats = await places.take("the learner", world_size, events.note)
         ranks = [
             actor.options(
                 num_cpus=learner.cpus_per_rank,
                 num_gpus=learner.gpus_per_rank,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-                runtime_env={"env_vars": _environment(config, environment)},
+                scheduling_strategy=seat.strategy,
+                runtime_env={"env_vars": _environment(config, environment, [seat])},
             ).remote(rank, world_size, settings)
-            for rank in range(world_size)
+            for rank, seat in enumerate(seats)
         ]
-        return Formation(ranks, group)
+        return Formation(ranks, lambda: places.give_back(seats))
 
     return LearnerGroup(form, rules, events)
 
@@ -149,18 +201,19 @@ def remote_target_builder(
 
 
 def rollout_pool(
-    config: Config, settings: PoolSettings, model_path: str, context: int, transport: Transport, events: Events
-) -> RolloutPool[RemoteWorker]:
+    config: Config, settings: PoolSettings, model_path: str, context: int, transport: Transport, places: Places,
+    events: Events,
+) -> RolloutPool[RemoteWorker]:  # fmt: skip
     """Make the pool of the rollout workers that a run begins with; not started. Call it inside a running event loop."""
-    spawn = rollout_spawner(config, model_path, context, transport, events)
+    spawn = rollout_spawner(config, model_path, context, transport, places, events)
     return RolloutPool(spawn, config.rollout.num_workers, settings=settings, events=events)
 
 
 def rollout_spawner(
-    config: Config, model_path: str, context: int, transport: Transport, events: Events
+    config: Config, model_path: str, context: int, transport: Transport, places: Places, events: Events
 ) -> Callable[[int, str], RemoteWorker]:
     """Return what makes a rollout worker, by number and name, for a model of ``context`` positions. Each worker has a
-    placement group of its own, so that it can come and go.
+    place of its own, so that it can come and go.
     """
     rollout = config.rollout
     on_gpu = rollout.gpus_per_worker > 0
@@ -182,25 +235,21 @@ def rollout_spawner(
     )
     environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
     actor = ray.remote(RolloutWorker)
-    request = requests_of(config)[1]
-    place = dict(request.bundles[0])
-    if transport is TRANSPORTS["shared_memory"]:
-        place[f"node:{nodes()[0].name}"] = NODE_SHARE  # the learner's: the cluster has one, but more may join
-    request = dataclasses.replace(request, bundles=[place])
+    num_seats = parts(config) if shares_gpus(config) else 1
 
     def spawn(index: int, name: str) -> RemoteWorker:
-        def make(group: PlacementGroup) -> ActorProxy[RolloutWorker]:
+        def make(seats: list[Seat]) -> ActorProxy[RolloutWorker]:
             return actor.options(
-                num_cpus=rollout.cpus_per_worker,
+                num_cpus=rollout.cpus_per_worker / num_seats,
                 num_gpus=rollout.gpus_per_worker,
                 max_concurrency=100_000,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-                runtime_env={"env_vars": _environment(config, environment)},
+                scheduling_strategy=seats[0].strategy,
+                runtime_env={"env_vars": _environment(config, environment, seats)},
             ).remote(name, settings)
 
         def note(text: str) -> None:
             events.note(f"{name}: {text}")
 
-        return RemoteWorker(name, request, make, note, config.cluster.placement_seconds)
+        return RemoteWorker(name, places, num_seats, make, note)
 
     return spawn

@@ -46,6 +46,10 @@ if [[ ! -w "${HOME:-/}" ]]; then
 one of them: -e HOME=... or --tmpfs /tmp"
     export HOME
 fi
+# What GPU engines compile is kept there, by a user who may write there.
+if [[ -n "${VLLM_CACHE_ROOT:-}" ]] && ! mkdir -p "$VLLM_CACHE_ROOT" 2>/dev/null; then
+    unset VLLM_CACHE_ROOT FLASHINFER_WORKSPACE_BASE TRITON_CACHE_DIR TORCHINDUCTOR_CACHE_DIR CUDA_CACHE_PATH
+fi
 # Every connection between Ray's processes takes a descriptor.
 if [[ "$(ulimit -Sn)" != unlimited ]] && (($(ulimit -Sn) < 65536)); then
     ulimit -Sn 65536 2>/dev/null || ulimit -Sn "$(ulimit -Hn)"

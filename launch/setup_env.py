@@ -1,9 +1,9 @@
 """Create .venv with the pinned stack. Run by the system's Python, standard library only; ``make`` calls it first.
 
 ``--accelerator cpu`` (default) installs requirements-cpu.lock exactly and never downloads a CUDA package;
-``--accelerator cuda`` installs the [cuda] extra. uv installs, in a third of pip's time; where it is neither on PATH nor
-to be had as a package, or fails, pip does. A stamp in .venv makes the second call return at once, and makes a set-up
-that was cut short start over.
+``--accelerator cuda`` installs requirements-cuda.lock. uv installs, in a third of pip's time; where it is neither on
+PATH nor to be had as a package, or fails, pip does. A stamp in .venv makes the second call return at once, and makes a
+set-up that was cut short start over.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin/python"
 STAMP = VENV / ".lpo-ray-stamp"
-LOCK = ROOT / "requirements-cpu.lock"
+LOCKS = {"cpu": ROOT / "requirements-cpu.lock", "cuda": ROOT / "requirements-cuda.lock"}
+DISK = {"cpu": "4 GB, 8 where uv's cache is on another disk", "cuda": "10 GB, 20 where uv's cache is on another disk"}
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UV = "uv==0.13.8"
 # What pip is told, and the variables in which uv takes the same. Several values: a space between them, or for
@@ -86,14 +87,14 @@ def empty() -> None:
 def fingerprint(accelerator: str) -> str:
     """Hash what the environment was made from."""
     digest = hashlib.blake2b(f"{accelerator} {sys.version_info[:2]}".encode(), digest_size=16)
-    for path in (LOCK, ROOT / "pyproject.toml", Path(__file__)):
+    for path in (LOCKS[accelerator], ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def locked() -> tuple[str, list[str], str]:
+def locked(accelerator: str) -> tuple[str, list[str], str]:
     """torch, the rest, and deepspeed, as pinned in the lock."""
-    lines = [line for line in LOCK.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in LOCKS[accelerator].read_text().splitlines() if line and not line.startswith("#")]
     torch = next(line for line in lines if line.startswith("torch=="))
     deepspeed = next(line for line in lines if line.startswith("deepspeed=="))
     return torch, [line for line in lines if line not in (torch, deepspeed)], deepspeed
@@ -151,15 +152,17 @@ def settings_of_pip() -> dict[str, str]:
     return {variable: value for variable, value in settings.items() if value}
 
 
-def install_cpu(install: Installer) -> None:
+def install_stack(accelerator: str, install: Installer) -> None:
     """The lock, in three steps. --no-deps throughout: the lock is complete, see its header."""
-    torch, rest, deepspeed = locked()
+    torch, rest, deepspeed = locked(accelerator)
     wanted = VENV / "requirements.txt"
     wanted.write_text("\n".join(rest) + "\n")
-    say(f"torch (CPU build), by {install.name}")
+    say(f"torch ({accelerator.upper()} build), by {install.name}")
     try:
         install("--no-deps", torch)
     except SetupError:
+        if accelerator != "cpu":
+            raise
         # "+cpu" wheels are not on the ordinary index; this machine's own pip settings offered none either.
         install("--no-deps", torch, "--extra-index-url", PYTORCH_CPU_INDEX)
     say(f"{len(rest)} pinned packages")
@@ -169,30 +172,21 @@ def install_cpu(install: Installer) -> None:
     install("--no-deps", "--no-build-isolation", deepspeed, "-e", str(ROOT))
 
 
-def install_cuda(install: Installer) -> None:
-    """The [cuda] extra, resolved anew: which CUDA packages fit is the machine's matter."""
-    say(f"vllm and torch with CUDA, by {install.name}")
-    install("vllm==0.32.0", "setuptools<81", "wheel", "ninja")
-    install("--no-build-isolation", locked()[2])
-    install("-e", f"{ROOT}[cuda,dev]")
-
-
 def fill(accelerator: str) -> None:
     """Install by uv, else by pip into an environment made anew."""
-    stages = install_cpu if accelerator == "cpu" else install_cuda
     try:
         with tempfile.TemporaryDirectory(dir=VENV) as folder:
-            stages(uv(folder))
+            install_stack(accelerator, uv(folder))
         return
     except SetupError as error:
         say(f"pip takes over: {' '.join(str(error).split())[:300]}")
     empty()
     try:
-        stages(pip())
+        install_stack(accelerator, pip())
     except SetupError as error:
         raise SetupError(
-            f"{error}\nCheck the network, the package index and free disk space (4 GB, 8 where uv's cache is on "
-            "another disk), then run the same command again"
+            f"{error}\nCheck the network, the package index and free disk space ({DISK[accelerator]}), then run the "
+            "same command again"
         ) from error
 
 

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import ray
 from ray.actor import ActorProxy
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from typing_extensions import override
 
 from actors.learner.worker import Export, LearnerWorker, Staged
@@ -51,10 +50,10 @@ LAST_WORDS_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Formation:
-    """Actors of all ranks, and their placement group."""
+    """Actors of all ranks, and what gives their places back."""
 
     ranks: list[ActorProxy[LearnerWorker]]
-    placement: PlacementGroup
+    leave: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,22 +164,27 @@ class LearnerGroup(Learner):
         self._manifest, *_ = await self._all(what, lambda rank: self.ranks[rank].open_export.remote(export))
         return self.manifest
 
-    async def offer(self, num_peers: int, seconds: float) -> list[object]:
-        """Return what engines need to reach each rank; ``num_peers`` engine processes will."""
+    async def offer(self, group: int, num_peers: int, keep: Sequence[int], seconds: float) -> list[object]:
+        """Return what engines need to reach each rank as a new ``group``; ``num_peers`` engine processes will. Groups
+        that are not to ``keep`` are ended.
+        """
         return await self._all(
-            "offer its weights", lambda rank: self.ranks[rank].offer.remote(num_peers), seconds, alone=False
-        )
+            "offer its weights", lambda rank: self.ranks[rank].offer.remote(group, num_peers, keep), seconds,
+            alone=False,
+        )  # fmt: skip
 
     async def accept(self, seconds: float) -> None:
         """Wait until the engines have joined every rank."""
         what = "wait for the engines to join"
         await self._all(what, lambda rank: self.ranks[rank].accept.remote(INNER * seconds), seconds, alone=False)
 
-    async def advance(self, sent: int | None, seconds: float) -> list[Staged]:
-        """Send the staged bucket ``sent`` while the next is staged (None: stage the first). Empty after the last."""
+    async def advance(self, sent: int | None, groups: Sequence[int], seconds: float) -> list[Staged]:
+        """Send the staged bucket ``sent`` to ``groups`` while the next is staged (None: stage the first). Empty after
+        the last.
+        """
         what = "stage the first bucket" if sent is None else f"send bucket {sent}"
         parts = await self._all(
-            what, lambda rank: self.ranks[rank].advance.remote(sent, INNER * seconds), seconds, alone=False
+            what, lambda rank: self.ranks[rank].advance.remote(sent, groups, INNER * seconds), seconds, alone=False
         )
         return [part for part in parts if part is not None]
 
@@ -221,7 +225,7 @@ class LearnerGroup(Learner):
                 await self.open_export(*self._export)
 
     async def close(self) -> None:
-        """End all ranks, and remove their placement group."""
+        """End all ranks, and give their places back."""
         await dismiss(self.ranks, self.processes)
         self.kill()
 
@@ -235,7 +239,7 @@ class LearnerGroup(Learner):
             return
         for rank in self._formation.ranks:
             ray.kill(rank)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
-        remove_placement_group(self._formation.placement)
+        self._formation.leave()
         self._formation = None
 
     async def _start_where_there_is_room(self) -> None:

@@ -20,7 +20,6 @@ from actors.control.log_shipping import log, ship_log
 from actors.runtime.cpu_tuning import give_back_unless_spare
 from actors.runtime.inspection import current_process
 from actors.runtime.rendezvous import join_store, listen, meeting_address, open_store
-from actors.runtime.time_limit import TimeLimited
 from actors.transports.sender import Sender
 from actors.transports.staging import Staging, make_slots
 from actors.transports.table import Transport
@@ -101,6 +100,7 @@ class LearnerWorker:
         """passes, updates, pieces of weights so far"""
         self._writing: tuple[Path, ...] = ()
         """folders that it fills now"""
+        self._sender: Sender | None = None
 
     def progress(self) -> tuple[int, int]:
         """Say how far this rank is: what it has done, and the bytes of the checkpoint that it writes. Not a collective;
@@ -137,7 +137,7 @@ class LearnerWorker:
         if interface := _interface_of(get_node_ip_address()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it goes by what the host's name resolves to
         if not torch.distributed.is_initialized():  # ranks may be started again, with another model
-            join_group(self._meet(host, port, seconds), self._rank, self._world_size)
+            join_group(self._meet(host, port, seconds), self._rank, self._world_size, on_gpu=settings.on_gpu)
         self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
 
         def sharded(path: str) -> ShardedModel:
@@ -200,35 +200,46 @@ class LearnerWorker:
         senders = self._world_size if transport.every_rank_sends else 1
         manifest = make_manifest(metas, export.dtype, bucket_bytes=export.bucket_bytes, num_senders=senders)
         slots = make_slots(
-            manifest, share_memory=export.share_memory, whole=transport.whole_buckets, on_device=transport.on_device
+            manifest,
+            self._policy.engine.device,
+            share_memory=export.share_memory,
+            whole=transport.whole_buckets,
+            on_device=transport.on_device,
         )
         self._staging = Staging(self._policy, manifest, slots)
-        sender = resolve(transport.sender, {}, "transport.kind")
-        self._sender: Sender = sender(self._staging, get_node_ip_address())
+        if self._sender is not None:
+            self._sender.close()
+        self._sender = resolve(transport.sender, {}, "transport.kind")(self._staging, get_node_ip_address())
         return manifest
 
-    def offer(self, num_peers: int) -> object:
-        """Return what engines need to reach this rank. Not a collective."""
-        return self._sender.offer(num_peers)
+    def offer(self, group: int, num_peers: int, keep: Sequence[int]) -> object:
+        """Return what engines need to reach this rank as a new ``group``, and end all but those to ``keep``. Not a
+        collective.
+        """
+        return self._opened().offer(group, num_peers, keep)
 
     def accept(self, seconds: float) -> None:
         """Wait until the engines have joined this rank. Not a collective of the ranks."""
-        self._sender.accept(seconds)
+        self._opened().accept(seconds)
 
-    def advance(self, sent: int | None, seconds: float) -> Staged | None:
-        """Send the staged bucket ``sent`` while the next one is staged; None: stage the first. None after the last.
-        Raises TimeoutError when the engines do not take a bucket in time.
+    def advance(self, sent: int | None, groups: Sequence[int], seconds: float) -> Staged | None:
+        """Send the staged bucket ``sent`` to ``groups`` while the next one is staged; None: stage the first. None after
+        the last. Raises TimeoutError when the engines do not take a bucket in time.
+
+        Both are begun here: collectives of two groups that several threads issue on one device may lock each other.
         """
-        following = 0 if sent is None else sent + 1
-        sending = None
-        if sent is not None:
-            sending = TimeLimited(lambda: self._sender.send(sent), f"send bucket {sent}")
+        following, sender = 0 if sent is None else sent + 1, self._opened()
+        wait = None if sent is None else sender.send(sent, groups, seconds)
         staged = None
         if following < len(self._staging.manifest.buckets):
-            staged = Staged(self._staging.stage(following), self._sender.ticket(following))
-        if sending is not None:
-            sending.result(seconds)
+            staged = Staged(self._staging.stage(following), sender.ticket(following))
+        if wait is not None:
+            wait()
         return staged
+
+    def _opened(self) -> Sender:
+        assert self._sender is not None
+        return self._sender
 
     def digests(self) -> dict[str, str]:
         """Compute the digests of the tensors that this rank would send."""

@@ -17,6 +17,7 @@ from torch.distributed import Store
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from actors.learner.gather import gather, write_shards
 from actors.learner.safe_shards import to_universal, without_code
 from lpo_ray.errors import CheckpointDamaged
 from lpo_ray.learner.norms import norms_by_kind, update_ratios
@@ -37,13 +38,15 @@ PIECE_BYTES = 1 << 24
 """bytes of parameters, counted as float32, that are gathered at once"""
 
 
-def join_group(store: Store, rank: int, world_size: int) -> None:
-    """Join the ranks' process group, whose members meet at ``store``. All ranks call this at once."""
-    if not torch.cuda.is_available():
+def join_group(store: Store, rank: int, world_size: int, *, on_gpu: bool) -> None:
+    """Join the ranks' process group, whose members meet at ``store``. All ranks call this at once. ``on_gpu``: whether
+    each rank has a GPU; on a machine with GPUs it may have none.
+    """
+    if not on_gpu:
         # Built with ninja and a C++ compiler at first use, and an error without one; training does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    device = torch.device("cuda", 0) if backend == "nccl" and world_size > 1 else None  # as DeepSpeed itself does it
+    backend = "nccl" if on_gpu else "gloo"
+    device = torch.device("cuda", 0) if on_gpu and world_size > 1 else None  # as DeepSpeed itself does it
     torch.distributed.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=GROUP_LIMIT, device_id=device
     )
@@ -152,38 +155,31 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         return total.cpu()
 
     def gather(self) -> dict[str, Tensor]:
-        """Gather the full weights by name on rank 0; others get an empty dict."""
+        """Gather the full weights by name on rank 0; others get an empty dict. Beside them a rank holds one parameter,
+        or ``PIECE_BYTES`` of them.
+        """
         weights: dict[str, Tensor] = {}
         if torch.distributed.get_rank() == 0:
             weights = {name: torch.empty(shape, dtype=self.model.dtype) for name, shape in self.shapes().items()}
-        self.gather_into(list(self.shapes()), weights)
+        metas = [TensorMeta(name, shape) for name, shape in self.shapes().items()]
+        for piece in make_manifest(metas, "float32", bucket_bytes=PIECE_BYTES, num_senders=1).buckets:
+            self.gather_into([tensor.name for tensor in piece.tensors], weights, self.model.dtype)
         return weights
 
-    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor]) -> None:
-        """Gather the named parameters on all ranks, and copy those that this rank wants into its ``views``. They are
-        gathered a few at a time: beside the views a rank holds one parameter, or ``PIECE_BYTES`` of them.
+    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Gather the named parameters on all ranks as ``dtype``, and copy those that this rank wants into its
+        ``views``. One collective for all of them; nothing waits for the device.
         """
-        parameters, shapes = dict(self._named()), self.shapes()
-        metas = [TensorMeta(name, shapes[name]) for name in names]
-        for piece in make_manifest(metas, "float32", bucket_bytes=PIECE_BYTES, num_senders=1).buckets:
-            self.count()
-            some = {tensor.name: parameters[tensor.name] for tensor in piece.tensors}
-            with deepspeed.zero.GatheredParameters(list(some.values()), modifier_rank=None):
-                for name, parameter in some.items():
-                    if name in views:
-                        views[name].copy_(parameter.detach())
+        self.count()
+        parameters = dict(self._named())
+        gather({name: parameters[name] for name in names}, views, dtype, self.engine.device)
 
-    @torch.no_grad()
     def write_shards(self, views: Mapping[str, Tensor]) -> None:
         """Write this rank's shard of each named parameter where it belongs in the full tensor, in the tensor's dtype.
-        Not a collective. A shard is a run of the flattened parameter; the last ones are padded.
+        Not a collective.
         """
         parameters = dict(self._named())
-        for name, view in views.items():
-            shard = parameters[name].ds_tensor.detach().flatten()  # pyright: ignore[reportAttributeAccessIssue]
-            start = torch.distributed.get_rank() * shard.numel()
-            whole = view.view(-1)[start : start + shard.numel()]
-            whole.copy_(shard[: whole.numel()])
+        write_shards((parameters[name], view) for name, view in views.items())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """List the full shape of every parameter, in order: a shard looks empty."""

@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import ray
 from ray.actor import ActorProxy
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from typing_extensions import override
 
 from actors.rollout.worker import RolloutWorker
 from actors.runtime.inspection import dismiss, end, inspect
-from actors.runtime.placement import Request, reserve
 from actors.runtime.remote_calls import call, call_each
+from actors.runtime.seats import Places, Seat
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import LpoRayError
 from lpo_ray.records import Process, Prompt, PromptGroup, Sampling
@@ -26,15 +25,15 @@ class RemoteWorker(Worker):
     def __init__(
         self,
         name: str,
-        request: Request,
-        make: Callable[[PlacementGroup], ActorProxy[RolloutWorker]],
+        places: Places,
+        num_seats: int,
+        make: Callable[[list[Seat]], ActorProxy[RolloutWorker]],
         note: Callable[[str], None],
-        placement_seconds: float,
     ) -> None:
-        """``request``: one bundle, into which ``make`` puts the actor. It is waited for ``placement_seconds``."""
-        self.name, self._request, self._make = name, request, make
-        self._note, self._placement_seconds = note, placement_seconds
-        self._placement: PlacementGroup | None = None
+        """``make``: puts the actor into the first of its ``num_seats`` seats."""
+        self.name, self._places, self._num_seats = name, places, num_seats
+        self._make, self._note = make, note
+        self._seats: list[Seat] = []
         self._process: Process | None = None
         self._handle: ActorProxy[RolloutWorker] | None = None
 
@@ -46,8 +45,8 @@ class RemoteWorker(Worker):
 
     @override
     async def start(self, seconds: float) -> Process:
-        self._placement = await reserve(self._request, self._placement_seconds, self._note)
-        self._handle = self._make(self._placement)
+        self._seats = await self._places.take(self.name, self._num_seats, self._note)
+        self._handle = self._make(self._seats)
         starting = self.handle.start.remote()
         self._process = process = await call(starting, who=self.name, what="start its engine", seconds=seconds)
         return process
@@ -83,6 +82,6 @@ class RemoteWorker(Worker):
             end(self._process)  # SIGKILL first: it also ends a process that is stopped
         if self._handle is not None:
             ray.kill(self._handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-            self._placement = None
+        if self._seats:
+            self._places.give_back(self._seats)
+            self._seats = []

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 
@@ -15,12 +17,17 @@ class TimeLimited(Generic[T]):
     it uses (a process group, a buffer) must not be used again.
     """
 
-    def __init__(self, work: Callable[[], T], what: str) -> None:
+    def __init__(self, work: Callable[[], T], what: str, device: torch.device | None = None) -> None:
+        """``device``: current device of the thread, where that is an accelerator; a new thread begins with the first
+        of the machine.
+        """
         self._what = what
         self._results: queue.SimpleQueue[tuple[T] | BaseException] = queue.SimpleQueue()
 
         def run() -> None:
             try:
+                if device is not None and device.type != "cpu":
+                    torch.accelerator.set_device_index(device)
                 self._results.put((work(),))
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
                 self._results.put(error)

@@ -41,20 +41,8 @@ class CudaIpcSender(Sender):
         self._gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
 
     @override
-    def offer(self, num_peers: int) -> object:
-        return None  # there is nothing to join
-
-    @override
-    def accept(self, seconds: float) -> None:
-        pass
-
-    @override
     def ticket(self, bucket: int) -> object:
         # This GPU's name and a handle of the slot. Each export is opened and released once.
         torch.cuda.current_stream().synchronize()
         _, handle = reduce_tensor(self._staging.slots.held(bucket).view(torch.uint8))
         return {self._gpu: to_plain(handle)}
-
-    @override
-    def send(self, bucket: int) -> None:
-        pass  # the engines read it

@@ -6,14 +6,17 @@ learner's own and can be formed again at any time.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
+from functools import partial
 
 import torch
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 from typing_extensions import override
 
 from actors.runtime.rendezvous import listen, open_store
-from actors.transports.sender import Sender
+from actors.runtime.time_limit import TimeLimited
+from actors.transports.sender import Sender, all_of
 from actors.transports.staging import Staging
 
 SECONDS = 1800.0
@@ -21,35 +24,36 @@ SECONDS = 1800.0
 
 
 class GlooSender(Sender):
-    """Sender that broadcasts its shares in a process group with all engines."""
+    """Sender that broadcasts its shares in a process group with the engines of each group."""
 
     def __init__(self, staging: Staging, host: str) -> None:
         """``host``: address at which engines reach this rank."""
         self._staging, self._host = staging, host
-        self._store: TCPStore | None = None
-        self._group: ProcessGroupGloo | None = None
-        self._size = 0
+        self._groups: dict[int, ProcessGroupGloo] = {}
+        self._offered: tuple[int, TCPStore, int] | None = None
+        """number, meeting place and size of the group that is being joined"""
 
     @override
-    def offer(self, num_peers: int) -> object:
-        self._group, self._size = None, 1 + num_peers
-        self._store = open_store(self._host, listen(self._host), None, seconds=SECONDS)
-        return [self._host, self._store.port]  # where the group's members meet
+    def offer(self, group: int, num_peers: int, keep: Collection[int]) -> object:
+        self._groups = {number: joined for number, joined in self._groups.items() if number in keep}
+        store = open_store(self._host, listen(self._host), None, seconds=SECONDS)
+        self._offered = (group, store, 1 + num_peers)
+        return [self._host, store.port]
 
     @override
     def accept(self, seconds: float) -> None:
-        assert self._store is not None
-        self._group = form_group(self._store, self._host, 0, self._size, seconds)
+        assert self._offered is not None
+        group, store, size = self._offered
+        self._groups[group] = form_group(store, self._host, 0, size, seconds)
 
     @override
-    def ticket(self, bucket: int) -> object:
-        return None  # a broadcast needs none
-
-    @override
-    def send(self, bucket: int) -> None:
-        assert self._group is not None
-        if (share := self._staging.share(bucket)).numel():
-            broadcast(self._group, share.cpu())
+    def send(self, bucket: int, groups: Sequence[int], seconds: float) -> Callable[[], None]:
+        share = self._staging.share(bucket)
+        if not share.numel():
+            return super().send(bucket, groups, seconds)
+        on_host, what = share.cpu(), f"send bucket {bucket}"
+        sending = [TimeLimited(partial(broadcast, self._groups[group], on_host), what) for group in groups]
+        return all_of([partial(work.result, seconds) for work in sending])
 
 
 def form_group(store: TCPStore, host: str, rank: int, size: int, seconds: float) -> ProcessGroupGloo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,10 @@ from vllm.distributed.weight_transfer.ipc_engine import (
     IPCWeightTransferInitInfo,
     IPCWeightTransferUpdateInfo,
 )
-from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
-from actors.runtime.time_limit import TimeLimited
 from actors.transports.cuda_ipc import from_plain
+from actors.transports.nccl_group import NcclGroup
 from actors.transports.receiver import Arrival, Receiver, Senders
 from lpo_ray.policy.weights import Bucket, Manifest, Pairs
 
@@ -25,28 +25,31 @@ from lpo_ray.policy.weights import Bucket, Manifest, Pairs
 class NcclReceiver(Receiver, NCCLWeightTransferEngine):  # pyright: ignore[reportGeneralTypeIssues] - other type arguments
     """Receiver by vLLM's NCCL engine, with one packed broadcast for each bucket."""
 
+    _group: NcclGroup | None = None
+
     @override
     def init_transfer_engine(self, init_info: Senders) -> None:
+        self.shutdown()  # a second group beside the first would hold its memory for ever
         self.manifest = Manifest.from_plain(init_info.manifest)
-        offer = init_info.offers[0]
-        assert isinstance(offer, list)
-        native = NCCLWeightTransferInitInfo(
-            master_address=offer[0],
-            master_port=offer[1],
-            rank_offset=init_info.rank_offset,
-            world_size=init_info.group_size,
-            packed=True,
-            packed_buffer_size_bytes=self.manifest.slot_numel * self.manifest.torch_dtype.itemsize,
-        )
-        joining = TimeLimited(lambda: NCCLWeightTransferEngine.init_transfer_engine(self, native), "join the learner")
-        joining.result(init_info.seconds)
+        self.packed, self.packed_buffer_size_bytes = True, self.manifest.slot_numel * self.manifest.torch_dtype.itemsize
+        unique_id = base64.b64decode(str(init_info.offers[0]))
+        rank = init_info.rank_offset + self.parallel_config.rank
+        self._group = NcclGroup(unique_id, rank, init_info.group_size, self.device, init_info.seconds)
+        self.model_update_group = self._group.communicator
 
     @override
     def receive(self, bucket: Bucket, arrival: Arrival) -> None:
+        if self._group is None:
+            raise RuntimeError("cannot receive: no group was joined")
         native = NCCLWeightTransferUpdateInfo(**_described(bucket, self.manifest.dtype))
-        with _recording(self):
-            work = TimeLimited(lambda: NCCLWeightTransferEngine.receive_weights(self, native), "receive a bucket")
-            work.result(arrival.seconds)
+        with _recording(self), self._group.deadline(arrival.seconds, f"receive bucket {arrival.bucket}"):
+            NCCLWeightTransferEngine.receive_weights(self, native)
+
+    @override
+    def shutdown(self) -> None:
+        if self._group is not None:
+            self._group.end()
+        self._group = self.model_update_group = None
 
 
 class CudaIpcReceiver(Receiver, IPCWeightTransferEngine):  # pyright: ignore[reportGeneralTypeIssues] - as above

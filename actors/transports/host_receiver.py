@@ -19,7 +19,8 @@ from actors.runtime.time_limit import TimeLimited
 from actors.transports.gloo import SECONDS, broadcast, form_group
 from actors.transports.receiver import Arrival, Receiver, Senders
 from actors.transports.staging import SharedMemory
-from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
+from lpo_ray.policy.tensor_digest import digests_of
+from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroupGloo
@@ -36,8 +37,9 @@ class BucketSource(Protocol):
 class SharedSource(BucketSource):
     """Source in memory that the ranks share with engines on their host."""
 
-    def __init__(self, senders: Senders, manifest: Manifest, rank: int) -> None:
-        self._slots, self._num_senders = SharedMemory(manifest, str(senders.offers[0])), manifest.num_senders
+    def __init__(self, senders: Senders, manifest: Manifest, rank: int, device: torch.device) -> None:
+        self._num_senders = manifest.num_senders
+        self._slots = SharedMemory(manifest, device, str(senders.offers[0]))
 
     @override
     def elements(self, number: int, arrival: Arrival) -> list[Tensor]:
@@ -47,7 +49,7 @@ class SharedSource(BucketSource):
 class GlooSource(BucketSource):
     """Source over TCP, with one process group for each sender."""
 
-    def __init__(self, senders: Senders, manifest: Manifest, rank: int) -> None:
+    def __init__(self, senders: Senders, manifest: Manifest, rank: int, device: torch.device) -> None:
         self._manifest = manifest
         self._buffer = torch.empty(manifest.slot_numel, dtype=manifest.torch_dtype)
         self._groups: list[ProcessGroupGloo] = []
@@ -75,7 +77,7 @@ class GlooSource(BucketSource):
 class ObjectStoreSource(BucketSource):
     """Source in arrays that the rollout worker took from Ray's object store."""
 
-    def __init__(self, senders: Senders, manifest: Manifest, rank: int) -> None:
+    def __init__(self, senders: Senders, manifest: Manifest, rank: int, device: torch.device) -> None:
         self._dtype = manifest.torch_dtype
 
     @override
@@ -88,25 +90,30 @@ class ObjectStoreSource(BucketSource):
             ]
 
 
-SOURCES: dict[str, Callable[[Senders, Manifest, int], BucketSource]] = {
+SOURCES: dict[str, Callable[[Senders, Manifest, int, torch.device], BucketSource]] = {
     "shared_memory": SharedSource,
     "gloo": GlooSource,
     "object_store": ObjectStoreSource,
 }
-"""Transport.receiver -> source of its buckets"""
+"""Transport.receiver -> source of its buckets, for a process of the engine by rank and device"""
 
 
 class HostReceiver(Receiver):
     """Receiver of buckets that arrive in host memory, for CPU and GPU engines alike."""
 
     _other_core = ThreadPoolExecutor(1, "digests")
+    _source: BucketSource | None = None
 
     @override
     def init_transfer_engine(self, init_info: Senders) -> None:
         self.manifest = Manifest.from_plain(init_info.manifest)
-        rank = self.parallel_config.rank
-        joining = TimeLimited(lambda: SOURCES[init_info.receiver](init_info, self.manifest, rank), "join the learner")
+        make, rank, device = SOURCES[init_info.receiver], self.parallel_config.rank, self.device
+        joining = TimeLimited(lambda: make(init_info, self.manifest, rank, device), "join the learner", device)
         self._source = joining.result(init_info.seconds)
+
+    @override
+    def shutdown(self) -> None:
+        self._source = None
 
     @override
     def update_weights(self, update_info: Plain) -> None:
@@ -117,13 +124,15 @@ class HostReceiver(Receiver):
 
     @override
     def receive(self, bucket: Bucket, arrival: Arrival) -> None:
+        if self._source is None:
+            raise RuntimeError("cannot receive: no sender was joined")
         shares = self._source.elements(arrival.bucket, arrival)
         # Digests are taken on another core while vLLM's loader maps the tensors to its fused parameters and packs them.
         for sender, share in enumerate(shares):
             pairs = dict(bucket.share_views(sender, share))
-            digesting = self._other_core.map(tensor_digest, pairs.values())
+            digesting = self._other_core.submit(digests_of, list(pairs.values()))
             self.load(pairs.items())
-            self.digests |= dict(zip(pairs, digesting, strict=True))
+            self.digests |= dict(zip(pairs, digesting.result(), strict=True))
         _keep_unfinished(self.model, shares)
 
     def load(self, pairs: Pairs) -> None:

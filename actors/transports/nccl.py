@@ -1,15 +1,15 @@
-"""Weights between GPUs, by vLLM's native NCCL transfer: rank 0 broadcasts each bucket to all, as one packed tensor."""
+"""Weights between GPUs over NCCL, as vLLM's own transfer has it: rank 0 broadcasts each bucket as one packed tensor."""
 
 from __future__ import annotations
 
-import socket
+import base64
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from typing_extensions import override
-from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
-from actors.runtime.time_limit import TimeLimited
-from actors.transports.sender import Sender
+from actors.transports.nccl_group import NcclGroup, new_id
+from actors.transports.sender import Sender, all_of
 from actors.transports.staging import Staging
 
 
@@ -17,31 +17,37 @@ class NcclSender(Sender):
     """Sender over NCCL. vLLM's protocol knows one sender, so only rank 0 takes part."""
 
     def __init__(self, staging: Staging, host: str) -> None:
-        """``host``: address at which engines reach rank 0."""
-        self._staging, self._host = staging, host
-        self._address: dict[str, object] = {}
+        self._staging = staging
+        self._groups: dict[int, NcclGroup] = {}
+        self._offered = (0, b"", 0)
+        """number, id and size of the group that is being joined"""
 
     @override
-    def offer(self, num_peers: int) -> object:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
-        self._address = {"master_address": self._host, "master_port": port, "world_size": 1 + num_peers}
-        return [self._host, port]  # where the group's members meet
+    def offer(self, group: int, num_peers: int, keep: Collection[int]) -> object:
+        if torch.distributed.get_rank() != 0:
+            return None
+        self._end_all_but(keep)
+        self._offered = (group, new_id(), 1 + num_peers)
+        return base64.b64encode(self._offered[1]).decode()
 
     @override
     def accept(self, seconds: float) -> None:
-        if torch.distributed.get_rank() == 0:  # NCCL has no deadline of its own
-            self._group = TimeLimited(lambda: trainer_init(self._address), "join the engines").result(seconds)
-
-    @override
-    def ticket(self, bucket: int) -> object:
-        return None  # a broadcast needs none
-
-    @override
-    def send(self, bucket: int) -> None:
         if torch.distributed.get_rank() == 0:
-            stream = torch.cuda.Stream()
-            # The slot has the layout of vLLM's packed buffer, so it is sent as it is.
-            self._group.broadcast(self._staging.slots.held(bucket).view(torch.uint8), src=0, stream=stream)
-            stream.synchronize()
+            group, unique_id, size = self._offered
+            self._groups[group] = NcclGroup(unique_id, 0, size, self._staging.slots.device, seconds)
+
+    @override
+    def send(self, bucket: int, groups: Sequence[int], seconds: float) -> Callable[[], None]:
+        if torch.distributed.get_rank() != 0:
+            return super().send(bucket, groups, seconds)
+        # The slot has the layout of vLLM's packed buffer, so it is sent as it is.
+        packed, what = self._staging.slots.held(bucket).view(torch.uint8), f"send bucket {bucket}"
+        return all_of([self._groups[group].broadcast(packed, seconds, what) for group in groups])
+
+    @override
+    def close(self) -> None:
+        self._end_all_but(())
+
+    def _end_all_but(self, keep: Collection[int]) -> None:
+        for number in [number for number in self._groups if number not in keep]:
+            self._groups.pop(number).end()

@@ -17,18 +17,6 @@ class ObjectStoreSender(Sender):
         self._staging = staging
 
     @override
-    def offer(self, num_peers: int) -> object:
-        return None  # there is nothing to join
-
-    @override
-    def accept(self, seconds: float) -> None:
-        pass
-
-    @override
     def ticket(self, bucket: int) -> object:
         # A reference to the share's bytes. The store drops them when the last reference is gone.
         return ray.put(self._staging.share(bucket).cpu().view(torch.uint8).numpy())
-
-    @override
-    def send(self, bucket: int) -> None:
-        pass  # the engines fetch it

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+from torch import Tensor
 from typing_extensions import override
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -18,7 +19,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain, tensor_digest
+from lpo_ray.policy.tensor_digest import as_digests, weighted_sum
+from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain
 
 
 @dataclass
@@ -60,11 +62,13 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
     @override
     def start_weight_update(self) -> None:
         self.digests: dict[str, str] = {}
+        self._sums: dict[str, Tensor] = {}
         initialize_layerwise_reload(self.model)
         self.active = True
 
     @override
     def finish_weight_update(self) -> None:
+        self.digests |= dict(zip(self._sums, as_digests(list(self._sums.values())), strict=True))
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._pack_again()
@@ -96,11 +100,9 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
         """Receive the bucket's tensors and load them."""
 
     def recorded(self, pairs: Pairs) -> Pairs:
-        """Pass tensors on to vLLM's loader, and keep the digest of each."""
+        """Pass tensors on to vLLM's loader, and have their device compute the digest of each; ``finish_weight_update``
+        waits for it.
+        """
         for name, tensor in pairs:
-            self.digests[name] = tensor_digest(tensor)
+            self._sums[name] = weighted_sum(tensor)
             yield name, tensor
-
-    @override
-    def shutdown(self) -> None:
-        pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from typing_extensions import override
 
 from actors.transports.sender import Sender
@@ -18,17 +20,5 @@ class SharedMemorySender(Sender):
         self._path = slots.path
 
     @override
-    def offer(self, num_peers: int) -> object:
-        return self._path
-
-    @override
-    def accept(self, seconds: float) -> None:
-        pass  # an engine opens the memory by itself
-
-    @override
-    def ticket(self, bucket: int) -> object:
-        return None  # where a bucket lies follows from its number
-
-    @override
-    def send(self, bucket: int) -> None:
-        pass  # it is there already
+    def offer(self, group: int, num_peers: int, keep: Collection[int]) -> object:
+        return self._path  # an engine opens the memory by itself; where a bucket lies follows from its number

@@ -3,7 +3,7 @@
 While bucket k is being sent from one slot, bucket k+1 is gathered into the other. So the memory is that of two buckets,
 or of two shares where a rank needs no more.
 Ranks on one host gather by writing their shards into shared memory, which needs no collective but a barrier; elsewhere
-DeepSpeed gathers.
+there is one collective for a bucket.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lpo_ray.policy.weights import Bucket, Manifest, tensor_digest
+from lpo_ray.policy.tensor_digest import digests_of
+from lpo_ray.policy.weights import Bucket, Manifest
 
 
 class ShardedPolicy(Protocol):
     """One rank's shard of the policy whose weights are sent."""
 
-    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor]) -> None:
-        """Gather the named parameters on all ranks, and copy those that this rank wants into its ``views``."""
+    def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Gather the named parameters on all ranks as ``dtype``, and copy those that this rank wants into its
+        ``views``.
+        """
         ...
 
     def write_shards(self, views: Mapping[str, Tensor]) -> None:
@@ -38,6 +41,11 @@ class Slots:
     def __init__(self, manifest: Manifest, sender: int | None, elements: Tensor) -> None:
         """``sender``: whose shares are held; None: those of all. ``elements`` [2, n]: in the manifest's dtype."""
         self._manifest, self._sender, self._elements = manifest, sender, elements
+
+    @property
+    def device(self) -> torch.device:
+        """Device that has the buffers in its memory."""
+        return self._elements.device
 
     def held(self, bucket: int) -> Tensor:
         """Return what is held of a bucket, [numel] elements."""
@@ -63,8 +71,8 @@ class SharedMemory(Slots):
     (64 MB in a container unless raised) does not apply.
     """
 
-    def __init__(self, manifest: Manifest, path: str | None = None) -> None:
-        """Make the memory, or map that at ``path``. Raises OSError."""
+    def __init__(self, manifest: Manifest, device: torch.device, path: str | None = None) -> None:
+        """Make the memory, or map that at ``path``, for copies from or to ``device``. Raises OSError."""
         length = 2 * manifest.slot_numel * manifest.torch_dtype.itemsize
         if path is None:
             self._file = os.fdopen(os.memfd_create("lpo-ray-weights"), "r+b")  # open for as long as others may come
@@ -73,8 +81,9 @@ class SharedMemory(Slots):
         self.path = path
         with Path(path).open("r+b") as file:
             elements = torch.frombuffer(mmap.mmap(file.fileno(), length), dtype=manifest.torch_dtype).view(2, -1)
-        if torch.cuda.is_available():  # copies from and to the GPU run at full speed, and beside its computation
-            torch.cuda.cudart().cudaHostRegister(elements.data_ptr(), length, 0)  # pyright: ignore[reportOptionalMemberAccess]
+        if device.type == "cuda":  # its copies run at full speed, and beside its computation
+            with torch.cuda.device(device):  # else this makes a context on the thread's current one, half a GB there
+                torch.cuda.cudart().cudaHostRegister(elements.data_ptr(), length, 0)  # pyright: ignore[reportOptionalMemberAccess]
         super().__init__(manifest, None, elements)
 
 
@@ -86,20 +95,22 @@ def held_numel(bucket: Bucket, sender: int | None) -> int:
     return end - start
 
 
-def make_slots(manifest: Manifest, *, share_memory: bool, whole: bool, on_device: bool) -> Slots:
-    """Make slots shared with the other ranks of this host, or this rank's own, for its share or the ``whole``. A
-    collective: rank 0 makes the shared memory, the others open it.
+def make_slots(
+    manifest: Manifest, device: torch.device, *, share_memory: bool, whole: bool, on_device: bool
+) -> Slots:
+    """Make slots shared with the other ranks of this host, or this rank's own (in the memory of its ``device``, or of
+    the host), for its share or the ``whole``. A collective: rank 0 makes the shared memory, the others open it.
     """
     rank = torch.distributed.get_rank()
     if not share_memory:
         sender = None if whole else rank
         size = max(held_numel(bucket, sender) for bucket in manifest.buckets)
-        device = torch.device("cuda") if on_device else torch.device("cpu")
-        return Slots(manifest, sender, torch.empty(2, size, dtype=manifest.torch_dtype, device=device))
-    mine = SharedMemory(manifest) if rank == 0 else None
+        where = device if on_device else torch.device("cpu")
+        return Slots(manifest, sender, torch.empty(2, size, dtype=manifest.torch_dtype, device=where))
+    mine = SharedMemory(manifest, device) if rank == 0 else None
     path: list[str | None] = [None if mine is None else mine.path]
     torch.distributed.broadcast_object_list(path)
-    return mine or SharedMemory(manifest, path[0])
+    return mine or SharedMemory(manifest, device, path[0])
 
 
 class Staging:
@@ -120,8 +131,9 @@ class Staging:
             self._policy.write_shards(views)
             torch.distributed.barrier()  # every shard is written
         else:
-            self._policy.gather_into([tensor.name for tensor in content.tensors], views)
-        return {tensor.name: tensor_digest(views[tensor.name]) for tensor in content.share(self._rank)}
+            self._policy.gather_into([tensor.name for tensor in content.tensors], views, self.manifest.torch_dtype)
+        mine = [tensor.name for tensor in content.share(self._rank)]
+        return dict(zip(mine, digests_of([views[name] for name in mine]), strict=True))
 
     def digests(self) -> dict[str, str]:
         """Compute the digests of this rank's shares of all buckets. Nothing is sent."""

@@ -25,7 +25,7 @@ POSITIVE = (
     "verifier.sandbox.processes", "verifier.sandbox.files_mib", "verifier.sandbox.output_kib",
     "learner.world_size", "learner.threads", "learner.gradient_clip", "learner.silence_seconds",
     "learner.max_skipped_updates",
-    "transport.bucket_mib", "transport.prepare_seconds", "transport.transfer_seconds",
+    "transport.bucket_mib", "transport.prepare_seconds", "transport.join_seconds", "transport.transfer_seconds",
     "evaluation.samples_per_prompt",
     "supervision.window_seconds", "supervision.start_seconds",
     "cluster.placement_seconds", "cluster.object_store_gib",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.cautions import truncated_support
+from lpo_ray.config.gpus import check_gpus
 from lpo_ray.config.ranges import LARGEST, check_ranges, require
 from lpo_ray.config.schema import Attention, Behaviour, ChangeConfig, Config, EqualRewards, LengthNorm, ObjectiveConfig
 from lpo_ray.config.verifier import check_verifier_section
@@ -101,6 +102,7 @@ def _combinations(config: Config) -> None:
             f"learner.min_world_size is {least}; expected 1 to learner.world_size ({learner.world_size}), or null"
         )
     _autoscale(config)
+    check_gpus(config)
     if pipeline.share_prompt and learner.attention is Attention.padded:
         raise ConfigError(
             "pipeline.share_prompt=true with learner.attention=padded; one copy of a prompt needs packed attention: "

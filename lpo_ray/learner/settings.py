@@ -76,3 +76,5 @@ class LearnerSettings:
     """merged over DeepSpeed's zero_optimization; ranks only"""
     trust_remote_code: bool = False
     """model.trust_remote_code"""
+    on_gpu: bool = False
+    """whether each rank has a GPU, whatever the machine has; ranks only"""

@@ -144,6 +144,7 @@ def learner_settings(spec: RunSpec, model_path: str) -> LearnerSettings:
         threads=learner.threads,
         zero=dict(learner.zero),
         trust_remote_code=model.trust_remote_code,
+        on_gpu=learner.gpus_per_rank > 0,
     )
 
 

@@ -60,14 +60,14 @@ def make_cluster() -> Cluster:
         events=events,
     )
     learner = LearnerGroup(no_room, LearnerRules(2, 2, Packing(2, 100, False), 5, 5, never), events)
-    learner._formation = Formation([Remote(), Remote()], SimpleNamespace())
+    learner._formation = Formation([Remote(), Remote()], lambda: None)
     learner.processes = [process(1), process(2)]
     verifier = RemoteVerifier(lambda count: Remote(), 2, 5, 5, never, events)
     builder = RemoteTargetBuilder(
         RestartableActor("target builder", Remote, lambda actor: actor.start(), never, events, 5)
     )
     verifier.service.process, builder.builder.process = process(3), process(4)
-    return Cluster(pool, verifier, builder, learner, SimpleNamespace())
+    return Cluster(pool, verifier, builder, learner, SimpleNamespace(), SimpleNamespace())
 
 
 async def no_room(world_size: int) -> Formation:

@@ -81,14 +81,16 @@ class Learner:
         self.weights_lock, self.published, self.generation = asyncio.Lock(), False, 1
         self.events, self.faults = events, list[LpoRayError]()
 
-    async def offer(self, num_peers: int, seconds: float) -> list[object]:
+    async def offer(self, group: int, num_peers: int, keep: list[int], seconds: float) -> list[object]:
+        self.kept = keep
         self.events.append(f"offer to {num_peers}")
         return [None]
 
     async def accept(self, seconds: float) -> None:
         self.events.append("accept")
 
-    async def advance(self, sent: int | None, seconds: float) -> list[Staged]:
+    async def advance(self, sent: int | None, groups: list[int], seconds: float) -> list[Staged]:
+        self.sent_to = groups
         self.events.append(f"advance {sent}")
         if sent is not None and self.faults:
             raise self.faults.pop(0)
@@ -154,7 +156,7 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     settings = DeliverySettings(
         TRANSPORTS[kind], proof=ProofLimits(PROBE, None, {}, full=True, mixture=False), folder_is_version_0=True,
-        processes_per_engine=1, prepare_seconds=0.2, transfer_seconds=0.8,
+        processes_per_engine=1, prepare_seconds=0.2, join_seconds=0.2, transfer_seconds=0.8,
     )  # fmt: skip
     return Stage(workers, members, pool, learner, Publisher(learner, pool, settings), events)
 

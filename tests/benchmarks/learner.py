@@ -151,7 +151,7 @@ def plain(path: str, dtype: str, shape: Shape) -> Callable[[], None]:
 def make_policy(path: str, dtype: str) -> Zero3Policy:
     """One ZeRO-3 rank, as the learner makes it."""
     if not torch.distributed.is_initialized():
-        join_group(torch.distributed.HashStore(), 0, 1)
+        join_group(torch.distributed.HashStore(), 0, 1, on_gpu=False)
     sharded = ShardedModel(load_policy(path, dtype), {}, attention="packed", share_prompt=False)
     return Zero3Policy(sharded, ADAMW, gradient_checkpointing=False)
 

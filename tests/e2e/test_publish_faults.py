@@ -61,13 +61,13 @@ class Faulty:
                 self.seconds[name] = time.monotonic() - started
             return publication
 
-        async def faulty(sent: int | None, seconds: float) -> object:
+        async def faulty(sent: int | None, groups: list[int], seconds: float) -> object:
             members = {member.name: member for member in cluster.rollout.members}
             if sent is None and step >= 2 and self.due and len(members) == 2:
                 name = self.due.pop(0)
                 self.pids[name] = members[name].process.pid
                 os.kill(self.pids[name], FAULTS[name])
-            return await advance(sent, seconds)
+            return await advance(sent, groups, seconds)
 
         learner.advance, transport.publish = faulty, timed
 

@@ -22,7 +22,8 @@ from actors.rollout.worker import RolloutWorker
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import WeightsNotProved
 from lpo_ray.policy.proof_limits import ProofLimits, is_mixture, open_limits
-from lpo_ray.policy.weights import Bucket, tensor_digest
+from lpo_ray.policy.tensor_digest import tensor_digest
+from lpo_ray.policy.weights import Bucket
 from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.run.settings import learner_settings
 from lpo_ray.run.spec import RunSpec
@@ -80,7 +81,8 @@ class Reusable:
         for member in pool.members:
             member.worker.kill()
         spec = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        pool._spawn = rollout_spawner(spec.config, str(path), spec.context, TRANSPORTS["shared_memory"], FakeEvents())
+        places, transport = self.cluster.layout.engines, TRANSPORTS["shared_memory"]
+        pool._spawn = rollout_spawner(spec.config, str(path), spec.context, transport, places, FakeEvents())
         await asyncio.gather(pool.start(), learner.load())
         self.baseline = path / "proof.json"
 
@@ -96,7 +98,7 @@ class Reusable:
         )
         settings = DeliverySettings(
             transport, open_limits(self.baseline, fresh), folder_is_version_0=True, processes_per_engine=1,
-            prepare_seconds=30, transfer_seconds=30,
+            prepare_seconds=30, join_seconds=30, transfer_seconds=30,
         )  # fmt: skip
         publisher = Publisher(cluster.learner, cluster.rollout, settings)
         cluster.rollout.admit = publisher.admit

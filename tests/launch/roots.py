@@ -73,6 +73,19 @@ def _bound() -> Iterator[tuple[str, str]]:
             yield str(home / path), f"/root/{path}"
 
 
+def copy_settings(root: Path) -> None:
+    """Give a root that others will run this machine's settings of package indexes and certificates for good."""
+    for here, inside in _bound():
+        if here in ("/etc/resolv.conf", "/etc/hosts"):
+            continue
+        target = root / inside.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if Path(here).is_dir():
+            shutil.copytree(here, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(here, target)
+
+
 @dataclass(slots=True)
 class Root:
     """A root folder, and what the instructions so far have set."""

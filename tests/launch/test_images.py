@@ -63,8 +63,9 @@ def test_an_image_is_pinned_made_by_make_setup_and_not_roots(path: Path) -> None
 
 def test_both_images_differ_in_what_their_hardware_asks_for_only() -> None:
     cuda, cpu = (parse_dockerfile(path)[1] for path in DOCKERFILES)
+    compiled = [i for i in cuda.of("ENV") if i.text.startswith("VLLM_CACHE_ROOT=")]
     for keyword in ("COPY", "ENV", "USER", "WORKDIR", "ENTRYPOINT", "CMD"):
-        assert [i.text for i in cuda.of(keyword)] == [i.text for i in cpu.of(keyword)]
+        assert [i.text for i in cuda.of(keyword) if i not in compiled] == [i.text for i in cpu.of(keyword)]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,30 @@ def test_with_gpus_every_container_has_one_of_its_own() -> None:
     devices = [service["deploy"]["resources"]["reservations"]["devices"] for service in services.values()]
     assert set(services) <= set(compose()["services"])
     assert sorted(device["device_ids"] for (device,) in devices) == [["0"], ["1"], ["2"]]
+    assert {str(service["ulimits"]) for service in services.values()} == {"{'memlock': -1}"}  # NCCL pins memory
+
+
+CACHES = {"VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
+          "CUDA_CACHE_PATH"}  # fmt: skip
+
+
+def test_what_engines_compile_is_kept_in_the_volume_of_the_runs() -> None:
+    *_, final = parse_dockerfile(DOCKER / "Dockerfile")
+    _, environment = final.of("ENV")
+    kept = dict(pair.split("=", 1) for pair in environment.text.split() if pair.split("=")[0] in CACHES)
+    assert kept.keys() == CACHES
+    assert all(path.startswith("/runs/.cache") for path in kept.values())
+    shell = (DOCKER / "entrypoint.sh").read_text()
+    (unset,) = [line.split()[1:] for line in shell.splitlines() if line.strip().startswith("unset VLLM")]
+    assert set(unset) == CACHES
+
+
+def test_who_cannot_write_there_compiles_into_its_home(container: Container, tmp_path: Path) -> None:
+    container[0].add("show", 'env | grep -c "^TRITON_CACHE_DIR=" || true')
+    for root, count in ((tmp_path / "cache" / "vllm", "1"), (Path("/proc/nowhere/vllm"), "0")):
+        given = {"VLLM_CACHE_ROOT": str(root), "TRITON_CACHE_DIR": str(root)}
+        finished, _ = entrypoint(container, "show", **given)
+        assert finished.stdout.strip() == count, finished.stderr
 
 
 Container = tuple[Tools, dict[str, str]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shlex
 from pathlib import Path
@@ -111,6 +112,45 @@ def test_pods_and_the_claim_are_what_kubernetes_takes() -> None:
 
 def test_the_job_runs_on_the_same_cluster() -> None:
     assert manifest("rayjob.yaml")["spec"]["rayClusterSpec"] == cluster()
+
+
+def with_rdma() -> dict[str, Any]:
+    """raycluster.yaml as kustomization.yaml changes it: what JSON Patch says of add and test."""
+    found = manifest("kustomization.yaml")
+    assert found["resources"] == ["raycluster.yaml"]
+    (patch,) = found["patches"]
+    document = json.loads(json.dumps(manifest("raycluster.yaml")))  # anchors stand for copies
+    assert patch["target"]["name"] == document["metadata"]["name"]
+    for change in yaml.safe_load(patch["patch"]):
+        *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in change["path"].split("/")[1:]]
+        node = document
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        if change["op"] == "test":
+            assert node[last] == change["value"]
+        else:
+            assert change["op"] == "add"
+            node[last] = change["value"]
+    return document
+
+
+def test_with_rdma_the_gpu_groups_have_the_hosts_network_and_devices_and_the_others_do_not() -> None:
+    document = with_rdma()
+    assert problems(document) == []
+    for group in document["spec"]["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        container, on_gpu = pod["containers"][0], group["groupName"] != "verifier"
+        assert pod.get("hostNetwork", False) == on_gpu
+        assert (pod.get("dnsPolicy") == "ClusterFirstWithHostNet") == on_gpu
+        assert container["securityContext"]["capabilities"] == {
+            "drop": ["ALL"],
+            **({"add": ["IPC_LOCK"]} if on_gpu else {}),
+        }
+        resources = container["resources"]
+        assert resources["limits"] == resources["requests"]
+        assert any(name.startswith("rdma/") for name in resources["limits"]) == on_gpu
+        template = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod}
+        assert kubernetes_problems(template) == []
 
 
 def test_every_role_has_a_group_with_its_label_and_its_own_bounds() -> None:

@@ -27,7 +27,8 @@ ROLES_OF_SLURM = [
 ]  # fmt: skip
 SRUN = r"""
 [[ "$1 $2 $3 $4" == "--overlap --nodes=1 --ntasks=1 --nodelist=$NODE" || "$4" == --nodelist=* ]] || exit 9
-shift 4
+[[ "$5 $6" == "--mem=0 --cpu-bind=none" ]] || exit 9
+shift 6
 exec "$@"
 """
 RAY = """

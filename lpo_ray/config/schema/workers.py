@@ -34,7 +34,7 @@ class RolloutConfig:
     cpus_per_worker: float = 1.0
     """CPUs that Ray reserves for one engine"""
     gpus_per_worker: float = 0.0
-    """GPUs that Ray reserves for one engine; 0: a CPU engine"""
+    """GPUs that Ray reserves for one engine; 0: a CPU engine; below 1: of each of its GPUs, which ranks share"""
     tensor_parallel_size: int = 1
     """GPUs that share one copy of the weights"""
     threads: int = 1
@@ -70,7 +70,7 @@ class LearnerConfig:
     cpus_per_rank: float = 1.0
     """CPUs that Ray reserves for one rank"""
     gpus_per_rank: float = 0.0
-    """GPUs that Ray reserves for one rank; 0: train on CPUs"""
+    """GPUs that Ray reserves for one rank: 1, 0 to train on CPUs, or a share of the GPU that an engine has too"""
     threads: int = 1
     """threads of one rank's arithmetic"""
     lr: float = 1e-6
@@ -108,13 +108,16 @@ class TransportConfig:
     kind: str = "auto"
     """row of actors.transports.table.TRANSPORTS: shared_memory | gloo | nccl | cuda_ipc | object_store; auto: by where
     the learner and the engines are"""
-    bucket_mib: int = 64
-    """gathered and sent at once; each side needs memory for two buckets (of the largest tensor, if that is larger)"""
+    bucket_mib: int | None = None
+    """gathered and sent at once; null: 1024 between GPUs, else 64. Each side needs memory for two or three buckets (of
+    the largest tensor, if that is larger)"""
     tolerance: float | None = None
     """largest log-prob difference of the probe, in nats; null: relative to what equal weights differ by at the start"""
     prepare_seconds: float = 60.0
-    """time for the engines to stop decoding (those that end what they decode first: without a token), and to join the
-    learner; half of it where there are several
+    """time for the engines to stop decoding (those that end what they decode first: without a token); half of it where
+    there are several
     """
+    join_seconds: float = 120.0
+    """time for new engines to meet the learner's ranks, all of them together"""
     transfer_seconds: float = 300.0
     """time for one bucket, and for the proof; half of it where there are several engines"""

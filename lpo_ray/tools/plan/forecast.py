@@ -19,7 +19,7 @@ from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
 from lpo_ray.tools.plan.limits import Limit, leaving_notes, limits_of, start_notes
-from lpo_ray.tools.plan.machines import Machine, Placement, place
+from lpo_ray.tools.plan.machines import Machine, Placement
 from lpo_ray.tools.plan.memory import (
     GIB,
     EngineShape,
@@ -40,17 +40,16 @@ from lpo_ray.tools.plan.problems import (
     unmet_here,
 )
 from lpo_ray.tools.plan.requirements import (
+    between_gpus,
     Lengths,
-    bundles,
     engine_of,
     mean_lengths,
     offloads,
+    places_on,
     rank_of,
     step_work,
 )
 from lpo_ray.tools.plan.throughput import Rate, Rates, StepTime, Work, engine_rate, publish_rate, rank_rate, step_time
-
-SPREAD = frozenset({"rollout"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     work = step_work(spec, model, lengths)
     rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(config, model)
     rank, engine = rank_memory(model, rank_settings), engine_memory(model, engine_settings)
-    found = place(bundles(config), machines, spread=SPREAD)
+    found = places_on(config, machines)
     places = [] if isinstance(found, str) else found
     if isinstance(found, str):
         problems.append(f"{found}; {placement_remedy(config)}")
@@ -230,7 +229,11 @@ def _rates(
             model, _times(device, cores[1]), config.model.dtype, work, world_size=setup.world_size,
             checkpointing=learner.gradient_checkpointing, offload=offloads(learner.zero, "offload_optimizer"),
         )  # fmt: skip
-        derived = (sample, train, publish_rate(device))
+        publish = publish_rate(
+            device, between_gpus=between_gpus(config), world_size=setup.world_size, weight_bytes=work.weight_bytes,
+            bucket_bytes=engine_of(config, model).bucket_bytes,
+        )  # fmt: skip
+        derived = (sample, train, publish)
     said = (given.sample_rate, given.train_rate, given.publish_rate)
     measured = given.measured
     chosen: list[Rate] = []

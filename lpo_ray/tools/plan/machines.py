@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import psutil
 import torch
@@ -58,8 +59,6 @@ class _Room:
     cpus: float
     gpus: list[float]
     """share of each that is free"""
-    roles: set[tuple[str, int]] = field(default_factory=set)
-    """role and GPU"""
     placed: dict[str, int] = field(default_factory=dict)
 
 
@@ -113,24 +112,36 @@ def place(bundles: Sequence[Bundle], machines: Sequence[Machine], *, spread: fro
         room.cpus -= bundle.cpus
         for device in found:
             room.gpus[device] -= min(1.0, bundle.gpus)
-            room.roles.add((bundle.role, device))
         room.placed[bundle.role] = room.placed.get(bundle.role, 0) + 1
         places.append(Placement(bundle.role, index, found))
     return places
 
 
 def _devices(room: _Room, bundle: Bundle) -> tuple[int, ...] | None:
-    """GPUs of the room for the bundle; None when it has no room. A share goes to a GPU without its role where there is
-    one (ranks of one GPU cannot join with NCCL), and there to the fullest.
-    """
+    """GPUs of the room for the bundle; None when it has no room. A share goes to the fullest GPU, as Ray has it."""
     if room.cpus < bundle.cpus:
         return None
     share = min(1.0, bundle.gpus) - SLACK
-    free = sorted(
-        ((bundle.role, device) in room.roles, left, device) for device, left in enumerate(room.gpus) if left >= share
-    )
+    free = sorted((left, device) for device, left in enumerate(room.gpus) if left >= share)
     wanted = math.ceil(bundle.gpus)
-    return tuple(device for *_, device in free[:wanted]) if len(free) >= wanted else None
+    return tuple(device for _, device in free[:wanted]) if len(free) >= wanted else None
+
+
+def share(seats: Sequence[Placement], engines: int, parts: int) -> list[Placement] | str:
+    """Put a rank on each of ``seats``, which have one GPU each, and beside them engines of ``parts`` GPUs, each on one
+    machine; or say what is missing.
+    """
+    ordered = sorted(seats, key=lambda seat: (seat.machine, seat.devices))
+    ranks = [Placement("learner", seat.machine, seat.devices) for seat in ordered]
+    places = []
+    for machine, found in groupby(ordered, key=lambda seat: seat.machine):
+        devices = [device for seat in found for device in seat.devices]
+        for start in range(0, len(devices) - parts + 1, parts):
+            places.append(Placement("rollout", machine, tuple(devices[start : start + parts])))
+    if len(places) < engines:
+        missing = f"{engines - len(places)} of {engines} engines have no place"
+        return f"{missing}: each needs the GPUs of {parts} ranks on one node"
+    return [*ranks, *places[:engines]]
 
 
 def _missing(bundles: Sequence[Bundle], number: int, rooms: Sequence[_Room], machines: Sequence[Machine]) -> str:

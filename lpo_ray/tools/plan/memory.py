@@ -114,7 +114,7 @@ def rank_memory(model: Architecture, rank: RankSettings) -> Memory:
         device["gathered weights"] = gathered * (2 if rank.reference else 1)
     device["reduce bucket"] = FP32 * REDUCE_BUCKET
     device["a step"] = max(step_heights(model, rank))
-    device["transport buckets"] = 2 * rank.bucket_bytes
+    device["transport buckets"] = 3 * rank.bucket_bytes  # two to send from, and what is gathered for the next
     device["process"] = GPU_PROCESS if rank.on_gpu else CPU_PROCESS
     if not rank.on_gpu:  # one memory: what is offloaded is beside the rest
         for name, value in host.items():

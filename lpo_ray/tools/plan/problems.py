@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from lpo_ray.config.gpus import shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.run.preflight import check_verifier
@@ -67,7 +68,7 @@ def parallel_problems(config: Config, model: Architecture) -> list[str]:
     """Check that an engine in parts has a GPU for each, and heads that divide."""
     rollout, found = config.rollout, []
     parts, gpus = rollout.tensor_parallel_size, rollout.gpus_per_worker
-    if gpus and math.ceil(gpus) != parts:
+    if gpus and math.ceil(gpus) != parts and not shares_gpus(config):
         found.append(
             f"rollout.tensor_parallel_size is {parts} with rollout.gpus_per_worker={gpus:g}; an engine needs one GPU "
             f"for each part: set rollout.gpus_per_worker={parts}"

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lpo_ray.config.gpus import parts, shares_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.run.settings import behaviour_from_engine, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.tools.plan.architecture import Architecture
-from lpo_ray.tools.plan.machines import Bundle
+from lpo_ray.tools.plan.machines import Bundle, Machine, Placement, place, share
 from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineShape, RankSettings
 from lpo_ray.tools.plan.throughput import Work, forward_passes
 
 ASSUMED_PROMPT_TOKENS = 256
+SHARED = "shared GPU"
+"""role of a bundle for a rank and its part of an engine"""
 PROMPTS_READ = 32
 """for the mean length, where the data and the tokenizer are at hand"""
 
@@ -133,8 +137,15 @@ def _live(zero: Mapping[str, object]) -> int:
     return max(int(value) for value in values if isinstance(value, int | float))
 
 
+def between_gpus(config: Config) -> bool:
+    """Whether weights travel from GPU to GPU, not through host memory."""
+    on_both = config.learner.gpus_per_rank > 0 and config.rollout.gpus_per_worker > 0
+    return on_both and config.transport.kind in ("auto", "nccl", "cuda_ipc")
+
+
 def _bucket(config: Config, model: Architecture) -> int:
-    return max(config.transport.bucket_mib * 2**20, BYTES[config.rollout.dtype] * model.largest_parameter)
+    size = bucket_bytes(config.transport.bucket_mib, on_device=between_gpus(config))
+    return max(size, BYTES[config.rollout.dtype] * model.largest_parameter)
 
 
 def engine_of(config: Config, model: Architecture) -> EngineShape:
@@ -154,6 +165,19 @@ def bundles(config: Config) -> list[Bundle]:
     learner, rollout = config.learner, config.rollout
     if config.cluster.kind is ClusterKind.inprocess:
         return [Bundle("process", 1, 0)]
+    if shares_gpus(config):
+        cpus = learner.cpus_per_rank + rollout.cpus_per_worker / parts(config)
+        return [*[Bundle(SHARED, cpus, 1)] * learner.world_size, Bundle("verifier", 1, 0)]
     ranks = [Bundle("learner", learner.cpus_per_rank, learner.gpus_per_rank)] * learner.world_size
     engines = [Bundle("rollout", rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers
     return [*ranks, *engines, Bundle("verifier", 1, 0)]
+
+
+def places_on(config: Config, machines: Sequence[Machine]) -> list[Placement] | str:
+    """Place the actors of the run as ``actors/roles.py`` does, or say what is missing."""
+    found = place(bundles(config), machines, spread=frozenset({"rollout"}))
+    if isinstance(found, str) or not shares_gpus(config):
+        return found
+    seats = [where for where in found if where.role == SHARED]
+    shared = share(seats, config.rollout.num_workers, parts(config))
+    return shared if isinstance(shared, str) else [*shared, *(where for where in found if where.role != SHARED)]

@@ -9,7 +9,9 @@ n tokens with the weights; it takes the longer of the two, OVERHEAD, and the dev
 step is over before its longest response is. Derived training. 2 FLOP for each parameter and token in a forward pass,
 4 in a backward pass, causal attention over half the sequence; forward passes beside the update's own as
 ``learner/updates.py`` makes them; the output head over response tokens, its logits twice. Weights are gathered for
-each pass behind the arithmetic; the optimiser comes after. Derived publishing: the link, then a digest on one core.
+each pass behind the arithmetic; the optimiser comes after. Derived publishing: through host memory, the link and then a
+digest on one core. Between GPUs bucket by bucket: while ranks gather the next one, engines receive and load this one;
+both put it together and compute digests in their own memory, and calls to all of them go with each.
 """
 
 from __future__ import annotations
@@ -35,6 +37,10 @@ SEND_EFFICIENCY = 0.25
 """of a link's bytes while weights are gathered, sent and loaded"""
 DIGEST = 2.5e9
 """bytes a second that one process copies to the host and digests"""
+PASSES = 16
+"""times that the bytes of weights are read or written on each side between GPUs: put together, digested (11), loaded"""
+ROUND = 0.01
+"""seconds of the calls to ranks and engines for a bucket"""
 OVERHEAD = 0.004
 """seconds of a decode step, whatever is in it"""
 HOST_LINK = 25e9
@@ -121,9 +127,17 @@ def _decode_step(model: Architecture, device: Device, dtype: str, work: Work, pa
     return max(reading, computing) + OVERHEAD + slots * device.per_response
 
 
-def publish_rate(device: Device) -> float:
-    """GB of weights a second."""
-    return 1e-9 / (1 / (SEND_EFFICIENCY * device.link) + 1 / DIGEST)
+def publish_rate(
+    device: Device, *, between_gpus: bool, world_size: int, weight_bytes: int, bucket_bytes: int
+) -> float:
+    """GB of weights a second, from ``world_size`` ranks to engines."""
+    if not between_gpus:
+        return 1e-9 / (1 / (SEND_EFFICIENCY * device.link) + 1 / DIGEST)
+    moving = weight_bytes / (SEND_EFFICIENCY * device.link)
+    working = PASSES * weight_bytes / (DECODE_EFFICIENCY * device.bandwidth)
+    rounds = math.ceil(weight_bytes / bucket_bytes)
+    gathering = moving * (world_size - 1) / world_size + working  # at most what receiving takes, so behind it
+    return weight_bytes / 1e9 / (moving + working + gathering / rounds + rounds * ROUND)
 
 
 def rank_rate(

@@ -38,7 +38,6 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(learner_group, "inspect", inspect)
     monkeypatch.setattr(learner_group, "end", lambda process: None)
-    monkeypatch.setattr(learner_group, "remove_placement_group", lambda group: None)
     monkeypatch.setattr(learner_group.ray, "kill", lambda handle: None)
 
 
@@ -48,7 +47,7 @@ def group(
     async def form(size: int) -> Formation:
         if not room(size):
             raise NoRoom(f"no place for {size} ranks")
-        return Formation(list(ranks[:size]), SimpleNamespace())
+        return Formation(list(ranks[:size]), lambda: None)
 
     events = FakeEvents()
     rules = LearnerRules(2, least, Packing(2, 100, False), 5.0, 5.0, RestartRule(restarts, 100.0, 0.0))
@@ -79,7 +78,7 @@ async def test_an_engine_that_leaves_a_transfer_does_not_make_the_learner_lost()
     learner, _ = group(Rank({"advance": GLOO}), Rank({}))
     await learner.start()
     with pytest.raises(ComponentFailed):
-        await learner.advance(0, 5.0)
+        await learner.advance(0, [0], 5.0)
 
 
 async def test_it_comes_back_with_fewer_ranks_where_that_is_allowed_and_with_all_when_there_is_room_again() -> None:

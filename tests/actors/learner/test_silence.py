@@ -69,7 +69,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def started(*ranks: Rank) -> LearnerGroup:
     async def form(size: int) -> Formation:
-        return Formation(list(ranks), SimpleNamespace())
+        return Formation(list(ranks), lambda: None)
 
     rules = LearnerRules(len(ranks), 1, Packing(1, 100, False), SILENCE, START, RestartRule(1, 100.0, 0.0))
     learner = LearnerGroup(form, rules, FakeEvents())

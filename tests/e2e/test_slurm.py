@@ -1,0 +1,106 @@
+"""launch/slurm.sbatch on a real Slurm of two nodes: time limit, requeue, cancel, labels, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lpo_ray.telemetry.sinks import MetricsLog
+from tests.support.namespaces import wait_until
+from tests.support.slurm import Slurm, slurm
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
+NODES = {"n1": "10.198.0.11", "n2": "10.198.0.12"}
+OPTIONS = ("--nodes=2", "--gpus-per-node=0", "--time=60", "--signal=B:USR1@170")
+SMALL = (
+    "pipeline.groups_per_step=8", "sampling.group_size=4", "evaluation.num_prompts=0", "learner.world_size=1",
+    "rollout.kv_cache_gib=0.2", "verifier.num_processes=1", "checkpoint.every=1000",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Slurm]:
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: Ray's and munge's sockets lie in it
+    environment = {"PYTHONPATH": str(ROOT), "STOP_SECONDS": "120", "RAY_USAGE_STATS_ENABLED": "0"}
+    if cache := os.environ.get("LPO_RAY_CACHE"):
+        environment["LPO_RAY_CACHE"] = cache
+    try:
+        with slurm(folder, NODES, environment) as found:
+            if isinstance(found, str):
+                pytest.skip(found)
+            yield found
+    finally:
+        os.environ.get("KEEP") or shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(cluster: Slurm, policy: Path, name: str, steps: int, *more: str) -> int:
+    overrides = [f"run.name={name}", f"run.dir={cluster.folder}/runs", f"run.steps={steps}", f"model.path={policy}"]
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    return cluster.sbatch(SCRIPT, config, *overrides, *SMALL, *more, options=OPTIONS)
+
+
+def steps(folder: Path) -> int:
+    return len(MetricsLog(folder / "metrics.jsonl").read())
+
+
+def ray_processes(cluster: Slurm) -> list[str]:
+    said = cluster.machine.run("sh", "-c", "cat /proc/[0-9]*/comm")
+    return [name for name in said.stdout.split() if name in ("raylet", "gcs_server")]
+
+
+def test_a_run_lasts_longer_than_its_jobs(cluster: Slurm, tiny_policy: Path) -> None:
+    run = cluster.folder / "runs" / "limited"
+    job = submit(cluster, tiny_policy, "limited", 5000)
+    cluster.wait_for(job, {"RUNNING"}, 30)
+    token = cluster.folder / f".lpo-ray-{job}" / "token"
+    wait_until("three steps", lambda: steps(run) >= 3 or cluster.job(job)["JobState"] != "RUNNING", 240)
+    assert cluster.job(job)["JobState"] == "RUNNING", cluster.output(job)
+    assert token.stat().st_mode & 0o777 == 0o600
+
+    # Slurm's own signal: the limit comes near
+    hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
+    limit = f"TimeLimit={hours * 60 + minutes + 3}"
+    assert cluster.machine.run("scontrol", "update", f"JobId={job}", limit).returncode == 0
+    wait_until("queued again", lambda: cluster.job(job)["Restarts"] == "1", 240)
+    saved = steps(run)
+    said = cluster.output(job)
+    assert "slurm.sbatch: the time limit is near; limited ends its update and writes a checkpoint" in said
+    assert "limited has ended: STOPPED" in said
+    assert (run / "checkpoints" / f"step_{saved:06d}").is_dir()
+    assert not token.exists()
+
+    # it goes on where it was, on the nodes of its roles
+    cluster.machine.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    wait_until("the resume", lambda: f"resumed after step {saved}" in cluster.output(job), 240)
+    wait_until("steps after it", lambda: steps(run) > saved, 60)
+    roles = {"learner learner-rank-0": "n1", "rollout rollout-worker-0": "n2"}
+    for role, node in roles.items():
+        placed = re.findall(rf"info {role} \d+ .*is up on ([\d.]+)", cluster.output(job))
+        assert len(placed) == 2 and set(placed) == {NODES[node]}, cluster.output(job)
+    assert cluster.machine.run("scancel", str(job)).returncode == 0
+    cluster.wait_for(job, {"CANCELLED"}, 90)
+    wait_until("the end of Ray", lambda: not ray_processes(cluster), 60)
+
+    # another job of the same command brings it to its end
+    last = steps(run) + 2
+    final = submit(cluster, tiny_policy, "limited", last)
+    ended = cluster.wait_for(final, {"COMPLETED", "FAILED"}, 300)
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), cluster.output(final)
+    assert steps(run) == last
+    assert ray_processes(cluster) == []
+
+
+def test_a_run_that_fails_is_a_job_that_fails(cluster: Slurm, tiny_policy: Path) -> None:
+    job = submit(cluster, tiny_policy, "too-large", 2, "rollout.cpus_per_worker=6")
+    ended = cluster.wait_for(job, {"FAILED", "COMPLETED"}, 240)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), cluster.output(job)
+    assert "NoRoom: the cluster has no room: rollout asks for 1 x (6 CPU)" in cluster.output(job)
+    wait_until("the end of Ray", lambda: not ray_processes(cluster), 60)
