@@ -6,6 +6,7 @@ a RunSpec or a Config.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import yaml
 
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
+from lpo_ray.config.engine import engine_processes, is_asynchronous, memory_utilization
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.learner.packing import Packing
@@ -23,6 +25,7 @@ from lpo_ray.policy.proof_limits import FILE, ProofLimits, is_mixture, open_limi
 from lpo_ray.policy.weights_proof import ROWS, probe_sequences
 from lpo_ray.records import Sampling
 from lpo_ray.rollout.autoscale import AutoscaleRule
+from lpo_ray.rollout.engine_settings import EngineSettings
 from lpo_ray.rollout.pool import PoolSettings
 from lpo_ray.run.evaluator import EvaluationSettings
 from lpo_ray.run.recorder import RecorderSettings
@@ -66,12 +69,13 @@ def proof_limits(spec: RunSpec, model_path: str, tensors: Iterable[str]) -> Proo
     config, prompts = spec.config, first_usable(spec.source(spec.tokenizer(model_path)), ROWS)
     learner, rollout = config.learner, config.rollout
     limits = ProofLimits(
-        probe_sequences([prompt.token_ids for prompt in prompts], spec.context),
+        probe_sequences([prompt.token_ids for prompt in prompts], spec.max_model_len),
         config.transport.tolerance,
         arithmetic={
             "model.dtype": config.model.dtype,
             "rollout.dtype": rollout.dtype,
             "rollout.tensor_parallel_size": rollout.tensor_parallel_size,
+            "rollout.engine_args": json.dumps(rollout.engine_args, sort_keys=True, default=str),
             "learner.attention": learner.attention.value,
             "learner on": "gpu" if learner.gpus_per_rank else "cpu",
             "rollout on": "gpu" if rollout.gpus_per_worker else "cpu",
@@ -80,6 +84,28 @@ def proof_limits(spec: RunSpec, model_path: str, tensors: Iterable[str]) -> Proo
         mixture=is_mixture(tensors),
     )
     return open_limits(spec.run_dir / FILE, limits)
+
+
+def engine_settings(spec: RunSpec, model_path: str) -> EngineSettings:
+    """Settings of each engine. On GPUs it runs with CUDA graphs, unless told otherwise."""
+    config, rollout = spec.config, spec.config.rollout
+    on_cpu = not rollout.gpus_per_worker
+    return EngineSettings(
+        model_path=model_path,
+        dtype=rollout.dtype,
+        max_model_len=spec.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        num_processes=engine_processes(rollout),
+        gpu_memory_utilization=memory_utilization(rollout),
+        enforce_eager=on_cpu if rollout.enforce_eager is None else rollout.enforce_eager,
+        asynchronous=is_asynchronous(rollout),
+        on_cpu=on_cpu,
+        kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
+        inflight=config.pipeline.inflight,
+        trust_remote_code=config.model.trust_remote_code,
+        extra=dict(rollout.engine_args),
+    )
 
 
 def restart_rule(spec: RunSpec) -> RestartRule:

@@ -25,7 +25,7 @@ from lpo_ray.policy.proof_limits import ProofLimits, is_mixture, open_limits
 from lpo_ray.policy.tensor_digest import tensor_digest
 from lpo_ray.policy.weights import Bucket
 from lpo_ray.policy.weights_proof import probe_sequences
-from lpo_ray.run.settings import learner_settings
+from lpo_ray.run.settings import engine_settings, learner_settings
 from lpo_ray.run.spec import RunSpec
 from tests.support.clusters import on_cluster
 from tests.support.fakes import FakeEvents
@@ -81,8 +81,8 @@ class Reusable:
         for member in pool.members:
             member.worker.kill()
         spec = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        places, transport = self.cluster.layout.engines, TRANSPORTS["shared_memory"]
-        pool._spawn = rollout_spawner(spec.config, str(path), spec.context, transport, places, FakeEvents())
+        engine, places = engine_settings(spec, str(path)), self.cluster.layout.engines
+        pool._spawn = rollout_spawner(spec.config, engine, TRANSPORTS["shared_memory"], places, FakeEvents())
         await asyncio.gather(pool.start(), learner.load())
         self.baseline = path / "proof.json"
 
@@ -97,7 +97,7 @@ class Reusable:
             mixture=is_mixture(tensor.name for tensor in manifest.tensors),
         )
         settings = DeliverySettings(
-            transport, open_limits(self.baseline, fresh), folder_is_version_0=True, processes_per_engine=1,
+            transport, proof=open_limits(self.baseline, fresh), folder_is_version_0=True, processes_per_engine=1,
             prepare_seconds=30, join_seconds=30, transfer_seconds=30,
         )  # fmt: skip
         publisher = Publisher(cluster.learner, cluster.rollout, settings)
