@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import ray
 from ray.actor import ActorProxy
 from typing_extensions import override
@@ -37,6 +36,7 @@ from lpo_ray.interfaces import Events, Learner
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.policy.weights import Manifest
+from lpo_ray.policy.weights_proof import compare
 from lpo_ray.records import (
     Anchor,
     BusyWorker,
@@ -151,14 +151,17 @@ class LearnerGroup(Learner):
         )
         return [row for number in range(len(forwards)) for row in by_rank[number % size][number // size]]
 
-    async def probe(self, bundles: Sequence[ScoringItem]) -> list[FloatArray]:
-        """Compute the log-probs that every engine must agree with. All ranks gather the same weights, so all must find
-        the same; raises WeightsNotProved if one does not.
+    async def probe(self, bundles: Sequence[ScoringItem], typical: float = 0.0) -> list[FloatArray]:
+        """Compute the log-probs that every engine must agree with, [T-1] for each bundle. All ranks gather the same
+        weights, so they must find the same but for ``typical`` nats of rounding, as devices of several kinds do.
+        Raises WeightsNotProved if one does not.
         """
         by_rank = await self._all("compute the probe", lambda rank: self.ranks[rank].probe.remote(bundles))
         for rank, other in enumerate(by_rank[1:], start=1):
-            if not all(np.array_equal(a, b) for a, b in zip(by_rank[0], other, strict=True)):
-                raise WeightsNotProved(self.names[rank], "current", float("nan"), 0.0, "it differs from rank 0")
+            found = compare(by_rank[0], other).typical if other else 0.0
+            if not found <= typical:
+                why = "its log-probs of the probe are not rank 0's: the ranks gather different weights"
+                raise WeightsNotProved(self.names[rank], "current", found, typical, why)
         return by_rank[0]
 
     @override

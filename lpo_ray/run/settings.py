@@ -6,6 +6,8 @@ a RunSpec or a Config.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -19,6 +21,8 @@ from lpo_ray.learner.packing import Packing
 from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings, offloads
 from lpo_ray.learner.targets import StaleRule, TargetRule
 from lpo_ray.objective import UNANCHORED
+from lpo_ray.policy.proof_limits import FILE, ProofLimits, is_mixture, open_limits
+from lpo_ray.policy.weights_proof import ROWS, probe_sequences
 from lpo_ray.records import Sampling
 from lpo_ray.rollout.autoscale import AutoscaleRule
 from lpo_ray.rollout.engine_settings import EngineSettings
@@ -26,6 +30,7 @@ from lpo_ray.rollout.pool import PoolSettings
 from lpo_ray.run.evaluator import EvaluationSettings
 from lpo_ray.run.recorder import RecorderSettings
 from lpo_ray.run.spec import RunSpec
+from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.training.checkpoint import CheckpointRules
 from lpo_ray.training.group_selection import SelectionSettings
@@ -57,6 +62,28 @@ def pool_settings(spec: RunSpec) -> PoolSettings:
         slots=2 * rollout.max_num_seqs,
         restarts=restart_rule(spec),
     )
+
+
+def proof_limits(spec: RunSpec, model_path: str, tensors: Iterable[str]) -> ProofLimits:
+    """Limits of the proof of weights whose ``tensors`` have these names, with the run's baseline if it has one."""
+    config, prompts = spec.config, first_usable(spec.source(spec.tokenizer(model_path)), ROWS)
+    learner, rollout = config.learner, config.rollout
+    limits = ProofLimits(
+        probe_sequences([prompt.token_ids for prompt in prompts], spec.max_model_len),
+        config.transport.tolerance,
+        arithmetic={
+            "model.dtype": config.model.dtype,
+            "rollout.dtype": rollout.dtype,
+            "rollout.tensor_parallel_size": rollout.tensor_parallel_size,
+            "rollout.engine_args": json.dumps(rollout.engine_args, sort_keys=True, default=str),
+            "learner.attention": learner.attention.value,
+            "learner on": "gpu" if learner.gpus_per_rank else "cpu",
+            "rollout on": "gpu" if rollout.gpus_per_worker else "cpu",
+        },
+        full=config.model.dtype == rollout.dtype == "float32",
+        mixture=is_mixture(tensors),
+    )
+    return open_limits(spec.run_dir / FILE, limits)
 
 
 def engine_settings(spec: RunSpec, model_path: str) -> EngineSettings:

@@ -124,7 +124,7 @@ class TransportConfig:
     """gathered and sent at once; null: 1024 between GPUs, else 64. Each side needs memory for two or three buckets (of
     the largest tensor, if that is larger)"""
     tolerance: float | None = None
-    """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
+    """largest log-prob difference of the probe, in nats; null: relative to what equal weights differ by at the start"""
     prepare_seconds: float = 60.0
     """time for the engines to stop decoding (those that end what they decode first: without a token); half of it where
     there are several
