@@ -231,7 +231,7 @@ def simulate(config: Config, engines: int) -> SimulationResult:
         pipeline=dataclasses.replace(pipeline, groups_per_step=per_update * pipeline.updates_per_step),
         learner=dataclasses.replace(config.learner, world_size=world_size),
     )
-    spec = RunSpec(config, Path(), None, config.sampling.max_tokens + PROMPT_TOKENS, "", 0.0)
+    spec = RunSpec(config, Path(), None, config.sampling.max_tokens + PROMPT_TOKENS, "")
     hardware = Hardware(
         mean_tokens=sim.mean_tokens,
         length_variation=sim.length_variation,
