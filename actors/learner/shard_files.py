@@ -65,7 +65,7 @@ def write_runs(
             assert name == other
             for part in PARTS:
                 run = tensors[part].detach().flatten()[:size]
-                out.write(memoryview(run.to("cpu", torch.float32).contiguous().numpy()).cast("B") if size else b"")
+                run.to("cpu", torch.float32).contiguous().numpy().tofile(out)
 
 
 class _File(Protocol):

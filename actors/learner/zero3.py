@@ -90,7 +90,7 @@ class _Sharder:
     def __init__(self, config: Mapping[str, Any], dtype: torch.dtype, count: Callable[[], None]) -> None:
         self._config, self._dtype, self._count = dict(config), dtype, count
         self._first: Any = None
-        self.device = torch.device(get_accelerator().current_device_name())
+        self.device = torch.device(get_accelerator().current_device_name())  # pyright: ignore[reportOptionalMemberAccess]
 
     def take(self, parameters: Sequence[nn.Parameter]) -> None:
         """Cast the parameters as DeepSpeed casts a whole model, take rank 0's values, and keep this rank's runs."""

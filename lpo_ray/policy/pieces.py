@@ -28,6 +28,8 @@ from transformers.utils import logging
 
 Take = Callable[[Sequence[nn.Parameter]], None]
 """keeps a share of parameters in the place of the whole"""
+LOADER = "_load_pretrained_model"
+"""method of transformers' models that reads all weights, of which ``in_pieces`` takes the place"""
 PIECE_ELEMENTS = 1 << 25
 """of the weights that are read at once; a tensor that has more, or several that are made into one, come alone"""
 
@@ -42,13 +44,13 @@ def in_pieces(take: Take) -> Iterator[None]:
     def load(model: PreTrainedModel, _: object, files: Sequence[str], how: LoadStateDictConfig, *__: object) -> Any:  # noqa: ANN401 - transformers' own
         return _load(model, _opened(files, how), how, take), None
 
-    before, bars = PreTrainedModel.__dict__["_load_pretrained_model"], logging.is_progress_bar_enabled()
-    PreTrainedModel._load_pretrained_model = staticmethod(load)
+    before, bars = PreTrainedModel.__dict__[LOADER], logging.is_progress_bar_enabled()
+    setattr(PreTrainedModel, LOADER, staticmethod(load))
     logging.disable_progress_bar()  # there would be one for each piece
     try:
         yield
     finally:
-        PreTrainedModel._load_pretrained_model = before
+        setattr(PreTrainedModel, LOADER, before)
         if bars:
             logging.enable_progress_bar()
 

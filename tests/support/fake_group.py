@@ -84,11 +84,12 @@ def main(world_size: int, *, large: bool) -> dict[str, Any]:
         scores = score_bundles(policy, bundles, 1.0)
         policy.backward(scores.logprobs.nan_to_num().sum() * 0)
         found.append({"calls": dict(count), "bytes": dict(sent)})
+    engine: Any = policy.engine
     return {
         "parameters": size,
         "micro_batches": found,
-        "gradient_dtype": str(policy.engine.optimizer.gradient_accumulation_dtype),
-        "communication_dtype": str(policy.engine.communication_data_type),
+        "gradient_dtype": str(engine.optimizer.gradient_accumulation_dtype),
+        "communication_dtype": str(engine.communication_data_type),
     }
 
 

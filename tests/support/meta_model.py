@@ -37,7 +37,7 @@ def build(name: str) -> PreTrainedModel:
     """A Qwen3 of that size, in bfloat16."""
     with torch.device("meta"):
         if name == "30B-A3B":
-            model: PreTrainedModel = Qwen3MoeForCausalLM(Qwen3MoeConfig(**MIXTURE, **COMMON))
+            model: Any = Qwen3MoeForCausalLM(Qwen3MoeConfig(**MIXTURE, **COMMON))
         else:
             model = Qwen3ForCausalLM(Qwen3Config(**DENSE[name], **COMMON))
     return model.to(torch.bfloat16)
