@@ -30,6 +30,7 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import LpoRayError
 from lpo_ray.learner.packing import Packing
+from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
@@ -241,9 +242,10 @@ class Site:
         )
         self.reform(self.rank)
         settings = DeliverySettings(
-            TRANSPORTS[self._kind], processes_per_engine=processes, probe=PROBE, tolerance=1e-3,
-            folder_is_version_0=False, prepare_seconds=PREPARE, transfer_seconds=TRANSFER,
-            **({"join_seconds": JOIN} if "join_seconds" in DeliverySettings.__dataclass_fields__ else {}),
+            TRANSPORTS[self._kind], processes_per_engine=processes, folder_is_version_0=False,
+            proof=ProofLimits(PROBE, None, {}, full=True, mixture=False),
+            prepare_seconds=PREPARE, transfer_seconds=TRANSFER,
+            join_seconds=JOIN,
         )  # fmt: skip
         self.publisher = Publisher(self.learner, self.pool, settings)
         self.engines: list[Engine] = []
