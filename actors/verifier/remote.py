@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
 
+import ray
 from ray.actor import ActorProxy
 from typing_extensions import override
 
 from actors.runtime.remote_calls import call, call_each
+from actors.runtime.start_watch import StartWatch
 from actors.runtime.supervised import RestartableActor
 from actors.verifier.service import VerifierService
 from lpo_ray.common.restart_budget import RestartRule
@@ -18,6 +21,8 @@ from lpo_ray.errors import LpoRayError
 from lpo_ray.interfaces import Events, Verifier
 from lpo_ray.records import BusyWorker, Key, PromptGroup, ScoredGroup
 
+STORED = 100 * 1024
+"""bytes of an argument from which on Ray puts it into its store"""
 RESIZE_SECONDS = 120.0
 """for the service to make a pool of another size"""
 
@@ -30,6 +35,7 @@ class RemoteVerifier(Verifier):
         make: Callable[[int], ActorProxy[VerifierService]],
         num_processes: int,
         silence_seconds: float,
+        starts: StartWatch,
         start_seconds: float,
         rule: RestartRule,
         events: Events,
@@ -43,7 +49,7 @@ class RemoteVerifier(Verifier):
         """groups that are being scored -> since when, in unix seconds"""
         self.service = RestartableActor(
             "verifier service", lambda: make(self.num_processes), lambda actor: actor.start.remote(), rule, events,
-            start_seconds,
+            starts, start_seconds,
         )  # fmt: skip
 
     @override
@@ -52,8 +58,10 @@ class RemoteVerifier(Verifier):
         what = f"score {group.prompt.prompt_id}"
         self.groups[group.key] = time.time()
         try:
+            # What Ray would copy into its store anyway, a thread does: the loop goes on meanwhile.
+            sent = group if group.num_bytes < STORED else await asyncio.to_thread(ray.put, group)
             scores = await self.service.call(
-                lambda actor: actor.score.remote(group), what, watch=self._watch, name=group.key
+                lambda actor: actor.score.remote(sent), what, watch=self._watch, name=group.key
             )
             return ScoredGroup(group, *scores)
         finally:
