@@ -127,8 +127,9 @@ def test_what_runs_programs_and_holds_files_under_another_minor_version(version:
     lock = (ROOT / "requirements-cpu.lock").read_text().splitlines()
     wanted = [line for line in lock if line.partition("==")[0].lower() in WITHOUT_STACK]
     assert len(wanted) == len(WITHOUT_STACK)
-    python = tmp_path / "bin" / "python"
-    made = run(version, "-m", "venv", str(tmp_path))
+    folder = tmp_path / "environment"  # which others may read, as tmp_path may not: programs run as another user
+    python = folder / "bin" / "python"
+    made = run(version, "-m", "venv", str(folder))
     assert made.returncode == 0, made.stderr
     pip = [python, "-m", "pip", "install", "--quiet", "--progress-bar=off", *wanted]
     installed = subprocess.run(pip, capture_output=True, text=True, timeout=250, check=False)
