@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -157,6 +158,43 @@ def test_compose_reads_every_combination(engine: Docker, more: list[str]) -> Non
     files = [f"--file={ROOT}/docker/{name}.yaml" for name in ("compose", *(f"compose.{kind}" for kind in more))]
     read = yaml.safe_load(engine.done("compose", *files, "config", cwd=ROOT))
     assert set(read["services"]) == {"head", "learner", "rollout-0", "rollout-1", "verifier"}
+
+
+def test_compose_makes_containers_as_its_files_say(image: Docker, folder: Path) -> None:
+    token = folder / "made.token"
+    token.write_text("0" * 64)
+    settings = folder / "made.env"
+    settings.write_text(f"RAY_TOKEN_FILE={token}\nLPO_RAY_SHM=1gb\nLPO_RAY_IMAGE={IMAGE}\n")
+    files = [f"--file={ROOT}/docker/{name}.yaml" for name in ("compose", "compose.gpu", "compose.sandbox")]
+    command = ["compose", f"--env-file={settings}", "--project-name=made", *files]
+    try:
+        image.done(*command, "create", timeout=200, cwd=ROOT)
+        made = {}
+        for service in ("head", "learner", "rollout-0", "rollout-1", "verifier"):
+            inspected = image.done("inspect", "--format={{json .HostConfig}}", f"made-{service}-1")
+            made[service] = json.loads(inspected)
+    finally:
+        image.done(*command, "down", "--volumes", timeout=200, cwd=ROOT)
+    assert {config["ShmSize"] for config in made.values()} == {2**30}
+    assert {tuple(config["CapDrop"]) for config in made.values()} == {("ALL",)}
+    assert all("no-new-privileges:true" in config["SecurityOpt"] for config in made.values())
+    opened = {name for name, config in made.items() if "seccomp:unconfined" in config["SecurityOpt"]}
+    assert opened == {"verifier"}
+    unlimited = {name for name, config in made.items() if config["Ulimits"]}
+    assert unlimited == {"learner", "rollout-0", "rollout-1"}
+    limits = {limit["Name"]: limit["Hard"] for limit in made["learner"]["Ulimits"]}
+    assert limits["memlock"] == -1
+    assert {name for name, config in made.items() if config["DeviceRequests"]} == unlimited
+
+
+def test_a_container_has_its_shared_memory_and_descriptors_and_wants_a_token(image: Docker, folder: Path) -> None:
+    asked = "df --output=size -B1 /dev/shm | tail -n 1; ulimit -Sn; ulimit -Hn"
+    shared, soft, hard = once(image, folder, "sh", "-c", asked).stdout.split()[-3:]
+    assert int(shared) == 2 * 2**30
+    assert int(soft) == min(65536, int(hard))  # the entrypoint raises it
+    refused = once(image, folder, "head")
+    assert refused.returncode == 2
+    assert "the token file /home/lpo/.ray/auth_token is missing" in refused.stdout
 
 
 @pytest.fixture

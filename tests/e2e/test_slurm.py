@@ -1,4 +1,6 @@
-"""launch/slurm.sbatch on a real Slurm of two nodes: time limit, requeue, cancel, labels, exit codes."""
+"""launch/slurm.sbatch on a real Slurm of two nodes: time limit, requeue, cancel, labels, exit codes. What is Slurm's
+alone is tried with stand-ins for Ray and lpo-ray.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lpo_ray.telemetry.sinks import MetricsLog
+from tests.launch.tools import Tools
 from tests.support.namespaces import wait_until
 from tests.support.slurm import Slurm, slurm
 
@@ -20,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
 NODES = {"n1": "10.198.0.11", "n2": "10.198.0.12"}
 OPTIONS = ("--nodes=2", "--gpus-per-node=0", "--time=60", "--signal=B:USR1@170")
+NODE_SECONDS = 4321
 SMALL = (
     "pipeline.groups_per_step=8", "sampling.group_size=4", "evaluation.num_prompts=0", "learner.world_size=1",
     "rollout.kv_cache_gib=0.2", "verifier.num_processes=1", "checkpoint.every=1000",
@@ -54,6 +58,56 @@ def steps(folder: Path) -> int:
 def ray_processes(cluster: Slurm) -> list[str]:
     said = cluster.machine.run("sh", "-c", "cat /proc/[0-9]*/comm")
     return [name for name in said.stdout.split() if name in ("raylet", "gcs_server")]
+
+
+@pytest.fixture
+def stand_ins(cluster: Slurm) -> Path:
+    """A folder to submit in, whose Ray starts nothing, and whose run does what the file "then" says."""
+    folder = Path(tempfile.mkdtemp(dir=cluster.folder))
+    tools = Tools.make(folder / ".venv")
+    tools.add("ray", f'echo "Ray runtime started."\nexec sleep {NODE_SECONDS}')
+    submit = 'echo "mine is job x of http://127.0.0.1:8265; its folder there: /runs/x"; exit'
+    tools.add("lpo-ray", f'[[ "$1" != submit ]] || {{ {submit}; }}\ntouch "{folder}/$1"\n. "{folder}/then"')
+    (folder / "config.yaml").write_text("run: {name: mine}\n")
+    return folder
+
+
+def nodes_left(cluster: Slurm) -> int:
+    said = cluster.machine.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    return said.stdout.count(f"sleep {NODE_SECONDS}")
+
+
+@pytest.mark.parametrize(("status", "state"), [(0, "COMPLETED"), (3, "FAILED")])
+def test_a_job_ends_as_its_run_does(cluster: Slurm, stand_ins: Path, status: int, state: str) -> None:
+    (stand_ins / "then").write_text(f"exit {status}\n")
+    job = cluster.sbatch(SCRIPT, "config.yaml", options=OPTIONS, submitted_in=stand_ins)
+    ended = cluster.wait_for(job, {"COMPLETED", "FAILED"}, 90)
+    assert (ended["JobState"], ended["ExitCode"]) == (state, f"{status}:0"), cluster.output(job)
+    wait_until("the end of its nodes", lambda: nodes_left(cluster) == 0, 30)
+    assert not (stand_ins / f".lpo-ray-{job}" / "token").exists()
+
+
+def test_a_job_that_is_cancelled_leaves_nothing_and_is_not_queued_again(cluster: Slurm, stand_ins: Path) -> None:
+    (stand_ins / "then").write_text("exec sleep 300\n")
+    job = cluster.sbatch(SCRIPT, "config.yaml", options=OPTIONS, submitted_in=stand_ins)
+    wait_until("the run", (stand_ins / "logs").exists, 90)
+    assert nodes_left(cluster) > 0
+    assert cluster.machine.run("scancel", str(job)).returncode == 0
+    ended = cluster.wait_for(job, {"CANCELLED"}, 90)
+    assert ended["Restarts"] == "0"
+    wait_until("the end of its nodes", lambda: nodes_left(cluster) == 0, 60)
+
+
+def test_a_run_that_ignores_its_stop_is_queued_again_all_the_same(cluster: Slurm, stand_ins: Path) -> None:
+    (stand_ins / "then").write_text("exec sleep 300\n")
+    (stand_ins / "again").write_text("exit 0\n")
+    options = (*OPTIONS[:2], "--time=3", "--signal=B:USR1@170", "--export=ALL,STOP_SECONDS=5")
+    job = cluster.sbatch(SCRIPT, "config.yaml", options=options, submitted_in=stand_ins)
+    wait_until("Slurm's signal", (stand_ins / "stop").exists, 150)
+    (stand_ins / "again").rename(stand_ins / "then")
+    ended = cluster.wait_for(job, {"COMPLETED", "FAILED"}, 150)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), cluster.output(job)
+    assert "mine did not end within 5 s; it goes on from its last checkpoint" in cluster.output(job)
 
 
 def test_a_run_lasts_longer_than_its_jobs(cluster: Slurm, tiny_policy: Path) -> None:

@@ -56,10 +56,18 @@ class Slurm:
     machine: Inside
     folder: Path
 
-    def sbatch(self, script: Path, *arguments: str, options: tuple[str, ...] = ()) -> int:
-        """Queue a job from the folder; its number. Its output goes to ``out-NUMBER``."""
+    def sbatch(
+        self, script: Path, *arguments: str, options: tuple[str, ...] = (), submitted_in: Path | None = None
+    ) -> int:
+        """Queue a job, from the cluster's folder if no other is given; its number. Its output goes to out-NUMBER."""
         said = self.machine.run(
-            "sbatch", "--parsable", f"--output={self.folder}/out-%j", *options, script, *arguments, cwd=self.folder
+            "sbatch",
+            "--parsable",
+            f"--output={self.folder}/out-%j",
+            *options,
+            script,
+            *arguments,
+            cwd=submitted_in or self.folder,
         )
         assert said.returncode == 0, said.stdout
         return int(said.stdout.split()[-1])
