@@ -229,7 +229,7 @@ class Site:
         self.rank = Rank(self.policy)
         self.learner = LearnerGroup(
             None,  # type: ignore[arg-type]
-            LearnerRules(1, 1, Packing(1, 100, False), 30.0, 30.0, RestartRule(0, 100.0, 0.0)),
+            LearnerRules(1, 1, Packing(1, 100, False), 30.0, 30.0, 30.0, RestartRule(0, 100.0, 0.0)),
             FakeEvents(),
         )
         self.reform(self.rank)
