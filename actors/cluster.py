@@ -42,12 +42,12 @@ from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
 from lpo_ray.policy.weights import bucket_bytes
-from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
 from lpo_ray.run import settings
 from lpo_ray.run.builds import check_builds, vllm_build
+from lpo_ray.run.object_store import object_store_bytes, room_here
 from lpo_ray.run.ray_needs import check_needs
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.log import LogLine
@@ -170,7 +170,7 @@ def connect(config: Config) -> None:
         address="local",  # without it Ray joins whatever cluster it finds on this machine
         num_cpus=max(int(wanted + 0.999), os.cpu_count() or 1),
         include_dashboard=False,
-        object_store_memory=int(config.cluster.object_store_gib * 2**30),
+        object_store_memory=object_store_bytes(config, room_here()),
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
@@ -355,13 +355,13 @@ async def _publisher(
     delivery = DeliverySettings(
         transport,
         processes_per_engine=engine_processes(spec.config.rollout),
-        probe=probe_sequences(len(spec.tokenizer(model_path)), spec.max_model_len),
-        tolerance=spec.tolerance,
+        proof=settings.proof_limits(spec, model_path, (tensor.name for tensor in learner.manifest.tensors)),
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
         prepare_seconds=spec.config.transport.prepare_seconds,
         join_seconds=spec.config.transport.join_seconds,
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
     publisher = Publisher(learner, rollout, delivery)
+    await publisher.measure()
     rollout.admit = publisher.admit
     return publisher

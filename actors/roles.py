@@ -6,7 +6,7 @@ Actor classes are plain classes; ``ray.remote`` is applied here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -33,7 +33,7 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.engine import engine_processes, shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.interfaces import Events
-from lpo_ray.learner.settings import LearnerSettings
+from lpo_ray.learner.settings import LearnerSettings, offload_device
 from lpo_ray.learner.targets import TargetRule
 from lpo_ray.rollout.engine_settings import EngineSettings
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
@@ -140,7 +140,6 @@ def learner_group(
 ) -> LearnerGroup:
     """Make the learner of all ranks; not started."""
     learner = config.learner
-    offload = learner.zero.get("offload_param", {})
     rules = LearnerRules(
         learner.world_size,
         learner.world_size if learner.min_world_size is None else learner.min_world_size,
@@ -149,9 +148,9 @@ def learner_group(
         config.supervision.start_seconds,
         config.supervision.start_silence_seconds,
         restarts,
-        shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
+        shards_on_disk=offload_device(learner.deepspeed, "offload_param") == "nvme",
     )
-    environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(settings.model_path)}
+    environment = {"OMP_NUM_THREADS": str(settings.threads or 1), **_offline(settings.model_path)}
     environment |= {"DS_ACCELERATOR": "cuda"} if settings.on_gpu else {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
     actor = _watched(LearnerWorker)
 

@@ -7,13 +7,14 @@ component fails.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
+    AfterGroup,
     Anchor,
     BusyWorker,
     FloatArray,
@@ -159,6 +160,18 @@ class Observer(Protocol):
 
     def left_out(self, prompt_id: str, reason: str) -> None:
         """Report a prompt that is left out for good, and why."""
+        ...
+
+    async def learned(
+        self,
+        batch: TrainBatch,
+        targets: Sequence[TargetGroup],
+        report: StepReport,
+        after: Mapping[Key, AfterGroup],
+    ) -> None:
+        """Keep what a step's updates did to its groups. The step is committed once this returns, and may be computed
+        again before that.
+        """
         ...
 
     def step_done(self, record: StepRecord) -> None:

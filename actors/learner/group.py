@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import ray
 from ray.actor import ActorProxy
 from typing_extensions import override
@@ -37,8 +36,20 @@ from lpo_ray.interfaces import Events, Learner
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.policy.weights import Manifest
-from lpo_ray.records import Anchor, BusyWorker, FloatArray, Process, ScoredGroup, ScoringItem, StepReport, TrainBatch
+from lpo_ray.policy.weights_proof import compare
+from lpo_ray.records import (
+    Anchor,
+    BusyWorker,
+    FloatArray,
+    Process,
+    ScoredGroup,
+    ScoringItem,
+    StepReport,
+    TrainBatch,
+    for_one_rank,
+)
 
+S = TypeVar("S")
 T = TypeVar("T")
 LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "disterror",
              "distbackenderror", "distnetworkerror", "diststoreerror")  # fmt: skip
@@ -117,16 +128,18 @@ class LearnerGroup(Learner):
     @override
     async def log_ratios(self, groups: Sequence[ScoredGroup]) -> Anchor:
         # Groups are balanced over the ranks, and merged in their own order.
-        shares = ray.put(balance(groups, dataclasses.replace(self._rules.packing, world_size=self.world_size)))
-        parts = await self._all("log_ratios", lambda rank: self.ranks[rank].log_ratios.remote(shares))
+        packing = dataclasses.replace(self._rules.packing, world_size=self.world_size)
+        shares = await asyncio.to_thread(balance, groups, packing)
+        sent = await self._sent(lambda rank: for_one_rank(shares[rank]))
+        parts = await self._all("log_ratios", lambda rank: self.ranks[rank].log_ratios.remote(sent[rank]))
         return merge_log_ratios(groups, [found for part in parts for found in part])
 
     @override
     async def project(self, batch: TrainBatch) -> StepReport:
-        reference = ray.put(batch)  # into the object store once, where every rank reads it
+        sent = await self._sent(batch.for_rank)
         async with self.weights_lock:
             self.published = False
-            return merge_reports(await self._all("project", lambda rank: self.ranks[rank].project.remote(reference)))
+            return merge_reports(await self._all("project", lambda rank: self.ranks[rank].project.remote(sent[rank])))
 
     @override
     async def logprobs(self, forwards: Sequence[Sequence[ScoringItem]], temperature: float) -> list[FloatArray]:
@@ -138,14 +151,17 @@ class LearnerGroup(Learner):
         )
         return [row for number in range(len(forwards)) for row in by_rank[number % size][number // size]]
 
-    async def probe(self, bundles: Sequence[ScoringItem]) -> list[FloatArray]:
-        """Compute the log-probs that every engine must agree with. All ranks gather the same weights, so all must find
-        the same; raises WeightsNotProved if one does not.
+    async def probe(self, bundles: Sequence[ScoringItem], typical: float = 0.0) -> list[FloatArray]:
+        """Compute the log-probs that every engine must agree with, [T-1] for each bundle. All ranks gather the same
+        weights, so they must find the same but for ``typical`` nats of rounding, as devices of several kinds do.
+        Raises WeightsNotProved if one does not.
         """
         by_rank = await self._all("compute the probe", lambda rank: self.ranks[rank].probe.remote(bundles))
         for rank, other in enumerate(by_rank[1:], start=1):
-            if not all(np.array_equal(a, b) for a, b in zip(by_rank[0], other, strict=True)):
-                raise WeightsNotProved(self.names[rank], "current", float("nan"), 0.0, "it differs from rank 0")
+            found = compare(by_rank[0], other).typical if other else 0.0
+            if not found <= typical:
+                why = "its log-probs of the probe are not rank 0's: the ranks gather different weights"
+                raise WeightsNotProved(self.names[rank], "current", found, typical, why)
         return by_rank[0]
 
     @override
@@ -267,6 +283,10 @@ class LearnerGroup(Learner):
         references = [rank.start.remote(host, port, seconds) for rank in self.ranks]
         starting = self._starts.start(references, self.ranks, who=self.names, what="start", seconds=seconds)
         self.processes = await self._answers("start", references, starting)
+
+    async def _sent(self, share: Callable[[int], S]) -> list[ray.ObjectRef[S]]:
+        """Put each rank's share into the object store, in a thread: it copies gigabytes, and nothing waits for it."""
+        return [await asyncio.to_thread(lambda n: ray.put(share(n)), rank) for rank in range(self.world_size)]
 
     async def _all(
         self, what: str, remote: Callable[[int], ray.ObjectRef[T]], seconds: float | None = None, *, alone: bool = True

@@ -13,13 +13,11 @@ from actors.runtime.start_watch import Startable
 from actors.runtime.supervised import RestartableActor
 from lpo_ray import interfaces
 from lpo_ray.common.step_schedule import StepSchedule
-from lpo_ray.learner.targets import TargetRule, build_targets
-from lpo_ray.records import Anchor, BusyWorker, Process, ScoredGroup, TargetGroup
+from lpo_ray.learner.targets import TargetRule, Targets, check_anchor, compute_targets, numbers_of, with_targets
+from lpo_ray.records import Anchor, BusyWorker, FloatArray, Process, ScoredGroup, TargetGroup
 
 BUILD_SECONDS = 120.0
-"""for the targets of one step, beside moving its groups there and back"""
-SLOWEST = 20e6
-"""bytes of groups a second that any machine moves"""
+"""for the targets of one step"""
 
 
 class TargetBuilder(Startable):
@@ -33,9 +31,9 @@ class TargetBuilder(Startable):
         ship_log("target", "target builder")
         return current_process()
 
-    def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
-        """Build the targets of one step, in the order of ``groups``."""
-        return build_targets(groups, anchor, self._rule.at(step))
+    def build(self, rewards: Sequence[FloatArray], anchor: Sequence[FloatArray], step: int) -> Targets:
+        """Compute the targets of one step, whose groups have these rewards and s_t, [K] each."""
+        return compute_targets(rewards, anchor, self._rule.at(step))
 
 
 @dataclass(slots=True)
@@ -46,8 +44,11 @@ class RemoteTargetBuilder(interfaces.TargetBuilder):
 
     @override
     async def build(self, groups: Sequence[ScoredGroup], anchor: Anchor, step: int) -> list[TargetGroup]:
-        seconds = BUILD_SECONDS + sum(scored.group.num_bytes for scored in groups) / SLOWEST
-        return await self.builder.call(lambda actor: actor.build.remote(groups, anchor, step), "build", seconds)
+        # The groups stay here: their responses decide nothing.
+        check_anchor(groups, anchor)
+        numbers = numbers_of(groups, anchor)
+        found = await self.builder.call(lambda actor: actor.build.remote(*numbers, step), "build", BUILD_SECONDS)
+        return with_targets(groups, anchor, found)
 
     def busy(self) -> list[BusyWorker]:
         """Return the builder as the one at work, without asking whether it is."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
 
+import ray
 from ray.actor import ActorProxy
 from typing_extensions import override
 
@@ -19,6 +21,8 @@ from lpo_ray.errors import LpoRayError
 from lpo_ray.interfaces import Events, Verifier
 from lpo_ray.records import BusyWorker, Key, PromptGroup, ScoredGroup
 
+STORED = 100 * 1024
+"""bytes of an argument from which on Ray puts it into its store"""
 RESIZE_SECONDS = 120.0
 """for the service to make a pool of another size"""
 
@@ -54,8 +58,10 @@ class RemoteVerifier(Verifier):
         what = f"score {group.prompt.prompt_id}"
         self.groups[group.key] = time.time()
         try:
+            # What Ray would copy into its store anyway, a thread does: the loop goes on meanwhile.
+            sent = group if group.num_bytes < STORED else await asyncio.to_thread(ray.put, group)
             scores = await self.service.call(
-                lambda actor: actor.score.remote(group), what, watch=self._watch, name=group.key
+                lambda actor: actor.score.remote(sent), what, watch=self._watch, name=group.key
             )
             return ScoredGroup(group, *scores)
         finally:

@@ -69,7 +69,7 @@ def _carry_out(runs: Sequence[Run], folder: Path, parallel: int) -> list[RunFail
     async def launch(run: Named) -> None:
         assert isinstance(run, Run)
         arguments = ("train", str(folder / "config.yaml"), *run.overrides)
-        await LaunchedRun(arguments, logs / f"{run.name}.log", run.config.learner.threads).run(run.name)
+        await LaunchedRun(arguments, logs / f"{run.name}.log", run.config.learner.threads or 1).run(run.name)
 
     def on_end(run: Named, failure: RunFailed | None) -> None:
         nonlocal ended
@@ -80,7 +80,7 @@ def _carry_out(runs: Sequence[Run], folder: Path, parallel: int) -> list[RunFail
     async def all_of_them() -> list[RunFailed]:
         if left and left[0].config.model.path is None:  # once, not by every run at the same time
             warmup = LaunchedRun(
-                ("warmup", str(folder / "config.yaml")), logs / "warmup.log", left[0].config.learner.threads
+                ("warmup", str(folder / "config.yaml")), logs / "warmup.log", left[0].config.learner.threads or 1
             )
             await warmup.run("warmup")
         return await carry_out(left, launch, parallel, on_end)

@@ -55,8 +55,12 @@ def pack_step(
 def pack_update(targets: Sequence[TargetGroup], packing: Packing) -> Update:
     """Distribute one update's groups over the ranks, with the denominators of the whole update."""
     shares = balance(targets, packing)
+    pieces = (piece for share in shares for micro_batch in share for piece in micro_batch.pieces)
+    split = {piece.item.group.key: piece.item.anchor.log_ratio for piece in pieces if not piece.is_whole}
     return Update(
         shares,
+        split=split,
+        split_passes=max(sum(micro_batch.is_split for micro_batch in share) for share in shares),
         num_prompts=len(targets),
         num_tokens=sum(target.group.num_tokens for target in targets),
         tokens_by_rank=tuple(sum(packing.tokens(piece) for mb in share for piece in mb.pieces) for share in shares),

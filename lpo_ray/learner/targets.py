@@ -11,7 +11,7 @@ import torch
 
 from lpo_ray.objective import effective_sample_size, gibbs_target, target_temperature, temper
 from lpo_ray.objective.off_policy import SLACK
-from lpo_ray.records import Anchor, AnchorGroup, ScoredGroup, TargetGroup
+from lpo_ray.records import Anchor, AnchorGroup, FloatArray, ScoredGroup, TargetGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,44 +73,69 @@ class TargetRule:
     """multiplies tau, its floor included"""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """Targets of a step's groups, without the groups: in their order."""
+
+    log_target: tuple[FloatArray, ...]
+    """[K] of each"""
+    temperature: tuple[float, ...]
+    tempering: tuple[float, ...]
+
+
 def build_targets(groups: Sequence[ScoredGroup], anchor: Anchor, rule: TargetRule) -> list[TargetGroup]:
-    """Build w* = softmax(R/tau + s_t) of each group, in order. Unequal K are masked, K = 1 is a virtual group.
+    """Give each group its target, in order; see ``compute_targets``."""
+    check_anchor(groups, anchor)
+    return with_targets(groups, anchor, compute_targets(*numbers_of(groups, anchor), rule))
+
+
+def check_anchor(groups: Sequence[ScoredGroup], anchor: Anchor) -> None:
+    """Raise ValueError unless there is one anchor for each group."""
+    if len(groups) != len(anchor):
+        raise ValueError(f"{len(groups)} groups but {len(anchor)} anchors; expected one s_t of [K] for each group")
+
+
+def numbers_of(groups: Sequence[ScoredGroup], anchor: Anchor) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Return all of the groups that their targets depend on: rewards and s_t, [K] of each."""
+    return [scored.shaped for scored in groups], [s_t.log_ratio for s_t in anchor]
+
+
+def with_targets(groups: Sequence[ScoredGroup], anchor: Anchor, targets: Targets) -> list[TargetGroup]:
+    """Put groups, anchors and their targets together, in order."""
+    rows = zip(groups, targets.log_target, anchor, targets.temperature, targets.tempering, strict=True)
+    return [TargetGroup(*row) for row in rows]
+
+
+def compute_targets(rewards: Sequence[FloatArray], anchor: Sequence[FloatArray], rule: TargetRule) -> Targets:
+    """Compute w* = softmax(R/tau + s_t) of each group. Unequal K are masked, K = 1 is a virtual group.
 
     A tempered group has w* = softmax(R/tau + lambda s_t). It counts as sampled from pi_b^lambda pi_t^(1 - lambda), and
     the learner measures its log-ratios from there (``TargetGroup.offset``). Batch-wide statistics (batch_std, and the
     baseline of K = 1) are over exactly these groups.
     """
-    if len(groups) != len(anchor):
-        raise ValueError(f"{len(groups)} groups but {len(anchor)} anchors; expected one s_t of [K] for each group")
-    width = max(len(scored.rewards) for scored in groups)
-    rewards = torch.zeros(len(groups), width, dtype=torch.float64)
-    shift = torch.zeros_like(rewards)
-    mask = torch.zeros(len(groups), width, dtype=torch.bool)
-    for row, (scored, s_t) in enumerate(zip(groups, anchor, strict=True)):
-        size = len(scored.rewards)
-        rewards[row, :size] = torch.from_numpy(scored.shaped.astype("float64"))
-        shift[row, :size] = torch.from_numpy(s_t.log_ratio.astype("float64"))
+    sizes = [len(values) for values in rewards]
+    reward_PK = torch.zeros(len(sizes), max(sizes), dtype=torch.float64)
+    shift = torch.zeros_like(reward_PK)
+    mask = torch.zeros_like(reward_PK, dtype=torch.bool)
+    for row, (size, values, s_t) in enumerate(zip(sizes, rewards, anchor, strict=True)):
+        reward_PK[row, :size] = torch.from_numpy(values.astype("float64"))
+        shift[row, :size] = torch.from_numpy(s_t.astype("float64"))
         mask[row, :size] = True
-    tempering = torch.ones(len(groups), dtype=torch.float64)
+    tempering = torch.ones(len(sizes), dtype=torch.float64)
     if rule.stale.policy == "temper":
         tempering = temper(shift, rule.stale.min_ess * mask.sum(-1), mask=mask)
-    tau = target_temperature(rewards, rule.temperature, ddof=rule.ddof, floor=rule.floor, mask=mask) * rule.scale
-    log_target = gibbs_target(rewards, tau, tempering[:, None] * shift if rule.anchored else None, mask=mask)
+    tau = target_temperature(reward_PK, rule.temperature, ddof=rule.ddof, floor=rule.floor, mask=mask) * rule.scale
+    log_target = gibbs_target(reward_PK, tau, tempering[:, None] * shift if rule.anchored else None, mask=mask)
     single = mask.sum(1) == 1
     if single.any():
-        baseline, spread = _batch_statistics(rewards[mask], rule)
+        baseline, spread = _batch_statistics(reward_PK[mask], rule)
         tau = torch.where(single, spread, tau)
-        log_target[single, 0] = torch.nn.functional.logsigmoid((rewards[single, 0] - baseline) / spread)
-    return [
-        TargetGroup(
-            scored,
-            log_target[row, : len(scored.rewards)].float().numpy(),
-            anchor[row],
-            float(tau[row]),
-            float(tempering[row]),
-        )
-        for row, scored in enumerate(groups)
-    ]
+        log_target[single, 0] = torch.nn.functional.logsigmoid((reward_PK[single, 0] - baseline) / spread)
+    return Targets(
+        tuple(log_target[row, :size].float().numpy() for row, size in enumerate(sizes)),
+        tuple(tau.tolist()),
+        tuple(tempering.tolist()),
+    )
 
 
 def _batch_statistics(rewards: torch.Tensor, rule: TargetRule) -> tuple[torch.Tensor, torch.Tensor]:

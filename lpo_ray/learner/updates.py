@@ -177,21 +177,16 @@ def _split_log_ratios(
     At the first update the policy is still the anchor, so they are s_t. Later each rank scores its pieces, and the sum
     over ranks puts the groups together. Every rank runs as many forwards as the one with the most pieces.
     """
-    split = {
-        piece.item.group.key: piece.item
-        for share in update.shares
-        for micro_batch in share
-        for piece in micro_batch.pieces
-        if not piece.is_whole
-    }
+    split = update.split
     if not split:
         return {}, 0
     if number == 0:
-        return {key: torch.from_numpy(np.array(target.anchor.log_ratio)) for key, target in split.items()}, 0
-    offsets = dict(zip(split, np.cumsum([0, *(len(t.anchor) for t in split.values())]), strict=False))
-    values = torch.zeros(sum(len(target.anchor) for target in split.values()), dtype=torch.float64)
+        return {key: torch.from_numpy(np.array(log_ratio)) for key, log_ratio in split.items()}, 0
+    sizes = [len(log_ratio) for log_ratio in split.values()]
+    offsets = dict(zip(split, np.cumsum([0, *sizes]), strict=False))
+    values = torch.zeros(sum(sizes), dtype=torch.float64)
     mine = [index for index, micro_batch in enumerate(update.shares[rank]) if micro_batch.is_split]
-    passes = max(sum(micro_batch.is_split for micro_batch in share) for share in update.shares)
+    passes = update.split_passes
     with torch.no_grad():
         for turn in range(passes):
             index = mine[turn] if turn < len(mine) else -1
@@ -206,5 +201,4 @@ def _split_log_ratios(
                 if not piece.is_whole:
                     values[[int(offsets[piece.item.group.key]) + k for k in piece.responses]] = part.double().cpu()
     values = policy.sum_over_ranks(values)
-    sizes = [len(target.anchor) for target in split.values()]
     return dict(zip(split, values.split(sizes), strict=True)), passes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import cast
@@ -22,6 +23,7 @@ from lpo_ray.common.file_digests import digests, files_of
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.attention import SOFT_CAP
 from lpo_ray.policy.generation import check_generation_config, without_sampling
+from lpo_ray.policy.pieces import Take, in_pieces
 from lpo_ray.policy.whole import (
     check_decoder,
     check_loaded,
@@ -39,13 +41,14 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeE
 """what transformers raises for a model that is damaged, of a kind that it does not know, or out of reach"""
 
 
-def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False, take: Take | None = None) -> PreTrainedModel:
     """Load the model of a Hugging Face folder whole, for scoring: nothing random is left in its forward.
 
     Dropout would make the anchor's forward and the update's differ at equal weights: a log-ratio that is not there. So
     the model is in evaluation mode, and every probability of a dropout is 0. Its generation config has the token ids
-    only. Raises ConfigError when the model is not a whole language model (``whole``), cannot be loaded, or brings code
-    of its own that is not trusted.
+    only. ``take``: weights are read a piece at a time, and it keeps a share of each (``pieces``). Raises ConfigError
+    when the model is not a whole language model (``whole``), cannot be loaded, or brings code of its own that is not
+    trusted.
     """
     check_no_adapter(path)
     config = read_config(path, trust_remote_code=trust_remote_code)
@@ -55,13 +58,14 @@ def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> Pr
             setattr(config, name, 0.0)
     eager = {"attn_implementation": "eager"} if getattr(config, SOFT_CAP, None) else {}
     try:
-        model, info = cast(
-            "tuple[PreTrainedModel, dict[str, Collection[object]]]",
-            AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,
-                output_loading_info=True, ignore_mismatched_sizes=True, **eager,
-            ),
-        )  # fmt: skip
+        with nullcontext() if take is None else in_pieces(take):
+            model, info = cast(
+                "tuple[PreTrainedModel, dict[str, Collection[object]]]",
+                AutoModelForCausalLM.from_pretrained(
+                    path, config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,
+                    output_loading_info=True, ignore_mismatched_sizes=True, **eager,
+                ),
+            )  # fmt: skip
     except UNREADABLE as error:
         raise not_loaded(path, "weights", error) from error
     check_loaded(path, model, info)

@@ -3,7 +3,7 @@
 Arrays are numpy: Ray pickles them without copies, and they are read-only after it.
 """
 
-from lpo_ray.records.batch import MicroBatch, Piece, TrainBatch, Update
+from lpo_ray.records.batch import MicroBatch, Piece, TrainBatch, Update, for_one_rank
 from lpo_ray.records.groups import (
     Anchor,
     AnchorGroup,
@@ -23,6 +23,7 @@ from lpo_ray.records.groups import (
     ScoredGroup,
     ScoringItem,
     TargetGroup,
+    joined,
     zero_anchor,
 )
 from lpo_ray.records.reports import (
@@ -75,5 +76,7 @@ __all__ = [
     "WeightsVersion",
     "WorkerState",
     "WorkerStatus",
+    "for_one_rank",
+    "joined",
     "zero_anchor",
 ]

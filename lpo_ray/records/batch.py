@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic
 
-from lpo_ray.records.groups import G, TargetGroup
+from lpo_ray.records.groups import FloatArray, G, Key, TargetGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,18 +35,44 @@ class MicroBatch(Generic[G]):
         return not all(piece.is_whole for piece in self.pieces)
 
 
+def for_one_rank(share: Sequence[MicroBatch[G]]) -> tuple[MicroBatch[G], ...]:
+    """Return a rank's share as it travels there: of a group that is split it holds no response of another rank."""
+    held: dict[Key, set[int]] = {}
+    for piece in (piece for micro_batch in share for piece in micro_batch.pieces):
+        held.setdefault(piece.item.group.key, set()).update(piece.responses)
+    items: dict[Key, G] = {}
+    for piece in (piece for micro_batch in share for piece in micro_batch.pieces):
+        key = piece.item.group.key
+        if key not in items:
+            items[key] = piece.item.for_learner(held[key])
+    return tuple(
+        MicroBatch(tuple(Piece(items[piece.item.group.key], piece.responses) for piece in micro_batch.pieces))
+        for micro_batch in share
+    )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
     """One optimiser update: micro-batches per rank and the denominators of the whole update."""
 
     shares: tuple[tuple[MicroBatch[TargetGroup], ...], ...]
-    """[rank][i]; every rank has the same number"""
+    """[rank][i]; every rank has the same number. In the copy that travels to a rank the others' are empty"""
+    split: Mapping[Key, FloatArray]
+    """groups with responses in several micro-batches, of any rank -> s_t of their anchor [K]"""
+    split_passes: int
+    """micro-batches with a part of a group, of the rank that has the most"""
     num_prompts: int
     """over all ranks and micro-batches: the loss is divided by this, never by a local count"""
     num_tokens: int
     """response tokens over all ranks and micro-batches"""
     tokens_by_rank: tuple[int, ...]
     """tokens of the forwards of each rank"""
+
+    def for_rank(self, rank: int) -> Update:
+        """Return what ``rank`` needs of it."""
+        mine = for_one_rank(self.shares[rank])
+        shares = tuple(mine if number == rank else () for number in range(len(self.shares)))
+        return replace(self, shares=shares)
 
     @property
     def imbalance(self) -> float:
@@ -60,3 +87,7 @@ class TrainBatch:
     step: int
     updates: tuple[Update, ...]
     learning_rate: float
+
+    def for_rank(self, rank: int) -> TrainBatch:
+        """Return what ``rank`` needs of it."""
+        return replace(self, updates=tuple(update.for_rank(rank) for update in self.updates))

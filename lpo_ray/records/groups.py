@@ -6,8 +6,8 @@ Made by: the prompt source (Prompt), rollout engines (PromptGroup), the verifier
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -83,6 +83,16 @@ class Response:
     """[T] step of the weights that sampled each token"""
     finish_reason: FinishReason
 
+    @property
+    def oldest_version(self) -> int:
+        """Step of the oldest weights that sampled a token."""
+        return int(self.versions[0] if self.versions.strides == (0,) else self.versions.min())
+
+    @property
+    def newest_version(self) -> int:
+        """Step of the newest weights that sampled a token."""
+        return int(self.versions[0] if self.versions.strides == (0,) else self.versions.max())
+
     def __post_init__(self) -> None:
         if len(self.token_ids) == 0:
             raise ValueError("a response has no tokens; expected at least the stop token")
@@ -109,6 +119,10 @@ class GroupColumns(NamedTuple):
     """[K]"""
 
 
+ELSEWHERE = Response(np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.int64), "stop")
+"""stands for a response whose tokens are not needed where the group travels to"""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptGroup:
     """One prompt and its K responses, made by a rollout engine: what is sampled, scored and trained as a whole."""
@@ -123,21 +137,38 @@ class PromptGroup:
             raise ValueError(f"group {self.prompt.prompt_id} has no responses")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle as columns. A group crosses five borders; a record and three arrays for each response take 2.5 times
-        as long to pickle.
+        """Pickle as columns, versions as their runs: 12 bytes a token. A record and three arrays for each response take
+        2.5 times as long to pickle.
         """
-        return _group_of_columns, (self.prompt, self.attempt, *self.columns())
+        rows = self.responses
+        return _group_of_runs, (
+            self.prompt,
+            self.attempt,
+            tuple(len(response.token_ids) for response in rows),
+            joined([response.token_ids for response in rows]),
+            joined([response.behaviour_logprobs for response in rows]),
+            tuple(_runs(response.versions) for response in rows),
+            tuple(response.finish_reason for response in rows),
+        )
 
     def columns(self) -> GroupColumns:
         """Join the responses end to end."""
         rows = self.responses
         return GroupColumns(
             tuple(len(response.token_ids) for response in rows),
-            np.concatenate([response.token_ids for response in rows]),
-            np.concatenate([response.behaviour_logprobs for response in rows]),
-            np.concatenate([response.versions for response in rows]),
+            joined([response.token_ids for response in rows]),
+            joined([response.behaviour_logprobs for response in rows]),
+            joined([response.versions for response in rows]),
             tuple(response.finish_reason for response in rows),
         )
+
+    def for_learner(self, responses: Collection[int]) -> PromptGroup:
+        """Return what a learner needs to score ``responses``, their indices as they are: no other response's tokens,
+        and nothing that only a verifier reads.
+        """
+        prompt = replace(self.prompt, answer="", row={}, raw_answer=None)
+        held = (response if k in responses else ELSEWHERE for k, response in enumerate(self.responses))
+        return PromptGroup(prompt, self.attempt, tuple(held))
 
     @classmethod
     def of_columns(cls, prompt: Prompt, attempt: int, columns: GroupColumns) -> PromptGroup:
@@ -155,7 +186,12 @@ class PromptGroup:
     @property
     def oldest_version(self) -> int:
         """Step of the oldest weights that sampled any token of the group."""
-        return int(min(response.versions.min() for response in self.responses))
+        return min(response.oldest_version for response in self.responses)
+
+    @property
+    def newest_version(self) -> int:
+        """Step of the newest weights that sampled any token of the group."""
+        return max(response.newest_version for response in self.responses)
 
     @property
     def num_tokens(self) -> int:
@@ -169,8 +205,47 @@ class PromptGroup:
         return self.prompt.token_ids.nbytes + sum(array.nbytes for array in arrays)
 
 
-def _group_of_columns(prompt: Prompt, attempt: int, *columns: Any) -> PromptGroup:  # noqa: ANN401 - from pickle
-    return PromptGroup.of_columns(prompt, attempt, GroupColumns(*columns))
+def joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Join arrays end to end: without a copy where they are pieces of one array that follow each other in it."""
+    first, total = arrays[0], sum(len(array) for array in arrays)
+    end = first.__array_interface__["data"][0]
+    for array in arrays:
+        start = array.__array_interface__["data"][0]
+        if first.base is None or array.base is not first.base or start != end or array.strides != (array.itemsize,):
+            return np.concatenate(arrays)
+        end = start + array.nbytes
+    return np.lib.stride_tricks.as_strided(first, (total,), writeable=first.flags.writeable)
+
+
+def _runs(versions: IntArray) -> tuple[tuple[int, int], ...]:
+    """Return (version, tokens) of each run of equal versions."""
+    if versions.strides == (0,):
+        return ((int(versions[0]), len(versions)),)
+    starts = [0, *(np.flatnonzero(versions[1:] != versions[:-1]) + 1).tolist()]
+    ends = [*starts[1:], len(versions)]
+    return tuple((int(versions[start]), end - start) for start, end in zip(starts, ends, strict=True))
+
+
+def _versions(runs: Sequence[tuple[int, int]]) -> IntArray:
+    """Make the array of ``runs``. It takes no memory where all tokens are of one version."""
+    if len(runs) == 1:
+        return np.broadcast_to(np.int64(runs[0][0]), (runs[0][1],))
+    values, counts = zip(*runs, strict=True)
+    return np.repeat(np.array(values, dtype=np.int64), counts)
+
+
+def _group_of_runs(
+    prompt: Prompt,
+    attempt: int,
+    lengths: Sequence[int],
+    token_ids: IntArray,
+    logprobs: FloatArray,
+    runs: Sequence[Sequence[tuple[int, int]]],
+    reasons: Sequence[FinishReason],
+) -> PromptGroup:
+    ends = np.cumsum(lengths)[:-1]
+    rows = zip(np.split(token_ids, ends), np.split(logprobs, ends), map(_versions, runs), reasons, strict=True)
+    return PromptGroup(prompt, attempt, tuple(Response(*row) for row in rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,6 +266,10 @@ class ScoredGroup:
         check_lengths(f"group {name}", size, shaping=len(self.shaping) or size)
         if not np.isfinite(self.shaped).all():
             raise ValueError(f"group {name} has rewards {self.shaped}, expected finite numbers")
+
+    def for_learner(self, responses: Collection[int]) -> ScoredGroup:
+        """Return what a learner needs of it to score ``responses``."""
+        return replace(self, group=self.group.for_learner(responses), details=())
 
     @property
     def shaped(self) -> FloatArray:
@@ -265,6 +344,10 @@ class TargetGroup:
         if not 0.0 <= self.tempering <= 1.0:
             raise ValueError(f"group {self.group.prompt.prompt_id}: tempering is {self.tempering}, expected 0 to 1")
 
+    def for_learner(self, responses: Collection[int]) -> TargetGroup:
+        """Return what a learner needs of it to score ``responses``."""
+        return replace(self, scored=self.scored.for_learner(responses))
+
     @property
     def offset(self) -> DoubleArray:
         """[K] (1 - lambda) s_t: log-ratio to pi_b of the mixture that the group counts as sampled from.
@@ -285,7 +368,11 @@ class TargetGroup:
 
 
 class Grouped(Protocol):
-    """A record around a PromptGroup, such as ScoredGroup and TargetGroup."""
+    """A record around a PromptGroup: ScoredGroup or TargetGroup."""
+
+    def for_learner(self: G, responses: Collection[int]) -> G:
+        """Return what a learner needs of it to score ``responses``."""
+        ...
 
     @property
     def group(self) -> PromptGroup:

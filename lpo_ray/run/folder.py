@@ -32,7 +32,9 @@ from lpo_ray.training import checkpoint
 from lpo_ray.training.ledger import read_ledger
 
 LOCK = ".lock"
-RESUMED_AS_BEGUN = ("run.seed", "cluster.kind", "model", "task", "sampling", "pipeline.groups_per_step")
+RESUMED_AS_BEGUN = (
+    "run.seed", "cluster.kind", "model", "task", "sampling", "pipeline.groups_per_step", "rollout.max_model_len",
+)  # fmt: skip
 """what a resumed run may not change: the ledger's prompts and the checkpoint's weights were made with it"""
 DECIDES_A_STEP = (
     "objective", "learner", "model", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch",
@@ -257,9 +259,11 @@ def _is_moved(key: str, values: tuple[object, object], same: set[str]) -> bool:
 
 def _values(text: str) -> dict[str, object]:
     """List section.key -> value of a config.yaml, at any depth; a key that an older version did not know has its
-    default, and one that it called otherwise its name of now.
+    default, and one that it called otherwise its name of now. Older versions had no defaults by device.
     """
-    return _flat(yaml.safe_load(dump_config(Config()))) | _flat(in_new_names(yaml.safe_load(text)))
+    values = _flat(yaml.safe_load(dump_config(Config()))) | _flat(in_new_names(yaml.safe_load(text)))
+    by_device = {"learner.gradient_checkpointing": bool(values["learner.gpus_per_rank"]), "learner.threads": 1}
+    return values | {key: value for key, value in by_device.items() if values[key] is None}
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import psutil
 from transformers import PretrainedConfig
 
 from lpo_ray.common.error_text import error_text
@@ -13,6 +12,7 @@ from lpo_ray.config.engine import indivisible, less_precise
 from lpo_ray.config.schema import Behaviour, ClusterKind, Config, PipelineConfig, RolloutConfig, TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
+from lpo_ray.run.object_store import kv_cache_bytes, object_store_bytes, room_here
 from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.verifiers.calling.call import judge_named
 from lpo_ray.verifiers.calling.weighted_sum import is_remote, terms
@@ -86,8 +86,9 @@ def check_memory(config: Config) -> None:
     """Check that engines on this machine's CPUs have room for their KV caches."""
     if config.cluster.kind is not ClusterKind.ray or config.cluster.address or config.rollout.gpus_per_worker:
         return
-    needed = config.rollout.num_workers * config.rollout.kv_cache_gib + config.cluster.object_store_gib
-    available = psutil.virtual_memory().available / 2**30
+    room = room_here()
+    needed = (kv_cache_bytes(config) + object_store_bytes(config, room)) / 2**30
+    available = room.available / 2**30
     if needed > available:
         raise ConfigError(
             f"the engines' KV caches and the object store need {needed:.1f} GiB, but {available:.1f} GiB of memory are "

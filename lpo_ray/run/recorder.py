@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from lpo_ray.config.schema import ProgressKind
 from lpo_ray.errors import GroupLost
 from lpo_ray.learner.settings import GridPoint
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.records import Evaluation, WorkerStatus
+from lpo_ray.records import AfterGroup, Evaluation, Key, StepReport, TargetGroup, TrainBatch, WorkerStatus
 from lpo_ray.telemetry.difficulty import Difficulty
 from lpo_ray.telemetry.evaluations import Evaluations
 from lpo_ray.telemetry.log import DRIVER, Level, LogFile, LogLine
@@ -80,6 +83,7 @@ class Recorder:
         self._evaluations = Evaluations(folder / "evaluations.json")
         self._last: Mapping[str, Value] = {}
         self._tokens = 0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="samples")
         self._difficulty = Difficulty(settings.pass_reward)
         self._adviser = Adviser(settings.setup)
         self._status = StatusFile(folder, settings.run, settings.steps)
@@ -159,8 +163,33 @@ class Recorder:
         for sink in self._sinks:
             sink.changed(worker_metrics(workers))
 
+    async def learned(
+        self,
+        batch: TrainBatch,
+        targets: Sequence[TargetGroup],
+        report: StepReport,
+        after: Mapping[Key, AfterGroup],
+    ) -> None:
+        """Write the samples of a step, if they are due. A thread decodes and encodes them, one step after the other."""
+        settings, step = self._settings, batch.step + 1
+        due = settings.samples_every and step % settings.samples_every == 0
+        if not due and all(update.norms.applied for update in report.updates):
+            return
+        write = functools.partial(
+            write_samples,
+            samples_path(settings.folder, step),
+            targets,
+            report,
+            step=step,
+            learning_rate=batch.learning_rate,
+            divergence=settings.points.at(batch.step).divergence,
+            after=after,
+            decode=self._tokenizer.decode,
+        )
+        await asyncio.get_running_loop().run_in_executor(self._writer, write)
+
     def step_done(self, record: StepRecord) -> None:
-        """Write metrics, samples and log of a step that is being committed."""
+        """Write metrics and log of a step that is being committed."""
         settings, seconds = self._settings, self._clock.lap()
         metrics = step_metrics(record, pass_reward=settings.pass_reward, seconds=seconds)
         metrics |= self._difficulty.step(record.targets)
@@ -170,18 +199,6 @@ class Recorder:
         self._tokens += int(str(metrics["tokens"]))
         for sink in self._sinks:
             sink.append(metrics)
-        due = settings.samples_every and record.step % settings.samples_every == 0
-        if due or metrics["skipped_updates"]:
-            write_samples(
-                samples_path(settings.folder, record.step),
-                record.targets,
-                record.report,
-                step=record.step,
-                learning_rate=record.batch.learning_rate,
-                divergence=settings.points.at(record.step - 1).divergence,
-                after=record.after,
-                decode=self._tokenizer.decode,
-            )
         self._last = metrics
         if self.on_step is not None:
             self.on_step(seconds)
@@ -226,6 +243,7 @@ class Recorder:
     def close(self, groups: dict[str, int], wall_seconds: float) -> None:
         """Write summary.json and report.html from what there is, and give the terminal back."""
         settings = self._settings
+        self._writer.shutdown()
         self._progress.close()
         self._status.ended = True
         self._status.write()

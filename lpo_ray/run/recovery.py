@@ -122,7 +122,7 @@ class Recovery:
         than the last commit where the ledger no longer has a step's groups.
         """
         for version in self.ledger.commits_after(step):
-            groups, anchor = self.ledger.batch(version.step)
+            groups, anchor = await asyncio.to_thread(self.ledger.batch, version.step)
             if not groups:
                 break
             _, batch = await make_batch(self.components, groups, anchor, self.settings, step)

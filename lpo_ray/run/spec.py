@@ -52,8 +52,6 @@ class RunSpec:
     context: int
     """tokens that prompt and response may have together"""
     verifier: str
-    tolerance: float
-    """of the weight proof, in log-prob"""
     stop_token_ids: tuple[int, ...] = ()
     """tokens that end a response, beside the model's own end tokens"""
     end_of_turn: str = ""
@@ -185,17 +183,12 @@ def outline(config: Config, context: int) -> RunSpec:
     """Derive the spec of a run with a model of ``context`` positions, without a look at disk or hardware. Raises
     ConfigError when the task has no verifier, or rollout.max_model_len is more than the model has.
     """
-    tolerance = config.transport.tolerance
-    if tolerance is None:
-        exact = config.model.dtype == config.rollout.dtype == "float32"
-        tolerance = 1e-3 if exact else 0.5
     return RunSpec(
         config,
         Path(config.run.dir) / config.run.name,
         config.model.path,
         _positions(config, context),
         verifier_of(config.task),
-        tolerance,
         tuple(config.sampling.stop_token_ids),
     )
 

@@ -5,9 +5,10 @@ to recompute the step's loss, and to recompute the whole step (``read_step``).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,18 @@ from lpo_ray.records import (
     FloatArray,
     IntArray,
     Key,
+    ProjectedGroup,
     Prompt,
     PromptGroup,
     Response,
     ScoredGroup,
     StepReport,
     TargetGroup,
+    joined,
 )
+
+CHUNK_TOKENS = 2**22
+"""response tokens of a row group of the file"""
 
 
 def samples_path(run_dir: Path, step: int) -> Path:
@@ -45,59 +51,116 @@ def write_samples(
     after: Mapping[Key, AfterGroup],
     decode: Callable[[IntArray], str],
 ) -> None:
-    """Write the rows, whole or not at all. ``after`` has the groups that were measured after the step.
+    """Write the rows, whole or not at all: some million tokens at a time, so that few are in memory twice. ``after``
+    has the groups that were measured after the step.
 
     The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, s, log_target).loss`` with
     s = log_ratio - (1 - tempering) anchor; the differentiated one is the sum of ``surrogate`` over an update's rows by
     its number of prompts.
     """
+    fixed = {"step": step, "learning_rate": learning_rate, "divergence": divergence}
     projected = {group.key: group for group in report.groups}
-    rows: list[dict[str, object]] = []
-    for target in targets:
-        group = target.group
-        found, seen, details = projected[group.key], after.get(group.key), target.scored.details
-        prompt, row = _printable(decode(group.prompt.token_ids)), _printable(json.dumps(group.prompt.row, default=str))
-        for index, response in enumerate(group.responses):
-            rows.append(
-                {
-                    "step": step,
-                    "update": found.update,
-                    "learning_rate": learning_rate,
-                    "prompt_id": group.prompt.prompt_id,
-                    "attempt": group.attempt,
-                    "response_index": index,
-                    "prompt": prompt,
-                    "response": _printable(decode(response.token_ids)),
-                    "answer": group.prompt.answer,
-                    "verifier": group.prompt.verifier,
-                    "row": row,
-                    "reward": float(target.scored.rewards[index]),
-                    "shaping": float(target.scored.shaped[index] - target.scored.rewards[index]),
-                    "detail": _printable(details[index]) if details else None,
-                    "divergence": divergence,
-                    "temperature": target.temperature,
-                    "tempering": target.tempering,
-                    "log_target": float(target.log_target[index]),
-                    "target": float(np.exp(target.log_target[index])),
-                    "anchor": float(target.anchor.log_ratio[index]),
-                    "drift": float(target.anchor.drift[index]),
-                    "mismatch_kl": float(target.anchor.mismatch_kl[index]),
-                    "log_ratio": float(found.log_ratio[index]),
-                    "after": None if seen is None else float(seen.log_ratio[index]),
-                    "token_log_ratio": None if seen is None else seen.token_log_ratio[index],
-                    "coefficient": float(found.coefficient[index]),
-                    "surrogate": float(found.surrogate[index]),
-                    "entropy": float(found.entropy[index]),
-                    "prompt_token_ids": group.prompt.token_ids,
-                    "token_ids": response.token_ids,
-                    "behaviour_logprobs": response.behaviour_logprobs,
-                    "versions": response.versions,
-                    "finish_reason": response.finish_reason,
-                }
-            )
+    schema = _schema(is_measured=bool(after), has_details=any(target.scored.details for target in targets))
     make_folder(path.parent)
-    with replacing(path) as partial:
-        pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for chunk in _chunks(targets):
+            groups = [_columns(t, projected[t.group.key], after.get(t.group.key), fixed, decode) for t in chunk]
+            columns = [_column(field.type, [group[field.name] for group in groups]) for field in schema]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _schema(*, is_measured: bool, has_details: bool) -> pa.Schema:
+    """Return the columns of the file. Those of which nothing is known in this step hold nulls."""
+    tokens = pa.list_(pa.int64())
+    return pa.schema(
+        {
+            "step": pa.int64(), "update": pa.int64(), "learning_rate": pa.float64(), "prompt_id": pa.string(),
+            "attempt": pa.int64(), "response_index": pa.int64(), "prompt": pa.string(), "response": pa.string(),
+            "answer": pa.string(), "verifier": pa.string(), "row": pa.string(), "reward": pa.float64(),
+            "shaping": pa.float64(), "detail": pa.string() if has_details else pa.null(), "divergence": pa.string(),
+            "temperature": pa.float64(), "tempering": pa.float64(), "log_target": pa.float64(),
+            "target": pa.float64(), "anchor": pa.float64(), "drift": pa.float64(), "mismatch_kl": pa.float64(),
+            "log_ratio": pa.float64(), "after": pa.float64() if is_measured else pa.null(),
+            "token_log_ratio": pa.list_(pa.float32()) if is_measured else pa.null(), "coefficient": pa.float64(),
+            "surrogate": pa.float64(), "entropy": pa.float64(), "prompt_token_ids": tokens, "token_ids": tokens,
+            "behaviour_logprobs": pa.list_(pa.float32()), "versions": tokens, "finish_reason": pa.string(),
+        }
+    )  # fmt: skip
+
+
+def _chunks(targets: Sequence[TargetGroup]) -> Iterator[list[TargetGroup]]:
+    """Cut the groups into runs of about CHUNK_TOKENS response tokens, one group at least."""
+    chunk: list[TargetGroup] = []
+    tokens = 0
+    for target in targets:
+        if chunk and tokens + target.group.num_tokens > CHUNK_TOKENS:
+            yield chunk
+            chunk, tokens = [], 0
+        chunk.append(target)
+        tokens += target.group.num_tokens
+    yield chunk
+
+
+def _columns(
+    target: TargetGroup,
+    found: ProjectedGroup,
+    seen: AfterGroup | None,
+    fixed: Mapping[str, object],
+    decode: Callable[[IntArray], str],
+) -> Mapping[str, Iterable[object]]:
+    """Return the columns of a group, [K] each. ``fixed``: values of the step, the same for all."""
+    group, scored, anchor = target.group, target.scored, target.anchor
+    size, prompt = len(group.responses), group.prompt
+    same = {
+        **fixed,
+        "update": found.update,
+        "prompt_id": prompt.prompt_id,
+        "attempt": group.attempt,
+        "prompt": _printable(decode(prompt.token_ids)),
+        "answer": prompt.answer,
+        "verifier": prompt.verifier,
+        "row": _printable(json.dumps(prompt.row, default=str)),
+        "temperature": target.temperature,
+        "tempering": target.tempering,
+        "prompt_token_ids": prompt.token_ids,
+    }
+    return {
+        **{name: [value] * size for name, value in same.items()},
+        "response_index": range(size),
+        "response": [_printable(decode(response.token_ids)) for response in group.responses],
+        "reward": scored.rewards,
+        "shaping": scored.shaped - scored.rewards,
+        "detail": [_printable(text) for text in scored.details] or [None] * size,
+        "log_target": target.log_target,
+        "target": np.exp(target.log_target),
+        "anchor": anchor.log_ratio,
+        "drift": anchor.drift,
+        "mismatch_kl": anchor.mismatch_kl,
+        "log_ratio": found.log_ratio,
+        "after": [None] * size if seen is None else seen.log_ratio,
+        "token_log_ratio": [None] * size if seen is None else seen.token_log_ratio,
+        "coefficient": found.coefficient,
+        "surrogate": found.surrogate,
+        "entropy": found.entropy,
+        "token_ids": [response.token_ids for response in group.responses],
+        "behaviour_logprobs": [response.behaviour_logprobs for response in group.responses],
+        "versions": [response.versions for response in group.responses],
+        "finish_reason": [response.finish_reason for response in group.responses],
+    }
+
+
+def _column(kind: pa.DataType, parts: Sequence[Iterable[object]]) -> pa.Array:
+    """Join the groups' parts of one column. Arrays of tokens are joined as arrays: they are never Python's numbers."""
+    values = [value for part in parts for value in part]
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    arrays = [np.asarray(value) for value in values if value is not None]
+    lengths = [0 if value is None else len(cast("np.ndarray", value)) for value in values]
+    offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
+    mask = pa.array([value is None for value in values])
+    return pa.ListArray.from_arrays(
+        offsets, pa.array(joined(arrays) if arrays else [], kind.value_type), kind, mask=mask
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

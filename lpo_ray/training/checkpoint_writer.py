@@ -56,7 +56,7 @@ class CheckpointWriter:
     async def save(self, version: WeightsVersion) -> None:
         """Write a checkpoint; once it is whole the ledger forgets what only a resume from the one before it needs."""
         await self._recovery.run(functools.partial(self._write, version, self._score()))
-        self._ledger.settle(version.step, self._keep_steps)
+        await asyncio.to_thread(self._ledger.settle, version.step, self._keep_steps)
 
     async def save_standing(self) -> None:
         """Write a checkpoint at the end of a run that lost an engine, the verifier or the target builder and still has

@@ -16,11 +16,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lpo_ray.common.files import disk_full
 from lpo_ray.common.redaction import redact
@@ -30,6 +33,8 @@ from lpo_ray.training.ledger_codec import anchor_from_bytes, anchor_to_bytes, fr
 
 STATES = ("issued", "sampled", "scored", "trained", "lost", "stale", "filtered")
 IN_FLIGHT = STATES[:3]
+LOG_BYTES = 4 * 2**20
+"""of contents in SQLite's log, from which on it is emptied"""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
     data_index   INTEGER NOT NULL,
@@ -116,54 +121,84 @@ class _Connection(sqlite3.Connection):
             raise
 
 
+def _connection(path: Path) -> _Connection:
+    found = sqlite3.connect(path, isolation_level=None, timeout=30, factory=_Connection, check_same_thread=False)
+    found.path = path
+    found.execute("PRAGMA journal_mode=WAL")
+    found.execute("PRAGMA synchronous=NORMAL")
+    return found
+
+
 class Ledger:
-    """Ledger of a run. One writer (the loop); readers may open the file at any time (WAL)."""
+    """Ledger of a run. One writer, this process; readers may open the file at any time (WAL).
+
+    Its methods may be called from any thread. What takes long, ``scored`` and ``settle``, the loop calls in one: to
+    encode and write a large group takes a tenth of a second. The others wait for one write of a group at most.
+    """
 
     def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         """Open or create ``path``. ``check`` raises when this process may not write any more: it is asked before each
         step and each checkpoint.
         """
         self.check = check
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=30, factory=_Connection)
-        self._db.path = path
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._lock = threading.RLock()
+        """held for each statement, and for the whole of a transaction"""
+        self._db = _connection(path)
+        self._db.execute("PRAGMA wal_autocheckpoint=0")  # see ``scored``
         self._db.executescript(_SCHEMA)
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        """thread for ``scored``: one, so that groups arrive in the order in which they were scored"""
+        self._log = _connection(path)
+        """empties SQLite's log into the file"""
+        self._in_log = 0
+        """bytes of contents since it was emptied"""
+        self._logging = threading.Lock()
+        """held while contents go to the log, and while it is emptied: it grows without end otherwise"""
         self._counts: Counter[str] = Counter()
         self._count()
 
     def close(self) -> None:
         """Close the file; everything written is durable."""
-        self._db.close()
+        self.writer.shutdown()
+        with self._logging, self._lock:
+            self._log.close()
+            self._db.close()
 
     def issue(self, data_index: int, prompt_id: str, lease_seconds: float) -> int:
         """Record that the prompt goes to sampling, to come back scored within the lease. Returns its attempt number, 0
         for the first.
         """
-        row = self._db.execute("SELECT MAX(attempt) FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()
-        attempt, now = (0 if row[0] is None else row[0] + 1), time.time()
-        self._db.execute(
-            "INSERT INTO attempts VALUES (?, ?, ?, 'issued', NULL, NULL, ?, NULL, ?)",
-            (data_index, prompt_id, attempt, now + lease_seconds, now),
-        )
-        self._counts["issued"] += 1
+        with self._lock:
+            row = self._db.execute("SELECT MAX(attempt) FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()
+            attempt, now = (0 if row[0] is None else row[0] + 1), time.time()
+            self._db.execute(
+                "INSERT INTO attempts VALUES (?, ?, ?, 'issued', NULL, NULL, ?, NULL, ?)",
+                (data_index, prompt_id, attempt, now + lease_seconds, now),
+            )
+            self._counts["issued"] += 1
         return attempt
 
     def sampled(self, key: Key) -> None:
         """Record that all K responses are there."""
-        self._move(key, ("issued",), "sampled")
+        with self._lock:
+            self._move(key, ("issued",), "sampled")
 
     def scored(self, scored: ScoredGroup) -> None:
         """Record that all K responses have a verdict, and keep the group until ``settle``."""
-        key = scored.group.key
-        with self._transaction():
-            newest = max(int(response.versions.max()) for response in scored.group.responses)
-            self._move(key, ("sampled",), "scored", newest=newest)
-            self._db.execute("INSERT INTO contents VALUES (?, ?, ?)", (*key, to_bytes(scored)))
+        key, newest, content = scored.group.key, scored.group.newest_version, to_bytes(scored)
+        with self._logging:
+            with self._transaction():
+                self._move(key, ("sampled",), "scored", newest=newest)
+                self._db.execute("INSERT INTO contents VALUES (?, ?, ?)", (*key, content))
+            self._in_log += len(content)
+            if self._in_log >= LOG_BYTES:  # while others write on: SQLite itself would let them wait for the disk
+                self._in_log = 0
+                self._log.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def lost(self, key: Key, reason: str) -> None:
         """Record that the attempt cannot be completed. Secrets are cut out of the reason, which may be a plug-in's."""
-        self._move(key, ("issued", "sampled"), "lost", reason=redact(reason))
+        with self._lock:
+            self._move(key, ("issued", "sampled"), "lost", reason=redact(reason))
 
     def stale(self, key: Key, reason: str) -> None:
         """Record that the attempt is not trained because of its age, or of how far the policy has moved since."""
@@ -209,42 +244,41 @@ class Ledger:
         """Forget the contents of groups that were trained up to ``step``, whose checkpoint is whole; keep those of the
         last ``keep_steps`` steps, which may be reused.
         """
-        self._db.execute(
-            "DELETE FROM contents WHERE (prompt_id, attempt) IN "
-            "(SELECT prompt_id, attempt FROM attempts WHERE step IS NOT NULL AND step <= ?)",
-            (step - keep_steps,),
+        keys = self._all(
+            "SELECT prompt_id, attempt FROM contents JOIN attempts USING (prompt_id, attempt) WHERE step <= ?",
+            step - keep_steps,
         )
-        self._db.execute("DELETE FROM anchors WHERE step <= ?", (step,))
+        for key in keys:  # one by one: others wait for one at most
+            with self._lock:
+                self._db.execute("DELETE FROM contents WHERE prompt_id = ? AND attempt = ?", key)
+        with self._lock:
+            self._db.execute("DELETE FROM anchors WHERE step <= ?", (step,))
 
     def commits_after(self, step: int) -> list[WeightsVersion]:
         """Versions of the steps that were committed after ``step``, in order."""
-        rows = self._db.execute("SELECT step, digest FROM commits WHERE step > ? ORDER BY step", (step,)).fetchall()
+        rows = self._all("SELECT step, digest FROM commits WHERE step > ? ORDER BY step", step)
         return [WeightsVersion(*row) for row in rows]
 
     def batch(self, step: int) -> tuple[list[ScoredGroup], Anchor]:
         """The groups that made ``step``, in their order there: those it trained (or skipped), then those it reused; and
         their anchor. Empty when they are no longer here.
         """
-        rows = self._db.execute(
-            "SELECT content, anchor FROM (SELECT 0 AS again, prompt_id, attempt FROM attempts WHERE step = ?1 "
-            "UNION ALL SELECT 1, prompt_id, attempt FROM reused WHERE step = ?1) "
-            "LEFT JOIN contents USING (prompt_id, attempt) "
+        rows = self._all(
+            "SELECT prompt_id, attempt, anchor FROM (SELECT 0 AS again, prompt_id, attempt FROM attempts "
+            "WHERE step = ?1 UNION ALL SELECT 1, prompt_id, attempt FROM reused WHERE step = ?1) "
             "LEFT JOIN (SELECT prompt_id, attempt, anchor FROM anchors WHERE step = ?1) USING (prompt_id, attempt) "
             "ORDER BY again, prompt_id",
-            (step,),
-        ).fetchall()
-        if any(None in row for row in rows):
+            step,
+        )
+        groups = [self._content((prompt_id, attempt)) for prompt_id, attempt, _ in rows]
+        found = [scored for scored in groups if scored is not None]
+        if len(found) < len(rows) or any(anchor is None for *_, anchor in rows):
             return [], ()
-        return [from_bytes(content) for content, _ in rows], tuple(anchor_from_bytes(anchor) for _, anchor in rows)
+        return found, tuple(anchor_from_bytes(anchor) for *_, anchor in rows)
 
     def trained_since(self, step: int) -> list[ScoredGroup]:
         """Groups that were trained after ``step`` and whose contents are still here."""
-        rows = self._db.execute(
-            "SELECT content FROM contents JOIN attempts USING (prompt_id, attempt) "
-            "WHERE state = 'trained' AND step > ? ORDER BY prompt_id",
-            (step,),
-        )
-        return [from_bytes(content) for (content,) in rows]
+        return self._held("state = 'trained' AND step > ?", step)
 
     def resume(self, step: int) -> PendingWork:
         """Continue after ``step``. Groups in flight are lost, and their prompts owed. Groups that were trained later
@@ -281,43 +315,59 @@ class Ledger:
                 "(SELECT prompt_id, attempt FROM attempts WHERE state IN ('lost', 'stale'))"
             )
         self._count()
-        prompts = self._db.execute(
+        prompts = self._all(
             "SELECT DISTINCT data_index, prompt_id FROM attempts WHERE prompt_id NOT IN "
             "(SELECT prompt_id FROM attempts WHERE state IN ('trained', 'filtered', 'scored')) ORDER BY data_index"
-        ).fetchall()
-        contents = self._db.execute(
-            "SELECT content FROM contents JOIN attempts USING (prompt_id, attempt) WHERE state = 'scored' "
-            "ORDER BY prompt_id"
         )
-        return PendingWork(tuple(prompts), tuple(from_bytes(content) for (content,) in contents))
+        return PendingWork(tuple(prompts), tuple(self._held("state = 'scored'")))
 
     def end(self, reason: str) -> None:
         """Mark what is in flight as lost: the run is over. Scored groups stay, for a run that continues."""
-        self._db.execute(
-            "UPDATE attempts SET state = 'lost', reason = ?, updated_at = ? WHERE state IN ('issued', 'sampled')",
-            (redact(reason), time.time()),
-        )
+        with self._lock:
+            self._db.execute(
+                "UPDATE attempts SET state = 'lost', reason = ?, updated_at = ? WHERE state IN ('issued', 'sampled')",
+                (redact(reason), time.time()),
+            )
         self._count()
 
     def next_index(self) -> int:
         """Data index of the first prompt that was never issued."""
-        return self._db.execute("SELECT COALESCE(MAX(data_index) + 1, 0) FROM attempts").fetchone()[0]
+        return self._all("SELECT COALESCE(MAX(data_index) + 1, 0) FROM attempts")[0][0]
 
     def index_of(self, prompt_id: str) -> int:
         """Data index under which the prompt was issued."""
-        return self._db.execute("SELECT data_index FROM attempts WHERE prompt_id = ?", (prompt_id,)).fetchone()[0]
+        return self._all("SELECT data_index FROM attempts WHERE prompt_id = ?", prompt_id)[0][0]
 
     def counts(self) -> dict[str, int]:
         """Number of attempts by state: "issued" are all that were ever issued, "in_flight" those without an end."""
-        return {
-            "issued": sum(self._counts.values()),
-            "in_flight": sum(self._counts[state] for state in IN_FLIGHT),
-            **{state: self._counts[state] for state in ("trained", "lost", "stale", "filtered")},
-        }
+        with self._lock:
+            return {
+                "issued": sum(self._counts.values()),
+                "in_flight": sum(self._counts[state] for state in IN_FLIGHT),
+                **{state: self._counts[state] for state in ("trained", "lost", "stale", "filtered")},
+            }
 
     def _count(self) -> None:
-        rows = self._db.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state")
-        self._counts = Counter(dict(rows.fetchall()))
+        with self._lock:
+            self._counts = Counter(dict(self._all("SELECT state, COUNT(*) FROM attempts GROUP BY state")))
+
+    def _all(self, sql: str, *parameters: object) -> list[Any]:
+        with self._lock:
+            return self._db.execute(sql, parameters).fetchall()
+
+    def _held(self, where: str, *parameters: object) -> list[ScoredGroup]:
+        """Read the groups whose attempts meet ``where`` and whose contents are here, one after the other."""
+        keys = self._all(
+            "SELECT prompt_id, attempt FROM contents JOIN attempts USING (prompt_id, attempt) "
+            f"WHERE {where} ORDER BY prompt_id",
+            *parameters,
+        )
+        found = (self._content(key) for key in keys)
+        return [scored for scored in found if scored is not None]
+
+    def _content(self, key: Key) -> ScoredGroup | None:
+        rows = self._all("SELECT content FROM contents WHERE prompt_id = ? AND attempt = ?", *key)
+        return from_bytes(rows[0][0]) if rows else None
 
     def _leave(self, key: Key, old: tuple[str, ...], state: str, reason: str) -> None:
         with self._transaction():
@@ -349,11 +399,17 @@ class Ledger:
     @contextlib.contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[None]:
         """Open a transaction, or continue the one that is open. ``durable``: it survives a power cut, with everything
-        before it.
+        before it. Other threads wait for its end.
         """
-        if self._db.in_transaction:
-            yield
-            return
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+            else:
+                with self._begun(durable=durable):
+                    yield
+
+    @contextlib.contextmanager
+    def _begun(self, *, durable: bool) -> Iterator[None]:
         before = self._counts.copy()
         if durable:
             self.check()

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lpo_ray.common.silence import retrieve_exception
 from lpo_ray.errors import ComponentDied, Interrupted, LearnerLost, NumbersNotFinite
 from lpo_ray.interfaces import Components, Observer, PromptSource
 from lpo_ray.learner.packing import Packing, pack_step
@@ -103,7 +104,8 @@ async def make_batch(
 ) -> tuple[list[TargetGroup], TrainBatch]:
     """Build the targets of a step's groups, and pack the updates that project the policy onto them for all ranks."""
     targets = await components.target_builder.build(groups, anchor, step)
-    batch = pack_step(
+    batch = await asyncio.to_thread(  # thousands of long responses take a second
+        pack_step,
         targets,
         dataclasses.replace(settings.packing, world_size=components.learner.world_size),
         step=step,
@@ -208,7 +210,13 @@ class TrainingLoop:
             targets, batch = await self._make_batch(groups, step)  # w*, and the micro-batches of the updates
             await self._checkpoints.until_saved()
             report, after = await self._project(targets, batch)  # the updates
-            publication = await self._publish(step + 1)  # until every engine has proved the new weights
+            keeping = asyncio.ensure_future(self._observer.learned(batch, targets, report, after))
+            keeping.add_done_callback(retrieve_exception)
+            try:
+                publication = await self._publish(step + 1)  # until every engine has proved the new weights
+                await keeping
+            finally:
+                keeping.cancel()
             return StepResult(targets, batch, report, after, publication)
 
         result = await self._recovery.run(learn)

@@ -240,7 +240,7 @@ class SampleLane:
                 self._lost(flight, lost)
                 reason = lost.reason
                 continue
-            self._ledger.scored(scored)
+            await asyncio.get_running_loop().run_in_executor(self._ledger.writer, self._ledger.scored, scored)
             self._unscored.scored()
             self._flights.discard(flight)
             self._sampled_tokens += scored.group.num_tokens

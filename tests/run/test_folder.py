@@ -304,6 +304,9 @@ def test_the_key_that_differs_is_named_and_not_its_section(tmp_path: Path) -> No
     begun(folder, committed=3, saved=3)
     with pytest.raises(ConfigError, match=r"begun with sampling.top_p=1.0, now it is 0.5;"):
         look(spec_of(folder, "run.resume=auto", "sampling.top_p=0.5"))
+    with pytest.raises(ConfigError, match=r"begun with rollout.max_model_len=None, now it is 60;"):  # it keeps others
+        look(spec_of(folder, "run.resume=auto", "rollout.max_model_len=60"))
+    look(spec_of(folder, "run.resume=auto", "rollout.engine_args={block_size: 64}", "rollout.enforce_eager=true"))
 
 
 @pytest.mark.parametrize("left", ["log.jsonl", "status.json", "summary.json", "report.html", LOCK, ".partial-x.json"])

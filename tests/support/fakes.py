@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from lpo_ray.errors import GroupLost, LearnerLost, Unscored, UnusableRow
 from lpo_ray.records import (
+    AfterGroup,
     Anchor,
     BusyWorker,
     FloatArray,
@@ -181,6 +182,8 @@ class FakeSource:
 class FakeObserver:
     """Remembers what it was told."""
 
+    learnt: list[int] = field(default_factory=list)
+    """steps whose updates were reported, from 0 on"""
     steps: list[StepRecord] = field(default_factory=list)
     losses: list[GroupLost] = field(default_factory=list)
     out: dict[str, str] = field(default_factory=dict)
@@ -196,6 +199,15 @@ class FakeObserver:
 
     def left_out(self, prompt_id: str, reason: str) -> None:
         self.out[prompt_id] = reason
+
+    async def learned(
+        self,
+        batch: TrainBatch,
+        targets: Sequence[TargetGroup],
+        report: StepReport,
+        after: Mapping[Key, AfterGroup],
+    ) -> None:
+        self.learnt.append(batch.step)
 
     def step_done(self, record: StepRecord) -> None:
         self.steps.append(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,11 @@ class Rank(TorchPolicy):
         return total
 
 
+def travelled(updates: Sequence[Update], rank: int) -> list[Update]:
+    """The updates as they arrive at a rank."""
+    return [pickle.loads(pickle.dumps(update.for_rank(rank))) for update in updates]
+
+
 def accumulated(
     updates: Sequence[Update], objective: Objective, attention: str = "packed", share_prompt: bool = False
 ) -> tuple[torch.Tensor, StepReport]:
@@ -117,7 +123,10 @@ def accumulated(
         policy.barrier, policy.shared, policy.number = barrier, shared, number
         ranks.append(policy)
     with ThreadPoolExecutor(world_size) as pool:
-        runs = [pool.submit(run_updates, policy, updates, policy.number, objective, 0.1) for policy in ranks]
+        runs = [
+            pool.submit(run_updates, policy, travelled(updates, policy.number), policy.number, objective, 0.1)
+            for policy in ranks
+        ]
         reports = [run.result(60) for run in runs]
     assert len({tuple(report.forwards for report in reports_of) for reports_of in reports}) == 1
     return sum(gradient(policy) for policy in ranks), merge_reports(reports)

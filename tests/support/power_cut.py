@@ -34,7 +34,8 @@ class Moments:
         self._held: dict[int, int] = {}
         """inode -> a descriptor of it, so that no later file gets the number of one that was removed"""
         self._lock = threading.RLock()
-        self._is_busy = False
+        self._looking: int | None = None
+        """thread that copies: its own calls are no moments, those of other threads wait for it"""
         self.names: list[str] = []
         """what was about to happen, in order"""
 
@@ -69,7 +70,7 @@ class Moments:
 
     def _watching(self, name: str, real: object) -> object:
         def call(*arguments: object, **named: object) -> object:
-            if self._is_busy:
+            if self._looking == threading.get_ident():
                 return real(*arguments, **named)  # pyright: ignore
             with self._lock:
                 self._moment(f"{name} {shown(arguments[0])}")
@@ -100,7 +101,7 @@ class Moments:
 
     def _moment(self, name: str) -> None:
         with self._lock:
-            self._is_busy = True
+            self._looking = threading.get_ident()
             try:
                 number = len(self.names)
                 self.names.append(name)
@@ -114,7 +115,7 @@ class Moments:
                 for path in (self._copies / str(number)).glob("*/*/.lock"):
                     path.unlink()  # of a process that is no more
             finally:
-                self._is_busy = False
+                self._looking = None
 
     def _rebuild(self, inode: int, target: Path) -> None:
         for name, of in self._names.get(inode, {}).items():

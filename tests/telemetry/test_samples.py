@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from lpo_ray.objective import project
-from lpo_ray.records import (
-    AnchorGroup,
-)
+from lpo_ray.records import AfterGroup, AnchorGroup
+from lpo_ray.telemetry import samples
 from lpo_ray.telemetry.samples import read_step, write_samples
 from tests.support.builders import make_target
 from tests.support.telemetry import report_of
@@ -82,3 +81,36 @@ def test_what_training_adds_to_a_reward_is_a_column_of_its_own(tmp_path: Path) -
     assert [row["shaping"] for row in frame] == [0.0, -0.5]
     [again] = read_step(path).targets
     assert again.scored.shaped.tolist() == shaped.scored.shaped.tolist()
+
+
+@pytest.mark.parametrize("measured", [False, True], ids=["not measured", "some measured"])
+@pytest.mark.parametrize("said", [False, True], ids=["no details", "some details"])
+def test_the_rows_are_the_same_however_many_are_encoded_at_once(
+    measured: bool, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = [make_target(n, (3, 5, 2), version=n) for n in range(5)]
+    if said:
+        targets[1] = replace(targets[1], scored=replace(targets[1].scored, details=("a", "b", "\ud800")))
+    after = {}
+    if measured:
+        target = targets[3]
+        deltas = tuple(np.arange(len(r.token_ids), dtype=np.float32) for r in target.group.responses)
+        after = {target.group.key: AfterGroup(np.arange(3, dtype=np.float32), deltas)}
+    tables = []
+    for tokens in (1, 25, 10**6):
+        monkeypatch.setattr(samples, "CHUNK_TOKENS", tokens)
+        path = tmp_path / f"step_{tokens}.parquet"
+        write_samples(
+            path, targets, report_of(targets), step=1, learning_rate=0.1, divergence="forward_kl", after=after,
+            decode=str,
+        )  # fmt: skip
+        tables.append(pq.read_table(path))
+        assert pq.ParquetFile(path).metadata.num_row_groups == {1: 5, 25: 3, 10**6: 1}[tokens]
+    assert tables[0].equals(tables[2])
+    assert tables[1].equals(tables[2])
+    rows = tables[0].to_pylist()
+    assert [row["detail"] for row in rows[3:6]] == (["a", "b", "?"] if said else [None] * 3)
+    assert [row["after"] for row in rows[8:13]] == ([None, 0.0, 1.0, 2.0, None] if measured else [None] * 5)
+    assert rows[10]["token_log_ratio"] == ([0.0, 1.0, 2.0, 3.0, 4.0] if measured else None)
+    assert rows[10]["token_ids"] == targets[3].group.responses[1].token_ids.tolist()
+    assert rows[10]["versions"] == [3] * 5

@@ -3,7 +3,9 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,3 +215,55 @@ def test_a_prompt_that_cannot_be_used_has_its_row_in_the_books(ledger: Ledger, t
     assert ledger.next_index() == 1
     assert ledger.resume(0).prompts == ()
     assert audit(tmp_path).violations == ()
+
+
+def test_groups_are_written_in_threads_while_others_write(ledger: Ledger, tmp_path: Path) -> None:
+    groups = [make_scored(number, (400, 500)) for number in range(24)]
+    begun = threading.Barrier(5)
+
+    def write(mine: list[ScoredGroup]) -> None:
+        begun.wait(10)
+        for scored in mine:
+            ledger.scored(scored)
+
+    for number, scored in enumerate(groups):
+        ledger.issue(number, scored.group.prompt.prompt_id, 60)
+        ledger.sampled(scored.group.key)
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, groups[n::4]) for n in range(4)]
+        begun.wait(10)
+        with pytest.raises(OSError, match="not committed"), ledger.step(WeightsVersion(1, "d"), []):
+            raise OSError("not committed")  # takes nothing of the others with it
+        for number in range(24, 60):
+            ledger.issue(number, f"train-{number:08d}", 60)
+            ledger.lost((f"train-{number:08d}", 0), "test")
+        for done in writing:
+            done.result()
+    assert ledger.counts()["lost"] == 36
+    assert keys(ledger.resume(0).scored) == keys(groups)
+    assert audit(tmp_path).violations == ()
+
+
+def test_the_log_of_contents_is_emptied_as_it_grows(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpo_ray.training.ledger.LOG_BYTES", 2**18)
+    for number in range(40):
+        group = make_scored(number, (10_000, 10_000))
+        ledger.issue(number, group.group.prompt.prompt_id, 60)
+        ledger.sampled(group.group.key)
+        ledger.scored(group)
+    assert (tmp_path / "ledger.sqlite").stat().st_size > 8 * 10**6
+    assert (tmp_path / "ledger.sqlite-wal").stat().st_size < 2 * 2**20
+    ledger.settle(0, 0)
+    assert len(ledger.resume(0).scored) == 40
+
+
+def test_a_group_that_was_cut_while_it_is_written_stays_cut(ledger: Ledger) -> None:
+    group = make_scored(0)
+    ledger.issue(0, group.group.prompt.prompt_id, 60)
+    ledger.sampled(group.group.key)
+    ledger.filtered(group.group.key, "late")
+    with pytest.raises(ValueError, match="is filtered; only sampled can become scored"):
+        ledger.scored(group)
+    assert ledger.resume(0).scored == ()

@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from pathlib import Path
 
 import pytest
 
-from lpo_ray.errors import CheckpointFailed, ComponentDied, Interrupted, NumbersNotFinite, TooManyLost, TooManyUnscored
+from lpo_ray.common.files import DiskFull
+from lpo_ray.errors import (
+    CheckpointFailed,
+    ComponentDied,
+    Interrupted,
+    LearnerLost,
+    NumbersNotFinite,
+    TooManyLost,
+    TooManyUnscored,
+)
 from lpo_ray.records import Prompt, PromptGroup, Publication, Sampling, ScoredGroup, WeightsVersion
 from lpo_ray.run.signals import first_cause
 from lpo_ray.tools.trace import trace
@@ -292,3 +302,80 @@ async def test_too_many_skipped_updates_in_a_row_end_the_run_with_the_evidence(t
     assert "step 4: loss of train-000000" in str(cause)
     assert "The groups are in the samples" in str(cause)
     assert list_checkpoints(tmp_path / "checkpoints")[-1].name == "step_000004"
+
+
+class Keeping(FakeObserver):
+    """An observer that keeps what a step learned when it is told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.begun, self.may_end, self.error = asyncio.Event(), asyncio.Event(), error
+
+    async def learned(self, *made: object) -> None:
+        self.begun.set()
+        await self.may_end.wait()
+        if self.error is not None:
+            raise self.error
+        await super().learned(*made)  # pyright: ignore
+
+
+async def test_a_step_is_committed_once_what_it_learned_is_kept(tmp_path: Path) -> None:
+    parts, observer, ledger = FakeComponents(), Keeping(), Ledger(tmp_path / "ledger.sqlite")
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(tmp_path), observer)
+    running = asyncio.ensure_future(loop.run(FIRST))
+    await asyncio.wait_for(observer.begun.wait(), 10)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert parts.events[-1] == "publish 1"  # which does not wait for it
+    assert (observer.steps, ledger.commits_after(0)) == ([], [])
+    observer.may_end.set()
+    await asyncio.wait_for(running, 20)
+    assert observer.learnt == [0, 1, 2]
+    assert [record.step for record in observer.steps] == [1, 2, 3]
+
+
+async def test_a_step_whose_samples_find_no_room_is_not_committed(tmp_path: Path) -> None:
+    observer, ledger = Keeping(DiskFull(28, "no space", "samples")), Ledger(tmp_path / "ledger.sqlite")
+    observer.may_end.set()
+    loop = TrainingLoop(FakeComponents(), FakeSource(), ledger, loop_settings(tmp_path), observer)
+    with pytest.RaisesGroup(DiskFull, flatten_subgroups=True):
+        await asyncio.wait_for(loop.run(FIRST), 20)
+    assert ledger.commits_after(0) == []
+
+
+async def test_what_a_step_learned_is_kept_again_when_the_learner_is_lost_behind_it(tmp_path: Path) -> None:
+    class Losing(FakeComponents):
+        async def publish(self, step: int) -> Publication:
+            made = await super().publish(step)
+            await asyncio.sleep(0)
+            if self.events.count("publish 2") == 1 and step == 2:
+                raise LearnerLost("learner rank 0", "killed")
+            return made
+
+    parts, observer, ledger = Losing(), FakeObserver(), Ledger(tmp_path / "ledger.sqlite")
+
+    async def recover(lost: LearnerLost) -> None:
+        parts.events.append("recover")
+
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(tmp_path), observer)
+    await asyncio.wait_for(loop.run(FIRST, recover=recover), 20)
+    assert observer.learnt == [0, 1, 1, 2]
+    assert [record.step for record in observer.steps] == [1, 2, 3]
+
+
+async def test_groups_are_encoded_for_the_ledger_apart_from_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, set[int]] = {}
+    for name in ("scored", "settle", "issue"):
+        real = getattr(Ledger, name)
+
+        def watched(ledger: Ledger, *given: object, name: str = name, real: object = real) -> object:
+            threads.setdefault(name, set()).add(threading.get_ident())
+            return real(ledger, *given)  # pyright: ignore
+
+        monkeypatch.setattr(Ledger, name, watched)
+    await run(tmp_path, FakeComponents())
+    here = threading.get_ident()
+    assert threads["issue"] == {here}
+    assert here not in threads["scored"] | threads["settle"]

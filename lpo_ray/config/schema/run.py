@@ -133,8 +133,10 @@ class ClusterConfig:
     """Ray actors, or everything in this process, for a debugger"""
     address: str | None = None
     """address of a running Ray cluster; null starts one on this machine for the run"""
-    object_store_gib: float = 1.0
-    """local cluster only"""
+    object_store_gib: float | None = None
+    """Ray's shared memory for what is on its way, local cluster only; null: what a step needs, as far as there is room,
+    1 at least
+    """
     autoscaling: bool = False
     """nodes may join when they are asked for: what has no room now is waited for instead of refused"""
     placement_seconds: float = 120.0

@@ -18,7 +18,7 @@ from lpo_ray.tools.doctor.findings import Finding, State, Surroundings, judge
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_NEEDED = GIB
-"""cluster.object_store_gib as it ships; vLLM's and NCCL's own buffers are far smaller"""
+"""the least cluster.object_store_gib; vLLM's and NCCL's own buffers are far smaller"""
 DISK_NEEDED, DISK_WANTED = GIB, 10 * GIB
 MEMORY_NEEDED, MEMORY_WANTED = 2 * GIB, 6 * GIB
 """the quickstart with its engine, two ranks and the object store takes about 5 GiB"""

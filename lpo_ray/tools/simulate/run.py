@@ -10,7 +10,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +25,18 @@ from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError, GroupLost
 from lpo_ray.interfaces import Events, Observer
-from lpo_ray.records import BusyWorker, Key, Process, Prompt, StepRecord, WorkerStatus
+from lpo_ray.records import (
+    AfterGroup,
+    BusyWorker,
+    Key,
+    Process,
+    Prompt,
+    StepRecord,
+    StepReport,
+    TargetGroup,
+    TrainBatch,
+    WorkerStatus,
+)
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from lpo_ray.run.settings import loop_settings
 from lpo_ray.run.signals import first_cause
@@ -149,6 +160,16 @@ class _Notes(Observer, Events):
     @override
     def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
         return self._clock.stage(name)
+
+    @override
+    async def learned(
+        self,
+        batch: TrainBatch,
+        targets: Sequence[TargetGroup],
+        report: StepReport,
+        after: Mapping[Key, AfterGroup],
+    ) -> None:
+        pass
 
     @override
     def step_done(self, record: StepRecord) -> None:
