@@ -37,7 +37,7 @@ from actors.transports.table import TRANSPORTS, Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
-from lpo_ray.config.gpus import shares_gpus
+from lpo_ray.config.engine import engine_processes, shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
@@ -335,8 +335,8 @@ def _learner(spec: RunSpec, model_path: str, layout: Layout, events: Events) -> 
 def _rollout(
     spec: RunSpec, model_path: str, transport: Transport, layout: Layout, events: Events
 ) -> RolloutPool[RemoteWorker]:
-    pool = settings.pool_settings(spec)
-    return rollout_pool(spec.config, pool, model_path, spec.context, transport, layout.engines, events)
+    pool, engine = settings.pool_settings(spec), settings.engine_settings(spec, model_path)
+    return rollout_pool(spec.config, pool, engine, transport, layout.engines, events)
 
 
 def _verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
@@ -355,8 +355,8 @@ async def _publisher(
     await _open_export(spec.config, learner, transport)
     delivery = DeliverySettings(
         transport,
-        processes_per_engine=spec.config.rollout.tensor_parallel_size,
-        probe=probe_sequences(len(spec.tokenizer(model_path)), spec.context),
+        processes_per_engine=engine_processes(spec.config.rollout),
+        probe=probe_sequences(len(spec.tokenizer(model_path)), spec.max_model_len),
         tolerance=spec.tolerance,
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
         prepare_seconds=spec.config.transport.prepare_seconds,

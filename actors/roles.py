@@ -18,7 +18,7 @@ from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
 from actors.learner.target_builder import RemoteTargetBuilder, TargetBuilder
 from actors.learner.worker import LearnerWorker
 from actors.rollout.remote import RemoteWorker
-from actors.rollout.worker import EngineSettings, RolloutWorker, engine_environment
+from actors.rollout.worker import RolloutWorker, engine_environment
 from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from actors.runtime.placement import Request, bundle, check_room
 from actors.runtime.seats import OwnGroups, Places, Seat, SharedGpus, gpus_of, visible
@@ -28,11 +28,12 @@ from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
-from lpo_ray.config.gpus import parts, shares_gpus
-from lpo_ray.config.schema import Config, EngineKind
+from lpo_ray.config.engine import engine_processes, shares_gpus
+from lpo_ray.config.schema import Config
 from lpo_ray.interfaces import Events
 from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.targets import TargetRule
+from lpo_ray.rollout.engine_settings import EngineSettings
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
 SERVICE_SECONDS = 120.0
@@ -66,8 +67,8 @@ def layout_of(config: Config, num_ranks: int, *, on_node: str | None = None) -> 
     """
     seconds = config.cluster.placement_seconds
     if shares_gpus(config):
-        count = num_ranks or config.rollout.num_workers * parts(config)
-        shared = SharedGpus(_shared_request(config, count), parts(config), seconds)
+        count = num_ranks or config.rollout.num_workers * engine_processes(config.rollout)
+        shared = SharedGpus(_shared_request(config, count), engine_processes(config.rollout), seconds)
         return Layout(shared.ranks, shared.engines, shared)
     engine = _engines_request(config, 1)
     if on_node is not None:
@@ -80,7 +81,7 @@ def requests_of(config: Config, *, ranks: bool = True, engines: bool = True) -> 
     rollout = config.rollout
     verifier = [Request("verifier", [bundle(1, 0)], "PACK", config.verifier.labels)] if engines else []
     if shares_gpus(config):
-        count = config.learner.world_size if ranks else rollout.num_workers * parts(config)
+        count = config.learner.world_size if ranks else rollout.num_workers * engine_processes(config.rollout)
         return [_shared_request(config, count), *verifier]
     return [
         *([_ranks_request(config, config.learner.world_size)] if ranks else []),
@@ -105,7 +106,7 @@ def _engines_request(config: Config, count: int) -> Request:
 def _shared_request(config: Config, count: int) -> Request:
     """Request one whole GPU for each rank and its part of an engine."""
     learner, rollout = config.learner, config.rollout
-    each = bundle(learner.cpus_per_rank + rollout.cpus_per_worker / parts(config), 1)
+    each = bundle(learner.cpus_per_rank + rollout.cpus_per_worker / engine_processes(config.rollout), 1)
     return Request("learner and rollout, who share GPUs,", [each] * count, "PACK", {**rollout.labels, **learner.labels})
 
 
@@ -201,41 +202,23 @@ def remote_target_builder(
 
 
 def rollout_pool(
-    config: Config, settings: PoolSettings, model_path: str, context: int, transport: Transport, places: Places,
-    events: Events,
-) -> RolloutPool[RemoteWorker]:  # fmt: skip
+    config: Config, settings: PoolSettings, engine: EngineSettings, transport: Transport, places: Places, events: Events
+) -> RolloutPool[RemoteWorker]:
     """Make the pool of the rollout workers that a run begins with; not started. Call it inside a running event loop."""
-    spawn = rollout_spawner(config, model_path, context, transport, places, events)
+    spawn = rollout_spawner(config, engine, transport, places, events)
     return RolloutPool(spawn, config.rollout.num_workers, settings=settings, events=events)
 
 
 def rollout_spawner(
-    config: Config, model_path: str, context: int, transport: Transport, places: Places, events: Events
+    config: Config, settings: EngineSettings, transport: Transport, places: Places, events: Events
 ) -> Callable[[int, str], RemoteWorker]:
-    """Return what makes a rollout worker, by number and name, for a model of ``context`` positions. Each worker has a
-    place of its own, so that it can come and go.
+    """Return what makes a rollout worker, by number and name. Each worker has a place of its own, so that it can come
+    and go.
     """
     rollout = config.rollout
-    on_gpu = rollout.gpus_per_worker > 0
-    asynchronous = rollout.engine is EngineKind.asynchronous or (rollout.engine is EngineKind.auto and on_gpu)
-    settings = EngineSettings(
-        model_path=model_path,
-        dtype=rollout.dtype,
-        max_model_len=context,
-        max_num_seqs=rollout.max_num_seqs,
-        tensor_parallel_size=rollout.tensor_parallel_size,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        enforce_eager=rollout.enforce_eager,
-        asynchronous=asynchronous,
-        on_cpu=not on_gpu,
-        kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
-        receiver=transport.receiver,
-        inflight=config.pipeline.inflight,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    environment = {**engine_environment(settings, rollout.threads), **_offline(model_path)}
+    environment = {**engine_environment(settings, rollout.threads), **_offline(settings.model_path)}
     actor = ray.remote(RolloutWorker)
-    num_seats = parts(config) if shares_gpus(config) else 1
+    num_seats = engine_processes(config.rollout) if shares_gpus(config) else 1
 
     def spawn(index: int, name: str) -> RemoteWorker:
         def make(seats: list[Seat]) -> ActorProxy[RolloutWorker]:
@@ -245,7 +228,7 @@ def rollout_spawner(
                 max_concurrency=100_000,
                 scheduling_strategy=seats[0].strategy,
                 runtime_env={"env_vars": _environment(config, environment, seats)},
-            ).remote(name, settings)
+            ).remote(name, settings, transport.receiver)
 
         def note(text: str) -> None:
             events.note(f"{name}: {text}")

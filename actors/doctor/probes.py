@@ -80,9 +80,11 @@ def engine() -> Mapping[str, object]:
 
 async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]]:
     """Decode token ids and their log-probs with an engine that is built as a rollout worker builds its own."""
+    from actors.rollout.engine_args import engine_arguments
     from actors.rollout.inflight import RULES
-    from actors.rollout.worker import EngineSettings, engine_arguments, engine_environment
+    from actors.rollout.worker import engine_environment
     from lpo_ray.config.schema import Inflight
+    from lpo_ray.rollout.engine_settings import EngineSettings
 
     on_gpu = torch.cuda.is_available()
     total = torch.cuda.get_device_properties(0).total_memory if on_gpu else GPU_BYTES
@@ -92,12 +94,12 @@ async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]
         max_model_len=CONTEXT,
         max_num_seqs=4,
         tensor_parallel_size=1,
+        num_processes=1,
         gpu_memory_utilization=min(0.9, GPU_BYTES / total),
         enforce_eager=True,
         asynchronous=on_gpu,
         on_cpu=not on_gpu,
         kv_cache_bytes=KV_CACHE_BYTES,
-        receiver="shared_memory",
         inflight=Inflight.keep_recompute,
         trust_remote_code=False,
     )
@@ -108,7 +110,7 @@ async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]
     from actors.rollout.async_engine import AsyncEngine
     from actors.rollout.sync_engine import SyncEngine
 
-    arguments, rule = engine_arguments(settings), RULES[settings.inflight]
+    arguments, rule = engine_arguments(settings, "shared_memory"), RULES[settings.inflight]
     engine = AsyncEngine(arguments, rule) if on_gpu else SyncEngine(arguments, rule)
     params = SamplingParams(
         max_tokens=TOKENS, ignore_eos=True, seed=0, logprobs=0, detokenize=False,

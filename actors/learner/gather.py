@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus
 from torch import Tensor, nn
 
 
@@ -31,7 +30,7 @@ def gather(
         run.copy_(shard_of(parameter))
     everyone = mine.new_empty(world_size, len(mine))
     # As bytes, which every backend carries.
-    torch.distributed.all_gather_into_tensor(everyone.view(-1).view(torch.uint8), mine.view(torch.uint8))
+    torch.distributed.all_gather_single(everyone.view(-1).view(torch.uint8), mine.view(torch.uint8))
     for name, runs in zip(parameters, everyone.split(sizes, dim=1), strict=True):
         if name in views:
             assemble(runs, views[name].view(-1))
@@ -61,7 +60,7 @@ def assemble(runs: Tensor, whole: Tensor) -> None:
 def shard_of(parameter: nn.Parameter) -> Tensor:
     """Return this rank's run of a parameter, [n], padding included; read from disk where it is offloaded to NVMe."""
     shard = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
-    if shard.status is not PartitionedParamStatus.NOT_AVAILABLE:
+    if shard.status.name != "NOT_AVAILABLE":  # of DeepSpeed's PartitionedParamStatus
         return shard.detach().view(-1)
     read = torch.empty(shard.ds_numel, dtype=shard.dtype)
     parameter.nvme_swapper.swap_into_buffer(parameter, read)  # pyright: ignore[reportAttributeAccessIssue]

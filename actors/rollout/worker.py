@@ -12,43 +12,20 @@ import numpy as np
 import ray
 
 from actors.control.log_shipping import log, ship_log
+from actors.rollout.engine_args import engine_arguments
 from actors.rollout.inflight import RULES, TAKEN_BACK
 from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.common.silence import Progress
-from lpo_ray.config.schema import Inflight
 from lpo_ray.errors import GroupLost
 from lpo_ray.policy.weights import Plain
 from lpo_ray.records import FloatArray, IntArray, Key, Process, Prompt, PromptGroup, Response, Sampling
+from lpo_ray.rollout.engine_settings import EngineSettings
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
-    from vllm.config.model import ModelDType
-    from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.logprobs import FlatLogprobs
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Settings from which a vLLM engine is built."""
-
-    model_path: str
-    dtype: str
-    max_model_len: int
-    max_num_seqs: int
-    tensor_parallel_size: int
-    gpu_memory_utilization: float
-    enforce_eager: bool
-    asynchronous: bool
-    on_cpu: bool
-    kv_cache_bytes: int
-    """size of the KV cache on CPU; a GPU takes what gpu_memory_utilization leaves"""
-    receiver: str
-    """name of the weight-transfer engine; see table.Transport"""
-    inflight: Inflight
-    trust_remote_code: bool
-    """see model.trust_remote_code"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,50 +56,19 @@ def engine_environment(settings: EngineSettings, threads: int) -> dict[str, str]
             "OMP_NUM_THREADS": str(threads),
             # Compiling the first log-prob batch costs seconds, and there is no Triton for CPUs.
             "TORCHDYNAMO_DISABLE": "1",
+            # vLLM would bind each process to a NUMA node of its own, and take all its cores.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             **KEEP_BLOCKS,
         }
     return environment
 
 
-def engine_arguments(settings: EngineSettings) -> AsyncEngineArgs:
-    """Translate settings into vLLM's own."""
-    from vllm.config import WeightTransferConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    # On CPU a seeded request whose prompt is prefilled in chunks kills the engine ("CPU Generator does not use
-    # offset": vLLM rolls the generator back after a partial prefill); so prompts are prefilled whole there.
-    on_cpu = {
-        "kv_cache_memory_bytes": settings.kv_cache_bytes,
-        "enable_chunked_prefill": False,
-        # vLLM's default of 128 is longer than many prompts: then the K responses of a group share no prefix.
-        "block_size": 32,
-        "max_num_batched_tokens": max(settings.max_model_len, 8192),
-    }
-    return AsyncEngineArgs(
-        model=settings.model_path,
-        trust_remote_code=settings.trust_remote_code,
-        dtype=cast("ModelDType", settings.dtype),
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        enforce_eager=settings.enforce_eager,
-        # Log-probs of the distribution that was really sampled from, temperature included.
-        logprobs_mode="processed_logprobs",
-        worker_extension_cls="actors.rollout.vllm_extension.WorkerExtension",
-        weight_transfer_config=WeightTransferConfig(backend=settings.receiver),
-        disable_log_stats=True,
-        generation_config="vllm",
-        scheduling_policy="priority",  # of probes
-        **(on_cpu if settings.on_cpu else {}),
-    )
-
-
 class RolloutWorker:
     """One engine: a plain class that ``roles.py`` makes an actor. All methods but ``start`` may run concurrently."""
 
-    def __init__(self, name: str, settings: EngineSettings) -> None:
-        self._name, self._settings = name, settings
+    def __init__(self, name: str, settings: EngineSettings, receiver: str) -> None:
+        """``receiver``: name of the weight-transfer engine; see table.Transport."""
+        self._name, self._settings, self._receiver = name, settings, receiver
         self._rule = RULES[settings.inflight]
         self._groups: set[Key] = set()
         """groups that it has"""
@@ -138,7 +84,7 @@ class RolloutWorker:
         give_way()
         ship_log("rollout", self._name)
         self._params, self._kind = SamplingParams, RequestOutputKind
-        arguments = engine_arguments(self._settings)
+        arguments = engine_arguments(self._settings, self._receiver)
         if self._settings.asynchronous:
             self._engine = AsyncEngine(arguments, self._rule)
         else:

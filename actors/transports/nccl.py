@@ -1,4 +1,8 @@
-"""Weights between GPUs over NCCL, as vLLM's own transfer has it: rank 0 broadcasts each bucket as one packed tensor."""
+"""Weights between GPUs over NCCL, as vLLM's own transfer has it: rank 0 broadcasts each bucket as one packed tensor.
+
+vLLM's transfer from many senders (``nccl_m2n``) takes tensors that are cut evenly along one dimension. A ZeRO-3 shard
+is a run of the flattened parameter, which may end inside a row and is padded: no layout of that transfer says so.
+"""
 
 from __future__ import annotations
 

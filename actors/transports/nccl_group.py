@@ -56,7 +56,11 @@ class NcclGroup:
 
             @override
             def all_reduce(
-                self, in_tensor: Tensor, out_tensor: Tensor | None = None, op: ReduceOp = ReduceOp.SUM, stream=None
+                self,
+                in_tensor: Tensor,
+                out_tensor: Tensor | None = None,
+                op: ReduceOp = ReduceOp.SUM,
+                stream: torch.cuda.Stream | None = None,
             ) -> Tensor:
                 if group.ended:
                     raise TimeoutError("the others have joined too late")

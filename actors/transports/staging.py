@@ -95,9 +95,7 @@ def held_numel(bucket: Bucket, sender: int | None) -> int:
     return end - start
 
 
-def make_slots(
-    manifest: Manifest, device: torch.device, *, share_memory: bool, whole: bool, on_device: bool
-) -> Slots:
+def make_slots(manifest: Manifest, device: torch.device, *, share_memory: bool, whole: bool, on_device: bool) -> Slots:
     """Make slots shared with the other ranks of this host, or this rank's own (in the memory of its ``device``, or of
     the host), for its share or the ``whole``. A collective: rank 0 makes the shared memory, the others open it.
     """
@@ -105,8 +103,9 @@ def make_slots(
     if not share_memory:
         sender = None if whole else rank
         size = max(held_numel(bucket, sender) for bucket in manifest.buckets)
-        where = device if on_device else torch.device("cpu")
-        return Slots(manifest, sender, torch.empty(2, size, dtype=manifest.torch_dtype, device=where))
+        where, pinned = (device, False) if on_device else (torch.device("cpu"), device.type == "cuda")
+        elements = torch.empty(2, size, dtype=manifest.torch_dtype, device=where, pin_memory=pinned)
+        return Slots(manifest, sender, elements)
     mine = SharedMemory(manifest, device) if rank == 0 else None
     path: list[str | None] = [None if mine is None else mine.path]
     torch.distributed.broadcast_object_list(path)

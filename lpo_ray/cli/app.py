@@ -41,10 +41,10 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 
     spec = make_spec(load_config(config, overrides))
     if dry_run:
-        from lpo_ray.cli.backend import check_learner
+        from lpo_ray.cli.backend import check_options
         from lpo_ray.cli.plan import limit_problems_here
 
-        check_learner(spec.config)
+        check_options(spec)
         click.echo(dump_config(spec.config))
         click.echo(render(spec))
         click.echo(f"train would {outlook(spec)}")

@@ -16,6 +16,7 @@ from lpo_ray.errors import Interrupted
 from lpo_ray.interfaces import Components, Events, Learner, RolloutEngine, Verifier
 from lpo_ray.run import inprocess
 from lpo_ray.run.recorder import Recorder
+from lpo_ray.run.settings import engine_settings
 from lpo_ray.run.signals import call_off_ray_alarm, interrupt_on_signal
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.run.train import Steerable
@@ -57,12 +58,24 @@ def backend_of(config: Config) -> Backend:
     return InprocessBackend() if config.cluster.kind is ClusterKind.inprocess else RayBackend(config)
 
 
-def check_learner(config: Config) -> None:
-    """Check the options that only the learner's engine knows. Raises ConfigError."""
-    if config.learner.zero and config.cluster.kind is ClusterKind.ray:
+def check_options(spec: RunSpec) -> None:
+    """Check the options that only the learner's engine knows, and those that only vLLM knows. Raises ConfigError."""
+    config = spec.config
+    if config.cluster.kind is not ClusterKind.ray:
+        return
+    if config.learner.zero:
         from actors.learner.zero_options import check_zero
 
         check_zero(config.learner.zero)
+    check_engine_args(spec)
+
+
+def check_engine_args(spec: RunSpec) -> None:
+    """Check what is passed through to vLLM, which takes seconds to import. Raises ConfigError."""
+    if spec.config.rollout.engine_args and spec.config.cluster.kind is ClusterKind.ray:
+        from actors.rollout.engine_args import passed_through
+
+        passed_through(engine_settings(spec, ""))
 
 
 class InprocessBackend:

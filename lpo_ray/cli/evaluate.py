@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from lpo_ray.cli.backend import backend_of
+from lpo_ray.cli.backend import backend_of, check_engine_args
 from lpo_ray.cli.console import TABLE_WIDTH, model_of, progress_bar
 from lpo_ray.common.files import write_json
 from lpo_ray.errors import EvaluationInterrupted, Interrupted
@@ -27,6 +27,7 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
     """Evaluate one model on the task of each request, or continue an evaluation that was ended; show what came out."""
     progress_console = Console(stderr=True)
     specs = [make_spec(request.config, for_training=False) for request in requests]
+    check_engine_args(specs[0])
     with CapturedLog(), contextlib.ExitStack() as stack:
         model_path = model_of(specs[0], progress_console)
         runs = [
@@ -35,7 +36,8 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
         ]
         lost: list[dict[str, str]] = [{} for _ in runs]
         if any(run.missing for run in runs):
-            lost = _score(runs, specs[0], model_path, progress_console)
+            widest = max(spec.max_model_len for spec in specs)
+            lost = _score(runs, specs[0].with_room_for(widest), model_path, progress_console)
         reports = {run.request.name: run.report(why) for run, why in zip(runs, lost, strict=True)}
     _show(requests, reports, as_json=as_json)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lpo_ray.cli.backend import check_engine_args
 from lpo_ray.cli.console import ROW_WIDTH
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import Config
@@ -38,6 +39,7 @@ def plan_command(
     """
     model = read_architecture(config.model.path)
     spec = outline(config, model.context)
+    check_engine_args(spec)
     if from_run is not None:
         given = _measured(given, from_run)
     forecasts = [(name, make_forecast(spec, model, found, given)) for name, found in _machines(spec, clusters, address)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lpo_ray.cli.backend import backend_of, check_learner
+from lpo_ray.cli.backend import backend_of, check_options
 from lpo_ray.cli.console import model_of
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import ProgressKind
@@ -26,7 +26,7 @@ from lpo_ray.tools.replay import recorded_digests, replay
 
 def train_command(spec: RunSpec) -> None:
     """Build the base policy if needed, train, and show what came out."""
-    check_learner(spec.config)
+    check_options(spec)
     interrupt_on_signal()
     console = Console(stderr=spec.config.telemetry.progress is ProgressKind.quiet)
 

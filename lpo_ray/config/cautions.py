@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from lpo_ray.config.schema import Behaviour, ClipCentre, Config, EqualRewards, LengthNorm, StaleConfig, StalePolicy
+from lpo_ray.config.engine import less_precise
+from lpo_ray.config.schema import (
+    Behaviour,
+    ClipCentre,
+    ClusterKind,
+    Config,
+    EqualRewards,
+    LengthNorm,
+    StaleConfig,
+    StalePolicy,
+)
 
 
 def cautions(config: Config) -> list[str]:
@@ -33,6 +43,11 @@ def _of_behaviour(config: Config) -> list[str]:
                 "objective.behaviour=recomputed: the engine's log-probs differ from the learner's and nothing corrects "
                 "for it; objective.behaviour=engine does, and so does objective.importance_cap"
             )
+    if named := less_precise(config.rollout):
+        found.append(
+            f"rollout.engine_args has {named}: engines sample from another distribution than the learner computes, and "
+            "differ from it by more than rounding; watch what the proof of weights measures, and the importance ratios"
+        )
     if pipeline.equal_rewards is EqualRewards.drop and (pipeline.max_staleness or pipeline.updates_per_step > 1):
         found.append(
             "pipeline.equal_rewards=drop off-policy or with several updates a step: groups of equal rewards would pull "
@@ -75,6 +90,8 @@ def _of_what_has_no_effect(config: Config) -> list[str]:
         )
     if objective.reference_path is not None and not objective.reference_kl:
         found.append("objective.reference_path has no effect while objective.reference_kl=0")
+    if config.rollout.engine_args and config.cluster.kind is ClusterKind.inprocess:
+        found.append("rollout.engine_args has no effect with cluster.kind=inprocess, whose engine is not vLLM")
     best, evaluation = config.checkpoint.best, config.evaluation
     if best is not None and best.startswith("pass@") and not evaluation.every:
         found.append(

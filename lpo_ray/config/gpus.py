@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lpo_ray.config.engine import engine_processes, shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 
@@ -9,27 +10,14 @@ SLACK = 1e-6
 """of a GPU, for the sum of two shares"""
 
 
-def shares_gpus(config: Config) -> bool:
-    """Whether a rank and an engine, or a part of one, share each GPU: both ask for less than a whole one."""
-    return 0 < config.learner.gpus_per_rank < 1 and 0 < config.rollout.gpus_per_worker < 1
-
-
-def parts(config: Config) -> int:
-    """Count the GPUs of an engine that has any."""
-    return config.rollout.tensor_parallel_size
-
-
 def most_engines(config: Config) -> int:
     """Count the engines that find a place on the ranks' GPUs, where they share them."""
-    return config.learner.world_size // parts(config)
+    return config.learner.world_size // engine_processes(config.rollout)
 
 
 def check_gpus(config: Config) -> None:
     """Check that ranks and engines ask for GPUs that they can use. Raises ConfigError."""
     rank, engine = config.learner.gpus_per_rank, config.rollout.gpus_per_worker
-    for key, value in (("learner.gpus_per_rank", rank), ("rollout.gpus_per_worker", engine)):
-        if value > 1 and value % 1:
-            raise ConfigError(f"{key} is {value:g}; expected a share of one GPU (below 1), or whole ones")
     if rank > 1:
         raise ConfigError(
             f"learner.gpus_per_rank is {rank:g}; expected 0, 1 or a share: a rank computes on one GPU; for more GPUs "
@@ -56,8 +44,8 @@ def _check_shares(config: Config) -> None:
         if count > most:
             raise ConfigError(
                 f"rollout.{key} is {count}, but engines share the GPUs of learner.world_size={learner.world_size} "
-                f"ranks, {parts(config)} each (rollout.tensor_parallel_size); expected {most} at most: lower it, or "
-                "raise learner.world_size"
+                f"ranks, {engine_processes(rollout)} each; expected {most} at most: lower it, or raise "
+                "learner.world_size"
             )
     for key in learner.labels.keys() & rollout.labels.keys():
         if learner.labels[key] != rollout.labels[key]:

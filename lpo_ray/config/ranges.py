@@ -19,7 +19,7 @@ POSITIVE = (
     "pipeline.groups_per_step", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch", "pipeline.max_attempts",
     "pipeline.max_gib",
     "rollout.num_workers", "rollout.max_num_seqs", "rollout.threads", "rollout.tensor_parallel_size",
-    "rollout.kv_cache_gib", "rollout.silence_seconds", "rollout.drain_seconds",
+    "rollout.max_model_len", "rollout.kv_cache_gib", "rollout.silence_seconds", "rollout.drain_seconds",
     "verifier.num_processes", "verifier.deadline_seconds", "verifier.slow_seconds", "verifier.recycle_after",
     "verifier.memory_mib", "verifier.http.concurrency", "verifier.judge.scale", "verifier.sandbox.memory_mib",
     "verifier.sandbox.processes", "verifier.sandbox.files_mib", "verifier.sandbox.output_kib",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.cautions import truncated_support
+from lpo_ray.config.engine import check_engine_section
 from lpo_ray.config.gpus import check_gpus
 from lpo_ray.config.ranges import LARGEST, check_ranges, require
 from lpo_ray.config.schema import Attention, Behaviour, ChangeConfig, Config, EqualRewards, LengthNorm, ObjectiveConfig
@@ -18,6 +19,7 @@ def validate(config: Config) -> None:
     """Check the whole configuration without touching disk, network or hardware. Raises ConfigError."""
     check_ranges(config)
     check_verifier_section(config)
+    check_engine_section(config)
     _objective(config)
     _combinations(config)
 

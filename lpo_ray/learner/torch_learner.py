@@ -24,8 +24,8 @@ from lpo_ray.learner.updates import TrainablePolicy, log_ratios_to_engine, run_u
 from lpo_ray.policy.layout import Layout
 from lpo_ray.policy.saving import save_model
 from lpo_ray.policy.scoring import Scorer, ScoringModel, response_logprobs
-from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.tensor_digest import tensor_digest
+from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import TensorMeta, is_published, make_manifest
 from lpo_ray.records import Anchor, FloatArray, ScoredGroup, ScoringItem, StepNorms, StepReport, TrainBatch
 

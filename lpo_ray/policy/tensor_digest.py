@@ -5,10 +5,10 @@ The bytes are read as 64-bit words w_i, little-endian, the last one filled up wi
     digest = sum_i m_i * (w_i ^ (w_i >> 31))  mod 2^64
 
 Integers have no rounding, so it is exact. Each word is mapped one to one and multiplied by an odd number: a change
-inside one word, be it a bit or all eight bytes, always changes the digest. Changes in several words cancel with a chance
-of 2^-64, and of 2^-32 at worst, where the same high bit changes in all of them. (A product loses high bits: without the
-shift two changes of bit 63 would cancel. By 32 bits, the sign of a word's second float32 would cancel the first's.) It
-finds accidents; it is no defence against somebody who wants another tensor of the same digest.
+inside one word, be it a bit or all eight bytes, always changes the digest. Changes in several words cancel with a
+chance of 2^-64, and of 2^-32 at worst, where the same high bit changes in all of them. A product loses high bits:
+without the shift two changes of bit 63 would cancel. By 32 bits, a word's two float32 signs would. It finds accidents;
+it is no defence against somebody who wants another tensor of the same digest.
 """
 
 from __future__ import annotations

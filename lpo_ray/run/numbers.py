@@ -18,6 +18,7 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
         "model": spec.model_path or "the tiny base policy (built on first use)",
         "context (tokens)": spec.context,
         "longest prompt (tokens)": spec.max_prompt_tokens,
+        "longest sequence of an engine (tokens)": spec.max_model_len,
         "verifier": spec.verifier,
         **({"a response also ends at": spec.end_of_turn} if spec.end_of_turn else {}),
         "algorithm": _algorithm(spec),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+from transformers import PretrainedConfig
+
 from lpo_ray.common.error_text import error_text
 from lpo_ray.common.plugins import UnknownName
-from lpo_ray.config.schema import ClusterKind, Config, PipelineConfig, TaskConfig
+from lpo_ray.config.engine import indivisible, less_precise
+from lpo_ray.config.schema import Behaviour, ClusterKind, Config, PipelineConfig, RolloutConfig, TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
 from lpo_ray.run.object_store import kv_cache_bytes, object_store_bytes, room_here
@@ -20,7 +23,29 @@ def check_context(max_tokens: int, context: int) -> None:
     if max_tokens >= context:
         raise ConfigError(
             f"sampling.max_tokens is {max_tokens}, but the model has {context} positions for prompt "
-            f"and response together; expected at most {context - 1}"
+            f"and response together (rollout.max_model_len, where it is set); expected at most {context - 1}"
+        )
+
+
+def check_parts(rollout: RolloutConfig, model: PretrainedConfig) -> None:
+    """Check that vLLM can cut the model into the parts of an engine."""
+    text = model.get_text_config()
+    heads, layers = getattr(text, "num_attention_heads", None), getattr(text, "num_hidden_layers", None)
+    if not isinstance(heads, int) or not isinstance(layers, int):
+        return  # a model of another kind, which vLLM judges
+    why = indivisible(rollout, heads, getattr(text, "num_key_value_heads", None) or heads, layers)
+    if why is not None:
+        raise ConfigError(why)
+
+
+def check_precision(config: Config) -> None:
+    """Check that what an engine samples less precisely than the learner computes is corrected for."""
+    named, objective = less_precise(config.rollout), config.objective
+    if named and objective.behaviour is Behaviour.recomputed and objective.importance_cap is None:
+        raise ConfigError(
+            f"rollout.engine_args has {named} with objective.behaviour=recomputed: the engine samples from another "
+            "distribution than the learner computes, and nothing corrects for it; set objective.behaviour=engine, or "
+            "objective.importance_cap"
         )
 
 

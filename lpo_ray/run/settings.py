@@ -12,6 +12,7 @@ import yaml
 
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
+from lpo_ray.config.engine import engine_processes, is_asynchronous, memory_utilization
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.learner.packing import Packing
@@ -20,6 +21,7 @@ from lpo_ray.learner.targets import StaleRule, TargetRule
 from lpo_ray.objective import UNANCHORED
 from lpo_ray.records import Sampling
 from lpo_ray.rollout.autoscale import AutoscaleRule
+from lpo_ray.rollout.engine_settings import EngineSettings
 from lpo_ray.rollout.pool import PoolSettings
 from lpo_ray.run.evaluator import EvaluationSettings
 from lpo_ray.run.recorder import RecorderSettings
@@ -54,6 +56,28 @@ def pool_settings(spec: RunSpec) -> PoolSettings:
         drain_seconds=rollout.drain_seconds,
         slots=2 * rollout.max_num_seqs,
         restarts=restart_rule(spec),
+    )
+
+
+def engine_settings(spec: RunSpec, model_path: str) -> EngineSettings:
+    """Settings of each engine. On GPUs it runs with CUDA graphs, unless told otherwise."""
+    config, rollout = spec.config, spec.config.rollout
+    on_cpu = not rollout.gpus_per_worker
+    return EngineSettings(
+        model_path=model_path,
+        dtype=rollout.dtype,
+        max_model_len=spec.max_model_len,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        num_processes=engine_processes(rollout),
+        gpu_memory_utilization=memory_utilization(rollout),
+        enforce_eager=on_cpu if rollout.enforce_eager is None else rollout.enforce_eager,
+        asynchronous=is_asynchronous(rollout),
+        on_cpu=on_cpu,
+        kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
+        inflight=config.pipeline.inflight,
+        trust_remote_code=config.model.trust_remote_code,
+        extra=dict(rollout.engine_args),
     )
 
 

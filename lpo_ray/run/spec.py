@@ -20,11 +20,12 @@ from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
 from lpo_ray.learner.lr_schedule import learning_rates
-from lpo_ray.policy.loading import check_model, context_length
+from lpo_ray.policy.loading import check_model, context_length, read_config
 from lpo_ray.policy.saving import repairs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run import preflight
 from lpo_ray.tasks import base_policy
+from lpo_ray.tasks.dataset import DatasetSource
 from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.tasks.table import check_task, task_named, verifier_of
@@ -35,6 +36,8 @@ from lpo_ray.telemetry.trackers import tracker_named
 logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 20
 """of a response: token id, log-prob, version"""
+ROUND = 64
+"""tokens; a longest sequence of an engine is a multiple of it, and so not shorter than the probe of its weights"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class RunSpec:
     model_path: str | None
     """null: the tiny base policy, built when the run starts"""
     context: int
-    """tokens of prompt and response together"""
+    """tokens that prompt and response may have together"""
     verifier: str
     tolerance: float
     """of the weight proof, in log-prob"""
@@ -58,11 +61,25 @@ class RunSpec:
     """
     checked: PromptSource | None = field(default=None, repr=False)
     """the prompts, where they were read to be checked: a large file is read once"""
+    longest_prompt: int | None = None
+    """tokens of the longest prompt of the data; null: any that leaves room for a response"""
 
     @property
     def max_prompt_tokens(self) -> int:
         """Tokens of the longest prompt that leaves room for a response."""
         return self.context - self.config.sampling.max_tokens
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and response that an engine has room for: those of the data, rounded up to ROUND."""
+        if self.longest_prompt is None or self.config.rollout.max_model_len is not None:
+            return self.context
+        longest = self.longest_prompt
+        return min(self.context, -(-(longest + self.config.sampling.max_tokens) // ROUND) * ROUND)
+
+    def with_room_for(self, tokens: int) -> RunSpec:
+        """Return the same run with engines that have room for ``tokens`` of prompt and response."""
+        return replace(self, longest_prompt=tokens - self.config.sampling.max_tokens)
 
     @property
     def capacity(self) -> int:
@@ -137,6 +154,7 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     _check_best(config.checkpoint.best)
     if for_training:
         preflight.check_training_data(config.task)
+        preflight.check_precision(config)
     preflight.check_memory(config)
     preflight.check_room(config.pipeline, spec.largest_group)
     path = spec.model_path
@@ -147,21 +165,22 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     encoder = spec.encoder(tokenizer)
     source = spec._source(encoder)
     preflight.check_data(source, config.evaluation.num_prompts, for_training=for_training)
-    return replace(spec.ends_with(tokenizer, encoder), checked=source)
+    longest = source.longest_prompt if isinstance(source, DatasetSource) else None
+    return replace(spec.ends_with(tokenizer, encoder), checked=source, longest_prompt=longest)
 
 
 def data_spec(config: Config) -> RunSpec:
     """Check only what decides the prompts: model, task and lengths. Raises ConfigError."""
     path, trust = config.model.path, config.model.trust_remote_code
     context = base_policy.CONTEXT_LENGTH if path is None else context_length(path, trust_remote_code=trust)
-    preflight.check_context(config.sampling.max_tokens, context)
+    preflight.check_context(config.sampling.max_tokens, _positions(config, context))
     check_task(config.task, config.evaluation.num_prompts)
     return outline(config, context)
 
 
 def outline(config: Config, context: int) -> RunSpec:
     """Derive the spec of a run with a model of ``context`` positions, without a look at disk or hardware. Raises
-    ConfigError when the task has no verifier.
+    ConfigError when the task has no verifier, or rollout.max_model_len is more than the model has.
     """
     tolerance = config.transport.tolerance
     if tolerance is None:
@@ -171,11 +190,18 @@ def outline(config: Config, context: int) -> RunSpec:
         config,
         Path(config.run.dir) / config.run.name,
         config.model.path,
-        context,
+        _positions(config, context),
         verifier_of(config.task),
         tolerance,
         tuple(config.sampling.stop_token_ids),
     )
+
+
+def _positions(config: Config, context: int) -> int:
+    limit = config.rollout.max_model_len
+    if limit is not None and limit > context:
+        raise ConfigError(f"rollout.max_model_len is {limit}, but the model has {context} positions; expected no more")
+    return context if limit is None else limit
 
 
 def _check_models(spec: RunSpec, highest_token: int, *, for_training: bool) -> None:
@@ -183,6 +209,7 @@ def _check_models(spec: RunSpec, highest_token: int, *, for_training: bool) -> N
     objective, trust = spec.config.objective, spec.config.model.trust_remote_code
     if spec.model_path is not None:
         check_model(spec.model_path, highest_token, trust_remote_code=trust, to_train=for_training)
+        preflight.check_parts(spec.config.rollout, read_config(spec.model_path, trust_remote_code=trust))
     path = objective.reference_path
     if not objective.reference_kl or path is None:
         return

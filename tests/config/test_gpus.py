@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lpo_ray.config import load_config
-from lpo_ray.config.gpus import most_engines, shares_gpus
+from lpo_ray.config.engine import shares_gpus
+from lpo_ray.config.gpus import most_engines
 from lpo_ray.errors import ConfigError
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -21,8 +22,8 @@ def overrides(rank: float, engine: float, *more: str) -> list[str]:
     ("rank", "engine", "more", "reason"),
     [
         (2, 1, (), "gpus_per_rank is 2; expected 0, 1 or a share: a rank computes on one GPU"),
-        (1, 1.5, (), "gpus_per_worker is 1.5; expected a share of one GPU"),
-        (1.5, 1, (), "gpus_per_rank is 1.5; expected a share of one GPU"),
+        (1, 1.5, (), "gpus_per_worker is 1.5 with rollout.tensor_parallel_size=1"),
+        (1.5, 1, (), "gpus_per_rank is 1.5; expected 0, 1 or a share"),
         (0.6, 0.5, (), "shares of one GPU; expected a sum of 1 at most, or 1 for both"),
         (0.5, 1, (), "a rank shares its GPU with an engine only, never with a rank: set learner.gpus_per_rank=1"),
         (0.5, 0, (), "a rank shares its GPU with an engine only"),

@@ -95,6 +95,7 @@ def test_a_lent_engine_keeps_its_weights_through_publishes_and_then_has_the_last
     assert seen.back[0].startswith("serving 2"), seen.back
 
 
+@pytest.mark.long
 def test_a_run_goes_on_while_it_is_evaluated(tmp_path: Path, tiny_policy: Path) -> None:
     run = Run(
         tmp_path, tiny_policy, DIGITS, "rollout.num_workers=2", "run.steps=6", "evaluation.every=2",

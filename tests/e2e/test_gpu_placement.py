@@ -52,7 +52,6 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_ins = {"LearnerWorker": Rank, "RolloutWorker": Engine, "VerifierService": Actor, "TargetBuilder": Actor}
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(roles, name, stand_in)
-    monkeypatch.setattr(roles, "EngineSettings", SimpleNamespace)  # to unpickle the real one takes torch
 
 
 @dataclass
@@ -65,9 +64,12 @@ class Roles:
     engines: dict[str, RemoteWorker] = field(default_factory=dict)
 
     async def start_engine(self, number: int) -> None:
-        spawn = rollout_spawner(
-            self.config, "/no/model", 64, TRANSPORTS["object_store"], self.layout.engines, FakeEvents()
-        )
+        settings = SimpleNamespace(
+            model_path="/no/model", asynchronous=True, on_cpu=not self.config.rollout.gpus_per_worker,
+            num_processes=self.config.rollout.tensor_parallel_size,
+        )  # fmt: skip
+        transport = TRANSPORTS["object_store"]
+        spawn = rollout_spawner(self.config, settings, transport, self.layout.engines, FakeEvents())
         self.engines[f"engine {number}"] = worker = spawn(number, f"engine {number}")
         await worker.start(SECONDS)
 

@@ -28,7 +28,7 @@ from tests.support.real_specs import plan_of
 from tests.support.transported_models import VOCABULARY, make_model, on_ranks, perturb, reference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
-ENGINES = ("inprocess", "asynchronous")
+ENGINES = (pytest.param("inprocess", marks=pytest.mark.long), "asynchronous")
 FEEDERS, GROUP, SLOTS, PROMPT = 5, 4, 12, 70
 TOLERANCE = 1e-3
 

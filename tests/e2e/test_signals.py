@@ -83,6 +83,7 @@ def test_a_learner_that_dies_too_often_ends_the_run_with_its_name(tmp_path: Path
         run.assert_nothing_is_left()
 
 
+@pytest.mark.long
 def test_the_only_engine_is_replaced_until_its_restarts_are_spent(tmp_path: Path, tiny_policy: Path) -> None:
     with Run(tmp_path, tiny_policy, "supervision.max_restarts=1") as run:
         run.wait_for_step(1)

@@ -63,7 +63,7 @@ async def slowed_down(processes: list[psutil.Process]) -> AsyncIterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
-@pytest.fixture(scope="module", params=["inprocess", pytest.param("asynchronous", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[pytest.param("inprocess", marks=pytest.mark.long), "asynchronous"])
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
     spec = plan_of(
         tmp_path_factory.mktemp(request.param), tiny_policy, f"rollout.engine={request.param}", "learner.world_size=1",

@@ -38,7 +38,7 @@ def cluster() -> Iterator[Slurm]:
                 pytest.skip(found)
             yield found
     finally:
-        os.environ.get("KEEP") or shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(cluster: Slurm, policy: Path, name: str, steps: int, *more: str) -> int:
@@ -80,11 +80,11 @@ def test_a_run_lasts_longer_than_its_jobs(cluster: Slurm, tiny_policy: Path) -> 
     # it goes on where it was, on the nodes of its roles
     cluster.machine.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     wait_until("the resume", lambda: f"resumed after step {saved}" in cluster.output(job), 240)
-    wait_until("steps after it", lambda: steps(run) > saved, 60)
+    wait_until("steps after it", lambda: steps(run) > saved, 120)
     roles = {"learner learner-rank-0": "n1", "rollout rollout-worker-0": "n2"}
     for role, node in roles.items():
         placed = re.findall(rf"info {role} \d+ .*is up on ([\d.]+)", cluster.output(job))
-        assert len(placed) == 2 and set(placed) == {NODES[node]}, cluster.output(job)
+        assert placed == [NODES[node]] * 2, cluster.output(job)
     assert cluster.machine.run("scancel", str(job)).returncode == 0
     cluster.wait_for(job, {"CANCELLED"}, 90)
     wait_until("the end of Ray", lambda: not ray_processes(cluster), 60)

@@ -23,7 +23,7 @@ from lpo_ray.errors import WeightsNotProved
 from lpo_ray.policy.tensor_digest import tensor_digest
 from lpo_ray.policy.weights import Bucket
 from lpo_ray.policy.weights_proof import probe_sequences
-from lpo_ray.run.settings import learner_settings
+from lpo_ray.run.settings import engine_settings, learner_settings
 from lpo_ray.run.spec import RunSpec
 from tests.support.clusters import on_cluster
 from tests.support.fakes import FakeEvents
@@ -65,8 +65,8 @@ class Reusable:
         for member in pool.members:
             member.worker.kill()
         spec = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
-        places, transport = self.cluster.layout.engines, TRANSPORTS["shared_memory"]
-        pool._spawn = rollout_spawner(spec.config, str(path), spec.context, transport, places, FakeEvents())
+        engine, places = engine_settings(spec, str(path)), self.cluster.layout.engines
+        pool._spawn = rollout_spawner(spec.config, engine, TRANSPORTS["shared_memory"], places, FakeEvents())
         await asyncio.gather(pool.start(), learner.load())
 
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:

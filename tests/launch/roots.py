@@ -76,14 +76,10 @@ def _bound() -> Iterator[tuple[str, str]]:
 def copy_settings(root: Path) -> None:
     """Give a root that others will run this machine's settings of package indexes and certificates for good."""
     for here, inside in _bound():
-        if here in ("/etc/resolv.conf", "/etc/hosts"):
-            continue
         target = root / inside.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if Path(here).is_dir():
-            shutil.copytree(here, target, dirs_exist_ok=True)
-        else:
-            shutil.copy(here, target)
+        source = f"{here}/." if Path(here).is_dir() else here
+        subprocess.run(["cp", "-rL", "--remove-destination", source, target], check=True)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ from lpo_ray.policy.tensor_digest import ROW, ROWS_AT_ONCE, digests_of, sum_on_a
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 SIZES = st.one_of(st.integers(1, 300), st.integers(1, 40).map(lambda n: 4 * ROW * n // 7))
-BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
 
 
 def numbers(count: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -71,10 +70,10 @@ def test_the_same_bit_flipped_in_several_elements_is_found(dtype: torch.dtype, w
     """A plain sum of 64-bit words would not see highest bits that change in an even number of them."""
     tensor = numbers(4001, dtype, 2)
     before = tensor_digest(tensor)
-    mask = 1 << (bit % (8 * dtype.itemsize))
-    raw = tensor.view(BITS[dtype])
+    size = dtype.itemsize
+    raw, (byte, mask) = tensor.view(torch.uint8), (bit // 8 % size, 1 << bit % 8)
     for at in where:
-        raw[at] ^= mask - (1 << (8 * dtype.itemsize)) if mask >> (8 * dtype.itemsize - 1) and dtype.itemsize > 1 else mask
+        raw[at * size + byte] ^= mask
     assert tensor_digest(tensor) != before
 
 

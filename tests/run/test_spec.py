@@ -57,6 +57,47 @@ def test_a_base_models_turn_ends_where_its_template_ends_it(
     assert spec.end_of_turn == ("<bos> (1)" if BOS in expected else "")
 
 
+def test_an_engine_has_room_for_the_longest_prompt_of_the_data_and_a_response(base_model: Path) -> None:
+    """Of both files, and of those prompts only that are short enough; where nobody knows, for the whole context."""
+    config = json.loads((base_model / "config.json").read_text())
+    (base_model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1000}))
+    held_out = [{"prompt": "1" * size, "answer": "1"} for size in (80, 150, 999)]
+    (base_model / "heldout.jsonl").write_text("\n".join(map(json.dumps, held_out)))
+    both = f"task.heldout_path={base_model}/heldout.jsonl"
+    assert spec_of(base_model).max_model_len == 64  # 1 + 24 tokens, rounded up
+    assert spec_of(base_model, both).max_model_len == 192  # 150 + 24
+    assert (
+        spec_of(base_model, both, "sampling.max_tokens=870").max_model_len == 960
+    )  # 80 + 870: those of 150 are left out
+    assert spec_of(base_model, both, "sampling.max_tokens=840").max_model_len == 1000  # no more than the model has
+    assert spec_of(base_model, both).with_room_for(500).max_model_len == 512
+    generated = ("task.name=countdown", "task.path=null", "task.verifier=null")
+    assert spec_of(base_model, *generated).max_model_len == 1000
+    set_ = spec_of(base_model, both, "rollout.max_model_len=160")
+    assert (set_.max_model_len, set_.context, set_.max_prompt_tokens) == (160, 160, 136)
+    assert set_.with_room_for(500).max_model_len == 160
+    with pytest.raises(ConfigError, match=r"rollout\.max_model_len is 1001, but the model has 1000 positions"):
+        spec_of(base_model, "rollout.max_model_len=1001")
+    with pytest.raises(ConfigError, match=r"sampling\.max_tokens is 24, but .* \(rollout\.max_model_len"):
+        spec_of(base_model, "rollout.max_model_len=20")
+
+
+def test_an_engine_whose_parts_do_not_divide_the_model_is_refused(base_model: Path) -> None:
+    with pytest.raises(ConfigError, match="does not divide the model's"):
+        spec_of(base_model, "rollout.tensor_parallel_size=7")
+
+
+def test_engines_that_are_less_precise_need_a_correction(base_model: Path) -> None:
+    less = "rollout.engine_args={kv_cache_dtype: fp8, quantization: fp8_per_tensor}"
+    with pytest.raises(ConfigError, match=r"has quantization=fp8_per_tensor, kv_cache_dtype=fp8 .*behaviour=engine"):
+        spec_of(base_model, less)
+    for correction in ("objective.behaviour=engine", "objective.importance_cap=2"):
+        assert any(
+            "differ from it by more than rounding" in text for text in spec_of(base_model, less, correction).warnings
+        )
+    assert not spec_of(base_model, "rollout.engine_args={kv_cache_dtype: auto}").warnings
+
+
 def test_prompts_of_messages_have_turns_whatever_the_template_setting(base_model: Path) -> None:
     spec = spec_of(base_model, "task.template=plain", f"task.path={base_model}/chats.jsonl")
     assert spec.stop_token_ids == (BOS,)

@@ -1,4 +1,4 @@
-"""Engines and a learner's rank on fake GPUs: our receivers, senders and publisher with threads in place of processes."""
+"""Engines and a learner's rank on fake GPUs: our receivers, sender and publisher on threads in place of processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import LpoRayError
 from lpo_ray.learner.packing import Packing
-from lpo_ray.policy.weights import TensorMeta, make_manifest
+from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from tests.support.fake_nccl import FakeDevice, FakeNccl, set_device, synchronize
@@ -39,8 +39,9 @@ T = TypeVar("T")
 PROBE = [np.arange(3), np.arange(4)]
 LOGPROBS = [np.zeros(2, np.float32), np.zeros(3, np.float32)]
 METAS = [TensorMeta(f"t{number}", (4, 3 + number)) for number in range(6)]
+SMALL = make_manifest(METAS, "float32", bucket_bytes=128, num_senders=1)
 LEARNERS_GPU = 0
-PREPARE, JOIN, TRANSFER = 2.0, 2.0, 1.5
+PREPARE, JOIN, TRANSFER = 4.0, 3.0, 3.0
 
 
 class OwnThread:
@@ -64,7 +65,7 @@ class Model(nn.Module):
         self.loaded |= {name: tensor.clone() for name, tensor in pairs}
 
 
-class Process_(OwnThread, WorkerExtension):  # noqa: N801 - Process is a record
+class EngineProcess(OwnThread, WorkerExtension):
     """One process of an engine, with vLLM's worker reduced to what a transfer needs."""
 
     def __init__(self, rank: int, size: int, device: int) -> None:
@@ -86,7 +87,7 @@ class Engine:
     """A rollout worker's handle: an engine of some processes. ``hangs_in``: methods that it never answers."""
 
     def __init__(self, devices: list[int]) -> None:
-        self.processes = [Process_(rank, len(devices), device) for rank, device in enumerate(devices)]
+        self.processes = [EngineProcess(rank, len(devices), device) for rank, device in enumerate(devices)]
         self.hangs_in: set[str] = set()
         self.dies_in: set[str] = set()
         self.dead = False
@@ -108,7 +109,7 @@ class Engine:
         return reference
 
     def _work(self, reference: Reference, method: str, arguments: tuple) -> None:
-        works: dict[str, Callable[[Process_], object]] = {
+        works: dict[str, Callable[[EngineProcess], object]] = {
             "begin_update": lambda process: process.begin(),
             "join_senders": lambda process: process.weight_transfer_engine.init_transfer_engine(
                 process.weight_transfer_engine.parse_init_info(arguments[0])
@@ -146,12 +147,13 @@ class Engine:
 class Policy:
     """A policy of one rank."""
 
-    def __init__(self) -> None:
-        self.weights = {meta.name: torch.zeros(meta.shape) for meta in METAS}
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
         self.change()
 
     def change(self) -> None:
-        self.weights = {meta.name: torch.randn(meta.shape) for meta in METAS}
+        dtype = self.manifest.torch_dtype
+        self.weights = {meta.name: torch.randn(meta.shape).to(dtype) for meta in self.manifest.tensors}
 
     def gather_into(self, names, views, dtype: torch.dtype = torch.float32) -> None:
         for name in names:
@@ -174,17 +176,19 @@ class Rank:
 
     def __init__(self, policy: Policy) -> None:
         self.worker = LearnerWorker(0, 1, None)  # type: ignore[arg-type]
-        self.manifest = make_manifest(METAS, "float32", bucket_bytes=128, num_senders=1)
-        slots = GpuSlots(self.manifest, 0, torch.empty(2, self.manifest.slot_numel))
+        self.manifest = policy.manifest
+        slots = GpuSlots(self.manifest, 0, torch.empty(2, self.manifest.slot_numel, dtype=self.manifest.torch_dtype))
         self.worker._staging = Staging(policy, self.manifest, slots)
         self.worker._sender = NcclSender(self.worker._staging, "127.0.0.1")
         self.thread = OwnThread(LEARNERS_GPU)
         self.hangs_in: set[str] = set()
+        self.calls: list[str] = []
 
     def __getattr__(self, method: str) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda *arguments: self._answer(method, arguments))
 
     def _answer(self, method: str, arguments: tuple) -> Reference:
+        self.calls.append(method)
         if method == "probe":
             return Reference(LOGPROBS)
         reference = Reference()
@@ -220,8 +224,8 @@ class Pool:
 class Site:
     """A learner of one rank and some engines, on one fake GPU for each process."""
 
-    def __init__(self, nccl: FakeNccl, engines: int, processes: int = 1) -> None:
-        self.nccl, self.policy, self.pool, self._processes = nccl, Policy(), Pool(), processes
+    def __init__(self, nccl: FakeNccl, engines: int, processes: int = 1, manifest: Manifest = SMALL) -> None:
+        self.nccl, self.policy, self.pool, self._processes = nccl, Policy(manifest), Pool(), processes
         self.rank = Rank(self.policy)
         self.learner = LearnerGroup(
             None,  # type: ignore[arg-type]

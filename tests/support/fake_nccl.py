@@ -23,7 +23,7 @@ from vllm.distributed.device_communicators import pynccl
 from vllm.distributed.device_communicators.pynccl_wrapper import ncclUniqueId
 from vllm.distributed.weight_transfer import packed_tensor
 
-PATIENCE = 8.0
+PATIENCE = 20.0
 """seconds after which a wait for a stream counts as one without end"""
 current = threading.local()
 """device: index of this thread's device; streams: what ``torch.cuda.stream`` has made current, innermost last"""
@@ -178,13 +178,13 @@ class FakeNccl:
         self.joining_hangs: set[int] = set()
         """devices whose process hangs before it joins"""
 
-    def ncclGetRawVersion(self) -> int:  # noqa: N802 - NCCL's names, here and below
+    def ncclGetRawVersion(self) -> int:
         return 22907
 
-    def ncclGetVersion(self) -> str:  # noqa: N802
+    def ncclGetVersion(self) -> str:
         return "2.29.7"
 
-    def ncclGetUniqueId(self) -> ncclUniqueId:  # noqa: N802
+    def ncclGetUniqueId(self) -> ncclUniqueId:
         return self.unique_id_from_bytes(secrets.token_bytes(128))
 
     def unique_id_from_bytes(self, data: bytes) -> ncclUniqueId:
@@ -192,7 +192,7 @@ class FakeNccl:
         ctypes.memmove(ctypes.addressof(found.internal), data, 128)
         return found
 
-    def ncclCommInitRank(self, size: int, unique_id: ncclUniqueId, rank: int) -> Comm:  # noqa: N802
+    def ncclCommInitRank(self, size: int, unique_id: ncclUniqueId, rank: int) -> Comm:
         device = index_of(None)
         while device in self.joining_hangs:
             time.sleep(0.01)
@@ -210,13 +210,13 @@ class FakeNccl:
             self.made += 1
         return comm
 
-    def ncclAllReduce(self, send, recv, count, dtype, op, comm, stream) -> None:  # noqa: N802
+    def ncclAllReduce(self, send, recv, count, dtype, op, comm, stream) -> None:
         self._put(comm, stream, recv, None, 0, "all_reduce")  # vLLM's has one element, which nobody reads
 
-    def ncclBroadcast(self, send, recv, count, dtype, root, comm, stream) -> None:  # noqa: N802
+    def ncclBroadcast(self, send, recv, count, dtype, root, comm, stream) -> None:
         self._put(comm, stream, recv, root, count, "broadcast")
 
-    def ncclCommAbort(self, comm: Comm) -> None:  # noqa: N802
+    def ncclCommAbort(self, comm: Comm) -> None:
         comm.aborted.set()
         with self._lock:
             if comm not in self.live:
@@ -238,7 +238,7 @@ class _Torch:
         def __instancecheck__(cls, value: object) -> bool:
             return isinstance(value, torch.device | FakeDevice)
 
-    class device(metaclass=_Devices):  # noqa: N801 - torch's name
+    class device(metaclass=_Devices):
         def __new__(cls, name: str) -> FakeDevice:
             return FakeDevice(int(name.partition(":")[2] or 0))
 
@@ -275,7 +275,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeNccl:
     unpack = packed_tensor.unpack_tensor
     for place, name, value in (
         (packed_tensor, "unpack_tensor", unpacked),
-        (pynccl, "NCCLLibrary", lambda path=None: nccl), (pynccl, "torch", _Torch()), (packed_tensor, "torch", _Torch()),
+        (pynccl, "NCCLLibrary", lambda path=None: nccl), (pynccl, "torch", _Torch()),
+        (packed_tensor, "torch", _Torch()),
         (pynccl, "current_stream", current_stream), (torch.cuda, "current_stream", current_stream),
         (torch.cuda, "Stream", FakeStream), (torch.cuda, "stream", stream_context),
         (torch.accelerator, "current_device_index", lambda: index_of(None)),

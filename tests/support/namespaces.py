@@ -1,5 +1,5 @@
-"""A machine inside this machine, for daemons that a test starts: processes, mounts and network of its own, which all end
-with it. Files are this machine's. For root on Linux.
+"""A machine inside this machine, for daemons that a test starts: its processes, mounts and network are its own and
+end with it. Files are this machine's. For root on Linux.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +84,8 @@ class Inside:
 
 @contextlib.contextmanager
 def inside(environment: Mapping[str, str], binds: Mapping[Path, str], address: str | None = None) -> Iterator[Inside]:
-    """The machine until the end of the context. ``binds``: a file or folder here, and the path that it has there. With an
-    ``address`` it has a network of its own, else it shares this machine's.
+    """The machine until the end of the context. ``binds``: a file or folder here, and the path that it has there. With
+    an ``address`` it has a network of its own, else it shares this machine's.
     """
     kinds = ["--mount", "--pid", *(["--net"] if address else [])]
     words: Sequence[str] = [word for pair in binds.items() for word in map(str, pair)]
@@ -106,10 +106,9 @@ def host(name: str, address: str) -> tuple[str, ...]:
     return ("sh", "-ec", HOST, "sh", name, address)
 
 
-def wait_until(what: str, holds: object, seconds: float, *, every: float = 0.5) -> None:
+def wait_until(what: str, holds: Callable[[], bool], seconds: float) -> None:
     """Ask ``holds`` until it says yes. Raises AssertionError with ``what`` after ``seconds``."""
-    assert callable(holds)
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(every)
+        time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""A real Slurm of the distribution's packages: munge, controller and nodes in a machine of their own (namespaces.py)."""
+"""A real Slurm of the distribution's packages: munge, controller and nodes in a machine of their own."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class Slurm:
 
 @contextlib.contextmanager
 def slurm(folder: Path, nodes: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Slurm | str]:
-    """Nodes by name -> an address beside the controller's, until the end of the context; the reason when they cannot be had.
+    """Nodes by name -> an address beside the controller's, until the end of the context; the reason when there can be
+    none.
 
     ``folder`` has a short path: Unix sockets lie in it. ``environment`` is added to that of jobs.
     """

@@ -36,17 +36,25 @@ class RolloutConfig:
     gpus_per_worker: float = 0.0
     """GPUs that Ray reserves for one engine; 0: a CPU engine; below 1: of each of its GPUs, which ranks share"""
     tensor_parallel_size: int = 1
-    """GPUs that share one copy of the weights"""
+    """processes of an engine, with a GPU each, that share one copy of the weights"""
     threads: int = 1
-    """threads of one CPU engine's arithmetic"""
+    """threads of the arithmetic of one process of a CPU engine"""
     max_num_seqs: int = 256
     """responses an engine decodes at once"""
+    max_model_len: int | None = None
+    """tokens that prompt and response have together at most; null: the longest prompt of the data and
+    sampling.max_tokens, or the model's whole context where prompts are generated
+    """
     kv_cache_gib: float = 1.0
     """CPU engines: memory of the KV cache"""
-    gpu_memory_utilization: float = 0.85
-    """share of a GPU's memory for weights and KV cache, as vLLM has it"""
-    enforce_eager: bool = True
-    """run without CUDA graphs: slower to decode, quicker to start"""
+    gpu_memory_utilization: float | None = None
+    """share of a GPU's memory for weights and KV cache, as vLLM has it; null: 0.85 of gpus_per_worker, or of a GPU"""
+    enforce_eager: bool | None = None
+    """run without CUDA graphs: slower to decode, quicker to start; null: with them on GPUs"""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """passed through to vLLM's EngineArgs, such as {kv_cache_dtype: fp8}; what is set elsewhere, or would change what
+    is sampled, is refused
+    """
     silence_seconds: float = 600.0
     """an engine that has groups and samples no token for so long is replaced; a group of which nothing is heard for
     twice as long is issued again

@@ -62,6 +62,11 @@ class DatasetSource:
             logger.warning("%s: %d prompts repeat one before them, and are trained as often", path, duplicates)
 
     @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt of both files."""
+        return max((file.longest for file in (self._train_file, self.heldout_file) if file is not None), default=0)
+
+    @property
     def train_file(self) -> PromptFile:
         """DataError when there is none."""
         if self._train_file is None:

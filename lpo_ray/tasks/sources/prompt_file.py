@@ -94,6 +94,11 @@ class PromptFile:
         """Count the prompts that are short enough, M."""
         return len(self.kept)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt that is short enough."""
+        return int(self.found.lengths[self.kept].max())
+
     def row(self, position: int) -> int:
         """Return what messages call the row of prompt ``position`` (0 to M - 1): counted from 1; for files of lines,
         the line.
@@ -173,8 +178,9 @@ class PromptFile:
         most, left_out = self._encoder.max_tokens, len(self.found.lengths) - len(self.kept)
         if not len(self.kept):
             raise DataError(
-                f"all {left_out} prompts of {self.path} are longer than {most} tokens, the model's context "
-                "minus sampling.max_tokens; lower sampling.max_tokens or take a model with a longer context"
+                f"all {left_out} prompts of {self.path} are longer than {most} tokens, the model's context (or "
+                "rollout.max_model_len) minus sampling.max_tokens; lower sampling.max_tokens or take a model with a "
+                "longer context"
             )
         if left_out:
             logger.warning("%s: left out %d prompts over %d tokens", self.path, left_out, most)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lpo_ray.config.engine import engine_processes, memory_utilization
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.run.numbers import numbers
@@ -19,15 +20,15 @@ from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import CPU, Device
-from lpo_ray.tools.plan.limits import Limit, leaving_notes, limits_of, start_notes, store_notes
+from lpo_ray.tools.plan.limits import Limit, inflight_notes, leaving_notes, limits_of, start_notes, store_notes
 from lpo_ray.tools.plan.machines import Machine, Placement
 from lpo_ray.tools.plan.memory import (
     GIB,
     EngineShape,
     KvCache,
     Memory,
+    engine_kv_bytes,
     engine_memory,
-    kv_bytes_per_token,
     kv_cache,
     rank_memory,
 )
@@ -41,14 +42,15 @@ from lpo_ray.tools.plan.problems import (
     unmet_here,
 )
 from lpo_ray.tools.plan.requirements import (
-    between_gpus,
     Lengths,
+    between_gpus,
     engine_of,
     mean_lengths,
     offloads,
     places_on,
     rank_of,
     step_work,
+    with_longest_prompt,
 )
 from lpo_ray.tools.plan.throughput import Rate, Rates, StepTime, Work, engine_rate, publish_rate, rank_rate, step_time
 
@@ -147,8 +149,9 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     problems: list[str] = []
     notes = unmet_here(config, spec.verifier)
     lengths = mean_lengths(spec, given.prompt_tokens, given.response_tokens)
+    spec = with_longest_prompt(spec, lengths)
     work = step_work(spec, model, lengths)
-    rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(config, model)
+    rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(spec, model)
     rank, engine = rank_memory(model, rank_settings), engine_memory(model, engine_settings)
     found = places_on(config, machines)
     places = [] if isinstance(found, str) else found
@@ -157,16 +160,16 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     device = _slowest(machines, places, on_gpu=engine_settings.on_gpu)
     kv = _kv(config, model, engine_settings, device)
     problems += context_problems(config, spec.context, lengths)
-    problems += parallel_problems(config, model)
+    problems += parallel_problems(config, model, machines)
     if device is not None:
         problems += device_problems(config, model, rank_settings, engine_settings, machines, places, device)
-        problems += kv_problems(config, spec.context, model, engine_settings, kv, device)
+        problems += kv_problems(config, spec.max_model_len, model, engine_settings, kv, device)
     else:
         notes.append("the GPUs are not in tools/plan/devices.py: whether it fits is not known, and times need rates")
     problems += host_problems(config, rank, engine, machines, places)
     at_most = min(config.rollout.max_num_seqs, math.ceil(work.prompts * work.group_size / setup.num_workers))
     slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.response)))
-    rates = _rates(config, setup, model, device, work, slots, given, notes)
+    rates = _rates(config, setup, model, device, work, slots, engine_settings.bucket_bytes, given, notes)
     time = None if rates is None else step_time(work, rates, setup)
     limits: Sequence[Limit] = []
     notes += start_notes(config, model)
@@ -174,10 +177,9 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     notes += store_notes(config, object_store_bytes(config, room_here()) if is_here else None)
     if rates is not None and time is not None:
         engine_device = None if device is None else _times(device, config.rollout.threads if device is CPU else 1)
-        limits = limits_of(
-            config, setup, model, engine_device, work, engine_settings.bucket_bytes, spec.context, rates, time
-        )
+        limits = limits_of(config, setup, model, engine_device, work, engine_settings, rates, time)
         problems += [limit.problem for limit in limits if limit.problem]
+        notes += inflight_notes(config, model, engine_device, work, engine_settings, slots, time)
         notes += leaving_notes(config, work.longest_tokens * slots / rates.sample.value)
     if slots < at_most:
         notes.append(
@@ -204,8 +206,8 @@ def _slowest(machines: Sequence[Machine], places: Sequence[Placement], *, on_gpu
 def _kv(config: Config, model: Architecture, engine: EngineShape, device: Device | None) -> KvCache:
     rollout = config.rollout
     if engine.on_gpu and device is not None:
-        return kv_cache(model, engine, device.memory_gib, rollout.gpu_memory_utilization)
-    per_token = kv_bytes_per_token(model, engine.dtype, engine.tensor_parallel_size)
+        return kv_cache(model, engine, device.memory_gib, memory_utilization(rollout))
+    per_token = engine_kv_bytes(model, engine)
     return KvCache(0 if engine.on_gpu else int(rollout.kv_cache_gib * GIB), per_token)
 
 
@@ -216,6 +218,7 @@ def _rates(
     device: Device | None,
     work: Work,
     slots: int,
+    bucket_bytes: int,
     given: Assumptions,
     notes: list[str],
 ) -> Rates | None:
@@ -226,7 +229,7 @@ def _rates(
     if device is not None:
         cores = (1, 1) if device is not CPU else (rollout.threads, learner.threads)
         sample, longest = engine_rate(
-            model, _times(device, cores[0]), rollout.dtype, work, rollout.tensor_parallel_size, slots
+            model, _times(device, cores[0]), rollout.dtype, work, engine_processes(rollout), slots
         )
         train = rank_rate(
             model, _times(device, cores[1]), config.model.dtype, work, world_size=setup.world_size,
@@ -234,7 +237,7 @@ def _rates(
         )  # fmt: skip
         publish = publish_rate(
             device, between_gpus=between_gpus(config), world_size=setup.world_size, weight_bytes=work.weight_bytes,
-            bucket_bytes=engine_of(config, model).bucket_bytes,
+            bucket_bytes=bucket_bytes,
         )  # fmt: skip
         derived = (sample, train, publish)
     said = (given.sample_rate, given.train_rate, given.publish_rate)

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lpo_ray.common.silence import ASSURED
-from lpo_ray.config.schema import ClusterKind, Config
+from lpo_ray.config.schema import ClusterKind, Config, Inflight
 from lpo_ray.run.object_store import LEAST, needed_bytes
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import Device
-from lpo_ray.tools.plan.memory import BYTES
-from lpo_ray.tools.plan.throughput import TRAIN_EFFICIENCY, Rates, StepTime, Work
+from lpo_ray.tools.plan.memory import BYTES, EngineShape
+from lpo_ray.tools.plan.throughput import Rates, StepTime, Work, prefill_seconds
 
-BATCHED_TOKENS = 8192
-"""tokens of prompts that an engine computes in one step, where it cuts long prompts into chunks"""
+NOTABLE = 0.02
+"""share of a step that is worth a note"""
 FAST_STORAGE = 1e9
 """bytes a second; a start that needs more is worth a note"""
 
@@ -49,8 +49,8 @@ class Limit:
 
 
 def limits_of(
-    config: Config, setup: Setup, model: Architecture, device: Device | None, work: Work, bucket_bytes: int,
-    context: int, rates: Rates, time: StepTime,
+    config: Config, setup: Setup, model: Architecture, device: Device | None, work: Work, engine: EngineShape,
+    rates: Rates, time: StepTime,
 ) -> list[Limit]:  # fmt: skip
     """Compare every limit that a forecast can say something about. ``device``: with the cores of an engine, None where
     its speed is not known.
@@ -60,10 +60,9 @@ def limits_of(
         return []
     found = []
     if device is not None:
-        chunk = BATCHED_TOKENS if rollout.gpus_per_worker else max(context, BATCHED_TOKENS)
         waiting = work.prompts * work.group_size * math.ceil(work.prompt_tokens)
-        flops = 2 * (model.body + model.embedding) * min(chunk, waiting)
-        step = flops / (TRAIN_EFFICIENCY * device.flops(rollout.dtype) * rollout.tensor_parallel_size)
+        tokens = min(engine.batched_tokens, waiting)
+        step = prefill_seconds(model, device, rollout.dtype, tokens, engine.processes)
         found.append(
             _limit("rollout.silence_seconds", ASSURED * rollout.silence_seconds, "the longest step of an engine", step)
         )
@@ -75,7 +74,7 @@ def limits_of(
         ),
         _limit(
             "transport.transfer_seconds", transport.transfer_seconds / (2 if setup.num_workers > 1 else 1),
-            "a bucket of weights", min(bucket_bytes, work.weight_bytes) / 1e9 / rates.publish.value,
+            "a bucket of weights", min(engine.bucket_bytes, work.weight_bytes) / 1e9 / rates.publish.value,
             "or lower transport.bucket_mib",
         ),
     ]  # fmt: skip
@@ -115,6 +114,30 @@ def store_notes(config: Config, store: int | None) -> Sequence[str]:
         f"{holds}, which has {store / 2**30:.1f} here: what does not fit goes over the disk. Lower "
         "pipeline.groups_per_step, pipeline.max_staleness or sampling.max_tokens, or give it more with "
         "cluster.object_store_gib, as far as memory and /dev/shm allow"
+    ]
+
+
+def inflight_notes(
+    config: Config, model: Architecture, device: Device | None, work: Work, engine: EngineShape, slots: int,
+    time: StepTime,
+) -> Sequence[str]:  # fmt: skip
+    """Say what it costs that a publish drops the KV cache of ``slots`` half-decoded responses, where that is a lot."""
+    mode = config.pipeline.inflight
+    if (
+        device is None
+        or not config.pipeline.max_staleness
+        or mode not in (Inflight.keep_recompute, Inflight.abort_resume)
+    ):
+        return []
+    length = work.prompt_tokens + work.response_tokens / 2
+    tokens = slots * length
+    seconds = prefill_seconds(model, device, config.rollout.dtype, tokens, engine.processes, length)
+    if seconds < NOTABLE * time.step:
+        return []
+    return [
+        f"pipeline.inflight={mode.value} drops the KV cache at each publish: an engine computes that of about "
+        f"{tokens:,.0f} tokens again, {seconds:,.1f} s of a step of {time.step:,.1f} s; keep_cache keeps it, and "
+        "decodes the rest of those responses on keys and values of the weights before"
     ]
 
 

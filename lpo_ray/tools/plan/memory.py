@@ -35,8 +35,6 @@ GPU_PROCESS = int(1.5 * GIB)
 """of a GPU's memory for a process with CUDA's context, cuBLAS workspaces and NCCL's buffers; an assumption"""
 CPU_PROCESS = int(0.75 * GIB)
 """resident memory of a process that has imported torch, transformers and DeepSpeed or vLLM; an assumption"""
-PREFILL_TOKENS = 8192
-"""positions of an engine's largest forward: vLLM's max_num_batched_tokens on GPUs"""
 LOGITS_COPIES = 3
 """of a decode step in fp32 when vLLM samples and returns log-probs: logits, processed ones, their log-softmax"""
 
@@ -71,10 +69,18 @@ class EngineShape:
 
     dtype: str
     tensor_parallel_size: int
+    pipeline_parallel_size: int
     max_num_seqs: int
+    batched_tokens: int
+    """positions of its largest forward"""
     bucket_bytes: int
     """of the largest bucket in which weights travel"""
     on_gpu: bool
+
+    @property
+    def processes(self) -> int:
+        """GPUs of the engine, or processes without one."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +192,20 @@ def head_memory(model: Architecture, dtype: str, scored: int) -> int:
     return max(forward, backward) + 3 * scored * model.hidden_size * size
 
 
-def kv_bytes_per_token(model: Architecture, dtype: str, tensor_parallel_size: int = 1) -> int:
+def kv_bytes_per_token(
+    model: Architecture, dtype: str, tensor_parallel_size: int = 1, pipeline_parallel_size: int = 1
+) -> int:
     """Bytes of the KV cache for one position in all layers, on one of an engine's GPUs. KV heads are repeated where
     GPUs outnumber them.
     """
+    layers = -(-model.num_layers // pipeline_parallel_size)
     heads = max(1, -(-model.num_kv_heads // tensor_parallel_size))
-    return 2 * model.num_layers * heads * model.head_dim * BYTES[dtype]
+    return 2 * layers * heads * model.head_dim * BYTES[dtype]
+
+
+def engine_kv_bytes(model: Architecture, engine: EngineShape) -> int:
+    """Bytes of an engine's KV cache for one position, on one of its GPUs."""
+    return kv_bytes_per_token(model, engine.dtype, engine.tensor_parallel_size, engine.pipeline_parallel_size)
 
 
 def engine_memory(model: Architecture, engine: EngineShape) -> Memory:
@@ -200,11 +214,11 @@ def engine_memory(model: Architecture, engine: EngineShape) -> Memory:
     """
     size, parts = BYTES[engine.dtype], engine.tensor_parallel_size
     widest = max(model.hidden_size, 2 * model.intermediate_size // parts)
-    forward = PREFILL_TOKENS * (2 * model.hidden_size + 2 * widest) * size if engine.on_gpu else 0
+    forward = engine.batched_tokens * (2 * model.hidden_size + 2 * widest) * size if engine.on_gpu else 0
     logits = LOGITS_COPIES * FP32 * engine.max_num_seqs * model.vocab_size
     return Memory(
         {
-            "weights": -(-size * model.parameters // parts),
+            "weights": -(-size * model.parameters // engine.processes),
             "largest forward": forward + logits,
             "process": GPU_PROCESS if engine.on_gpu else CPU_PROCESS,
             "new weights": 2 * engine.bucket_bytes + size * model.largest_layer,
@@ -235,4 +249,4 @@ def kv_cache(model: Architecture, engine: EngineShape, memory_gib: float, utiliz
     """KV cache in what ``utilization`` of a GPU's memory leaves."""
     used = engine_memory(model, engine).device
     room = int(utilization * memory_gib * GIB) - (sum(used.values()) - used["new weights"])
-    return KvCache(room, kv_bytes_per_token(model, engine.dtype, engine.tensor_parallel_size))
+    return KvCache(room, engine_kv_bytes(model, engine))

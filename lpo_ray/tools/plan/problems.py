@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from lpo_ray.config.gpus import shares_gpus
+from lpo_ray.config.engine import indivisible, memory_utilization
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.run.preflight import check_verifier
+from lpo_ray.run.spec import ROUND
 from lpo_ray.tasks.table import check_task
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.devices import Device
@@ -64,19 +65,17 @@ def context_problems(config: Config, context: int, lengths: Lengths) -> list[str
     ]
 
 
-def parallel_problems(config: Config, model: Architecture) -> list[str]:
-    """Check that an engine in parts has a GPU for each, and heads that divide."""
-    rollout, found = config.rollout, []
-    parts, gpus = rollout.tensor_parallel_size, rollout.gpus_per_worker
-    if gpus and math.ceil(gpus) != parts and not shares_gpus(config):
+def parallel_problems(config: Config, model: Architecture, machines: Sequence[Machine]) -> list[str]:
+    """Check that vLLM can cut the model into the parts of an engine, and that a machine has a GPU for each."""
+    rollout = config.rollout
+    why = indivisible(rollout, model.num_heads, model.num_kv_heads, model.num_layers)
+    found = [] if why is None else [why]
+    most = max((machine.gpus for machine in machines), default=0)
+    if rollout.gpus_per_worker > most > 0:
         found.append(
-            f"rollout.tensor_parallel_size is {parts} with rollout.gpus_per_worker={gpus:g}; an engine needs one GPU "
-            f"for each part: set rollout.gpus_per_worker={parts}"
-        )
-    if model.num_heads % parts:
-        found.append(
-            f"rollout.tensor_parallel_size is {parts}, which does not divide the model's {model.num_heads} attention "
-            "heads; vLLM refuses that"
+            f"rollout.gpus_per_worker is {rollout.gpus_per_worker:g}, and no machine has more than {most:g} GPUs: the "
+            "processes of an engine are on one node; take more engines of fewer GPUs, rollout.dtype=bfloat16, or "
+            "rollout.engine_args={quantization: fp8}"
         )
     return found
 
@@ -91,7 +90,7 @@ def device_problems(
     device: Device,
 ) -> list[str]:
     """Check that roles fit their GPUs, each set of them once. Without places each role has a GPU of its own."""
-    utilization = config.rollout.gpu_memory_utilization
+    utilization = memory_utilization(config.rollout)
     reserved = utilization * device.memory_gib * GIB + engine_memory(model, engine).device["new weights"]
     needs = {
         "learner": rank_memory(model, rank).total if rank.on_gpu else 0,
@@ -124,22 +123,23 @@ def device_problems(
 
 
 def kv_problems(
-    config: Config, context: int, model: Architecture, engine: EngineShape, kv: KvCache, device: Device
+    config: Config, longest: int, model: Architecture, engine: EngineShape, kv: KvCache, device: Device
 ) -> list[str]:
-    """Check that the KV cache holds one sequence of the model's whole context: without that vLLM does not start."""
-    if kv.tokens >= context:
+    """Check that the KV cache holds one sequence of the ``longest`` there may be: without that vLLM does not start."""
+    if kv.tokens >= longest:
         return []
-    missing = (context * kv.bytes_per_token - kv.num_bytes) / GIB
+    missing = (longest * kv.bytes_per_token - kv.num_bytes) / GIB
     rollout = config.rollout
     if not engine.on_gpu:
-        needed = math.ceil(context * kv.bytes_per_token / GIB * 100) / 100
+        needed = math.ceil(longest * kv.bytes_per_token / GIB * 100) / 100
         remedies = [f"rollout.kv_cache_gib={needed:g}"]
     else:
-        remedies = for_engine(model, engine, device.memory_gib, rollout.gpu_memory_utilization, context)
+        remedies = for_engine(model, engine, device.memory_gib, memory_utilization(rollout), longest)
+    if kv.tokens > config.sampling.max_tokens + ASSUMED_PROMPT_TOKENS:
+        remedies = [f"rollout.max_model_len={kv.tokens // ROUND * ROUND}", *remedies]
     return [
-        f"an engine has {max(0, kv.num_bytes) / GIB:.2f} GiB for its KV cache, and one sequence of the model's "
-        f"{context} positions needs {context * kv.bytes_per_token / GIB:.2f}: {missing:.2f} GiB are missing; "
-        + _advice(remedies, "")
+        f"an engine has {max(0, kv.num_bytes) / GIB:.2f} GiB for its KV cache, and one sequence of {longest} positions "
+        f"needs {longest * kv.bytes_per_token / GIB:.2f}: {missing:.2f} GiB are missing; " + _advice(remedies, "")
     ]
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lpo_ray.config.gpus import parts, shares_gpus
+from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import bucket_bytes
-from lpo_ray.run.settings import behaviour_from_engine, world_size
+from lpo_ray.run.settings import behaviour_from_engine, engine_settings, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.sources.source import first_usable
@@ -24,6 +24,8 @@ from lpo_ray.tools.plan.throughput import Work, forward_passes
 ASSUMED_PROMPT_TOKENS = 256
 SHARED = "shared GPU"
 """role of a bundle for a rank and its part of an engine"""
+LONGEST_PROMPT = 8
+"""times the mean prompt of a data set: the longest, where it is not read to its end; an assumption"""
 PROMPTS_READ = 32
 """for the mean length, where the data and the tokenizer are at hand"""
 
@@ -139,8 +141,8 @@ def _live(zero: Mapping[str, object]) -> int:
 
 def between_gpus(config: Config) -> bool:
     """Whether weights travel from GPU to GPU, not through host memory."""
-    on_both = config.learner.gpus_per_rank > 0 and config.rollout.gpus_per_worker > 0
-    return on_both and config.transport.kind in ("auto", "nccl", "cuda_ipc")
+    whole = min(config.learner.gpus_per_rank, config.rollout.gpus_per_worker) >= 1
+    return (whole or shares_gpus(config)) and config.transport.kind in ("auto", "nccl", "cuda_ipc")
 
 
 def _bucket(config: Config, model: Architecture) -> int:
@@ -148,15 +150,24 @@ def _bucket(config: Config, model: Architecture) -> int:
     return max(size, BYTES[config.rollout.dtype] * model.largest_parameter)
 
 
-def engine_of(config: Config, model: Architecture) -> EngineShape:
+def with_longest_prompt(spec: RunSpec, lengths: Lengths) -> RunSpec:
+    """Assume for a data set, which is not read to its end here, how long its longest prompt is."""
+    if spec.config.task.path is None or spec.longest_prompt is not None:
+        return spec
+    return replace(spec, longest_prompt=min(spec.max_prompt_tokens, math.ceil(LONGEST_PROMPT * lengths.prompt)))
+
+
+def engine_of(spec: RunSpec, model: Architecture) -> EngineShape:
     """Engine of the run."""
-    rollout = config.rollout
+    engine = engine_settings(spec, model.name)
     return EngineShape(
-        dtype=rollout.dtype,
-        tensor_parallel_size=rollout.tensor_parallel_size,
-        max_num_seqs=rollout.max_num_seqs,
-        bucket_bytes=_bucket(config, model),
-        on_gpu=rollout.gpus_per_worker > 0,
+        dtype=engine.dtype,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        pipeline_parallel_size=pipeline_stages(spec.config.rollout),
+        max_num_seqs=engine.max_num_seqs,
+        batched_tokens=engine.max_num_batched_tokens,
+        bucket_bytes=_bucket(spec.config, model),
+        on_gpu=not engine.on_cpu,
     )
 
 
@@ -166,7 +177,7 @@ def bundles(config: Config) -> list[Bundle]:
     if config.cluster.kind is ClusterKind.inprocess:
         return [Bundle("process", 1, 0)]
     if shares_gpus(config):
-        cpus = learner.cpus_per_rank + rollout.cpus_per_worker / parts(config)
+        cpus = learner.cpus_per_rank + rollout.cpus_per_worker / engine_processes(config.rollout)
         return [*[Bundle(SHARED, cpus, 1)] * learner.world_size, Bundle("verifier", 1, 0)]
     ranks = [Bundle("learner", learner.cpus_per_rank, learner.gpus_per_rank)] * learner.world_size
     engines = [Bundle("rollout", rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers
@@ -179,5 +190,5 @@ def places_on(config: Config, machines: Sequence[Machine]) -> list[Placement] | 
     if isinstance(found, str) or not shares_gpus(config):
         return found
     seats = [where for where in found if where.role == SHARED]
-    shared = share(seats, config.rollout.num_workers, parts(config))
+    shared = share(seats, config.rollout.num_workers, engine_processes(config.rollout))
     return shared if isinstance(shared, str) else [*shared, *(where for where in found if where.role != SHARED)]

@@ -127,9 +127,7 @@ def _decode_step(model: Architecture, device: Device, dtype: str, work: Work, pa
     return max(reading, computing) + OVERHEAD + slots * device.per_response
 
 
-def publish_rate(
-    device: Device, *, between_gpus: bool, world_size: int, weight_bytes: int, bucket_bytes: int
-) -> float:
+def publish_rate(device: Device, *, between_gpus: bool, world_size: int, weight_bytes: int, bucket_bytes: int) -> float:
     """GB of weights a second, from ``world_size`` ranks to engines."""
     if not between_gpus:
         return 1e-9 / (1 / (SEND_EFFICIENCY * device.link) + 1 / DIGEST)
@@ -138,6 +136,15 @@ def publish_rate(
     rounds = math.ceil(weight_bytes / bucket_bytes)
     gathering = moving * (world_size - 1) / world_size + working  # at most what receiving takes, so behind it
     return weight_bytes / 1e9 / (moving + working + gathering / rounds + rounds * ROUND)
+
+
+def prefill_seconds(
+    model: Architecture, device: Device, dtype: str, tokens: float, parts: int, length: float = 0.0
+) -> float:
+    """Seconds in which an engine computes the KV cache of ``tokens`` positions, of sequences of ``length``."""
+    attention = 2 * model.num_layers * model.num_heads * model.head_dim * length
+    flops = (2 * (model.body + model.embedding) + attention) * tokens
+    return flops / (TRAIN_EFFICIENCY * device.flops(dtype) * parts)
 
 
 def rank_rate(

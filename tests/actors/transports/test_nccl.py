@@ -15,7 +15,7 @@ from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost
 from tests.support.fake_gpu_engines import JOIN, LEARNERS_GPU, TRANSFER, Rank, Site, stand_in
 from tests.support.fake_nccl import FakeNccl, install
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,9 +39,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_every_process_of_every_engine_gets_the_weights_on_its_own_device(
-    nccl: FakeNccl, processes: int
-) -> None:
+async def test_every_process_of_every_engine_gets_the_weights_on_its_own_device(nccl: FakeNccl, processes: int) -> None:
     site = Site(nccl, 2, processes)
     for step in (1, 2):
         await site.publish(step)

@@ -70,13 +70,14 @@ def test_the_derived_numbers_are_those_of_a_dry_run(capsys: pytest.CaptureFixtur
 
 def test_a_rank_that_does_not_fit_says_how_much_is_missing_and_what_mends_it() -> None:
     said = refused("paper_prime_code.yaml", "learner.gradient_checkpointing=false")
-    assert "8xH100: 1 learner rank with 235.7 GiB do not" in said
-    assert "fit H100 with 79.1 GiB: 156.6 GiB are missing; try learner.gradient_checkpointing=true (" in said
+    assert "8xH100: 1 learner rank with 236.7 GiB do not" in said
+    assert "fit H100 with 79.1 GiB: 157.6 GiB are missing; try learner.gradient_checkpointing=true (" in said
 
 
 def test_an_engine_without_room_for_one_sequence_says_so() -> None:
-    said = refused("paper_prime_code.yaml", "rollout.dtype=float32", cluster="8xA100-40")
-    assert "and one sequence of the model's 131072 positions needs 14.00: " in said
+    whole = ("rollout.dtype=float32", "rollout.max_model_len=131072")
+    said = refused("paper_prime_code.yaml", *whole, cluster="8xA100-40")
+    assert "and one sequence of 131072 positions needs 14.00: " in said
     assert "rollout.tensor_parallel_size=2 rollout.gpus_per_worker=2" in said
 
 
@@ -91,7 +92,8 @@ def test_a_machine_without_gpus_has_no_place_for_a_recipe() -> None:
 
 
 def test_parts_of_an_engine_need_a_gpu_each() -> None:
-    assert "set rollout.gpus_per_worker=2" in refused("paper_polaris.yaml", "rollout.tensor_parallel_size=2")
+    with pytest.raises(ConfigError, match=r"set rollout\.gpus_per_worker=2"):  # as train and --dry-run say it
+        load_config(CONFIGS / "paper_polaris.yaml", ["rollout.tensor_parallel_size=2"])
     odd = ("rollout.tensor_parallel_size=3", "rollout.gpus_per_worker=3", "rollout.num_workers=1")
     assert "does not divide the model's 32 attention heads" in refused("paper_polaris.yaml", *odd)
 
@@ -104,7 +106,7 @@ def test_a_response_that_leaves_no_room_for_a_prompt() -> None:
 
 def test_shared_gpus_hold_both_or_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     shared = ("learner.gpus_per_rank=0.5", "rollout.gpus_per_worker=0.5")
-    said = refused("paper_polaris.yaml", *shared, cluster="4xH100")
+    said = refused("paper_polaris.yaml", *shared, "rollout.gpu_memory_utilization=0.85", cluster="4xH100")
     assert "1 learner rank with" in said
     assert "and 1 engine with" in said
     assert "a lower rollout.gpu_memory_utilization" in said
@@ -192,7 +194,7 @@ def test_long_responses_are_no_matter_of_limits(max_tokens: int, capsys: pytest.
     [
         (["rollout.silence_seconds=0.1"], "rollout.silence_seconds leaves 0.050 s for the longest step of an engine"),
         (["learner.silence_seconds=4"], "learner.silence_seconds leaves 2.000 s for a micro-batch and its update"),
-        (["transport.transfer_seconds=0.2"], "transport.transfer_seconds leaves 0.100 s for a bucket of weights"),
+        (["transport.transfer_seconds=0.02"], "transport.transfer_seconds leaves 0.010 s for a bucket of weights"),
     ],
 )
 def test_a_limit_that_a_piece_of_work_exceeds_is_refused_with_the_number(overrides: list[str], said: str) -> None:
@@ -208,6 +210,25 @@ def test_what_is_worth_knowing_about_fixed_times(capsys: pytest.CaptureFixture[s
     assert any("rollout.drain_seconds=60 to end its groups" in note for note in leaving["notes"])
     usual = planned(capsys, "paper_polaris.yaml")
     assert not [note for note in usual["notes"] if "seconds" in note]
+
+
+def test_what_it_costs_to_drop_the_kv_cache_of_long_responses(capsys: pytest.CaptureFixture[str]) -> None:
+    stale = ("pipeline.max_staleness=1", "objective.behaviour=engine")
+    for mode, said in (("keep_recompute", True), ("abort_resume", True), ("keep_cache", False), ("finish", False)):
+        found = planned(capsys, "paper_polaris.yaml", *stale, f"pipeline.inflight={mode}", cluster="8xH200")
+        assert any(f"pipeline.inflight={mode} drops the KV cache" in note for note in found["notes"]) is said
+    none_in_flight = planned(capsys, "paper_polaris.yaml", cluster="8xH200")
+    assert not any("drops the KV cache" in note for note in none_in_flight["notes"])
+
+
+def test_an_engine_of_more_gpus_than_a_machine_has_says_what_to_do() -> None:
+    wide = ("rollout.tensor_parallel_size=16", "rollout.gpus_per_worker=16", "rollout.num_workers=1")
+    assert "the processes of an engine are on one node" in refused("paper_polaris.yaml", *wide)
+
+
+def test_the_whole_context_of_a_model_is_a_setting_that_can_be_lowered() -> None:
+    whole = ("rollout.max_model_len=40960", "rollout.gpu_memory_utilization=0.4")
+    assert "try rollout.max_model_len=38016, or " in refused("paper_polaris.yaml", *whole, cluster="8xA100-40")
 
 
 def test_the_command_line(tmp_path: Path) -> None:
