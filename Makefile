@@ -10,7 +10,7 @@ SIDE_BY_SIDE = -n logical --maxprocesses 8 --dist worksteal
 # On GPUs: one that a rank and an engine share. vLLM's CUDA build has no engine for CPUs, so e2e tests of those skip.
 QUICKSTART = configs/quickstart$(if $(filter cuda,$(ACCEL)),_gpu).yaml
 
-.PHONY: setup train test soak gpu check lint types imports fast format clean lock
+.PHONY: setup train test soak gpu gpu-report check lint types imports fast format clean lock
 
 setup:
 	@$(PYTHON) launch/setup_env.py --accelerator $(ACCEL)
@@ -29,6 +29,10 @@ soak: setup
 gpu: setup
 	@$(RUN) pytest -m gpu $(ARGS)
 	@mkdir -p runs && PYTHONPATH=. .venv/bin/python tests/benchmarks/transport.py runs/transport.json --models quickstart
+
+# The day a GPU is there, in at most 15 minutes: make gpu-report ACCEL=cuda. Without one, what makes sense on CPUs.
+gpu-report: setup
+	@PYTHONPATH=. .venv/bin/python tests/benchmarks/gpu_report.py runs/gpu-report $(ARGS)
 
 check: setup lint types imports fast
 

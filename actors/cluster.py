@@ -42,7 +42,6 @@ from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
 from lpo_ray.policy.weights import bucket_bytes
-from lpo_ray.policy.weights_proof import probe_sequences
 from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
@@ -356,13 +355,13 @@ async def _publisher(
     delivery = DeliverySettings(
         transport,
         processes_per_engine=engine_processes(spec.config.rollout),
-        probe=probe_sequences(len(spec.tokenizer(model_path)), spec.max_model_len),
-        tolerance=spec.tolerance,
+        proof=settings.proof_limits(spec, model_path, (tensor.name for tensor in learner.manifest.tensors)),
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
         prepare_seconds=spec.config.transport.prepare_seconds,
         join_seconds=spec.config.transport.join_seconds,
         transfer_seconds=spec.config.transport.transfer_seconds,
     )
     publisher = Publisher(learner, rollout, delivery)
+    await publisher.measure()
     rollout.admit = publisher.admit
     return publisher

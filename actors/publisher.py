@@ -8,8 +8,9 @@
  prove     engines: digest of every tensor that arrived, log-probs of the probe  |  learner: log-probs of the probe
            equal -> the version is released: the engine gives out groups again
 ```
-Version 0 is the model's folder, which the engines have loaded. So there the proof needs no tolerance: an engine is
-asked for the probe before the weights arrive, too, and its answers must not change.
+Before the first of it, an engine is asked for the probe as it was loaded, and the learner was, too, before its weights
+changed: that is the baseline of the proof's limits (``proof_limits.py``), and a new engine is held to it at any time.
+Version 0 is what the engines have loaded. There the proof needs no limits: answers must not change by a publish.
 Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode.
 An engine that fails is left out and replaced by the pool; the others get the version. Where engines and ranks meet in a
 collective, one that fails breaks it for its group: that is formed again without it, and the buckets are sent again.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import ray
@@ -35,7 +36,15 @@ from actors.transports.table import Transport
 from lpo_ray.common.silence import Progress, Watch
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
 from lpo_ray.interfaces import WeightTransport
-from lpo_ray.policy.weights_proof import as_bundles, check_delivery, largest_difference
+from lpo_ray.policy.proof_limits import ProofLimits, is_mixture
+from lpo_ray.policy.weights_proof import (
+    Agreement,
+    as_answered,
+    as_bundles,
+    check_arrival,
+    compare,
+    largest_difference,
+)
 from lpo_ray.records import FloatArray, IntArray, Publication, WeightsVersion
 from lpo_ray.rollout.member import Member as PoolMember
 from lpo_ray.rollout.pool import RolloutPool
@@ -44,6 +53,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 UNCHANGED = 1e-6
 """nats by which answers may change that the same weights gave twice"""
+_NOT_THE_SAME = (
+    "it has loaded the model's folder, as the learner had, and computes other log-probs of the probe from it"
+)
 Member = PoolMember[RemoteWorker]
 
 
@@ -53,10 +65,8 @@ class DeliverySettings:
 
     transport: Transport
     processes_per_engine: int
-    probe: Sequence[IntArray]
-    """sequences whose log-probs engines and learner compare"""
-    tolerance: float
-    """largest difference of a log-prob that is still rounding"""
+    proof: ProofLimits
+    """probe of the run, and how far engines and learner may differ on it"""
     folder_is_version_0: bool
     """the learner sends at first what the engines have loaded, bit for bit"""
     prepare_seconds: float
@@ -82,8 +92,7 @@ class Publisher(WeightTransport):
         self._learner, self._pool, self._settings = learner, pool, settings
         self._groups = PeerGroups[Member](collective=settings.transport.rendezvous)
         """members that have joined the senders, and can be sent to"""
-        self._as_loaded: dict[Member, list[FloatArray]] = {}
-        """answers to the probe of members that had the weights of the folder, asked for version 0"""
+        self._as_loaded = _AsLoaded()
         self._current: WeightsVersion | None = None
         self._generation = learner.generation
 
@@ -95,7 +104,24 @@ class Publisher(WeightTransport):
             self._learner.published = True
         seconds, num_bytes = time.monotonic() - started, self._learner.manifest.num_bytes
         workers = self._pool.statuses()
-        return Publication(self._current, num_bytes, seconds, workers, attempt.difference, attempt.phases)
+        found = attempt.agreement
+        figures = self._settings.proof.figures(found)
+        return Publication(self._current, num_bytes, seconds, workers, found.largest, attempt.phases, figures)
+
+    async def measure(self) -> None:
+        """Measure the baseline of the proof, before any weights change: learner and engines have loaded one folder."""
+        if not self._settings.folder_is_version_0:
+            return  # then the first delivery shows what equal weights are worth
+        proof, seconds = self._settings.proof, self._settings.prepare_seconds
+        async with self._learner.weights_lock:
+            self._as_loaded.learner = await self._learner.probe(as_bundles(proof.probe), proof.between_ranks)
+            members = await self._pool.started()
+            asked = [member.worker.handle.answer.remote(list(proof.probe)) for member in members]
+            names = [member.name for member in members]
+            answers = await call_each(asked, who=names, what="answer the probe as loaded", seconds=seconds)
+        found = zip(members, answers, strict=True)  # an engine that fails here fails again when it is published to
+        self._as_loaded.engines |= {m: answer for m, answer in found if not isinstance(answer, LpoRayError)}
+        proof.measured(map(self._as_loaded.agreement, self._as_loaded.engines))
 
     async def admit(self, member: Member) -> None:
         """Bring a new engine to the current version. Does nothing when the weights have changed since, or the learner
@@ -156,7 +182,22 @@ class Publisher(WeightTransport):
     def _take_out(self, lost: Mapping[Member, LpoRayError]) -> None:
         self._groups.forget(lost)
         for member, error in lost.items():
+            self._as_loaded.engines.pop(member, None)
             self._pool.take_out(member, error)
+
+
+@dataclass(slots=True)
+class _AsLoaded:
+    """Answers to the probe with the weights of the model's folder."""
+
+    learner: list[FloatArray] | None = None
+    """None: it was not asked before its weights changed"""
+    engines: dict[Member, list[FloatArray]] = field(default_factory=dict)
+
+    def agreement(self, member: Member) -> Agreement:
+        """Compare an engine's answers with the learner's."""
+        assert self.learner is not None
+        return compare(as_answered(self.learner), self.engines[member])
 
 
 class _Attempt:
@@ -168,7 +209,7 @@ class _Attempt:
         settings: DeliverySettings,
         members: Sequence[Member],
         groups: PeerGroups[Member],
-        as_loaded: dict[Member, list[FloatArray]],
+        as_loaded: _AsLoaded,
     ) -> None:
         """``groups`` and ``as_loaded`` are kept up to date here."""
         self._learner, self._settings, self._groups, self._as_loaded = learner, settings, groups, as_loaded
@@ -179,17 +220,17 @@ class _Attempt:
         """those that have, and with what"""
         self._limit = 0.0
         """seconds that a wait of this phase may take"""
-        self.difference = 0.0
-        """largest difference of a log-prob between a member and the learner"""
+        self.agreement = Agreement(0.0, 0.0)
+        """with the learner, of the members that are furthest from it"""
         self.phases: dict[str, float] = {}
         """phase -> seconds that it took"""
 
     async def run(self, step: int) -> WeightsVersion:
         """Deliver and prove. Raises _Broken when nothing was delivered, or what the learner raises when it is lost."""
         started = time.monotonic()
-        probe = list(self._settings.probe)
+        probe, limit = list(self._settings.proof.probe), self._settings.proof.between_ranks
         self._limit = self._settings.prepare_seconds
-        if step == 0 and self._settings.folder_is_version_0:
+        if self._settings.folder_is_version_0 and (step == 0 or self._as_loaded.learner is not None):
             await self._ask_as_loaded(probe)
         await self._prepare()
         prepared = time.monotonic()
@@ -200,7 +241,7 @@ class _Attempt:
         finishing = self._each(
             f"serve weights {version}", lambda m: m.worker.handle.finish_update.remote(str(step), probe)
         )
-        delivered, expected = await self._both(finishing, self._learner.probe(as_bundles(probe)))
+        delivered, expected = await self._both(finishing, self._learner.probe(as_bundles(probe), limit))
         self._prove(version, digests, delivered, expected)
         await self._each("release", lambda m: m.worker.handle.release.remote())
         now = time.monotonic()
@@ -208,11 +249,24 @@ class _Attempt:
         return version
 
     async def _ask_as_loaded(self, probe: list[IntArray]) -> None:
-        """Ask members that have not been sent anything yet for the probe."""
-        fresh = [member for member in self.members if member not in self._as_loaded]
+        """Ask members that have not been sent anything yet for the probe, and hold them to what the learner answered
+        when it had loaded the same folder.
+        """
+        loaded, proof = self._as_loaded, self._settings.proof
+        fresh = [member for member in self.members if member not in loaded.engines]
         if fresh:
             what = "answer the probe as loaded"
-            self._as_loaded |= await self._each(what, lambda m: m.worker.handle.answer.remote(probe), of=fresh)
+            loaded.engines |= await self._each(what, lambda m: m.worker.handle.answer.remote(probe), of=fresh)
+        if loaded.learner is None:
+            return
+        if proof.baseline is None:
+            proof.measured(loaded.agreement(member) for member in self.members)
+        for member in list(self.members):
+            if excess := proof.excess(loaded.agreement(member)):
+                difference, limit, which = excess
+                why = f"{_NOT_THE_SAME} ({which})"
+                self._drop(member, WeightsNotProved(member.name, "0 (as loaded)", difference, limit, why))
+        self._end_without_members()
 
     async def _prepare(self) -> None:
         # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
@@ -266,19 +320,32 @@ class _Attempt:
         delivered: dict[Member, Delivery],
         expected: list[FloatArray],
     ) -> None:
+        proof, proved = self._settings.proof, list[Agreement]()
         for member, delivery in delivered.items():
-            found = check_delivery(digests, delivery.digests, expected, delivery.logprobs, delivery.cached_tokens)
-            before = self._as_loaded.get(member) if version.step == 0 else None
+            found = compare(as_answered(expected), delivery.logprobs)
+            before = self._as_loaded.engines.get(member) if version.step == 0 else None
             changed = 0.0 if before is None else largest_difference(before, delivery.logprobs)
-            if found.why or not found.difference <= self._settings.tolerance:
-                why = found.why or "its log-probs of the probe are not the learner's"
-                error = WeightsNotProved(member.name, str(version), found.difference, self._settings.tolerance, why)
+            if why := check_arrival(digests, delivery.digests, delivery.cached_tokens):
+                error = WeightsNotProved(
+                    member.name, str(version), found.largest, proof.limits(found.surprise).largest, why
+                )
+            elif excess := proof.excess(found):
+                difference, limit, which = excess
+                why = f"its log-probs of the probe are not the learner's ({which})"
+                error = WeightsNotProved(member.name, str(version), difference, limit, why)
             elif changed > UNCHANGED:
                 error = WeightsNotProved(member.name, str(version), changed, UNCHANGED, _changed_by(digests))
             else:
-                self.difference = max(self.difference, found.difference)
+                proved.append(found)
                 continue
             self._drop(member, error)
+        self._end_without_members()
+        proof.measured(proved)
+        typical, largest = max(found.typical for found in proved), max(found.largest for found in proved)
+        self.agreement = Agreement(typical, largest, proved[0].surprise)
+
+    def _end_without_members(self) -> None:
+        """Raise what the first member failed with, when all have."""
         if not self.members:
             raise next(iter(self.lost.values()))
 
@@ -352,7 +419,7 @@ class _Attempt:
 
 def _changed_by(names: Iterable[str]) -> str:
     """Say why an engine that was sent the weights it had may answer otherwise, by the ``names`` of the tensors."""
-    suspects = "the experts of its mixture" if any("expert" in name for name in names) else "weights that it packs"
+    suspects = "the experts of its mixture" if is_mixture(names) else "weights that it packs"
     return (
         "it was sent the weights that it had loaded from the model's folder, and its log-probs of the probe changed: a "
         f"publish does not renew all that it computes with ({suspects}, it may be)"

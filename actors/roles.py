@@ -6,15 +6,16 @@ Actor classes are plain classes; ``ray.remote`` is applied here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import ray
-from ray.actor import ActorProxy
+from ray.actor import ActorClass, ActorProxy
 
 from actors.control.log_shipping import in_run
-from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
+from actors.learner.group import Formation, LearnerGroup, LearnerRules
 from actors.learner.target_builder import RemoteTargetBuilder, TargetBuilder
 from actors.learner.worker import LearnerWorker
 from actors.rollout.remote import RemoteWorker
@@ -22,6 +23,7 @@ from actors.rollout.worker import RolloutWorker, engine_environment
 from actors.runtime.cpu_tuning import KEEP_BLOCKS
 from actors.runtime.placement import Request, bundle, check_room
 from actors.runtime.seats import OwnGroups, Places, Seat, SharedGpus, gpus_of, visible
+from actors.runtime.start_watch import PROGRESS, StartWatch
 from actors.runtime.supervised import RestartableActor
 from actors.transports.table import Transport
 from actors.verifier.remote import RemoteVerifier
@@ -31,11 +33,12 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.engine import engine_processes, shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.interfaces import Events
-from lpo_ray.learner.settings import LearnerSettings
+from lpo_ray.learner.settings import LearnerSettings, offload_device
 from lpo_ray.learner.targets import TargetRule
 from lpo_ray.rollout.engine_settings import EngineSettings
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
+A = TypeVar("A")
 SERVICE_SECONDS = 120.0
 """in which the verifier service gives a verdict, beside the deadlines of the responses of a group"""
 NODE_SHARE = 0.001
@@ -123,24 +126,33 @@ def _offline(model_path: str) -> dict[str, str]:
     return {"HF_HUB_OFFLINE": "1"} if Path(model_path).exists() else {}
 
 
+def _watched(worker: type[A]) -> ActorClass[A]:
+    """Make an actor class that can be asked for its effort while it starts."""
+    return ray.remote(concurrency_groups={PROGRESS: 1})(worker)  # pyright: ignore[reportCallIssue] - not in its stubs
+
+
+def _starts(config: Config) -> StartWatch:
+    return StartWatch(config.supervision.start_silence_seconds)
+
+
 def learner_group(
     config: Config, settings: LearnerSettings, places: Places, restarts: RestartRule, events: Events
 ) -> LearnerGroup:
     """Make the learner of all ranks; not started."""
     learner = config.learner
-    offload = learner.zero.get("offload_param", {})
     rules = LearnerRules(
         learner.world_size,
         learner.world_size if learner.min_world_size is None else learner.min_world_size,
         settings.packing,
         learner.silence_seconds,
         config.supervision.start_seconds,
+        config.supervision.start_silence_seconds,
         restarts,
-        shards_on_disk=isinstance(offload, Mapping) and offload.get("device") == "nvme",
+        shards_on_disk=offload_device(learner.deepspeed, "offload_param") == "nvme",
     )
-    environment = {"OMP_NUM_THREADS": str(learner.threads), **_offline(settings.model_path)}
+    environment = {"OMP_NUM_THREADS": str(settings.threads or 1), **_offline(settings.model_path)}
     environment |= {"DS_ACCELERATOR": "cuda"} if settings.on_gpu else {"DS_ACCELERATOR": "cpu", **KEEP_BLOCKS}
-    actor = ray.remote(concurrency_groups={PROGRESS: 1})(LearnerWorker)  # pyright: ignore[reportCallIssue] - not in its stubs
+    actor = _watched(LearnerWorker)
 
     async def form(world_size: int) -> Formation:
         if not config.cluster.autoscaling:
@@ -165,7 +177,7 @@ def remote_verifier(
 ) -> RemoteVerifier:
     """Make the verifier service with its pool of processes; not started."""
     verifier = config.verifier
-    actor = ray.remote(VerifierService).options(
+    actor = _watched(VerifierService).options(
         num_cpus=1,
         max_concurrency=10_000,
         runtime_env={"env_vars": _environment(config, {})},
@@ -180,7 +192,9 @@ def remote_verifier(
     largest = max(config.sampling.group_size, config.evaluation.samples_per_prompt)
     silence_seconds = SERVICE_SECONDS + verifier.deadline_seconds * largest
     start_seconds = config.supervision.start_seconds
-    return RemoteVerifier(make, verifier.num_processes, silence_seconds, start_seconds, restarts, events)
+    return RemoteVerifier(
+        make, verifier.num_processes, silence_seconds, _starts(config), start_seconds, restarts, events
+    )
 
 
 def remote_target_builder(
@@ -188,7 +202,7 @@ def remote_target_builder(
 ) -> RemoteTargetBuilder:
     """Make the target builder; not started."""
     environment = _environment(config, {"OMP_NUM_THREADS": "1"})
-    actor = ray.remote(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
+    actor = _watched(TargetBuilder).options(num_cpus=0, runtime_env={"env_vars": environment})
     return RemoteTargetBuilder(
         RestartableActor(
             "target builder",
@@ -196,6 +210,7 @@ def remote_target_builder(
             lambda builder: builder.start.remote(),
             restarts,
             events,
+            _starts(config),
             config.supervision.start_seconds,
         )
     )
@@ -217,7 +232,7 @@ def rollout_spawner(
     """
     rollout = config.rollout
     environment = {**engine_environment(settings, rollout.threads), **_offline(settings.model_path)}
-    actor = ray.remote(RolloutWorker)
+    actor, starts = _watched(RolloutWorker), _starts(config)
     num_seats = engine_processes(config.rollout) if shares_gpus(config) else 1
 
     def spawn(index: int, name: str) -> RemoteWorker:
@@ -233,6 +248,6 @@ def rollout_spawner(
         def note(text: str) -> None:
             events.note(f"{name}: {text}")
 
-        return RemoteWorker(name, places, num_seats, make, note)
+        return RemoteWorker(name, places, num_seats, make, note, starts)
 
     return spawn

@@ -174,9 +174,9 @@ class WeightsNotProved(LpoRayError):
 
     def __str__(self) -> str:
         return (
-            f"{self.engine} does not serve weights version {self.version}: {self.why} (largest log-prob difference "
-            f"{self.difference:.3g}, tolerated {self.tolerance:.3g}). Its samples would come from other weights than "
-            "the learner's, so the run stops here"
+            f"{self.engine} does not serve weights version {self.version}: {self.why} (log-prob difference "
+            f"{self.difference:.3g} nats, tolerated {self.tolerance:.3g}). Its samples would come from other weights "
+            "than the learner's"
         )
 
 

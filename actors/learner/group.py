@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import ray
 from ray.actor import ActorProxy
 from typing_extensions import override
@@ -20,6 +19,7 @@ from typing_extensions import override
 from actors.learner.worker import Export, LearnerWorker, Staged
 from actors.runtime.inspection import dismiss, end, inspect
 from actors.runtime.remote_calls import INNER, call_all, call_each
+from actors.runtime.start_watch import PROGRESS, StartWatch
 from actors.transports.table import Transport
 from lpo_ray.common.restart_budget import RestartBudget, RestartRule
 from lpo_ray.common.silence import LOOKS, Progress, Watch
@@ -36,6 +36,7 @@ from lpo_ray.interfaces import Events, Learner
 from lpo_ray.learner.merge_ranks import merge_log_ratios, merge_reports
 from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.policy.weights import Manifest
+from lpo_ray.policy.weights_proof import compare
 from lpo_ray.records import (
     Anchor,
     BusyWorker,
@@ -53,8 +54,6 @@ T = TypeVar("T")
 LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "socket", "disterror",
              "distbackenderror", "distnetworkerror", "diststoreerror")  # fmt: skip
 """signs, in the error of a rank, that its collective failed because another rank is gone"""
-PROGRESS = "progress"
-"""concurrency group of the ranks' actors in which they say how far they are, whatever they do meanwhile"""
 LAST_WORDS_SECONDS = 5.0
 """for finding a rank that died, after another has complained"""
 
@@ -78,6 +77,8 @@ class LearnerRules:
     """time in which they must get on with what they are asked for"""
     start_seconds: float
     """limit for their start, once there is room for them"""
+    start_silence_seconds: float
+    """time in which they must do something in it"""
     restarts: RestartRule
     shards_on_disk: bool = False
     """parameters are offloaded to NVMe"""
@@ -104,6 +105,7 @@ class LearnerGroup(Learner):
         self._calls: list[tuple[str, float]] = []
         """calls that not all ranks have answered, oldest first, and since when in unix seconds"""
         self._watch = Watch(self._progress, rules.silence_seconds, "learner.silence_seconds")
+        self._starts = StartWatch(rules.start_silence_seconds)
         self._done: dict[str, object] = {}
         """rank -> how far it was when it said so last"""
 
@@ -149,14 +151,17 @@ class LearnerGroup(Learner):
         )
         return [row for number in range(len(forwards)) for row in by_rank[number % size][number // size]]
 
-    async def probe(self, bundles: Sequence[ScoringItem]) -> list[FloatArray]:
-        """Compute the log-probs that every engine must agree with. All ranks gather the same weights, so all must find
-        the same; raises WeightsNotProved if one does not.
+    async def probe(self, bundles: Sequence[ScoringItem], typical: float = 0.0) -> list[FloatArray]:
+        """Compute the log-probs that every engine must agree with, [T-1] for each bundle. All ranks gather the same
+        weights, so they must find the same but for ``typical`` nats of rounding, as devices of several kinds do.
+        Raises WeightsNotProved if one does not.
         """
         by_rank = await self._all("compute the probe", lambda rank: self.ranks[rank].probe.remote(bundles))
         for rank, other in enumerate(by_rank[1:], start=1):
-            if not all(np.array_equal(a, b) for a, b in zip(by_rank[0], other, strict=True)):
-                raise WeightsNotProved(self.names[rank], "current", float("nan"), 0.0, "it differs from rank 0")
+            found = compare(by_rank[0], other).typical if other else 0.0
+            if not found <= typical:
+                why = "its log-probs of the probe are not rank 0's: the ranks gather different weights"
+                raise WeightsNotProved(self.names[rank], "current", found, typical, why)
         return by_rank[0]
 
     @override
@@ -275,9 +280,9 @@ class LearnerGroup(Learner):
         self.generation += 1
         seconds = self._rules.start_seconds
         (host, port), *_ = await self._all("address", lambda rank: self.ranks[rank].address.remote(), seconds)
-        self.processes = await self._all(
-            "start", lambda rank: self.ranks[rank].start.remote(host, port, seconds), seconds
-        )
+        references = [rank.start.remote(host, port, seconds) for rank in self.ranks]
+        starting = self._starts.start(references, self.ranks, who=self.names, what="start", seconds=seconds)
+        self.processes = await self._answers("start", references, starting)
 
     async def _sent(self, share: Callable[[int], S]) -> list[ray.ObjectRef[S]]:
         """Put each rank's share into the object store, in a thread: it copies gigabytes, and nothing waits for it."""
@@ -290,10 +295,19 @@ class LearnerGroup(Learner):
         part, so one that is late, or blames its peers, is lost.
         """
         references = [remote(rank) for rank in range(self.world_size)]
-        self._calls.append(asked := (what, time.time()))
         watch = self._watch if seconds is None else None
+        answers = call_all(references, who=self.names, what=what, seconds=seconds, watch=watch)
+        return await self._answers(what, references, answers, alone=alone)
+
+    async def _answers(
+        self, what: str, references: Sequence[ray.ObjectRef[T]], answers: Awaitable[list[T]], *, alone: bool = True
+    ) -> list[T]:
+        """Await what the ranks answer to ``references``. Raises LearnerLost, or the error of one that does not fail
+        alone, with what is seen of its process.
+        """
+        self._calls.append(asked := (what, time.time()))
         try:
-            return await call_all(references, who=self.names, what=what, seconds=seconds, watch=watch)
+            return await answers
         except DeadlineExceeded as late:
             processes = dict(zip(self.names, self.processes, strict=False))  # none before the start is done
             found = [processes[name] for name in late.who.split(", ") if name in processes]

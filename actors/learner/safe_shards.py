@@ -1,9 +1,8 @@
-"""ZeRO shards read from disk without the code that pickle would run: a run's folder may come from a stranger.
+"""Pickles of DeepSpeed read without the code that pickle would run: a run's folder may come from a stranger.
 
-DeepSpeed loads its own files with ``weights_only=False``, which only an environment variable of torch overrides. Beside
-tensors and plain values its files hold two classes, which are allowed by name. Anything else is refused. The stage has
-two spellings: ``ZeroStageEnum(3)``, and by Python before 3.11.4 ``getattr(ZeroStageEnum, "weights")``.
-``python -m actors.learner.safe_shards`` is DeepSpeed's converter to its universal format under the same rule.
+Earlier versions kept the training state in DeepSpeed's own files. Beside tensors and plain values these hold two
+classes, which are allowed by name. Anything else is refused. The stage has two spellings: ``ZeroStageEnum(3)``, and by
+Python before 3.11.4 ``getattr(ZeroStageEnum, "weights")``.
 """
 
 from __future__ import annotations
@@ -11,9 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,25 +52,3 @@ def without_code(folder: Path) -> Iterator[None]:
             del os.environ[FORCE]
         else:
             os.environ[FORCE] = before
-
-
-def to_universal(shards: Path, target: Path) -> None:
-    """Run DeepSpeed's own converter, in a process of its own as it is meant to run. Raises CheckpointDamaged."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, "-m", "actors.learner.safe_shards", "--input_folder", str(shards),
-        "--output_folder", str(target), "--num_extract_workers", "1", "--num_merge_workers", "1",
-    ]  # fmt: skip
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        last = (finished.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise CheckpointDamaged(str(shards), f"ds_to_universal failed: {last}")
-
-
-if __name__ == "__main__":
-    from deepspeed.checkpoint import ds_to_universal
-
-    arguments = ds_to_universal.parse_arguments()
-    with without_code(Path(arguments.input_folder)):
-        ds_to_universal.main(arguments)

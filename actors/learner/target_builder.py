@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from actors.control.log_shipping import ship_log
 from actors.runtime.inspection import current_process
+from actors.runtime.start_watch import Startable
 from actors.runtime.supervised import RestartableActor
 from lpo_ray import interfaces
 from lpo_ray.common.step_schedule import StepSchedule
@@ -19,7 +20,7 @@ BUILD_SECONDS = 120.0
 """for the targets of one step"""
 
 
-class TargetBuilder:
+class TargetBuilder(Startable):
     """Builder of targets: a plain class that ``roles.py`` makes an actor."""
 
     def __init__(self, rule: StepSchedule[TargetRule]) -> None:

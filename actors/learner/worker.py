@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,11 @@ from ray.util import get_node_ip_address
 from torch.distributed import TCPStore
 
 from actors.control.log_shipping import log, ship_log
+from actors.learner.store_barrier import StoreBarrier
 from actors.runtime.cpu_tuning import give_back_unless_spare
 from actors.runtime.inspection import current_process
 from actors.runtime.rendezvous import join_store, listen, meeting_address, open_store
+from actors.runtime.start_watch import Startable
 from actors.transports.sender import Sender
 from actors.transports.staging import Staging, make_slots
 from actors.transports.table import Transport
@@ -70,7 +71,7 @@ def bytes_under(folder: Path) -> int:
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(OSError):  # renamed meanwhile
+            with suppress(OSError):  # renamed meanwhile
                 total += os.stat(os.path.join(place, name)).st_size
     return total
 
@@ -81,16 +82,19 @@ def _interface_of(address: str) -> str | None:
     return next((name for name, entries in found if any(entry.address == address for entry in entries)), None)
 
 
+OF_A_RANK = re.compile(r"rank_(\d+)\.safetensors")
+
+
 def sync_own_files(folder: Path, rank: int) -> None:
     """Put on disk what rank ``rank`` wrote into ``folder``: everything but the files that name another rank."""
     for path in (*folder.rglob("*"), folder):
-        named = re.search(r"zero_pp_rank_(\d+)_", path.name)
+        named = OF_A_RANK.fullmatch(path.name)
         if named is None or int(named[1]) == rank:
             with suppress(FileNotFoundError):  # another rank's, which it removed again
                 sync(path)
 
 
-class LearnerWorker:
+class LearnerWorker(Startable):
     """One rank: a plain class that ``roles.py`` makes an actor, with one call at a time: collectives stay in step."""
 
     def __init__(self, rank: int, world_size: int, settings: LearnerSettings) -> None:
@@ -98,15 +102,19 @@ class LearnerWorker:
         self._listener: socket.socket | None = None
         self._done = 0
         """passes, updates, pieces of weights so far"""
-        self._writing: tuple[Path, ...] = ()
-        """folders that it fills now"""
+        self._writing: Path | None = None
+        """folder that it fills now"""
+        self._barrier: StoreBarrier | None = None
         self._sender: Sender | None = None
 
     def progress(self) -> tuple[int, int]:
         """Say how far this rank is: what it has done, and the bytes of the checkpoint that it writes. Not a collective;
-        runs beside the other calls.
+        runs beside the other calls, and tells ranks that wait for this one, too.
         """
-        return self._done, sum(bytes_under(folder) for folder in self._writing)
+        done = self._done, 0 if self._writing is None else bytes_under(self._writing)
+        if self._barrier is not None:
+            self._barrier.beat(done)
+        return done
 
     def _count(self) -> None:
         self._done += 1
@@ -119,14 +127,11 @@ class LearnerWorker:
 
     def start(self, host: str, port: int, seconds: float) -> Process:
         """Join the other ranks at ``host:port``, within ``seconds``, and load the policy."""
-        from actors.learner.zero3 import ShardedModel, Zero3Policy, Zero3Scorer, join_group
+        from actors.learner.zero3 import Zero3Policy, Zero3Scorer, join_group, load_sharded
         from lpo_ray.policy.dry_check import check_numbers
-        from lpo_ray.policy.loading import load_policy
 
         ship_log("learner", f"learner rank {self._rank}")
         settings = self._settings
-        trust = settings.trust_remote_code
-        torch.set_num_threads(settings.threads)
         os.environ.update(
             RANK=str(self._rank),
             LOCAL_RANK="0",
@@ -137,26 +142,30 @@ class LearnerWorker:
         if interface := _interface_of(get_node_ip_address()):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it goes by what the host's name resolves to
         if not torch.distributed.is_initialized():  # ranks may be started again, with another model
-            join_group(self._meet(host, port, seconds), self._rank, self._world_size, on_gpu=settings.on_gpu)
-        self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=trust)
-
-        def sharded(path: str) -> ShardedModel:
-            model = load_policy(path, settings.dtype, trust_remote_code=trust)
-            return ShardedModel(model, settings.zero, settings.attention, settings.packing.share_prompt, self._count)
-
+            store = self._meet(host, port, seconds)
+            self._barrier = StoreBarrier(store, self._rank, self._world_size, settings.silence_seconds)
+            join_group(store, self._rank, self._world_size, on_gpu=settings.on_gpu)
+        torch.set_num_threads(settings.threads or self._share_of_cores())
+        self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=settings.trust_remote_code)
         self._policy = Zero3Policy(
-            sharded(settings.model_path),
+            load_sharded(settings.model_path, settings, self._count),
             settings.optimiser,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
         check_numbers(self._policy, self._policy.model)
         self._reference = None
         if settings.objective.at(0).reference_kl:
-            self._reference = Zero3Scorer(sharded(settings.reference_path))
+            self._reference = Zero3Scorer(load_sharded(settings.reference_path, settings, self._count))
             check_numbers(self._reference, self._reference.model)
         process = current_process()
         log.info("is up on %s, one of %d ranks, reached at %s", process.host, self._world_size, host)
         return process
+
+    def _share_of_cores(self) -> int:
+        """Divide this host's cores among the ranks on it. A collective."""
+        hosts: list[object] = [None] * self._world_size
+        torch.distributed.all_gather_object(hosts, host := socket.gethostname())
+        return max(1, len(os.sched_getaffinity(0)) // hosts.count(host))
 
     def _meet(self, host: str, port: int, seconds: float) -> TCPStore:
         listener, self._listener = self._listener, None
@@ -201,7 +210,7 @@ class LearnerWorker:
         manifest = make_manifest(metas, export.dtype, bucket_bytes=export.bucket_bytes, num_senders=senders)
         slots = make_slots(
             manifest,
-            self._policy.engine.device,
+            self._policy.device,
             share_memory=export.share_memory,
             whole=transport.whole_buckets,
             on_device=transport.on_device,
@@ -249,27 +258,21 @@ class LearnerWorker:
         """Write ``folder/shards`` from all ranks, and ``folder/policy`` in Hugging Face format from rank 0. All of it
         is on disk when this returns.
         """
-        with self._filling(folder):
+        assert self._barrier is not None
+        self._writing = folder
+        try:
             self._policy.save(folder)
+            self._barrier.wait("writing shards")  # before the collectives: no rank waits in one for another's disk
             weights = self._policy.gather()
             if self._rank == 0:
                 save_model(self._policy.model, folder / "policy", weights)
                 self._tokenizer.save(folder / "policy")
             sync_own_files(folder, self._rank)  # where they were written: another host's sync does not reach them
-            torch.distributed.barrier()
+            self._barrier.wait("saving")
+        finally:
+            self._writing = None
 
     def restore(self, folder: Path, written_by: int) -> None:
         """Continue from ``save`` by ``written_by`` ranks."""
-        from actors.learner.zero3 import universal_of
-
-        with self._filling(universal_of(folder)):
-            self._policy.restore(folder, written_by)
-
-    @contextlib.contextmanager
-    def _filling(self, *folders: Path) -> Iterator[None]:
-        """Count what is in ``folders`` as progress."""
-        self._writing = folders
-        try:
-            yield
-        finally:
-            self._writing = ()
+        assert self._barrier is not None
+        self._policy.restore(folder, written_by, self._barrier.wait)

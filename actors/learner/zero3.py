@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad, safe_get_local_optimizer_state
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import safe_get_local_grad
 from torch import Tensor, nn
 from torch.distributed import Store
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from actors.learner.deepspeed_options import engine_config
 from actors.learner.gather import gather, write_shards
-from actors.learner.safe_shards import to_universal, without_code
-from lpo_ray.errors import CheckpointDamaged
+from actors.learner.optimizer_state import Zero3Optimizer, fill, finish, gradients, states, step_of
+from actors.learner.shard_files import MOMENTS, WEIGHTS, file_of, open_runs, run_size, write_runs
 from lpo_ray.learner.norms import norms_by_kind, update_ratios
-from lpo_ray.learner.settings import OptimiserSettings
+from lpo_ray.learner.settings import LearnerSettings, OptimiserSettings, offloads
 from lpo_ray.learner.updates import TrainablePolicy
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.loading import enable_checkpointing
+from lpo_ray.policy.loading import enable_checkpointing, load_policy
 from lpo_ray.policy.scoring import Scorer, ScoringModel
 from lpo_ray.policy.weights import TensorMeta, make_manifest
 from lpo_ray.records import StepNorms
 
 SHARDS = "shards"
-"""folder of a checkpoint's shards, which is DeepSpeed's tag for them"""
+"""folder of a checkpoint's shards"""
 GROUP_LIMIT = timedelta(days=7)
 """limit of a collective itself: a rank that is waited for may be writing a checkpoint. One that hangs is found from
 outside, by its silence, and all ranks are ended then"""
@@ -58,13 +59,51 @@ class ShardedModel:
     """A model to shard, and how: what the trained policy and the reference have in common."""
 
     model: PreTrainedModel
-    zero: Mapping[str, object]
-    """settings merged over DeepSpeed's zero_optimization section"""
+    """whole, or in shards as ``load_sharded`` makes it"""
+    deepspeed: Mapping[str, Any]
+    """options merged over DeepSpeed's configuration"""
     attention: str
     """see learner.attention"""
     share_prompt: bool
     count: Callable[[], None]
     """called with each pass, update and piece of weights"""
+    on_gpu: bool = False
+
+
+def load_sharded(path: str, settings: LearnerSettings, count: Callable[[], None]) -> ShardedModel:
+    """Load a model so that each rank holds its shards, and beside them one piece of the files. All ranks call this at
+    once: what rank 0 reads is what all have. Raises ConfigError as ``load_policy`` does.
+    """
+    world_size = torch.distributed.get_world_size()
+    config = engine_config(settings.deepspeed, settings.dtype, world_size=world_size, on_gpu=settings.on_gpu)
+    sharder = _Sharder(config, getattr(torch, settings.dtype), count)
+    model = load_policy(path, settings.dtype, trust_remote_code=settings.trust_remote_code, take=sharder.take)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(sharder.device)
+    share = settings.packing.share_prompt
+    return ShardedModel(model, settings.deepspeed, settings.attention, share, count, settings.on_gpu)
+
+
+class _Sharder:
+    """Makes DeepSpeed's shards of parameters, in place."""
+
+    def __init__(self, config: Mapping[str, Any], dtype: torch.dtype, count: Callable[[], None]) -> None:
+        self._config, self._dtype, self._count = dict(config), dtype, count
+        self._first: Any = None
+        self.device = torch.device(get_accelerator().current_device_name())
+
+    def take(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Cast the parameters as DeepSpeed casts a whole model, take rank 0's values, and keep this rank's runs."""
+        self._count()
+        for parameter in parameters:
+            parameter.data = parameter.data.to(self._dtype)
+        if not parameters:
+            return
+        if self._first is not None:
+            self._first.convert_to_zero_parameters(param_list=parameters)
+            return
+        self._first, *_ = parameters
+        deepspeed.zero.Init(nn.ParameterList(parameters), config_dict_or_path=self._config, dtype=self._dtype)
 
 
 class Zero3Scorer(Scorer):
@@ -79,28 +118,20 @@ class Zero3Scorer(Scorer):
         self.packed = scoring.packed
         self.optimiser = None if settings is None else _adamw(self.model, settings)
         self.world_size = torch.distributed.get_world_size()
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            "managed_gradient_accumulation": False,  # the caller says when an update is complete
-            "gradient_clipping": 0.0 if settings is None else settings.gradient_clip,
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": self.model.dtype == torch.bfloat16},  # fp32 master weights are DeepSpeed's own
-            # DeepSpeed's default is the model's dtype: in bf16 a sum over micro-batches and ranks has 2 to 3 digits.
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "communication_data_type": "fp32",
-            "steps_per_print": 10**9,
-            "zero_optimization": {
-                "stage": 3,
-                # Threshold 0 really shards every parameter; the default keeps small ones whole on each rank. One rank
-                # has nothing to shard: whole parameters save it a copy of the model in each forward and backward.
-                "stage3_param_persistence_threshold": 0 if self.world_size > 1 else sys.maxsize,
-                # The default, 500 M elements, makes one temporary copy of all gradients of a small model.
-                "reduce_bucket_size": 20_000_000,
-                **sharded.zero,
-            },
-        }
+        config = engine_config(
+            sharded.deepspeed,
+            str(self.model.dtype).removeprefix("torch."),
+            world_size=self.world_size,
+            on_gpu=sharded.on_gpu,
+            gradient_clip=0.0 if settings is None else settings.gradient_clip,
+        )
         self.engine, *_ = deepspeed.initialize(model=scoring, optimizer=self.optimiser, config=config)
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which this rank computes."""
+        assert self.engine.device is not None
+        return self.engine.device
 
     @override
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
@@ -121,7 +152,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
             enable_checkpointing(sharded.model)
         super().__init__(sharded, settings)
         self._settings = settings
-        self._offloads = "offload_optimizer" in sharded.zero
+        self._offloads = offloads(sharded.deepspeed, "offload_optimizer")
 
     @override
     def backward(self, loss: Tensor) -> None:
@@ -172,7 +203,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         """
         self.count()
         parameters = dict(self._named())
-        gather({name: parameters[name] for name in names}, views, dtype, self.engine.device)
+        gather({name: parameters[name] for name in names}, views, dtype, self.device)
 
     def write_shards(self, views: Mapping[str, Tensor]) -> None:
         """Write this rank's shard of each named parameter where it belongs in the full tensor, in the tensor's dtype.
@@ -186,58 +217,66 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         return {name: tuple(parameter.ds_shape) for name, parameter in self._named()}  # pyright: ignore[reportAttributeAccessIssue]
 
     def save(self, folder: Path) -> None:
-        """Have DeepSpeed write its shards of weights and optimiser into ``folder/shards``."""
-        self.engine.save_checkpoint(str(folder), tag=SHARDS)
+        """Write this rank's run of every parameter and moment into ``folder/shards``. Not a collective."""
+        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        rank, names = torch.distributed.get_rank(), self._names()
+        sizes = {}
+        for group in self._zero.fp16_groups:
+            for parameter in group:
+                shard = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
+                sizes[names[id(parameter)]] = run_size(parameter.ds_numel, rank, shard.numel())  # pyright: ignore[reportAttributeAccessIssue]
+        runs = ((names[id(parameter)], parts) for parameter, parts in states(self._zero))
+        write_runs(folder / SHARDS / file_of(rank), sizes, runs, step_of(self._zero))
 
-    def restore(self, folder: Path, written_by: int) -> None:
-        """Continue from ``save`` by ``written_by`` ranks. On the same number that is bit-equal; another number goes
-        through DeepSpeed's universal format, written beside the shards for the time of the restore.
+    def restore(self, folder: Path, written_by: int, meet: Callable[[str], None]) -> None:
+        """Continue from ``save`` by ``written_by`` ranks, bit for bit. Each rank reads its own runs only, as fast as it
+        can. ``meet``: waits until all ranks are there, outside of a collective.
         """
-        if written_by == self.world_size:
-            self._load(folder, SHARDS)
-            return
-        universal = universal_of(folder)
-        if torch.distributed.get_rank() == 0:
-            to_universal(folder / SHARDS, universal / SHARDS)
-        torch.distributed.barrier()
-        config = self.engine._config
-        assert config is not None
-        config.load_universal_checkpoint = True  # read at each load, but settable from outside at initialize only
-        try:
-            self._load(universal, SHARDS)
-        finally:
-            config.load_universal_checkpoint = False
-            torch.distributed.barrier()
-            if torch.distributed.get_rank() == 0:
-                shutil.rmtree(universal, ignore_errors=True)
+        rank, names = torch.distributed.get_rank(), self._names()
+        numels = {name: parameter.ds_numel for name, parameter in self._named()}  # pyright: ignore[reportAttributeAccessIssue]
+        saved = open_runs(folder / SHARDS, written_by, numels)
 
-    def _load(self, folder: Path, tag: str) -> None:
-        with without_code(folder):
-            loaded, _ = self.engine.load_checkpoint(str(folder), tag=tag)
-        if loaded is None:
-            raise CheckpointDamaged(str(folder), f"DeepSpeed found no {tag} in it")
+        def read(parameter: nn.Parameter, part: str, run: Tensor) -> None:
+            name = names[id(parameter)]
+            saved.read(part, name, numels[name], rank * run.numel(), run)
+            self.count()
+
+        fill(self._zero, saved.step, read)
+        meet("restore")
+        finish(self._zero)
+
+    @property
+    def _zero(self) -> Zero3Optimizer:
+        return cast("Zero3Optimizer", self.engine.optimizer)
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()
 
+    def _names(self) -> dict[int, str]:
+        return {id(parameter): name for name, parameter in self._named()}
+
     def _gradient_norms(self) -> dict[str, float]:
-        shards = ((name, safe_get_local_grad(parameter)) for name, parameter in self._named())
+        """Norms of this update's gradient, computed where it lies. None where it is on disk."""
+        if self._zero.swap_optimizer:
+            return {}
+        if self._offloads:
+            names = self._names()
+            shards = ((names[id(parameter)], run) for parameter, run in gradients(self._zero))
+        else:
+            shards = ((name, safe_get_local_grad(parameter)) for name, parameter in self._named())
         return norms_by_kind(shards, self.sum_over_ranks)
 
     def _update_ratios(self) -> dict[str, float]:
+        """Ratios of update to weight, computed where the optimiser's state lies. None where it is on disk."""
+        if self._zero.swap_optimizer:
+            return {}
         assert self.optimiser is not None
-
-        def shards() -> Iterator[tuple[str, Tensor, tuple[Tensor, Tensor]]]:
-            for name, parameter in self._named():
-                first, second = (safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq"))
-                yield name, safe_get_local_fp32_param(parameter), (first, second)
-
-        return update_ratios(shards(), self.optimiser, self.sum_over_ranks)
-
-
-def universal_of(folder: Path) -> Path:
-    """Where a checkpoint is written in DeepSpeed's universal format, for the time of a restore."""
-    return folder.with_name(f".partial-universal-{folder.name}")
+        names = self._names()
+        shards = (
+            (names[id(parameter)], parts[WEIGHTS], (parts[MOMENTS[0]], parts[MOMENTS[1]]))
+            for parameter, parts in states(self._zero)
+        )
+        return update_ratios(shards, self.optimiser, self.sum_over_ranks)
 
 
 def _adamw(model: PreTrainedModel, settings: OptimiserSettings) -> torch.optim.AdamW:

@@ -13,6 +13,7 @@ from actors.rollout.worker import RolloutWorker
 from actors.runtime.inspection import dismiss, end, inspect
 from actors.runtime.remote_calls import call, call_each
 from actors.runtime.seats import Places, Seat
+from actors.runtime.start_watch import StartWatch
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import LpoRayError
 from lpo_ray.records import Process, Prompt, PromptGroup, Sampling
@@ -29,10 +30,11 @@ class RemoteWorker(Worker):
         num_seats: int,
         make: Callable[[list[Seat]], ActorProxy[RolloutWorker]],
         note: Callable[[str], None],
+        starts: StartWatch,
     ) -> None:
-        """``make``: puts the actor into the first of its ``num_seats`` seats."""
+        """``make``: puts the actor into the first of its ``num_seats`` seats; ``starts``: watches all starts."""
         self.name, self._places, self._num_seats = name, places, num_seats
-        self._make, self._note = make, note
+        self._make, self._note, self._starts = make, note, starts
         self._seats: list[Seat] = []
         self._process: Process | None = None
         self._handle: ActorProxy[RolloutWorker] | None = None
@@ -47,8 +49,10 @@ class RemoteWorker(Worker):
     async def start(self, seconds: float) -> Process:
         self._seats = await self._places.take(self.name, self._num_seats, self._note)
         self._handle = self._make(self._seats)
-        starting = self.handle.start.remote()
-        self._process = process = await call(starting, who=self.name, what="start its engine", seconds=seconds)
+        (process,) = await self._starts.start(
+            [self.handle.start.remote()], [self.handle], who=[self.name], what="start its engine", seconds=seconds
+        )
+        self._process = process
         return process
 
     @override

@@ -16,6 +16,7 @@ from actors.rollout.engine_args import engine_arguments
 from actors.rollout.inflight import RULES, TAKEN_BACK
 from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
+from actors.runtime.start_watch import Startable
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import GroupLost
@@ -63,7 +64,7 @@ def engine_environment(settings: EngineSettings, threads: int) -> dict[str, str]
     return environment
 
 
-class RolloutWorker:
+class RolloutWorker(Startable):
     """One engine: a plain class that ``roles.py`` makes an actor. All methods but ``start`` may run concurrently."""
 
     def __init__(self, name: str, settings: EngineSettings, receiver: str) -> None:

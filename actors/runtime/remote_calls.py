@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import re
 from collections.abc import Hashable, Sequence
@@ -41,7 +40,7 @@ async def call_all(
 ) -> list[T]:
     """Await calls that must all succeed, such as a collective: the first failure ends the wait.
 
-    The limit is ``seconds``, where the length of the work is known, or the silence of ``watch``: NoProgress then.
+    The limits are ``seconds``, where the length of the work is known, and the silence of ``watch``: NoProgress then.
     When a rank of a collective dies, the others wait for it inside. So the failure is raised at once and callers end
     the group, instead of waiting for ranks that cannot answer.
     """
@@ -49,14 +48,17 @@ async def call_all(
     names = dict(zip(futures, who, strict=True))
     try:
         answers = asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        with contextlib.suppress(Silent):
+        silent = None
+        try:
             await (answers if watch is None else watch.result(answers, name))
+        except Silent:
+            silent = watch
         for future in futures:
             if future.done():
                 _raise_named(future, names[future], what)
         if late := ", ".join(sorted(names[future] for future in futures if not future.done())):
-            if watch is not None:
-                raise NoProgress(late, what, watch.seconds, watch.setting)
+            if silent is not None:
+                raise NoProgress(late, what, silent.seconds, silent.setting)
             raise DeadlineExceeded(late, what, math.inf if seconds is None else seconds)
         return [future.result() for future in futures]
     finally:

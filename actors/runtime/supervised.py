@@ -12,6 +12,7 @@ from ray.actor import ActorProxy
 
 from actors.runtime.inspection import dismiss, end, inspect
 from actors.runtime.remote_calls import call
+from actors.runtime.start_watch import StartWatch
 from lpo_ray.common.restart_budget import RestartBudget, RestartRule
 from lpo_ray.common.silence import Watch
 from lpo_ray.errors import ComponentDied, DeadlineExceeded
@@ -32,10 +33,13 @@ class RestartableActor(Generic[A]):
         start: Callable[[ActorProxy[A]], ray.ObjectRef[Process]],
         rule: RestartRule,
         events: Events,
+        starts: StartWatch,
         start_seconds: float,
     ) -> None:
-        """``start``: the call that makes the actor ready, within ``start_seconds``, and returns where it runs."""
-        self._start_seconds = start_seconds
+        """``start``: the call that makes the actor ready, within ``start_seconds`` and watched by ``starts``, and
+        returns where it runs.
+        """
+        self._starts, self._start_seconds = starts, start_seconds
         self.name, self._make, self._start, self._events = name, make, start, events
         self._budget = RestartBudget(rule)
         self._replacing = asyncio.Lock()
@@ -77,7 +81,10 @@ class RestartableActor(Generic[A]):
         ray.kill(self.handle)  # pyright: ignore[reportArgumentType] - an ActorProxy is an ActorHandle at run time
 
     async def _ready(self, handle: ActorProxy[A]) -> Process:
-        return await call(self._start(handle), who=self.name, what="start", seconds=self._start_seconds)
+        (process,) = await self._starts.start(
+            [self._start(handle)], [handle], who=[self.name], what="start", seconds=self._start_seconds
+        )
+        return process
 
     async def _replace(self, generation: int, error: ComponentDied | DeadlineExceeded) -> None:
         """Replace the actor. The first caller that finds it dead does so; concurrent callers wait."""

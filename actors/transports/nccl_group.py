@@ -35,6 +35,7 @@ class NcclGroup:
     def __init__(self, unique_id: bytes, rank: int, size: int, device: torch.device, seconds: float) -> None:
         """Join; blocks until all ``size`` members have. Raises TimeoutError, and leaves nothing on the device then."""
         self._device, self._lock, self.ended = device, threading.Lock(), False
+        self._made: pynccl.PyNcclCommunicator | None = None
         joining = TimeLimited(lambda: self._join(unique_id, rank, size), f"join a group of {size}", device)
         try:
             self.communicator = joining.result(seconds)
@@ -51,7 +52,7 @@ class NcclGroup:
 
             @override
             def _init_comm(self, device: int | str | torch.device) -> None:
-                group.communicator = self
+                group._made = self
                 super()._init_comm(device)
 
             @override
@@ -59,7 +60,7 @@ class NcclGroup:
                 self,
                 in_tensor: Tensor,
                 out_tensor: Tensor | None = None,
-                op: ReduceOp = ReduceOp.SUM,
+                op: ReduceOp = ReduceOp.SUM,  # pyright: ignore[reportArgumentType] - as vLLM has it
                 stream: torch.cuda.Stream | None = None,
             ) -> Tensor:
                 if group.ended:
@@ -77,9 +78,8 @@ class NcclGroup:
         """Abort what the group does, and free what it holds on the device. May be called again."""
         with self._lock:
             self.ended = True
-            communicator = getattr(self, "communicator", None)
-            if hasattr(communicator, "comm"):  # else it has not met the others
-                communicator.destroy()
+            if self._made is not None and hasattr(self._made, "comm"):  # else it has not met the others
+                self._made.destroy()
 
     @contextlib.contextmanager
     def deadline(self, seconds: float, what: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ from ray.actor import ActorProxy
 from typing_extensions import override
 
 from actors.runtime.remote_calls import call, call_each
+from actors.runtime.start_watch import StartWatch
 from actors.runtime.supervised import RestartableActor
 from actors.verifier.service import VerifierService
 from lpo_ray.common.restart_budget import RestartRule
@@ -34,6 +35,7 @@ class RemoteVerifier(Verifier):
         make: Callable[[int], ActorProxy[VerifierService]],
         num_processes: int,
         silence_seconds: float,
+        starts: StartWatch,
         start_seconds: float,
         rule: RestartRule,
         events: Events,
@@ -47,7 +49,7 @@ class RemoteVerifier(Verifier):
         """groups that are being scored -> since when, in unix seconds"""
         self.service = RestartableActor(
             "verifier service", lambda: make(self.num_processes), lambda actor: actor.start.remote(), rule, events,
-            start_seconds,
+            starts, start_seconds,
         )  # fmt: skip
 
     @override

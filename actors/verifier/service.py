@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from actors.control.log_shipping import ship_log
 from actors.runtime.cpu_tuning import give_way
 from actors.runtime.inspection import current_process
+from actors.runtime.start_watch import Startable
 from actors.verifier.dispatch import Verdicts
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
 from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
@@ -35,7 +36,7 @@ class ServiceSettings:
     sandbox: Limits
 
 
-class VerifierService:
+class VerifierService(Startable):
     """Service: a plain class that ``roles.py`` makes an actor, with many concurrent calls."""
 
     def __init__(self, model_path: str, settings: ServiceSettings, *, trust_remote_code: bool = False) -> None:

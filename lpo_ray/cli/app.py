@@ -63,7 +63,7 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     "--cluster",
     "clusters",
     multiple=True,
-    help="A cluster that is not at hand: 8xH100, 2x8xH200. Several give a row each.",
+    help="A cluster that is not at hand: 8xH100, 2x8xH200@2048 (GiB of a node). Several give a row each.",
 )
 @click.option(
     "--address", default=None, help="Address of a running Ray cluster; cluster.address if not given, else this machine."

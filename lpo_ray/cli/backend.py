@@ -63,10 +63,10 @@ def check_options(spec: RunSpec) -> None:
     config = spec.config
     if config.cluster.kind is not ClusterKind.ray:
         return
-    if config.learner.zero:
-        from actors.learner.zero_options import check_zero
+    if config.learner.deepspeed:
+        from actors.learner.deepspeed_options import check_options as check_deepspeed
 
-        check_zero(config.learner.zero)
+        check_deepspeed(config.learner.deepspeed)
     check_engine_args(spec)
 
 

@@ -15,6 +15,7 @@ from lpo_ray.common.folder_lock import FolderLock, Held
 from lpo_ray.config import dump_config, load_config
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import RunBusy, RunFailed, RunsFailed
+from lpo_ray.run.day import begun_on, dated
 from lpo_ray.run.folder import look
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import make_spec
@@ -34,6 +35,7 @@ def compare_command(path: Path, texts: Sequence[str], seeds: int, out: Path | No
     config = load_config(path, overrides)
     arms = arms_of(axes, config.objective.divergence)
     folder = out or Path(config.run.dir) / f"{config.run.name}-comparison"
+    config = dated(config, begun_on(folder))  # arms may run on different days
     runs = runs_of(path, overrides, arms, seeds, folder)
     spec = make_spec(runs[0].config)  # that data, verifier and memory are as needed, before anything starts
     look(spec)
@@ -67,7 +69,7 @@ def _carry_out(runs: Sequence[Run], folder: Path, parallel: int) -> list[RunFail
     async def launch(run: Named) -> None:
         assert isinstance(run, Run)
         arguments = ("train", str(folder / "config.yaml"), *run.overrides)
-        await LaunchedRun(arguments, logs / f"{run.name}.log", run.config.learner.threads).run(run.name)
+        await LaunchedRun(arguments, logs / f"{run.name}.log", run.config.learner.threads or 1).run(run.name)
 
     def on_end(run: Named, failure: RunFailed | None) -> None:
         nonlocal ended
@@ -78,7 +80,7 @@ def _carry_out(runs: Sequence[Run], folder: Path, parallel: int) -> list[RunFail
     async def all_of_them() -> list[RunFailed]:
         if left and left[0].config.model.path is None:  # once, not by every run at the same time
             warmup = LaunchedRun(
-                ("warmup", str(folder / "config.yaml")), logs / "warmup.log", left[0].config.learner.threads
+                ("warmup", str(folder / "config.yaml")), logs / "warmup.log", left[0].config.learner.threads or 1
             )
             await warmup.run("warmup")
         return await carry_out(left, launch, parallel, on_end)

@@ -15,7 +15,9 @@ from lpo_ray.cli.console import TABLE_WIDTH, model_of, progress_bar
 from lpo_ray.common.files import write_json
 from lpo_ray.errors import EvaluationInterrupted, Interrupted
 from lpo_ray.evaluation.report import Report
+from lpo_ray.evaluation.store import begun_on
 from lpo_ray.evaluation.table import render, render_suite
+from lpo_ray.run.day import dated
 from lpo_ray.run.signals import run_until_signal
 from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.telemetry.captured_log import CapturedLog
@@ -26,7 +28,10 @@ from lpo_ray.tools.evaluate.target import EvaluationRequest
 def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, fresh: bool, as_json: bool) -> None:
     """Evaluate one model on the task of each request, or continue an evaluation that was ended; show what came out."""
     progress_console = Console(stderr=True)
-    specs = [make_spec(request.config, for_training=False) for request in requests]
+    specs = [
+        make_spec(dated(request.config, None if fresh else begun_on(request.folder)), for_training=False)
+        for request in requests
+    ]
     check_engine_args(specs[0])
     with CapturedLog(), contextlib.ExitStack() as stack:
         model_path = model_of(specs[0], progress_console)

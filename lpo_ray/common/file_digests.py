@@ -23,12 +23,16 @@ class FileDigest:
 
 def files_of(path: Path) -> dict[str, Path]:
     """List the files beneath a folder by their name in it, sorted; a file alone is named "". Left out is what does not
-    decide what a model or data set is: ``*.md``.
+    decide what a model or data set is: ``*.md`` and what is hidden, such as a hub's ``.cache`` or ``.git``.
     """
     if not path.is_dir():
         return {"": path} if path.is_file() else {}
-    found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".md")
-    return {str(file.relative_to(path)): file for file in found}
+    names = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+    return {name: file for name, file in names.items() if file.suffix != ".md" and not _is_hidden(name)}
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in Path(name).parts)
 
 
 def digests(files: Mapping[str, Path], known: Mapping[str, FileDigest]) -> Iterator[tuple[str, FileDigest]]:

@@ -1,7 +1,7 @@
 """YAML file, then ``key=value`` overrides, then one validation of the whole: all before anything starts.
 
-A later layer's value of a key takes the place of an earlier one's, a mapping's too: `learner.zero={}` clears it, while
-`learner.zero.x=1` changes one entry. Text stays as it was written; see ``scalars.py``.
+A later layer's value of a key takes the place of an earlier one's, a mapping's too: `learner.deepspeed={}` clears it,
+while `learner.deepspeed.x=1` changes one entry. Text stays as it was written; see ``scalars.py``.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ RENAMED = {
     "rollout.deadline_seconds": "rollout.silence_seconds",
     "learner.deadline_seconds": "learner.silence_seconds",
     "pipeline.lease_seconds": None,
+    "learner.zero": "learner.deepspeed.zero_optimization",
 }
 """key of an earlier version -> its name now; None: it has no meaning any more"""
 
@@ -101,8 +102,11 @@ def in_new_names(sections: Mapping[str, Any]) -> dict[str, Any]:
         section, _, name = old.partition(".")
         if isinstance(keys := named.get(section), dict) and name in keys:
             value = keys.pop(name)
-            if new is not None:
-                keys.setdefault(new.rpartition(".")[2], value)
+            if new is not None and value != {}:
+                *path, last = new.split(".")[1:]
+                for part in path:
+                    keys[part] = keys = dict(below) if isinstance(below := keys.get(part), Mapping) else {}
+                keys.setdefault(last, value)
     return named
 
 
@@ -151,7 +155,10 @@ def _merge(values: dict[str, Any], update: Mapping[str, Tree], section: type, pr
 def _override(values: dict[str, Any], override: str) -> None:
     """Apply "section.key=value". Text is taken as it stands after the sign, all else as YAML."""
     key, equals, text = override.partition("=")
-    now = RENAMED.get(key, key) if equals else key
+    now: str | None = key
+    for old, new in RENAMED.items():
+        if equals and f"{key}.".startswith(f"{old}."):
+            now = None if new is None else new + key.removeprefix(old)
     if now is None:
         return None
     names, source = now.split("."), f"override {override!r}"

@@ -27,7 +27,7 @@ POSITIVE = (
     "learner.max_skipped_updates",
     "transport.bucket_mib", "transport.prepare_seconds", "transport.join_seconds", "transport.transfer_seconds",
     "evaluation.samples_per_prompt",
-    "supervision.window_seconds", "supervision.start_seconds",
+    "supervision.window_seconds", "supervision.start_seconds", "supervision.start_silence_seconds",
     "cluster.placement_seconds", "cluster.object_store_gib",
     "simulation.mean_tokens", "simulation.decode_rate", "simulation.train_rate",
 )  # fmt: skip

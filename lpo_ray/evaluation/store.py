@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,18 @@ logger = logging.getLogger(__name__)
 Identity = Mapping[str, Any]
 """what decides the responses and their rewards beside the prompts, as plain JSON values: model, sampling, verifier"""
 NAME = "evaluation.jsonl"
+FIRST_DAY = "2024-07-26"
+"""that prompts were told by versions which wrote no day"""
+
+
+def begun_on(folder: Path) -> str | None:
+    """Read the day on which the evaluation in ``folder`` was begun; None: there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    with path.open("rb") as file, contextlib.suppress(ConfigError):  # opening the store says what is damaged
+        return str(_parsed(file.readline(), path, 1).get("begun", FIRST_DAY))
+    return None
 
 
 class ResultStore:
@@ -88,7 +101,7 @@ class ResultStore:
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
             with explained(self._path):
-                self._path.write_bytes(_line({"evaluation": identity}))
+                self._path.write_bytes(_line({"evaluation": identity, "begun": date.today().isoformat()}))
                 sync(self._path)
             sync(self._path.parent)
             return []

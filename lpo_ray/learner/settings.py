@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.learner.packing import Packing
@@ -71,10 +71,30 @@ class LearnerSettings:
     gradient_checkpointing: bool
     reference_path: str
     """folder of the frozen reference; read when objective.reference_kl > 0"""
-    threads: int
-    zero: Mapping[str, object]
-    """merged over DeepSpeed's zero_optimization; ranks only"""
+    threads: int | None
+    """None: the host's cores divided among its ranks"""
+    deepspeed: Mapping[str, Any]
+    """merged over DeepSpeed's configuration; ranks only"""
+    silence_seconds: float = 1800.0
+    """how long a rank that others wait for may get on with nothing; ranks only"""
     trust_remote_code: bool = False
     """model.trust_remote_code"""
     on_gpu: bool = False
     """whether each rank has a GPU, whatever the machine has; ranks only"""
+
+
+def offloads(deepspeed: Mapping[str, Any], key: str) -> bool:
+    """Whether a section of learner.deepspeed, such as offload_optimizer, moves something off the GPU."""
+    return offload_device(deepspeed, key) != "none"
+
+
+def offload_device(deepspeed: Mapping[str, Any], key: str) -> str:
+    """Where a section of learner.deepspeed, such as offload_param, moves something: none, cpu or nvme."""
+    section = zero_options(deepspeed).get(key)
+    return str(section.get("device", "none")) if isinstance(section, Mapping) else "none"
+
+
+def zero_options(deepspeed: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options of ZeRO in a value of learner.deepspeed."""
+    zero = deepspeed.get("zero_optimization", {})
+    return zero if isinstance(zero, Mapping) else {}

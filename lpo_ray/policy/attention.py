@@ -73,7 +73,7 @@ def packed_attention(
     """Attend [1, heads, T, D] queries to [1, kv heads, T, D] keys and values -> [1, T, heads, D]."""
     repeat = query.shape[1] // key.shape[1]
     packed = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and len(rows.bounds):
+    if query.device.type != "cpu" and query.dtype in (torch.float16, torch.bfloat16) and len(rows.bounds):
         return _on_sequences(packed, rows, scaling, grouped=repeat > 1)[None], None
     padded = []
     for flat, gather, times in zip(packed, (rows.queries, rows.keys, rows.keys), (1, repeat, repeat), strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import cast
@@ -22,7 +23,9 @@ from lpo_ray.common.file_digests import digests, files_of
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.attention import SOFT_CAP
 from lpo_ray.policy.generation import check_generation_config, without_sampling
+from lpo_ray.policy.pieces import Take, in_pieces
 from lpo_ray.policy.whole import (
+    check_decoder,
     check_loaded,
     check_no_adapter,
     check_tied,
@@ -31,18 +34,21 @@ from lpo_ray.policy.whole import (
     check_weights,
 )
 
+REASON = 300
+"""characters of what transformers says"""
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ZeroDivisionError,
               EOFError, IndexError, UnpicklingError, SafetensorError, StrictDataclassError)  # fmt: skip
 """what transformers raises for a model that is damaged, of a kind that it does not know, or out of reach"""
 
 
-def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False, take: Take | None = None) -> PreTrainedModel:
     """Load the model of a Hugging Face folder whole, for scoring: nothing random is left in its forward.
 
     Dropout would make the anchor's forward and the update's differ at equal weights: a log-ratio that is not there. So
     the model is in evaluation mode, and every probability of a dropout is 0. Its generation config has the token ids
-    only. Raises ConfigError when the model is not a whole language model (``whole``), cannot be loaded, or brings code
-    of its own that is not trusted.
+    only. ``take``: weights are read a piece at a time, and it keeps a share of each (``pieces``). Raises ConfigError
+    when the model is not a whole language model (``whole``), cannot be loaded, or brings code of its own that is not
+    trusted.
     """
     check_no_adapter(path)
     config = read_config(path, trust_remote_code=trust_remote_code)
@@ -52,13 +58,14 @@ def load_policy(path: str, dtype: str, *, trust_remote_code: bool = False) -> Pr
             setattr(config, name, 0.0)
     eager = {"attn_implementation": "eager"} if getattr(config, SOFT_CAP, None) else {}
     try:
-        model, info = cast(
-            "tuple[PreTrainedModel, dict[str, Collection[object]]]",
-            AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,
-                output_loading_info=True, ignore_mismatched_sizes=True, **eager,
-            ),
-        )  # fmt: skip
+        with nullcontext() if take is None else in_pieces(take):
+            model, info = cast(
+                "tuple[PreTrainedModel, dict[str, Collection[object]]]",
+                AutoModelForCausalLM.from_pretrained(
+                    path, config=config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,
+                    output_loading_info=True, ignore_mismatched_sizes=True, **eager,
+                ),
+            )  # fmt: skip
     except UNREADABLE as error:
         raise not_loaded(path, "weights", error) from error
     check_loaded(path, model, info)
@@ -89,12 +96,14 @@ def check_model(path: str, highest_token: int, *, trust_remote_code: bool = Fals
     """Check without reading a weight that ``path`` is one whole language model, with a row of its embedding for each
     token id up to ``highest_token``. Raises ConfigError.
 
-    ``to_train``: False for an evaluation, whose engines also serve quantised models and those of several modalities.
+    ``to_train``: False for an evaluation by vLLM, which also serves quantised models, those of several modalities, and
+    RoPE that follows the length. An encoder it does not serve.
     """
     check_no_adapter(path)
     config = read_config(path, trust_remote_code=trust_remote_code)
     check_tokens(path, highest_token, config)
     check_generation_config(path)
+    check_decoder(path, config)
     try:
         check_trainable(path, config)
     except ConfigError:
@@ -129,7 +138,7 @@ def context_length(path: str, *, trust_remote_code: bool = False) -> int:
 
 
 def identity(path: str, *, trust_remote_code: bool = False) -> str:
-    """Identify a model: the digest of all files of its folder but ``*.md``, or a hub's name and the commit in use.
+    """Identify a model: the digest of its folder's files (see ``files_of``), or a hub's name and the commit in use.
 
     Raises ConfigError as ``context_length`` does.
     """
@@ -159,7 +168,7 @@ def not_loaded(path: str, part: str, error: Exception) -> ConfigError:
             f"model.path is {path!r}, whose {part} are in a pickle file that is damaged or holds more than tensors, "
             "such as code; expected tensors only, best as safetensors: take the model from whom you trust"
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = " ".join(str(error).split())[:REASON] or type(error).__name__
     return ConfigError(f"model.path is {path!r}, whose {part} could not be loaded: {reason}")
 
 

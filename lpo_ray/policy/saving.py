@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
-from lpo_ray.policy.generation import savable
+from lpo_ray.policy.generation import TOKENS, savable
 
 Json = dict[str, Any]
 TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
-    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", CHAT_TEMPLATE,
     "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt",
 )  # fmt: skip
 TEMPLATES = "additional_chat_templates"
@@ -81,6 +82,24 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         if (templates := config.parent / TEMPLATES).is_dir():
             shutil.copytree(templates, folder / TEMPLATES, dirs_exist_ok=True)
     make_readable(folder)
+
+
+def write_template(folder: Path, template: str) -> None:
+    """Give the tokenizer of a folder another chat template, where each version of transformers looks for it."""
+    (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    config = folder / TOKENIZER_CONFIG
+    _write(config, {**(_read(config) if config.is_file() else {}), "chat_template": template})
+
+
+def add_end_tokens(folder: Path, token_ids: Sequence[int]) -> None:
+    """Add tokens to those that end a response of the folder's model, in its generation config."""
+    if not token_ids:
+        return
+    file, config = folder / GENERATION_CONFIG_NAME, _read(folder / CONFIG_NAME)
+    values = _read(file) if file.is_file() else {name: config[name] for name in TOKENS if config.get(name) is not None}
+    own = values.get("eos_token_id", config.get("eos_token_id"))
+    ends = own if isinstance(own, list) else [] if own is None else [own]
+    _write(file, {**values, "eos_token_id": list(dict.fromkeys([*ends, *token_ids]))})
 
 
 def make_readable(folder: Path) -> None:

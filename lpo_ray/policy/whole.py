@@ -50,19 +50,24 @@ def check_no_adapter(path: str) -> None:
     raise ConfigError(f"model {path!r} has {ADAPTER_CONFIG_NAME} beside its weights; {MERGE}")
 
 
+def check_decoder(path: str, config: PretrainedConfig) -> None:
+    """Check that the model continues texts without an encoder: no engine serves another. Raises ConfigError."""
+    if config.get_text_config().is_encoder_decoder or config.is_encoder_decoder:
+        raise ConfigError(f"model {path!r} is a {config.model_type}, which has an encoder; expected a decoder alone")
+
+
 def check_trainable(path: str, config: PretrainedConfig) -> None:
     """Check that the model is one that text is trained on in full: no other modality, not quantised, RoPE that stays.
 
     Raises ConfigError.
     """
+    check_decoder(path, config)
     parts = [name for name in config.to_dict() if name.endswith("_config") and name in config.sub_configs]
     if config.get_text_config() is not config:
         raise ConfigError(
             f"model {path!r} is a {config.model_type} of several models ({', '.join(sorted(parts))}); expected "
             "a language model alone: save its text model in a folder of its own, with that model's config"
         )
-    if config.is_encoder_decoder:
-        raise ConfigError(f"model {path!r} is a {config.model_type}, which has an encoder; expected a decoder alone")
     for name in ("quantization_config", "compression_config"):
         if quantised := getattr(config, name, None):
             method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lpo_ray.records.groups import Key
@@ -95,6 +95,8 @@ class Publication:
     """largest difference between the engines' log-probs of the probe and the learner's"""
     phases: Mapping[str, float]
     """prepare, transfer, prove -> seconds, of the attempt that succeeded"""
+    proof: Mapping[str, float] = field(default_factory=dict)
+    """typical (difference in nats), baseline (with equal weights), typical_limit, limit (of the largest)"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,15 +148,11 @@ def _files(key: str, path: str) -> dict[str, Path]:
     """List the files of one key by name; none of what is on a hub, or is not there."""
     alone = Path(path.partition("#")[0])
     if key not in DATA_SETS or alone.exists():
-        return {name: file for name, file in files_of(alone).items() if not _is_hidden(name)}
+        return files_of(alone)
     several = None
     with contextlib.suppress(DataError):  # whoever reads it says so
         several = data_sets.files_of(path)
     return {f"{number:05d}-{Path(file).name}": Path(file) for number, file in enumerate(several or (), start=1)}
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in Path(name).parts)
 
 
 def _digest(found: FileDigest | None) -> str:

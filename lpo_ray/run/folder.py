@@ -24,14 +24,17 @@ from lpo_ray.config.load import dump_config, in_new_names
 from lpo_ray.config.schema import Config, Resume
 from lpo_ray.errors import ConfigError, RunBusy
 from lpo_ray.interfaces import PromptSource
-from lpo_ray.run import contents
+from lpo_ray.run import contents, prompting
 from lpo_ray.run.contents import Content
+from lpo_ray.run.prompting import write_prompting
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.training import checkpoint
 from lpo_ray.training.ledger import read_ledger
 
 LOCK = ".lock"
-RESUMED_AS_BEGUN = ("run.seed", "cluster.kind", "model", "task", "sampling", "pipeline.groups_per_step")
+RESUMED_AS_BEGUN = (
+    "run.seed", "cluster.kind", "model", "task", "sampling", "pipeline.groups_per_step", "rollout.max_model_len",
+)  # fmt: skip
 """what a resumed run may not change: the ledger's prompts and the checkpoint's weights were made with it"""
 DECIDES_A_STEP = (
     "objective", "learner", "model", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch",
@@ -41,7 +44,16 @@ DECIDES_A_STEP = (
 BY_CONTENT = ("model.path", "task.path", "task.heldout_path", "task.chat_template", "objective.reference_path")
 """paths: what is there is compared, wherever it is"""
 NEVER_COMPARED = ("model.warmup.cache_dir",)
-LEFT_BY_A_START = (LOCK, "log.jsonl", "status.json", "summary.json", "report.html", "trackers", contents.FILE)
+LEFT_BY_A_START = (
+    LOCK,
+    "log.jsonl",
+    "status.json",
+    "summary.json",
+    "report.html",
+    "trackers",
+    contents.FILE,
+    prompting.FILE,
+)
 """what a start that was refused leaves: nothing of it was sampled or learned"""
 PROMPTS_CHECKED = 200
 
@@ -89,6 +101,7 @@ class RunFolder:
     def record(self) -> None:
         """Write what the run goes on with, once it stands where that begins. Waits for the digests at a run's begin."""
         found = self.start.contents
+        write_prompting(self.spec)
         contents.write_contents(self.spec.run_dir, self._digested.result() if found is None else found)
         write_text(self.spec.run_dir / "config.yaml", dump_config(self.spec.config))
 
@@ -246,9 +259,11 @@ def _is_moved(key: str, values: tuple[object, object], same: set[str]) -> bool:
 
 def _values(text: str) -> dict[str, object]:
     """List section.key -> value of a config.yaml, at any depth; a key that an older version did not know has its
-    default, and one that it called otherwise its name of now.
+    default, and one that it called otherwise its name of now. Older versions had no defaults by device.
     """
-    return _flat(yaml.safe_load(dump_config(Config()))) | _flat(in_new_names(yaml.safe_load(text)))
+    values = _flat(yaml.safe_load(dump_config(Config()))) | _flat(in_new_names(yaml.safe_load(text)))
+    by_device = {"learner.gradient_checkpointing": bool(values["learner.gpus_per_rank"]), "learner.threads": 1}
+    return values | {key: value for key, value in by_device.items() if values[key] is None}
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

@@ -14,11 +14,13 @@ from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchSc
 from lpo_ray.policy.dry_check import check_numbers
 from lpo_ray.policy.generation import end_tokens
 from lpo_ray.policy.loading import enable_checkpointing, load_policy
+from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.policy.weights_proof import as_bundles, largest_difference, probe_sequences
+from lpo_ray.policy.weights_proof import as_answered, as_bundles, compare, largest_difference
 from lpo_ray.records import (
     Anchor,
     BusyWorker,
+    FloatArray,
     Key,
     Process,
     PromptGroup,
@@ -64,27 +66,33 @@ class InprocessTargetBuilder:
 class InprocessTransport:
     """Transport that copies the learner's weights into the engine's model, proved by digest and probe as on Ray."""
 
-    def __init__(self, learner: InprocessLearner, engine: TransformersEngine, context: int, tolerance: float) -> None:
-        self._learner, self._engine, self._tolerance = learner, engine, tolerance
-        self._probe = probe_sequences(learner.vocabulary, context)
+    def __init__(self, learner: InprocessLearner, engine: TransformersEngine, proof: ProofLimits) -> None:
+        self._learner, self._engine, self._proof = learner, engine, proof
 
     async def publish(self, step: int) -> Publication:
         """Copy and prove the weights of ``step``. Raises WeightsNotProved."""
         started = time.monotonic()
         version = WeightsVersion(step, await self._learner.digest())
         weights = self._learner.weights()
-        before = [self._engine.logprobs(sequence) for sequence in self._probe]
+        before = self._answer()
         self._engine.load(weights, step)
-        expected = await self._learner.logprobs([as_bundles(self._probe)], 1.0)
-        served = [self._engine.logprobs(sequence) for sequence in self._probe]
-        difference = largest_difference(expected, served)
+        expected = await self._learner.logprobs([as_bundles(self._proof.probe)], 1.0)
+        served = self._answer()
+        agreement = compare(as_answered(expected), served)
         changed = largest_difference(before, served) if step == 0 else 0.0  # which is the folder that it has loaded
-        for found, tolerated in ((difference, self._tolerance), (changed, 0.0)):
-            if not found <= tolerated:
-                raise WeightsNotProved("the in-process engine", str(version), found, tolerated, "probe differs")
+        excess = self._proof.excess(agreement) or ((changed, 0.0, "as it was loaded") if changed else None)
+        if excess:
+            difference, limit, which = excess
+            why = f"its log-probs of the probe differ ({which})"
+            raise WeightsNotProved("the in-process engine", str(version), difference, limit, why)
+        self._proof.measured([agreement])
         worker = WorkerStatus("the in-process engine", "serving", version, 0, "")
         num_bytes = sum(tensor.nbytes for tensor in weights.values())
-        return Publication(version, num_bytes, time.monotonic() - started, (worker,), difference, {})
+        seconds, figures = time.monotonic() - started, self._proof.figures(agreement)
+        return Publication(version, num_bytes, seconds, (worker,), agreement.largest, {}, figures)
+
+    def _answer(self) -> list[FloatArray]:
+        return as_answered([self._engine.logprobs(sequence) for sequence in self._proof.probe])
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,7 @@ def build_inprocess(spec: RunSpec, model_path: str) -> InprocessComponents:
     """Build all components of a run around the model in ``model_path``."""
     learner = build_learner(spec, model_path)
     engine, verifier = build_engine(spec, model_path)
-    transport = InprocessTransport(learner, engine, spec.context, spec.tolerance)
+    transport = InprocessTransport(learner, engine, settings.proof_limits(spec, model_path, learner.weights()))
     target_builder = InprocessTargetBuilder(settings.target_rules(spec))
     return InprocessComponents(engine, verifier, target_builder, learner, transport)
 

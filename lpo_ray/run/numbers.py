@@ -34,9 +34,15 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
         "evaluation responses": config.evaluation.num_prompts * config.evaluation.samples_per_prompt,
         "learning rate, first step": spec.learning_rate(0),
         "learning rate, last step": spec.learning_rate(config.run.steps - 1),
-        "weight proof tolerance (log-prob)": spec.tolerance,
+        "weight proof tolerance (log-prob)": _tolerance(config.transport.tolerance),
+        "gradient checkpointing": "on" if settings.gradient_checkpointing(config) else "off",
+        "threads of a rank": settings.rank_threads(config) or "its share of the host's cores",
         **_processes(config),
     }
+
+
+def _tolerance(tolerance: float | None) -> float | str:
+    return "relative to equal weights at the start" if tolerance is None else tolerance
 
 
 def _algorithm(spec: RunSpec) -> str:

@@ -6,6 +6,8 @@ a RunSpec or a Config.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -16,9 +18,11 @@ from lpo_ray.config.engine import engine_processes, is_asynchronous, memory_util
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.learner.packing import Packing
-from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings
+from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings, offloads
 from lpo_ray.learner.targets import StaleRule, TargetRule
 from lpo_ray.objective import UNANCHORED
+from lpo_ray.policy.proof_limits import FILE, ProofLimits, is_mixture, open_limits
+from lpo_ray.policy.weights_proof import ROWS, probe_sequences
 from lpo_ray.records import Sampling
 from lpo_ray.rollout.autoscale import AutoscaleRule
 from lpo_ray.rollout.engine_settings import EngineSettings
@@ -26,6 +30,7 @@ from lpo_ray.rollout.pool import PoolSettings
 from lpo_ray.run.evaluator import EvaluationSettings
 from lpo_ray.run.recorder import RecorderSettings
 from lpo_ray.run.spec import RunSpec
+from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.training.checkpoint import CheckpointRules
 from lpo_ray.training.group_selection import SelectionSettings
@@ -57,6 +62,28 @@ def pool_settings(spec: RunSpec) -> PoolSettings:
         slots=2 * rollout.max_num_seqs,
         restarts=restart_rule(spec),
     )
+
+
+def proof_limits(spec: RunSpec, model_path: str, tensors: Iterable[str]) -> ProofLimits:
+    """Limits of the proof of weights whose ``tensors`` have these names, with the run's baseline if it has one."""
+    config, prompts = spec.config, first_usable(spec.source(spec.tokenizer(model_path)), ROWS)
+    learner, rollout = config.learner, config.rollout
+    limits = ProofLimits(
+        probe_sequences([prompt.token_ids for prompt in prompts], spec.max_model_len),
+        config.transport.tolerance,
+        arithmetic={
+            "model.dtype": config.model.dtype,
+            "rollout.dtype": rollout.dtype,
+            "rollout.tensor_parallel_size": rollout.tensor_parallel_size,
+            "rollout.engine_args": json.dumps(rollout.engine_args, sort_keys=True, default=str),
+            "learner.attention": learner.attention.value,
+            "learner on": "gpu" if learner.gpus_per_rank else "cpu",
+            "rollout on": "gpu" if rollout.gpus_per_worker else "cpu",
+        },
+        full=config.model.dtype == rollout.dtype == "float32",
+        mixture=is_mixture(tensors),
+    )
+    return open_limits(spec.run_dir / FILE, limits)
 
 
 def engine_settings(spec: RunSpec, model_path: str) -> EngineSettings:
@@ -138,13 +165,30 @@ def learner_settings(spec: RunSpec, model_path: str) -> LearnerSettings:
         optimiser=OptimiserSettings((learner.betas[0], learner.betas[1]), learner.weight_decay, learner.gradient_clip),
         packing=packing(spec),
         attention=learner.attention.value,
-        gradient_checkpointing=learner.gradient_checkpointing,
+        gradient_checkpointing=gradient_checkpointing(spec.config),
         reference_path=spec.config.objective.reference_path or model_path,
-        threads=learner.threads,
-        zero=dict(learner.zero),
+        threads=rank_threads(spec.config),
+        deepspeed=dict(learner.deepspeed),
+        silence_seconds=learner.silence_seconds,
         trust_remote_code=model.trust_remote_code,
         on_gpu=learner.gpus_per_rank > 0,
     )
+
+
+def gradient_checkpointing(config: Config) -> bool:
+    """Whether activations are computed twice: as configured, else on GPUs."""
+    wanted = config.learner.gradient_checkpointing
+    return config.learner.gpus_per_rank > 0 if wanted is None else wanted
+
+
+def rank_threads(config: Config) -> int | None:
+    """Threads of a rank: as configured, else 1. None: its share of the cores, for an optimizer that a GPU leaves to
+    the host.
+    """
+    learner = config.learner
+    if learner.threads is None and learner.gpus_per_rank and offloads(learner.deepspeed, "offload_optimizer"):
+        return None
+    return learner.threads or 1
 
 
 def grid_points(spec: RunSpec) -> StepSchedule[GridPoint]:

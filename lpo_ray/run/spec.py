@@ -16,7 +16,7 @@ import numpy as np
 
 from lpo_ray.common.home import default_cache_dir
 from lpo_ray.config.cautions import cautions
-from lpo_ray.config.schema import Config
+from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
 from lpo_ray.learner.lr_schedule import learning_rates
@@ -24,6 +24,7 @@ from lpo_ray.policy.loading import check_model, context_length, read_config
 from lpo_ray.policy.saving import repairs
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run import preflight
+from lpo_ray.run.day import begun_on, dated
 from lpo_ray.tasks import base_policy
 from lpo_ray.tasks.dataset import DatasetSource
 from lpo_ray.tasks.prompt_form import form_of
@@ -51,8 +52,6 @@ class RunSpec:
     context: int
     """tokens that prompt and response may have together"""
     verifier: str
-    tolerance: float
-    """of the weight proof, in log-prob"""
     stop_token_ids: tuple[int, ...] = ()
     """tokens that end a response, beside the model's own end tokens"""
     end_of_turn: str = ""
@@ -148,6 +147,7 @@ class RunSpec:
 def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
     """Check everything but the run's folder that can be checked without starting a process. Raises ConfigError."""
     spec = data_spec(config)
+    config = spec.config
     preflight.check_verifier(spec.verifier, config.cluster.kind)
     spec.learning_rate(0)  # raises when the schedule cannot be made
     _check_trackers(config.telemetry.trackers)
@@ -170,7 +170,8 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
 
 
 def data_spec(config: Config) -> RunSpec:
-    """Check only what decides the prompts: model, task and lengths. Raises ConfigError."""
+    """Check only what decides the prompts: model, task, day and lengths. Raises ConfigError."""
+    config = dated(config, begun_on(Path(config.run.dir) / config.run.name))
     path, trust = config.model.path, config.model.trust_remote_code
     context = base_policy.CONTEXT_LENGTH if path is None else context_length(path, trust_remote_code=trust)
     preflight.check_context(config.sampling.max_tokens, _positions(config, context))
@@ -182,17 +183,12 @@ def outline(config: Config, context: int) -> RunSpec:
     """Derive the spec of a run with a model of ``context`` positions, without a look at disk or hardware. Raises
     ConfigError when the task has no verifier, or rollout.max_model_len is more than the model has.
     """
-    tolerance = config.transport.tolerance
-    if tolerance is None:
-        exact = config.model.dtype == config.rollout.dtype == "float32"
-        tolerance = 1e-3 if exact else 0.5
     return RunSpec(
         config,
         Path(config.run.dir) / config.run.name,
         config.model.path,
         _positions(config, context),
         verifier_of(config.task),
-        tolerance,
         tuple(config.sampling.stop_token_ids),
     )
 
@@ -208,7 +204,8 @@ def _check_models(spec: RunSpec, highest_token: int, *, for_training: bool) -> N
     """Check that the model, and the reference if there is one, are whole, and know every token and position."""
     objective, trust = spec.config.objective, spec.config.model.trust_remote_code
     if spec.model_path is not None:
-        check_model(spec.model_path, highest_token, trust_remote_code=trust, to_train=for_training)
+        is_vllm = spec.config.cluster.kind is ClusterKind.ray
+        check_model(spec.model_path, highest_token, trust_remote_code=trust, to_train=for_training or not is_vllm)
         preflight.check_parts(spec.config.rollout, read_config(spec.model_path, trust_remote_code=trust))
     path = objective.reference_path
     if not objective.reference_kl or path is None:

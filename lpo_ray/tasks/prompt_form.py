@@ -50,7 +50,7 @@ class PromptForm:
 def form_of(task: TaskConfig) -> PromptForm:
     """Make the form that the section task describes. Raises ConfigError."""
     try:
-        date = datetime.strptime(task.date, "%Y-%m-%d")
+        date = datetime.strptime(task.date, "%Y-%m-%d") if task.date else datetime.now()
     except ValueError as error:
         raise ConfigError(f"task.date is {task.date!r}; expected a date such as 2024-07-26") from error
     if taken := sorted(OF_TRANSFORMERS & set(task.chat_template_kwargs)):

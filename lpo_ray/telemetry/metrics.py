@@ -214,6 +214,7 @@ def _of_publication(publication: Publication) -> dict[str, Value]:
         **{f"publish_seconds_{phase}": seconds for phase, seconds in publication.phases.items()},
         "publish_gb_per_second": publication.num_bytes / 1e9 / publication.seconds,
         "publish_difference": publication.difference,
+        **{f"publish_difference_{name}": nats for name, nats in publication.proof.items()},
         **worker_metrics(publication.workers),
         "workers": [f"{worker.name}: {worker.state} {worker.version or '-'}" for worker in publication.workers],
     }

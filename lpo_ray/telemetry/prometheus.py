@@ -81,6 +81,9 @@ EXPORTED: dict[str, Exported] = {
     "lpo_ray_publish_difference_nats": Exported(
         "publish_difference", "largest log-prob difference of engines and learner at the proof", "nats"
     ),
+    "lpo_ray_publish_proof_nats": Exported(
+        "publish_difference_{figure}", "the proof's typical difference, its baseline and the limits", "nats"
+    ),
     "lpo_ray_queued_groups": Exported("queue_{place}", "groups on the way, and waiting to be trained", "groups"),
     "lpo_ray_held_bytes": Exported("held_bytes", "what the groups take, or may take, of the driver's memory", "bytes"),
     "lpo_ray_ledger_groups": Exported("groups_{state}", "attempts by what became of them", "groups"),

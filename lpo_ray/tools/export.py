@@ -1,4 +1,8 @@
-"""Export of a run's policy to a plain Hugging Face folder: safetensors, tokenizer, generation config, model card."""
+"""Export of a run's policy to a plain Hugging Face folder: safetensors, tokenizer, generation config, model card.
+
+Who serves it speaks to the policy as the run did: the chat template is that of task.chat_template, and what ended a
+response beside the model's own end tokens is in the generation config.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from jinja2 import Environment, PackageLoader
 
 from lpo_ray.common.files import publish_folder, write_text
 from lpo_ray.errors import ConfigError
-from lpo_ray.policy.saving import make_readable
+from lpo_ray.policy.saving import add_end_tokens, make_readable, write_template
+from lpo_ray.run.prompting import read_prompting
 from lpo_ray.training import checkpoint
 
 
@@ -28,6 +33,10 @@ def export(run_dir: Path, target: Path, step: int | None = None) -> int:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         shutil.copytree(saved / "policy", partial)
+        prompting = read_prompting(run_dir)
+        if prompting.chat_template is not None:
+            write_template(partial, prompting.chat_template)
+        add_end_tokens(partial, prompting.stop_token_ids)
         make_readable(partial)
         write_text(partial / "README.md", _card(run_dir, step))
         publish_folder(partial, target)

@@ -27,8 +27,9 @@ MATCH_SECONDS = 1.0
 def exact(response: str, answer: str, prompt: str = "", raw_answer: Any = None) -> Verdict:  # noqa: ANN401 - any JSON
     """Give 1 when the answers are equal in Unicode's form NFC, any run of white space being one space; 0 otherwise.
 
-    Of a list of answers any is right, and a boolean is equal in upper and lower case. Raises BadAnswer for an answer
-    that is empty or a mapping, and for a list with nothing, a list or a mapping in it.
+    Of a list of answers any is right, also of ``{"target": [...]}`` as Search-R1 has it, and a boolean is equal in
+    upper and lower case. Raises BadAnswer for an answer that is empty or another mapping, and for a list with nothing,
+    a list or a mapping in it.
     """
     given, wanted = _one_line(answered(after_thinking(response, prompt))), wanted_lines(answer, raw_answer)
     if given in wanted or (isinstance(raw_answer, bool) and given.casefold() == wanted[0].casefold()):
@@ -38,6 +39,9 @@ def exact(response: str, answer: str, prompt: str = "", raw_answer: Any = None) 
 
 def wanted_lines(answer: str, raw_answer: Any) -> list[str]:  # noqa: ANN401 - any JSON
     """Read the texts that are right, each as one line. Raises BadAnswer when there is none."""
+    if isinstance(raw_answer, dict) and raw_answer.keys() == {"target"}:
+        target = raw_answer["target"]
+        raw_answer = [target] if isinstance(target, str) else target if isinstance(target, list) else raw_answer
     texts = raw_answer if isinstance(raw_answer, list) else [answer]
     wanted = [_one_line(str(text)) for text in texts]
     readable = not isinstance(raw_answer, dict) and not any(isinstance(text, dict | list | None) for text in texts)

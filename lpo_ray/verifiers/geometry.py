@@ -14,7 +14,7 @@ from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.mathematics.arithmetic import is_real
 from lpo_ray.verifiers.mathematics.equality import number_of
 from lpo_ray.verifiers.mathematics.reading import read
-from lpo_ray.verifiers.places import answer_in, last_box
+from lpo_ray.verifiers.places import answer_in, last_box, unquoted
 from lpo_ray.verifiers.thinking import after_thinking
 
 TOLERANCE = 1e-3
@@ -47,7 +47,8 @@ def geometry(response: str, answer: str, prompt: str = "") -> Verdict:
 
 def wanted_number(answer: str) -> float:
     """Read the answer of a data set. Raises BadAnswer when it is no number."""
-    wanted = number_in(answer_in(answer) or answer)
+    text = unquoted(answer)
+    wanted = number_in(answer_in(text) or text)
     if wanted is None:
         raise BadAnswer(f"the answer of a geometry task is {answer[:80]!r}; expected a number, also in LaTeX")
     return wanted

@@ -7,6 +7,7 @@ last box that is not closed was cut off: nothing before it counts.
 
 from __future__ import annotations
 
+import json
 import re
 
 OPEN, CLOSE = "<answer>", "</answer>"
@@ -112,6 +113,23 @@ def last_said(text: str) -> tuple[int, str] | None:
         if line:
             return said.start(), line
     return None
+
+
+def unquoted(answer: str) -> str:
+    r"""Return an answer that is JSON of a list of texts without what JSON adds: there ``\frac`` has two backslashes.
+
+    One that decodes to control characters was not written as JSON, such as ``["\frac{1}{2}"]``, and stays.
+    """
+    if not answer.lstrip().startswith("["):
+        return answer
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return answer
+    if not isinstance(found, list) or not all(isinstance(part, str) and part.isprintable() for part in found):
+        return answer
+    quoted = ", ".join(f'"{part}"' for part in found)
+    return found[0] if len(found) == 1 else f"[{quoted}]"
 
 
 def answer_in(text: str) -> str | None:

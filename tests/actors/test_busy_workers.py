@@ -11,6 +11,7 @@ import pytest
 from actors.cluster import Cluster
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
 from actors.learner.target_builder import RemoteTargetBuilder
+from actors.runtime.start_watch import StartWatch
 from actors.runtime.supervised import RestartableActor
 from actors.verifier.remote import RemoteVerifier
 from lpo_ray.common.restart_budget import RestartRule
@@ -59,12 +60,12 @@ def make_cluster() -> Cluster:
         settings=PoolSettings(5, 5, 0, 5, 100, never),
         events=events,
     )
-    learner = LearnerGroup(no_room, LearnerRules(2, 2, Packing(2, 100, False), 5, 5, never), events)
+    learner = LearnerGroup(no_room, LearnerRules(2, 2, Packing(2, 100, False), 5, 5, 5, never), events)
     learner._formation = Formation([Remote(), Remote()], lambda: None)
     learner.processes = [process(1), process(2)]
-    verifier = RemoteVerifier(lambda count: Remote(), 2, 5, 5, never, events)
+    verifier = RemoteVerifier(lambda count: Remote(), 2, 5, StartWatch(5), 5, never, events)
     builder = RemoteTargetBuilder(
-        RestartableActor("target builder", Remote, lambda actor: actor.start(), never, events, 5)
+        RestartableActor("target builder", Remote, lambda actor: actor.start(), never, events, StartWatch(5), 5)
     )
     verifier.service.process, builder.builder.process = process(3), process(4)
     return Cluster(pool, verifier, builder, learner, SimpleNamespace(), SimpleNamespace())

@@ -19,6 +19,7 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 def config_of(kind: str, learner: float, rollout: float) -> Config:
     gpus = [f"learner.gpus_per_rank={learner}", f"rollout.gpus_per_worker={rollout}"]
+    gpus += [f"rollout.tensor_parallel_size={rollout}"] if rollout > 1 else []
     return load_config(QUICKSTART, [f"transport.kind={kind}", *gpus])
 
 

@@ -17,6 +17,7 @@ from actors.rollout.worker import Delivery
 from actors.transports.table import TRANSPORTS
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
+from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
@@ -97,7 +98,7 @@ class Learner:
         names = list(self.digests)
         return [Staged({names[following]: self.digests[names[following]]}, None)] if following < 2 else []
 
-    async def probe(self, bundles: object) -> list[FloatArray]:
+    async def probe(self, bundles: object, typical: float) -> list[FloatArray]:
         return LOGPROBS
 
     async def digest(self) -> str:
@@ -154,8 +155,8 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
 
     pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
     settings = DeliverySettings(
-        TRANSPORTS[kind], probe=PROBE, tolerance=1e-3, folder_is_version_0=True, processes_per_engine=1,
-        prepare_seconds=0.2, join_seconds=0.2, transfer_seconds=0.8,
+        TRANSPORTS[kind], proof=ProofLimits(PROBE, None, {}, full=True, mixture=False), folder_is_version_0=True,
+        processes_per_engine=1, prepare_seconds=0.2, join_seconds=0.2, transfer_seconds=0.8,
     )  # fmt: skip
     return Stage(workers, members, pool, learner, Publisher(learner, pool, settings), events)
 
@@ -356,3 +357,76 @@ async def test_engines_that_end_what_they_decode_are_waited_for_while_tokens_com
     assert at.members[0].version == publication.version
     assert at.members[1].version is None
     assert "'stop decoding', and got on with nothing for 0.1 s (transport.prepare_seconds)" in str(at.pool.out["w1"])
+
+
+async def test_the_baseline_is_measured_before_any_weights_change_and_holds_for_newcomers() -> None:
+    at = stage("shared_memory")
+    noise = np.float32(1e-4)
+    for worker in at.workers:
+        worker.as_loaded = worker.answers = [LOGPROBS[0] + noise, LOGPROBS[1][-1:] + noise]
+    await at.publisher.measure()
+    assert at.events == ["w0 answer", "w1 answer"]
+    publication = await at.publisher.publish(7)
+    assert at.events.count("w0 answer") == 1  # it is not asked again
+    assert publication.difference == pytest.approx(1e-4)
+    assert publication.proof == pytest.approx(
+        {"typical": 1e-4, "baseline": 1e-4, "typical_limit": 2.5e-4, "limit": 1e-3}
+    )
+    good, bad = stage("shared_memory", count=2).members
+    bad.worker.handle.as_loaded = [LOGPROBS[0] + 9 * noise, LOGPROBS[1][-1:]]
+    for newcomer in (good, bad):
+        at.pool.members.append(newcomer)
+    await at.publisher.admit(good)
+    assert good.version == publication.version
+    with pytest.raises(WeightsNotProved) as caught:
+        await at.publisher.admit(bad)
+    assert str(caught.value) == (
+        "w1 does not serve weights version 0 (as loaded): it has loaded the model's folder, as the learner had, and "
+        "computes other log-probs of the probe from it (the typical difference; with equal weights typical was 0.0001, "
+        "largest 0.0001) (log-prob difference 0.000636 nats, tolerated 0.00025). Its samples would come from other "
+        "weights than the learner's"
+    )
+    assert "w1 begin_update" not in bad.worker.handle.events
+
+
+async def test_an_engine_that_loads_something_else_is_left_out_before_it_is_sent_anything() -> None:
+    at = stage("gloo")
+    at.workers[0].as_loaded = [LOGPROBS[0] + 5e-4, LOGPROBS[1][-1:]]
+    await at.publisher.measure()
+    publication = await at.publisher.publish(0)
+    assert isinstance(at.pool.out["w0"], WeightsNotProved)
+    assert "w0 begin_update" not in at.events
+    assert at.members[1].version == publication.version
+
+
+async def test_an_engine_that_dies_while_the_baseline_is_measured_is_found_at_the_publish() -> None:
+    at = stage("shared_memory")
+    at.workers[0].faults["answer"] = [RuntimeError("gone"), RuntimeError("gone")]
+    await at.publisher.measure()
+    assert at.publisher._settings.proof.baseline is not None
+    await at.publisher.publish(0)
+    assert list(at.pool.out) == ["w0"]
+
+
+async def test_without_a_look_at_equal_weights_the_first_delivery_is_the_baseline() -> None:
+    """As when the learner computes in narrower numbers than the engines: what these have loaded is something else."""
+    at = stage("shared_memory")
+    at.publisher._settings = dataclasses.replace(at.publisher._settings, folder_is_version_0=False)
+    at.workers[1].answers = [LOGPROBS[0] + 9e-4, LOGPROBS[1][-1:]]
+    await at.publisher.measure()
+    assert at.events == []
+    await at.publisher.publish(3)  # both are within what float32 may round
+    await at.publisher.publish(4)
+    assert list(at.pool.out) == ["w1"]
+    assert "with equal weights typical was 0, largest 0" in str(at.pool.out["w1"])
+
+
+async def test_a_tolerance_is_of_the_largest_difference_as_loaded_too() -> None:
+    at = stage("shared_memory")
+    at.publisher._settings.proof.tolerance = 0.5
+    at.workers[0].as_loaded = at.workers[0].answers = [LOGPROBS[0] + 0.4, LOGPROBS[1][-1:]]
+    at.workers[1].as_loaded = at.workers[1].answers = [LOGPROBS[0] + 0.6, LOGPROBS[1][-1:]]
+    await at.publisher.measure()
+    await at.publisher.publish(0)
+    assert list(at.pool.out) == ["w1"]
+    assert "tolerated 0.5" in str(at.pool.out["w1"])

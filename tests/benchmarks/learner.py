@@ -152,7 +152,7 @@ def make_policy(path: str, dtype: str) -> Zero3Policy:
     """One ZeRO-3 rank, as the learner makes it."""
     if not torch.distributed.is_initialized():
         join_group(torch.distributed.HashStore(), 0, 1, on_gpu=False)
-    sharded = ShardedModel(load_policy(path, dtype), {}, attention="packed", share_prompt=False)
+    sharded = ShardedModel(load_policy(path, dtype), {}, "packed", share_prompt=False, count=lambda: None)
     return Zero3Policy(sharded, ADAMW, gradient_checkpointing=False)
 
 

@@ -44,18 +44,17 @@ def counted(
 def qwen():
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=HIDDEN,
-            intermediate_size=INTERMEDIATE,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KV_HEADS,
-            head_dim=HEAD_DIM,
-            tie_word_embeddings=False,
-        )  # fmt: skip
-    ).bfloat16()
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        tie_word_embeddings=False,
+    )
+    return Qwen3ForCausalLM(config).bfloat16()
 
 
 def bucket_bytes() -> int:
@@ -79,10 +78,10 @@ def on_fake_gpus(processes: int) -> dict[str, float]:
     from torch.distributed import HashStore
 
     from lpo_ray.policy import weights
-    from tests.support import fake_gpu_engines, fake_nccl
-    from tests.support.fake_gpu_engines import Site, stand_in
+    from tests.support import fake_nccl, threaded_engines
+    from tests.support.threaded_engines import Site, stand_in
 
-    fake_gpu_engines.PREPARE = fake_gpu_engines.JOIN = fake_gpu_engines.TRANSFER = fake_nccl.PATIENCE = 120.0
+    threaded_engines.PREPARE = threaded_engines.JOIN = threaded_engines.TRANSFER = fake_nccl.PATIENCE = 120.0
     patch, counts = pytest.MonkeyPatch(), Counter[str]()
     stand_in(patch)
     nccl = fake_nccl.install(patch)

@@ -72,16 +72,21 @@ def image(engine: Docker, folder: Path, tiny_policy: Path) -> Docker:
         f"--file={ROOT}/docker/Dockerfile.cpu", ROOT, timeout=900,
     )  # fmt: skip
     print(f"built in {time.monotonic() - started:.0f} s")  # noqa: T201
+    engine.done("network", "create", "test")
     shutil.copytree(tiny_policy, folder / "policy")
     subprocess.run(["chmod", "-R", "a+rX", folder / "policy"], check=True)
     return engine
 
 
 def once(engine: Docker, folder: Path, *command: str, options: tuple[str, ...] = ()) -> CompletedProcess[str]:
-    """`docker run --rm` as docker/Dockerfile.cpu says it, with a base policy at /policy."""
+    """What a command in a container of its own says."""
+    return engine("run", "--rm", *as_documented(folder), *options, IMAGE, *command, timeout=300)
+
+
+def as_documented(folder: Path) -> list[str]:
+    """The options of docker/Dockerfile.cpu's `docker run`, a base policy at /policy, and the network."""
     volumes = ["--volume=lpo-runs:/runs", f"--volume={folder}/policy:/policy:ro"]
-    environment = ["--env=LPO_RAY_CACHE=/runs/.cache"]
-    return engine("run", "--rm", "--shm-size=2g", *volumes, *environment, *options, IMAGE, *command, timeout=300)
+    return ["--shm-size=2g", "--stop-timeout=300", "--env=LPO_RAY_CACHE=/runs/.cache", "--network=test", *volumes]
 
 
 def train(steps: int, *more: str) -> list[str]:
@@ -92,8 +97,7 @@ def train(steps: int, *more: str) -> list[str]:
 def test_a_run_in_a_container_is_stopped_with_a_checkpoint_and_goes_on(image: Docker, folder: Path) -> None:
     name = "--name=training"
     trained = [*train(5000, "checkpoint.every=1000")]
-    volumes = ["--volume=lpo-runs:/runs", f"--volume={folder}/policy:/policy:ro"]
-    image.done("run", "--detach", name, "--shm-size=2g", *volumes, IMAGE, *trained)
+    image.done("run", "--detach", name, *as_documented(folder), IMAGE, *trained)
 
     def steps() -> int:
         counted = image("exec", "training", "sh", "-c", "wc -l < /runs/quickstart/metrics.jsonl").stdout
@@ -102,7 +106,7 @@ def test_a_run_in_a_container_is_stopped_with_a_checkpoint_and_goes_on(image: Do
     try:
         wait_until("three steps", lambda: steps() >= 3 or not image.done("ps", "--quiet"), 200)
         started = time.monotonic()
-        image.done("stop", "--time=120", "training", timeout=150)
+        image.done("stop", "training", timeout=320)
         seconds = time.monotonic() - started
         said = image.done("logs", "training")
         assert image.done("inspect", "--format={{.State.ExitCode}}", "training").strip() == "143", said[-3000:]
@@ -116,13 +120,21 @@ def test_a_run_in_a_container_is_stopped_with_a_checkpoint_and_goes_on(image: Do
 
 
 @pytest.mark.parametrize(
-    "options",
-    [(), ("--user=12345",), ("--read-only", "--tmpfs=/tmp:exec,mode=1777")],
-    ids=["user-1000", "any-user", "read-only"],
+    ("options", "failing"),
+    [
+        ((), ""),
+        (("--read-only", "--tmpfs=/tmp:exec,mode=1777"), ""),
+        # the volume belongs to user 1000
+        (("--user=12345",), "2 checks failed: disk: run folder (HOST), disk: cache folder (HOST)"),
+    ],
+    ids=["user-1000", "read-only", "any-user"],
 )
-def test_doctor_passes_in_the_image(image: Docker, folder: Path, options: tuple[str, ...]) -> None:
-    examined = once(image, folder, "lpo-ray", "doctor", "--quick", options=options)
-    assert examined.returncode == 0, examined.stdout[-3000:]
+def test_doctor_passes_in_the_image_or_says_why_not(
+    image: Docker, folder: Path, options: tuple[str, ...], failing: str
+) -> None:
+    examined = once(image, folder, "lpo-ray", "doctor", "--quick", options=("--hostname=HOST", *options))
+    assert (examined.returncode != 0) == bool(failing), examined.stdout[-3000:]
+    assert failing in examined.stdout
 
 
 def sandbox(doctor: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         found["version"] = (await cluster.transport.publish(0)).version
         prompt = make_prompt(1, length=9, vocabulary=90)
         found["groups"] = [await cluster.rollout.sample(prompt, SAMPLING, attempt) for attempt in (0, 0, 1)]
+        stop = found["stop"] = int(found["groups"][0].responses[0].token_ids[2])
+        found["stopped"] = await cluster.rollout.sample(prompt, replace(SAMPLING, stop_token_ids=(stop,)), 0)
         found["again"] = (await cluster.transport.publish(2)).version
         found["after"] = await cluster.rollout.sample(prompt, SAMPLING, 0)
         for step, kind in enumerate(("gloo", "object_store", "shared_memory"), start=3):
@@ -55,6 +58,18 @@ def test_a_seed_gives_the_same_responses_and_another_attempt_others(seen: dict) 
     assert tokens(first) == tokens(again)
     assert tokens(first) != tokens(other)
     assert len({tuple(response) for response in tokens(first)}) == 4
+
+
+def test_a_stop_token_ends_a_response_and_is_part_of_it(seen: dict) -> None:
+    ended = 0
+    for whole, cut in zip(tokens(seen["groups"][0]), seen["stopped"].responses, strict=True):
+        length = whole.index(seen["stop"]) + 1 if seen["stop"] in whole else len(whole)
+        assert cut.token_ids.tolist() == whole[:length]
+        assert len(cut.behaviour_logprobs) == length
+        if length < SAMPLING.max_tokens:
+            assert cut.finish_reason == "stop"
+            ended += 1
+    assert ended
 
 
 def test_recorded_logprobs_are_those_of_the_tempered_policy(seen: dict) -> None:

@@ -88,7 +88,7 @@ class Roles:
 
 async def start(*overrides: str) -> Roles:
     """Start all ranks, then all engines."""
-    config = load_config(QUICKSTART, [*overrides, "cluster.placement_seconds=3"])
+    config = load_config(QUICKSTART, [*overrides, "cluster.placement_seconds=60"])
     layout = layout_of(config, config.learner.world_size)
     settings = SimpleNamespace(
         model_path="/no/model", packing=Packing(1, 8, False), on_gpu=config.learner.gpus_per_rank > 0
@@ -148,8 +148,11 @@ async def test_a_rank_and_an_engine_share_each_gpu_and_find_it_again(nodes: Clus
         engines = [await run.engine(number) for number in (0, 1)]
         assert in_order(ranks)
         assert sorted((one.node, one.gpus) for one in engines) == sorted((one.node, one.gpus) for one in ranks)
+        assert run.layout.shared is not None
+        run.layout.shared._seconds = 0.0
         with pytest.raises(NoRoom, match="engine 2 needs the GPU of 1 rank on one node, without an engine"):
             await run.start_engine(2)
+        run.layout.shared._seconds = SECONDS
         assert run.layout.most_engines() == 2
         run.engines["engine 1"].kill()
         await run.start_engine(1)

@@ -146,7 +146,7 @@ def test_a_gradient_that_is_not_finite_is_dropped_on_all_ranks(zero: str, tiny_p
         tmp_path,
         tiny_policy,
         "objective.token_clip.kind=tests.support.e2e_verifiers:not_finite",
-        f"learner.zero={zero}",
+        f"learner.deepspeed={{zero_optimization: {zero}}}",
     )
 
     async def work(learner: LearnerGroup) -> tuple[list[str], list[StepReport]]:
@@ -171,8 +171,8 @@ def dtypes_of_sums(worker: LearnerWorker) -> list[torch.dtype]:
 
 def test_bfloat16_and_offload_take_steps(tiny_policy: Path, tmp_path: Path) -> None:
     spec = plan_of(
-        tmp_path, tiny_policy, "model.dtype=bfloat16", "learner.zero={offload_optimizer: {device: cpu}}",
-        "objective.reference_kl=0.1",
+        tmp_path, tiny_policy, "model.dtype=bfloat16", "objective.reference_kl=0.1",
+        "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}",
     )  # fmt: skip
 
     async def work(learner: LearnerGroup) -> tuple[dict[str, torch.Tensor], list[StepReport]]:

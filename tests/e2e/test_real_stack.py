@@ -28,6 +28,7 @@ from lpo_ray.run.train import train
 from tests.support.builders import recorder_of
 from tests.support.real_specs import GROUPS, SIZE, STEPS, plan_of
 
+PROBE = probe_sequences([np.random.default_rng(0).integers(0, 90, size=63)], 64)
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -58,7 +59,7 @@ class Watched:
     async def close(self) -> None:
         cluster, seen = self._cluster, self._finished
         try:
-            probe = probe_sequences(90, 64)
+            probe = PROBE
             seen.pids = {name: process.pid for name, process in cluster.processes.items()}
             seen.niceness = {name: _niceness(pid) for name, pid in seen.pids.items()}
             seen.expected = await cluster.learner.probe(as_bundles(probe))
@@ -138,7 +139,7 @@ def test_the_served_weights_are_those_of_the_checkpoint_and_no_longer_the_first(
             return [
                 model(torch.from_numpy(s)[None]).logits[0, :-1].log_softmax(-1).gather(1, torch.from_numpy(s)[1:, None])
                 [:, 0].numpy()
-                for s in probe_sequences(90, 64)
+                for s in PROBE
             ]  # fmt: skip
 
     saved = finished.folder / "checkpoints" / f"step_{STEPS:06d}" / "policy"

@@ -1,7 +1,8 @@
-"""ZeRO shards that were tampered with: nothing in them runs, on any rank or in DeepSpeed's converter."""
+"""Shards of an earlier version that were tampered with: nothing in them runs, whatever the number of ranks."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,17 @@ import torch
 
 from actors.cluster import connect, disconnect
 from actors.learner.group import LearnerGroup
+from actors.learner.worker import LearnerWorker
 from lpo_ray.errors import CheckpointDamaged
 from tests.support.learner_ranks import on, steps
 from tests.support.pickles import Evil
 from tests.support.real_specs import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def save_as_before(worker: LearnerWorker, folder: Path) -> None:
+    worker._policy.engine.save_checkpoint(str(folder), tag="shards")
 
 
 def test_shards_that_would_run_code_are_refused_and_nothing_runs(tiny_policy: Path, tmp_path: Path) -> None:
@@ -24,14 +30,19 @@ def test_shards_that_would_run_code_are_refused_and_nothing_runs(tiny_policy: Pa
 
     async def work(learner: LearnerGroup) -> None:
         await steps(learner, one, 1)
-        await learner.save(saved)
+        await learner.ranks[0].__ray_call__.remote(save_as_before, saved)
+        before = await learner.digest()
+        await steps(learner, one, 1, first=1)
         await learner.restore(saved, 1)  # as it was written
+        assert await learner.digest() == before
         [shard] = saved.rglob("*optim_states.pt")
         content = torch.load(shard, weights_only=False)
-        torch.save({**content, "evil": Evil(mark)}, shard)
-        for written_by in (1, 2):  # by the rank itself, and by the converter
+        for ranks in (1, 2):  # also where another number of ranks wrote them
+            torch.save({**content, "evil": Evil(mark)}, shard)
+            if ranks == 2:
+                shutil.copyfile(shard, shard.with_name("zero_pp_rank_1_mp_rank_00_optim_states.pt"))
             with pytest.raises(CheckpointDamaged) as error:
-                await learner.restore(saved, written_by)
+                await learner.restore(saved, ranks)
             refused.append(str(error.value))
 
     connect(one.config)

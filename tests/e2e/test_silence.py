@@ -18,10 +18,11 @@ from lpo_ray.errors import GroupLost
 from lpo_ray.records import PromptGroup, Sampling
 from tests.support.builders import make_prompt
 from tests.support.clusters import on_cluster
+from tests.support.fakes import FakeEvents
 from tests.support.real_specs import plan_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
-SILENCE = 6.0
+SILENCE, START_SILENCE = 6.0, 20.0
 SAMPLING = Sampling(group_size=8, temperature=1.0, max_tokens=64, seed=3)
 
 
@@ -34,6 +35,9 @@ class Seen:
     restarts_before: int
     lost: GroupLost
     found_seconds: float
+    hung_start: str
+    """what was noted of the replacement, which is stopped while it starts"""
+    hung_seconds: float
 
 
 def decoding(cluster: Cluster, kind: str) -> list[psutil.Process]:
@@ -41,6 +45,21 @@ def decoding(cluster: Cluster, kind: str) -> list[psutil.Process]:
     (member,) = cluster.rollout.up()
     worker = psutil.Process(member.process.pid)
     return [worker] if kind == "inprocess" else worker.children(recursive=True)
+
+
+def engines() -> set[int]:
+    """Processes of rollout workers of this test's cluster."""
+    below = psutil.Process().children(recursive=True)
+    return {found.pid for found in below if "RolloutWorker" in " ".join(found.cmdline())}
+
+
+async def stop_the_next_one(known: set[int]) -> float:
+    """Stop an engine's process that is not among ``known``, once it has begun to start; returns the moment."""
+    while not (fresh := engines() - known):
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(3.0)
+    psutil.Process(fresh.pop()).send_signal(signal.SIGSTOP)
+    return time.monotonic()
 
 
 @contextlib.asynccontextmanager
@@ -67,13 +86,16 @@ async def slowed_down(processes: list[psutil.Process]) -> AsyncIterator[None]:
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
     spec = plan_of(
         tmp_path_factory.mktemp(request.param), tiny_policy, f"rollout.engine={request.param}", "learner.world_size=1",
-        f"rollout.silence_seconds={SILENCE}", "rollout.max_num_seqs=2", "rollout.kv_cache_gib=0.2",
+        f"rollout.silence_seconds={SILENCE}",
+        "supervision.backoff_seconds=0", "rollout.max_num_seqs=2", "rollout.kv_cache_gib=0.2",
     )  # fmt: skip
     found: list[Seen] = []
+    told = FakeEvents()
 
     async def use(cluster: Cluster) -> None:
         await cluster.transport.publish(0)
-        processes = decoding(cluster, request.param)
+        cluster.rollout.up()[0].worker._starts._watch.seconds = START_SILENCE  # of the next ones
+        known, processes = engines(), decoding(cluster, request.param)
         prompt = make_prompt(1, length=9, vocabulary=90)
         started = time.monotonic()
         async with slowed_down(processes):
@@ -86,9 +108,13 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         with pytest.raises(GroupLost) as lost:
             await cluster.rollout.sample(prompt, SAMPLING, 1)
         seconds = time.monotonic() - started
-        found.append(Seen(slow, slow_seconds, status.restarts, lost.value, seconds))
+        started = await stop_the_next_one(known)
+        while not (notes := [note for note in told.notes if "start_silence_seconds" in note]):
+            await asyncio.sleep(0.1)
+        hung_seconds = time.monotonic() - started
+        found.append(Seen(slow, slow_seconds, status.restarts, lost.value, seconds, notes[0], hung_seconds))
 
-    on_cluster(spec, tiny_policy, use)
+    on_cluster(spec, tiny_policy, use, told)
     return found[0]
 
 
@@ -101,3 +127,8 @@ def test_one_that_is_slow_keeps_its_group_for_longer_than_it_may_be_silent(seen:
 def test_one_that_is_stopped_is_found_within_its_silence(seen: Seen) -> None:
     assert "got on with nothing for 6 s (rollout.silence_seconds)" in seen.lost.reason
     assert SILENCE - 0.1 <= seen.found_seconds <= SILENCE + 2
+
+
+def test_one_that_is_stopped_while_it_starts_is_found_within_the_silence_of_a_start(seen: Seen) -> None:
+    assert "did not finish 'start its engine', and got on with nothing for 20 s" in seen.hung_start
+    assert START_SILENCE / 2 <= seen.hung_seconds <= START_SILENCE + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lpo_ray.evaluation.breakdown import by_column, by_pass_rate, groups_of
 from lpo_ray.evaluation.estimators import bootstrap_interval, bootstrap_intervals, entropy, majority
 from lpo_ray.evaluation.report import make_report, measure
 from lpo_ray.evaluation.results import PromptResult, digest_of
-from lpo_ray.evaluation.store import NAME, ResultStore
+from lpo_ray.evaluation.store import NAME, ResultStore, begun_on
 from lpo_ray.records import Prompt
 from lpo_ray.tasks.sources.columns import look_up
 from lpo_ray.verifiers.answers import answer_of
@@ -140,9 +141,11 @@ PROMPTS = [prompt(number) for number in range(3)]
 
 def test_the_store_goes_on_after_any_cut(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
+    assert begun_on(whole) is None
     with ResultStore(whole, IDENTITY, PROMPTS) as store:
         for number in (1, 0):
             store.append(result(number, [1.0, 0.0]))
+    assert begun_on(whole) == date.today().isoformat(), "prompts of the rest are told the same day"
     data = (whole / NAME).read_bytes()
     ends = [place + 1 for place, byte in enumerate(data) if byte == 10]
     for cut in range(len(data) + 1):

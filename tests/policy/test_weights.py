@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from lpo_ray.policy.tensor_digest import tensor_digest
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
-from lpo_ray.policy.weights_proof import check_delivery, probe_sequences
 
 SHAPES = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), min_size=1, max_size=12)
 
@@ -77,30 +76,3 @@ def test_a_version_depends_on_every_byte_and_on_nothing_else() -> None:
     assert half.digest(digests) != one.digest(digests)
     with pytest.raises(KeyError):
         one.digest({"t0": digests["t0"]})
-
-
-def finding(**changes: object) -> str:
-    rng = torch.Generator().manual_seed(0)
-    logprobs = [torch.randn(length - 1, generator=rng).numpy() for length in (9, 34)]
-    served = [logprobs[0], logprobs[1][-1:]]
-    sent = {"a": "1" * 32, "b": "2" * 32}
-    given_ = {"arrived": [sent, sent], "served": served, "cached_tokens": 0, **changes}
-    return check_delivery(sent, expected=logprobs, **given_).why
-
-
-def test_what_did_not_arrive_as_it_was_sent_is_named() -> None:
-    sent = {"a": "1" * 32, "b": "2" * 32}
-    assert finding() == ""
-    assert finding(arrived=[sent, {"a": "1" * 32}]) == "b did not arrive (1 of 2 tensors missing)"
-    changed = finding(arrived=[sent, dict(sent, a="3" * 32)])
-    assert changed == (
-        "the bytes of a that arrived at process 1 have digest 333333333333, sent were 111111111111 (1 tensors differ)"
-    )
-    assert "32 tokens of the probe came from a prefix cache" in finding(cached_tokens=32)
-
-
-@pytest.mark.parametrize("context", [8, 20, 64])
-def test_the_probe_fits_every_context(context: int) -> None:
-    scored, cached = probe_sequences(90, context)
-    assert max(len(scored), len(cached)) <= context
-    assert (scored < 90).all()

@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from transformers import (
 
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError
+from lpo_ray.policy import pieces
 from lpo_ray.policy.loading import check_model, load_policy
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.spec import make_spec
@@ -38,8 +39,47 @@ def dry(folder: Path, to_train: bool = True) -> None:
     check_model(str(folder), 99, to_train=to_train)
 
 
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_ELEMENTS", 1500)
+
+
 def load(folder: Path) -> None:
-    load_policy(str(folder), "float32")
+    """Whole, and a piece at a time: both refuse the same, and have the same weights in the end."""
+    try:
+        whole = load_policy(str(folder), "float32")
+    except ConfigError as error:
+        with pytest.raises(ConfigError) as again:
+            load_policy(str(folder), "float32", take=lambda parameters: None)
+        assert str(again.value) == str(error)
+        raise
+    shares = Shares()
+    shared = load_policy(str(folder), "float32", take=shares.take)
+    named = dict(shared.named_parameters())
+    assert list(named) == [name for name, _ in whole.named_parameters()]
+    for name, tensor in whole.named_parameters():
+        assert not named[name].numel(), name
+        assert torch.equal(shares.kept[id(named[name])], tensor), name
+    largest = max(tensor.numel() for tensor in whole.parameters())
+    assert shares.most <= max(largest, pieces.PIECE_ELEMENTS)
+    for (name, left), (other, right) in zip(whole.named_buffers(), shared.named_buffers(), strict=True):
+        assert name == other and torch.equal(left, right)
+
+
+class Shares:
+    """Takes each parameter away, as a rank of ZeRO-3 does but for its share."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, torch.Tensor] = {}
+        self.most = 0
+        """elements of the largest piece"""
+
+    def take(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        self.most = max(self.most, sum(parameter.numel() for parameter in parameters))
+        for parameter in parameters:
+            assert id(parameter) not in self.kept
+            self.kept[id(parameter)] = parameter.data
+            parameter.data = torch.empty(0)
 
 
 WHOLE = {
@@ -258,7 +298,16 @@ def test_a_model_that_is_not_trained_here_is_refused_by_its_config(tmp_path: Pat
     for check in (dry, load):
         with pytest.raises(ConfigError, match=message):
             check(folder)
-    dry(folder, to_train=False)  # engines evaluate what they can load
+    overrides = [f"model.path={folder}", f"run.dir={tmp_path}/runs", "sampling.max_tokens=20", "rollout.dtype=bfloat16"]
+    inprocess = load_config(QUICKSTART, [*overrides, "cluster.kind=inprocess", "learner.world_size=1"])
+    if name == "an encoder":
+        with pytest.raises(ConfigError, match=message):
+            dry(folder, to_train=False)
+        return
+    dry(folder, to_train=False)
+    make_spec(load_config(QUICKSTART, overrides), for_training=False)  # vLLM serves them to `lpo-ray evaluate`
+    with pytest.raises(ConfigError, match=message):  # transformers here does not
+        make_spec(inprocess, for_training=False)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,6 @@ def test_the_task_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_setting_that_does_not_exist_is_found() -> None:
-    assert exists("learner.zero.offload_optimizer") and exists("verifier.http.reply_schema")
+    assert exists("learner.deepspeed.zero_optimization") and exists("verifier.http.reply_schema")
     assert not exists("learner.lr_floor") and not exists("verifier.http.nothing")
     assert SETTING.findall("`objective.token_clip.kind=clamp`") == ["objective.token_clip.kind"]

@@ -248,7 +248,7 @@ def test_values_of_secrets_become_their_names(tmp_path: Path) -> None:
 
 def test_a_secret_in_the_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
-    for override in ("model.path=${oc.env:HF_TOKEN}", f"learner.zero.note=x{SECRETS['HF_TOKEN']}"):
+    for override in ("model.path=${oc.env:HF_TOKEN}", f"learner.deepspeed.note=x{SECRETS['HF_TOKEN']}"):
         with pytest.raises(ConfigError) as refused:
             load_config(QUICKSTART, [override])
         key = override.partition("=")[0]

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError, RunBusy
 from lpo_ray.records import Prompt
 from lpo_ray.run import contents
+from lpo_ray.run.day import dated
 from lpo_ray.run.folder import LOCK, RunFolder, Start, check_prompts, held, look, outlook
 from lpo_ray.run.spec import RunSpec, make_spec
+from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.training.ledger import Ledger
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -35,7 +38,7 @@ def spec_of(folder: Path, *overrides: str) -> RunSpec:
 def begun(folder: Path, *, committed: int, saved: int) -> None:
     """What a run that was killed leaves, as far as a dry run looks."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(dump_config(config_of()))
+    (folder / "config.yaml").write_text(dump_config(dated(config_of(), None)))
     ledger = Ledger(folder / "ledger.sqlite")
     for step in range(1, committed + 1):
         ledger._db.execute("INSERT INTO commits (step, digest, committed_at) VALUES (?, 'd', 1.0)", (step,))
@@ -59,6 +62,19 @@ def test_a_run_is_resumed_with_what_it_was_begun_with(tmp_path: Path) -> None:
     look(spec_of(folder, "run.resume=auto", "run.steps=99", "learner.lr=1e-5", "learner.world_size=1"))
     with pytest.raises(ConfigError, match=r"was begun with run.seed=0, now it is 1"):
         look(spec_of(folder, "run.resume=auto", "run.seed=1"))
+
+
+def test_prompts_are_told_the_day_on_which_the_run_was_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert spec_of(folder).config.task.date == date.today().isoformat()
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(dated(config_of(), "2026-01-02")))
+    resumed = spec_of(folder, "run.resume=auto")
+    look(resumed)
+    assert resumed.config.task.date == "2026-01-02"
+    assert form_of(resumed.config.task).style.date.strftime("%d %b %Y") == "02 Jan 2026"
+    with pytest.raises(ConfigError, match=r"task.date=.?2026-01-02.?, now it is .?2026-01-03"):
+        look(spec_of(folder, "run.resume=auto", "task.date=2026-01-03"))
 
 
 def test_a_run_that_learns_otherwise_is_known(tmp_path: Path) -> None:
@@ -288,6 +304,9 @@ def test_the_key_that_differs_is_named_and_not_its_section(tmp_path: Path) -> No
     begun(folder, committed=3, saved=3)
     with pytest.raises(ConfigError, match=r"begun with sampling.top_p=1.0, now it is 0.5;"):
         look(spec_of(folder, "run.resume=auto", "sampling.top_p=0.5"))
+    with pytest.raises(ConfigError, match=r"begun with rollout.max_model_len=None, now it is 60;"):  # it keeps others
+        look(spec_of(folder, "run.resume=auto", "rollout.max_model_len=60"))
+    look(spec_of(folder, "run.resume=auto", "rollout.engine_args={block_size: 64}", "rollout.enforce_eager=true"))
 
 
 @pytest.mark.parametrize("left", ["log.jsonl", "status.json", "summary.json", "report.html", LOCK, ".partial-x.json"])

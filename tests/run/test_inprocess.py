@@ -13,7 +13,7 @@ from lpo_ray.errors import GroupLost, WeightsNotProved
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.inprocess import InprocessComponents, build_inprocess
-from lpo_ray.run.settings import loop_settings, sampling
+from lpo_ray.run.settings import loop_settings, proof_limits, sampling
 from lpo_ray.run.signals import first_cause
 from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.training.ledger import Ledger
@@ -102,3 +102,23 @@ async def test_whatever_the_stage_it_is_this_process_and_it_can_be_looked_at(tmp
     text = await parts.inspect(holder.process)
     assert text.startswith(f"process {os.getpid()} is ")
     assert "MiB resident" in text
+
+
+async def test_the_baseline_stays_with_the_run_whatever_the_number_of_ranks_and_engines(
+    tmp_path: Path, tiny_policy: Path
+) -> None:
+    spec, parts = prepare(tmp_path, tiny_policy, "model.dtype=bfloat16", "rollout.dtype=bfloat16")
+    publication = await parts.transport.publish(0)
+    first = proof_limits(spec, str(tiny_policy), [])
+    assert first.baseline.typical < 0.05  # both compute with transformers
+    assert publication.proof["baseline"] == publication.proof["typical"] == first.baseline.typical
+    assert publication.difference == first.baseline.largest > 0
+    prompts = spec.source(spec.tokenizer(str(tiny_policy)))
+    assert first.probe[0][: len(prompts.train(0).token_ids)].tolist() == prompts.train(0).token_ids.tolist()
+    scaled, _ = prepare(
+        tmp_path, tiny_policy, "model.dtype=bfloat16", "rollout.dtype=bfloat16", "learner.min_world_size=1",
+        "rollout.num_workers=3", "run.seed=7",
+    )  # fmt: skip
+    assert proof_limits(scaled, str(tiny_policy), []).baseline == first.baseline
+    other, _ = prepare(tmp_path, tiny_policy)  # float32
+    assert proof_limits(other, str(tiny_policy), []).baseline is None

@@ -11,11 +11,13 @@ from lpo_ray.run.spec import RunSpec
 from tests.support.fakes import FakeEvents
 
 
-def on_cluster(spec: RunSpec, model_path: Path | str, use: Callable[[Cluster], Awaitable[None]]) -> None:
-    """Start Ray and every actor of the plan, run ``use``, and end them all."""
+def on_cluster(
+    spec: RunSpec, model_path: Path | str, use: Callable[[Cluster], Awaitable[None]], told: FakeEvents | None = None
+) -> None:
+    """Start Ray and every actor of the plan, run ``use``, and end them all. ``told``: gets what components note."""
 
     async def main(_: object) -> None:
-        cluster = await build_cluster(spec, str(model_path), FakeEvents())
+        cluster = await build_cluster(spec, str(model_path), told or FakeEvents())
         try:
             await use(cluster)
         finally:

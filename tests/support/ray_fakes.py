@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from actors.rollout.remote import RemoteWorker
 from actors.runtime.placement import Request
 from actors.runtime.seats import OwnGroups
+from actors.runtime.start_watch import StartWatch
 
 NEVER = object()
 """result that does not come by itself"""
@@ -36,7 +37,7 @@ class Reference:
 def remote_worker(name: str, handle: object) -> RemoteWorker:
     """A worker whose actor is up: ``handle``."""
     worker = RemoteWorker(
-        name, OwnGroups(Request("rollout", [{}], "SPREAD"), 5), 1, lambda seats: handle, sys.stderr.write
+        name, OwnGroups(Request("rollout", [{}], "SPREAD"), 5), 1, lambda seats: handle, sys.stderr.write, StartWatch(5)
     )
     worker._handle = handle
     return worker

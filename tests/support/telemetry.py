@@ -77,7 +77,8 @@ def publication_of(step: int) -> Publication:
         WorkerStatus("rollout worker 0", "serving", version, 0, ""),
         WorkerStatus("rollout worker 1", "out", None, 1, "it died"),
     )
-    return Publication(version, 6_000_000, 0.5, workers, 1e-6, {"prepare": 0.1})
+    proof = {"typical": 4e-7, "baseline": 3e-7, "typical_limit": 3e-5, "limit": 1e-3}
+    return Publication(version, 6_000_000, 0.5, workers, 1e-6, {"prepare": 0.1}, proof)
 
 
 def metrics_of(step: int, targets: list[TargetGroup], report: StepReport | None = None) -> dict:

@@ -72,6 +72,11 @@ def perturb(worker: LearnerWorker, seed: int) -> None:
         parameter.ds_tensor.data.add_(part.view_as(parameter.ds_tensor).to(parameter.ds_tensor))
 
 
+def rounding(name: str, dtype: str) -> float:
+    """Largest difference of one log-prob, in nats; in bf16 rounding sends a token to another expert now and then."""
+    return 1e-3 if dtype == "float32" else 0.3 if name == "qwen3_moe" else 2e-2
+
+
 async def on_ranks(learner: LearnerGroup, function: object, *arguments: object) -> None:
     for reference in [rank.__ray_call__.remote(function, *arguments) for rank in learner.ranks]:
         await reference
@@ -94,7 +99,7 @@ async def look(cluster: Cluster, model: torch.nn.Module, publication: Publicatio
             logprobs = model(sequence[None]).logits[0, start - 1 : -1].float().log_softmax(-1)
         chosen = logprobs.gather(1, sequence[start:, None])[:, 0]
         # in bf16 two tokens may be equally likely up to rounding
-        tolerance = 0.0 if model.dtype == torch.float32 else 2e-2
+        tolerance = 0.0 if model.dtype == torch.float32 else rounding(model.config.model_type, "bfloat16")
         greedy &= bool((chosen >= logprobs.max(-1).values - tolerance).all())
         served = await cluster.rollout.members[0].worker.handle.logprobs.remote([sequence.numpy()])
         worst = max(worst, largest_difference([chosen.numpy()], [served[0][start - 1 :]]))

@@ -95,3 +95,11 @@ def test_any_text_gets_a_verdict(text: str) -> None:
     if text.strip():
         assert exact(text, text).reward == 1.0 or "<" in text
     assert regex(text, "(?s).*").reward == 1.0
+
+
+def test_any_of_the_targets_of_search_r1_is_right() -> None:
+    for targets in (["Ada", "Ada Lovelace"], "Ada"):
+        assert exact("<answer>Ada</answer>", '{"target": ...}', raw_answer={"target": targets}).reward == 1.0
+        assert exact("<answer>Bob</answer>", '{"target": ...}', raw_answer={"target": targets}).reward == 0.0
+    with pytest.raises(BadAnswer):
+        exact("<answer>Ada</answer>", "", raw_answer={"target": []})

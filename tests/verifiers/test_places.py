@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.verifiers.places import answer_in, boxed_answer, last_box, last_said
+from lpo_ray.verifiers.places import answer_in, boxed_answer, last_box, last_said, unquoted
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,21 @@ def test_time_grows_as_the_text_does(text: str) -> None:
 
     small, large = (min(seconds(times) for _ in range(3)) for times in (2_000, 20_000))
     assert large < 40 * max(small, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (r'["\\frac{1}{2}"]', r"\frac{1}{2}"),
+        (r'["\\sqrt{2}", "-\\sqrt{2}"]', r'["\sqrt{2}", "-\sqrt{2}"]'),
+        (r'["\frac{1}{2}"]', r'["\frac{1}{2}"]'),
+        (r'["\theta", "\nu"]', r'["\theta", "\nu"]'),
+        ('["5"]', "5"),
+        ("[1, 2]", "[1, 2]"),
+        ("[0,1)", "[0,1)"),
+        ('["5"', '["5"'),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_list_of_texts_is_read_as_json_where_it_was_written_so(answer: str, text: str) -> None:
+    assert unquoted(answer) == text

@@ -119,6 +119,8 @@ class SupervisionConfig:
     """window over which restarts are counted"""
     start_seconds: float = 1800.0
     """time that each has to start once it has a place, with all that it loads and compiles"""
+    start_silence_seconds: float = 600.0
+    """time in which what starts must use CPU time, or read or write something: less is taken for a hang"""
     backoff_seconds: float = 1.0
     """pause before the second restart in the window; doubled with each further one"""
 

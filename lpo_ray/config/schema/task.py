@@ -56,8 +56,10 @@ class TaskConfig:
     """file with a chat template (Jinja) in place of the tokenizer's"""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """variables of the chat template, such as {enable_thinking: false} of Qwen3"""
-    date: str = "2024-07-26"
-    """the day that a chat template is told when it asks, so that prompts are the same on every day"""
+    date: str | None = None
+    """the day that a chat template is told when it asks, such as 2026-11-30; null: the day on which the run was begun,
+    also after a resume on another
+    """
     system_prompt: str | None = None
     """system message of conversations that have none; null: as the template has it"""
     prompt_prefix: str = ""

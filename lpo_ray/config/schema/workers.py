@@ -79,8 +79,10 @@ class LearnerConfig:
     """CPUs that Ray reserves for one rank"""
     gpus_per_rank: float = 0.0
     """GPUs that Ray reserves for one rank: 1, 0 to train on CPUs, or a share of the GPU that an engine has too"""
-    threads: int = 1
-    """threads of one rank's arithmetic"""
+    threads: int | None = None
+    """threads of one rank's arithmetic; null: 1, or with the optimizer offloaded from GPUs the host's cores divided
+    among its ranks
+    """
     lr: float = 1e-6
     """peak learning rate"""
     lr_schedule: str = "constant"
@@ -97,12 +99,14 @@ class LearnerConfig:
     """largest norm of an update's gradient"""
     attention: Attention = Attention.auto
     """how responses are laid out: packed without padding, in padded rows, or by what the model allows (auto)"""
-    gradient_checkpointing: bool = False
-    """compute activations twice instead of keeping them: less memory, slower"""
+    gradient_checkpointing: bool | None = None
+    """compute activations twice instead of keeping them: less memory, slower; null: true on GPUs"""
     max_skipped_updates: int = 3
     """updates in a row that are skipped for NaN or Inf before the run stops"""
-    zero: dict[str, Any] = field(default_factory=dict)
-    """passed through to DeepSpeed's zero_optimization, such as {offload_optimizer: {device: cpu}}"""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """passed through to DeepSpeed, such as {zero_optimization: {offload_optimizer: {device: cpu}}}; what is set
+    elsewhere is refused. With the optimizer on NVMe, norms by kind of parameter are not measured
+    """
     silence_seconds: float = 1800.0
     """ranks that are asked for something and get on with nothing for so long (no micro-batch, no file of a checkpoint)
     are started again
@@ -120,7 +124,7 @@ class TransportConfig:
     """gathered and sent at once; null: 1024 between GPUs, else 64. Each side needs memory for two or three buckets (of
     the largest tensor, if that is larger)"""
     tolerance: float | None = None
-    """largest log-prob difference of the probe; null: 1e-3 for float32, 0.5 otherwise"""
+    """largest log-prob difference of the probe, in nats; null: relative to what equal weights differ by at the start"""
     prepare_seconds: float = 60.0
     """time for the engines to stop decoding (those that end what they decode first: without a token); half of it where
     there are several

@@ -56,8 +56,6 @@ class Example:
     num_images: int
     raw_answer: Any = None
     """in its own type; None: there is none"""
-    fault: str | None = None
-    """why the row cannot be used: its verifier cannot read the answer"""
 
     @property
     def text(self) -> str:
@@ -102,7 +100,7 @@ class Columns:
             rest.pop("answer", None)
         answer = _unicode(as_text(raw), f"{where}: {self.answer}")
         num_images += sum(_count(row.get(name)) for name in IMAGES)
-        return Example(prompt, answer, rest, num_images, raw, self._fault(answer, rest, raw))
+        return Example(prompt, answer, rest, num_images, raw)
 
     def _raw_answer(self, row: Row, where: str) -> Any:  # noqa: ANN401 - JSON
         """Read the answer in its own type; bytes are text. None where there is none."""
@@ -112,12 +110,12 @@ class Columns:
         raw = plain(look_up(row, self.answer), name, binary=_utf8)
         return None if isinstance(raw, float) and not math.isfinite(raw) else raw  # pandas writes NaN for nothing
 
-    def _fault(self, answer: str, rest: Mapping[str, Any], raw: Any) -> str | None:  # noqa: ANN401 - JSON
-        """Say why the answer cannot be used; None when it can."""
-        if self.needs_answer and raw is None:
+    def fault(self, example: Example) -> str | None:
+        """Say why the example's answer cannot be used; None when it can."""
+        if self.needs_answer and example.raw_answer is None:
             return f"{self.answer or 'answer'}: there is none"
         try:
-            self.check(answer, rest, raw)
+            self.check(example.answer, example.row, example.raw_answer)
         except BadAnswer as error:
             return f"{self.answer or 'answer'}: {error}"
         return None
@@ -274,9 +272,7 @@ def _first_of(names: Collection[str], rows: Sequence[Row]) -> str | None:
 
 
 def _missing(row: Row, column: str, where: str) -> DataError:
-    return DataError(
-        f"{where} has no {column}; its columns are {_names(row)}. Set task.prompt_column and task.answer_column"
-    )
+    return DataError(f"{where}: it has no {column}; its columns are {_names(row)}")
 
 
 def _names(row: Row) -> str:

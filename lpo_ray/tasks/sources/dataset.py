@@ -33,10 +33,9 @@ class Position(NamedTuple):
 class DatasetSource:
     """Rows of one data set for training and of another for evaluation.
 
-    Rows whose prompt leaves no room for a response, or whose answer the verifier cannot read, are left out, and counted
-    in the log. A training prompt that is also
-    held out is an error: the evaluation would measure memory. One that differs in case and white space only, and one
-    that is in the training data twice, is a warning.
+    Rows whose prompt cannot be read or leaves no room for a response, or whose answer the verifier cannot read, are
+    left out, and counted in the log. A training prompt that is also held out is an error: the evaluation would measure
+    memory. One that differs in case and white space only, and one that is in the training data twice, is a warning.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class DatasetSource:
 
     def train(self, index: int) -> Prompt:
         """Read training prompt ``index`` of the run from the file and encode it. DataError if the file was changed;
-        UnusableRow when the verifier cannot read its answer.
+        UnusableRow when its prompt, or the verifier its answer, could not be read in the pass over the data.
         """
         epoch, step = divmod(index, len(self.train_file))
         place = self._place(epoch, step)
@@ -106,9 +105,9 @@ class DatasetSource:
         return int(epoch_order(self._seed, epoch, len(self.train_file))[step])
 
     def _prompt(self, prompt_id: str, file: PromptFile, place: int) -> Prompt:
+        if (fault := file.fault(place)) is not None:
+            raise UnusableRow(prompt_id, f"row {file.row(place)}: {fault}")
         example = file.example(place)
-        if example.fault is not None:
-            raise UnusableRow(prompt_id, f"row {file.row(place)}: {example.fault}")
         token_ids = file.encoded(example)
         return Prompt(prompt_id, token_ids, example.answer, self._verifier, example.row, example.raw_answer)
 
@@ -135,4 +134,4 @@ class DatasetSource:
 
 def _shared(mine: Hashes, others: Hashes, file: PromptFile, other: PromptFile) -> np.ndarray:
     """List the places in ``file`` whose prompt is also in ``other``."""
-    return np.flatnonzero(np.isin(mine[file.kept], others[other.kept]))
+    return np.flatnonzero(np.isin(mine[file.kept], others[other.kept[other.readable]]) & file.readable)

@@ -23,7 +23,7 @@ from lpo_ray.records import IntArray
 from lpo_ray.tasks.sources.columns import Check, Example, Row, anything, recognised
 from lpo_ray.tasks.sources.layouts import Recast
 from lpo_ray.tasks.sources.rows import open_rows
-from lpo_ray.tasks.sources.source import PromptEncoder
+from lpo_ray.tasks.sources.source import PromptEncoder, Rendered
 
 logger = logging.getLogger(__name__)
 BATCH = 512
@@ -56,18 +56,20 @@ class Pass:
     """Findings of one pass over a file, a number for each of its N rows."""
 
     lengths: npt.NDArray[np.int32]
-    """[N] tokens of the prompt; a lower bound of one that is far too long"""
+    """[N] tokens of the prompt; a lower bound of one that is far too long; 0 of one that cannot be read"""
     exact: Hashes
     """[N] of the prompt's text"""
     folded: Hashes
     """[N] of the same without its case, and with each stretch of white space as one space"""
     num_with_images: int
     faults: Mapping[int, str]
-    """row, counted from 0 -> why its answer cannot be used"""
+    """row, counted from 0 -> why its prompt or answer cannot be used"""
 
 
 class PromptFile:
-    """Prompts of one data set that leave room for a response, in the order of its rows."""
+    """Prompts of one data set that leave room for a response, in the order of its rows. Those that cannot be read, and
+    those whose answers cannot, have their place among them.
+    """
 
     def __init__(self, path: str, reading: Reading, limit: int | None = None) -> None:
         """Reads the first ``limit`` rows (None: all). DataError names file, row and column, or says that no row, or
@@ -106,7 +108,7 @@ class PromptFile:
         return self._rows.number(int(self.kept[position]))
 
     def example(self, position: int) -> Example:
-        """Read prompt ``position`` (0 to M - 1) from the file again."""
+        """Read prompt ``position`` (0 to M - 1), which ``fault`` says nothing against, from the file again."""
         index = int(self.kept[position])
         return self._columns.read(self._rows[index], self._where(index))
 
@@ -114,19 +116,25 @@ class PromptFile:
         """Encode an example: [T] token ids."""
         return self._encoder.encode(example.prompt)
 
+    def fault(self, position: int) -> str | None:
+        """Say why prompt ``position`` (0 to M - 1) cannot be used; None when it can."""
+        return self.found.faults.get(int(self.kept[position]))
+
+    @property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """[M] whether the prompt, whatever its answer, can be read."""
+        return self.found.lengths[self.kept] > 0
+
     @property
     def num_duplicates(self) -> int:
         """Prompts that are, to the letter, one before them."""
-        return len(self.kept) - len(np.unique(self.found.exact[self.kept]))
+        hashes = self.found.exact[self.kept[self.readable]]
+        return len(hashes) - len(np.unique(hashes))
 
     @property
     def faults(self) -> dict[int, str]:
         """Why prompts that are short enough cannot be used: their position (0 to M - 1) -> column and reason."""
-        return {
-            position: self.found.faults[int(index)]
-            for position, index in enumerate(self.kept)
-            if int(index) in self.found.faults
-        }
+        return {position: fault for position in range(len(self)) if (fault := self.fault(position)) is not None}
 
     def _where(self, index: int) -> str:
         return self._rows.where(index)
@@ -138,11 +146,13 @@ class PromptFile:
         done = num_with_images = 0
         started = said = time.monotonic()
         for batch in _batches(first, rest):
-            examples = [self._columns.read(row, self._where(done + place)) for place, row in enumerate(batch)]
-            num_with_images += self._images(examples, done, reading)
-            faults |= {done + place: example.fault for place, example in enumerate(examples) if example.fault}
-            lengths.append(self._lengths(examples, done))
-            hashes.append(np.array([_hashes(example.text) for example in examples], dtype=np.uint64))
+            found = dict(enumerate(batch, start=done))
+            examples = self._examples(found, faults)
+            num_with_images += self._images(examples, reading)
+            counts = self._lengths(examples, faults)
+            lengths.append(np.array([counts.get(index, 0) for index in found], dtype=np.int32))
+            texts = [examples[index].text if index in examples else "" for index in found]
+            hashes.append(np.array([_hashes(text) for text in texts], dtype=np.uint64))
             done += len(batch)
             if (now := time.monotonic()) - said > PROGRESS_SECONDS:
                 said = now  # a warning, as the driver shows nothing less
@@ -150,25 +160,41 @@ class PromptFile:
         exact, folded = np.concatenate(hashes).T
         return Pass(np.concatenate(lengths), exact.copy(), folded.copy(), num_with_images, faults)
 
-    def _lengths(self, examples: list[Example], first: int) -> npt.NDArray[np.int32]:
-        rendered = []
-        for place, example in enumerate(examples):
+    def _examples(self, rows: Mapping[int, Row], faults: dict[int, str]) -> dict[int, Example]:
+        """Read rows by their number; those that cannot be read, and answers that cannot, are added to ``faults``."""
+        found: dict[int, Example] = {}
+        for index, row in rows.items():
+            where = self._where(index)
             try:
-                rendered.append(self._encoder.render(example.prompt))
+                found[index] = example = self._columns.read(row, where)
             except DataError as error:
-                raise DataError(f"{self._where(first + place)}: {self._columns.prompt}: {error}") from error
-        lengths = np.array(self._encoder.count_many(rendered), dtype=np.int32)
-        if not lengths.all():
-            where = self._where(first + int(np.flatnonzero(lengths == 0)[0]))
-            raise DataError(f"{where}: {self._columns.prompt} has no token in this model's vocabulary; expected a text")
-        return lengths
+                faults[index] = str(error).removeprefix(where).lstrip(": ")
+                continue
+            if (fault := self._columns.fault(example)) is not None:
+                faults[index] = fault
+        return found
 
-    def _images(self, examples: list[Example], first: int, reading: Reading) -> int:
+    def _lengths(self, examples: Mapping[int, Example], faults: dict[int, str]) -> dict[int, int]:
+        """Count the tokens of prompts by their row's number. Those that the template refuses, and those without a
+        token, are added to ``faults``.
+        """
+        rendered: dict[int, Rendered] = {}
+        for index, example in examples.items():
+            try:
+                rendered[index] = self._encoder.render(example.prompt)
+            except DataError as error:
+                faults[index] = f"{self._columns.prompt}: {error}"
+        counts = dict(zip(rendered, self._encoder.count_many(list(rendered.values())), strict=True))
+        for index in (index for index, count in counts.items() if not count):
+            faults[index] = f"{self._columns.prompt} has no token in this model's vocabulary; expected a text"
+        return counts
+
+    def _images(self, examples: Mapping[int, Example], reading: Reading) -> int:
         """Count the rows that have images. DataError unless these are to be ignored."""
-        places = [place for place, example in enumerate(examples) if example.num_images]
+        places = [index for index, example in examples.items() if example.num_images]
         if places and not reading.ignore_images:
             raise DataError(
-                f"{self._where(first + places[0])} has {examples[places[0]].num_images} images, and this version "
+                f"{self._where(places[0])} has {examples[places[0]].num_images} images, and this version "
                 "trains on text only: the policy would be asked about what it does not see. Describe them in words, or "
                 "set task.options.images=ignore"
             )
@@ -188,11 +214,11 @@ class PromptFile:
             said = "; ".join(f"row {self.row(position)}: {fault}" for position, fault in islice(faults.items(), NAMED))
             if len(faults) == len(self.kept):
                 raise DataError(
-                    f"no row of {self.path} has an answer that can be used: {said}. Set task.answer_column and "
+                    f"no row of {self.path} can be used: {said}. Set task.prompt_column, task.answer_column and "
                     "task.verifier to what belongs together"
                 )
             logger.warning(
-                "%s: %d of %d prompts are left out, as their answers cannot be used: %s%s",
+                "%s: %d of %d prompts are left out, as they or their answers cannot be used: %s%s",
                 self.path, len(faults), len(self.kept), said, "; ..." if len(faults) > NAMED else "",
             )  # fmt: skip
         if self.found.num_with_images:

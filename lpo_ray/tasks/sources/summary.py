@@ -34,11 +34,11 @@ class SplitSummary:
     duplicates: int
     """prompts that are one before them"""
     tokens: Mapping[str, int]
-    """quantiles over all rows, those left out included"""
+    """quantiles over all prompts that can be read, those left out as too long included"""
     sampled: bool
     """whether these are the first SAMPLED prompts of a generator, which has no end"""
     unusable: int = 0
-    """prompts that are left out, as the verifier cannot read their answers"""
+    """prompts that are left out, as they, or by the verifier their answers, cannot be read"""
     faults: Mapping[int, str] = field(default_factory=dict)
     """row of the first FAULTS of these, as messages count them -> column and reason"""
 
@@ -66,10 +66,9 @@ def summarise(source: PromptSource, num_heldout: int) -> dict[str, SplitSummary]
 def _of_file(file: PromptFile) -> SplitSummary:
     lengths = file.found.lengths
     faults = {file.row(position): fault for position, fault in file.faults.items()}
-    return SplitSummary(
-        len(lengths), len(lengths) - len(file), file.num_duplicates, _quantiles(lengths), False, len(faults),
-        dict(islice(faults.items(), FAULTS)),
-    )  # fmt: skip
+    tokens = _quantiles(lengths[lengths > 0])
+    shown = dict(islice(faults.items(), FAULTS))
+    return SplitSummary(len(lengths), len(lengths) - len(file), file.num_duplicates, tokens, False, len(faults), shown)
 
 
 def _quantiles(lengths: npt.NDArray[np.int32]) -> dict[str, int]:

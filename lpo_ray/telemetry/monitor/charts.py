@@ -83,6 +83,12 @@ CHARTS = (
         "Behaviour against policy", "nats",
         {"anchor_drift": "mean drift of a token", "mismatch_kl": "KL (k3)"},
     ),
+    Chart(
+        "Proof of published weights", "nats",
+        {"publish_difference_typical": "typical difference of engine and learner",
+         "publish_difference_baseline": "with equal weights", "publish_difference_typical_limit": "limit"},
+        about="Log-probs of fixed prompts. An engine above the limit has other weights, and is replaced.",
+    ),
     Chart("Throughput", "response tokens per second", {"tokens_per_second": "whole step"}),
     Chart(
         "Where the time goes", "share of the step",

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from lpo_ray.config.engine import engine_processes, memory_utilization
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
+from lpo_ray.learner.settings import offloads
 from lpo_ray.run.numbers import numbers
 from lpo_ray.run.object_store import object_store_bytes, room_here
-from lpo_ray.run.settings import setup_of
+from lpo_ray.run.settings import gradient_checkpointing, setup_of
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.tools.plan.architecture import Architecture
@@ -46,7 +47,6 @@ from lpo_ray.tools.plan.requirements import (
     between_gpus,
     engine_of,
     mean_lengths,
-    offloads,
     places_on,
     rank_of,
     step_work,
@@ -111,13 +111,20 @@ class Forecast:
         time, rates = self.time, self.rates
         return {
             "cluster": [
-                {"name": m.name, "cpus": _finite(m.cpus), "gpus": m.gpus, "device": m.device.name if m.device else None}
+                {
+                    "name": m.name,
+                    "cpus": _finite(m.cpus),
+                    "gpus": m.gpus,
+                    "device": m.device.name if m.device else None,
+                    "memory_gib": _finite(m.memory_gib),
+                }
                 for m in self.machines
             ],
             "model": dataclasses.asdict(self.model),
             "derived": numbers(self.spec),
             "learner_rank_bytes": dict(self.rank.device),
             "learner_rank_host_bytes": dict(self.rank.host),
+            "learner_save_bytes": self.rank.save,
             "learner_rank_total_bytes": self.rank.total,
             "engine_bytes": dict(self.engine.device),
             "engine_total_bytes": self.engine.total,
@@ -227,13 +234,13 @@ def _rates(
     derived: tuple[float, float, float] | None = None
     longest = 0.0
     if device is not None:
-        cores = (1, 1) if device is not CPU else (rollout.threads, learner.threads)
+        cores = (1, 1) if device is not CPU else (rollout.threads, learner.threads or 1)
         sample, longest = engine_rate(
             model, _times(device, cores[0]), rollout.dtype, work, engine_processes(rollout), slots
         )
         train = rank_rate(
             model, _times(device, cores[1]), config.model.dtype, work, world_size=setup.world_size,
-            checkpointing=learner.gradient_checkpointing, offload=offloads(learner.zero, "offload_optimizer"),
+            checkpointing=gradient_checkpointing(config), offload=offloads(learner.deepspeed, "offload_optimizer"),
         )  # fmt: skip
         publish = publish_rate(
             device, between_gpus=between_gpus(config), world_size=setup.world_size, weight_bytes=work.weight_bytes,

@@ -97,26 +97,6 @@ def start_notes(config: Config, model: Architecture) -> Sequence[str]:
     ]
 
 
-def store_notes(config: Config, store: int | None) -> Sequence[str]:
-    """Say what Ray's object store on the driver's machine must hold, where it may be too small. ``store``: its bytes on
-    a cluster that the run starts; None: on one that others start.
-    """
-    needed = needed_bytes(config)
-    if config.cluster.kind is ClusterKind.inprocess or needed <= (LEAST if store is None else store):
-        return []
-    holds = f"the groups of a step, and those that wait, can have {needed / 2**30:.1f} GiB in Ray's object store"
-    if store is None:
-        return [
-            f"{holds} on the driver's node: start it with --object-store-memory={needed} or more, and /dev/shm as "
-            "large (RAY_OBJECT_STORE_BYTES and --shm-size of a container); what does not fit goes over its disk"
-        ]
-    return [
-        f"{holds}, which has {store / 2**30:.1f} here: what does not fit goes over the disk. Lower "
-        "pipeline.groups_per_step, pipeline.max_staleness or sampling.max_tokens, or give it more with "
-        "cluster.object_store_gib, as far as memory and /dev/shm allow"
-    ]
-
-
 def inflight_notes(
     config: Config, model: Architecture, device: Device | None, work: Work, engine: EngineShape, slots: int,
     time: StepTime,
@@ -138,6 +118,26 @@ def inflight_notes(
         f"pipeline.inflight={mode.value} drops the KV cache at each publish: an engine computes that of about "
         f"{tokens:,.0f} tokens again, {seconds:,.1f} s of a step of {time.step:,.1f} s; keep_cache keeps it, and "
         "decodes the rest of those responses on keys and values of the weights before"
+    ]
+
+
+def store_notes(config: Config, store: int | None) -> Sequence[str]:
+    """Say what Ray's object store on the driver's machine must hold, where it may be too small. ``store``: its bytes on
+    a cluster that the run starts; None: on one that others start.
+    """
+    needed = needed_bytes(config)
+    if config.cluster.kind is ClusterKind.inprocess or needed <= (LEAST if store is None else store):
+        return []
+    holds = f"the groups of a step, and those that wait, can have {needed / 2**30:.1f} GiB in Ray's object store"
+    if store is None:
+        return [
+            f"{holds} on the driver's node: start it with --object-store-memory={needed} or more, and /dev/shm as "
+            "large (RAY_OBJECT_STORE_BYTES and --shm-size of a container); what does not fit goes over its disk"
+        ]
+    return [
+        f"{holds}, which has {store / 2**30:.1f} here: what does not fit goes over the disk. Lower "
+        "pipeline.groups_per_step, pipeline.max_staleness or sampling.max_tokens, or give it more with "
+        "cluster.object_store_gib, as far as memory and /dev/shm allow"
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 from lpo_ray.errors import ConfigError
 from lpo_ray.tools.plan.devices import CPU, Device, device_named, device_reported
 
-PATTERN = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<count>\d+)x(?P<device>[A-Za-z][\w-]*)")
+PATTERN = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<count>\d+)x(?P<device>[A-Za-z][\w-]*)(?:@(?P<memory>\d+))?")
 SLACK = 1e-6
 """of a share of a GPU, for sums like 3 x 0.33"""
 
@@ -63,21 +63,24 @@ class _Room:
 
 
 def described(text: str) -> list[Machine]:
-    """Parse a text such as "8xH100" or "2x8xH200", or several with "+" between. Raises ConfigError."""
+    """Parse a text such as "8xH100" or "2x8xH200@2048", with the GiB of a node's memory, or several with "+" between.
+    Raises ConfigError.
+    """
     machines: list[Machine] = []
     for part in text.split("+"):
         match = PATTERN.fullmatch(part.strip())
         nodes, count = (int(match["nodes"] or 1), int(match["count"])) if match else (0, 0)
         if match is None or not nodes or not count:
             raise ConfigError(
-                f"--cluster is {text!r}; expected nodes x devices x kind, such as 8xH100, 2x8xH200 or 4xcpu, or "
-                "several with + between"
+                f"--cluster is {text!r}; expected nodes x devices x kind, such as 8xH100, 2x8xH200 or 4xcpu, with the "
+                "GiB of a node's memory behind an @ if need be (8xH100@2048), or several with + between"
             )
         device = device_named(match["device"])
+        memory = float(match["memory"]) if match["memory"] else count * device.host_gib
         for _ in range(nodes):
             name = f"node {len(machines) + 1}"
             on_cpu = device is CPU
-            machines.append(Machine(name, count if on_cpu else math.inf, 0 if on_cpu else count, device, math.inf))
+            machines.append(Machine(name, count if on_cpu else math.inf, 0 if on_cpu else count, device, memory))
     return machines
 
 

@@ -10,6 +10,9 @@ optimiser then takes one flat copy of the gradients (4 P / W). What the forward 
 by tensor as autograd does for transformers' Llama and Qwen layers: norms, queries, keys, values, attention's output,
 four widths of the feed-forward network. With gradient checkpointing it is each layer's input, and one layer whole.
 
+Start and checkpoints have heights of their own in the host's memory. A rank that starts has a piece of the files and a
+copy of its shards. For a checkpoint one of the ranks has the whole policy (b P).
+
 tests/tools/plan/test_sizes.py holds this against torch's own count on CPU. The GPU's attention and constants have not
 met a GPU. Not counted: fragmentation of the allocator.
 """
@@ -20,17 +23,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lpo_ray.policy.logprob_head import CHUNK_ELEMENTS
+from lpo_ray.policy.logprob_head import chunk_tokens
+from lpo_ray.policy.pieces import PIECE_ELEMENTS
 from lpo_ray.tools.plan.architecture import Architecture
 
 BYTES = {"float32": 4, "bfloat16": 2}
 FP32 = 4
 GIB = 2**30
 LIVE_PARAMETERS = 10**9
-"""DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance, when learner.zero does not set them"""
+"""DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance, when learner.deepspeed does not set them"""
 PREFETCH = 50_000_000
-REDUCE_BUCKET = 20_000_000
-"""of actors/learner/zero3.py"""
+CPU_REDUCE_BUCKET, REDUCE_BUCKET = 20_000_000, 500_000_000
+"""elements: of actors/learner/deepspeed_options.py on CPUs, and DeepSpeed's default"""
 GPU_PROCESS = int(1.5 * GIB)
 """of a GPU's memory for a process with CUDA's context, cuBLAS workspaces and NCCL's buffers; an assumption"""
 CPU_PROCESS = int(0.75 * GIB)
@@ -61,6 +65,8 @@ class RankSettings:
     bucket_bytes: int
     """of the largest bucket in which weights travel"""
     on_gpu: bool
+    reduce_bucket: int = CPU_REDUCE_BUCKET
+    """elements of gradients that are reduced at once"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,8 @@ class Memory:
     """of the GPU, or of the host for a process that has none; their sum is the peak"""
     host: Mapping[str, int]
     """of the host beside a GPU"""
+    save: int = 0
+    """of the host, by one of the ranks and for the time of a checkpoint: the whole policy, for its folder"""
 
     @property
     def total(self) -> int:
@@ -118,15 +126,29 @@ def rank_memory(model: Architecture, rank: RankSettings) -> Memory:
             host["reference"] = device.pop("reference")
     if gathered:
         device["gathered weights"] = gathered * (2 if rank.reference else 1)
-    device["reduce bucket"] = FP32 * REDUCE_BUCKET
+    device["reduce bucket"] = FP32 * min(rank.reduce_bucket, model.parameters)
     device["a step"] = max(step_heights(model, rank))
+    loading, save = load_height(model, rank), size * model.parameters
+    if rank.on_gpu:
+        host["reading weights"] = loading
+    else:  # while weights are read there is nothing yet of what a step needs, and no optimiser
+        device["a step"] = max(device["a step"], loading - optimizer - gradients)
+        save = max(0, save - device["a step"])
     device["transport buckets"] = 3 * rank.bucket_bytes  # two to send from, and what is gathered for the next
     device["process"] = GPU_PROCESS if rank.on_gpu else CPU_PROCESS
     if not rank.on_gpu:  # one memory: what is offloaded is beside the rest
         for name, value in host.items():
             device[name] = device.get(name, 0) + value
         host = {}
-    return Memory(device, host)
+    return Memory(device, host, save)
+
+
+def load_height(model: Architecture, rank: RankSettings) -> int:
+    """Bytes of the host that a rank needs to read weights, beside the shards: a piece of the files, as it is in them
+    and as the model has it; and one flat copy of the shards, which DeepSpeed makes of them.
+    """
+    piece = min(model.parameters, max(PIECE_ELEMENTS, model.largest_parameter, model.embedding))
+    return BYTES[rank.dtype] * (2 * piece + -(-model.parameters // rank.world_size))
 
 
 def _gathered(model: Architecture, rank: RankSettings) -> int:
@@ -146,7 +168,7 @@ def step_heights(model: Architecture, rank: RankSettings) -> tuple[int, int, int
     kept = model.num_layers * (checkpoint if rank.gradient_checkpointing else layer)
     whole = rank.world_size > 1 or rank.dtype == "bfloat16"  # else a gradient is written where it stays
     last_norm = (_norm_bytes(rank.dtype) + size) * model.hidden_size * rank.tokens
-    start = kept + last_norm + head_memory(model, rank.dtype, rank.scored)
+    start = kept + last_norm + head_memory(model, rank.dtype, rank.scored, on_gpu=rank.on_gpu)
     end = layer + size * ((model.largest_layer + model.embedding) if whole else 0)
     share = -(-model.parameters // rank.world_size)
     flat = 0 if rank.offload_optimizer else FP32 * share
@@ -178,14 +200,13 @@ def _norm_bytes(dtype: str) -> int:
     return 2 * FP32 if dtype == "float32" else FP32 + BYTES[dtype]
 
 
-def head_memory(model: Architecture, dtype: str, scored: int) -> int:
+def head_memory(model: Architecture, dtype: str, scored: int, *, on_gpu: bool) -> int:
     """Bytes of the scoring head (policy/logprob_head.py), the higher of two. Forward: a chunk's logits, probabilities
     and log-sum-exp in fp32. Backward: its logits, the weight's gradient in fp32 and, for a narrow model, twice in its
     width. In both a narrow model has a chunk in its width; hidden states of the ``scored`` tokens come on top.
     """
     size = BYTES[dtype]
-    elements = CHUNK_ELEMENTS * (2 if size == 2 else 1)
-    rows = min(max(1, elements // model.vocab_size), scored)
+    rows = min(chunk_tokens(model.vocab_size, size, on_gpu=on_gpu), scored)
     chunk, narrow = rows * model.vocab_size, size if size == 2 else 0
     forward = chunk * (3 * FP32 + narrow)
     backward = chunk * (FP32 + narrow) + model.embedding * (FP32 + 2 * narrow)

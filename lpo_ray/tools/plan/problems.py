@@ -35,6 +35,7 @@ FEWEST_TOKENS = 2048
 MOST_RANKS = 64
 MOST_UTILIZATION = 0.95
 PARTS = (2, 4, 8)
+OFFLOADED = "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}"
 
 
 def unmet_here(config: Config, verifier: str) -> list[str]:
@@ -149,6 +150,7 @@ def host_problems(
     """Check that machines have memory for what is on them: processes without GPU, and what is offloaded."""
     found = []
     cache = int(config.rollout.kv_cache_gib * GIB)
+    first = next((where.machine for where in places if where.role in ("learner", "process")), None)
     each = {
         "learner": sum(rank.host.values()) if config.learner.gpus_per_rank else rank.total,
         "rollout": 0 if config.rollout.gpus_per_worker else engine.total + cache,
@@ -157,9 +159,12 @@ def host_problems(
     for index, machine in enumerate(machines):
         here = [where.role for where in places if where.machine == index]
         needs = {role: each[role] * here.count(role) for role in each if role in here and each[role]}
-        missing = sum(needs.values()) / GIB - machine.memory_gib
+        save = rank.save if index == first else 0  # rank 0 writes the policy
+        missing = (sum(needs.values()) + save) / GIB - machine.memory_gib
         if missing > 0:
             parts = " and ".join(f"{_count(role, here.count(role))} {size / GIB:.1f}" for role, size in needs.items())
+            if save:
+                parts += f" and a checkpoint of the policy {save / GIB:.1f}"
             found.append(
                 f"{parts} GiB do not fit the memory of {machine.name}, {machine.memory_gib:.1f} GiB: {missing:.1f} GiB "
                 "are missing; lower rollout.kv_cache_gib, pipeline.tokens_per_micro_batch or the number of engines, or "
@@ -199,7 +204,7 @@ def _rank_changes(rank: RankSettings) -> Iterator[tuple[str, RankSettings]]:
         size = 2 * rank.world_size
         yield f"learner.world_size={size}", replace(rank, world_size=size)
     if not rank.offload_optimizer:
-        yield "learner.zero={offload_optimizer: {device: cpu}}", replace(rank, offload_optimizer=True)
+        yield OFFLOADED, replace(rank, offload_optimizer=True)
 
 
 def for_engine(

@@ -27,6 +27,9 @@ def render_forecast(forecast: Forecast) -> RenderableType:
     ]
     if forecast.rank.host:
         parts.append(_memory(forecast.rank.host, "in the host's memory for each rank", None))
+    parts.append(
+        Text(f"A checkpoint takes {forecast.rank.save / GIB:.2f} GiB more of the host's memory, for one of the ranks")
+    )
     parts += [
         _memory(forecast.engine.device, "memory of an engine's device, without its KV cache", None),
         _numbers(

@@ -10,15 +10,23 @@ from pathlib import Path
 from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
+from lpo_ray.learner.settings import offloads, zero_options
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import bucket_bytes
-from lpo_ray.run.settings import behaviour_from_engine, engine_settings, world_size
+from lpo_ray.run.settings import behaviour_from_engine, engine_settings, gradient_checkpointing, world_size
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.tools.plan.architecture import Architecture
 from lpo_ray.tools.plan.machines import Bundle, Machine, Placement, place, share
-from lpo_ray.tools.plan.memory import BYTES, LIVE_PARAMETERS, EngineShape, RankSettings
+from lpo_ray.tools.plan.memory import (
+    BYTES,
+    CPU_REDUCE_BUCKET,
+    LIVE_PARAMETERS,
+    REDUCE_BUCKET,
+    EngineShape,
+    RankSettings,
+)
 from lpo_ray.tools.plan.throughput import Work, forward_passes
 
 ASSUMED_PROMPT_TOKENS = 256
@@ -106,7 +114,7 @@ def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSetting
     """Learner rank of the run. Its largest micro-batch is one of the budget, of what an update gives a rank,
     or of one response.
     """
-    config, zero = spec.config, spec.config.learner.zero
+    config, deepspeed = spec.config, spec.config.learner.deepspeed
     ranks = world_size(config)
     group = config.sampling.group_size * (lengths.prompt + config.sampling.max_tokens)
     update = config.pipeline.groups_per_step / config.pipeline.updates_per_step * group
@@ -117,26 +125,27 @@ def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSetting
         dtype=config.model.dtype,
         tokens=math.ceil(tokens),
         scored=math.ceil(tokens * config.sampling.max_tokens / (lengths.prompt + config.sampling.max_tokens)),
-        gradient_checkpointing=config.learner.gradient_checkpointing,
+        gradient_checkpointing=gradient_checkpointing(config),
         reference=config.objective.reference_kl > 0,
-        offload_optimizer=offloads(zero, "offload_optimizer"),
-        offload_parameters=offloads(zero, "offload_param"),
-        live_parameters=_live(zero),
+        offload_optimizer=offloads(deepspeed, "offload_optimizer"),
+        offload_parameters=offloads(deepspeed, "offload_param"),
+        live_parameters=_live(zero_options(deepspeed)),
+        reduce_bucket=_reduce_bucket(config),
         bucket_bytes=_bucket(config, model),
         on_gpu=config.learner.gpus_per_rank > 0,
     )
-
-
-def offloads(zero: Mapping[str, object], key: str) -> bool:
-    """Whether a section of learner.zero, such as offload_optimizer, moves something off the GPU."""
-    section = zero.get(key)
-    return isinstance(section, Mapping) and section.get("device", "none") != "none"
 
 
 def _live(zero: Mapping[str, object]) -> int:
     """Parameters are kept up to the larger of the two: in use, or soon to be used again."""
     values = [zero.get(f"stage3_{name}", LIVE_PARAMETERS) for name in ("max_live_parameters", "max_reuse_distance")]
     return max(int(value) for value in values if isinstance(value, int | float))
+
+
+def _reduce_bucket(config: Config) -> int:
+    default = REDUCE_BUCKET if config.learner.gpus_per_rank else CPU_REDUCE_BUCKET
+    wanted = zero_options(config.learner.deepspeed).get("reduce_bucket_size", default)
+    return int(wanted) if isinstance(wanted, int | float) else default
 
 
 def between_gpus(config: Config) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lpo_ray.verifiers.mathematics.expression import ACCENTS, GREEK
+from lpo_ray.verifiers.mathematics.spelling import ACCENTS, GREEK
 from lpo_ray.verifiers.mathematics.units import NOT_UNITS
 
 _RELATIONS = frozenset(("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in"))

@@ -68,6 +68,50 @@ _RENAMED = {
 _OTHERS = {"<=": "\\le", ">=": "\\ge", "!=": "\\ne", "•": "*"}
 _ESCAPED = {"\\{": "\\{", "\\}": "\\}", "\\%": "%", "\\$": "\\$", "\\\\": "\\\\", "\\|": "|", "\\#": "#", "\\&": "&"}
 
+GREEK = frozenset(
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Upsilon",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+        "hbar",
+        "wp",
+    ]
+)
+ACCENTS = frozenset((
+    "vec", "hat", "bar", "overline", "overrightarrow", "dot", "widehat", "mathbb", "mathcal", "mathscr", "mathfrak",
+))  # fmt: skip
+"""commands of one letter, and of what is put over one"""
 FUNCTIONS = frozenset(
     [
         "sin",

@@ -14,7 +14,7 @@ from lpo_ray.verdict import BadAnswer, Verdict
 from lpo_ray.verifiers.mathematics.equality import same, vote
 from lpo_ray.verifiers.mathematics.kinds import Reading, Words
 from lpo_ray.verifiers.mathematics.reading import count_words, read
-from lpo_ray.verifiers.places import answer_in
+from lpo_ray.verifiers.places import answer_in, unquoted
 from lpo_ray.verifiers.thinking import after_thinking
 
 NO_ANSWERS = frozenset(("proof", "notfound", "not found", "n / a", "null", "nan", "no answer", "see solution", "none"))
@@ -45,6 +45,7 @@ def compared(given: str, answer: str, wanted: Reading, near: Fraction = Fraction
 @lru_cache(maxsize=1024)
 def wanted_answer(answer: str) -> Reading:
     """Read the answer of a data set, which may be a solution that names it. Raises BadAnswer when it has none."""
+    answer = unquoted(answer)
     found = answer_in(answer)
     text = answer if found is None and not answer.rstrip().endswith("####") else found or ""
     reading = read(text)

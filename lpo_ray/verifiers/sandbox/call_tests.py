@@ -54,6 +54,8 @@ class CallTests:
     """the task's own code, such as its imports and its TreeNode: runs before the program and before ``setup``, on both
     sides; instances of its classes cross by value
     """
+    changed: tuple[str, ...] = ()
+    """variables of the tests that the program may change also where a test reads what its call returns"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,8 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
             fds = (answers.fileno(), ask.fileno())
             argument = {
                 "given": calls.given, "setup": calls.setup, "tests": calls.tests, "names": list(calls.names),
-                "entry_point": calls.entry_point, "owner": calls.owner, "fds": fds, "most": most, "ready": READY,
+                "entry_point": calls.entry_point, "owner": calls.owner, "changed": calls.changed, "fds": fds,
+                "most": most, "ready": READY,
             }  # fmt: skip
             room = replace(limits, output_kib=max(limits.output_kib, _LINES_KIB))
             tester = Program(code_of("tests_side"), argument, "tests_side.py", ("wire", "link", "in_place", "judging"))

@@ -73,6 +73,7 @@ def names_of(tests: str, given: str, entry_point: str | None, owner: str) -> Nam
         program = imported | (read | _calls_of_builtin(entry_point, called, read)) & {entry_point, owner}
     elif imported:
         program = imported
+        _refuse_judges(tree, program)
     else:
         program = unknown & called or unknown & passed or _the_only(called & (_OWNER.keys() | BUILTINS))
         members -= program
@@ -185,18 +186,22 @@ def _refuse_judges(tree: ast.Module, program: Collection[str]) -> None:
     """
     if len(program) < 2:
         return
-    origins = _origins(tree, program)
-
-    def parts(node: ast.AST) -> set[str]:
-        return {name for each in ast.walk(node) if isinstance(each, ast.Name) for name in origins.get(each.id, ())}
-
-    for left, right in _decisions(tree, program):
-        judges = parts(left) - parts(right) if parts(right) else set()
+    changed = _origins(tree, program, in_place=True)
+    made = _origins(tree, program)  # what a program changed is the same object still
+    pairs = [(left, right, changed) for left, right in decisions(tree, program)]
+    pairs += [(left, right, made) for left, right in _identities(tree)]
+    for left, right, origins in pairs:
+        judged = _origins_of(right, origins)
+        judges = _origins_of(left, origins) - judged if judged else set()
         if judges:
             raise BadAnswer(
-                f"the tests leave it to {min(judges)!r} what {min(parts(right))!r} should "
+                f"the tests leave it to {min(judges)!r} what {min(judged)!r} should "
                 "return, and nobody but the program defines either. Expected one in setup, or entry_point"
             )
+
+
+def _origins_of(node: ast.AST, origins: Mapping[str, set[str]]) -> set[str]:
+    return {name for each in ast.walk(node) if isinstance(each, ast.Name) for name in origins.get(each.id, ())}
 
 
 def _origins(tree: ast.Module, program: Collection[str], *, in_place: bool = False) -> dict[str, set[str]]:
@@ -204,38 +209,43 @@ def _origins(tree: ast.Module, program: Collection[str], *, in_place: bool = Fal
     that changes its arguments.
     """
     origins: dict[str, set[str]] = {name: {name} for name in program}
-    flows: list[tuple[list[ast.expr], ast.AST]] = []
+    flows = list(flows_of(tree))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            flows.append((node.targets, node.value))
-        elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
-            flows.append(([node.target], node.value))
-        elif in_place and isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        if in_place and isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             flows.append(([*node.value.args, *(each.value for each in node.value.keywords)], node.value.func))
-        elif isinstance(node, ast.For | ast.comprehension):
-            flows.append(([node.target], node.iter))
-        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-            flows.append(([node.optional_vars], node.context_expr))
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 if MODULE in (alias.name, getattr(node, "module", "")):
                     origins.setdefault(alias.asname or alias.name, set()).add(alias.name)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            flows.append(([ast.Name(node.name)], node))
     grown = True
     while grown:  # a value may be handed on and on
         grown = False
         for targets, value in flows:
             names = {part.id for part in ast.walk(value) if isinstance(part, ast.Name)}
             found = {origin for name in names for origin in origins.get(name, ())}
-            for target in (name for each in targets for name in _targets(each)):
+            for target in (name for each in targets for name in targets_of(each)):
                 if found - origins.setdefault(target, set()):
                     origins[target] |= found
                     grown = True
     return {name: found for name, found in origins.items() if found}
 
 
-def _targets(target: ast.expr) -> list[str]:
+def flows_of(tree: ast.Module) -> Iterator[tuple[list[ast.expr], ast.AST]]:
+    """List the targets that are set, and what each gets its value from."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            yield node.targets, node.value
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign | ast.NamedExpr) and node.value is not None:
+            yield [node.target], node.value
+        elif isinstance(node, ast.For | ast.comprehension):
+            yield [node.target], node.iter
+        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+            yield [node.optional_vars], node.context_expr
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield [ast.Name(node.name)], node
+
+
+def targets_of(target: ast.expr) -> list[str]:
     """Return the names that an assignment changes."""
     if isinstance(target, ast.Tuple | ast.List | ast.Starred):
         return [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
@@ -243,9 +253,9 @@ def _targets(target: ast.expr) -> list[str]:
     return [name] if name else []
 
 
-def _decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast.AST, ast.AST]]:
+def decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast.AST, ast.AST]]:
     """List pairs of which the first decides what the second should be: of a comparison both ways, and the function and
-    the arguments of a call that a test believes.
+    the arguments of a call that a test believes. For comparisons of identity see ``_identities``.
     """
     set_to = {
         target.id: node.value
@@ -255,7 +265,7 @@ def _decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast
         if isinstance(target, ast.Name)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare):
+        if isinstance(node, ast.Compare) and not all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
             sides = [node.left, *node.comparators]
             yield from ((a, b) for a in sides for b in sides if a is not b)
         elif isinstance(node, ast.Assert):
@@ -264,6 +274,14 @@ def _decisions(tree: ast.Module, program: Collection[str]) -> Iterator[tuple[ast
             base = base_of(node.value.func)
             if base in program or base == "self":  # a method of another value is no test
                 yield from _believed(node.value, set_to)
+
+
+def _identities(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """List pairs of which a test asks whether they are one object."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            sides = [node.left, *node.comparators]
+            yield from ((a, b) for a in sides for b in sides if a is not b)
 
 
 def _believed(node: ast.expr, set_to: Mapping[str, ast.expr]) -> Iterator[tuple[ast.AST, ast.AST]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
 from actors.learner import group as learner_group
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
 from lpo_ray.common.restart_budget import RestartRule
-from lpo_ray.errors import ComponentDied, ComponentFailed, LearnerLost, NoRoom
+from lpo_ray.errors import ComponentDied, ComponentFailed, LearnerLost, NoRoom, WeightsNotProved
 from lpo_ray.learner.packing import Packing
 from lpo_ray.records import Process
 from tests.support.fakes import FakeEvents
@@ -49,7 +50,7 @@ def group(
         return Formation(list(ranks[:size]), lambda: None)
 
     events = FakeEvents()
-    rules = LearnerRules(2, least, Packing(2, 100, False), 5.0, 5.0, RestartRule(restarts, 100.0, 0.0))
+    rules = LearnerRules(2, least, Packing(2, 100, False), 5.0, 5.0, 5.0, RestartRule(restarts, 100.0, 0.0))
     return LearnerGroup(form, rules, events), events
 
 
@@ -109,3 +110,16 @@ async def test_it_does_not_shrink_unasked_and_ends_when_its_restarts_are_spent()
     places = {1}
     with pytest.raises(NoRoom, match="no place for 2 ranks"):
         await learner.reform(lost)
+
+
+async def test_ranks_may_round_otherwise_and_not_gather_other_weights() -> None:
+    rows = [np.full(9, -1.0), np.full(1, -1.0)]
+    other = [rows[0] + 0.01, rows[1]]
+    learner, _ = group(Rank({"probe": rows}), Rank({"probe": other}))
+    await learner.start()
+    assert await learner.probe([], 0.02) == rows
+    with pytest.raises(WeightsNotProved, match="the ranks gather different weights") as caught:
+        await learner.probe([], 0.005)
+    assert (caught.value.engine, caught.value.tolerance) == ("learner rank 1", 0.005)
+    with pytest.raises(WeightsNotProved):
+        await learner.probe([])  # ranks of one kind of device agree bit for bit

@@ -10,10 +10,10 @@ import pytest
 from actors.learner.worker import sync_own_files
 
 FILES = (
-    "shards/zero_pp_rank_0_mp_rank_00_optim_states.pt",
-    "shards/zero_pp_rank_1_mp_rank_00_optim_states.pt",
-    "shards/zero_pp_rank_11_mp_rank_00_model_states.pt",
-    "shards/latest",
+    "shards/rank_00000.safetensors",
+    "shards/rank_00001.safetensors",
+    "shards/rank_00011.safetensors",
+    "policy/config.json",
     "policy/model.safetensors",
 )
 

@@ -23,7 +23,7 @@ from lpo_ray.tools.simulate.virtual_time import run
 from tests.support.fakes import FakeEvents
 from tests.support.ray_fakes import NEVER, Reference
 
-SILENCE, START, MINUTE = 1800.0, 3600.0, 60.0
+SILENCE, START, START_SILENCE, MINUTE = 1800.0, 3600.0, 600.0, 60.0
 
 
 def now() -> float:
@@ -44,6 +44,8 @@ class Rank:
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         def remote(*_: object) -> Reference:
+            if name == "effort":
+                return Reference(NEVER if now() >= self.stops else int(now() / self.pace))
             if name == "progress":
                 done = 0 if self.waits else int(now() / self.pace)
                 return Reference(NEVER if now() >= self.stops else (done, 0))
@@ -71,7 +73,9 @@ async def started(*ranks: Rank) -> LearnerGroup:
     async def form(size: int) -> Formation:
         return Formation(list(ranks), lambda: None)
 
-    rules = LearnerRules(len(ranks), 1, Packing(1, 100, False), SILENCE, START, RestartRule(1, 100.0, 0.0))
+    rules = LearnerRules(
+        len(ranks), 1, Packing(1, 100, False), SILENCE, START, START_SILENCE, RestartRule(1, 100.0, 0.0)
+    )
     learner = LearnerGroup(form, rules, FakeEvents())
     learner._manifest = SimpleNamespace(digest=lambda digests: "whole")
     await learner.start()
@@ -119,6 +123,10 @@ def test_a_start_has_a_limit_of_its_own() -> None:
         await started(Rank(start_seconds=45 * MINUTE), Rank(start_seconds=MINUTE))
         with pytest.raises((DeadlineExceeded, LearnerLost), match=r"learner rank 1 did not finish 'start' within 3.6e"):
             await started(Rank(start_seconds=MINUTE), Rank(start_seconds=61 * MINUTE))
+        begun = now()
+        with pytest.raises(LearnerLost, match=r"nothing for 600 s \(supervision.start_silence_seconds\)"):
+            await started(Rank(start_seconds=9 * MINUTE), Rank(start_seconds=9 * MINUTE, stops=begun + 300))
+        assert now() <= begun + 300 + START_SILENCE + 1
 
     run(main())
 

@@ -10,6 +10,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors.runtime import supervised
+from actors.runtime.start_watch import StartWatch
 from actors.runtime.supervised import RestartableActor
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import ComponentDied
@@ -59,7 +60,13 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 async def begin(actors: list[Actor], restarts: int) -> tuple[RestartableActor, FakeEvents]:
     made, events = iter(actors), FakeEvents()
     found = RestartableActor(
-        "the service", lambda: next(made), lambda a: a.start(), RestartRule(restarts, 100, 0), events, 5.0
+        "the service",
+        lambda: next(made),
+        lambda a: a.start(),
+        RestartRule(restarts, 100, 0),
+        events,
+        StartWatch(5.0),
+        5.0,
     )
     actors[0].up()
     await found.start()

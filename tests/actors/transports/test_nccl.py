@@ -12,8 +12,8 @@ import torch
 from torch.distributed import HashStore
 
 from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost
-from tests.support.fake_gpu_engines import JOIN, LEARNERS_GPU, TRANSFER, Rank, Site, stand_in
 from tests.support.fake_nccl import FakeNccl, install
+from tests.support.threaded_engines import JOIN, LEARNERS_GPU, TRANSFER, Rank, Site, stand_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

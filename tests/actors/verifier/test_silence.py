@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from actors.runtime import supervised
+from actors.runtime.start_watch import StartWatch
 from actors.verifier.endpoint import RemoteSettings, RemoteVerdicts
 from actors.verifier.remote import RemoteVerifier
 from lpo_ray.common.restart_budget import RestartRule
@@ -74,7 +75,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def started(*services: Service) -> tuple[RemoteVerifier, FakeEvents]:
     made, events = iter(services), FakeEvents()
-    verifier = RemoteVerifier(lambda count: next(made), 2, SILENCE, 1800.0, RestartRule(3, HOUR, 0.0), events)
+    verifier = RemoteVerifier(
+        lambda count: next(made), 2, SILENCE, StartWatch(600.0), 1800.0, RestartRule(3, HOUR, 0.0), events
+    )
     await verifier.service.start()
     return verifier, events
 

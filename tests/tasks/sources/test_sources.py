@@ -91,7 +91,7 @@ def test_what_the_configuration_names_wins(tmp_path: Path) -> None:
     assert prompt.raw_answer == made.MBPP["test_list"]
     nested = source(path, columns=("extra_info.question", "extra_info.answer")).train(0)
     assert nested.answer == made.VERL_GSM8K["extra_info"]["answer"]
-    assert "row 1 has no words; its columns are 'data_source', 'prompt'" in refused(path, columns=("words", None))
+    assert "row 1: it has no words; its columns are 'data_source', 'prompt'" in refused(path, columns=("words", None))
 
 
 def test_text_goes_through_the_chat_template_when_the_task_says_so(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ for _ in range(MAX_DEPTH + 1):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"answer": "1"}, "row 2 has no prompt; its columns are 'answer'"),
+        ({"answer": "1"}, "row 2: it has no prompt; its columns are 'answer'"),
         ({"prompt": " \n", "answer": "1"}, "row 2: prompt is ' \\n'; expected a text that is not empty, or messages"),
         ({"prompt": 5, "answer": "1"}, "row 2: prompt is 5; expected a text that is not empty, or messages"),
         ({"prompt": {"a": 1}, "answer": "1"}, "row 2: prompt is {'a': 1}; expected a text"),
@@ -158,14 +158,36 @@ for _ in range(MAX_DEPTH + 1):
         ({"prompt": "half \ud83d", "answer": "1"}, "row 2: prompt has half a surrogate pair at character 5"),
         ({"prompt": "a", "answer": "\ud83d"}, "row 2: answer has half a surrogate pair at character 0"),
         ({"prompt": "a", "answer": "1", "info": DEEP}, f"row 2: info is nested deeper than {MAX_DEPTH} levels"),
-        ([1, 2], "row 2 is '[1, 2]'; expected a JSON object"),
     ],
 )
-def test_what_is_wrong_with_a_row_is_said_with_its_number_and_column(
-    row: object, expected: str, tmp_path: Path
+def test_a_row_that_cannot_be_read_is_left_out_with_its_number_and_column(
+    row: object, expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", [SUMS[0], row])
-    assert expected in refused(path, tokenizer=chat_tokenizer())
+    """And keeps its place, so that the others are trained in the order that they would have beside a good one."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [SUMS[0], row, row, SUMS[1]])
+    found = source(path, tokenizer=chat_tokenizer(), seed=3)
+    assert "2 of 4 prompts are left out, as they or their answers cannot be used" in caplog.text
+    assert expected in caplog.text
+    whole = source(write_jsonl(tmp_path / "good.jsonl", SUMS[:4]), tokenizer=chat_tokenizer(), seed=3)
+    rows = [found.position(index).row for index in range(8)]
+    assert rows == [whole.position(index).row for index in range(8)]
+    for index, number in enumerate(rows):
+        if number in (2, 3):
+            with pytest.raises(UnusableRow, match=f"row {number}: "):
+                found.train(index)
+        else:
+            assert found.train(index).prompt_id == whole.train(index).prompt_id
+    assert found.train_file.num_duplicates == 0
+    alone = source(write_jsonl(tmp_path / "train.jsonl", [SUMS[2], row]), path, tokenizer=chat_tokenizer())
+    assert [prompt.answer for prompt in alone.heldout(2)] == [SUMS[0]["answer"], SUMS[1]["answer"]], "no overlap"
+    bad = write_jsonl(tmp_path / "bad.jsonl", [row, row])
+    if "prompt" in row:
+        assert "no row of" in refused(bad, tokenizer=chat_tokenizer())
+
+
+def test_a_line_that_is_no_row_is_a_damaged_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [SUMS[0], [1, 2]])
+    assert "row 2 is '[1, 2]'; expected a JSON object" in refused(path, tokenizer=chat_tokenizer())
 
 
 BAD = [{**SUMS[0], "answer": None}, *SUMS[1:5], {**SUMS[5], "answer": float("nan")}, SUMS[6], {**SUMS[7], "answer": ""}]
@@ -178,7 +200,10 @@ def test_rows_whose_answers_cannot_be_read_are_left_out_and_keep_their_place(
     rows = [*BAD[:5], {**BAD[5], "answer": None}, *BAD[6:]] if suffix == ".parquet" else BAD  # a column of texts
     path, good = write(tmp_path / f"rows{suffix}", rows), write(tmp_path / f"good{suffix}", SUMS[:8])
     found, whole = source(path, check=partial(check_answer, "boxed"), seed=1), source(good, seed=1)
-    assert "3 of 8 prompts are left out, as their answers cannot be used: row 1: answer: there is none;" in caplog.text
+    assert (
+        "3 of 8 prompts are left out, as they or their answers cannot be used: row 1: answer: there is none;"
+        in caplog.text
+    )
     assert "row 8: answer: boxed cannot read it: the answer of a mathematics task is ''" in caplog.text
     for index in range(16):
         expected = whole.train(index)
@@ -208,7 +233,7 @@ def test_bytes_are_text_or_refused(column: str, tmp_path: Path) -> None:
     assert source(nested).train(0).answer == "4"
     for row, name in (({"prompt": "a", column: b"\xff"}, column), ({"prompt": b"\xff", column: b"4"}, "prompt")):
         bad = write_parquet(tmp_path / "bad.parquet", [row])
-        assert f"{bad}, row 1: {name} is bytes that are not UTF-8" in refused(bad)
+        assert f"row 1: {name} is bytes that are not UTF-8" in refused(bad)
 
 
 def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -221,7 +246,8 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_an_empty_prompt_of_a_table_is_said_to_be_empty(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("prompt,answer\na,1\n,2\n")
-    assert "row 2: prompt is empty; expected a text" in refused(str(path), columns=("prompt", "answer"))
+    found = source(str(path), columns=("prompt", "answer")).train_file.faults
+    assert found == {1: "prompt is empty; expected a text that is not empty, or messages"}
 
 
 def test_a_prompt_that_is_far_too_long_is_not_encoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ def test_several_axes_as_the_command_line_hands_them_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["evaluation.ks=[1,4]", "learner.zero={a: 1, b: 2}", "task.verifier='math, or so'", "task.path=", "a.b=x=y"]
+    "text",
+    ["evaluation.ks=[1,4]", "learner.deepspeed={a: 1, b: 2}", "task.verifier='math, or so'", "task.path=", "a.b=x=y"],
 )
 def test_one_value_is_an_override_whatever_stands_in_it(text: str) -> None:
     assert axes_of([text]) == ({}, (text,))

@@ -31,6 +31,15 @@ def test_a_rank_and_an_engine_share_each_gpu() -> None:
     assert found["verifier"] == [(0, ())]
 
 
+def test_the_quickstart_on_a_gpu_takes_one() -> None:
+    config = load_config(QUICKSTART.with_name("quickstart_gpu.yaml"), ())
+    found = places_on(config, described("1xH100"))
+    assert [(where.role, where.devices) for where in found] == [
+        ("learner", (0,)), ("rollout", (0,)), ("verifier", ()),
+    ]  # fmt: skip
+    assert isinstance(places_on(config, described("8xcpu")), str)
+
+
 def test_engines_in_parts_have_the_gpus_of_ranks_on_one_node() -> None:
     parts = ("learner.world_size=6", "learner.gpus_per_rank=0.4", "rollout.gpus_per_worker=0.6",
              "rollout.tensor_parallel_size=2")  # fmt: skip

@@ -70,8 +70,8 @@ def test_the_derived_numbers_are_those_of_a_dry_run(capsys: pytest.CaptureFixtur
 
 def test_a_rank_that_does_not_fit_says_how_much_is_missing_and_what_mends_it() -> None:
     said = refused("paper_prime_code.yaml", "learner.gradient_checkpointing=false")
-    assert "8xH100: 1 learner rank with 236.7 GiB do not" in said
-    assert "fit H100 with 79.1 GiB: 157.6 GiB are missing; try learner.gradient_checkpointing=true (" in said
+    assert "8xH100: 1 learner rank with 242.4 GiB do not" in said
+    assert "fit H100 with 79.1 GiB: 163.3 GiB are missing; try learner.gradient_checkpointing=true (" in said
 
 
 def test_an_engine_without_room_for_one_sequence_says_so() -> None:

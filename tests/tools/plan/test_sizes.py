@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.packing import Packing, pack_update
 from lpo_ray.learner.settings import Objective, OptimiserSettings
@@ -39,7 +40,7 @@ from lpo_ray.tools.plan.memory import (
     rank_memory,
     step_heights,
 )
-from lpo_ray.tools.plan.problems import for_engine, for_rank
+from lpo_ray.tools.plan.problems import for_engine, for_rank, host_problems
 from lpo_ray.tools.plan.throughput import (
     Rate,
     Rates,
@@ -260,7 +261,7 @@ def test_what_is_offloaded_is_on_the_host() -> None:
     moved = rank_memory(SMOLLM2, replace(RANK, offload_optimizer=True, offload_parameters=True))
     assert not {"weights", "master weights and moments", "gradients"} & set(moved.device)
     assert moved.host["master weights and moments"] == 12 * -(-134_515_008 // 4)
-    assert set(moved.host) == {"weights", "master weights and moments", "gradients"}
+    assert set(moved.host) == {"weights", "master weights and moments", "gradients", "reading weights"}
     on_cpu = rank_memory(SMOLLM2, replace(RANK, offload_optimizer=True, on_gpu=False))
     assert not on_cpu.host
     assert "master weights and moments" in on_cpu.device
@@ -270,7 +271,44 @@ def test_the_head_of_a_wide_vocabulary_is_in_chunks() -> None:
     """32 x 2^20 logits of a chunk: three fp32 copies and one narrow, whatever the tokens; hidden states beside them."""
     wide = replace(SMOLLM2, vocab_size=2**18, tied=True)
     chunk = 2**25
-    assert head_memory(wide, "bfloat16", 10_000) == max(14 * chunk, 6 * chunk + 8 * 2**18 * 576) + 3 * 10_000 * 576 * 2
+    assert (
+        head_memory(wide, "bfloat16", 10_000, on_gpu=False)
+        == max(14 * chunk, 6 * chunk + 8 * 2**18 * 576) + 3 * 10_000 * 576 * 2
+    )
+
+
+def test_the_head_has_4096_tokens_a_chunk_on_gpus() -> None:
+    wide = replace(SMOLLM2, vocab_size=2**17, tied=True)
+    chunk, rest = 4096 * 2**17, 3 * 10_000 * 576 * 2
+    assert head_memory(wide, "bfloat16", 10_000, on_gpu=True) == 14 * chunk + rest
+    assert head_memory(wide, "bfloat16", 1000, on_gpu=True) == 14 * 1000 * 2**17 + 3 * 1000 * 576 * 2
+
+
+def test_start_and_checkpoints_have_heights_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 7 B model in bf16 on 8 GPUs: each rank reads a piece beside its share, one gathers the policy to write it."""
+    model = shipped("Qwen/Qwen2.5-7B", monkeypatch)
+    found = rank_memory(model, replace(RANK, world_size=8))
+    piece = 152_064 * 3584
+    assert found.host == {"reading weights": 2 * (2 * piece + -(-model.parameters // 8))}
+    assert found.save == 2 * model.parameters
+    assert found.host["reading weights"] < 2 * model.parameters / 3  # once it was the whole model, in every rank
+    on_cpu = rank_memory(model, replace(RANK, world_size=8, on_gpu=False))
+    assert not on_cpu.host
+    assert on_cpu.save == 2 * model.parameters - on_cpu.device["a step"]
+
+
+def test_a_machine_without_the_memory_for_a_checkpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = shipped("Qwen/Qwen2.5-7B", monkeypatch), Config()
+    config.learner.gpus_per_rank, config.rollout.gpus_per_worker = 1.0, 1.0
+    rank = rank_memory(model, replace(RANK, world_size=2))
+    places = [Placement("learner", 0, (0,)), Placement("learner", 1, (0,))]
+    needed = rank.host["reading weights"] / GIB
+    nodes = [Machine(f"node {n}", math.inf, 1, DEVICES["H100"], needed + 1) for n in (1, 2)]
+    [found] = host_problems(config, rank, engine_memory(model, ENGINE), nodes, places)
+    assert found.startswith(
+        f"1 learner rank with {needed:.1f} and a checkpoint of the policy {rank.save / GIB:.1f} GiB"
+    )
+    assert "do not fit the memory of node 1" in found
 
 
 def test_remedies_do_mend_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +407,8 @@ def test_clusters_by_description() -> None:
     assert [(m.gpus, m.device) for m in described("2x8xH200")] == [(8, DEVICES["H200"])] * 2
     assert [m.gpus for m in described("8xH100+4xcpu")] == [8, 0]
     assert described("4xcpu")[0].cpus == 4
+    memory = [m.memory_gib for m in described("2x8xH200@1024+2xA100+4xcpu@16+1xcpu")]
+    assert memory == [1024, 1024, 256, 16, math.inf]
 
 
 @pytest.mark.parametrize("text", ["", "H100", "8H100", "0xH100", "8x100", "-1xH100", "8 x H100 nodes", "2x0xH100"])

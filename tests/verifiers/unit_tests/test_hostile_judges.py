@@ -71,6 +71,11 @@ def test_who_solves_with_nodes_or_prints_passes() -> None:
         {"entry_point": "square", "test": "def check(candidate):\n    assert candidate(unsquare(9)) == 9"},
         "from solution import square\ndef test_a():\n    assert close(square(3), 9)",
         ["assert sorted(max(3)) == [9]"],
+        ["a = [2, 1]\norder(a)\nassert is_ordered(a)"],
+        ["assert square(3) is expected(3)"],
+        ["a = [2, 1]\norder(a)\nok = is_ordered(a)\nassert ok"],
+        "from solution import order, is_ordered\ndef test_a():\n    a = [2, 1]\n    order(a)\n    assert is_ordered(a)",
+        "from solution import make, is_valid\nassert is_valid(make(3))",
     ],
 )
 def test_tests_that_only_the_program_could_judge_are_unreadable(tests: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from lpo_ray.verdict import Verdict
+from lpo_ray.verifiers.sandbox.call_tests import run_call_tests
 from lpo_ray.verifiers.sandbox.limits import Limits
+from lpo_ray.verifiers.unit_tests.python_tests import python_tests
 from lpo_ray.verifiers.unit_tests.verifier import unit_tests
 
 REV = "def rev(a): a.reverse()\n"
@@ -66,6 +68,68 @@ def test_a_program_that_changes_its_arguments_passes(program: str, answer: Any) 
     assert verdict.reward == 1.0, verdict
 
 
+NODE = "class Node:\n    def __init__(self, v, next=None):\n        self.v, self.next = v, next\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "test"),
+    [
+        ("node.v = 7", "a = Node(1)\nf(a)\nassert a.v == 7"),
+        ("node.next = Node(9)", "a = Node(1)\nf(a)\nassert a.next.v == 9 and type(a.next) is Node"),
+        (
+            "node.v, node.next.v = node.next.v, node.v",
+            "b = Node(2)\na = Node(1, b)\nf(a)\nassert (a.v, b.v) == (2, 1) and a.next is b",
+        ),
+        (
+            "nxt = node.next; node.next = None; nxt.next = node",
+            "b = Node(2)\na = Node(1, b)\nassert f(a) is None\nassert a.next is None and b.next is a",
+        ),
+        ("node.next = node", "a = Node(1)\nf(a)\nassert a.next is a"),
+        ("node[0].v = 5; node.append(node[0])", "a = Node(1)\nl = [a]\nf(l)\nassert l[1] is a and a.v == 5"),
+        ("node.next.v += [4]", "s = [3]\nb = Node(s)\na = Node(1, b)\nf(a)\nassert b.v == [3, 4]"),
+    ],
+)
+def test_nodes_of_the_tasks_own_class_are_changed_and_stay_themselves(body: str, test: str) -> None:
+    for code, reward in ((body, 1.0), ("pass", 0.0)):
+        calls = python_tests([], [test], "f", given=NODE)
+        marks = run_call_tests(f"def f(node):\n    {code}\n", calls, Limits(start_seconds=20.0))
+        assert (marks.passed, marks.unreadable, marks.trouble) == (reward, None, None), marks
+
+
+def test_what_a_program_returns_is_one_of_the_tests_own_nodes_too() -> None:
+    program = "def f(node):\n    node.next.next, node.next, tail = node, None, node.next\n    return tail\n"
+    test = "b = Node(2)\na = Node(1, b)\nc = f(a)\nassert c is not None\nassert b.next is a and a.next is None"
+    marks = run_call_tests(program, python_tests([], [test], "f", given=NODE), Limits(start_seconds=20.0))
+    assert marks.passed == 1, marks
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "nums = [3, 2, 2, 3]\nk = remove(nums, 3)\nassert k == 2\nassert nums[:k] == [2, 2]",
+        "nums = [3, 2, 2, 3]\nassert remove(nums, 3) == 2\nassert nums[:2] == [2, 2]",
+        "nums = [3, 2, 2, 3]\nwant = [2, 2]\nk = remove(nums, val=3)\nassert k == len(want)\n"
+        "for i in range(k):\n    assert nums[i] == want[i]",
+        "nums = [3, 2, 2, 3]\nk = remove(nums, 3)\nnums = sorted(nums[:k])\nassert (k, nums) == (2, [2, 2])",
+        "for nums, want in [([3, 2, 2, 3], [2, 2]), ([3], [])]:\n    k = remove(nums, 3)\n"
+        "    assert k == len(want) and nums[:k] == want",
+        "def test_a():\n    nums = [3, 2, 2, 3]\n    k = remove(nums, 3)\n    assert k == 2\n"
+        "    assert sorted(nums[:k]) == [2, 2]",
+        {"entry_point": "Solution().remove", "test": "def check(candidate):\n    nums = [3, 2, 2, 3]\n"
+         "    k = candidate(nums, 3)\n    assert k == 2 and nums[:k] == [2, 2]\n"},
+    ],
+)  # fmt: skip
+def test_what_it_returns_and_what_it_changes_are_both_looked_at(test: Any) -> None:
+    """As LeetCode's 26 and 27 do."""
+    answer = test if isinstance(test, dict) or "def test" in test else [test]
+    kept = "kept = [n for n in nums if n != val]; "
+    for rest, reward in (("nums[: len(kept)] = kept", 1.0), ("pass", 0.0), ("nums.clear()", 0.0)):
+        line = f"{kept}{rest}; return len(kept)\n"
+        method = f"class Solution:\n    def remove(self, nums, val): {line}"
+        verdict = judged(method if isinstance(test, dict) else f"def remove(nums, val): {line}", answer)
+        assert verdict.reward == reward, (rest, verdict)
+
+
 @pytest.mark.parametrize(
     ("program", "answer"),
     [
@@ -84,6 +148,13 @@ def test_a_program_that_changes_its_arguments_passes(program: str, answer: Any) 
         ("def rev(a): a.clear(); return a\n", ["a = [2, 1]\nb = rev(a)\nassert b is not None\nassert b == sorted(a)"]),
         ("def rev(a): a.clear()\n", ["a = [2, 1]\nassert rev(a) == (max(a) if a else None)"]),
         ("def rev(a): a.clear()\n", ["a = [2, 1]\nfor b in [rev(a)]: assert b == (a or None)"]),
+        ("def rev(a): a.clear(); return 0\n", ["a = [2, 1]\nk = rev(a)\nassert k == len(a)"]),
+        ("def rev(a): a.clear(); return []\n", ["a = [2, 1]\nwant = sorted(a)\nassert rev(a) == sorted(a) == want"]),
+        ("def rev(a): a.clear(); return []\n", ["b = [2, 1]\na = b\nassert rev(a) == sorted(b)"]),
+        ("def rev(a): a.clear(); return []\n", ["b = [[2, 1]]\na = b[0]\nassert rev(a) == sorted(b[0])"]),
+        ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nif a:\n    assert k == 2\nassert k > 0"]),
+        ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nassert all(n < k - 1 for n in a)"]),
+        ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nfor n in a:\n    assert n < k - 1\nassert k"]),
         ("def rev(a): a[:] = [Yes(), Yes()]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
         ("def rev(a): a[:] = [I(0), I(0)]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
         ("def rev(a): a[:] = [L(), L()]\n", ["a = [[1], [2]]\nrev(a)\nassert a == [[2], [1]]"]),

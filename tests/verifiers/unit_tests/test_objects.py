@@ -57,6 +57,41 @@ def test_they_have_operators(program: str, test: str) -> None:
     assert verdict.reward == 1.0, verdict
 
 
+MONEY = """
+class Money:
+    def __init__(self, n): self.n = n
+    def __add__(self, other): return Money(self.n + getattr(other, 'n', other))
+    def __mul__(self, other): return Money(self.n * other)
+    def __sub__(self, other): return self.n - other
+    __radd__, __rmul__ = __add__, __mul__
+    def __lt__(self, other): return True
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert (Money(2) * 3).n == 6",
+        "assert (3 * Money(2)).n == 6",
+        "assert (Money(2) * 3 * 2 + 1).n == 13",
+        "assert sum([Money(1), Money(2)]).n == 3",
+        "m = Money(1)\nm += 4\nassert m.n == 5",
+        "from solution import Money as M\nassert (M(2) * 3).n == 6",
+    ],
+)
+def test_an_object_of_a_class_that_tests_name_has_operators_with_their_values(test: str) -> None:
+    assert judged(MONEY, test).reward == 1.0
+    assert judged(MONEY.replace("self.n * other", "0").replace("self.n + ", "1 + 0 * "), test).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["assert Money(9) - 9 == 0", "assert abs(Money(3) - 9) < 1", "assert Money(3) < 9", "assert not Money(9) - 9"],
+)
+def test_but_none_that_gives_a_verdict(test: str) -> None:
+    assert judged(MONEY, test).reward == 0.0
+
+
 @pytest.mark.parametrize(
     "test",
     [

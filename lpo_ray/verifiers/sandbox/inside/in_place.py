@@ -1,7 +1,8 @@
-"""Calls whose value the tests do not look at: what such a call does to its arguments, they look at instead.
+"""What the program does to the arguments of a call, where the tests look at them.
 
-The program gets copies. After such a call alone their contents come back, into the lists, dicts and sets that the tests
-hold. After any other call the arguments are what they were, or a program could empty what its value is compared with.
+The program gets copies. After a call whose value the tests do not look at, their contents come back, into the lists,
+dicts and sets that the tests hold. After any other call only those of variables come back of which that was found to be
+safe beforehand; the others are what they were, or a program could empty what its value is compared with.
 """
 
 from __future__ import annotations
@@ -20,14 +21,27 @@ _CHANGING = (list, dict, set, bytearray)
 _PLAIN = (*_CHANGING, tuple, frozenset, str, bytes, int, float, complex, type(None))
 
 
-def compiled(text: str, name: str) -> CodeType:
-    """Compile tests, with a mark at each call whose value is thrown away or only compared with None."""
+def compiled(text: str, name: str, changed: frozenset[str]) -> CodeType:
+    """Compile tests, with a mark at each call whose value is thrown away or only compared with None, and at those that
+    are given variables in ``changed``, for these alone.
+    """
     tree = ast.parse(text)
     nodes = list(ast.walk(tree))
     unread = [node.value for node in nodes if isinstance(node, ast.Expr)] + [*filter(None, map(_is_it_none, nodes))]
-    for node in [*unread, *_unread_locals(nodes, unread)]:
-        if isinstance(node, ast.Call):
-            node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), [node.func], []), node.func)
+    unread += _unread_locals(nodes, unread)
+    thrown_away = {id(node) for node in unread}
+    for node in nodes:
+        if not isinstance(node, ast.Call):
+            continue
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        some = [isinstance(each, ast.Name) and each.id in changed for each in given]
+        if id(node) in thrown_away:
+            may_change = ast.Constant(None)
+        elif any(some) and not _has_stars(node):
+            may_change = ast.List([ast.Constant(each) for each in some], ast.Load())
+        else:
+            continue
+        node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), [node.func, may_change], []), node.func)
     return compile(ast.fix_missing_locations(tree), name, "exec", dont_inherit=True)
 
 
@@ -63,32 +77,44 @@ def _is_it_none(node: ast.AST) -> ast.expr | None:
     return None
 
 
-def called_in_place(function: Any) -> Any:  # noqa: ANN401 - any value
-    """Return what to call in place of a function: itself, if it is the tests' own."""
-    return _in_place(function) if type(function) is StandIn else function
+def _has_stars(call: ast.Call) -> bool:
+    return any(isinstance(each, ast.Starred) for each in call.args) or any(each.arg is None for each in call.keywords)
 
 
-def _in_place(function: StandIn) -> Callable[..., Any]:
+def called_in_place(function: Any, may_change: Sequence[bool] | None) -> Any:  # noqa: ANN401 - any value
+    """Return what to call in place of a function: itself, if it is the tests' own. ``may_change``: whether each of its
+    arguments may; None: all.
+    """
+    return _in_place(function, may_change) if type(function) is StandIn else function
+
+
+def _in_place(function: StandIn, may_change: Sequence[bool] | None) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any value
         given = [*args, *kwargs.values()]
-        if not any(isinstance(value, _CHANGING) and _is_plain(value) for value in given):
+        link = function.__dict__["_link"]
+        plain = (*_PLAIN, *link.classes.values())
+        changing = (*_CHANGING, *link.classes.values())
+        if not any(isinstance(value, changing) and _is_plain(value, plain) for value in given):
             return function(*args, **kwargs)
-        value, changed, by_name = function.__dict__["_link"].change(function, args, kwargs)
-        for old, new in zip(given, [*changed, *(by_name[name] for name in kwargs)], strict=True):
-            if _is_plain(old):
+        value, changed, by_name = link.change(function, args, kwargs)
+        may = [True] * len(given) if may_change is None else may_change
+        for old, new, may_be in zip(given, [*changed, *(by_name[name] for name in kwargs)], may, strict=True):
+            if may_be and _is_plain(old, plain):
                 _put(old, new)
         return value
 
     return call
 
 
-def _is_plain(value: Any, depth: int = DEPTH) -> bool:  # noqa: ANN401 - any value
-    """Tell whether a copy is as good as the value: an object of a class would be another one."""
+def _is_plain(value: Any, plain: tuple[type, ...], depth: int = DEPTH) -> bool:  # noqa: ANN401 - any value
+    """Tell whether all in a value is of the types ``plain``, so that what comes back is as good: an object of another
+    class would be another one.
+    """
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple | set | frozenset):
-        return depth > 0 and all(_is_plain(part, depth - 1) for part in value)
-    return isinstance(value, _PLAIN)
+        return depth > 0 and all(_is_plain(part, plain, depth - 1) for part in value)
+    return isinstance(value, plain)
 
 
 def _put(old: Any, new: Any) -> Any:  # noqa: ANN401 - any value

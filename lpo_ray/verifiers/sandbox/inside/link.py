@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, IN_PLACE, Unsendable, Writer, read
@@ -13,9 +13,10 @@ from lpo_ray.verifiers.sandbox.inside.wire import DEPTH, IN_PLACE, Unsendable, W
 _SPOKEN = ("__name__", "__doc__")
 """attributes with such names that are asked for; libraries look for others to treat a value as one of theirs"""
 
+_ORDERS = ("lt", "le", "gt", "ge")
 _OPERATORS = (
     "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor", "lshift", "rshift",
-    "lt", "le", "gt", "ge",
+    *_ORDERS,
 )  # fmt: skip
 
 
@@ -59,21 +60,26 @@ class Link:
     def change(
         self, function: StandIn, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """Call the program's function; return its value, and what became of the arguments. They stay what they were
-        where they are too large or too deep for an answer.
+        """Call the program's function; return its value, and what became of the arguments. Objects in them are the same
+        ones, with their new attributes. All stay what they were where they are too large or too deep for an answer.
         """
-        question = {"value": {"h": _number(function)}}, self.written(args), self.written(kwargs)
+        called = {"value": {"h": _number(function)}}
+        writer = Writer(_number, self.classes, 3 * DEPTH)
+        asked = writer.message((args, kwargs))
         try:
-            back = Writer(_number, self.classes).message([args, kwargs])
+            fits = len(json.dumps(Writer(_number, self.classes).message([args, kwargs]))) <= self._most // 2
         except Unsendable:
-            return self.ask("call", *question), args, kwargs
-        if len(json.dumps(back)) > self._most // 2:
-            return self.ask("call", *question), args, kwargs
-        answer = self.ask("change", *question)
-        if isinstance(answer, tuple) and len(answer) == 3:
-            value, changed, by_name = answer
-            if isinstance(changed, tuple) and len(changed) == len(args) and isinstance(by_name, dict):
-                return value, changed, {name: by_name.get(name, old) for name, old in kwargs.items()}
+            fits = False
+        if not fits:
+            return self.ask("call", called, self.written(args), self.written(kwargs)), args, kwargs
+        answer = self.ask("change", called, asked)
+        if isinstance(answer, tuple) and len(answer) == 4:
+            value, changed, by_name, objects = answer
+            are_whole = isinstance(changed, tuple) and isinstance(by_name, dict) and isinstance(objects, tuple)
+            if are_whole and len(changed) == len(args) and len(objects) == len(writer.objects):
+                same = Same(zip(objects, writer.objects, strict=True))
+                changed, by_name = same.of(changed), same.of(by_name)
+                return same.of(value), changed, {name: by_name.get(name, old) for name, old in kwargs.items()}
         self.lost = "the program's process gives no proper answers"
         raise Lost(self.lost)
 
@@ -120,11 +126,41 @@ class Link:
             return RuntimeError(f"{name}: {text}")
 
 
+class Same:
+    """The tests' own objects in place of what came back for them, with the attributes that came back."""
+
+    def __init__(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        """``pairs``: what came back, and the tests' own."""
+        self._own: dict[int, Any] = {}
+        came_back = [(new, old) for new, old in pairs if type(new) is type(old)]
+        for new, old in came_back:
+            self._own[id(new)] = old
+        for new, old in came_back:
+            attributes = {name: self.of(value) for name, value in new.__dict__.items()}
+            old.__dict__.clear()
+            old.__dict__.update(attributes)
+        self._kept = came_back  # an id is one object's as long as that lives
+
+    def of(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return the value with them in it."""
+        if id(value) in self._own:
+            return self._own[id(value)]
+        if isinstance(value, dict):
+            return type(value)((self.of(key), self.of(part)) for key, part in value.items())
+        if isinstance(value, list | tuple | set | frozenset):
+            return type(value)(map(self.of, value))
+        if type(value) is not StandIn and hasattr(value, "__dict__") and not isinstance(value, type):
+            self._own[id(value)] = value  # one that the program made
+            for name, part in list(value.__dict__.items()):
+                value.__dict__[name] = self.of(part)
+        return value
+
+
 class StandIn:
     """A value of no plain type in the program's process. Equal to nothing but itself."""
 
     def __init__(self, link: Link, number: int) -> None:
-        self.__dict__.update(_link=link, _number=number)
+        self.__dict__.update(_link=link, _number=number, _makes=False, _is_made=False)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any value
         if name.startswith("__") and name not in _SPOKEN:
@@ -136,7 +172,8 @@ class StandIn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any value
         """Call the program's function by value; its answer comes by value too."""
-        return self._asked("call", self._link.written(args), self._link.written(kwargs))
+        found = self._asked("call", self._link.written(args), self._link.written(kwargs))
+        return _made(found) if self._makes else found
 
     def __iter__(self) -> Iterator[Any]:
         items = self._method("__iter__")
@@ -194,19 +231,42 @@ class StandIn:
         return self._link.ask(what, {"value": {"h": self._number}}, *rest)
 
 
-def _operator(name: str) -> Callable[[StandIn, Any], Any]:
-    """Make an operator of two values of the program's: any other operand may be what a test expects."""
+def makes_objects(value: Any, name: str) -> Any:  # noqa: ANN401 - any value
+    """Mark what tests call by a class's name, such as Vector: what it makes has operators with other operands."""
+    if type(value) is StandIn and name[:1].isupper() and "_" not in name:
+        value.__dict__["_makes"] = True
+    return value
 
-    def operate(left: StandIn, right: Any) -> Any:  # noqa: ANN401 - any value
-        if not isinstance(right, StandIn):
+
+def _made(value: Any) -> Any:  # noqa: ANN401 - any value
+    if type(value) is StandIn:
+        value.__dict__["_is_made"] = True
+    return value
+
+
+def _operator(name: str, *, reflected: bool = False) -> Callable[[StandIn, Any], Any]:
+    """Make an operator of two values of the program's. Any other operand may be what a test expects, unless the object
+    is of a class that the tests name, and the result another object: a number would be the program's own verdict.
+    """
+
+    def operate(own: StandIn, other: Any) -> Any:  # noqa: ANN401 - any value
+        if isinstance(other, StandIn):
+            return own._asked("operate", own._link.written(other), name)
+        if not own._is_made or name in _ORDERS:
             return NotImplemented
-        return left._asked("operate", left._link.written(right), name)
+        sides = own._link.written(own), own._link.written(other)
+        found = own._link.ask("operate", *(reversed(sides) if reflected else sides), name)
+        if type(found) is not StandIn:
+            raise TypeError(f"{name} of an object of the program's and a value of the tests gives a value")
+        return _made(found)
 
     return operate
 
 
 for _name in _OPERATORS:
     setattr(StandIn, f"__{_name.strip('_')}__", _operator(_name))
+    if _name not in _ORDERS:
+        setattr(StandIn, f"__r{_name.strip('_')}__", _operator(_name, reflected=True))
 
 
 def _number(value: Any) -> int:  # noqa: ANN401 - any value

@@ -27,15 +27,17 @@ class Solver:
     def answer(self, question: list[Any]) -> dict[str, Any]:
         """Answer ``["names", names, class]``, ``["text", object]``, ``["get", object, attribute]``,
         ``["set", object, attribute, value]``, ``["operate", object, object, operator]``, ``["call", object, args,
-        kwargs]``, or ``["change", object, args, kwargs]``, which asks for the arguments after the call too.
+        kwargs]``, or ``["change", object, [args, kwargs]]``, which asks for the arguments after the call too, and for
+        the objects in them, in the order of the question's.
         """
         what, *rest = question
         if what == "names":
             found = {name: self._named(name, rest[1]) for name in rest[0]}
             return self._message({name: value[0] for name, value in found.items() if value})
         classes = self._classes()
+        made: list[Any] = []
         values = [
-            read(part, self._values.__getitem__, classes, 4 * DEPTH) if isinstance(part, dict) else part
+            read(part, self._values.__getitem__, classes, 4 * DEPTH, made) if isinstance(part, dict) else part
             for part in rest
         ]
         if what == "text":
@@ -46,8 +48,11 @@ class Solver:
             return self._message(setattr(values[0], values[1], values[2]))
         if what == "operate":
             return self._message(getattr(operator, values[2])(values[0], values[1]))
-        value = values[0](*values[1], **values[2])
-        return self._message(value) if what == "call" else self._message((value, *values[1:]), IN_PLACE)
+        if what == "change":
+            args, kwargs = values[1]
+            value = values[0](*args, **kwargs)
+            return self._message((value, args, kwargs, tuple(made)), IN_PLACE)
+        return self._message(values[0](*values[1], **values[2]))
 
     def _message(self, value: Any, depth: int = DEPTH) -> dict[str, Any]:  # noqa: ANN401 - any value
         return Writer(self._number, self._given, depth).message(value)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from lpo_ray.verifiers.sandbox.inside.in_place import NAME, called_in_place, compiled
 from lpo_ray.verifiers.sandbox.inside.judging import accepts, guard_numpy, try_named
-from lpo_ray.verifiers.sandbox.inside.link import Link
+from lpo_ray.verifiers.sandbox.inside.link import Link, makes_objects
 from lpo_ray.verifiers.sandbox.inside.wire import Unsendable, own_classes
 
 
@@ -25,8 +26,8 @@ class NotDefined(Exception):
 class Tester:
     """The tests' name space, and what happens in it."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, link: Link, changed: Sequence[str]) -> None:
+        self._link, self._changed = link, frozenset(changed)
         self._space: dict[str, Any] = {"__name__": "tests", "__file__": "/tmp/tests.py", NAME: called_in_place}
 
     def prepare(self, given: str, setup: str, names: list[str], entry_point: str | None, owner: str) -> None:
@@ -40,7 +41,7 @@ class Tester:
         found = self._link.ask("names", wanted, owner)
         if not isinstance(found, dict) or not found or (entry_point and entry_point not in found):
             raise NotDefined(f"the program does not define {entry_point or ', '.join(names)}")
-        found = {name: found[name] for name in wanted if name in found}
+        found = {name: makes_objects(found[name], name) for name in wanted if name in found}
         for name in names:
             self._space.pop(name, None)
         self._space.update({name: value for name, value in found.items() if name in names})
@@ -50,12 +51,12 @@ class Tester:
             self._space["candidate"] = found[entry_point]
         self._candidate = self._space.get("candidate")
         self._link.asked = 0
-        exec(compiled(setup, "setup.py"), self._space)
+        exec(compiled(setup, "setup.py", self._changed), self._space)
 
     def try_test(self, kind: str, *rest: Any) -> None:  # noqa: ANN401 - as CallTests has it
         """Try one test, which passes when nothing is raised."""
         if kind == "code":
-            exec(compiled(rest[0], "test.py"), self._space)
+            exec(compiled(rest[0], "test.py", self._changed), self._space)
         elif kind == "named":
             try_named(self._space, rest[0])
         else:
@@ -78,9 +79,11 @@ class Tester:
 
 def main(
     given: str, setup: str, tests: list[list[Any]], names: list[str], entry_point: str | None, owner: str,
-    fds: tuple[int, int], most: int, ready: bytes,
+    changed: Sequence[str], fds: tuple[int, int], most: int, ready: bytes,
 ) -> None:  # fmt: skip
-    """Run the tests. ``fds``: to read, to write; ``most``: bytes of an answer; ``ready``: the program's first ones."""
+    """Run the tests. ``changed``: as in CallTests; ``fds``: to read, to write; ``most``: bytes of an answer; ``ready``:
+    the program's first ones.
+    """
     out = os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 1)
@@ -93,7 +96,7 @@ def main(
     say(started=started)
     if not started:
         return
-    tester = Tester(link)
+    tester = Tester(link, changed)
     try:
         if "numpy" in repr((given, setup, tests)):
             guard_numpy()

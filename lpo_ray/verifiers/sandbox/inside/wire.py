@@ -88,14 +88,15 @@ class Writer:
         know, by name.
         """
         self._opaque, self._classes, self._depth = opaque, classes or {}, depth
-        self._objects: list[Any] = []
+        self.objects: list[Any] = []
+        """those that were written, in the order in which a reader makes them"""
         self._places: dict[int, int] = {}
 
     def message(self, value: Any) -> dict[str, Any]:  # noqa: ANN401 - any value
         """Write the value, and each object in it once, so that those that hold each other are no trouble."""
         tree = self._tree(value, self._depth)
         objects = []
-        for each in self._objects:  # grows meanwhile
+        for each in self.objects:  # grows meanwhile
             state = [[str.__str__(name), self._tree(part, self._depth)] for name, part in each.__dict__.items()]
             objects.append([type(each).__name__, state])
         return {"value": tree, "objects": objects} if objects else {"value": tree}
@@ -134,19 +135,20 @@ class Writer:
 
     def _place(self, value: Any) -> int:  # noqa: ANN401 - an object
         if id(value) not in self._places:
-            self._places[id(value)] = len(self._objects)
-            self._objects.append(value)
+            self._places[id(value)] = len(self.objects)
+            self.objects.append(value)
         return self._places[id(value)]
 
 
 def read(
     message: Mapping[str, Any], stand_in: Callable[..., Any], classes: Mapping[str, type] | None = None,
-    depth: int = DEPTH,
+    depth: int = DEPTH, made: list[Any] | None = None,
 ) -> Any:  # noqa: ANN401 - any value  # fmt: skip
     """Return the value that a Writer made ``message`` of. ``stand_in`` gives what stands for a value of no plain type,
     by its number, or for an error's class, by that and the name of a builtin one that it is of. An object gets no
-    attribute that would hide a method of its class. Raises TypeError, ValueError, KeyError, IndexError or
-    ArithmeticError for any other message.
+    attribute that would hide a method of its class. ``made`` gets all objects.
+
+    Raises TypeError, ValueError, KeyError, IndexError or ArithmeticError for any other message.
     """
     states = message.get("objects", [])
     objects = [object.__new__((classes or {})[name]) for name, _ in states]
@@ -184,4 +186,6 @@ def read(
             if not isinstance(name, str) or name.startswith("__") or callable(getattr(type(each), name, None)):
                 raise ValueError(f"an object with an attribute {name!r}")
             each.__dict__[name] = value_of(part, depth)
+    if made is not None:
+        made += objects
     return value_of(message["value"], depth)

@@ -1,4 +1,4 @@
-"""Engines and a learner's rank on fake GPUs: our receivers, sender and publisher on threads in place of processes."""
+"""A rank and engines on threads in place of processes: our senders, receivers and publisher, over NCCL or gloo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from actors.learner.worker import LearnerWorker
 from actors.publisher import DeliverySettings, Publisher
 from actors.rollout.vllm_extension import WorkerExtension
 from actors.rollout.worker import Delivery
+from actors.transports.gloo import GlooSender
 from actors.transports.gpu_receivers import NcclReceiver
+from actors.transports.host_receiver import HostReceiver
 from actors.transports.nccl import NcclSender
 from actors.transports.staging import Slots, Staging
 from actors.transports.table import TRANSPORTS
@@ -28,6 +30,7 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import LpoRayError
 from lpo_ray.learner.packing import Packing
+from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
@@ -68,26 +71,28 @@ class Model(nn.Module):
 class EngineProcess(OwnThread, WorkerExtension):
     """One process of an engine, with vLLM's worker reduced to what a transfer needs."""
 
-    def __init__(self, rank: int, size: int, device: int) -> None:
+    def __init__(self, rank: int, size: int, device: int, kind: str) -> None:
         super().__init__(device)
         parallel = SimpleNamespace(rank=rank, world_size=size, data_parallel_index=0)
         config = SimpleNamespace(parallel_config=parallel, model_config=None)
         self.device, self.model = device, Model()
-        self.weight_transfer_engine = NcclReceiver(None, config, FakeDevice(device), self.model)
+        receiver, place = (NcclReceiver, FakeDevice(device)) if kind == "nccl" else (HostReceiver, torch.device("cpu"))
+        self.weight_transfer_engine = receiver(None, config, place, self.model)
         self.start_weight_update = self.weight_transfer_engine.start_weight_update
         self.finish_weight_update = self.weight_transfer_engine.finish_weight_update
 
     def begin(self) -> None:
         """Pause, which promises an idle device, and begin an update."""
-        synchronize(self.device)
+        if self.weight_transfer_engine.device.type != "cpu":
+            synchronize(self.device)
         self.restart_weight_update()
 
 
 class Engine:
     """A rollout worker's handle: an engine of some processes. ``hangs_in``: methods that it never answers."""
 
-    def __init__(self, devices: list[int]) -> None:
-        self.processes = [EngineProcess(rank, len(devices), device) for rank, device in enumerate(devices)]
+    def __init__(self, devices: list[int], kind: str) -> None:
+        self.processes = [EngineProcess(rank, len(devices), device, kind) for rank, device in enumerate(devices)]
         self.hangs_in: set[str] = set()
         self.dies_in: set[str] = set()
         self.dead = False
@@ -174,12 +179,13 @@ class GpuSlots(Slots):
 class Rank:
     """The learner's one rank as an actor."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, kind: str = "nccl") -> None:
         self.worker = LearnerWorker(0, 1, None)  # type: ignore[arg-type]
         self.manifest = policy.manifest
-        slots = GpuSlots(self.manifest, 0, torch.empty(2, self.manifest.slot_numel, dtype=self.manifest.torch_dtype))
-        self.worker._staging = Staging(policy, self.manifest, slots)
-        self.worker._sender = NcclSender(self.worker._staging, "127.0.0.1")
+        elements = torch.empty(2, self.manifest.slot_numel, dtype=self.manifest.torch_dtype)
+        slots, sender = (GpuSlots, NcclSender) if kind == "nccl" else (Slots, GlooSender)
+        self.worker._staging = Staging(policy, self.manifest, slots(self.manifest, 0, elements))
+        self.worker._sender = sender(self.worker._staging, "127.0.0.1")
         self.thread = OwnThread(LEARNERS_GPU)
         self.hangs_in: set[str] = set()
         self.calls: list[str] = []
@@ -224,9 +230,11 @@ class Pool:
 class Site:
     """A learner of one rank and some engines, on one fake GPU for each process."""
 
-    def __init__(self, nccl: FakeNccl, engines: int, processes: int = 1, manifest: Manifest = SMALL) -> None:
+    def __init__(self, nccl: FakeNccl | None, engines: int, processes: int = 1, manifest: Manifest = SMALL) -> None:
+        """``nccl``: None for gloo, which is real."""
         self.nccl, self.policy, self.pool, self._processes = nccl, Policy(manifest), Pool(), processes
-        self.rank = Rank(self.policy)
+        self._kind = "gloo" if nccl is None else "nccl"
+        self.rank = Rank(self.policy, self._kind)
         self.learner = LearnerGroup(
             None,  # type: ignore[arg-type]
             LearnerRules(1, 1, Packing(1, 100, False), 30.0, 30.0, RestartRule(0, 100.0, 0.0)),
@@ -234,9 +242,10 @@ class Site:
         )
         self.reform(self.rank)
         settings = DeliverySettings(
-            TRANSPORTS["nccl"], processes_per_engine=processes, probe=PROBE, tolerance=1e-3, folder_is_version_0=False,
+            TRANSPORTS[self._kind], processes_per_engine=processes, folder_is_version_0=False,
+            proof=ProofLimits(PROBE, None, {}, full=True, mixture=False),
             prepare_seconds=PREPARE, transfer_seconds=TRANSFER,
-            **({"join_seconds": JOIN} if "join_seconds" in DeliverySettings.__dataclass_fields__ else {}),
+            join_seconds=JOIN,
         )  # fmt: skip
         self.publisher = Publisher(self.learner, self.pool, settings)
         self.engines: list[Engine] = []
@@ -254,7 +263,7 @@ class Site:
         """Start an engine."""
         number = len(self.engines)
         first = 1 + number * self._processes
-        self.engines.append(Engine(list(range(first, first + self._processes))))
+        self.engines.append(Engine(list(range(first, first + self._processes)), self._kind))
         process = Process(1, "node", "127.0.0.1", ())
         name = f"w{number}"
         self.pool.members.append(Member(number, name, remote_worker(name, self.engines[-1]), process, None))
@@ -262,7 +271,7 @@ class Site:
 
     def end_process(self, engine: Engine) -> None:
         """Let the system take back what an engine's processes hold, as it does when they end."""
-        for comm in list(self.nccl.live):
+        for comm in list(self.nccl.live) if self.nccl else ():
             if comm.device in [process.device for process in engine.processes]:
                 self.nccl.ncclCommAbort(comm)
 
