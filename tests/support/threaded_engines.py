@@ -237,7 +237,7 @@ class Site:
         self.rank = Rank(self.policy, self._kind)
         self.learner = LearnerGroup(
             None,  # type: ignore[arg-type]
-            LearnerRules(1, 1, Packing(1, 100, False), 30.0, 30.0, RestartRule(0, 100.0, 0.0)),
+            LearnerRules(1, 1, Packing(1, 100, False), 30.0, 30.0, 30.0, RestartRule(0, 100.0, 0.0)),
             FakeEvents(),
         )
         self.reform(self.rank)
