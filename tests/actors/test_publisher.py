@@ -369,9 +369,7 @@ async def test_the_baseline_is_measured_before_any_weights_change_and_holds_for_
     publication = await at.publisher.publish(7)
     assert at.events.count("w0 answer") == 1  # it is not asked again
     assert publication.difference == pytest.approx(1e-4)
-    assert publication.proof == pytest.approx(
-        {"typical": 1e-4, "baseline": 1e-4, "typical_limit": 3e-4, "limit": 1e-3}
-    )
+    assert publication.proof == pytest.approx({"typical": 1e-4, "baseline": 1e-4, "typical_limit": 3e-4, "limit": 1e-3})
     good, bad = stage("shared_memory", count=2).members
     bad.worker.handle.as_loaded = [LOGPROBS[0] + 9 * noise, LOGPROBS[1][-1:]]
     for newcomer in (good, bad):
