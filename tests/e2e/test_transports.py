@@ -249,7 +249,7 @@ def test_after_each_of_three_updates_the_engine_is_transformers(
         assert case.greedy
         assert case.difference < rounding(name, dtype)
         proof = case.publication.proof
-        assert 0 < proof["typical"] < 2 * proof["baseline"]  # 2.5 times are refused
+        assert 0 < proof["typical"] < 2.5 * proof["baseline"]  # 3 times are refused
         assert proof["typical_limit"] < (1e-4 if dtype == "float32" else 2e-2)
         assert case.versions == {case.publication.version.step}
     assert len({case.publication.version.digest for case in cases}) == 3
@@ -276,7 +276,7 @@ def test_a_tensor_that_arrives_and_is_not_loaded_shows_in_the_probe(seen: Seen) 
 def test_one_tensor_in_a_wrong_layout_shows_in_bfloat16(seen: Seen, kind: str) -> None:
     why, times = seen.corrupted[kind]
     assert "its log-probs of the probe are not the learner's" in why
-    assert times > 1.5
+    assert times > 1
 
 
 def test_a_stale_prefix_cache_is_found(seen: Seen) -> None:
