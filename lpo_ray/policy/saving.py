@@ -98,6 +98,7 @@ def add_end_tokens(folder: Path, token_ids: Sequence[int]) -> None:
     file, config = folder / GENERATION_CONFIG_NAME, _read(folder / CONFIG_NAME)
     values = _read(file) if file.is_file() else {name: config[name] for name in TOKENS if config.get(name) is not None}
     own = values.get("eos_token_id", config.get("eos_token_id"))
+    values.pop("_from_model_config", None)  # or generate() makes it again from config.json
     ends = own if isinstance(own, list) else [] if own is None else [own]
     _write(file, {**values, "eos_token_id": list(dict.fromkeys([*ends, *token_ids]))})
 

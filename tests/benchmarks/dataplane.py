@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -234,9 +235,13 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
             made = settings.learner_settings(spec, model_path)
             return Formation([actor.remote(rank, world_size, made) for rank in range(world_size)], lambda: None)
 
-        learner = LearnerGroup(
-            form, LearnerRules(arguments.ranks, arguments.ranks, settings.packing(spec), 600, 600, rule), events
-        )
+        values = {
+            "world_size": arguments.ranks, "min_world_size": arguments.ranks, "packing": settings.packing(spec),
+            "silence_seconds": 600.0, "start_seconds": 600.0, "start_silence_seconds": 600.0, "restarts": rule,
+        }  # fmt: skip
+        known = {entry.name for entry in fields(LearnerRules)}  # a tree of before has fewer
+        rules = LearnerRules(**{name: value for name, value in values.items() if name in known})
+        learner = LearnerGroup(form, rules, events)
         service = ray.remote(Service).options(num_cpus=0.1)
         verifier = RemoteVerifier(lambda count: service.remote(), 1, 600, 600, rule, events)
         builder = remote_target_builder(config, settings.target_rules(spec), rule, events)

@@ -81,7 +81,7 @@ async def learner_of(monkeypatch: pytest.MonkeyPatch, packing: Packing) -> tuple
     async def form(size: int) -> Formation:
         return Formation(ranks, SimpleNamespace())
 
-    rules = LearnerRules(packing.world_size, 1, packing, 5.0, 5.0, RestartRule(0, 1.0, 0.0))
+    rules = LearnerRules(packing.world_size, 1, packing, 5.0, 5.0, 5.0, RestartRule(0, 1.0, 0.0))
     learner = LearnerGroup(form, rules, FakeEvents())
     await learner.start()
     return learner, ranks

@@ -73,6 +73,7 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "options",
