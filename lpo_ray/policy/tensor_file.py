@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,19 +56,21 @@ class StoredTensor:
         """
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.path}: dtype {self.dtype}; expected one of {', '.join(DTYPES)}")
-        run = torch.empty(end - first, dtype=DTYPES[self.dtype])
-        if not run.numel():
-            return run
-        content = run.view(torch.uint8).numpy().data
+        dtype = DTYPES[self.dtype]
+        size = (end - first) * dtype.itemsize
+        if not size:
+            return torch.empty(0, dtype=dtype)
+        # Pages of its own go back as soon as the tensor does. The allocator would keep gaps between what stays.
+        content = mmap.mmap(-1, size)
         with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset + first * run.element_size())
+            file.seek(self.offset + first * dtype.itemsize)
             done = 0
-            while done < len(content):  # a call of the kernel reads 2 GiB at most
-                count = file.readinto(content[done:])
+            while done < size:  # a call of the kernel reads 2 GiB at most
+                count = file.readinto(memoryview(content)[done:])
                 if not count:
-                    raise ValueError(f"{self.path} ends {len(content) - done} bytes before its tensor does")
+                    raise ValueError(f"{self.path} ends {size - done} bytes before its tensor does")
                 done += count
-        return run
+        return torch.frombuffer(content, dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True)
