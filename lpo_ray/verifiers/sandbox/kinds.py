@@ -93,26 +93,28 @@ def closed_to_others(kind: str) -> bool:
     above = {str(folder) for path in needed for folder in Path(path).parents}
     if kind == BUBBLEWRAP:
         above = {path for path in above if any(Path(path).is_relative_to(folder) for folder in readable())}
-    return not (all(map(_others_may_read, needed)) and all(os.stat(path).st_mode & stat.S_IXOTH for path in above))
+    return not all(_others_may(os.stat(path).st_mode, read=path in needed) for path in needed | above)
 
 
-def _others_may_read(path: str) -> bool:
-    mode = os.stat(path).st_mode
-    wanted = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+def _others_may(mode: int, *, read: bool) -> bool:
+    wanted = (stat.S_IROTH if read else 0) | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
     return mode & wanted == wanted
 
 
-def closed(path: str) -> str:
+def closed(kind: str, path: str) -> str:
     """Name what closes a path of Python or its packages to programs, and say what to do."""
-    target = os.path.realpath(path)
-    if not any(Path(target).is_relative_to(folder) for folder in readable()):
+    target = Path(os.path.realpath(path))
+    shown = [Path(folder) for folder in readable() if target.is_relative_to(folder)]
+    if not shown:
         return f"{path}: it is a link to {target}, which they do not see; install copies (uv: UV_LINK_MODE=copy)"
-    for part in (*reversed(Path(target).parents), Path(target)):
+    for part in (*reversed(target.parents), target):
+        is_above = not any(part.is_relative_to(folder) for folder in shown)
         status = part.stat()
-        wanted = stat.S_IXOTH | (stat.S_IROTH if str(part) == target else 0)
-        if part.is_dir() and status.st_mode & wanted != wanted or part.is_file() and not status.st_mode & stat.S_IROTH:
-            where = f"{part} has mode {stat.S_IMODE(status.st_mode):04o} and is user {status.st_uid}'s"
-            return f"{path}: {where}; chmod -R o+rX {part}, install under umask 022 elsewhere, or do not run as root"
+        if (is_above and kind == BUBBLEWRAP) or _others_may(status.st_mode, read=part == target):
+            continue
+        fix = f"chmod o+x {part}" if is_above else f"chmod -R o+rX {part}"
+        where = f"{part} has mode {stat.S_IMODE(status.st_mode):04o} and is user {status.st_uid}'s"
+        return f"{path}: {where}; {fix}, or install Python and packages elsewhere under umask 022, or do not run as root"
     return f"{path}, which this process can; install Python and its packages where every user can read them"
 
 
