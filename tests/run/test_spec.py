@@ -12,8 +12,8 @@ from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.numbers import render
-from lpo_ray.run.settings import evaluation_settings, sampling
 from lpo_ray.run.preflight import check_sandbox
+from lpo_ray.run.settings import evaluation_settings, sampling
 from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.tools.plan.problems import unmet_here
 

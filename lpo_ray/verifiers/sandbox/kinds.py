@@ -110,11 +110,13 @@ def closed(kind: str, path: str) -> str:
     for part in (*reversed(target.parents), target):
         is_above = not any(part.is_relative_to(folder) for folder in shown)
         status = part.stat()
-        if (is_above and kind == BUBBLEWRAP) or _others_may(status.st_mode, read=part == target):
+        if os.getuid() != 0 or (is_above and kind == BUBBLEWRAP) or _others_may(status.st_mode, read=part == target):
             continue
         fix = f"chmod o+x {part}" if is_above else f"chmod -R o+rX {part}"
         where = f"{part} has mode {stat.S_IMODE(status.st_mode):04o} and is user {status.st_uid}'s"
-        return f"{path}: {where}; {fix}, or install Python and packages elsewhere under umask 022, or do not run as root"
+        return (
+            f"{path}: {where}; {fix}, or install Python and packages elsewhere under umask 022, or do not run as root"
+        )
     return f"{path}, which this process can; install Python and its packages where every user can read them"
 
 

@@ -96,7 +96,9 @@ def _look(kind: str) -> _Look:
     """
     outcome = _run(kind, Program(_LOOK, list(kinds.modules())), b"", Limits(seconds=20.0, start_seconds=10.0), ())
     path = outcome.stdout.decode(errors="replace").strip()
-    return _Look(outcome.trouble, f"programs in the {kind} sandbox cannot read {kinds.closed(kind, path)}" if path else None)
+    return _Look(
+        outcome.trouble, f"programs in the {kind} sandbox cannot read {kinds.closed(kind, path)}" if path else None
+    )
 
 
 @cache
@@ -143,7 +145,9 @@ def _run(
     if stdout.startswith(READY) and not (began is None and feed.timed_out):
         return replace(outcome, stdout=stdout[len(READY) :])
     why = stderr.decode(errors="replace").strip()[-300:] or f"exit code {code}"
-    why += "".join(f"; programs cannot read {kinds.closed(kind, path)}" for path in kinds.packages() if f"'{path}'" in why)
+    why += "".join(
+        f"; programs cannot read {kinds.closed(kind, path)}" for path in kinds.packages() if f"'{path}'" in why
+    )
     if feed.timed_out:
         why = f"not ready within {limits.start_seconds:g} s {why}"
     return replace(outcome, stdout=b"", trouble=f"the {kind} sandbox does not start: {why}")

@@ -39,9 +39,9 @@ import alone, whole, part
 print(alone.X + whole.X, again.stdout.strip(), *rights)
 '''
 outcome = run_program(Program(source), b"", limits)
-row = {"tests": [{"input": "2", "output": "3"}]}
 answer = json.dumps({"inputs": ["2\\n"], "outputs": ["42\\n"]})
-verdict = unit_tests("```python\\nimport alone, whole\\nprint(int(input()) * (alone.X + whole.X))\\n```", answer, {}, limits)
+response = "```python\\nimport alone, whole\\nprint(int(input()) * (alone.X + whole.X))\\n```"
+verdict = unit_tests(response, answer, {}, limits)
 print(json.dumps({
     "code": outcome.exit_code, "stdout": outcome.stdout.decode(), "stderr": outcome.stderr.decode(),
     "run": outcome.trouble, "trouble": trouble_with(working_kind(KIND)),

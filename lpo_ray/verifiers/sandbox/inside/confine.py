@@ -115,7 +115,8 @@ def become(user: int | None, *, search: bool) -> None:
     number, kept = _CAPSET.get(os.uname().machine), 1 << _READ_SEARCH if search else 0
     data = struct.pack("6I", kept, kept, kept, 0, 0, 0)
     if number is None or libc.syscall(number, struct.pack("Ii", 0x20080522, 0), data) != 0:
-        raise PermissionError("capabilities cannot be given up")
+        lack = "root has no CAP_DAC_READ_SEARCH here, and only root can read Python or a package of its"
+        raise PermissionError(lack if search else "capabilities cannot be given up")
     if search and libc.prctl(_AMBIENT, _AMBIENT_RAISE, _READ_SEARCH, 0, 0) != 0:
         raise PermissionError("the right to read Python and its packages cannot be passed on")
 
