@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from actors.learner.safe_shards import without_code
 from lpo_ray.errors import CheckpointDamaged
+from lpo_ray.policy.tensor_file import open_tensors
 
 WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
 PARTS = (WEIGHTS, *MOMENTS)
@@ -86,15 +87,14 @@ class _OwnFile:
     """File of ``write_runs``."""
 
     def __init__(self, path: Path) -> None:
-        # Read, not mapped: pages that are mapped count as the process's own.
-        self._opened = safe_open(path, framework="pt", backend="pread")
-        self.step = int(self._opened.metadata()[STEP])
+        self._opened = open_tensors(path)
+        self.step = int(self._opened.metadata[STEP])
 
     def size(self, name: str) -> int:
-        return self._opened.get_slice(f"{WEIGHTS}/{name}").get_shape()[0]
+        return self._opened.tensors[f"{WEIGHTS}/{name}"].shape[0]
 
     def read(self, part: str, name: str, first: int, end: int) -> Tensor:
-        return self._opened.get_slice(f"{part}/{name}")[first:end]
+        return self._opened.tensors[f"{part}/{name}"].run(first, end)
 
 
 class _OldFile:

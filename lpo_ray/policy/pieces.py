@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import (
@@ -25,6 +25,8 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig, load_state_dict
 from transformers.utils import logging
+
+from lpo_ray.policy.tensor_file import StoredTensor, open_tensors
 
 Take = Callable[[Sequence[nn.Parameter]], None]
 """keeps a share of parameters in the place of the whole"""
@@ -56,14 +58,11 @@ def in_pieces(take: Take) -> Iterator[None]:
 
 
 def _opened(files: Sequence[str], how: LoadStateDictConfig) -> dict[str, Any]:
-    """Map the names in the files to what reads a tensor when it is asked for. Files are read, not mapped: a mapped
-    page counts as the process's own memory.
-    """
+    """Map the names in the files to what reads a tensor when it is asked for."""
     sources: dict[str, Any] = {}
     for file in files:
         if file.endswith(".safetensors"):
-            opened = safe_open(file, framework="pt", backend="pread")
-            sources |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict
+            sources |= open_tensors(Path(file)).tensors
         else:
             sources |= load_state_dict(file, map_location="cpu", weights_only=how.weights_only)
     return sources
@@ -113,7 +112,7 @@ def _pieces(
     yield from (names for names in (piece, last) if names)
 
 
-def _elements(source: Any) -> int:  # noqa: ANN401 - a tensor, or a slice of a safetensors file
+def _elements(source: Tensor | StoredTensor) -> int:
     return source.numel() if isinstance(source, Tensor) else math.prod(source.get_shape())
 
 

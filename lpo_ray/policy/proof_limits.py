@@ -26,8 +26,8 @@ FILE = "proof.json"
 """in the run's folder"""
 TYPICAL_FACTOR, LARGEST_FACTOR = 3.0, 10.0
 """limits in units of the baseline. Good engines had at most 2.2 times its typical difference, over models, dtypes and
-weights that had moved by more than their own size. One tensor in a wrong layout gave SmolLM2 22 times in the median, and
-1.5 to 2.9 times for four tensors of its last layer (tests/benchmarks/README.md).
+weights that had moved by more than their own size. One tensor in a wrong layout gave SmolLM2 22 times in the median,
+and 1.5 to 2.9 times for four tensors of its last layer (tests/benchmarks/README.md).
 """
 LEAST_SURPRISE = 0.1
 """nats a token, below which text counts as likely"""

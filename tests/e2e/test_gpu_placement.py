@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,8 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.config import load_config
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import LearnerLost, NoRoom
-from lpo_ray.learner.packing import Packing
+from lpo_ray.run.settings import engine_settings, learner_settings
+from lpo_ray.run.spec import RunSpec
 from tests.support.fakes import FakeEvents
 from tests.support.real_specs import QUICKSTART
 from tests.support.seen_gpus import Actor, Engine, Rank, Seen, Service
@@ -64,12 +66,8 @@ class Roles:
     engines: dict[str, RemoteWorker] = field(default_factory=dict)
 
     async def start_engine(self, number: int) -> None:
-        settings = SimpleNamespace(
-            model_path="/no/model", asynchronous=True, on_cpu=not self.config.rollout.gpus_per_worker,
-            num_processes=self.config.rollout.tensor_parallel_size,
-        )  # fmt: skip
-        transport = TRANSPORTS["object_store"]
-        spawn = rollout_spawner(self.config, settings, transport, self.layout.engines, FakeEvents())
+        engine, transport = engine_settings(spec_of(self.config), "/no/model"), TRANSPORTS["object_store"]
+        spawn = rollout_spawner(self.config, engine, transport, self.layout.engines, FakeEvents())
         self.engines[f"engine {number}"] = worker = spawn(number, f"engine {number}")
         await worker.start(SECONDS)
 
@@ -86,13 +84,15 @@ class Roles:
         self.layout.close()
 
 
+def spec_of(config: Config) -> RunSpec:
+    return RunSpec(config, Path(), None, 256, "exact")
+
+
 async def start(*overrides: str) -> Roles:
     """Start all ranks, then all engines."""
     config = load_config(QUICKSTART, [*overrides, "cluster.placement_seconds=60"])
     layout = layout_of(config, config.learner.world_size)
-    settings = SimpleNamespace(
-        model_path="/no/model", packing=Packing(1, 8, False), on_gpu=config.learner.gpus_per_rank > 0
-    )
+    settings = learner_settings(spec_of(config), "/no/model")
     started = Roles(config, layout, learner_group(config, settings, layout.ranks, RESTARTS, FakeEvents()))
     try:
         await started.learner.start()
