@@ -16,6 +16,7 @@ from lpo_ray.run.object_store import kv_cache_bytes, object_store_bytes, room_he
 from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.verifiers.calling.call import judge_named
 from lpo_ray.verifiers.calling.weighted_sum import is_remote, terms
+from lpo_ray.verifiers.sandbox.program import trouble_with, working_kind
 
 
 def check_context(max_tokens: int, context: int) -> None:
@@ -63,6 +64,19 @@ def check_verifier(verifier: str, cluster: ClusterKind) -> None:
         except (Exception, SystemExit) as error:
             what = error_text(error)
             raise ConfigError(f"task.verifier={name} failed while it was made ready: {what}") from error
+
+
+def check_sandbox(verifier: str, config: Config) -> None:
+    """Check that programs can run, and see the installed packages, where ``unit_tests`` runs them on this machine."""
+    is_here = config.cluster.kind is ClusterKind.inprocess or not config.cluster.address
+    if not is_here or all(term.name != "unit_tests" for term in terms(verifier)):
+        return
+    kind = config.verifier.sandbox.kind.value
+    if (trouble := trouble_with(working_kind(kind))) is not None:
+        raise ConfigError(
+            f"task.verifier has unit_tests with verifier.sandbox.kind={kind}, and its sandbox does not work here: "
+            f"{trouble} (lpo-ray doctor looks at both kinds)"
+        )
 
 
 def check_training_data(task: TaskConfig) -> None:

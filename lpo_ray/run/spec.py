@@ -1,6 +1,6 @@
 """From a configuration to the spec of a run: what follows from it and was checked.
 
-``make_spec`` starts nothing and writes nothing, so ``--dry-run`` and ``train`` see the same values and errors.
+``make_spec`` starts no component and writes nothing, so ``--dry-run`` and ``train`` see the same values and errors.
 ``settings.py`` makes each role's settings from a spec.
 """
 
@@ -145,10 +145,11 @@ class RunSpec:
 
 
 def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
-    """Check everything but the run's folder that can be checked without starting a process. Raises ConfigError."""
+    """Check everything but the run's folder that can be checked without starting a component. Raises ConfigError."""
     spec = data_spec(config)
     config = spec.config
     preflight.check_verifier(spec.verifier, config.cluster.kind)
+    preflight.check_sandbox(spec.verifier, config)
     spec.learning_rate(0)  # raises when the schedule cannot be made
     _check_trackers(config.telemetry.trackers)
     _check_best(config.checkpoint.best)

@@ -158,6 +158,8 @@ def test_compose_reads_every_combination(engine: Docker, more: list[str]) -> Non
     files = [f"--file={ROOT}/docker/{name}.yaml" for name in ("compose", *(f"compose.{kind}" for kind in more))]
     read = yaml.safe_load(engine.done("compose", *files, "config", cwd=ROOT))
     assert set(read["services"]) == {"head", "learner", "rollout-0", "rollout-1", "verifier"}
+    limits = {str(service["ulimits"]) for service in read["services"].values() if "ulimits" in service}
+    assert limits == ({"{'memlock': -1}"} if "gpu" in more else set())
 
 
 def test_compose_makes_containers_as_its_files_say(image: Docker, folder: Path) -> None:

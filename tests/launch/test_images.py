@@ -167,7 +167,16 @@ def test_with_gpus_every_container_has_one_of_its_own() -> None:
     devices = [service["deploy"]["resources"]["reservations"]["devices"] for service in services.values()]
     assert set(services) <= set(compose()["services"])
     assert sorted(device["device_ids"] for (device,) in devices) == [["0"], ["1"], ["2"]]
-    assert {str(service["ulimits"]) for service in services.values()} == {"{'memlock': -1}"}  # NCCL pins memory
+    limits = [service["ulimits"] for service in services.values()]
+    assert limits == [{"memlock": "${LPO_RAY_MEMLOCK:--1}"}] * 3  # NCCL pins memory
+
+
+def test_who_may_not_lift_the_limit_on_pinned_memory_is_told_what_to_do() -> None:
+    """Rootless Docker refuses a limit above its own, in these words."""
+    for path in (DOCKER / "compose.gpu.yaml", DOCKER / "Dockerfile", ROOT / "launch" / "README.md"):
+        text = path.read_text()
+        assert "error setting rlimit type 8" in text, path
+        assert "LPO_RAY_MEMLOCK" in text or "leave --ulimit out" in text, path
 
 
 CACHES = {"VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",

@@ -12,8 +12,10 @@ from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.numbers import render
+from lpo_ray.run.preflight import check_sandbox
 from lpo_ray.run.settings import evaluation_settings, sampling
 from lpo_ray.run.spec import RunSpec, make_spec
+from lpo_ray.tools.plan.problems import unmet_here
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 TURNS = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<bos>\n{% endfor %}"
@@ -113,3 +115,24 @@ def test_a_model_whose_end_token_ends_its_turns_needs_no_other(base_model: Path)
 def test_a_stop_token_beyond_the_vocabulary_is_refused(base_model: Path) -> None:
     with pytest.raises(ConfigError, match=r"sampling\.stop_token_ids has 5000; expected ids below"):
         spec_of(base_model, "sampling.stop_token_ids=[5000]")
+
+
+@pytest.mark.parametrize("kind", ["auto", "bubblewrap", "rlimit"])
+def test_programs_that_would_not_see_their_packages_are_refused_at_the_start(
+    base_model: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By train, its dry run and the plan alike, where the verifier is on this machine."""
+    monkeypatch.setattr("lpo_ray.run.preflight.trouble_with", lambda kind: f"{kind} cannot read /root/env (mode 0700)")
+    chosen = f"verifier.sandbox.kind={kind}"
+    found = r"unit_tests with verifier.sandbox.kind=.* does not work here: \w+ cannot read /root/env \(mode 0700\)"
+    with pytest.raises(ConfigError, match=found):
+        spec_of(base_model, "task.verifier=unit_tests", chosen)
+    config = load_config(QUICKSTART, ["task.verifier=unit_tests", chosen])
+    assert any("cannot read /root/env" in note for note in unmet_here(config, "0.5*unit_tests + 0.5*boxed"))
+    assert not any("cannot read" in note for note in unmet_here(config, "boxed"))
+    check_sandbox("boxed", config)
+    check_sandbox("unit_tests", load_config(QUICKSTART, [chosen, "cluster.address=ray://head:10001"]))
+
+
+def test_programs_run_here() -> None:
+    check_sandbox("unit_tests", load_config(QUICKSTART, []))

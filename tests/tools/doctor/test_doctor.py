@@ -476,7 +476,12 @@ def test_a_rank_whose_partner_never_comes_says_so_in_time() -> None:
             State.warn,
             "rlimit, which lacks a /tmp (bubblewrap does not work: no bwrap in PATH)",
         ),
-        ("no bwrap in PATH", "no fork", State.warn, "bubblewrap does not work: no bwrap in PATH"),
+        (
+            "no bwrap in PATH",
+            "no fork",
+            State.warn,
+            "bubblewrap does not work: no bwrap in PATH; rlimit does not work: no fork",
+        ),
     ],
 )
 def test_the_sandbox_that_works_here(bubblewrap: str | None, rlimit: str | None, state: State, found: str) -> None:

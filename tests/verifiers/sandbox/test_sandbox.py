@@ -315,6 +315,35 @@ def test_without_a_sandbox_hostile_programs_do_reach_something(name: str, aims: 
     assert b"BREACH" in said or SECRET.encode() in said
 
 
+CLOSED = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for path in ("/proc/1/environ", "/proc/1/mem", "/proc/kcore", "/proc/1/root@FOLDER@/secret", "/etc/shadow"):
+    try:
+        print("BREACH:", path, open(path, "rb").read(64))
+    except OSError:
+        pass
+# open_by_handle_at, which goes through no folder
+print(libc.syscall(304 if os.uname().machine == "x86_64" else 265, 3, bytes(64), 0), ctypes.get_errno())
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's programs get this right")
+@pytest.mark.parametrize("name", ["closed files", "files of the trainer", "symlinks", "environment of the trainer"])
+def test_the_right_to_read_closed_packages_opens_nothing_else(
+    kind: str, name: str, aims: Aims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, "closed_to_others", lambda kind: True)
+    (aims.folder / "secret").chmod(0o600)
+    outcome = run_program(aims.of({**HOSTILE, "closed files": CLOSED}[name]), b"1\n", replace(SHORT, kind=kind))
+    assert outcome.trouble is None
+    said = outcome.stdout + outcome.stderr
+    assert b"BREACH" not in said, said
+    assert SECRET.encode() not in said
+    if name == "closed files" and seccomp_filter() is not None:
+        assert outcome.stdout.split() == [b"-1", b"1"], outcome  # EPERM
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_programs_reach_nothing_and_leave_nothing(kind: str, name: str, aims: Aims) -> None:

@@ -53,10 +53,14 @@ limit(resource.RLIMIT_FSIZE, job["file_bytes"])
 report = []
 if job["confine"] is not None:
     report = sys.modules["lpo_ray.verifiers.sandbox.inside.confine"].confine(**job["confine"])
-elif job["user"] is not None:  # bubblewrap, started by root
+elif job["search"]:  # bubblewrap, started by root
+    sys.modules["lpo_ray.verifiers.sandbox.inside.confine"].become(job["user"], search=True)
+elif job["user"] is not None:
     os.setgroups([])
     os.setresgid(job["user"], job["user"], job["user"])
     os.setresuid(job["user"], job["user"], job["user"])
+for path in job["path"]:
+    os.listdir(path)  # a program that would not see its packages is no fault of the program
 limit(resource.RLIMIT_AS, job["memory_bytes"])
 limit(resource.RLIMIT_NPROC, job["processes"])
 main = sys.modules["__main__"] = type(sys)("__main__")

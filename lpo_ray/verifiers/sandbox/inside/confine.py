@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 _NEW = {"network": 0x40000000, "processes": 0x20000000, "shared memory": 0x08000000}
 _NEWUSER = 0x10000000
-_PDEATHSIG, _KEEPCAPS, _SECCOMP, _NO_NEW_PRIVS = 1, 8, 22, 38
+_PDEATHSIG, _KEEPCAPS, _SECCOMP, _NO_NEW_PRIVS, _AMBIENT, _AMBIENT_RAISE = 1, 8, 22, 38, 47, 2
 _LANDLOCK = {"ruleset": 444, "rule": 445, "restrict": 446}
 _CAPSET = {"x86_64": 126, "aarch64": 91}
-_READ_SEARCH = 1 << 2
+_READ_SEARCH = 2
+"""number of the capability to read files and enter folders whatever their mode"""
 _READ = 0b1101  # execute, read a file, read a folder
 _WRITE_FILE = 0b10
 
@@ -27,7 +28,7 @@ def confine(parent: int, user: int | None, readable: Sequence[str], devices: Seq
     """Confine this process, or a child of it, and return there which protections it lacks.
 
     ``parent``: dies with it. ``user``: to become, for root. ``readable``: folders and files to which reading is left.
-    ``search``: the interpreter is in a folder that other users cannot enter; keep the right to, within Landlock.
+    ``search``: Python or a package is where other users cannot read; keep the right to, within Landlock.
     """
     missing: list[str] = []
     libc.prctl(_PDEATHSIG, signal.SIGTERM)
@@ -43,15 +44,10 @@ def confine(parent: int, user: int | None, readable: Sequence[str], devices: Seq
     if not locked:
         missing.append("files: it can read what every user of this machine can, and see its processes")
     if search and not locked:
-        raise PermissionError("the interpreter is in a folder that only root can enter, and the kernel has no Landlock")
-    if user is not None:
-        libc.prctl(_KEEPCAPS, 1 if search else 0, 0, 0, 0)
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-    elif not own:
+        raise PermissionError("only root can read Python or a package of its, and the kernel has no Landlock")
+    if user is None and not own:
         missing.append("another user: it can do what this user can, within the other limits")
-    _drop_capabilities(_READ_SEARCH if search else 0)
+    become(user, search=search)
     libc.prctl(_PDEATHSIG, signal.SIGKILL)  # a change of user cleared it
     if os.getppid() != monitor:
         os._exit(1)
@@ -107,11 +103,22 @@ def _landlock(readable: Sequence[str], devices: Sequence[str]) -> bool:
     return done == 0
 
 
-def _drop_capabilities(but: int) -> None:
-    number = _CAPSET.get(os.uname().machine)
-    data = struct.pack("6I", but, but, 0, 0, 0, 0)
+def become(user: int | None, *, search: bool) -> None:
+    """Become this user, if any, without capabilities but the one to read whatever the mode (``search``), which also
+    what the program starts has.
+    """
+    if user is not None:
+        libc.prctl(_KEEPCAPS, 1 if search else 0, 0, 0, 0)
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    number, kept = _CAPSET.get(os.uname().machine), 1 << _READ_SEARCH if search else 0
+    data = struct.pack("6I", kept, kept, kept, 0, 0, 0)
     if number is None or libc.syscall(number, struct.pack("Ii", 0x20080522, 0), data) != 0:
-        raise PermissionError("capabilities cannot be given up")
+        lack = "root has no CAP_DAC_READ_SEARCH here, and only root can read Python or a package of its"
+        raise PermissionError(lack if search else "capabilities cannot be given up")
+    if search and libc.prctl(_AMBIENT, _AMBIENT_RAISE, _READ_SEARCH, 0, 0) != 0:
+        raise PermissionError("the right to read Python and its packages cannot be passed on")
 
 
 def _filter(program: bytes) -> bool:
