@@ -292,6 +292,7 @@ def _end(below: set[psutil.Process], process: subprocess.Popen[bytes]) -> None:
     for child in alive:  # psutil knows a process by its start, too: never another with the same number
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+    psutil.wait_procs(alive, timeout=5)
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     process.wait()

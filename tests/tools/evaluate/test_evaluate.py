@@ -50,7 +50,7 @@ def test_a_model_on_a_file_then_once_more(
     found = json.loads((out / "results.json").read_text())
     stored = lines(out)
     assert len(stored) == 7
-    assert set(stored[0]) == {"evaluation"}
+    assert set(stored[0]) == {"evaluation", "begun"}
     rewards = [line["rewards"] for line in stored[1:]]
     passed = sum(reward >= 1 for row in rewards for reward in row)
     assert 0 < passed < 24
