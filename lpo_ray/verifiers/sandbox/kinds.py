@@ -53,7 +53,7 @@ def packages() -> tuple[str, ...]:
     """
     own = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     found = map(os.path.realpath, (*own, *site.getsitepackages(), *map(sysconfig.get_path, ("purelib", "platlib"))))
-    return tuple(dict.fromkeys(path for path in found if os.path.isdir(path)))
+    return tuple(dict.fromkeys(path for path in found if os.path.isdir(path) and os.access(path, os.R_OK)))
 
 
 @cache
