@@ -50,7 +50,13 @@ def decoding(cluster: Cluster, kind: str) -> list[psutil.Process]:
 def engines() -> set[int]:
     """Processes of rollout workers of this test's cluster."""
     below = psutil.Process().children(recursive=True)
-    return {found.pid for found in below if "RolloutWorker" in " ".join(found.cmdline())}
+    return {found.pid for found in below if "RolloutWorker" in _command(found)}
+
+
+def _command(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, too
+        return " ".join(process.cmdline())
+    return ""
 
 
 async def stop_the_next_one(known: set[int]) -> float:

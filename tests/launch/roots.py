@@ -22,7 +22,7 @@ PACKAGES = "ca-certificates,python3,python3-dev,python3-venv"
 """what the image python:*-slim has beyond a minimal Debian"""
 SETTINGS = re.compile(r"PIP_|SSL_CERT|.*CA_BUNDLE|.*_proxy$|.*_PROXY$")
 APT = ("/etc/apt/apt.conf.d", "/etc/apt/auth.conf.d")
-FILES = ("/etc/resolv.conf", "/etc/hosts", *APT, "/etc/pip.conf", "/etc/xdg/pip")
+FILES = ("/etc/resolv.conf", *APT, "/etc/pip.conf", "/etc/xdg/pip")
 DOCKER_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENTER = """
 mount --make-rprivate /
@@ -95,7 +95,8 @@ class Root:
         self, command: list[str], *, timeout: float, binds: Mapping[str, str] | None = None, settings: bool = False
     ) -> subprocess.CompletedProcess[str]:
         """The command as the current user; ``binds`` and this machine's ``settings`` are there while it runs."""
-        bound = [*(_bound() if settings else []), *(binds or {}).items()]
+        hosts = ("/etc/hosts", "/etc/hosts")  # Docker, too, gives a container one with the name it has
+        bound = [hosts, *(_bound() if settings else []), *(binds or {}).items()]
         for here, inside in bound:
             self._mount_point(Path(here), self.inside(inside))
         environment = {**(_settings() if settings else {}), **self.environment}
