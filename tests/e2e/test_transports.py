@@ -74,7 +74,9 @@ class Reusable:
         settings = replace(learner_settings(self.spec, str(path)), dtype=dtype)
 
         def load(worker: LearnerWorker) -> None:
+            barrier = worker._barrier  # the ranks have met, and do not again
             LearnerWorker.__init__(worker, worker._rank, worker._world_size, settings)
+            worker._barrier = barrier
 
         await on_ranks(learner, load)
         pool = self.cluster.rollout
