@@ -15,9 +15,10 @@ import ray
 import torch
 
 from actors.control.driver import RunDriver
+from actors.delivery import DeliverySettings
 from actors.learner.group import LearnerGroup
 from actors.learner.target_builder import RemoteTargetBuilder
-from actors.publisher import DeliverySettings, Publisher
+from actors.publisher import Publisher
 from actors.roles import (
     Layout,
     layout_of,

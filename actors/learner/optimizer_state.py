@@ -16,7 +16,9 @@ from actors.learner.shard_files import MOMENTS, STEP, WEIGHTS
 
 
 class Zero3Optimizer(Protocol):
-    """What is used of DeepSpeed's optimizer of stage 3. A sub-group has parameters that are updated at once."""
+    """The part of DeepSpeed's optimizer of stage 3 that is used here. A sub-group has parameters that are updated at
+    once.
+    """
 
     optimizer: torch.optim.Optimizer
     fp16_groups: list[list[nn.Parameter]]

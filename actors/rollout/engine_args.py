@@ -1,4 +1,4 @@
-"""What vLLM is given: our settings of an engine, and what ``rollout.engine_args`` adds to them.
+"""Arguments of a vLLM engine: our settings of it, and what ``rollout.engine_args`` adds to them.
 
 Every argument of vLLM is one of four: set by a key of ours, refused with a reason, passed through, or refused because
 nothing here has shown that an engine with it samples what the learner trains.

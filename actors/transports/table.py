@@ -1,7 +1,7 @@
 """Ways for weights to travel from the learner to the engines.
 
 A transport has two sides: a Sender in each learner rank that sends, and a Receiver in each engine, which is a
-weight-transfer engine of vLLM. ``actors/publisher.py`` drives both, bucket by bucket.
+weight-transfer engine of vLLM. ``actors/delivery.py`` drives both, bucket by bucket.
 """
 
 from __future__ import annotations

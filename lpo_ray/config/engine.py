@@ -1,4 +1,4 @@
-"""What of an engine follows from the section ``rollout`` alone, and combinations of it that cannot be meant."""
+"""Properties of an engine that follow from the section ``rollout`` alone, and combinations that cannot be meant."""
 
 from __future__ import annotations
 

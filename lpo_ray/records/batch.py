@@ -37,14 +37,12 @@ class MicroBatch(Generic[G]):
 
 def for_one_rank(share: Sequence[MicroBatch[G]]) -> tuple[MicroBatch[G], ...]:
     """Return a rank's share as it travels there: of a group that is split it holds no response of another rank."""
+    pieces = [piece for micro_batch in share for piece in micro_batch.pieces]
     held: dict[Key, set[int]] = {}
-    for piece in (piece for micro_batch in share for piece in micro_batch.pieces):
+    for piece in pieces:
         held.setdefault(piece.item.group.key, set()).update(piece.responses)
-    items: dict[Key, G] = {}
-    for piece in (piece for micro_batch in share for piece in micro_batch.pieces):
-        key = piece.item.group.key
-        if key not in items:
-            items[key] = piece.item.for_learner(held[key])
+    whole = {piece.item.group.key: piece.item for piece in pieces}
+    items = {key: item.for_learner(held[key]) for key, item in whole.items()}
     return tuple(
         MicroBatch(tuple(Piece(items[piece.item.group.key], piece.responses) for piece in micro_batch.pieces))
         for micro_batch in share

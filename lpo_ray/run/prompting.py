@@ -16,7 +16,7 @@ FILE = "prompting.json"
 
 @dataclass(frozen=True, slots=True)
 class Prompting:
-    """What whoever serves the policy must do as the run did.
+    """Form of a run's prompts and ends of its responses, for whoever serves the policy.
 
     Example: ``Prompting("{% for m in messages %}...", (151645,))``
     """

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
+from actors.delivery import DeliverySettings
 from actors.learner.worker import Staged
-from actors.publisher import DeliverySettings, Publisher
+from actors.publisher import Publisher
 from actors.rollout.worker import Delivery
 from actors.transports.table import TRANSPORTS
 from lpo_ray.common.silence import Progress
@@ -21,6 +22,7 @@ from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
+from tests.support.member_pool import MemberPool
 from tests.support.ray_fakes import NEVER, Reference, remote_worker
 
 PROBE = [np.arange(3), np.arange(4)]
@@ -105,37 +107,13 @@ class Learner:
         return self.manifest.digest(self.digests)
 
 
-class Pool:
-    """Members that are up; those taken out stay away unless ``replace`` makes others."""
-
-    def __init__(self, members: list[Member], replace: Callable[[Member], Member] | None = None) -> None:
-        self.members, self.out, self._replace = members, dict[str, LpoRayError](), replace
-
-    async def started(self) -> list[Member]:
-        assert self.members, "the publish waits for a replacement"
-        return list(self.members)
-
-    def serve(self, members: list[Member], version: WeightsVersion) -> None:
-        for member in members:
-            member.version = version
-
-    def take_out(self, member: Member, error: LpoRayError) -> None:
-        self.members.remove(member)
-        self.out[member.name] = error
-        if self._replace:
-            self.members.append(self._replace(member))
-
-    def statuses(self) -> tuple:
-        return ()
-
-
 @dataclass
 class Stage:
     """Everything around one publisher."""
 
     workers: list[Worker]
     members: list[Member]
-    pool: Pool
+    pool: MemberPool
     learner: Learner
     publisher: Publisher
     events: list[str]
@@ -153,7 +131,7 @@ def stage(kind: str, count: int = 2, replace: bool = False) -> Stage:
     def fresh(member: Member) -> Member:
         return Member(member.index, name := member.name + "'", remote_worker(name, Worker(name, events)), process, None)
 
-    pool, learner = Pool(list(members), fresh if replace else None), Learner(events)
+    pool, learner = MemberPool(members, fresh if replace else None), Learner(events)
     settings = DeliverySettings(
         TRANSPORTS[kind], proof=ProofLimits(PROBE, None, {}, full=True, mixture=False), folder_is_version_0=True,
         processes_per_engine=1, prepare_seconds=0.2, join_seconds=0.2, transfer_seconds=0.8,

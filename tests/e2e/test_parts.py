@@ -4,7 +4,6 @@ proved at both, is evaluated, loses a process and comes back, with another engin
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 from dataclasses import dataclass, field
@@ -12,23 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rich.console import Console
 
-from actors import publisher
-from actors.cluster import Cluster, build_cluster, connect, disconnect
+from actors import delivery
 from actors.rollout.worker import Delivery
-from lpo_ray.errors import Interrupted
-from lpo_ray.interfaces import Events
 from lpo_ray.records import WorkerStatus
-from lpo_ray.run.folder import held
-from lpo_ray.run.recorder import Recorder
-from lpo_ray.run.signals import Signals, run_until_signal
-from lpo_ray.run.spec import RunSpec
-from lpo_ray.run.train import train
 from lpo_ray.telemetry.evaluations import read_evaluations
 from lpo_ray.training.loop import StepRecord
-from tests.support.builders import recorder_of
 from tests.support.real_specs import plan_of
+from tests.support.steered_runs import Steering, run_steered
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -50,12 +40,8 @@ class Seen:
     statuses: list[tuple[WorkerStatus, ...]] = field(default_factory=list)
 
 
-class Steering(Recorder):
+class Growing(Steering["Seen"]):
     """Kills a process of the engine after two steps and asks for a second engine, and ends the run when both serve."""
-
-    seen: Seen
-    signals: Signals
-    cluster: Cluster
 
     def step_done(self, record: StepRecord) -> None:
         super().step_done(record)
@@ -76,35 +62,16 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
         tmp_path_factory.mktemp("parts"), tiny_policy, "rollout.tensor_parallel_size=2", "run.steps=2000",
         "rollout.kv_cache_gib=0.2", "learner.world_size=1", "telemetry.progress=plain",
     )  # fmt: skip
-    found, output = Seen(spec.run_dir), io.StringIO()
-    prove = publisher._Attempt._prove
+    found = Seen(spec.run_dir)
+    prove = delivery.Attempt._prove
 
     def noted(attempt: object, version: object, digests: object, delivered: dict, expected: object) -> None:
         found.delivered += delivered.values()
         prove(attempt, version, digests, delivered, expected)
 
-    async def build(spec: RunSpec, model_path: str, events: Events) -> Cluster:
-        recorder.cluster = cluster = await build_cluster(spec, model_path, events)
-        return cluster
-
-    patched = pytest.MonkeyPatch()
-    patched.setattr(publisher._Attempt, "_prove", noted)
-    connect(spec.config)
-    try:
-        recorder = recorder_of(spec, tiny_policy, Console(file=output, width=400))
-        recorder.__class__, recorder.seen = Steering, found
-
-        async def work(signals: Signals) -> None:
-            recorder.signals = signals
-            with held(spec, print) as folder:
-                await train(folder, str(tiny_policy), build, recorder, signals)
-
-        with pytest.raises(Interrupted):
-            run_until_signal(work)
-    finally:
-        disconnect()
-        patched.undo()
-        found.text = output.getvalue()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(delivery.Attempt, "_prove", noted)
+        found.text = run_steered(spec, tiny_policy, Growing, found)
     return found
 
 
@@ -113,8 +80,8 @@ def test_each_engine_has_two_processes_and_every_version_was_proved_at_both(seen
     rows = [json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert all(row["publish_difference"] < 1e-3 for row in rows)
-    for delivery in seen.delivered:
-        first, second = delivery.digests
+    for account in seen.delivered:
+        first, second = account.digests
         assert first == second  # each process is sent every tensor, and takes its part of it
     assert len(seen.delivered) > len(rows)
 

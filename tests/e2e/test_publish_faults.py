@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -13,20 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rich.console import Console
 
-from actors.cluster import Cluster, build_cluster, connect, disconnect
-from lpo_ray.errors import Interrupted
-from lpo_ray.interfaces import Events
+from actors.cluster import Cluster
 from lpo_ray.records import WorkerStatus
-from lpo_ray.run.folder import held
-from lpo_ray.run.recorder import Recorder
-from lpo_ray.run.signals import Signals, run_until_signal
-from lpo_ray.run.spec import RunSpec
-from lpo_ray.run.train import train
 from lpo_ray.training.loop import StepRecord
-from tests.support.builders import recorder_of
 from tests.support.real_specs import plan_of
+from tests.support.steered_runs import Steering, run_steered
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 PREPARE, TRANSFER = 20.0, 8.0
@@ -72,17 +63,14 @@ class Faulty:
         learner.advance, transport.publish = faulty, timed
 
 
-class Stopping(Recorder):
+class Stopping(Steering[Faulty]):
     """Ends the run once both workers are back."""
-
-    faulty: Faulty
-    signals: Signals
 
     def step_done(self, record: StepRecord) -> None:
         super().step_done(record)
         workers = record.publication.workers
-        self.faulty.statuses.append(workers)
-        if not self.faulty.due and all(w.state == "serving" and w.restarts == 1 for w in workers):
+        self.seen.statuses.append(workers)
+        if not self.seen.due and all(w.state == "serving" and w.restarts == 1 for w in workers):
             self.signals.loop.stop(signal.SIGINT)
 
 
@@ -94,28 +82,8 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "transport.bucket_mib=1", f"transport.transfer_seconds={TRANSFER}", "learner.world_size=1",
         "evaluation.num_prompts=0", "telemetry.progress=plain",
     )  # fmt: skip
-    found, output = Faulty(spec.run_dir), io.StringIO()
-
-    async def build(spec: RunSpec, model_path: str, events: Events) -> Cluster:
-        cluster = await build_cluster(spec, model_path, events)
-        found.attach(cluster)
-        return cluster
-
-    connect(spec.config)
-    try:
-        recorder = recorder_of(spec, tiny_policy, Console(file=output, width=400))
-        recorder.__class__, recorder.faulty = Stopping, found
-
-        async def work(signals: Signals) -> None:
-            recorder.signals = signals
-            with held(spec, print) as folder:
-                await train(folder, str(tiny_policy), build, recorder, signals)
-
-        with pytest.raises(Interrupted):
-            run_until_signal(work)
-    finally:
-        disconnect()
-        found.text = output.getvalue()
+    found = Faulty(spec.run_dir)
+    found.text = run_steered(spec, tiny_policy, Stopping, found, found.attach)
     return found
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from actors.cluster import Cluster
+from actors.delivery import DeliverySettings
 from actors.learner.worker import LearnerWorker
-from actors.publisher import DeliverySettings, Publisher
+from actors.publisher import Publisher
 from actors.roles import rollout_spawner
 from actors.rollout.worker import RolloutWorker
 from actors.transports.table import TRANSPORTS

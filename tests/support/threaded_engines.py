@@ -15,9 +15,10 @@ from ray.exceptions import ActorDiedError
 from torch import nn
 
 import actors.transports.receiver
+from actors.delivery import DeliverySettings
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
 from actors.learner.worker import LearnerWorker
-from actors.publisher import DeliverySettings, Publisher
+from actors.publisher import Publisher
 from actors.rollout.vllm_extension import WorkerExtension
 from actors.rollout.worker import Delivery
 from actors.transports.gloo import GlooSender
@@ -28,14 +29,14 @@ from actors.transports.staging import Slots, Staging
 from actors.transports.table import TRANSPORTS
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.silence import Progress
-from lpo_ray.errors import LpoRayError
 from lpo_ray.learner.packing import Packing
 from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
-from lpo_ray.records import FloatArray, Process, WeightsVersion
+from lpo_ray.records import FloatArray, Process
 from lpo_ray.rollout.member import Member
 from tests.support.fake_nccl import FakeDevice, FakeNccl, set_device, synchronize
 from tests.support.fakes import FakeEvents
+from tests.support.member_pool import MemberPool
 from tests.support.ray_fakes import Reference, remote_worker
 
 T = TypeVar("T")
@@ -204,35 +205,12 @@ class Rank:
         return reference
 
 
-class Pool:
-    """Members that are up."""
-
-    def __init__(self) -> None:
-        self.members: list[Member] = []
-        self.out: dict[str, LpoRayError] = {}
-
-    async def started(self) -> list[Member]:
-        assert self.members, "the publish waits for a replacement"
-        return list(self.members)
-
-    def serve(self, members: list[Member], version: WeightsVersion) -> None:
-        for member in members:
-            member.version = version
-
-    def take_out(self, member: Member, error: LpoRayError) -> None:
-        self.members.remove(member)
-        self.out[member.name] = error
-
-    def statuses(self) -> tuple:
-        return ()
-
-
 class Site:
     """A learner of one rank and some engines, on one fake GPU for each process."""
 
     def __init__(self, nccl: FakeNccl | None, engines: int, processes: int = 1, manifest: Manifest = SMALL) -> None:
         """``nccl``: None for gloo, which is real."""
-        self.nccl, self.policy, self.pool, self._processes = nccl, Policy(manifest), Pool(), processes
+        self.nccl, self.policy, self.pool, self._processes = nccl, Policy(manifest), MemberPool(), processes
         self._kind = "gloo" if nccl is None else "nccl"
         self.rank = Rank(self.policy, self._kind)
         self.learner = LearnerGroup(

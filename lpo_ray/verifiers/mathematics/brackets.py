@@ -1,4 +1,4 @@
-r"""What one pair of brackets is around: pairs, intervals, sets and matrices."""
+"""Reading of one pair of brackets: pairs, intervals, sets and matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Equations, inequalities, memberships and unions of sets."""
+"""Equations, inequalities, memberships and unions of sets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ from lpo_ray.verifiers.mathematics.quantity import Quantity, is_rounded_from, sa
 from lpo_ray.verifiers.mathematics.token_parts import Inner, split, words_of
 
 _ORDERS = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">="}
-
-
 _RELATIONS = frozenset(("=", *_ORDERS, "\\ne", "\\approx", "\\in", "\\equiv", "\\sim", "\\to", "\\cup"))
-
-
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
 
 

@@ -1,4 +1,4 @@
-"""What the program does to the arguments of a call, where the tests look at them.
+"""Changes that a program makes to the arguments of a call, where the tests look at them.
 
 The program gets copies. After a call whose value the tests do not look at, their contents come back, into the lists,
 dicts and sets that the tests hold. After any other call only those of variables come back of which that was found to be
