@@ -8,6 +8,8 @@ from lpo_ray.records.groups import (
     Anchor,
     AnchorGroup,
     AnchorPiece,
+    BoolArray,
+    Conversation,
     DoubleArray,
     FinishReason,
     FloatArray,
@@ -22,6 +24,7 @@ from lpo_ray.records.groups import (
     Sampling,
     ScoredGroup,
     ScoringItem,
+    Segment,
     TargetGroup,
     joined,
     zero_anchor,
@@ -37,6 +40,7 @@ from lpo_ray.records.reports import (
     UpdateReport,
 )
 from lpo_ray.records.status import Backlog, BusyWorker, Process, Publication, WeightsVersion, WorkerState, WorkerStatus
+from lpo_ray.records.turns import ConversationId, Observation, Turn, TurnRequest
 
 __all__ = [
     "AfterGroup",
@@ -44,7 +48,10 @@ __all__ = [
     "AnchorGroup",
     "AnchorPiece",
     "Backlog",
+    "BoolArray",
     "BusyWorker",
+    "Conversation",
+    "ConversationId",
     "DoubleArray",
     "Evaluation",
     "FinishReason",
@@ -56,6 +63,7 @@ __all__ = [
     "Key",
     "MicroBatch",
     "NotFinite",
+    "Observation",
     "Piece",
     "Process",
     "ProjectedGroup",
@@ -66,11 +74,14 @@ __all__ = [
     "Sampling",
     "ScoredGroup",
     "ScoringItem",
+    "Segment",
     "StepNorms",
     "StepRecord",
     "StepReport",
     "TargetGroup",
     "TrainBatch",
+    "Turn",
+    "TurnRequest",
     "Update",
     "UpdateReport",
     "WeightsVersion",

@@ -13,14 +13,15 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lpo_ray.verdict import Verdict
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
 FinishReason = Literal["stop", "length"]
 Key = tuple[str, int]
 """(prompt id, attempt): the name of a group in the run"""
-ScoringItem = tuple[IntArray, Sequence[IntArray]]
-"""tokens of a prompt, and those of some of its responses"""
+BoolArray = npt.NDArray[np.bool_]
 
 
 def check_lengths(what: str, expected: int, **lengths: int) -> None:
@@ -69,19 +70,80 @@ class Sampling:
     min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
     """tokens that end a response, beside the model's own end tokens"""
+    max_turns: int = 1
+    """of a conversation; ``max_tokens`` is for each of them"""
+    max_conversation_tokens: int | None = None
+    """context and turns together, those of the environment included; None: as far as the engine's context goes"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """Tokens behind one context: those that the policy sampled, and between them those that an environment wrote.
+
+    A conversation that only grows is one segment. Another begins where its history was rewritten, as by a chat template
+    that drops what was thought in earlier turns.
+    """
+
+    token_ids: IntArray
+    """[S] all tokens behind the context; the last one was sampled"""
+    sampled: BoolArray
+    """[S] whether the policy sampled it; what it did not conditions, and is in no loss, norm, clip or mean"""
+    context_ids: IntArray | None = None
+    """[C] tokens that stand before; None: the group's prompt"""
+    began: str = ""
+    """why it began; empty for the first of a response"""
+
+    def __post_init__(self) -> None:
+        check_lengths("segment", len(self.token_ids), sampled=len(self.sampled))
+        if not len(self.sampled) or not self.sampled[-1]:
+            raise ValueError(f"a segment of {len(self.sampled)} tokens ends with one that was not sampled")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversation:
+    """What a response of several turns has beside its sampled tokens: where they stand, and how it went."""
+
+    segments: tuple[Segment, ...]
+    """in order; the sampled tokens of all are the response's"""
+    turns: tuple[int, ...]
+    """sampled tokens of each turn; their sum is T"""
+    authors: tuple[str, ...] = ()
+    """role of whoever wrote behind each turn: "tool", "user"; one fewer than turns, or as many when it spoke last"""
+    verdict: Verdict | None = None
+    """of the environment; None: a verifier scores the response"""
+    ended: str = "done"
+    """why it ended: "done" by the environment, "turns", "tokens" (limits), "length" (of one turn)"""
+    environment_seconds: float = 0.0
+    """time that environment and tools took, without waiting"""
+
+    def __post_init__(self) -> None:
+        sampled = sum(int(segment.sampled.sum()) for segment in self.segments)
+        if sampled != sum(self.turns) or not all(self.turns):
+            raise ValueError(f"turns of {self.turns} tokens, but the segments have {sampled} that were sampled")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Response:
-    """One sampled output, the stop token included, made by a rollout engine."""
+    """One sampled output, the stop tokens included, made by a rollout engine: one answer, or all turns of a
+    conversation.
+    """
 
     token_ids: IntArray
-    """[T] exactly what was sampled; never retokenised"""
+    """[T] exactly what was sampled, of all turns; never retokenised"""
     behaviour_logprobs: FloatArray
     """[T] log pi_b of each token under the distribution it was sampled from, as the engine reports it"""
     versions: IntArray
     """[T] step of the weights that sampled each token"""
     finish_reason: FinishReason
+    conversation: Conversation | None = None
+    """None: one answer behind the prompt, all of it sampled"""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Where the sampled tokens stand: one segment behind the prompt when there was no conversation."""
+        if self.conversation is not None:
+            return self.conversation.segments
+        return (Segment(self.token_ids, np.broadcast_to(np.True_, len(self.token_ids))),)
 
     @property
     def oldest_version(self) -> int:
@@ -102,6 +164,10 @@ class Response:
             behaviour_logprobs=len(self.behaviour_logprobs),
             versions=len(self.versions),
         )
+
+
+ScoringItem = tuple[IntArray, Sequence[tuple[Segment, ...]]]
+"""tokens of a prompt, and the segments of some of its responses"""
 
 
 class GroupColumns(NamedTuple):
