@@ -1,4 +1,4 @@
-"""Conversations as responses: the K conversations of a group side by side, turn by turn, between engine and environment.
+"""Conversations as responses: the K of a group side by side, turn by turn, between engine and environment.
 
 ```
  open ──▶ context ──▶ engine: turn ──▶ environment: reply ──┬─ more ──▶ context, a segment goes on or begins
@@ -78,12 +78,11 @@ class ConversationRollout(RolloutEngine):
                 engine = turn.engine
                 transcript.said(turn)
                 observation = await self._environments.reply(name, turn)
-                if not (observation.done or _leads_on(observation)):
-                    raise Unscored(
-                        *name.key, f"conversation {name.response}: its environment is not done and says nothing"
-                    )
                 transcript.observed(observation)
                 transcript.ended = _end(transcript, observation, request, turn, limit)
+                if not transcript.ended and not _leads_on(observation):
+                    reason = "its environment is not done, and says nothing"
+                    raise Unscored(*name.key, f"conversation {name.response}: {reason}")
             return transcript
         finally:
             await self._environments.end(name)

@@ -30,7 +30,7 @@ from lpo_ray.records import (
     WeightsVersion,
     WorkerStatus,
 )
-from lpo_ray.rollout.rewards import cases_of, scores_of
+from lpo_ray.rollout.rewards import cases_of, given_verdicts, scores_of
 from lpo_ray.rollout.transformers_engine import TransformersEngine
 from lpo_ray.run import settings
 from lpo_ray.run.spec import RunSpec
@@ -48,7 +48,9 @@ class InprocessVerifier:
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
         """Judge the group's responses, one after the other. Raises GroupLost."""
-        verdicts = verify_sum(group.prompt.verifier, cases_of(group, self._tokenizer, self._sandbox))
+        verdicts = given_verdicts(group)
+        if verdicts is None:
+            verdicts = verify_sum(group.prompt.verifier, cases_of(group, self._tokenizer, self._sandbox))
         return ScoredGroup(group, *scores_of(group, verdicts, self._overlong))
 
 
