@@ -74,6 +74,10 @@ class Observation:
     """role of the messages: "tool", "user"; empty: it said nothing"""
     done: bool = False
     verdict: Verdict | None = None
-    """with ``done``; None: a verifier scores the response"""
+    """of the conversation as it stands: it counts when the conversation ends here, by ``done`` or at a limit. None: a
+    verifier scores the response
+    """
     seconds: float = 0.0
     """time that environment and tools took"""
+    dropped: int = 0
+    """tokens of earlier turns that stand in the next context, and that the chat template would have left out"""
