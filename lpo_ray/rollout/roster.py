@@ -101,6 +101,12 @@ class Roster(Generic[W]):
             starting = [BusyWorker("nobody", f"no rollout workers are wanted, {waiting} groups wait", None, None)]
         return holding or starting
 
+    @property
+    def has_work(self) -> bool:
+        """Whether something is asked of the members, or waits for one."""
+        members = [slot.member for slot in self._slots.values() if slot.member is not None]
+        return bool(self._queued) or any(member.groups for member in members)
+
     def up(self) -> list[Member[W]]:
         """The members and those that are lent."""
         return [slot.member for slot in self._slots.values() if slot.member is not None and slot.member.up]
