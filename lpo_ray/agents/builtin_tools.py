@@ -27,6 +27,7 @@ def calculator(expression: str) -> str:
 
     Args:
         expression: numbers with + - * / // % ** and parentheses, such as (12 + 3) * 4
+
     """
     if len(expression) > LONGEST:
         raise ValueError(f"the expression has {len(expression)} characters; expected at most {LONGEST}")
@@ -79,6 +80,7 @@ def python_in(limits: Limits) -> Callable[[str], str]:
 
         Args:
             code: the program; only what it prints is seen
+
         """
         result = run_program(Program(code), b"", limits)
         if result.trouble is not None:

@@ -16,7 +16,8 @@ from lpo_ray.records import IntArray
 
 MARK = "LPOANSWERLPO"
 LONGEST_COMPARED = 1000
-"""lines of a conversation that are compared, behind those that are equal"""
+"""lines of a conversation that are compared, behind those that are equal, and words of those that differ"""
+_ANY_ANSWER: Message = {"role": "assistant", "content": "answer"}
 
 
 class Encoder(Protocol):
@@ -66,6 +67,8 @@ class Chat:
         mark = _mark([*before, *messages])
         try:
             text = self._after(mark, [*before, {"role": "assistant", "content": mark}, *messages])
+            if calls:  # a template may refuse only what comes next
+                self.tokenizer.render([*before, answer, *messages, _ANY_ANSWER], self.encoder.style)
         except DataError:
             if not calls or not self._end:
                 raise
@@ -127,7 +130,7 @@ def _readable(calls: Sequence[Message]) -> list[Message]:
 
 
 def _only_in_first(first: str, second: str) -> str:
-    """Return what ``first`` has and ``second`` has not, line by line."""
+    """Return what ``first`` has and ``second`` has not, but for white space: whole lines, and words of others."""
     one, other = first.splitlines(keepends=True), second.splitlines(keepends=True)
     start = 0
     while start < min(len(one), len(other)) and one[start] == other[start]:
@@ -135,20 +138,17 @@ def _only_in_first(first: str, second: str) -> str:
     one, other = one[start : start + LONGEST_COMPARED], other[start : start + LONGEST_COMPARED]
     found = []
     for kind, a, b, c, d in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        if kind in ("delete", "replace"):
-            found.append(_middle("".join(one[a:b]), "".join(other[c:d])))
+        if kind == "delete":
+            found += one[a:b]
+        elif kind == "replace":
+            found += _words_only_in_first("".join(one[a:b]), "".join(other[c:d]))
     return "".join(found)
 
 
-def _middle(first: str, second: str) -> str:
-    """Return ``first`` without what both begin and end with."""
-    start, most = 0, min(len(first), len(second))
-    while start < most and first[start] == second[start]:
-        start += 1
-    end = 0
-    while end < most - start and first[-1 - end] == second[-1 - end]:
-        end += 1
-    return first[start : len(first) - end]
+def _words_only_in_first(first: str, second: str) -> list[str]:
+    one, other = first.split()[:LONGEST_COMPARED], second.split()[:LONGEST_COMPARED]
+    blocks = SequenceMatcher(None, one, other).get_opcodes()
+    return [f"{word} " for kind, a, b, _, _ in blocks if kind in ("delete", "replace") for word in one[a:b]]
 
 
 def text_of(messages: Sequence[Mapping[str, Any]]) -> str:

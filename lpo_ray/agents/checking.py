@@ -62,7 +62,8 @@ def _checked(message: object, where: str) -> Message:
     content = message.get("content")
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):  # parts, as of OpenAI's form
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else content
+        texts = [part for part in parts if isinstance(part, str)]
+        content = "".join(texts) if len(texts) == len(parts) else content
     if content is None and message.get("tool_calls"):
         content = ""
     if not isinstance(content, str):

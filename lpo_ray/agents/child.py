@@ -43,7 +43,8 @@ class Host:
     def __init__(self, writer: asyncio.StreamWriter, hosted: Hosted, make: EnvironmentMaker) -> None:
         self._writer, self._hosted, self._make = writer, hosted, make
         self._guests: dict[str, Environment] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        """call -> its conversation, and what works on it"""
         self._limit = hosted.memory_mib * 2**20
 
     async def serve(self, reader: asyncio.StreamReader) -> None:
@@ -51,12 +52,12 @@ class Host:
         while line := await reader.readline():
             request = json.loads(line)
             if request["do"] == "cancel":
-                if (task := self._tasks.get(request["of"])) is not None:
-                    task.cancel()
+                if (working := self._tasks.get(request["of"])) is not None:
+                    working[1].cancel()
                 self.send({"id": request["id"]})
                 continue
             task = asyncio.ensure_future(self._answer(request))
-            self._tasks[request["id"]] = task
+            self._tasks[request["id"]] = request["conversation"], task
             task.add_done_callback(lambda _, number=request["id"]: self._tasks.pop(number, None))
 
     def send(self, answer: Mapping[str, Any]) -> None:
@@ -80,7 +81,7 @@ class Host:
             answer = {"fault": "it was cancelled"}
         except Refused as error:
             answer = {"fault": str(error)}
-        except BaseException as error:  # also what would end the process: none of it is a verdict
+        except BaseException as error:  # noqa: BLE001 - also what would end the process: none of it is a verdict
             answer = {"fault": f"{_cut(error_text(error))} ({_place(error)})"}
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > self._limit / 2
         self.send({"id": request["id"], "seconds": time.monotonic() - started, "worn": grown, **answer})
@@ -96,12 +97,20 @@ class Host:
 
     async def _step(self, request: dict[str, Any]) -> dict[str, Any]:
         environment = self._guests[request["conversation"]]
-        reply = reply_of(request["content"], request["shown"], self._hosted.parser)
+        reply = reply_of(request["content"], request["shown"], self._parser(environment))
         step = checked_step(await _called(environment.step, dict(reply)))
         return {**step, "calls": reply.get("tool_calls", [])}
 
+    def _parser(self, environment: Environment) -> str | None:
+        if self._hosted.parser != "auto":
+            return self._hosted.parser
+        return self._hosted.template_parser if isinstance(environment, ToolEnvironment) else None
+
     async def _end(self, request: dict[str, Any]) -> dict[str, Any]:
         environment = self._guests.pop(request["conversation"], None)
+        working = [task for name, task in self._tasks.values() if name == request["conversation"]]
+        if len(working) > 1:  # this one, and a step that nobody waits for any more
+            await asyncio.wait(set(working) - {asyncio.current_task()})
         if environment is not None:
             await _called(environment.close)
         return {}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from typing_extensions import override
 
 from lpo_ray.agents.chat import Chat, Encoder
 from lpo_ray.agents.limits import Hosted
-from lpo_ray.agents.processes import EnvironmentPool, Lost, Refused
+from lpo_ray.agents.pool import EnvironmentPool
+from lpo_ray.agents.processes import Lost, Refused
+from lpo_ray.agents.tool_calls import parser_for
 from lpo_ray.agents.transcript import Transcript
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import DataError, GroupLost, Unscored
@@ -36,7 +37,9 @@ class HostedEnvironments(Environments):
     """Environments in a pool of child processes. Lives in one event loop."""
 
     def __init__(self, settings: EnvironmentSettings, tokenizer: Tokenizer, encoder: Encoder) -> None:
-        self._pool, self._seed = EnvironmentPool(settings.hosted), settings.seed
+        template = None if encoder.is_plain else tokenizer.template_text(encoder.style)
+        hosted = replace(settings.hosted, template_parser=parser_for(template))
+        self._pool, self._seed = EnvironmentPool(hosted), settings.seed
         self._tokenizer, self._chat = tokenizer, Chat(tokenizer, encoder)
         self._transcripts: dict[ConversationId, Transcript] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,17 +15,20 @@ class CountdownTurns(Environment):
     """Environment of the task countdown_turns. The verdict is that of the last try."""
 
     async def reset(self, row: Mapping[str, Any]) -> list[Message]:
-        self._answer, self._tries = row["answer"] if isinstance(row["answer"], str) else json.dumps(row["answer"]), 0
+        """Remember the problem."""
+        self._answer, self._is_plain, self._tries = row["answer"], row.get("template") == "plain", 0
         return await super().reset(row)
 
     async def step(self, reply: Message) -> Step:
+        """Check a try."""
         self._tries += 1
         verdict = countdown("", reply["content"], self._answer)
-        done = verdict.reward == 1.0 or self._tries == TRIES
-        said = {"role": "user", "content": answer_to(reply["content"])}
-        return Step([] if done else [said], verdict, done)
+        if verdict.reward == 1.0 or self._tries == TRIES:
+            return Step(verdict=verdict, done=True)
+        said = plain_answer(reply["content"]) if self._is_plain else f"That is wrong: {verdict.detail}. Try again."
+        return Step([{"role": "user", "content": said}], verdict)
 
 
-def answer_to(response: str) -> str:
-    """Say what a wrong expression is. Example: ``answer_to("3*4+5")`` is ``"=17\\n"``"""
+def plain_answer(response: str) -> str:
+    r"""Say the value of a wrong expression, for the tiny policy. Example: ``plain_answer("3*4+5")`` is ``"=17\n"``"""
     return f"={value_text(response)}\n"

@@ -1,14 +1,14 @@
 """The contract of environments: what a user writes in one file. Standard library only: it runs in child processes.
 
-    class Guess(Environment):                                   # one object for each conversation
-        async def reset(self, row):
-            self.secret = row["answer"]
-            return [{"role": "user", "content": "Guess a number below 100."}]
+class Guess(Environment):                                   # one object for each conversation
+async def reset(self, row):
+self.secret = row["answer"]
+return [{"role": "user", "content": "Guess a number below 100."}]
 
-        async def step(self, reply):
-            if reply["content"].strip() == self.secret:
-                return Step(verdict=1.0, done=True)
-            return Step([{"role": "user", "content": "Wrong. Again?"}])
+async def step(self, reply):
+if reply["content"].strip() == self.secret:
+return Step(verdict=1.0, done=True)
+return Step([{"role": "user", "content": "Wrong. Again?"}])
 """
 
 from __future__ import annotations

@@ -16,8 +16,10 @@ class Hosted:
     """row of ENVIRONMENTS, "path/to/file.py:Name" or "module:Name"; None: that of ``tools``"""
     tools: tuple[str, ...] = ()
     """rows of TOOLS, or functions: "path/to/file.py:name" or "module:name" """
-    parser: str | None = None
-    """row of PARSERS that finds tool calls in a reply; None: nothing looks for any"""
+    parser: str = "auto"
+    """row of PARSERS that finds tool calls in every reply; auto: ``template_parser``, for environments with tools"""
+    template_parser: str = "hermes"
+    """row of PARSERS by the chat template"""
     processes: int = 2
     turn_seconds: float = 60.0
     """that one reset, step or close may take"""

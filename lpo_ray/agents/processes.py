@@ -1,41 +1,21 @@
-"""A pool of child processes that host environments, each of many conversations.
-
-An environment that raises, says too much or is silent for too long is *refused*: its own conversation has no verdict.
-A process in which that can be told from the others goes on with them; it takes no new ones after a silence. One that
-does not respond at all, or dies, is killed with all that it started, and its conversations are *lost*. Where a single
-call was at work its conversation is the guilty one. Where there were several, their prompts get a process of their own
-at the next attempt, so that whoever does it again is known.
-"""
+"""One child process, seen from the parent: its calls, their limits, and what it means when it is silent or dies."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-import logging
-import os
-import secrets
-import signal
-import socket
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lpo_ray.agents.child import AT_ONCE
+from lpo_ray.agents.launching import START_SECONDS, kill, launch
 from lpo_ray.agents.limits import Hosted
 
-START_SECONDS = 120.0
-"""that a process may take to import what it hosts"""
 RESPONSE_SECONDS = 3.0
 """that an event loop may take to answer when one of its calls is silent"""
-CLOSE_SECONDS = 5.0
-"""that environments have to close when all end"""
-SUSPECTS = 10_000
-"""prompts that are remembered"""
 OUTPUT_CHUNK, OUTPUT_PAUSE = 2**16, 0.01
 """bytes of a process's output that are read at a time, and the seconds between: an endless printer costs little"""
 SHOWN_OUTPUT = 2**16
@@ -44,13 +24,6 @@ LAST_WORDS = 500
 """characters of it that a message about its death has"""
 SPARE_LINE = 2**20
 """bytes of an answer beside its messages"""
-MARK = "LPO_RAY_ENVIRONMENT"
-"""variable by which what a process has started is known, whatever became of it"""
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from lpo_ray.agents import child; "
-    "child.main(int(sys.argv[2]))"
-)
-logger = logging.getLogger(__name__)
 
 
 class Refused(Exception):
@@ -73,16 +46,6 @@ class _Call:
     timer: asyncio.TimerHandle | None = None
 
 
-@dataclass(slots=True)
-class _Placed:
-    """Where a conversation is, and the time its steps have taken."""
-
-    child: Child
-    prompt: str
-    alone: bool
-    seconds: float = 0.0
-
-
 class Child:
     """One process, seen from the parent. Lives in one event loop."""
 
@@ -99,9 +62,8 @@ class Child:
         self._numbers = itertools.count(1)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._output = b""
-        self._mark = secrets.token_hex(12)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._process, self._channel, self._printed = _started(self._mark)
+        self._launched = launch()
         self._writer: asyncio.StreamWriter | None = None
         self.ready = asyncio.ensure_future(self._start())
         self.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
@@ -157,7 +119,7 @@ class Child:
     async def _start(self) -> None:
         """Wait until the process has imported what it hosts. Raises Lost."""
         most = SPARE_LINE + 16 * self._hosted.max_message_chars
-        reader, self._writer = await asyncio.open_unix_connection(sock=self._channel, limit=most)
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._launched.channel, limit=most)
         self._keep(self._drain())
         self._send({"hosted": self._hosted.to_json()})
         call = self._call("", "", START_SECONDS, "", number=0)
@@ -202,7 +164,7 @@ class Child:
                     self._take(call, answer)
         except asyncio.IncompleteReadError:
             await asyncio.sleep(0.05)  # until it is dead altogether
-            code = self._process.poll()
+            code = self._launched.process.poll()
             ended = "closed its channel" if code is None else f"ended with exit code {code}"
             self.fail(f"its process {ended}{self._last_words()}")
         except (OSError, ValueError, KeyError, TypeError, RecursionError, asyncio.LimitOverrunError) as error:
@@ -240,7 +202,7 @@ class Child:
     async def _drain(self) -> None:
         """Read what the process prints, so that it never waits for that; show the beginning, keep the end."""
         loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit=OUTPUT_CHUNK)
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._printed)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), self._launched.printed)
         shown = 0
         while data := await reader.read(OUTPUT_CHUNK):
             self._output = (self._output + data)[-4 * LAST_WORDS :]
@@ -254,158 +216,10 @@ class Child:
         return f"; it printed last: {text}" if text else ""
 
     async def _killed(self) -> None:
-        await asyncio.to_thread(_kill, self._process, self._mark)
-        self._printed.close()
+        await asyncio.to_thread(kill, self._launched)
+        self._launched.printed.close()
 
-    def _keep(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class EnvironmentPool:
-    """Child processes with environments. Lives in one event loop."""
-
-    def __init__(self, hosted: Hosted) -> None:
-        self._hosted, self._processes = hosted, hosted.processes
-        self._children: list[Child] = []
-        self._placed: dict[str, _Placed] = {}
-        self._suspects: dict[str, None] = {}
-        self._alone = asyncio.Semaphore(max(4, 2 * hosted.processes))
-        self._closing: set[asyncio.Future[None]] = set()
-        self.given = 0
-        """calls that were answered"""
-
-    async def open(self, conversation: str, prompt: str, row: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """Make the environment of a conversation. Raises Refused or Lost."""
-        alone = prompt in self._suspects
-        if alone:
-            await self._alone.acquire()
-        child = self._new() if alone else self._roomiest()
-        child.conversations.add(conversation)
-        child.retired |= alone
-        self._placed[conversation] = _Placed(child, prompt, alone)
-        return await self._ask("open", conversation, row=dict(row), seed=seed)
-
-    async def step(self, conversation: str, content: str, shown: str) -> dict[str, Any]:
-        """Give the environment what the policy said. Raises Refused or Lost."""
-        return await self._ask("step", conversation, content=content, shown=shown)
-
-    def end(self, conversation: str) -> None:
-        """Forget a conversation; its environment is closed in the background."""
-        placed = self._placed.pop(conversation, None)
-        if placed is None:
-            return
-        closing = asyncio.ensure_future(self._closed(conversation, placed))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-    def resize(self, processes: int) -> None:
-        """Use another number of processes from now on. Those that are too many end with their last conversation."""
-        self._processes = processes
-        accepting = [child for child in self._children if not child.retired and not child.dead]
-        for child in sorted(accepting, key=lambda child: len(child.conversations))[: max(0, len(accepting) - processes)]:
-            child.retire()
-
-    async def close(self) -> None:
-        """End every process, after the environments of conversations that have ended had a moment to close."""
-        if self._closing:
-            await asyncio.wait(self._closing, timeout=CLOSE_SECONDS)
-        await asyncio.gather(*(child.close() for child in self._children))
-
-    async def _ask(self, do: str, conversation: str, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
-        placed = self._placed.get(conversation)
-        if placed is None:
-            raise Lost("there is no such conversation: it was ended, or its process was")
-        left = self._hosted.conversation_seconds - placed.seconds
-        turn = self._hosted.turn_seconds
-        limit = ("environment.turn_seconds" if turn <= left else "environment.conversation_seconds, of which the steps "
-                 f"before took {placed.seconds:.3g} s")  # fmt: skip
-        answer = await placed.child.ask(do, conversation, placed.prompt, max(0.05, min(turn, left)), limit, **values)
-        placed.seconds += float(answer.get("seconds", 0.0))
-        self.given += 1
-        return answer
-
-    async def _closed(self, conversation: str, placed: _Placed) -> None:
-        child = placed.child
-        try:
-            if not child.dead:
-                await child.ask("end", conversation, placed.prompt, self._hosted.turn_seconds,
-                                "environment.turn_seconds")  # fmt: skip
-        except Refused as error:
-            logger.warning("the environment of %s did not close: %s", conversation, error)
-        except Lost:
-            pass  # with its process
-        finally:
-            child.conversations.discard(conversation)
-            if child.retired and not child.dead:
-                child.retire()
-            if placed.alone:
-                self._alone.release()
-                if not child.broke:
-                    self._suspects.pop(placed.prompt, None)
-            self._children = [child for child in self._children if not child.dead]
-
-    def _roomiest(self) -> Child:
-        accepting = [child for child in self._children if not child.retired and not child.dead]
-        if len(accepting) < self._processes:
-            return self._new()
-        return min(accepting, key=lambda child: len(child.conversations))
-
-    def _new(self) -> Child:
-        child = Child(self._hosted, self._suspect)
-        self._children.append(child)
-        return child
-
-    def _suspect(self, prompts: set[str]) -> None:
-        self._suspects.update(dict.fromkeys(prompts))
-        while len(self._suspects) > SUSPECTS:
-            del self._suspects[next(iter(self._suspects))]
-
-
-def _started(mark: str) -> tuple[subprocess.Popen[bytes], socket.socket, Any]:
-    """Start a child: its process, this end of its channel, and what it prints."""
-    ours, theirs = socket.socketpair()
-    path = json.dumps([os.getcwd() if not entry else entry for entry in sys.path])
-    reading, writing = os.pipe()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, path, str(theirs.fileno())],
-            stdin=subprocess.DEVNULL, stdout=writing, stderr=writing, pass_fds=[theirs.fileno()],
-            start_new_session=True, env={**os.environ, MARK: mark, "MALLOC_ARENA_MAX": "2"},
-        )  # fmt: skip
-    except BaseException:
-        os.close(reading)
-        ours.close()
-        raise
-    finally:
-        os.close(writing)
-        theirs.close()
-    return process, ours, os.fdopen(reading, "rb", buffering=0)
-
-
-def _kill(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Kill a process, its group, and whatever else it has started, until nothing of it is left."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for _ in range(100):
-        found = _marked(mark)
-        if not found:
-            return
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-    logger.warning("processes that an environment started are not ended: %s", found)
-
-
-def _marked(mark: str) -> list[int]:
-    """List the processes whose environment variables have the mark."""
-    wanted, found = f"{MARK}={mark}".encode(), []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            with contextlib.suppress(OSError):
-                if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-    return found

@@ -145,13 +145,10 @@ def _fits(value: object, schema: Schema) -> bool:
     if kinds == "object":
         each = schema.get("additionalProperties", {})
         return isinstance(value, dict) and all(_fits(item, each) for item in value.values())
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return {
-        "string": isinstance(value, str),
-        "boolean": isinstance(value, bool),
-        "number": is_number,
-        "integer": is_number and (isinstance(value, int) or float(value).is_integer()),
-    }[kinds]
+    if kinds in ("number", "integer"):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (kinds == "number" or float(value).is_integer())
+    return isinstance(value, str if kinds == "string" else bool)
 
 
 def _items_fit(value: list[Any], schema: Schema) -> bool:

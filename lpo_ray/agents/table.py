@@ -36,8 +36,8 @@ def tool_named(name: str, sandbox: Limits) -> Callable[..., Any]:
 
 def environment_of(hosted: Hosted) -> EnvironmentMaker:
     """Return what makes the environment of a conversation. Raises UnknownName, or ValueError for what is none."""
-    from lpo_ray.agents.adapters import adapt  # noqa: PLC0415 - it knows this table
-    from lpo_ray.agents.tools import ToolEnvironment  # noqa: PLC0415
+    from lpo_ray.agents.adapters import adapt
+    from lpo_ray.agents.tools import ToolEnvironment
 
     name, functions = hosted.environment, [tool_named(tool, hosted.sandbox) for tool in hosted.tools]
     if name is None and not functions:

@@ -57,7 +57,7 @@ def _call(name: object, arguments: object, number: int) -> ToolCall:
 
 
 def _of_json(text: str, number: int) -> list[ToolCall]:
-    """Read one call, or a list of them, from JSON. What is none becomes a call of no name with the text as arguments."""
+    """Read one call, or a list of them, from JSON. What is none becomes a call of no name with its text."""
     try:
         value = json.loads(text[:LONGEST_CALL])
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The environment of tools: a conversation goes on while the policy calls them, and ends with a reply without a call."""
+"""The environment of tools: a conversation goes on while the policy calls them, and ends with a reply without calls."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class ToolEnvironment(Environment):
 
     async def _answer(self, call: ToolCall) -> Message:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        by_name = {schema["function"]["name"]: (tool, schema) for tool, schema in zip(self.tools, self.schemas(), strict=True)}
+        by_name = {
+            schema["function"]["name"]: (tool, schema) for tool, schema in zip(self.tools, self.schemas(), strict=True)
+        }
         is_text = isinstance(arguments, Mapping) and set(arguments) == {ONE_ARGUMENT}
         if is_text and len(by_name) == 1:
             ((name, (_, schema)),) = by_name.items()

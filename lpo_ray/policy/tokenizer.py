@@ -117,6 +117,15 @@ class Tokenizer:
         """Whether conversations can be rendered in this style, which ``render`` needs."""
         return style.template is not None or self._tokenizer.chat_template is not None
 
+    def template_text(self, style: ChatStyle = DEFAULT_STYLE) -> str | None:
+        """Return the chat template of this style, as it is used with the style's tools; None without one."""
+        if style.template is not None:
+            return style.template
+        try:
+            return str(self._tokenizer.get_chat_template(tools=list(style.tools) or None))
+        except ValueError:
+            return None
+
     def unknown_variables(self, style: ChatStyle) -> list[str]:
         """List the variables of ``style`` that its template does not read."""
         try:

@@ -30,8 +30,9 @@ from lpo_ray.tasks import base_policy
 from lpo_ray.tasks.dataset import DatasetSource
 from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.sources.source import PromptEncoder
-from lpo_ray.tasks.table import check_task, task_named, verifier_of
+from lpo_ray.tasks.table import check_task, task_named, verifier_of, with_environment
 from lpo_ray.tasks.task import SourceContext
+from lpo_ray.tasks.warm_starts import WARM_STARTS
 from lpo_ray.telemetry.metrics import SCORES
 from lpo_ray.telemetry.trackers import tracker_named
 
@@ -189,6 +190,7 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
 def data_spec(config: Config) -> RunSpec:
     """Check only what decides the prompts: model, task, day and lengths. Raises ConfigError."""
     config = dated(config, begun_on(Path(config.run.dir) / config.run.name))
+    config = replace(config, task=with_environment(config.task))
     path, trust = config.model.path, config.model.trust_remote_code
     context = base_policy.CONTEXT_LENGTH if path is None else context_length(path, trust_remote_code=trust)
     preflight.check_context(config, _positions(config, context))
@@ -200,6 +202,7 @@ def outline(config: Config, context: int) -> RunSpec:
     """Derive the spec of a run with a model of ``context`` positions, without a look at disk or hardware. Raises
     ConfigError when the task has no verifier, or rollout.max_model_len is more than the model has.
     """
+    config = replace(config, task=with_environment(config.task))
     return RunSpec(
         config,
         Path(config.run.dir) / config.run.name,
@@ -256,5 +259,7 @@ def build_model(spec: RunSpec, on_progress: base_policy.Progress | None = None) 
         return spec.model_path
     warmup = spec.config.model.warmup
     cache = warmup.cache_dir or default_cache_dir()
-    recipe = base_policy.Recipe(warmup.seed, warmup.steps, warmup.batch_size, warmup.lr, tuple(spec.config.task.counts))
+    task = spec.config.task
+    form = task.name if task.name in WARM_STARTS else "countdown"
+    recipe = base_policy.Recipe(warmup.seed, warmup.steps, warmup.batch_size, warmup.lr, tuple(task.counts), form)
     return str(base_policy.cached_base_policy(Path(cache), recipe, on_progress))
