@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lpo_ray.records.groups import FinishReason, FloatArray, IntArray, Key, Sampling
+from lpo_ray.records.arrays import FloatArray, IntArray
+from lpo_ray.records.groups import FinishReason, Key, Sampling
 from lpo_ray.verdict import Verdict
 
 
