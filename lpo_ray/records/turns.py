@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lpo_ray.common.seeds import derive_seed
-from lpo_ray.records.groups import FinishReason, FloatArray, IntArray, Key, Sampling
+from lpo_ray.records.arrays import FloatArray, IntArray
+from lpo_ray.records.groups import FinishReason, Key, Sampling
 from lpo_ray.verdict import Verdict
 
 
