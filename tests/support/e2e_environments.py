@@ -1,4 +1,4 @@
-"""Environments of e2e tests, in the characters of the tiny policy. Standard library only: they run in child processes."""
+"""Environments of e2e tests, in the characters of the tiny policy. They run in child processes."""
 
 from __future__ import annotations
 
