@@ -56,6 +56,8 @@ class Child:
         """it takes no new conversations, and ends with its last one"""
         self.dead = ""
         """why it ended"""
+        self.gone = False
+        """nothing of it is left"""
         self.broke = False
         """it ended without being told to"""
         self._calls: dict[int, _Call] = {}
@@ -218,6 +220,7 @@ class Child:
     async def _killed(self) -> None:
         await asyncio.to_thread(kill, self._launched)
         self._launched.printed.close()
+        self.gone = True
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
