@@ -44,6 +44,8 @@ class _Call:
     """setting that the limit is from"""
     answer: asyncio.Future[dict[str, Any]]
     timer: asyncio.TimerHandle | None = None
+    given_up: str = ""
+    """why, when it took too long"""
 
 
 class Child:
@@ -173,7 +175,7 @@ class Child:
             self.fail(f"its process wrote what is no answer: {type(error).__name__} {error}"[:300])
 
     def _take(self, call: _Call, answer: dict[str, Any]) -> None:
-        fault = answer.get("fault")
+        fault = call.given_up or answer.get("fault")
         if fault is None:
             self._settle(call, answer)
         elif answer.get("of") == "all" and len(self.conversations) > 1:
@@ -190,6 +192,7 @@ class Child:
             self.fail(f"environments were not loaded within {call.seconds:g} s{self._last_words()}")
             return
         reason = f"no answer within {call.seconds:g} s ({call.limit})"
+        call.given_up = reason
         probe = self._call("", "", RESPONSE_SECONDS + 1, "")
         assert probe.timer is not None
         probe.timer.cancel()

@@ -6,14 +6,14 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
-from lpo_ray.agents import Step, processes
+from lpo_ray.agents import processes
 from lpo_ray.agents.conversations import EnvironmentSettings, HostedEnvironments
 from lpo_ray.agents.limits import Hosted
 from lpo_ray.errors import GroupLost, Unscored
@@ -21,7 +21,6 @@ from lpo_ray.records import ConversationId, Observation, Prompt, Turn
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.sources.source import PromptEncoder
 from lpo_ray.verifiers.sandbox.limits import Limits
-from tests.support.hostile_environments import Kind
 
 HERE = f"{Path(__file__).parents[1]}/support/hostile_environments.py"
 TOKENIZER = character_tokenizer()
@@ -77,12 +76,12 @@ RAISES = {
 LIES = {
     "text": r"step returned 'well done' \(str\); expected a Step", "dict": "expected a Step",
     "nothing": "neither messages nor done", "long": "10,000,0.. characters at once; expected at most 100,000",
-    "many": "characters at once", "long history": "characters at once", "nan": "nan, expected a finite number",
+    "many": "200,000 messages at once", "long history": "characters at once", "nan": "nan, expected a finite number",
     "infinite": "inf, expected a finite number", "verdict text": "str, expected a Verdict or a number",
     "verdict list": "list, expected a Verdict", "verdict object": "NotNumber, expected", "verdict forged": "inf",
     "messages text": "expected a list", "message text": "the message 'hello'", "no role": "expected {'role'",
-    "no content": "whose content is None", "content number": "whose content is 5", "nested": "cannot be written as JSON",
-    "no json": "cannot be written as JSON",
+    "no content": "whose content is None", "content number": "whose content is 5",
+    "nested": "cannot be written as JSON", "no json": "cannot be written as JSON",
 }  # fmt: skip
 GONE = {"end": "ended with exit code 0", "crash": "ended with exit code -11", "close": "closed its channel|exit code",
         "garbage": "what is no answer"}  # fmt: skip
@@ -92,7 +91,7 @@ SILENT = {"spin": "Plain", "sleep": "Plain", "print": "Plain", "print bytes": "P
 
 @pytest.mark.parametrize("kind", ["Kind", "Plain", "OnLoop"])
 async def test_an_environment_that_raises_leaves_its_conversation_unscored(kind: str, tmp_path: Path) -> None:
-    async with hosting(kind) as hosted:
+    async with hosting(kind, turn_seconds=20.0, memory_mib=256) as hosted:
         for number, (do, expected) in enumerate(RAISES.items()):
             row = {"do": do, "pids": str(tmp_path / "pids")}
             with pytest.raises(Unscored, match=expected):
@@ -105,7 +104,7 @@ async def test_an_environment_that_raises_leaves_its_conversation_unscored(kind:
 
 
 async def test_what_is_no_step_and_no_verdict_is_refused() -> None:
-    async with hosting("Plain") as hosted:
+    async with hosting("Plain", turn_seconds=20.0) as hosted:
         for number, (do, expected) in enumerate(LIES.items()):
             with pytest.raises(Unscored, match=expected):
                 await played(hosted, ConversationId(do, 0, number), {"do": do}, "anything")
@@ -113,12 +112,6 @@ async def test_what_is_no_step_and_no_verdict_is_refused() -> None:
         (found,) = await played(hosted, ConversationId("none", 0, 0), {"do": "no verdict"}, "x")
         assert found.done and found.verdict is not None
         assert (found.verdict.reward, found.verdict.lack, found.verdict.detail) == (None, "unscored", "cannot say")
-
-
-async def test_a_text_that_passes_for_a_number_does_not_pay() -> None:
-    async with hosting("Plain") as hosted:
-        with pytest.raises(Unscored):
-            await played(hosted, ConversationId("liar", 0, 0), {"do": "verdict liar"}, "x")
 
 
 @pytest.mark.parametrize("do", GONE)
@@ -179,7 +172,7 @@ async def test_the_seconds_of_a_whole_conversation_are_limited() -> None:
         await hosted.end(name)
         await hosted.open(name := ConversationId("hang", 0, 0), prompt("hang", do="sleep"))
         hosted._pool._placed["hang/0/0"].seconds = 0.8
-        with pytest.raises(Unscored, match="no answer within 0.2 s .environment.conversation_seconds"):
+        with pytest.raises(Unscored, match=r"no answer within 0.2 s \(environment.conversation_seconds"):
             await hosted.reply(name, turn("x"))
 
 
@@ -190,14 +183,10 @@ async def test_a_conversation_that_ends_in_a_step_closes_its_environment(tmp_pat
             await played(hosted, ConversationId("a", 0, 0), row, "x")
         await hosted.end(ConversationId("a", 0, 0))  # twice does no harm
         for at in ("close", "reset"):
-            with pytest.raises(Unscored) if at == "reset" else asynccontextmanager(_nothing)():
+            with pytest.raises(Unscored) if at == "reset" else nullcontext():
                 await played(hosted, ConversationId(at, 0, 0), {"do": "raise", "at": at, "closed": str(tmp_path / at)})
         await fares_well(hosted)
     assert (tmp_path / "a").exists() and (tmp_path / "reset").exists() and not (tmp_path / "close").exists()
-
-
-async def _nothing() -> AsyncIterator[None]:
-    yield
 
 
 async def test_an_unknown_conversation_is_lost() -> None:
@@ -209,7 +198,7 @@ async def test_an_unknown_conversation_is_lost() -> None:
 async def test_what_cannot_be_loaded_is_lost_with_the_reason() -> None:
     async with hosting("Missing") as hosted:
         for _ in range(2):
-            with pytest.raises(GroupLost, match="cannot be loaded: UnknownName: task.environment is .*Missing"):
+            with pytest.raises(GroupLost, match=r"cannot be loaded: UnknownName: task.environment is .*Missing"):
                 await hosted.open(ConversationId("x", 0, 0), prompt())
 
 
@@ -230,10 +219,11 @@ async def test_many_conversations_share_few_processes_and_the_number_changes() -
 
 
 async def test_a_process_of_much_memory_makes_way() -> None:
-    async with hosting("Plain", memory_mib=64) as hosted:
-        await hosted.open(first := ConversationId("a", 0, 0), prompt("a", do=""))
+    async with hosting("Plain", memory_mib=256) as hosted:
+        await hosted.open(first := ConversationId("a", 0, 0), prompt("a", do="keep"))
         child = hosted._pool._placed["a/0/0"].child
-        assert child.retired  # 64 MiB are soon half full
+        await hosted.reply(first, turn("x"))
+        assert child.retired  # more than half of it is in use
         await hosted.reply(first, turn("well"))
         await fares_well(hosted)
         await hosted.end(first)
@@ -242,7 +232,7 @@ async def test_a_process_of_much_memory_makes_way() -> None:
 
 
 async def test_controls_and_halves_of_characters_become_text() -> None:
-    async with hosting("Plain", environment=f"{__file__}:Odd") as hosted:
+    async with hosting("Plain", environment=f"{HERE}:Odd") as hosted:
         name = ConversationId("a", 0, 0)
         context = await hosted.open(name, prompt())
         assert len(context) == len("\x00\u202e\ufffd\U0001f600<eos>") - 4  # one token each: <eos> is one
@@ -347,16 +337,3 @@ async def test_a_caller_that_is_cancelled_leaves_no_mess() -> None:
         await hosted.end(name)
         await fares_well(hosted)
         assert os.getpid() == psutil.Process().pid
-
-
-class Odd(Kind):
-    """Says what can hardly be said."""
-
-    async def reset(self, row):
-        return [
-            {"role": "user", "content": "\x00\u202e\ud800\U0001f600"},
-            {"role": "user", "content": [{"text": "<eos>"}]},
-        ]
-
-    async def step(self, reply):
-        return Step([{"role": "user", "content": "\udfff\n", "more": ["\ud83d"]}])

@@ -16,6 +16,7 @@ from pathlib import Path
 from lpo_ray.agents import Environment, Step, ToolFault
 from lpo_ray.verdict import Verdict
 
+HELD: list[bytearray] = []
 AGAIN = {"role": "user", "content": "again"}
 
 
@@ -65,20 +66,25 @@ class OnLoop(Kind):
         return plain(self.row["do"], self.row)
 
 
+class Odd(Kind):
+    """Says what can hardly be said."""
+
+    async def reset(self, row):
+        return [
+            {"role": "user", "content": "\x00\u202e\ud800\U0001f600"},
+            {"role": "user", "content": [{"text": "<eos>"}]},
+        ]
+
+    async def step(self, reply):
+        return Step([{"role": "user", "content": "\udfff\n", "more": ["\ud83d"]}])
+
+
 class NotNumber:
     def __repr__(self):
         raise RuntimeError("no repr")
 
     def __float__(self):
         return 1.0
-
-
-class Liar(str):
-    """A text that says it is a number."""
-
-    @property
-    def __class__(self):
-        return float
 
 
 async def on_loop(do):
@@ -226,6 +232,7 @@ ACTIONS = {
 RETURNED = {
     "text": lambda: "well done",
     "dict": lambda: {"messages": [AGAIN], "verdict": 1.0},
+    "keep": lambda: HELD.append(bytearray(b"x" * 150 * 2**20)),
     "nothing": lambda: Step(),
     "long": lambda: Step([{"role": "user", "content": "x" * 10_000_000}]),
     "many": lambda: Step([{"role": "user", "content": "x"}] * 200_000),
@@ -235,7 +242,6 @@ RETURNED = {
     "verdict text": lambda: Step(verdict="1.0", done=True),
     "verdict list": lambda: Step(verdict=[1.0, 2.0], done=True),
     "verdict object": lambda: Step(verdict=NotNumber(), done=True),
-    "verdict liar": lambda: Step(verdict=Liar("9"), done=True),
     "verdict forged": lambda: Step(verdict=_forged(), done=True),
     "no verdict": lambda: Step(verdict=Verdict.unscored("cannot say"), done=True),
     "messages text": lambda: Step("hello"),
