@@ -16,7 +16,7 @@ from pathlib import Path
 from lpo_ray.agents import Environment, Step, ToolFault
 from lpo_ray.verdict import Verdict
 
-HELD: list[bytearray] = []
+HELD: list[bytes] = []
 AGAIN = {"role": "user", "content": "again"}
 
 
@@ -232,7 +232,7 @@ ACTIONS = {
 RETURNED = {
     "text": lambda: "well done",
     "dict": lambda: {"messages": [AGAIN], "verdict": 1.0},
-    "keep": lambda: HELD.append(bytearray(b"x" * 150 * 2**20)),
+    "keep": lambda: HELD.append(b"x" * 150 * 2**20),
     "nothing": lambda: Step(),
     "long": lambda: Step([{"role": "user", "content": "x" * 10_000_000}]),
     "many": lambda: Step([{"role": "user", "content": "x"}] * 200_000),
