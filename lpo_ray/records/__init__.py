@@ -3,20 +3,22 @@
 Arrays are numpy: Ray pickles them without copies, and they are read-only after it.
 """
 
+from lpo_ray.records.arrays import BoolArray, DoubleArray, FloatArray, IntArray, joined
 from lpo_ray.records.batch import MicroBatch, Piece, TrainBatch, Update, for_one_rank
+from lpo_ray.records.conversations import (
+    Conversation,
+    ConversationColumns,
+    ConversationShape,
+    Segment,
+)
 from lpo_ray.records.groups import (
     Anchor,
     AnchorGroup,
     AnchorPiece,
-    BoolArray,
-    Conversation,
-    DoubleArray,
     FinishReason,
-    FloatArray,
     G,
     GroupColumns,
     Grouped,
-    IntArray,
     Key,
     Prompt,
     PromptGroup,
@@ -24,9 +26,7 @@ from lpo_ray.records.groups import (
     Sampling,
     ScoredGroup,
     ScoringItem,
-    Segment,
     TargetGroup,
-    joined,
     zero_anchor,
 )
 from lpo_ray.records.reports import (
@@ -51,7 +51,9 @@ __all__ = [
     "BoolArray",
     "BusyWorker",
     "Conversation",
+    "ConversationColumns",
     "ConversationId",
+    "ConversationShape",
     "DoubleArray",
     "Evaluation",
     "FinishReason",

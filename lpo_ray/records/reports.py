@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from lpo_ray.records.arrays import FloatArray, IntArray, check_lengths
 from lpo_ray.records.batch import TrainBatch
-from lpo_ray.records.groups import FloatArray, IntArray, Key, TargetGroup, check_lengths
+from lpo_ray.records.groups import Key, TargetGroup
 from lpo_ray.records.status import Backlog, Publication
 
 
