@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable
 from fractions import Fraction
 
-from lpo_ray.agents.environment import ToolFault
+from lpo_ray.agents.environment import Unavailable
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.process import Program
 from lpo_ray.verifiers.sandbox.program import run_program
@@ -92,7 +92,7 @@ def python_in(limits: Limits) -> Callable[[str], str]:
         """
         result = run_program(Program(code), b"", limits)
         if result.trouble is not None:
-            raise ToolFault(result.trouble)
+            raise Unavailable(result.trouble)
         said = (result.stdout + result.stderr).decode(errors="replace")
         if result.timed_out:
             said += f"\nError: it ran for more than {limits.seconds:g} s and was ended"

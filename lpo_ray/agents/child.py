@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from lpo_ray.agents.checking import Refused, checked_messages, checked_step, reply_of
-from lpo_ray.agents.environment import Environment, prompt_messages
+from lpo_ray.agents.environment import Environment, Unavailable, prompt_messages
 from lpo_ray.agents.limits import Hosted
 from lpo_ray.agents.table import EnvironmentMaker, environment_of
 from lpo_ray.agents.tools import ToolEnvironment
@@ -77,6 +77,8 @@ class Host:
                 )
         except MemoryError:
             answer = {"fault": f"no memory left of {self._hosted.memory_mib} MiB (environment.memory_mib)", "of": "all"}
+        except (Unavailable, ConnectionError) as error:
+            answer = {"fault": _cut(error_text(error)), "of": "outside"}
         except asyncio.CancelledError:
             answer = {"fault": "it was cancelled"}
         except Refused as error:

@@ -178,6 +178,8 @@ class Child:
         fault = call.given_up or answer.get("fault")
         if fault is None:
             self._settle(call, answer)
+        elif answer.get("of") == "outside" and not call.given_up:
+            self._settle(call, Lost(str(fault)))
         elif answer.get("of") == "all" and len(self.conversations) > 1:
             self._on_suspects({call.prompt})
             self._settle(call, Lost(f"{fault}; its process had other conversations"))

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from lpo_ray.agents import Environment, Step, ToolFault
+from lpo_ray.agents import Environment, Step, Unavailable
 from lpo_ray.verdict import Verdict
 
 HELD: list[bytes] = []
@@ -227,7 +227,7 @@ ACTIONS = {
     "raise without text": _bad_text, "interrupt": _raise_base, "exit": _exit, "end": _end, "crash": _crash,
     "spin": _spin, "hold": _hold, "sleep": lambda row: time.sleep(1000), "print": _print, "print bytes": _print_bytes,
     "close": _close, "say": _say, "garbage": _garbage, "fork": _fork, "hoard": _hoard, "threads": _threads,
-    "recurse": _recurse, "fail": lambda row: (_ for _ in ()).throw(ToolFault("no network")),
+    "recurse": _recurse, "fail": lambda row: (_ for _ in ()).throw(Unavailable("no network")),
 }  # fmt: skip
 RETURNED = {
     "text": lambda: "well done",
@@ -297,7 +297,7 @@ def raises(number: int) -> str:
 
 def offline(number: int) -> str:
     """Fail through no fault of the caller's."""
-    raise ToolFault("the search engine is down")
+    raise Unavailable("the search engine is down")
 
 
 async def slowly(number: int) -> int:
