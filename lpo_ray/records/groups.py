@@ -91,6 +91,13 @@ class Response:
         """Sampled tokens of each turn; one turn when there was no conversation."""
         return (len(self.token_ids),) if self.conversation is None else self.conversation.turns
 
+    @property
+    def num_others(self) -> int:
+        """Tokens of its segments that were not sampled, and of their contexts: 0 of a single answer."""
+        return (
+            0 if self.conversation is None else self.conversation.environment_tokens + self.conversation.context_tokens
+        )
+
     def positions(self, prompt: IntArray) -> tuple[int, int]:
         """Count what it has in a forward: sequences that stand behind ``prompt``, and positions beside the prompt's."""
         if self.conversation is None:
