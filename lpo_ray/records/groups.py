@@ -213,10 +213,15 @@ class PromptGroup:
     @classmethod
     def of_columns(cls, prompt: Prompt, attempt: int, columns: GroupColumns) -> PromptGroup:
         """Make the group whose ``columns`` these are. Its arrays are views of them."""
-        lengths, *arrays, reasons, conversations = columns
-        ends = np.cumsum(lengths)[:-1]
-        token_ids, logprobs, versions = (np.split(array, ends) for array in arrays)
-        return cls(prompt, attempt, _responses(token_ids, logprobs, versions, reasons, conversations))
+        ends = np.cumsum(columns.lengths)[:-1]
+        responses = _responses(
+            np.split(columns.token_ids, ends),
+            np.split(columns.behaviour_logprobs, ends),
+            np.split(columns.versions, ends),
+            columns.finish_reasons,
+            columns.conversations,
+        )
+        return cls(prompt, attempt, responses)
 
     @property
     def key(self) -> Key:
