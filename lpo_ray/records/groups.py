@@ -92,6 +92,11 @@ class Response:
         return (len(self.token_ids),) if self.conversation is None else self.conversation.turns
 
     @property
+    def last_turn(self) -> IntArray:
+        """Tokens of the last turn: what the policy said in the end."""
+        return self.token_ids[-self.turns[-1] :]
+
+    @property
     def num_others(self) -> int:
         """Tokens of its segments that were not sampled, and of their contexts: 0 of a single answer."""
         return (
