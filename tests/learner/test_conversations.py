@@ -20,58 +20,27 @@ from lpo_ray.policy.layout import lay_out
 from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.records import Conversation, Segment, StepReport, TargetGroup
 from tests.support.builders import make_target
-from tests.support.conversations import cut, make_conversation, mask_of, mixed_group, with_conversations, with_group
+from tests.support.conversations import mask_of, mixed_group, with_group
 from tests.support.policies import (
     LAYOUTS,
     OBJECTIVE,
     ONE_GROUP,
     ONE_RESPONSE,
+    PLACES,
+    SHAPES,
     WHOLE,
     Rank,
     accumulated,
     anchors,
     assert_same,
+    conversations_of,
+    cut_at,
     gradient,
     make_policy,
-    near_policy,
     reference,
     tempered,
     whole,
 )
-
-Turns = tuple[int, ...]
-SHAPES: list[list[tuple[Turns, Turns]]] = [
-    [((2, 3), (4,)), ((5,), ()), ((1, 1, 2), (1, 3))],
-    [((1, 4), (2,)), ((3, 2), (6,))],
-    [((2, 1, 1), (3, 2)), ((4, 3), (1,)), ((6,), ()), ((2, 2), (2,))],
-]
-"""groups of conversations: sampled tokens of each turn, and tokens of the environment between them"""
-PLACES = [(3,), (), (2, 5), (4, 6), (7,), (1, 2, 3)]
-
-
-def conversations_of(shapes: Sequence[Sequence[tuple[Turns, Turns]]], anchored: bool = False) -> list[TargetGroup]:
-    """Groups of conversations, each in one segment."""
-    targets = []
-    for number, group in enumerate(shapes):
-        rng = np.random.default_rng(number)
-        made = [make_conversation(rng, turns, replies)[0] for turns, replies in group]
-        target = make_target(number, [len(response.token_ids) for response in made], prompt_length=3 + number)
-        targets.append(with_group(target, replace(target.group, responses=tuple(made))))
-    return near_policy(targets, anchored)
-
-
-def cut_at(targets: Sequence[TargetGroup], places: Sequence[Sequence[int]]) -> list[TargetGroup]:
-    """The targets, their responses cut into segments at ``places``, one entry for each response, again and again."""
-    found, number = [], 0
-    for target in targets:
-        conversations: list[Conversation | None] = []
-        for response in target.group.responses:
-            assert response.conversation is not None
-            prompt = target.group.prompt.token_ids
-            conversations.append(cut(response.conversation, prompt, places[number % len(places)]))
-            number += 1
-        found.append(with_conversations(target, conversations))
-    return found
 
 
 def coefficients_of(report: StepReport) -> np.ndarray:
