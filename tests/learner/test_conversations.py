@@ -23,7 +23,6 @@ from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.records import Conversation, Segment, StepReport, TargetGroup
 from lpo_ray.telemetry.samples import read_step, write_samples
 from tests.support.builders import make_target
-from tests.support.conversations import mask_of, mixed_group, with_group
 from tests.support.policies import (
     LAYOUTS,
     OBJECTIVE,
@@ -44,6 +43,7 @@ from tests.support.policies import (
     tempered,
     whole,
 )
+from tests.support.segments import mask_of, mixed_group, with_group
 
 
 def coefficients_of(report: StepReport) -> np.ndarray:

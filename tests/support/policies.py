@@ -22,7 +22,7 @@ from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pie
 from lpo_ray.objective import clipped_token_loss, listwise, project
 from lpo_ray.records import Anchor, AnchorGroup, Conversation, Piece, StepNorms, StepReport, TargetGroup, Update
 from tests.support.builders import make_target
-from tests.support.conversations import cut, make_conversation, with_conversations, with_group
+from tests.support.segments import cut, make_conversation, with_conversations, with_group
 
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
 LENGTHS = [(3, 5, 2, 7), (1, 9, 4, 4), (6, 2, 2, 1), (5, 5, 8, 3), (2, 3), (7, 1, 1, 2, 4)]
