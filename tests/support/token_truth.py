@@ -96,6 +96,7 @@ def contexts(group: PromptGroup, k: int) -> list[IntArray]:
 def main(folder: Path, count: int) -> None:
     from lpo_ray.learner.torch_learner import TorchScorer
     from lpo_ray.policy.loading import load_policy
+    from lpo_ray.policy.scoring import response_logprobs
     from lpo_ray.tools.import_gguf import import_gguf
 
     model = folder / "smollm2"
@@ -114,7 +115,7 @@ def main(folder: Path, count: int) -> None:
     largest = 0.0
     for group in groups:
         items = [(group.prompt.token_ids, [response.segments for response in group.responses])]
-        scores = scorer.logprobs(items, 1.0)
+        scores = response_logprobs(scorer, items)
         for found, response in zip(scores, group.responses, strict=True):
             largest = max(largest, float(np.abs(np.asarray(found) - response.behaviour_logprobs).max()))
     found = {
