@@ -142,9 +142,8 @@ async def test_conversations_are_conducted_and_scored_by_their_environment(tmp_p
         assert conversation.verdict is not None
         assert float(reward) == np.float32(conversation.verdict.reward)
         (segment,) = conversation.segments
-        said = "".join(
-            tokenizer.decode(ids) for ids in np.split(response.token_ids, np.cumsum(conversation.turns)[:-1])
-        )
+        turns = np.split(response.token_ids, np.cumsum(conversation.turns)[:-1])
+        said = "".join(tokenizer.decode(ids) for ids in turns)
         assert conversation.verdict.reward == pytest.approx(share_of_digits(said))
         assert segment.context_ids is None
         if len(conversation.turns) > 1:
