@@ -96,6 +96,16 @@ class Conversation:
         return np.concatenate([segment.token_ids[segment.sampled] for segment in self.segments])
 
     @property
+    def environment_tokens(self) -> int:
+        """Tokens that the environment wrote between those that were sampled."""
+        return sum(len(segment.sampled) - segment.num_sampled for segment in self.segments)
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of contexts that are no prompt: histories that were rewritten."""
+        return sum(len(segment.context_ids) for segment in self.segments if segment.context_ids is not None)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes held by its arrays."""
         arrays = [

@@ -91,6 +91,18 @@ class Response:
         """Sampled tokens of each turn; one turn when there was no conversation."""
         return (len(self.token_ids),) if self.conversation is None else self.conversation.turns
 
+    @property
+    def last_turn(self) -> IntArray:
+        """Tokens of the last turn: what the policy said in the end."""
+        return self.token_ids[-self.turns[-1] :]
+
+    @property
+    def num_others(self) -> int:
+        """Tokens of its segments that were not sampled, and of their contexts: 0 of a single answer."""
+        return (
+            0 if self.conversation is None else self.conversation.environment_tokens + self.conversation.context_tokens
+        )
+
     def positions(self, prompt: IntArray) -> tuple[int, int]:
         """Count what it has in a forward: sequences that stand behind ``prompt``, and positions beside the prompt's."""
         if self.conversation is None:
@@ -206,10 +218,15 @@ class PromptGroup:
     @classmethod
     def of_columns(cls, prompt: Prompt, attempt: int, columns: GroupColumns) -> PromptGroup:
         """Make the group whose ``columns`` these are. Its arrays are views of them."""
-        lengths, *arrays, reasons, conversations = columns
-        ends = np.cumsum(lengths)[:-1]
-        token_ids, logprobs, versions = (np.split(array, ends) for array in arrays)
-        return cls(prompt, attempt, _responses(token_ids, logprobs, versions, reasons, conversations))
+        ends = np.cumsum(columns.lengths)[:-1]
+        responses = _responses(
+            np.split(columns.token_ids, ends),
+            np.split(columns.behaviour_logprobs, ends),
+            np.split(columns.versions, ends),
+            columns.finish_reasons,
+            columns.conversations,
+        )
+        return cls(prompt, attempt, responses)
 
     @property
     def key(self) -> Key:
