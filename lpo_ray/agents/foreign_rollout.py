@@ -98,7 +98,9 @@ def _same(said: Sequence[Message], before: Sequence[Message]) -> bool:
 
 
 def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - of another system
-    return value.model_dump(exclude_none=True) if hasattr(value, "model_dump") else dict(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(exclude_none=True)
+    return dict(value if isinstance(value, Mapping) else vars(value))
 
 
 def _message(message: Any) -> Message:  # noqa: ANN401 - of another system
@@ -137,7 +139,8 @@ def _client(environment: Rollout) -> Any:  # noqa: ANN401 - of another system
         completion = _attribute("openai.types.chat", "ChatCompletion")
         return completion.model_validate(made) if completion else _spaces(made)
 
-    kind = type("PolicyClient", (base,), {"get_response": get_response, "__abstractmethods__": frozenset()})
+    kind = type("PolicyClient", (base,), {"get_response": get_response})
+    kind.__abstractmethods__ = frozenset()  # what it asks of others it is not asked
     made = object.__new__(kind)
     made._config, made._client = None, None
     made.chat = SimpleNamespace(completions=SimpleNamespace(create=create))
