@@ -20,10 +20,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     from ray._private.internal_api import node_stats
     from rich.console import Console
 
+    from actors import roles
     from actors.cluster import connect, disconnect
     from actors.learner import group as learner_group
     from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
@@ -165,6 +166,9 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         def progress(self) -> Any:
             return Progress(time.time())
 
+        def effort(self) -> float:
+            return time.time()
+
         def close(self) -> None:
             pass
 
@@ -239,11 +243,13 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
             "world_size": arguments.ranks, "min_world_size": arguments.ranks, "packing": settings.packing(spec),
             "silence_seconds": 600.0, "start_seconds": 600.0, "start_silence_seconds": 600.0, "restarts": rule,
         }  # fmt: skip
-        known = {entry.name for entry in fields(LearnerRules)}  # a tree of before has fewer
-        rules = LearnerRules(**{name: value for name, value in values.items() if name in known})
-        learner = LearnerGroup(form, rules, events)
-        service = ray.remote(Service).options(num_cpus=0.1)
-        verifier = RemoteVerifier(lambda count: service.remote(), 1, 600, 600, rule, events)
+        learner = LearnerGroup(form, LearnerRules(**known(LearnerRules, values)), events)
+        service = ray.remote(concurrency_groups={PROGRESS: 1})(Service).options(num_cpus=0.1)
+        values = {
+            "make": lambda count: service.remote(), "num_processes": 1, "silence_seconds": 600, "start_seconds": 600,
+            "rule": rule, "events": events, "starts": getattr(roles, "_starts", lambda config: None)(config),
+        }  # fmt: skip
+        verifier = RemoteVerifier(**known(RemoteVerifier, values))
         builder = remote_target_builder(config, settings.target_rules(spec), rule, events)
         pool = RolloutPool(Worker, 1, settings=settings.pool_settings(spec), events=events)
 
@@ -295,6 +301,11 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         "samples_mib": round(sum(f.stat().st_size for f in (spec.run_dir / "samples").iterdir()) / MIB / len(rows)),
         "worst": [{"seconds": round(seconds, 3), "where": where} for seconds, where in worst],
     }
+
+
+def known(made: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the arguments that ``made`` takes: a tree of before takes fewer."""
+    return {name: value for name, value in values.items() if name in signature(made).parameters}
 
 
 async def watch(stalls: list[tuple[float, str]]) -> None:
