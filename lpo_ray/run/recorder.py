@@ -241,7 +241,7 @@ class Recorder:
         return self._evaluations.after(step) is not None
 
     def close(self, groups: dict[str, int], wall_seconds: float) -> None:
-        """Write summary.json and report.html from what there is, and give the terminal back."""
+        """Write summary.json and report.html from what there is, and give the terminal back. Takes seconds."""
         settings = self._settings
         self._writer.shutdown()
         self._progress.close()
