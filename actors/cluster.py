@@ -39,6 +39,7 @@ from actors.verifier.remote import RemoteVerifier
 from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.engine import engine_processes, shares_gpus
+from lpo_ray.config.gpus import auto_transport
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
@@ -316,15 +317,7 @@ def transport_kind(config: Config, num_nodes: int) -> str:
             f"transport.kind={kind} with learner.gpus_per_rank={gpus[0]:g} and rollout.gpus_per_worker={gpus[1]:g}; "
             f"expected {expected}: set them, or transport.kind=auto"
         )
-    if kind != AUTO:
-        return kind
-    if shares_gpus(config):
-        return "cuda_ipc"
-    if whole:
-        return "nccl"
-    if num_nodes == 1:
-        return "shared_memory"
-    return "object_store" if any(gpus) else "gloo"
+    return auto_transport(config, num_nodes) if kind == AUTO else kind
 
 
 def _learner(spec: RunSpec, model_path: str, layout: Layout, events: Events) -> LearnerGroup:
