@@ -32,6 +32,8 @@ class EngineSettings:
     inflight: Inflight
     trust_remote_code: bool
     """see model.trust_remote_code"""
+    blank: bool = False
+    """built without weights: the first publish brings them all"""
     extra: Mapping[str, object] = field(default_factory=dict)
     """see rollout.engine_args"""
 
