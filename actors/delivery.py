@@ -10,6 +10,8 @@
 ```
 Before the first of it, an engine is asked for the probe as it was loaded, and the learner was, too, before its weights
 changed: that is the baseline of the proof's limits (``proof_limits.py``), and a new engine is held to it at any time.
+One that was built without weights, since there is a baseline already, has nothing to be asked for before it is sent
+some; it is proved by the first of them.
 Version 0 is what the engines have loaded. There the proof needs no limits: answers must not change by a publish.
 Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode.
 An engine that fails is left out; the others get the version.
