@@ -292,6 +292,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         "stages": {key: round(rows[-1][f"seconds_{key}"], 2) for key in STAGES},
         "driver_cpu_seconds_a_step": round(cpu / len(rows), 2),
         "largest_stall_seconds": round(worst[0].seconds, 3) if worst else 0.0,
+        "most_computed_in_a_stall_seconds": round(max((stall.computing for stall in stalls), default=0.0), 3),
         "largest_stall_without_queueing_seconds": round(max((s.seconds - s.queueing for s in stalls), default=0.0), 3),
         "stalls_above_0.2_s": sum(stall.seconds > 0.2 for stall in stalls),
         "stalled_seconds": round(sum(stall.seconds for stall in stalls if stall.seconds > SHOWN), 2),
@@ -317,19 +318,22 @@ class Stall(NamedTuple):
 
     seconds: float
     computing: float
-    """of these the loop's thread had a core"""
+    """of these the thread of this process that computed most, maybe with the GIL, had a core"""
     queueing: float
-    """of these it waited for a core that others had; in the rest it waited for a lock, the GIL or a disk"""
+    """of these the thread that had to wait most for a core waited for it"""
     where: str
 
 
 async def watch(stalls: list[Stall]) -> None:
     """Note each time that the loop comes back late, with what was seen meanwhile."""
-    schedule = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
 
-    def spent() -> tuple[float, float]:
-        computing, queueing, _ = schedule.read_text().split()
-        return int(computing) / 1e9, int(queueing) / 1e9
+    def spent() -> dict[str, tuple[int, int]]:
+        found = {}
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(OSError), open(f"/proc/self/task/{thread}/schedstat", encoding="ascii") as file:
+                computing, queueing, _ = file.read().split()
+                found[thread] = int(computing), int(queueing)
+        return found
 
     while True:
         BEAT[0], BEAT[1], before = time.perf_counter(), "", spent()
@@ -337,7 +341,8 @@ async def watch(stalls: list[Stall]) -> None:
         late = time.perf_counter() - float(BEAT[0]) - PERIOD
         if late > PERIOD:
             now = spent()
-            stalls.append(Stall(late, now[0] - before[0], now[1] - before[1], str(BEAT[1])))
+            most = [max(now[t][n] - before.get(t, now[t])[n] for t in now) / 1e9 for n in (0, 1)]
+            stalls.append(Stall(late, *(min(seconds, late) for seconds in most), str(BEAT[1])))
 
 
 BEAT: list[Any] = [0.0, ""]
