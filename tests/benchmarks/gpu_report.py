@@ -34,28 +34,20 @@ from statistics import median
 from typing import Any
 
 import psutil
-import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lpo_ray.policy.saving import save_model
-from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.tools.plan.architecture import Architecture, read_architecture
 from lpo_ray.tools.plan.devices import device_reported
 from lpo_ray.training.ledger_audit import audit
 from tests.benchmarks.faults import FAULTS, one
+from tests.benchmarks.smollm2 import random_smollm2
 from tests.support.live_runs import DIGITS, Run
 
 Figures = dict[str, float | int | str]
 ROOT = Path(__file__).parents[2]
 WARM_UP = 2
 """steps whose times do not count"""
-SMOLLM2 = {
-    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-    "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
-}  # fmt: skip
-"""SmolLM2-135M"""
 SHARED = (
     "learner.world_size=1", "learner.gpus_per_rank=0.5", "rollout.num_workers=1", "rollout.gpus_per_worker=0.5",
     "rollout.gpu_memory_utilization=0.4",
@@ -116,7 +108,7 @@ def quickstart(folder: Path, on_gpu: bool, scale: float) -> Figures:
     steps, prompts = max(WARM_UP + 2, int((24 if on_gpu else 8) * scale)), max(4, int(64 * scale))
     run = trained(
         folder, config, f"run.steps={steps}", f"evaluation.num_prompts={prompts}", "evaluation.samples_per_prompt=8",
-        *(SHARED if on_gpu else ()),
+        "evaluation.ks=[1,8]", *(SHARED if on_gpu else ()),
     )  # fmt: skip
     passed = json.loads((run / "summary.json").read_text())
     before, after = (passed[when]["pass_at"]["1"] for when in ("before", "after"))
@@ -207,17 +199,6 @@ def trained_flops(model: Architecture, tokens: float, length: float) -> float:
     return (2 * (model.body + model.embedding) + attention) * tokens
 
 
-def random_smollm2(folder: Path) -> Path:
-    """Write the model, with a tokenizer whose first tokens are characters and the others words with digits in them."""
-    torch.manual_seed(0)
-    characters = [chr(code) for code in range(32, 127)] + ["\n"]
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", *characters]
-    words += [f"w{number}" for number in range(SMOLLM2["vocab_size"] - len(words))]
-    return _save(
-        LlamaForCausalLM(LlamaConfig(**SMOLLM2, pad_token_id=0, bos_token_id=1, eos_token_id=2)), words, folder
-    )
-
-
 def random_small(folder: Path) -> Path:
     """Write a model of the quickstart's kind, untrained."""
     from lpo_ray.tasks.base_policy import character_tokenizer, make_model
@@ -225,16 +206,6 @@ def random_small(folder: Path) -> Path:
     tokenizer = character_tokenizer()
     save_model(make_model(tokenizer, seed=0), folder)
     tokenizer.save(folder)
-    return folder
-
-
-def _save(model: LlamaForCausalLM, words: Sequence[str], folder: Path) -> Path:
-    inner = tokenizers.Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
-    special = {f"{name}_token": f"<{name}>" for name in ("pad", "bos", "eos", "unk")}
-    save_model(model, folder)
-    Tokenizer(PreTrainedTokenizerFast(tokenizer_object=inner, **special)).save(folder)
     return folder
 
 

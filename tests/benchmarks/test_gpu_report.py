@@ -13,6 +13,7 @@ import pytest
 
 from tests.benchmarks import gpu_report
 from tests.benchmarks.gpu_report import PARTS, Failed, Outcome, page, report, run_within, trained_flops
+from tests.benchmarks.smollm2 import random_smollm2
 
 ABOUT = {"date": "2026-11-30", "device": "NVIDIA H100 80GB HBM3", "cores": 2}
 
@@ -83,7 +84,7 @@ def test_the_model_is_smollm2s(tmp_path: Path) -> None:
     from lpo_ray.policy.tokenizer import Tokenizer
     from lpo_ray.tools.plan.architecture import read_architecture
 
-    path = gpu_report.random_smollm2(tmp_path)
+    path = random_smollm2(tmp_path)
     assert read_architecture(str(path)).parameters == 134_515_008
     tokenizer = Tokenizer.load(str(path))
     assert len(tokenizer) == 49152
