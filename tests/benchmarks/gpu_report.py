@@ -117,9 +117,7 @@ def quickstart(folder: Path, on_gpu: bool, scale: float) -> Figures:
         folder, config, f"run.steps={steps}", f"evaluation.num_prompts={prompts}", "evaluation.samples_per_prompt=8",
         "evaluation.ks=[1,8]", *(SHARED if on_gpu else ()),
     )  # fmt: skip
-    passed = json.loads((run / "summary.json").read_text())
-    before, after = (passed[when]["pass_at"]["1"] for when in ("before", "after"))
-    return {"steps": steps, "pass@1 before": before, "pass@1 after": after, **medians(run)}
+    return {"steps": steps, **pass_rates(json.loads((run / "summary.json").read_text())), **medians(run)}
 
 
 def model_run(folder: Path, on_gpu: bool, scale: float) -> Figures:
@@ -190,6 +188,17 @@ def trained(folder: Path, config: Path, *overrides: str) -> Path:
 def counted(run: Path) -> list[dict[str, float]]:
     """Metrics of the steps that count."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
+
+
+def pass_rates(summary: Mapping[str, Any]) -> Figures:
+    """Return pass@1 before and after the run, as far as they were measured, with 95 % intervals."""
+    found: Figures = {}
+    for when, scored in summary["evaluation"].items():
+        if scored is None:
+            continue
+        low, high = scored["ci95"]["pass@1"]
+        found |= {f"pass@1 {when}": scored["pass@1"], f"pass@1 {when}, 95 %": f"{low:.3f} to {high:.3f}"}
+    return found
 
 
 def medians(run: Path) -> Figures:

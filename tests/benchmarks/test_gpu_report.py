@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from tests.benchmarks import gpu_report
-from tests.benchmarks.gpu_report import PARTS, Failed, Outcome, page, report, run_within, trained_flops
+from tests.benchmarks.gpu_report import PARTS, Failed, Outcome, page, pass_rates, report, run_within, trained_flops
 from tests.benchmarks.smollm2 import random_smollm2
+from tests.support.telemetry import summary_json
 
 ABOUT = {"date": "2026-11-30", "device": "NVIDIA H100 80GB HBM3", "cores": 2}
 
@@ -73,6 +74,10 @@ def test_a_page_says_whether_it_is_of_a_gpu() -> None:
     assert "No figure on this page is from a GPU" in cpu
     assert "No figure on this page is from a GPU" not in gpu
     assert "| date | 2026-11-30 |" in cpu
+
+
+def test_pass_rates_are_the_summarys() -> None:
+    assert pass_rates(summary_json()) == {"pass@1 before": 0.2, "pass@1 before, 95 %": "0.100 to 0.300"}
 
 
 def test_flops_of_a_forward_pass() -> None:
