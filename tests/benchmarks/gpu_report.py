@@ -112,7 +112,8 @@ def quickstart(folder: Path, on_gpu: bool, scale: float) -> Figures:
     """The quickstart, cut short: pass rate before and after, seconds of a step and where they go."""
     own = ROOT / "configs" / "quickstart_gpu.yaml"
     config = own if on_gpu and own.exists() else ROOT / "configs" / "quickstart.yaml"
-    steps, prompts = max(WARM_UP + 2, int((24 if on_gpu else 8) * scale)), max(4, int(64 * scale))
+    steps = max(WARM_UP + 2, int((24 if on_gpu else 6) * scale))
+    prompts = max(4, int((64 if on_gpu else 32) * scale))
     run = trained(
         folder, config, f"run.steps={steps}", f"evaluation.num_prompts={prompts}", "evaluation.samples_per_prompt=8",
         "evaluation.ks=[1,8]", *(SHARED if on_gpu else ()),
