@@ -179,8 +179,10 @@ def path_of(model: str) -> str:
 def cases(arguments: argparse.Namespace) -> list[Case]:
     """List what is measured: trees take turns."""
     gpus = torch.cuda.device_count()
-    kinds = arguments.kinds.split(",") if arguments.kinds else None
-    families = [[kind] for kind in kinds] if kinds else [HOST, *[["cuda_ipc"]] * (gpus > 0), *[["nccl"]] * (gpus > 1)]
+    kinds = (*HOST, *["cuda_ipc"] * (gpus > 0), *["nccl"] * (gpus > 1))
+    kinds = arguments.kinds.split(",") if arguments.kinds else kinds
+    families = [[kind for kind in kinds if kind in HOST], *([kind] for kind in kinds if kind not in HOST)]
+    families = [family for family in families if family]
     given = ("1" if gpus else arguments.ranks, arguments.processes)
     ranks, processes = ([int(number) for number in text.split(",")] for text in given)
     found = []
