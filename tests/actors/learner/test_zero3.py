@@ -1,4 +1,4 @@
-"""Norms of an optimizer that is not on the device: measured where its state lies, or not at all."""
+"""What a rank does on its device, and what it leaves where it lies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ import torch
 
 from actors.learner import zero3
 from actors.learner.zero3 import Zero3Policy
+
+
+@pytest.mark.parametrize("machine_has_gpus", [True, False])
+@pytest.mark.parametrize(
+    ("on_gpu", "world_size", "backend", "device"),
+    [(False, 2, "gloo", None), (True, 2, "nccl", torch.device("cuda", 0)), (True, 1, "nccl", None)],
+)
+def test_ranks_meet_on_the_device_that_they_were_given_whatever_the_machine_has(
+    machine_has_gpus: bool, on_gpu: bool, world_size: int, backend: str, device: torch.device | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    joined = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: machine_has_gpus)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **more: joined.update(more, name=name))
+    monkeypatch.setattr(zero3.deepspeed, "init_distributed", lambda dist_backend, **_: joined.update(ours=dist_backend))
+    zero3.join_group(SimpleNamespace(), 1, world_size, on_gpu=on_gpu)
+    assert (joined["name"], joined["ours"], joined["device_id"]) == (backend, backend, device)
 
 
 def offloaded(*, on_disk: bool) -> Zero3Policy:
