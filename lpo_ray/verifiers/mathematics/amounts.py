@@ -76,7 +76,7 @@ def grouped(found: tuple[str, ...]) -> Reading | None:
     if step == 1 or start or digits[-1] + 1 < end or any(group[0] == "0" for group in groups[1:]) or "." in groups[-1]:
         return number
     items = tuple(quantity_of((group,)) or Words(group) for group in groups)
-    return Grouped(number, Items("list", items), len(groups) == 2 and len(groups[0]) == 3)
+    return Grouped(number, Items("list", items))
 
 
 def signed(found: tuple[str, ...]) -> Reading | None:

@@ -52,7 +52,7 @@ def _same_number(given: Quantity, wanted: Quantity, factor: Value, near: Fractio
         return factor == 1 and expressions.same(left, right)
     one, other = left.value(), right.value()
     if one is None or other is None:
-        return one is None and other is None and left.tree == right.tree
+        return one is None and other is None and expressions.same_written(left, right)
     one = one if factor == 1 else arithmetic.multiply(one, factor)
     if arithmetic.equal(one, other):
         return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from random import Random
 
+import math_verify
 import pytest
 
 from lpo_ray.verifiers.mathematics.verifier import compared, math, math_vote, wanted_answer
@@ -46,6 +48,35 @@ def test_what_is_right_mostly_votes_for_it() -> None:
     right = [pair for pair in PAIRS if pair["reward"] == 1 and "boxed" not in pair["answer"]]
     same = [pair for pair in right if math_vote(pair["response"]) == math_vote(f"\\boxed{{{pair['answer']}}}")]
     assert len(same) >= 0.9 * len(right)
+
+
+def test_the_page_counts_where_math_verify_differs() -> None:
+    page = (DATA / "math_verify.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z][^|]+) \| (\d+) \| (\d+) \|", page, re.MULTILINE)
+    counted = Counter((pair["math_verify"], pair["reward"]) for pair in PAIRS if "math_verify" in pair)
+    assert {(kind, 1): int(zeros) for kind, zeros, _ in rows if int(zeros)} | {
+        (kind, 0): int(ones) for kind, _, ones in rows if int(ones)
+    } == counted
+    right, wrong = (sum(count for (_, is_right), count in counted.items() if is_right == reward) for reward in (1, 0))
+    said = (
+        f"holds {len(PAIRS)} pairs",
+        f"with {len(PAIRS) - right - wrong}, and {right + wrong} pairs",
+        f"0 to {right} ",
+    )
+    assert all(words in page for words in (*said, f"1 to {wrong} "))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_where_it_differs() -> None:
+    wrong = []
+    for pair in PAIRS:
+        answer = pair["answer"]
+        gold = math_verify.parse(answer if "$" in answer or "boxed" in answer else f"${answer}$")
+        same = math_verify.verify(gold, math_verify.parse(pair["response"]))
+        if (same != bool(pair["reward"])) != ("math_verify" in pair):
+            wrong.append(pair)
+    assert wrong == []
 
 
 def found_false(seed: int, size: int) -> list[tuple[str, str]]:
