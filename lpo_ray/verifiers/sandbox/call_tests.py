@@ -35,6 +35,20 @@ Test = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Changes:
+    """Variables of the tests that the program may change in place also where a test reads what its call returns.
+
+    Example: ``Changes(("nums",), ("original",))`` for ``original = nums[:]; k = f(nums)``.
+    """
+
+    may: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    """those that must hold copies of their own for that"""
+    may_not: tuple[str, ...] = ()
+    """those that are given to the program, and stay as they were"""
+
+
+@dataclass(frozen=True, slots=True)
 class CallTests:
     """Tests in Python that call what the program defines.
 
@@ -54,8 +68,7 @@ class CallTests:
     """the task's own code, such as its imports and its TreeNode: runs before the program and before ``setup``, on both
     sides; instances of its classes cross by value
     """
-    changed: tuple[str, ...] = ()
-    """variables of the tests that the program may change also where a test reads what its call returns"""
+    changes: Changes = Changes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +132,8 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
             fds = (answers.fileno(), ask.fileno())
             argument = {
                 "given": calls.given, "setup": calls.setup, "tests": calls.tests, "names": list(calls.names),
-                "entry_point": calls.entry_point, "owner": calls.owner, "changed": calls.changed, "fds": fds,
-                "most": most, "ready": READY,
+                "entry_point": calls.entry_point, "owner": calls.owner, "changed": calls.changes.may,
+                "copies": calls.changes.copies, "fds": fds, "most": most, "ready": READY,
             }  # fmt: skip
             room = replace(limits, output_kib=max(limits.output_kib, _LINES_KIB))
             tester = Program(code_of("tests_side"), argument, "tests_side.py", ("wire", "link", "in_place", "judging"))
