@@ -16,11 +16,12 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, BinaryIO
 
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.process import READY, Program, code_of, kill, start
-from lpo_ray.verifiers.sandbox.program import run_program, working_kind
+from lpo_ray.verifiers.sandbox.program import patiently, run_program, working_kind
 
 _STARTED = b'{"started": true}\n'
 """what the tester says first"""
@@ -92,7 +93,8 @@ def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
     first, passed, why = 0, 0, ""
     while first < len(calls.tests) and left > 0:
         rest = replace(calls, tests=calls.tests[first:])
-        lines, trouble, starting, ran = _run(source, rest, replace(limits, seconds=left).restarted(first > 0))
+        attempt = partial(_run, source, rest, replace(limits, seconds=left).restarted(first > 0))
+        lines, trouble, starting, ran = patiently(attempt, lambda found: found[1])
         left -= ran + (starting if first else 0.0)
         if trouble is not None:
             if first > 0 and left <= 0:  # the time was spent by the program

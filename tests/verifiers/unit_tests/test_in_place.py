@@ -157,7 +157,9 @@ def test_a_copy_from_before_the_call_may_be_compared_with(lines: str, layout: st
         answer = {"entry_point": "remove", "test": f"def check(candidate):\n    if True:\n{body}\n"}
         answer["test"] = answer["test"].replace("remove(", "candidate(")
     elif layout == "unittest":
-        answer = f"import unittest\nfrom solution import remove\nclass T(unittest.TestCase):\n    def test_a(self):\n{body}\n"
+        answer = (
+            f"from solution import remove\nimport unittest\nclass T(unittest.TestCase):\n  def test(self):\n{body}\n"
+        )
     kept = "kept = [n for n in nums if n != val]; "
     for rest, reward in (("nums[: len(kept)] = kept", 1.0), ("pass", 0.0), ("nums.clear()", 0.0)):
         verdict = judged(f"def remove(nums, val): {kept}{rest}; return len(kept)\n", answer)
@@ -219,8 +221,8 @@ def test_what_does_not_count_is_said() -> None:
         (
             "def rev(a): a.clear(); return 2\n",
             "import unittest\nfrom solution import rev\nclass T(unittest.TestCase):\n    def turn(self, a):\n"
-            "        rev(a)\n    def test_a(self):\n        a = [2, 1]\n        self.turn(a)\n        b = a[:]\n"
-            "        self.assertEqual(rev(a), 2)\n        self.assertEqual(a, sorted(b))\n",
+            "        return rev(a)\n    def test(self):\n        a = [2, 1]\n        k = self.turn(a)\n        b = a[:]"
+            "\n        self.assertEqual(k, 2)\n        self.assertEqual(a, sorted(b))\n",
         ),
         (
             "def rev(a): a.clear(); return 2\n",
