@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,9 +106,15 @@ def host(name: str, address: str) -> tuple[str, ...]:
     return ("sh", "-ec", HOST, "sh", name, address)
 
 
-def wait_until(what: str, holds: Callable[[], bool], seconds: float) -> None:
-    """Ask ``holds`` until it says yes. Raises AssertionError with ``what`` after ``seconds``."""
-    deadline = time.monotonic() + seconds
+def wait_until(
+    what: str, holds: Callable[[], bool], seconds: float, heard: Callable[[], Hashable] | None = None
+) -> None:
+    """Ask ``holds`` until it says yes. Raises AssertionError with ``what`` after ``seconds``, or if ``heard`` is given,
+    after as long without a new value of it: other work on this machine makes a run slow, but not silent.
+    """
+    last, since = heard and heard(), time.monotonic()
     while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        if heard and (now := heard()) != last:
+            last, since = now, time.monotonic()
+        assert time.monotonic() < since + seconds, f"{what}: not within {seconds:.0f} s{' of news' if heard else ''}"
         time.sleep(0.5)
