@@ -24,7 +24,7 @@ if [ -n "$ADDRESS" ]; then
 fi
 while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done
 echo ready
-exec sleep infinity
+while :; do sleep infinity; done # not exec: the first process buries those whose parent has ended, and sleep would not
 """
 HOST = """
 network() { readlink "/proc/$1/ns/net"; }
