@@ -105,7 +105,11 @@ def test_a_run_in_a_container_is_stopped_with_a_checkpoint_and_goes_on(image: Do
         return int(counted) if counted.strip().isdigit() else 0
 
     try:
-        wait_until("three steps", lambda: steps() >= 3 or not image.done("ps", "--quiet"), 200)
+
+        def begun() -> bool:
+            return steps() >= 3 or not image.done("ps", "--quiet")
+
+        wait_until("three steps", begun, 200, lambda: image("logs", "training").stdout)
         started = time.monotonic()
         image.done("stop", "training", timeout=320)
         seconds = time.monotonic() - started
@@ -202,10 +206,12 @@ def test_a_container_has_its_shared_memory_and_descriptors_and_wants_a_token(ima
 @pytest.fixture
 def compose(image: Docker, folder: Path) -> Iterator[list[str]]:
     """What goes before a command to compose's cluster, which is up with a sandbox for its verifier."""
-    token = folder / "ray.token"
+    token = folder / "token" / "ray.token"
+    token.parent.mkdir()
+    token.touch(0o600)
     token.write_text(os.urandom(32).hex())
-    token.chmod(0o600)
-    os.chown(token, 1000, 1000)
+    handing = ["--rm", "--user=0", "--entrypoint=chown", f"--volume={token.parent}:/token"]  # as compose.yaml documents
+    image.done("run", *handing, IMAGE, "1000", "/token/ray.token")
     settings = folder / "compose.env"
     settings.write_text(f"RAY_TOKEN_FILE={token}\nLPO_RAY_BIND=127.0.0.53\n")
     own = folder / "compose.own.yaml"

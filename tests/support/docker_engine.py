@@ -26,10 +26,8 @@ class Docker:
 
     machine: Inside
 
-    def __call__(
-        self, *arguments: str | Path, timeout: float = 60, given: str | None = None, cwd: Path | None = None
-    ) -> CompletedProcess[str]:
-        return self.machine.run("docker", *arguments, timeout=timeout, given=given, cwd=cwd)
+    def __call__(self, *arguments: str | Path, timeout: float = 60, cwd: Path | None = None) -> CompletedProcess[str]:
+        return self.machine.run("docker", *arguments, timeout=timeout, cwd=cwd)
 
     def done(self, *arguments: str | Path, timeout: float = 60, cwd: Path | None = None) -> str:
         """What a command that must succeed says."""

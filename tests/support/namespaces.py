@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -65,13 +66,25 @@ class Inside:
     environment: Mapping[str, str]
 
     def run(
-        self, *command: str | Path, timeout: float = 60, cwd: Path | None = None, given: str | None = None
+        self, *command: str | Path, timeout: float = 60, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The command's end; stderr is in stdout."""
-        return subprocess.run(
-            [*self.enter, f"--wdns={cwd or '/'}", *map(str, command)], env=dict(self.environment), input=given,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+        """The command's end; stderr is in stdout. Raises TimeoutExpired when it has said nothing for ``timeout``
+        seconds: other work on this machine makes a command slow, but one that says what it does is not stuck.
+        """
+        with subprocess.Popen(
+            [*self.enter, f"--wdns={cwd or '/'}", *map(str, command)], env=dict(self.environment),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            said = b""
+            while select.select([process.stdout], [], [], timeout)[0]:
+                if not (more := os.read(process.stdout.fileno(), 65536)):
+                    return subprocess.CompletedProcess(process.args, process.wait(), said.decode(errors="replace"))
+                said += more
+            process.kill()
+            error = subprocess.TimeoutExpired(process.args, timeout, said)
+            error.add_note(f"its last words: {said[-2000:].decode(errors='replace')}")
+            raise error
 
     def start(self, log: Path, *command: str | Path) -> subprocess.Popen[bytes]:
         """A daemon that ends with the machine."""
@@ -110,7 +123,7 @@ def wait_until(
     what: str, holds: Callable[[], bool], seconds: float, heard: Callable[[], Hashable] | None = None
 ) -> None:
     """Ask ``holds`` until it says yes. Raises AssertionError with ``what`` after ``seconds``, or if ``heard`` is given,
-    after as long without a new value of it: other work on this machine makes a run slow, but not silent.
+    after as long without a new value of it.
     """
     last, since = heard and heard(), time.monotonic()
     while not holds():
