@@ -45,6 +45,14 @@ def cluster() -> Iterator[Slurm]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def jobs_end_with_their_test(cluster: Slurm) -> Iterator[None]:
+    """One that fails leaves no job on the nodes of the next."""
+    yield
+    cluster.machine.run("scancel", "--state=RUNNING,PENDING", f"--user={os.getuid()}")
+    wait_until("an empty queue", lambda: not cluster.machine.run("squeue", "--noheader").stdout.strip(), 90)
+
+
 def submit(cluster: Slurm, policy: Path, name: str, steps: int, *more: str) -> int:
     overrides = [f"run.name={name}", f"run.dir={cluster.folder}/runs", f"run.steps={steps}", f"model.path={policy}"]
     config = str(ROOT / "configs" / "quickstart.yaml")
@@ -139,6 +147,7 @@ def test_a_run_lasts_longer_than_its_jobs(cluster: Slurm, tiny_policy: Path) -> 
     cluster.machine.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     cluster.wait_until("the resume", job, lambda: f"resumed after step {saved}" in cluster.output(job), 240)
     cluster.wait_until("steps after it", job, lambda: steps(run) > saved, 120)
+    cluster.wait_until("the log of that", job, lambda: f"step {saved + 1}/" in cluster.output(job), 120)
     roles = {"learner learner-rank-0": "n1", "rollout rollout-worker-0": "n2"}
     for role, node in roles.items():
         placed = re.findall(rf"info {role} \d+ .*is up on ([\d.]+)", cluster.output(job))

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.commands import run_while_heard
 
 ENTRY = """
 mount --make-rprivate /
@@ -68,23 +69,9 @@ class Inside:
     def run(
         self, *command: str | Path, timeout: float = 60, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The command's end; stderr is in stdout. Raises TimeoutExpired when it has said nothing for ``timeout``
-        seconds: other work on this machine makes a command slow, but one that says what it does is not stuck.
-        """
-        with subprocess.Popen(
-            [*self.enter, f"--wdns={cwd or '/'}", *map(str, command)], env=dict(self.environment),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            said = b""
-            while select.select([process.stdout], [], [], timeout)[0]:
-                if not (more := os.read(process.stdout.fileno(), 65536)):
-                    return subprocess.CompletedProcess(process.args, process.wait(), said.decode(errors="replace"))
-                said += more
-            process.kill()
-            error = subprocess.TimeoutExpired(process.args, timeout, said)
-            error.add_note(f"its last words: {said[-2000:].decode(errors='replace')}")
-            raise error
+        """As ``run_while_heard``, there."""
+        entered = [*self.enter, f"--wdns={cwd or '/'}", *command]
+        return run_while_heard(entered, timeout, environment=self.environment)
 
     def start(self, log: Path, *command: str | Path) -> subprocess.Popen[bytes]:
         """A daemon that ends with the machine."""
