@@ -21,7 +21,8 @@ from tests.launch.dockerfile import parse_dockerfile
 from tests.support.docker_engine import Docker, docker
 from tests.support.namespaces import wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(3600)]
+"""each wait has its own limit, on silence"""
 ROOT = Path(__file__).parents[2]
 IMAGE = "lpo-ray:cpu"
 FREE_GIB = 15
@@ -221,7 +222,8 @@ def compose(image: Docker, folder: Path) -> Iterator[list[str]]:
     files = [ROOT / "docker" / "compose.yaml", ROOT / "docker" / "compose.sandbox.yaml", own]
     command = ["compose", f"--env-file={settings}", *(f"--file={file}" for file in files)]
     try:
-        image.done(*command, "up", "--detach", "--wait", "--wait-timeout=280", timeout=300, cwd=ROOT)
+        # no limit beside the files' own: head and workers have their start period each
+        image.done(*command, "up", "--detach", "--wait", timeout=900, cwd=ROOT)
         yield command
     finally:
         image(*command, "down", "--volumes", timeout=200, cwd=ROOT)
