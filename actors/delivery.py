@@ -1,9 +1,10 @@
-"""One delivery of weights to some engines: two phases that are the same for every transport, then a proof.
+"""One delivery of weights to some engines: phases that are the same for every transport, the last of them a proof.
 
 ```
- prepare   engines stop decoding; new ones, and those of a group that broke, join the senders
- transfer  ranks stage bucket 0
-           for each bucket:  engines receive and load it  |  ranks send it, and stage the next one
+ prepare   engines stop decoding
+ join      new ones, and those of a group that broke, meet the senders
+ gather    ranks stage bucket 0
+ transfer  for each bucket:  engines receive and load it  |  ranks send it, and stage the next one
            engines drop their KV cache and finish
  prove     engines: digest of every tensor that arrived, log-probs of the probe  |  learner: log-probs of the probe
            equal -> the version is released: the engine gives out groups again
@@ -120,20 +121,25 @@ class Attempt:
         self.agreement = Agreement(0.0, 0.0)
         """with the learner, of the members that are furthest from it"""
         self.phases: dict[str, float] = {}
-        """phase -> seconds that it took"""
+        """phase -> seconds that it took, one after the other"""
+        self._since = 0.0
+        """end of the phase before"""
 
     async def run(self, step: int) -> WeightsVersion:
         """Deliver and prove. Raises Broken when nothing was delivered, or what the learner raises when it is lost."""
-        started = time.monotonic()
+        self._since = time.monotonic()
         probe, limit = list(self._settings.proof.probe), self._settings.proof.between_ranks
         self._limit = self._settings.prepare_seconds
         if self._settings.folder_is_version_0 and (step == 0 or self._as_loaded.learner is not None):
             await self._ask_as_loaded(probe)
-        await self._prepare()
-        prepared = time.monotonic()
+        # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
+        await self._stop_decoding()
+        self._ended("prepare")
+        await self._join()
+        self._ended("join")
         self._limit = self._settings.transfer_seconds
         digests = await self._transfer()
-        transferred = time.monotonic()
+        self._ended("transfer")
         version = WeightsVersion(step, self._learner.manifest.digest(digests))
         finishing = self._each(
             f"serve weights {version}", lambda m: m.worker.handle.finish_update.remote(str(step), probe)
@@ -141,9 +147,12 @@ class Attempt:
         delivered, expected = await self._both(finishing, self._learner.probe(as_bundles(probe), limit))
         self._prove(version, digests, delivered, expected)
         await self._each("release", lambda m: m.worker.handle.release.remote())
-        now = time.monotonic()
-        self.phases = {"prepare": prepared - started, "transfer": transferred - prepared, "prove": now - transferred}
+        self._ended("prove")
         return version
+
+    def _ended(self, phase: str) -> None:
+        now = time.monotonic()
+        self.phases[phase], self._since = now - self._since, now
 
     async def _ask_as_loaded(self, probe: list[IntArray]) -> None:
         """Ask members that have not been sent anything yet for the probe, and hold them to what the learner answered
@@ -166,9 +175,8 @@ class Attempt:
                 self._drop(member, WeightsNotProved(member.name, "0 (as loaded)", difference, limit, why))
         self._end_without_members()
 
-    async def _prepare(self) -> None:
-        # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
-        await self._stop_decoding()
+    async def _join(self) -> None:
+        """Have members that are in no group with the senders form one."""
         self._groups.split(self.members)
         fresh = self._groups.outside(self.members)
         if not fresh:
@@ -196,6 +204,7 @@ class Attempt:
         """Send all buckets; returns the digests of what the ranks sent."""
         groups = self._groups.within(self.members)
         staged = await self._learner.advance(None, groups, self._limit)
+        self._ended("gather")
         digests: dict[str, str] = {}
         for bucket in range(len(self._learner.manifest.buckets)):
             tickets = [part.ticket for part in staged]

@@ -227,6 +227,7 @@ class Recorder:
         """Write the evaluation of the policy after ``step``."""
         self._evaluations.add(step, evaluation)
         scores = {f"evaluation_pass@{k}": value for k, value in evaluation.pass_at.items()}
+        scores |= {f"evaluation_{name}": value for name, (value, _) in evaluation.of_turns.items()}
         for sink in self._sinks:
             sink.evaluated(step, scores)
         shown = "  ".join(

@@ -161,6 +161,21 @@ async def test_buckets_go_out_while_the_next_is_staged_and_release_comes_last(ki
 
 
 @KINDS
+@pytest.mark.parametrize(
+    ("method", "phase"),
+    [("begin_update", "prepare"), ("join_senders", "join"), ("receive", "transfer"), ("release", "prove")],
+)
+async def test_what_a_phase_took_is_told_from_the_others(kind: str, method: str, phase: str) -> None:
+    at = stage(kind, count=1)
+    at.workers[0].seconds[method] = 0.1
+    publication = await at.publisher.publish(1)
+    assert list(publication.phases) == ["prepare", "join", "gather", "transfer", "prove"]
+    assert [name for name, seconds in publication.phases.items() if seconds >= 0.1] == [phase]
+    assert sum(publication.phases.values()) == pytest.approx(publication.seconds, abs=0.05)
+    assert (await at.publisher.publish(2)).phases["join"] < 0.05  # it has joined
+
+
+@KINDS
 @pytest.mark.parametrize("method", ["begin_update", "join_senders", "receive", "finish_update"])
 async def test_an_engine_that_does_not_answer_is_left_out_and_named(kind: str, method: str) -> None:
     at = stage(kind)

@@ -121,6 +121,12 @@ def test_a_container_comes_back_however_often_it_ended() -> None:
         assert "ulimits" not in service  # dockerd refuses one above its own; the entrypoint raises what it may
 
 
+def test_a_container_may_start_for_as_long_as_a_worker_waits_for_its_head() -> None:
+    (seconds,) = re.findall(r"RAY_HEAD_SECONDS:-(\d+)", (ROOT / "docker" / "entrypoint.sh").read_text())
+    for service in compose()["services"].values():
+        assert service["healthcheck"]["start_period"] == f"{seconds}s"
+
+
 def test_a_verifier_that_runs_programs_may_make_namespaces_and_nothing_else() -> None:
     (name,) = compose("compose.sandbox.yaml")["services"]
     assert name == "verifier"
