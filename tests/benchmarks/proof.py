@@ -115,6 +115,10 @@ def spoiled(weights: Weights, model: PreTrainedModel) -> Iterator[tuple[str, Ten
             yield f"{name}: moved by a head", tensor.roll(head, 1)
         else:  # router, experts, feed-forward, embedding, head
             yield f"{name}: moved by one", tensor.roll(1, 0)
+        if tensor.ndim == 3:
+            one = tensor.clone()
+            one[0] = tensor[0].roll(1, 0)
+            yield f"{name}: rows of one expert moved by one", one
 
 
 def relative(found: Agreement, base: Agreement) -> float:
