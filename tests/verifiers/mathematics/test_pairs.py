@@ -18,8 +18,8 @@ DATA = Path(__file__).parents[2] / "data"
 PAIRS = [json.loads(line) for line in (DATA / "math_pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 FORMATS = sorted({pair["format"] for pair in PAIRS})
 ONE_VOTE = {
-    r"\text{ cm}", r"\text{ hours}", r"\text{ kJ}", r"\text{ km/h}", r"\text{ am}", r"\circ\text{C}", "p.m.", "x>2", "|x|<2",
-    "1.0000001", "0.0000012", "0.0833333333", "3628801",
+    r"\text{ cm}", r"\text{ hours}", r"\text{ kJ}", r"\text{ km/h}", r"\text{ am}", r"\circ\text{C}", "p.m.", "x>2",
+    "|x|<2", "1.0000001", "0.0000012", "0.0833333333", "3628801",
 }  # fmt: skip
 """what differs behind the sixth decimal or the fifth digit, or has another unit or name, has one vote"""
 
