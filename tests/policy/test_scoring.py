@@ -19,16 +19,18 @@ from lpo_ray.policy.layout import lay_out
 from lpo_ray.policy.logprob_head import LogitShape, ScoringHead
 from lpo_ray.policy.scoring import response_logprobs, score_bundles
 from lpo_ray.policy.weights_proof import as_bundles
+from lpo_ray.records import ScoringItem, Segment
 
 BUNDLES = st.lists(
     st.tuples(st.integers(1, 20), st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4
 )
 
 
-def bundles_of(sizes: list[tuple[int, list[int]]]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+def bundles_of(sizes: list[tuple[int, list[int]]]) -> list[ScoringItem]:
     rng = np.random.default_rng(0)
     return [
-        (rng.integers(0, 50, prompt), [rng.integers(0, 50, length) for length in lengths]) for prompt, lengths in sizes
+        (rng.integers(0, 50, prompt), [(Segment.answer(rng.integers(0, 50, length)),) for length in lengths])
+        for prompt, lengths in sizes
     ]
 
 
@@ -43,7 +45,7 @@ def test_every_token_has_its_place_its_position_and_its_predecessor(
     row = 0
     at = 0
     for prompt, responses in bundles:
-        for response in responses:
+        for response in (answer.token_ids for (answer,) in responses):
             assert layout.lengths[row] == len(response)
             for i, token in enumerate(response):
                 before = prompt[-1] if i == 0 else response[i - 1]
@@ -54,7 +56,7 @@ def test_every_token_has_its_place_its_position_and_its_predecessor(
             row += 1
     assert at == len(layout.targets)
     prompts = sum(len(prompt) * (1 if share else len(responses)) for prompt, responses in bundles)
-    real = prompts + sum(len(response) for _, responses in bundles for response in responses)
+    real = prompts + sum(len(answer.token_ids) for _, responses in bundles for (answer,) in responses)
     assert layout.padding == pytest.approx(1 - real / layout.token_ids.numel())
     assert packed == (layout.padding == 0.0 and layout.rows is not None)
 
@@ -133,6 +135,13 @@ def test_the_chunked_head_is_the_log_softmax(
     assert not entropy.requires_grad
 
 
+def test_a_chunk_has_thousands_of_tokens_on_gpus_whatever_the_vocabulary() -> None:
+    for vocabulary in (1024, 49_152, 151_936):
+        assert head.chunk_tokens(vocabulary, 2, on_gpu=True) == 4096  # each chunk adds a gradient of the head's size
+    assert head.chunk_tokens(151_936, 2, on_gpu=False) == 220
+    assert head.chunk_tokens(10**9, 4, on_gpu=False) == 1
+
+
 def test_the_head_of_a_bfloat16_model_scores_in_fp32() -> None:
     weight, bias = (torch.nn.Parameter(torch.randn(300, *size).bfloat16()) for size in ((16,), ()))
     hidden = torch.randn(5, 16).bfloat16().requires_grad_()
@@ -186,7 +195,7 @@ def test_positions_are_learned_ones_too() -> None:
     scorer = TorchScorer(model)
     bundle = bundles_of([(3, [4, 6])])
     together = score_bundles(scorer, bundle, 1.0).logprobs
-    for row, response in enumerate(bundle[0][1]):
+    for row, response in enumerate(answer.token_ids for (answer,) in bundle[0][1]):
         alone = response_logprobs(scorer, as_bundles([np.concatenate([bundle[0][0], response])]))[0][2:]
         np.testing.assert_allclose(together[row, : len(response)].detach().numpy(), alone, atol=1e-5)
 

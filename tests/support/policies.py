@@ -50,7 +50,13 @@ def make_policy(attention: str = "packed", share_prompt: bool = False, kind: typ
 
 def make_targets(kind: Sequence[tuple[int, ...]] = LENGTHS, anchored: bool = False) -> list[TargetGroup]:
     """Groups whose behaviour is near the policy, so that the token clip cuts some tokens and not others."""
-    targets = [make_target(number, lengths, prompt_length=3 + number % 3) for number, lengths in enumerate(kind)]
+    return near_policy(
+        [make_target(number, lengths, prompt_length=3 + number % 3) for number, lengths in enumerate(kind)], anchored
+    )
+
+
+def near_policy(targets: Sequence[TargetGroup], anchored: bool = False) -> list[TargetGroup]:
+    """The targets, with a behaviour near the policy."""
     policy, near = make_policy(), []
     for number, target in enumerate(targets):
         scores = score_pieces(policy, [whole(target)], 1.0)
@@ -133,7 +139,7 @@ def accumulated(
 
 
 def reference(targets: Sequence[TargetGroup], objective: Objective) -> torch.Tensor:
-    """Autograd on one unpadded sequence at a time, in float64.
+    """Autograd on one unpadded sequence at a time, in float64: a response's segments, each behind its context.
 
     Without a clip through the divergence itself; with one, through sum_k sg(c_k) A(clip(delta_k)) (App. D.3). Tempered
     groups: both see log-ratios from which the response's offset is taken. A cap weights the loss of each token by
@@ -144,10 +150,13 @@ def reference(targets: Sequence[TargetGroup], objective: Objective) -> torch.Ten
     for target in targets:
         rows, weights = [], []
         for k, response in enumerate(target.group.responses):
-            prompt = target.group.prompt.token_ids
-            tokens = torch.from_numpy(np.concatenate([prompt, response.token_ids]))[None]
-            logits = policy.model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            logprobs = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
+            parts = []
+            for segment in response.segments:
+                prompt = target.group.prompt.token_ids if segment.context_ids is None else segment.context_ids
+                tokens = torch.from_numpy(np.concatenate([prompt, segment.token_ids]))[None]
+                logits = policy.model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                parts.append(logits.gather(1, tokens[0, len(prompt) :, None])[:, 0][torch.from_numpy(segment.sampled)])
+            logprobs = torch.cat(parts)
             delta = logprobs - torch.from_numpy(response.behaviour_logprobs).double()
             tokens = len(response.token_ids) if objective.length_norm == "sum" else 1
             if objective.behaviour_from_engine:

@@ -86,8 +86,6 @@ class Grouped:
 
     number: Quantity
     items: Items
-    may_be_list: bool
-    """whether it is the list when it is the answer of the data set"""
 
 
 Reading = Words | Quantity | Infinite | Items | Interval | Union | Named | Equation | Choice | Based | Grouped
