@@ -223,7 +223,8 @@ def compose(image: Docker, folder: Path) -> Iterator[list[str]]:
     command = ["compose", f"--env-file={settings}", *(f"--file={file}" for file in files)]
     try:
         # no limit beside the files' own: head and workers have their start period each
-        image.done(*command, "up", "--detach", "--wait", timeout=900, cwd=ROOT)
+        up = image(*command, "up", "--detach", "--wait", timeout=900, cwd=ROOT)
+        assert up.returncode == 0, up.stdout + image(*command, "logs", "--tail=30", cwd=ROOT).stdout
         yield command
     finally:
         image(*command, "down", "--volumes", timeout=200, cwd=ROOT)
