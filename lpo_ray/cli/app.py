@@ -311,12 +311,14 @@ def stop(run: str, address: str | None) -> None:
 @click.argument("workers", metavar="ROLE=N")
 @ADDRESS
 def scale(run: str, workers: str, address: str | None) -> None:
-    """Have N workers of a role (rollout=N, verifier=N) while RUN trains. RUN: a name with --address, or its folder."""
+    """Have N workers of a role (rollout=N, verifier=N, environment=N) while RUN trains. RUN: a name with --address,
+    or its folder.
+    """
     from lpo_ray.cli.runs import scale_command
 
     role, _, count = workers.partition("=")
     if not count.isdigit():
-        raise ConfigError(f"{workers!r} does not say how many; expected rollout=N or verifier=N, such as rollout=4")
+        raise ConfigError(f"{workers!r} does not say how many; expected rollout=N, verifier=N or environment=N")
     scale_command(run, address, role, int(count))
 
 
