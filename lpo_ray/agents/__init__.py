@@ -3,6 +3,6 @@
 ``from lpo_ray.agents import Environment, Message, Step`` is all that a file of a user's own needs.
 """
 
-from lpo_ray.agents.environment import Environment, Message, Step, ToolFault
+from lpo_ray.agents.environment import Environment, Message, Step, Unavailable
 
-__all__ = ["Environment", "Message", "Step", "ToolFault"]
+__all__ = ["Environment", "Message", "Step", "Unavailable"]

@@ -7,15 +7,17 @@ import operator
 from collections.abc import Callable
 from fractions import Fraction
 
-from lpo_ray.agents.environment import ToolFault
+from lpo_ray.agents.environment import Unavailable
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.process import Program
 from lpo_ray.verifiers.sandbox.program import run_program
 
 LONGEST = 200
 """characters of an expression"""
-MOST_DIGITS = 400
+MOST_BITS = 1600
 """of a number on the way"""
+MOST_DIGITS = 480
+"""that many bits have"""
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: lambda a, b: Fraction(a // b), ast.Mod: operator.mod,
@@ -39,7 +41,10 @@ def calculator(expression: str) -> str:
     value = _value(tree)
     if value.denominator == 1:
         return str(value.numerator)
-    return f"{float(value):.12g}"
+    try:
+        return f"{float(value):.12g}"
+    except OverflowError:
+        raise ValueError("the value is too large") from None
 
 
 def _value(node: ast.expr) -> Fraction:
@@ -60,14 +65,17 @@ def _value(node: ast.expr) -> Fraction:
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1:
         raise ValueError("an exponent is no whole number")
-    size = max(len(str(base.numerator)), len(str(base.denominator)))
-    if abs(exponent) * size > MOST_DIGITS:
+    if abs(exponent) * _bits(base) > MOST_BITS:
         raise ValueError(f"a power has more than {MOST_DIGITS} digits")
     return base ** int(exponent)
 
 
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
 def _small(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > 4 * MOST_DIGITS:
+    if _bits(value) > MOST_BITS:
         raise ValueError(f"a number has more than {MOST_DIGITS} digits")
     return value
 
@@ -84,7 +92,7 @@ def python_in(limits: Limits) -> Callable[[str], str]:
         """
         result = run_program(Program(code), b"", limits)
         if result.trouble is not None:
-            raise ToolFault(result.trouble)
+            raise Unavailable(result.trouble)
         said = (result.stdout + result.stderr).decode(errors="replace")
         if result.timed_out:
             said += f"\nError: it ran for more than {limits.seconds:g} s and was ended"

@@ -11,6 +11,8 @@ from lpo_ray.agents.tool_calls import parse
 from lpo_ray.verdict import Verdict
 from lpo_ray.verifiers.calling.values import verdict_of
 
+MOST_MESSAGES = 1000
+"""at once"""
 LONGEST_DETAIL = 500
 """characters of a verdict's detail that are kept"""
 
@@ -53,6 +55,8 @@ def checked_messages(found: object, where: str) -> list[Message]:
         raise Refused(f"{where} returned {_shown(found)} as messages; expected a list of {{'role', 'content'}}")
     if not found:
         raise Refused(f"{where} returned no messages; expected at least one")
+    if len(found) > MOST_MESSAGES:
+        raise Refused(f"{where} returned {len(found):,} messages at once; expected at most {MOST_MESSAGES:,}")
     return [_checked(message, where) for message in found]
 
 

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from lpo_ray.agents.checking import Refused, checked_messages, checked_step, reply_of
-from lpo_ray.agents.environment import Environment, prompt_messages
+from lpo_ray.agents.environment import Environment, Unavailable, prompt_messages
 from lpo_ray.agents.limits import Hosted
 from lpo_ray.agents.table import EnvironmentMaker, environment_of
 from lpo_ray.agents.tools import ToolEnvironment
@@ -77,14 +77,16 @@ class Host:
                 )
         except MemoryError:
             answer = {"fault": f"no memory left of {self._hosted.memory_mib} MiB (environment.memory_mib)", "of": "all"}
+        except (Unavailable, ConnectionError) as error:
+            answer = {"fault": _cut(error_text(error)), "of": "outside"}
         except asyncio.CancelledError:
             answer = {"fault": "it was cancelled"}
         except Refused as error:
             answer = {"fault": str(error)}
         except BaseException as error:  # noqa: BLE001 - also what would end the process: none of it is a verdict
             answer = {"fault": f"{_cut(error_text(error))} ({_place(error)})"}
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > self._limit / 2
-        self.send({"id": request["id"], "seconds": time.monotonic() - started, "worn": grown, **answer})
+        worn = _resident_bytes() > self._limit / 2
+        self.send({"id": request["id"], "seconds": time.monotonic() - started, "worn": worn, **answer})
 
     async def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         environment = await _called(self._make)
@@ -152,6 +154,12 @@ def _in_thread(own: int, method: Callable[..., Any], args: tuple[Any, ...]) -> A
 
 def _characters(messages: list[dict[str, Any]] | None) -> int:
     return sum(len(json.dumps(message, ensure_ascii=False)) for message in messages or ())
+
+
+def _resident_bytes() -> int:
+    """Return the memory that this process has now; its peak would be that of the parent it was started from."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def _cut(text: str) -> str:

@@ -23,9 +23,9 @@ Message = dict[str, Any]
 """a message in the chat form: role, content (a text), and tool_calls where there are any"""
 
 
-class ToolFault(Exception):
-    """Error of a tool that failed through no fault of its arguments: the response is unscored, and the model is told
-    nothing. Any other exception of a tool is an answer to the model.
+class Unavailable(Exception):
+    """Error of a tool or an environment that lacks something, such as a service, through no fault of the policy's. The
+    group is lost and issued again, and the model is told nothing. Any other exception of a tool is an answer to it.
     """
 
 

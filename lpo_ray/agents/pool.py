@@ -122,7 +122,7 @@ class EnvironmentPool:
                 self._alone.release()
                 if not child.broke:
                     self._suspects.pop(placed.prompt, None)
-            self._children = [child for child in self._children if not child.dead]
+            self._children = [child for child in self._children if not child.gone]
 
     def _roomiest(self) -> Child:
         accepting = [child for child in self._children if not child.retired and not child.dead]

@@ -44,6 +44,8 @@ class _Call:
     """setting that the limit is from"""
     answer: asyncio.Future[dict[str, Any]]
     timer: asyncio.TimerHandle | None = None
+    given_up: str = ""
+    """why, when it took too long"""
 
 
 class Child:
@@ -56,6 +58,8 @@ class Child:
         """it takes no new conversations, and ends with its last one"""
         self.dead = ""
         """why it ended"""
+        self.gone = False
+        """nothing of it is left"""
         self.broke = False
         """it ended without being told to"""
         self._calls: dict[int, _Call] = {}
@@ -171,9 +175,11 @@ class Child:
             self.fail(f"its process wrote what is no answer: {type(error).__name__} {error}"[:300])
 
     def _take(self, call: _Call, answer: dict[str, Any]) -> None:
-        fault = answer.get("fault")
+        fault = call.given_up or answer.get("fault")
         if fault is None:
             self._settle(call, answer)
+        elif answer.get("of") == "outside" and not call.given_up:
+            self._settle(call, Lost(str(fault)))
         elif answer.get("of") == "all" and len(self.conversations) > 1:
             self._on_suspects({call.prompt})
             self._settle(call, Lost(f"{fault}; its process had other conversations"))
@@ -188,6 +194,7 @@ class Child:
             self.fail(f"environments were not loaded within {call.seconds:g} s{self._last_words()}")
             return
         reason = f"no answer within {call.seconds:g} s ({call.limit})"
+        call.given_up = reason
         probe = self._call("", "", RESPONSE_SECONDS + 1, "")
         assert probe.timer is not None
         probe.timer.cancel()
@@ -218,6 +225,7 @@ class Child:
     async def _killed(self) -> None:
         await asyncio.to_thread(kill, self._launched)
         self._launched.printed.close()
+        self.gone = True
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -146,8 +146,9 @@ def _fits(value: object, schema: Schema) -> bool:
         each = schema.get("additionalProperties", {})
         return isinstance(value, dict) and all(_fits(item, each) for item in value.values())
     if kinds in ("number", "integer"):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and (kinds == "number" or float(value).is_integer())
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return kinds == "number" or isinstance(value, int) or value.is_integer()
     return isinstance(value, str if kinds == "string" else bool)
 
 

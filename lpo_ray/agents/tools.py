@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lpo_ray.agents.environment import Environment, Message, Step, ToolFault
+from lpo_ray.agents.environment import Environment, Message, Step, Unavailable
 from lpo_ray.agents.limits import Hosted
 from lpo_ray.agents.schemas import Schema, schema_of, trouble_with
 from lpo_ray.agents.tool_calls import ONE_ARGUMENT, ToolCall
 from lpo_ray.common.error_text import error_text
 
 CUT = " ... (cut: {} characters in all)"
-FAULTS = (ToolFault, MemoryError, ConnectionError)
+FAULTS = (Unavailable, ConnectionError, MemoryError)
 """errors of a tool that are not for the model"""
 Tool = Callable[..., Any]
 

@@ -73,6 +73,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 )
 @click.option("--prompt-tokens", type=float, default=None, help="Mean length of a prompt.")
 @click.option("--response-tokens", type=float, default=None, help="Mean length of a response.")
+@click.option("--turns", type=float, default=None, help="Mean number of a conversation's turns.")
+@click.option("--environment-seconds", type=float, default=None, help="Mean time of an environment behind a turn.")
 @click.option("--sample-rate", type=float, default=None, help="Response tokens a second of one engine.")
 @click.option("--train-rate", type=float, default=None, help="Response tokens a second of one learner rank.")
 @click.option("--publish-rate", type=float, default=None, help="GB of weights a second.")
@@ -85,6 +87,8 @@ def plan(
     from_run: Path | None,
     prompt_tokens: float | None,
     response_tokens: float | None,
+    turns: float | None,
+    environment_seconds: float | None,
     sample_rate: float | None,
     train_rate: float | None,
     publish_rate: float | None,
@@ -95,7 +99,10 @@ def plan(
     from lpo_ray.config import load_config
     from lpo_ray.tools.plan.forecast import Assumptions
 
-    given = Assumptions(prompt_tokens, response_tokens, sample_rate, train_rate, publish_rate)
+    given = Assumptions(
+        prompt_tokens, response_tokens, sample_rate, train_rate, publish_rate,
+        turns=turns, environment_seconds=environment_seconds,
+    )  # fmt: skip
     plan_command(load_config(config, overrides), clusters, address, from_run, given, as_json=as_json)
 
 

@@ -54,9 +54,7 @@ def without_effect(config: Config) -> list[str]:
     task, sampling = config.task, config.sampling
     why = "while task.environment is null and task.tools is empty: there is one turn"
     if is_conversation(task):
-        if task.tools or task.tool_parser == "auto":
-            return []
-        return [f"task.tool_parser={task.tool_parser} has no effect while task.tools is empty"]
+        return []
     default = SamplingConfig()
     given = [
         *(["sampling.max_turns"] if sampling.max_turns != default.max_turns else []),

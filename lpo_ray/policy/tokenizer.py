@@ -122,7 +122,7 @@ class Tokenizer:
         if style.template is not None:
             return style.template
         try:
-            return str(self._tokenizer.get_chat_template(tools=list(style.tools) or None))
+            return str(self._tokenizer.get_chat_template(tools=[dict(tool) for tool in style.tools] or None))
         except ValueError:
             return None
 

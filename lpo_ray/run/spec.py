@@ -16,7 +16,7 @@ import numpy as np
 
 from lpo_ray.common.home import default_cache_dir
 from lpo_ray.config.cautions import cautions
-from lpo_ray.config.conversations import is_conversation
+from lpo_ray.config.conversations import check_conversations, is_conversation
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
@@ -203,6 +203,7 @@ def outline(config: Config, context: int) -> RunSpec:
     ConfigError when the task has no verifier, or rollout.max_model_len is more than the model has.
     """
     config = replace(config, task=with_environment(config.task))
+    check_conversations(config)
     return RunSpec(
         config,
         Path(config.run.dir) / config.run.name,

@@ -60,7 +60,8 @@ QWEN3 = (
     "{%- if m['role'] == 'assistant' %}{%- if '</think>' in content and loop.index0 < ns.last %}"
     "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
     "{{ '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}"
-    "{%- elif m['role'] == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + content + '\n</tool_response><|im_end|>\n' }}"
+    "{%- elif m['role'] == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>\n' + content + '\n</tool_response><|im_end|>\n' }}"
     "{%- else %}{{ '<|im_start|>' + m['role'] + '\n' + content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}{# <tool_call> #}"
 )
