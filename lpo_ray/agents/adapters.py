@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from lpo_ray.agents.environment import Environment, Message, Step, prompt_messages
 from lpo_ray.agents.foreign_rollout import Rollout
@@ -31,7 +32,7 @@ def adapt(found: Any, name: str) -> Maker:  # noqa: ANN401 - whatever the name n
         raise _unknown(found, name)
     made = found()
     if isinstance(made, Environment):
-        return found
+        return lambda: cast("Environment", found())
     if inspect.isclass(made):
         return _of_class(made, name)
     if _has(made, "rollout", "rubric"):  # one for all conversations
@@ -80,19 +81,20 @@ class TextGym(Environment):
         """Make the environment from the row, its extras, and return what it makes of the prompt."""
         extras = {"reward_spec": {"ground_truth": row.get("answer")}, **row}
         known = {"env_config": row.get("env_config", {}), "extras": extras}
-        self._foreign = self._make(**_taken(self._make, known))
-        return list(self._foreign.init(prompt_messages(row))[0])
+        self._foreign = await asyncio.to_thread(self._make, **_taken(self._make, known))
+        messages, _ = await asyncio.to_thread(self._foreign.init, prompt_messages(row))
+        return list(messages)
 
     async def step(self, reply: Message) -> Step:
         """Let it take the action."""
-        found = self._foreign.step(reply["content"])
+        found = await asyncio.to_thread(self._foreign.step, reply["content"])
         self._total += float(found["reward"])
         return Step(found["observations"], self._total, bool(found["done"]))
 
     async def close(self) -> None:
         """Close it."""
         if hasattr(self, "_foreign"):
-            self._foreign.close()
+            await asyncio.to_thread(self._foreign.close)
 
 
 class MethodTools(ToolEnvironment):
@@ -112,8 +114,7 @@ class MethodTools(ToolEnvironment):
     async def reset(self, row: Mapping[str, Any]) -> list[Message]:
         """Reset it with the row."""
         reset = self._foreign.reset
-        said = reset(**_taken(reset, row))
-        said = await said if inspect.isawaitable(said) else said
+        said = await _called(reset, **_taken(reset, row))
         messages = prompt_messages(row)
         if said and messages:
             messages[-1] = {**messages[-1], "content": messages[-1]["content"] + str(said)}
@@ -124,14 +125,19 @@ class MethodTools(ToolEnvironment):
         found = await super().step(reply)
         if not hasattr(self._foreign, "get_reward"):
             return found
-        reward = self._foreign.get_reward()
-        reward = await reward if inspect.isawaitable(reward) else reward
-        return Step(found.messages, reward, found.done)
+        return Step(found.messages, await _called(self._foreign.get_reward), found.done)
 
     async def close(self) -> None:
         """Close it where it can be."""
         if hasattr(self._foreign, "close"):
-            self._foreign.close()
+            await _called(self._foreign.close)
+
+
+async def _called(method: Callable[..., Any], **given: Any) -> Any:  # noqa: ANN401 - of another system
+    """Call a method: on the event loop when it is async, else in a thread."""
+    if inspect.iscoroutinefunction(method):
+        return await method(**given)
+    return await asyncio.to_thread(method, **given)
 
 
 def _taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

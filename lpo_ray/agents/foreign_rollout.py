@@ -98,7 +98,9 @@ def _same(said: Sequence[Message], before: Sequence[Message]) -> bool:
 
 
 def _plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - of another system
-    return value.model_dump(exclude_none=True) if hasattr(value, "model_dump") else dict(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(exclude_none=True)
+    return dict(value if isinstance(value, Mapping) else vars(value))
 
 
 def _message(message: Any) -> Message:  # noqa: ANN401 - of another system
