@@ -11,6 +11,8 @@
 ```
 Before the first of it, an engine is asked for the probe as it was loaded, and the learner was, too, before its weights
 changed: that is the baseline of the proof's limits (``proof_limits.py``), and a new engine is held to it at any time.
+One that was built without weights, since there is a baseline already, has nothing to be asked for before it is sent
+some; it is proved by the first of them.
 Version 0 is what the engines have loaded. There the proof needs no limits: answers must not change by a publish.
 Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode.
 An engine that fails is left out; the others get the version.
@@ -157,15 +159,16 @@ class Attempt:
         when it had loaded the same folder.
         """
         loaded, proof = self._as_loaded, self._settings.proof
-        fresh = [member for member in self.members if member not in loaded.engines]
+        fresh = [member for member in self.members if member not in loaded.engines and not member.worker.is_blank]
         if fresh:
             what = "answer the probe as loaded"
             loaded.engines |= await self._each(what, lambda m: m.worker.handle.answer.remote(probe), of=fresh)
         if loaded.learner is None:
             return
+        asked = [member for member in self.members if member in loaded.engines]
         if proof.baseline is None:
-            proof.measured(loaded.agreement(member) for member in self.members)
-        for member in list(self.members):
+            proof.measured(map(loaded.agreement, asked))
+        for member in asked:
             if excess := proof.excess(loaded.agreement(member)):
                 difference, limit, which = excess
                 why = f"{_NOT_THE_SAME} ({which})"
@@ -229,7 +232,12 @@ class Attempt:
             found = compare(as_answered(expected), delivery.logprobs)
             before = self._as_loaded.engines.get(member) if version.step == 0 else None
             changed = 0.0 if before is None else largest_difference(before, delivery.logprobs)
-            if why := check_arrival(digests, delivery.digests, delivery.cached_tokens):
+            if delivery.unfilled:
+                error = WeightsNotProved(
+                    member.name, str(version), found.largest, proof.limits(found.surprise).largest,
+                    _not_brought(delivery.unfilled),
+                )  # fmt: skip
+            elif why := check_arrival(digests, delivery.digests, delivery.cached_tokens):
                 error = WeightsNotProved(
                     member.name, str(version), found.largest, proof.limits(found.surprise).largest, why
                 )
@@ -242,6 +250,8 @@ class Attempt:
             else:
                 proved.append(found)
                 continue
+            if began_blank(member):
+                proof.reached_not()
             self._drop(member, error)
         self._end_without_members()
         proof.measured(proved)
@@ -319,6 +329,20 @@ class Attempt:
     def _patience(self, asked: Sequence[Member]) -> float:
         """Seconds to wait: half of them for several, so that one that hangs does not hold up the others for as long."""
         return self._limit / 2 if len(asked) > 1 else self._limit
+
+
+def began_blank(member: Member) -> bool:
+    """Whether the engine was built without weights, and has proved none yet."""
+    return member.worker.is_blank and member.version is None
+
+
+def _not_brought(names: Sequence[str]) -> str:
+    """Say that an engine without weights of its own was not brought the ones of these ``names``."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"it was built without weights, and a publish brings none for {names[0]}{more}: from now on engines load the "
+        "model's folder when they start"
+    )
 
 
 def _changed_by(names: Iterable[str]) -> str:

@@ -17,8 +17,11 @@ from lpo_ray.records import (
     AfterGroup,
     Anchor,
     BusyWorker,
+    ConversationId,
     FloatArray,
+    IntArray,
     Key,
+    Observation,
     Process,
     Prompt,
     PromptGroup,
@@ -30,6 +33,8 @@ from lpo_ray.records import (
     StepReport,
     TargetGroup,
     TrainBatch,
+    Turn,
+    TurnRequest,
     WorkerStatus,
 )
 
@@ -39,6 +44,32 @@ class RolloutEngine(Protocol):
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         """Draw ``sampling.group_size`` responses. Raises GroupLost when the group cannot be completed."""
+        ...
+
+
+class TurnEngine(RolloutEngine, Protocol):
+    """Samples responses, and single turns of conversations."""
+
+    async def turn(self, request: TurnRequest) -> Turn:
+        """Draw one turn behind its context, on the engine that has the conversation's prefix, or any other. Raises
+        GroupLost when no engine can complete it.
+        """
+        ...
+
+
+class Environments(Protocol):
+    """Hosts the environments of conversations, and turns messages into tokens. Raises GroupLost for what is lost."""
+
+    async def open(self, conversation: ConversationId, prompt: Prompt) -> IntArray:
+        """Make the environment of a conversation and return the context of its first turn, [C] tokens."""
+        ...
+
+    async def reply(self, conversation: ConversationId, turn: Turn) -> Observation:
+        """Give the environment what the policy said. Raises Unscored when the environment raises or hangs at it."""
+        ...
+
+    async def end(self, conversation: ConversationId) -> None:
+        """Forget a conversation, ended or not. Never raises."""
         ...
 
 

@@ -40,6 +40,13 @@ def majority(answers: Sequence[str | None], passed: Sequence[bool]) -> float:
     return right / (most * len(winners))
 
 
+def solved_in_turn(passed: np.ndarray, turns: np.ndarray, last: int) -> dict[str, np.ndarray]:
+    """Compute, for each turn 1 to ``last``, [P] the share of a prompt's responses that pass and ended in it: together
+    the share that passes. ``passed``, ``turns``: [P, n].
+    """
+    return {f"solved_in_turn_{turn}": (passed & (turns == turn)).mean(axis=1) for turn in range(1, last + 1)}
+
+
 def num_distinct(answers: Sequence[str | None]) -> int:
     """Count the different answers among those given."""
     return len({answer for answer in answers if answer is not None})

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from lpo_ray.evaluation.breakdown import CAVEAT, OWN, by_column, by_pass_rate
-from lpo_ray.evaluation.estimators import bootstrap_intervals, entropy, majority, num_distinct, pass_at_k
+from lpo_ray.evaluation.estimators import (
+    bootstrap_intervals,
+    entropy,
+    majority,
+    num_distinct,
+    pass_at_k,
+    solved_in_turn,
+)
 from lpo_ray.evaluation.results import PromptResult
 
 QUANTILES = (10, 50, 90, 99)
@@ -30,7 +37,8 @@ class Estimate:
 class Measures:
     """Estimates of some prompts. Names: pass@k for k = 1..n, avg@n (the share of responses that pass, which is pass@1),
     maj@n, mean_reward, distinct_answers (of n), answer_entropy (nats), unanswered (share of responses), length
-    (tokens), truncated (share of responses).
+    (tokens), truncated (share of responses). Of conversations: turns, and for each turn t solved_in_turn_t (the share
+    of responses that pass and ended in it).
     """
 
     num_prompts: int
@@ -141,6 +149,7 @@ def measure(results: Sequence[PromptResult], pass_reward: float) -> Measures:
         "unanswered": each(lambda result: result.answers.count(None) / n),
         "length": each(lambda result: float(np.mean(result.lengths))),
         "truncated": each(lambda result: result.finish_reasons.count("length") / n),
+        **_of_turns(results, passed),
     }
     intervals = bootstrap_intervals(list(quantities.values()))
     estimates = {
@@ -148,6 +157,14 @@ def measure(results: Sequence[PromptResult], pass_reward: float) -> Measures:
         for (name, values), interval in zip(quantities.items(), intervals, strict=True)
     }
     return Measures(len(results), n, estimates)
+
+
+def _of_turns(results: Sequence[PromptResult], passed: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute [P] turns of a response and the share solved in each; {} when there is no conversation among them."""
+    if not any(result.turns for result in results):
+        return {}
+    turns = np.array([result.turns or (1,) * len(result.rewards) for result in results])
+    return {"turns": turns.mean(axis=1), **solved_in_turn(passed, turns, int(turns.max()))}
 
 
 def _lengths(results: Sequence[PromptResult], pass_reward: float) -> dict[str, Lengths]:

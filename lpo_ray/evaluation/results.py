@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +35,12 @@ class PromptResult:
     finish_reasons: tuple[str, ...]
     """[n] "stop", or "length" when the response was cut off"""
     responses: tuple[str, ...]
-    """[n] text without special tokens but tags"""
+    """[n] text without special tokens but tags; of a conversation all that stands behind its first context"""
+    turns: tuple[int, ...] = ()
+    """[n] turns of each conversation; empty: all are single answers"""
 
     def __post_init__(self) -> None:
-        for name in ("answers", "lengths", "finish_reasons", "responses"):
+        for name in ("answers", "lengths", "finish_reasons", "responses", *(("turns",) if self.turns else ())):
             if len(getattr(self, name)) != len(self.rewards):
                 raise ValueError(
                     f"result of {self.prompt_id}: {len(self.rewards)} rewards, but {len(getattr(self, name))} {name}"
@@ -48,27 +50,34 @@ class PromptResult:
     def of(cls, scored: ScoredGroup, tokenizer: Tokenizer) -> PromptResult:
         """Make the result of a group that was sampled and scored."""
         prompt, responses = scored.group.prompt, scored.group.responses
-        texts = [tokenizer.decode(response.token_ids) for response in responses]
+        said = [tokenizer.decode(response.last_turn) for response in responses]
         asked = tokenizer.decode(prompt.token_ids)
         return cls(
             prompt_id=prompt.prompt_id,
             prompt=digest_of(prompt),
             rewards=tuple(float(reward) for reward in scored.rewards),
-            answers=tuple(answer_of(prompt.verifier, text, prompt.row, asked) for text in texts),
+            answers=tuple(answer_of(prompt.verifier, text, prompt.row, asked) for text in said),
             lengths=tuple(len(response.token_ids) for response in responses),
             finish_reasons=tuple(response.finish_reason for response in responses),
-            responses=tuple(texts),
+            responses=tuple(
+                text
+                if response.conversation is None
+                else "\n".join(tokenizer.decode(s.token_ids) for s in response.segments)
+                for response, text in zip(responses, said, strict=True)
+            ),
+            turns=tuple(len(r.turns) for r in responses) if any(r.conversation for r in responses) else (),
         )
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> PromptResult:
         """Read what ``to_json`` gave. Raises KeyError, TypeError or ValueError for anything else."""
         lists = ("rewards", "answers", "lengths", "finish_reasons", "responses")
-        return cls(stored["prompt_id"], stored["prompt"], *(tuple(stored[name]) for name in lists))
+        found = (tuple(stored[name]) for name in lists)
+        return cls(stored["prompt_id"], stored["prompt"], *found, turns=tuple(stored.get("turns", ())))
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that the store writes."""
-        return cast("dict[str, Any]", asdict(self))
+        return {name: value for name, value in asdict(self).items() if name != "turns" or self.turns}
 
     def passed(self, pass_reward: float) -> np.ndarray:
         """Return [n] whether the reward is at least ``pass_reward``. In float32, as rewards are: 0.1 is 0.1."""

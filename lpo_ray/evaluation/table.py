@@ -51,6 +51,8 @@ def _estimates(measures: Measures) -> Table:
         "length": "tokens",
         "truncated": "truncated",
     }
+    turns = (name for name in found if name == "turns" or name.startswith("solved_in_turn_"))
+    names |= {name: name.replace("_", " ") for name in turns}
     for name, label in names.items():
         estimate = found[name]
         digits = 1 if name == "length" else 3

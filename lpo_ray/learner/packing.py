@@ -1,10 +1,10 @@
 """Packing: groups into micro-batches within a token budget, balanced over ranks, with global denominators.
 
 A group stays whole wherever it can: its K coefficients need all K log-ratios, and one forward over the whole group has
-them. A group that exceeds the budget is split into pieces by responses; so is one that more ranks than groups have to
-share. The learner then collects its log-ratios in a pass of its own, unless it knows them already. The denominators of
-the loss are counted here, over all ranks and micro-batches, before any backward pass. So the gradient does not depend
-on how the groups were laid out.
+them. A group that exceeds the budget is split into pieces by responses, never by their segments; so is one that more
+ranks than groups have to share. The learner then collects its log-ratios in a pass of its own, unless it knows them
+already. The denominators of the loss are counted here, over all ranks and micro-batches, before any backward pass. So
+the gradient does not depend on how the groups were laid out.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ class Packing:
     def tokens(self, piece: Piece[G]) -> int:
         """Count the positions of a packed forward over the piece."""
         group = piece.item.group
-        prompts = 1 if self.share_prompt else len(piece.responses)
-        return prompts * len(group.prompt.token_ids) + sum(len(group.responses[k].token_ids) for k in piece.responses)
+        prompt = group.prompt.token_ids
+        found = [group.responses[k].positions(prompt) for k in piece.responses]
+        behind = sum(behind for behind, _ in found)
+        return (min(behind, 1) if self.share_prompt else behind) * len(prompt) + sum(beside for _, beside in found)
 
 
 def pack_step(

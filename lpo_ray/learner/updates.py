@@ -66,7 +66,7 @@ class TrainablePolicy(Scorer, Protocol):
 def score_pieces(scorer: Scorer, pieces: Sequence[Piece[G]], temperature: float) -> TokenScores:
     """Run one forward over the pieces' responses, in order. Without pieces it still runs one, over one token."""
     bundles = [
-        (piece.item.group.prompt.token_ids, [piece.item.group.responses[k].token_ids for k in piece.responses])
+        (piece.item.group.prompt.token_ids, [piece.item.group.responses[k].segments for k in piece.responses])
         for piece in pieces
     ]
     return score_bundles(scorer, bundles, temperature)

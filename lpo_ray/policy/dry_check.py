@@ -20,7 +20,7 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.policy.layout import Layout, lay_out
 from lpo_ray.policy.scoring import Scorer
 from lpo_ray.policy.weights_proof import as_bundles, largest_difference
-from lpo_ray.records import FloatArray, IntArray, ScoringItem
+from lpo_ray.records import FloatArray, IntArray, ScoringItem, Segment
 
 ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3}
 HALF_ROUNDING = 0.5
@@ -45,7 +45,7 @@ def check_numbers(scorer: Scorer, model: PreTrainedModel) -> None:
     try:
         alone, again = _scores(scorer, [short]), _scores(scorer, [short])
         beside, far = _scores(scorer, [short, long]), _scores(scorer, [short, long], shift=_positions(config))
-        own = [_plainly(scorer, bundle, response) for bundle in (short, long) for response in bundle[1]]
+        own = [_plainly(scorer, prompt, answer) for prompt, answers in (short, long) for (answer,) in answers]
     except (TypeError, AttributeError, IndexError, KeyError, ValueError) as error:
         raise _refused(model, scorer, f"its forward fails: {type(error).__name__}: {error}") from error
     rounding = ROUNDING.get(model.dtype, HALF_ROUNDING)
@@ -75,7 +75,9 @@ def _bundles(config: PretrainedConfig) -> list[ScoringItem]:
     def tokens(length: int) -> IntArray:
         return rng.integers(0, config.vocab_size, max(1, int(length * share)), dtype=np.int64)
 
-    return [(tokens(prompt), [tokens(length) for length in lengths]) for prompt, lengths in (SHORT, LONG)]
+    return [
+        (tokens(prompt), [(Segment.answer(tokens(length)),) for length in lengths]) for prompt, lengths in (SHORT, LONG)
+    ]
 
 
 def _positions(config: PretrainedConfig) -> int:
@@ -103,14 +105,13 @@ def _shifted(layout: Layout, bundles: Sequence[ScoringItem], shift: int) -> Layo
     if layout.rows is None:
         positions[len(responses) :] += shift
     else:
-        positions[:, len(prompt) + sum(map(len, responses)) :] += shift
+        positions[:, len(prompt) + sum(layout.lengths[: len(responses)]) :] += shift
     return dataclasses.replace(layout, position_ids=positions)
 
 
-def _plainly(scorer: Scorer, bundle: ScoringItem, response: IntArray) -> FloatArray:
+def _plainly(scorer: Scorer, prompt: IntArray, answer: Segment) -> FloatArray:
     """Compute the log-probs of one response by the model's own forward over its sequence alone."""
-    prompt, _ = bundle
-    layout = lay_out(as_bundles([np.concatenate([prompt, response])]), packed=False, share_prompt=False)
+    layout = lay_out(as_bundles([np.concatenate([prompt, answer.token_ids])]), packed=False, share_prompt=False)
     with torch.no_grad():
         return scorer.score_plainly(layout)[len(prompt) - 1 :].cpu().numpy()
 

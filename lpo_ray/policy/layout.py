@@ -1,30 +1,34 @@
 """Layout: where each token of a micro-batch stands in one forward, packed without padding or in padded rows.
 
-Legend: N responses, T positions of the forward, M response tokens, R rows of attention, L their width.
+Legend: N responses, T positions of the forward, M sampled tokens, R rows of attention, L their width.
+
+A sequence is a segment of a response with what stands before it: all turns of a conversation that only grows, or a
+single answer. Tokens that were not sampled have a place in the forward and are never selected from it.
 
 Packed, the forward is one row of all tokens, each with its own position id. Only attention sees sequences, as padded
-rows of indices into it (``AttentionRows``), so no linear layer works on a pad. With a shared prompt the K responses of
-a group stand behind one copy of it, which attends to itself once. A further response is a row of its own queries, whose
+rows of indices into it (``AttentionRows``), so no linear layer works on a pad. With a shared prompt the segments of a
+group stand behind one copy of it, which attends to itself once. A further segment is a row of its own queries, whose
 keys are the prompt's and its own. Padded is for models whose attention cannot be replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lpo_ray.records import IntArray, ScoringItem
+from lpo_ray.records import IntArray, ScoringItem, Segment
 
 BUCKET_SHRINK = 0.8
 """rows of attention below this share of the widest open a narrower bucket"""
 MASKED_QUERIES = 512
 """most queries of a row that attends to a shared prompt through a mask, which has a byte for each query and key. A
-longer response has a row of prompt and response, whose causal attention needs no mask
+longer segment has a row of prompt and segment, whose causal attention needs no mask
 """
+NOWHERE = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +102,11 @@ class Layout:
     rows: AttentionRows | None
     """when packed"""
     select: Tensor
-    """[M] position, in the flattened forward, whose output predicts the response token"""
+    """[M] position, in the flattened forward, whose output predicts the sampled token"""
     targets: Tensor
-    """[M] the response token"""
+    """[M] the sampled token"""
     lengths: tuple[int, ...]
-    """[N] tokens of each response; their sum is M"""
+    """[N] sampled tokens of each response; their sum is M"""
 
     @property
     def padding(self) -> float:
@@ -125,23 +129,27 @@ def lay_out(bundles: Sequence[ScoringItem], *, packed: bool, share_prompt: bool)
 
 
 def _padded(bundles: Sequence[ScoringItem]) -> Layout:
-    sequences = [np.concatenate([prompt, r]) for prompt, responses in bundles for r in responses] or [bundles[0][0]]
-    starts = [len(prompt) for prompt, responses in bundles for _ in responses]
+    sequences: list[IntArray] = []
+    sampled: list[IntArray] = []
+    for prompt, segment in _segments(bundles):
+        context = prompt if segment.context_ids is None else segment.context_ids
+        sequences.append(np.concatenate([context, segment.token_ids]))
+        sampled.append(len(context) + segment.sampled.nonzero()[0])
+    sequences = sequences or [bundles[0][0]]
     width = max(len(sequence) for sequence in sequences)
     token_ids = np.zeros((len(sequences), width), dtype=np.int64)
     mask = np.zeros_like(token_ids)
     for row, sequence in enumerate(sequences):
         token_ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1
-    select = [row * width + np.arange(at - 1, len(sequences[row]) - 1) for row, at in enumerate(starts)]
     return Layout(
         token_ids=torch.from_numpy(token_ids),
         position_ids=torch.arange(width).expand(len(sequences), width),
         attention_mask=torch.from_numpy(mask),
         rows=None,
-        select=_joined(select),
-        targets=_joined([r for _, responses in bundles for r in responses]),
-        lengths=tuple(len(r) for _, responses in bundles for r in responses),
+        select=_joined([row * width + at - 1 for row, at in enumerate(sampled)]),
+        targets=_targets(bundles),
+        lengths=_lengths(bundles),
     )
 
 
@@ -160,25 +168,43 @@ def _packed(bundles: Sequence[ScoringItem], share_prompt: bool) -> Layout:
         return np.arange(end - len(part), end)
 
     for prompt, responses in bundles:
-        at_prompt = append(prompt, 0) if share_prompt or not responses else None
-        for number, response in enumerate(responses):
-            before = append(prompt, 0) if at_prompt is None else at_prompt
-            own = append(response, len(prompt))
-            masked = number > 0 and share_prompt and len(own) < len(prompt) and len(own) <= MASKED_QUERIES
-            rows.append(_Row(np.concatenate([before, own]), len(own) if masked else None))
-            select.append(np.concatenate([before[-1:], own[:-1]]))
+        shared: IntArray | None = None
+        for segment in (segment for segments in responses for segment in segments):
+            behind, context = segment.standing(prompt)
+            further = behind and shared is not None
+            before = NOWHERE
+            if behind:
+                before = append(prompt, 0) if shared is None else shared
+                shared = before if share_prompt else None
+            own = np.concatenate([append(context, len(before)), append(segment.token_ids, len(before) + len(context))])
+            masked = further and len(own) < len(prompt) and len(own) <= MASKED_QUERIES
+            keys = np.concatenate([before, own])
+            rows.append(_Row(keys, len(own) if masked else None))
+            select.append(keys[len(keys) - len(segment.sampled) - 1 + segment.sampled.nonzero()[0]])
         if not responses:
-            assert at_prompt is not None
-            rows.append(_Row(at_prompt, None))
+            rows.append(_Row(append(prompt, 0), None))
     return Layout(
         token_ids=_joined(tokens)[None],
         position_ids=_joined(positions)[None],
         attention_mask=None,
         rows=_attention_rows(rows, end),
         select=_joined(select),
-        targets=_joined([r for _, responses in bundles for r in responses]),
-        lengths=tuple(len(r) for _, responses in bundles for r in responses),
+        targets=_targets(bundles),
+        lengths=_lengths(bundles),
     )
+
+
+def _segments(bundles: Sequence[ScoringItem]) -> Iterator[tuple[IntArray, Segment]]:
+    """Each segment with its prompt, in order."""
+    return ((prompt, segment) for prompt, responses in bundles for segments in responses for segment in segments)
+
+
+def _targets(bundles: Sequence[ScoringItem]) -> Tensor:
+    return _joined([segment.token_ids[segment.sampled] for _, segment in _segments(bundles)])
+
+
+def _lengths(bundles: Sequence[ScoringItem]) -> tuple[int, ...]:
+    return tuple(sum(segment.num_sampled for segment in segments) for _, responses in bundles for segments in responses)
 
 
 @dataclass(frozen=True, slots=True)

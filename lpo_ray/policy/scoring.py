@@ -1,6 +1,6 @@
-"""Scoring: one forward of the policy gives log-prob and entropy of each response token.
+"""Scoring: one forward of the policy gives log-prob and entropy of each sampled token.
 
-Legend: N responses of a micro-batch, T tokens of the longest, M response tokens together.
+Legend: N responses of a micro-batch, T sampled tokens of the longest, M sampled tokens together.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Scorer(Protocol):
     share_prompt: bool
 
     def score(self, layout: Layout, temperature: float) -> tuple[Tensor, Tensor]:
-        """Compute [M] log-prob and [M] entropy of the layout's response tokens."""
+        """Compute [M] log-prob and [M] entropy of the layout's sampled tokens."""
         ...
 
     def score_plainly(self, layout: Layout) -> Tensor:
@@ -61,7 +61,7 @@ class ScoringModel(nn.Module):
         self.head = _head_of(model)
 
     def forward(self, layout: Layout, temperature: float, *, plainly: bool = False) -> tuple[Tensor, Tensor]:
-        """Compute [M] log-prob and [M] entropy of the layout's response tokens.
+        """Compute [M] log-prob and [M] entropy of the layout's sampled tokens.
 
         ``plainly``: by the model's own forward and logits, at temperature 1, which costs [T, V] of memory.
         """
@@ -128,12 +128,10 @@ def score_bundles(scorer: Scorer, bundles: Sequence[ScoringItem], temperature: f
 
 
 def response_logprobs(scorer: Scorer, bundles: Sequence[ScoringItem], temperature: float = 1.0) -> list[FloatArray]:
-    """Compute the log-probs of each response's tokens in one forward, which runs even without responses."""
+    """Compute the log-probs of each response's sampled tokens in one forward, which runs even without responses."""
     with torch.no_grad():
         scores = score_bundles(scorer, bundles, temperature)
-    lengths = [len(response) for _, responses in bundles for response in responses]
-    rows = scores.logprobs[: len(lengths)]  # without a response the forward has one row, which is nobody's
-    return [row[:length].cpu().numpy() for row, length in zip(rows, lengths, strict=True)]
+    return [row[mask].cpu().numpy() for row, mask in zip(scores.logprobs, scores.mask, strict=True) if mask.any()]
 
 
 def _head_of(model: PreTrainedModel) -> ScoringHead:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lpo_ray.records import FloatArray, IntArray, ScoringItem
+from lpo_ray.records import FloatArray, IntArray, ScoringItem, Segment
 
 SCORED, CACHED = 128, 34
 """tokens of the two sequences; the second is longer than a block of an engine's prefix cache (16 or 32 tokens)"""
@@ -40,7 +40,7 @@ def probe_sequences(rows: Sequence[IntArray], context: int) -> list[IntArray]:
 
 def as_bundles(sequences: Sequence[IntArray]) -> list[ScoringItem]:
     """Make the items with which a learner scores all tokens but the first of each sequence."""
-    return [(sequence[:1], [sequence[1:]]) for sequence in sequences]
+    return [(sequence[:1], [(Segment.answer(sequence[1:]),)]) for sequence in sequences]
 
 
 @dataclass(frozen=True, slots=True)

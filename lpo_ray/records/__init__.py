@@ -3,18 +3,22 @@
 Arrays are numpy: Ray pickles them without copies, and they are read-only after it.
 """
 
+from lpo_ray.records.arrays import BoolArray, DoubleArray, FloatArray, IntArray, joined
 from lpo_ray.records.batch import MicroBatch, Piece, TrainBatch, Update, for_one_rank
+from lpo_ray.records.conversations import (
+    Conversation,
+    ConversationColumns,
+    ConversationShape,
+    Segment,
+)
 from lpo_ray.records.groups import (
     Anchor,
     AnchorGroup,
     AnchorPiece,
-    DoubleArray,
     FinishReason,
-    FloatArray,
     G,
     GroupColumns,
     Grouped,
-    IntArray,
     Key,
     Prompt,
     PromptGroup,
@@ -23,7 +27,6 @@ from lpo_ray.records.groups import (
     ScoredGroup,
     ScoringItem,
     TargetGroup,
-    joined,
     zero_anchor,
 )
 from lpo_ray.records.reports import (
@@ -37,6 +40,7 @@ from lpo_ray.records.reports import (
     UpdateReport,
 )
 from lpo_ray.records.status import Backlog, BusyWorker, Process, Publication, WeightsVersion, WorkerState, WorkerStatus
+from lpo_ray.records.turns import ConversationId, Observation, Turn, TurnRequest
 
 __all__ = [
     "AfterGroup",
@@ -44,7 +48,12 @@ __all__ = [
     "AnchorGroup",
     "AnchorPiece",
     "Backlog",
+    "BoolArray",
     "BusyWorker",
+    "Conversation",
+    "ConversationColumns",
+    "ConversationId",
+    "ConversationShape",
     "DoubleArray",
     "Evaluation",
     "FinishReason",
@@ -56,6 +65,7 @@ __all__ = [
     "Key",
     "MicroBatch",
     "NotFinite",
+    "Observation",
     "Piece",
     "Process",
     "ProjectedGroup",
@@ -66,11 +76,14 @@ __all__ = [
     "Sampling",
     "ScoredGroup",
     "ScoringItem",
+    "Segment",
     "StepNorms",
     "StepRecord",
     "StepReport",
     "TargetGroup",
     "TrainBatch",
+    "Turn",
+    "TurnRequest",
     "Update",
     "UpdateReport",
     "WeightsVersion",

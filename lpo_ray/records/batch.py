@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
 
-from lpo_ray.records.groups import FloatArray, G, Key, TargetGroup
+from lpo_ray.records.arrays import FloatArray
+from lpo_ray.records.groups import G, Key, TargetGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,9 +63,9 @@ class Update:
     num_prompts: int
     """over all ranks and micro-batches: the loss is divided by this, never by a local count"""
     num_tokens: int
-    """response tokens over all ranks and micro-batches"""
+    """sampled tokens over all ranks and micro-batches"""
     tokens_by_rank: tuple[int, ...]
-    """tokens of the forwards of each rank"""
+    """positions of the forwards of each rank"""
 
     def for_rank(self, rank: int) -> Update:
         """Return what ``rank`` needs of it."""

@@ -11,23 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float32]
-DoubleArray = npt.NDArray[np.float64]
+from lpo_ray.records.arrays import DoubleArray, FloatArray, IntArray, check_lengths, joined, run_starts
+from lpo_ray.records.conversations import Conversation, ConversationColumns, Segment
+
 FinishReason = Literal["stop", "length"]
 Key = tuple[str, int]
 """(prompt id, attempt): the name of a group in the run"""
-ScoringItem = tuple[IntArray, Sequence[IntArray]]
-"""tokens of a prompt, and those of some of its responses"""
-
-
-def check_lengths(what: str, expected: int, **lengths: int) -> None:
-    """Raise ValueError when one of ``lengths`` is not ``expected``. ``what`` names the record in the message."""
-    for name, length in lengths.items():
-        if length != expected:
-            raise ValueError(f"{what}: {name} has {length} entries, expected {expected}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,19 +59,57 @@ class Sampling:
     min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
     """tokens that end a response, beside the model's own end tokens"""
+    max_turns: int = 1
+    """of a conversation; ``max_tokens`` is for each of them"""
+    max_conversation_tokens: int | None = None
+    """context and turns together, those of the environment included; None: as far as the engine's context goes"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Response:
-    """One sampled output, the stop token included, made by a rollout engine."""
+    """One sampled output, the stop tokens included, made by a rollout engine: one answer, or all turns of a
+    conversation.
+    """
 
     token_ids: IntArray
-    """[T] exactly what was sampled; never retokenised"""
+    """[T] exactly what was sampled, of all turns; never retokenised"""
     behaviour_logprobs: FloatArray
     """[T] log pi_b of each token under the distribution it was sampled from, as the engine reports it"""
     versions: IntArray
     """[T] step of the weights that sampled each token"""
     finish_reason: FinishReason
+    conversation: Conversation | None = None
+    """None: one answer behind the prompt, all of it sampled"""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Where the sampled tokens stand: one segment behind the prompt when there was no conversation."""
+        return (Segment.answer(self.token_ids),) if self.conversation is None else self.conversation.segments
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Sampled tokens of each turn; one turn when there was no conversation."""
+        return (len(self.token_ids),) if self.conversation is None else self.conversation.turns
+
+    @property
+    def last_turn(self) -> IntArray:
+        """Tokens of the last turn: what the policy said in the end."""
+        return self.token_ids[-self.turns[-1] :]
+
+    @property
+    def num_others(self) -> int:
+        """Tokens of its segments that were not sampled, and of their contexts: 0 of a single answer."""
+        return (
+            0 if self.conversation is None else self.conversation.environment_tokens + self.conversation.context_tokens
+        )
+
+    def positions(self, prompt: IntArray) -> tuple[int, int]:
+        """Count what it has in a forward: sequences that stand behind ``prompt``, and positions beside the prompt's."""
+        if self.conversation is None:
+            return 1, len(self.token_ids)
+        standing = [segment.standing(prompt) for segment in self.segments]
+        tokens = sum(len(segment.token_ids) for segment in self.segments)
+        return sum(behind for behind, _ in standing), tokens + sum(len(own) for _, own in standing)
 
     @property
     def oldest_version(self) -> int:
@@ -102,6 +130,16 @@ class Response:
             behaviour_logprobs=len(self.behaviour_logprobs),
             versions=len(self.versions),
         )
+        if self.conversation is not None and not np.array_equal(self.conversation.token_ids, self.token_ids):
+            raise ValueError(f"a response of {len(self.token_ids)} tokens has segments that sampled others")
+
+    def for_learner(self) -> Response:
+        """Return what a learner needs to score it."""
+        return self if self.conversation is None else replace(self, conversation=self.conversation.for_learner())
+
+
+ScoringItem = tuple[IntArray, Sequence[tuple[Segment, ...]]]
+"""tokens of a prompt, and the segments of some of its responses"""
 
 
 class GroupColumns(NamedTuple):
@@ -117,6 +155,8 @@ class GroupColumns(NamedTuple):
     """[T_sum]"""
     finish_reasons: tuple[FinishReason, ...]
     """[K]"""
+    conversations: ConversationColumns | None = None
+    """None: all responses are single answers"""
 
 
 ELSEWHERE = Response(np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros(1, np.int64), "stop")
@@ -149,6 +189,7 @@ class PromptGroup:
             joined([response.behaviour_logprobs for response in rows]),
             tuple(_runs(response.versions) for response in rows),
             tuple(response.finish_reason for response in rows),
+            *(() if (found := self._conversations()) is None else (found,)),
         )
 
     def columns(self) -> GroupColumns:
@@ -160,23 +201,32 @@ class PromptGroup:
             joined([response.behaviour_logprobs for response in rows]),
             joined([response.versions for response in rows]),
             tuple(response.finish_reason for response in rows),
+            self._conversations(),
         )
+
+    def _conversations(self) -> ConversationColumns | None:
+        return ConversationColumns.of([response.conversation for response in self.responses])
 
     def for_learner(self, responses: Collection[int]) -> PromptGroup:
         """Return what a learner needs to score ``responses``, their indices as they are: no other response's tokens,
         and nothing that only a verifier reads.
         """
         prompt = replace(self.prompt, answer="", row={}, raw_answer=None)
-        held = (response if k in responses else ELSEWHERE for k, response in enumerate(self.responses))
+        held = (row.for_learner() if k in responses else ELSEWHERE for k, row in enumerate(self.responses))
         return PromptGroup(prompt, self.attempt, tuple(held))
 
     @classmethod
     def of_columns(cls, prompt: Prompt, attempt: int, columns: GroupColumns) -> PromptGroup:
         """Make the group whose ``columns`` these are. Its arrays are views of them."""
-        lengths, *arrays, reasons = columns
-        ends = np.cumsum(lengths)[:-1]
-        rows = zip(*(np.split(array, ends) for array in arrays), reasons, strict=True)
-        return cls(prompt, attempt, tuple(Response(*row) for row in rows))
+        ends = np.cumsum(columns.lengths)[:-1]
+        responses = _responses(
+            np.split(columns.token_ids, ends),
+            np.split(columns.behaviour_logprobs, ends),
+            np.split(columns.versions, ends),
+            columns.finish_reasons,
+            columns.conversations,
+        )
+        return cls(prompt, attempt, responses)
 
     @property
     def key(self) -> Key:
@@ -195,33 +245,22 @@ class PromptGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Response tokens of the whole group."""
+        """Response tokens of the whole group: those that were sampled."""
         return sum(len(response.token_ids) for response in self.responses)
 
     @property
     def num_bytes(self) -> int:
         """Bytes held by its arrays."""
         arrays = [a for r in self.responses for a in (r.token_ids, r.behaviour_logprobs, r.versions)]
-        return self.prompt.token_ids.nbytes + sum(array.nbytes for array in arrays)
-
-
-def joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Join arrays end to end: without a copy where they are pieces of one array that follow each other in it."""
-    first, total = arrays[0], sum(len(array) for array in arrays)
-    end = first.__array_interface__["data"][0]
-    for array in arrays:
-        start = array.__array_interface__["data"][0]
-        if first.base is None or array.base is not first.base or start != end or array.strides != (array.itemsize,):
-            return np.concatenate(arrays)
-        end = start + array.nbytes
-    return np.lib.stride_tricks.as_strided(first, (total,), writeable=first.flags.writeable)
+        beside = [r.conversation.num_bytes for r in self.responses if r.conversation is not None]
+        return self.prompt.token_ids.nbytes + sum(array.nbytes for array in arrays) + sum(beside)
 
 
 def _runs(versions: IntArray) -> tuple[tuple[int, int], ...]:
     """Return (version, tokens) of each run of equal versions."""
     if versions.strides == (0,):
         return ((int(versions[0]), len(versions)),)
-    starts = [0, *(np.flatnonzero(versions[1:] != versions[:-1]) + 1).tolist()]
+    starts = run_starts(versions)
     ends = [*starts[1:], len(versions)]
     return tuple((int(versions[start]), end - start) for start, end in zip(starts, ends, strict=True))
 
@@ -242,10 +281,22 @@ def _group_of_runs(
     logprobs: FloatArray,
     runs: Sequence[Sequence[tuple[int, int]]],
     reasons: Sequence[FinishReason],
+    conversations: ConversationColumns | None = None,
 ) -> PromptGroup:
     ends = np.cumsum(lengths)[:-1]
-    rows = zip(np.split(token_ids, ends), np.split(logprobs, ends), map(_versions, runs), reasons, strict=True)
-    return PromptGroup(prompt, attempt, tuple(Response(*row) for row in rows))
+    rows = np.split(token_ids, ends), np.split(logprobs, ends), [_versions(run) for run in runs], reasons
+    return PromptGroup(prompt, attempt, _responses(*rows, conversations))
+
+
+def _responses(
+    token_ids: Sequence[IntArray],
+    logprobs: Sequence[FloatArray],
+    versions: Sequence[IntArray],
+    reasons: Sequence[FinishReason],
+    conversations: ConversationColumns | None,
+) -> tuple[Response, ...]:
+    beside = [None] * len(token_ids) if conversations is None else conversations.conversations(token_ids)
+    return tuple(Response(*row) for row in zip(token_ids, logprobs, versions, reasons, beside, strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,8 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from lpo_ray.records.arrays import FloatArray, IntArray, check_lengths
 from lpo_ray.records.batch import TrainBatch
-from lpo_ray.records.groups import FloatArray, IntArray, Key, TargetGroup, check_lengths
+from lpo_ray.records.groups import Key, TargetGroup
 from lpo_ray.records.status import Backlog, Publication
 
 
@@ -182,14 +183,20 @@ class Evaluation:
     """[P] passing responses of each prompt, in the order of the prompts"""
     prompt_ids: tuple[str, ...]
     """[P] of the same prompts"""
+    of_turns: Mapping[str, tuple[float, tuple[float, float]]] = field(default_factory=dict)
+    """turns (of a response), solved_in_turn_1, ... -> mean and its 95 % interval; empty without conversations"""
 
     def to_json(self) -> dict[str, object]:
         """Make the form that summary.json has."""
         return {
             **{f"pass@{k}": value for k, value in self.pass_at.items()},
+            **{name: value for name, (value, _) in self.of_turns.items()},
             "num_prompts": self.num_prompts,
             "samples_per_prompt": self.samples_per_prompt,
-            "ci95": {f"pass@{k}": list(interval) for k, interval in self.ci95.items()},
+            "ci95": {
+                **{f"pass@{k}": list(interval) for k, interval in self.ci95.items()},
+                **{name: list(interval) for name, (_, interval) in self.of_turns.items()},
+            },
             "lost": self.num_lost,
             "mean_reward": self.mean_reward,
             "mean_length": self.mean_length,

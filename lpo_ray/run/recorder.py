@@ -227,6 +227,7 @@ class Recorder:
         """Write the evaluation of the policy after ``step``."""
         self._evaluations.add(step, evaluation)
         scores = {f"evaluation_pass@{k}": value for k, value in evaluation.pass_at.items()}
+        scores |= {f"evaluation_{name}": value for name, (value, _) in evaluation.of_turns.items()}
         for sink in self._sinks:
             sink.evaluated(step, scores)
         shown = "  ".join(
@@ -241,7 +242,7 @@ class Recorder:
         return self._evaluations.after(step) is not None
 
     def close(self, groups: dict[str, int], wall_seconds: float) -> None:
-        """Write summary.json and report.html from what there is, and give the terminal back."""
+        """Write summary.json and report.html from what there is, and give the terminal back. Takes seconds."""
         settings = self._settings
         self._writer.shutdown()
         self._progress.close()

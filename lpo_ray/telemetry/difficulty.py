@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from lpo_ray.records import IntArray, TargetGroup
+from lpo_ray.telemetry.segment_columns import whole_responses
 
 
 class Difficulty:
@@ -22,7 +23,9 @@ class Difficulty:
     def resumed(self, samples: Iterable[Path]) -> None:
         """Take the visits that are on record, oldest file first."""
         for path in samples:
-            table = pq.read_table(path, columns=["prompt_id", "attempt", "prompt_token_ids", "reward"])
+            names = ["prompt_id", "attempt", "prompt_token_ids", "reward", "segment"]
+            present = set(pq.read_schema(path).names)
+            table = whole_responses(pq.read_table(path, columns=[name for name in names if name in present]))
             keys = list(zip(table["prompt_id"].to_pylist(), table["attempt"].to_pylist(), strict=True))
             group_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
             groups = np.array([group_of[key] for key in keys], dtype=np.int64)

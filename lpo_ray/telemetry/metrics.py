@@ -28,6 +28,8 @@ PASS_RATE_BINS = 11
 """bins of a histogram: no response passes | 9 equal bins in between | all pass"""
 BOUND_SLACK = 1e-6
 """reward that is lost to rounding of log-ratios in fp32"""
+ENDS = ("done", "turns", "tokens", "length")
+"""why a conversation ended: by its environment, or by a limit"""
 SCORES = frozenset({
     "anchor_drift", "bound_violations", "clip_fraction", "clip_mass", "difficulty_change", "difficulty_drift",
     "effective_sample_size", "effective_sample_size_min", "engine_mismatch", "equal_reward_fraction", "gap_after",
@@ -38,7 +40,7 @@ SCORES = frozenset({
     "staleness_max",
     "surrogate", "target_effective_size", "target_entropy", "target_temperature", "tempered_fraction", "tempering",
     "token_entropy", "tokens_per_second", "tokens_per_second_sampled", "tokens_per_second_trained", "total_variation",
-    "total_variation_after", "truncated_fraction",
+    "total_variation_after", "truncated_fraction", "turns", "environment_tokens", "environment_seconds",
 })  # fmt: skip
 """metrics of a step, and of an evaluation, by which checkpoint.best may choose; pass@k beside them"""
 
@@ -50,6 +52,7 @@ def step_metrics(record: StepRecord, *, pass_reward: float, seconds: Seconds) ->
     return {
         "step": record.step,
         **_of_responses(record, pass_reward),
+        **_of_conversations(record),
         **_of_updates(record),
         **_of_groups(record),
         **_of_measured(record),
@@ -87,6 +90,27 @@ def _of_responses(record: StepRecord, pass_reward: float) -> dict[str, Value]:
         "pass_rate_histogram": pass_rate_histogram([target.scored.rewards for target in targets], pass_reward),
         "response_length": float(np.mean([len(response.token_ids) for response in responses])),
         "truncated_fraction": float(np.mean([response.finish_reason == "length" for response in responses])),
+    }
+
+
+def _of_conversations(record: StepRecord) -> dict[str, Value]:
+    """Say how the step's conversations went; {} when there was none. Means are over conversations."""
+    responses = (response for target in record.targets for response in target.group.responses)
+    found = [response.conversation for response in responses if response.conversation is not None]
+    if not found:
+        return {}
+    opened = Counter(s.began or "as it opened" for c in found for s in c.segments if s.context_ids is not None)
+    ended = Counter(conversation.ended for conversation in found)
+    return {
+        "conversations": len(found),
+        "turns": float(np.mean([len(conversation.turns) for conversation in found])),
+        "turns_max": max(len(conversation.turns) for conversation in found),
+        "environment_tokens": float(np.mean([conversation.environment_tokens for conversation in found])),
+        "environment_seconds": float(np.mean([conversation.environment_seconds for conversation in found])),
+        "segments_opened": sum(opened.values()),
+        "segments_opened_tokens": sum(conversation.context_tokens for conversation in found),
+        "segments_opened_why": [f"{why}: {count}" for why, count in opened.most_common()],
+        **{f"conversations_ended_{why}": ended[why] for why in dict.fromkeys((*ENDS, *ended))},
     }
 
 

@@ -1,5 +1,6 @@
-"""Samples of a step, such as samples/step_000012.parquet: one row for each response. They suffice to trace any answer,
-to recompute the step's loss, and to recompute the whole step (``read_step``).
+"""Samples of a step, such as samples/step_000012.parquet: one row for each response, or for each segment of one
+(``segment_columns``). They suffice to trace any answer, to recompute the step's loss, and to recompute the whole step
+(``read_step``).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +31,10 @@ from lpo_ray.records import (
     TargetGroup,
     joined,
 )
+from lpo_ray.telemetry.segment_columns import SCHEMA, by_response, by_segment, conversation_of
 
 CHUNK_TOKENS = 2**22
-"""response tokens of a row group of the file"""
+"""tokens of the responses in a row group of the file"""
 
 
 def samples_path(run_dir: Path, step: int) -> Path:
@@ -55,16 +57,20 @@ def write_samples(
     has the groups that were measured after the step.
 
     The logged loss is the mean over (prompt_id, attempt) of ``project(divergence, s, log_target).loss`` with
-    s = log_ratio - (1 - tempering) anchor; the differentiated one is the sum of ``surrogate`` over an update's rows by
-    its number of prompts.
+    s = log_ratio - (1 - tempering) anchor; the differentiated one is the sum of ``surrogate`` over an update's
+    responses by its number of prompts.
     """
     fixed = {"step": step, "learning_rate": learning_rate, "divergence": divergence}
     projected = {group.key: group for group in report.groups}
     schema = _schema(is_measured=bool(after), has_details=any(target.scored.details for target in targets))
+    if segmented := any(response.conversation for target in targets for response in target.group.responses):
+        schema = pa.schema([*schema, *(pa.field(name, kind) for name, kind in SCHEMA.items())])
     make_folder(path.parent)
     with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         for chunk in _chunks(targets):
             groups = [_columns(t, projected[t.group.key], after.get(t.group.key), fixed, decode) for t in chunk]
+            if segmented:
+                groups = [by_segment(t.group, found, decode) for t, found in zip(chunk, groups, strict=True)]
             columns = [_column(field.type, [group[field.name] for group in groups]) for field in schema]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
@@ -89,15 +95,16 @@ def _schema(*, is_measured: bool, has_details: bool) -> pa.Schema:
 
 
 def _chunks(targets: Sequence[TargetGroup]) -> Iterator[list[TargetGroup]]:
-    """Cut the groups into runs of about CHUNK_TOKENS response tokens, one group at least."""
+    """Cut the groups into runs of about CHUNK_TOKENS tokens of responses, one group at least."""
     chunk: list[TargetGroup] = []
     tokens = 0
     for target in targets:
-        if chunk and tokens + target.group.num_tokens > CHUNK_TOKENS:
+        size = target.group.num_tokens + sum(response.num_others for response in target.group.responses)
+        if chunk and tokens + size > CHUNK_TOKENS:
             yield chunk
             chunk, tokens = [], 0
         chunk.append(target)
-        tokens += target.group.num_tokens
+        tokens += size
     yield chunk
 
 
@@ -116,10 +123,10 @@ def _columns(
         "update": found.update,
         "prompt_id": prompt.prompt_id,
         "attempt": group.attempt,
-        "prompt": _printable(decode(prompt.token_ids)),
+        "prompt": decode(prompt.token_ids),
         "answer": prompt.answer,
         "verifier": prompt.verifier,
-        "row": _printable(json.dumps(prompt.row, default=str)),
+        "row": json.dumps(prompt.row, default=str),
         "temperature": target.temperature,
         "tempering": target.tempering,
         "prompt_token_ids": prompt.token_ids,
@@ -127,10 +134,10 @@ def _columns(
     return {
         **{name: [value] * size for name, value in same.items()},
         "response_index": range(size),
-        "response": [_printable(decode(response.token_ids)) for response in group.responses],
+        "response": [decode(response.token_ids) for response in group.responses],
         "reward": scored.rewards,
         "shaping": scored.shaped - scored.rewards,
-        "detail": [_printable(text) for text in scored.details] or [None] * size,
+        "detail": scored.details or [None] * size,
         "log_target": target.log_target,
         "target": np.exp(target.log_target),
         "anchor": anchor.log_ratio,
@@ -152,7 +159,9 @@ def _columns(
 def _column(kind: pa.DataType, parts: Sequence[Iterable[object]]) -> pa.Array:
     """Join the groups' parts of one column. Arrays of tokens are joined as arrays: they are never Python's numbers."""
     values = [value for part in parts for value in part]
-    if not pa.types.is_list(kind):
+    if pa.types.is_string(kind):
+        return pa.array([None if value is None else _printable(cast("str", value)) for value in values], kind)
+    if not pa.types.is_list(kind) or pa.types.is_string(kind.value_type):
         return pa.array(values, kind)
     arrays = [np.asarray(value) for value in values if value is not None]
     lengths = [0 if value is None else len(cast("np.ndarray", value)) for value in values]
@@ -182,26 +191,33 @@ def read_step(path: Path) -> RecordedStep:
     return RecordedStep([_target(found) for found in groups.values()], updates, rows[0]["learning_rate"])
 
 
-def _target(rows: Sequence[dict]) -> TargetGroup:
+def _target(rows: Sequence[Mapping[str, Any]]) -> TargetGroup:
     def floats(name: str) -> FloatArray:
         return np.array([row[name] for row in rows], dtype=np.float32)
 
     first = rows[0]
     token_ids = np.array(first["prompt_token_ids"], dtype=np.int64)
     prompt = Prompt(first["prompt_id"], token_ids, first["answer"], first["verifier"], json.loads(first["row"]))
-    responses = tuple(
-        Response(
-            np.array(row["token_ids"], dtype=np.int64),
-            np.array(row["behaviour_logprobs"], dtype=np.float32),
-            np.array(row["versions"], dtype=np.int64),
-            row["finish_reason"],
-        )
-        for row in rows
-    )
+    of_responses = by_response(rows)
+    responses = tuple(map(_response, of_responses))
+    rows = [found[0] for found in of_responses]
     shaping = floats("shaping") if "shaping" in first else np.zeros(0, np.float32)  # none in samples of before
     scored = ScoredGroup(PromptGroup(prompt, first["attempt"], responses), floats("reward"), shaping=shaping)
     anchor = AnchorGroup(floats("anchor"), floats("drift"), floats("mismatch_kl"))
     return TargetGroup(scored, floats("log_target"), anchor, first["temperature"], first["tempering"])
+
+
+def _response(rows: Sequence[Mapping[str, Any]]) -> Response:
+    def tokens(name: str, kind: type[np.generic]) -> np.ndarray:
+        return np.array([value for row in rows for value in row[name]], dtype=kind)
+
+    return Response(
+        tokens("token_ids", np.int64),
+        tokens("behaviour_logprobs", np.float32),
+        tokens("versions", np.int64),
+        rows[0]["finish_reason"],
+        conversation_of(rows),
+    )
 
 
 def _printable(text: str) -> str:

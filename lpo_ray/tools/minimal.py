@@ -29,7 +29,7 @@ from lpo_ray.objective import clipped_token_loss, gibbs_target, project, respons
 from lpo_ray.policy.loading import load_policy
 from lpo_ray.policy.scoring import TokenScores, score_bundles
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.records import IntArray
+from lpo_ray.records import IntArray, Segment
 from lpo_ray.tasks.base_policy import Recipe, cached_base_policy
 from lpo_ray.tasks.sources.countdown_problems import Problem, answer_json, generate, render
 from lpo_ray.verifiers.countdown import countdown
@@ -80,7 +80,8 @@ def verify(groups: Sequence[Group], tokenizer: Tokenizer) -> Tensor:
 
 def score(policy: TorchScorer, groups: Sequence[Group]) -> TokenScores:
     """Score the sampled tokens in one forward: log-probs and mask [N, T]. A prompt is computed once for its K."""
-    return score_bundles(policy, [(group.prompt, group.responses) for group in groups], temperature=1.0)
+    items = [(group.prompt, [(Segment.answer(ids),) for ids in group.responses]) for group in groups]
+    return score_bundles(policy, items, temperature=1.0)
 
 
 def loss_of(scores: TokenScores, behaviour: Tensor, rewards: Tensor) -> Tensor:

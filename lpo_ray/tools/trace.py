@@ -20,9 +20,11 @@ from rich.text import Text
 
 from lpo_ray.common.redaction import redact
 from lpo_ray.errors import ConfigError
+from lpo_ray.records import ScoredGroup
 from lpo_ray.telemetry.samples import samples_path
+from lpo_ray.telemetry.segment_columns import by_response
+from lpo_ray.training.group_store import read_groups
 from lpo_ray.training.ledger import read_ledger
-from lpo_ray.training.ledger_codec import from_bytes
 
 NAMED = 5
 """prompt ids that an error names"""
@@ -31,7 +33,8 @@ SHOWN = 300
 LEGEND = "w*: share of the target; c: what its tokens' log-probs are multiplied by in the loss, below 0 is pushed up"
 _COLUMNS = (
     "prompt_id", "attempt", "response_index", "prompt", "response", "answer", "verifier", "reward", "shaping", "detail",
-    "target", "coefficient", "update", "finish_reason", "token_ids", "versions",
+    "target", "coefficient", "update", "finish_reason", "token_ids", "versions", "segment", "began", "context_ids",
+    "turns", "ended", "environment_seconds",
 )  # fmt: skip
 _ENDS = {
     "issued": "at an engine, or waiting for one",
@@ -48,6 +51,7 @@ class Answered:
     """One response as the run recorded it. A number is None where it is not known yet, or was not recorded."""
 
     text: str | None
+    """of a conversation all that was said, and where a segment begins"""
     reward: float
     """of the verifier"""
     shaping: float
@@ -58,9 +62,14 @@ class Answered:
     coefficient: float | None
     """c, what its tokens entered the loss with"""
     tokens: int
+    """that were sampled"""
     versions: tuple[int, int]
     """oldest and newest weights that sampled it"""
     finish_reason: str
+    turns: tuple[int, ...] = ()
+    """tokens of each turn of a conversation; empty for a single answer"""
+    ended: str = ""
+    """why the conversation ended"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +135,7 @@ def _prompts(db: sqlite3.Connection, prompt: str) -> list[tuple[str, int]]:
 
 def _trace(run_dir: Path, db: sqlite3.Connection, prompt_id: str, data_index: int) -> Trace:
     rows = db.execute(
-        "SELECT attempt, state, reason, step, updated_at, content FROM attempts "
-        "LEFT JOIN contents USING (prompt_id, attempt) WHERE prompt_id = ? ORDER BY attempt",
+        "SELECT attempt, state, reason, step, updated_at FROM attempts WHERE prompt_id = ? ORDER BY attempt",
         (prompt_id,),
     ).fetchall()
     reused = db.execute("SELECT attempt, step FROM reused WHERE prompt_id = ? ORDER BY step", (prompt_id,)).fetchall()
@@ -136,20 +144,21 @@ def _trace(run_dir: Path, db: sqlite3.Connection, prompt_id: str, data_index: in
         for sample in _samples(run_dir, step, prompt_id):
             recorded.setdefault(sample["attempt"], []).append(sample)
     first = next((samples[0] for samples in recorded.values()), None)
+    held = read_groups(run_dir, prompt_id)
     attempts = tuple(
         Attempt(
             number, state, reason, step, tuple(again for of, again in reused if of == number), updated,
-            _answered(recorded.get(number, ()), content),
+            _answered(recorded.get(number, ()), held.get(number)),
         )
-        for number, state, reason, step, updated, content in rows
+        for number, state, reason, step, updated in rows
     )  # fmt: skip
-    held = next((from_bytes(row[5]).group.prompt for row in rows if row[5] is not None), None)
+    prompt = next((scored.group.prompt for scored in held.values()), None)
     return Trace(
         prompt_id,
         data_index,
         prompt=first["prompt"] if first else None,
-        answer=first["answer"] if first else held.answer if held else None,
-        verifier=first["verifier"] if first else held.verifier if held else None,
+        answer=first["answer"] if first else prompt.answer if prompt else None,
+        verifier=first["verifier"] if first else prompt.verifier if prompt else None,
         attempts=attempts,
     )
 
@@ -180,22 +189,15 @@ def _samples(run_dir: Path, step: int, prompt_id: str) -> Sequence[dict]:
     table = pq.read_table(
         path, columns=[name for name in _COLUMNS if name in have], filters=ds.field("prompt_id") == prompt_id
     )
-    return sorted(table.to_pylist(), key=lambda row: row["response_index"])
+    return sorted(table.to_pylist(), key=lambda row: (row["response_index"], row.get("segment") or 0))
 
 
-def _answered(samples: Sequence[Mapping], content: bytes | None) -> tuple[Answered, ...]:
-    """From the samples, which have texts and targets; else from what the ledger still holds of a scored group."""
+def _answered(samples: Sequence[Mapping], scored: ScoredGroup | None) -> tuple[Answered, ...]:
+    """From the samples, which have texts and targets; else from what the run still holds of a scored group."""
     if samples:
-        return tuple(
-            Answered(
-                row["response"], row["reward"], row.get("shaping", 0.0), row.get("detail"), row.get("target"),
-                row.get("coefficient"), len(row["token_ids"]), _span(row["versions"]), row["finish_reason"],
-            )
-            for row in samples
-        )  # fmt: skip
-    if content is None:
+        return tuple(_recorded(rows) for rows in by_response(samples))
+    if scored is None:
         return ()
-    scored = from_bytes(content)
     return tuple(
         Answered(
             None,
@@ -207,9 +209,27 @@ def _answered(samples: Sequence[Mapping], content: bytes | None) -> tuple[Answer
             len(r.token_ids),
             _span(r.versions.tolist()),
             r.finish_reason,
+            *(() if r.conversation is None else (r.conversation.turns, r.conversation.ended)),
         )
         for r, reward, shaped in zip(scored.group.responses, scored.rewards, scored.shaped, strict=True)
     )
+
+
+def _recorded(rows: Sequence[Mapping]) -> Answered:
+    """From the rows of a response: one, or one for each segment."""
+    first = rows[0]
+    versions = [version for row in rows for version in row["versions"]]
+    parts = []
+    for number, row in enumerate(rows):
+        if number or row.get("context_ids") is not None:
+            why, size = row["began"] or "another context", len(row["context_ids"] or ())
+            parts.append(f"\n[segment {number + 1}, behind {size} tokens: {why}] ")
+        parts.append(row["response"])
+    return Answered(
+        "".join(parts), first["reward"], first.get("shaping", 0.0), first.get("detail"), first.get("target"),
+        first.get("coefficient"), len(versions), _span(versions), first["finish_reason"],
+        tuple(first.get("turns") or ()), first.get("ended") or "",
+    )  # fmt: skip
 
 
 def _span(versions: Sequence[int]) -> tuple[int, int]:
@@ -238,6 +258,9 @@ def _table(responses: Sequence[Answered]) -> Table:
         if response.detail:
             said += f"\nverifier: {_shown(response.detail)}"
         cut = " (cut at the limit)" if response.finish_reason == "length" else ""
+        if response.turns:
+            said += f"\n{len(response.turns)} turns of {', '.join(map(str, response.turns))} tokens, ended by "
+            said += _shown(response.ended)
         reward = f"{response.reward:g}" + (f" {response.shaping:+.3g}" if response.shaping else "")
         numbers = ("" if value is None else f"{value:.3f}" for value in (response.target, response.coefficient))
         table.add_row(

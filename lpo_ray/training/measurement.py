@@ -75,13 +75,14 @@ def _forwards(targets: Sequence[TargetGroup], tokens: int) -> list[list[ScoringI
     for target in targets:
         prompt, before = target.group.prompt.token_ids, None
         for response in target.group.responses:
-            size = len(prompt) + len(response.token_ids)
+            behind, beside = response.positions(prompt)
+            size = behind * len(prompt) + beside
             if not forwards or size > room:
                 forwards.append([])
                 room, before = tokens, None
             if before is None:
                 before = []
                 forwards[-1].append((prompt, before))
-            before.append(response.token_ids)
+            before.append(response.segments)
             room -= size
     return forwards

@@ -170,7 +170,7 @@ def project(
         policy.model.set_attn_implementation(PACKED if policy.packed else "sdpa")
         run_updates(policy, [update], 0, objective, 1e-6)
 
-    bundles = [(target.group.prompt.token_ids, [r.token_ids for r in target.group.responses]) for target in groups]
+    bundles = [(target.group.prompt.token_ids, [r.segments for r in target.group.responses]) for target in groups]
     return run, lay_out(bundles, packed=attention == "packed", share_prompt=share).padding
 
 

@@ -235,7 +235,7 @@ def test_a_rank_that_does_not_answer_is_shown_with_its_stack(tiny_policy: Path, 
 def test_ranks_share_the_forwards_of_logprobs(tiny_policy: Path, tmp_path: Path) -> None:
     spec = plan_of(tmp_path, tiny_policy)
     groups = [target.group for target in make_targets(5)]
-    forwards = [[(g.prompt.token_ids, [r.token_ids for r in g.responses])] for g in groups]
+    forwards = [[(g.prompt.token_ids, [r.segments for r in g.responses])] for g in groups]
 
     async def both(learner: LearnerGroup) -> None:
         assert learner.world_size == 2

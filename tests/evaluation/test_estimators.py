@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
+from dataclasses import replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from lpo_ray.errors import ConfigError, RunBusy
 from lpo_ray.evaluation.breakdown import by_column, by_pass_rate, groups_of
@@ -19,7 +23,9 @@ from lpo_ray.evaluation.estimators import bootstrap_interval, bootstrap_interval
 from lpo_ray.evaluation.report import make_report, measure
 from lpo_ray.evaluation.results import PromptResult, digest_of
 from lpo_ray.evaluation.store import NAME, ResultStore, begun_on
-from lpo_ray.records import Prompt
+from lpo_ray.evaluation.table import render
+from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.records import Conversation, Prompt, PromptGroup, Response, ScoredGroup, Segment
 from lpo_ray.tasks.sources.columns import look_up
 from lpo_ray.verifiers.answers import answer_of
 
@@ -249,3 +255,50 @@ def test_a_column_of_a_list_is_its_number() -> None:
     assert look_up(row, "meta.tags.0") == "x"
     assert look_up(row, "final_answer.2") is None
     assert look_up(row, "final_answer.first") is None
+
+
+def test_turns_of_conversations_by_hand() -> None:
+    """Shares add up to avg@n; a turn in which nothing was solved is 0, not missing."""
+    rewards = [[1.0, 0.1, 1.0, 0.1], [1.0, 1.0, 0.0, 0.0]]
+    turns = [(1, 3, 3, 2), (1, 1, 3, 3)]
+    results = [replace(result(n, row), turns=turns[n]) for n, row in enumerate(rewards)]
+    found = measure(results, pass_reward=1.0).estimates
+    assert found["turns"].value == pytest.approx((9 / 4 + 8 / 4) / 2)
+    assert [found[f"solved_in_turn_{t}"].value for t in (1, 2, 3)] == [3 / 8, 0.0, 1 / 8]
+    assert sum(found[f"solved_in_turn_{t}"].value for t in (1, 2, 3)) == found["avg@4"].value
+    shown = io.StringIO()
+    report = make_report(results, title="", about={}, pass_reward=1.0, lost={})
+    Console(file=shown, width=100).print(render(report))
+    assert "solved in turn 3" in shown.getvalue()
+    assert report.to_json()["ci95"]["turns"]
+
+
+def test_results_of_single_answers_say_nothing_of_turns() -> None:
+    single = result(0, [1.0, 0.0])
+    assert "turns" not in single.to_json()
+    assert not any("turn" in name for name in measure([single], pass_reward=1.0).estimates)
+    talked = replace(single, turns=(2, 1))
+    for kept in (single, talked):
+        assert PromptResult.from_json(json.loads(json.dumps(kept.to_json()))) == kept
+    with pytest.raises(ValueError, match="2 rewards, but 1 turns"):
+        replace(single, turns=(2,))
+    assert measure([single, talked], pass_reward=1.0).estimates["turns"].value == 1.25
+
+
+def test_the_answer_of_a_conversation_is_read_from_its_last_turn() -> None:
+    class Words:
+        """A tokenizer of words."""
+
+        def decode(self, ids: np.ndarray) -> str:
+            return " ".join(["a", "b", "c", "tool", "\\boxed{7}", "\\boxed{8}"][number] for number in ids)
+
+    segment = Segment(np.array([5, 1, 3, 3, 4]), np.array([True, True, False, False, True]))
+    said = Response(
+        np.array([5, 1, 4]), np.zeros(3, np.float32), np.zeros(3, np.int64), "stop", Conversation((segment,), (2, 1))
+    )
+    alone = Response(np.array([5]), np.zeros(1, np.float32), np.zeros(1, np.int64), "stop")
+    group = PromptGroup(prompt(0), 0, (said, alone))
+    found = PromptResult.of(ScoredGroup(group, np.ones(2, np.float32)), cast("Tokenizer", Words()))
+    assert found.answers == ("7", "8")
+    assert found.responses == ("\\boxed{8} b tool tool \\boxed{7}", "\\boxed{8}")
+    assert (found.lengths, found.turns) == ((3, 1), (2, 1))

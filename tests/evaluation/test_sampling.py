@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from lpo_ray.errors import TooManyLost
 from lpo_ray.evaluation import bootstrap_interval, evaluate, pass_at_k
 from lpo_ray.records import Prompt, PromptGroup, Sampling, ScoredGroup
+from lpo_ray.telemetry.monitor.progress import render_evaluation
 from tests.support.fakes import FakeComponents, FakeSource
+from tests.support.segments import make_conversation
 
 SAMPLING = Sampling(4, 1.0, 8, seed=0)
 
@@ -98,3 +102,32 @@ async def test_a_penalty_for_length_is_no_part_of_an_evaluation() -> None:
     parts = Shaped()
     found = await evaluate(parts, parts, FakeSource().heldout(2), SAMPLING, ks=[1], pass_reward=1.0, max_in_flight=2)
     assert (found.pass_at[1], found.mean_reward) == (1.0, 1.0)
+
+
+def test_conversations_are_evaluated_by_turn() -> None:
+    """Two of three pass: one in its first turn of three at most, one in its third."""
+
+    class Talking(FakeComponents):
+        async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+            rng = np.random.default_rng(0)
+            made = (make_conversation(rng, turns, (2,) * len(turns))[0] for turns in ((3,), (1, 2), (1, 1, 2)))
+            return PromptGroup(prompt, attempt, tuple(made))
+
+        async def score(self, group: PromptGroup) -> ScoredGroup:
+            return ScoredGroup(group, np.array([1, 0, 1], np.float32))
+
+    components = Talking()
+    prompts = FakeSource().heldout(2)
+    sampling = Sampling(3, 1.0, 8, seed=0, max_turns=4)
+    found = asyncio.run(evaluate(components, components, prompts, sampling, ks=(1,), pass_reward=1.0, max_in_flight=2))
+    value = {name: value for name, (value, _) in found.of_turns.items()}
+    assert value == pytest.approx(
+        {"turns": 2.0, "solved_in_turn_1": 1 / 3, "solved_in_turn_2": 0, "solved_in_turn_3": 1 / 3,
+         "solved_in_turn_4": 0}
+    )  # fmt: skip
+    stored = found.to_json()
+    assert stored["solved_in_turn_3"] == pytest.approx(1 / 3)
+    assert set(stored["ci95"]) == {"pass@1", *found.of_turns}  # type: ignore[arg-type]
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(render_evaluation(found, found))
+    assert "solved in turn 3" in shown.getvalue()

@@ -15,7 +15,7 @@ from lpo_ray.learner.settings import OptimiserSettings
 from lpo_ray.learner.torch_learner import TorchPolicy
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pieces
 from lpo_ray.policy.scoring import score_bundles
-from lpo_ray.records import Piece
+from lpo_ray.records import Piece, Segment
 from tests.support.policies import (
     LAYOUTS,
     LENGTHS,
@@ -234,7 +234,7 @@ def test_bfloat16_keeps_fp32_master_weights() -> None:
 def test_bfloat16_gradients_are_summed_in_fp32() -> None:
     """However many micro-batches: their sum is that of their gradients, which bf16 would round 64 times."""
     rng = np.random.default_rng(0)
-    bundles = [(rng.integers(0, 50, 4), [rng.integers(0, 50, 8)]) for _ in range(64)]
+    bundles = [(rng.integers(0, 50, 4), [(Segment.answer(rng.integers(0, 50, 8)),)]) for _ in range(64)]
 
     def policy() -> TorchPolicy:
         return TorchPolicy(make_policy().model.bfloat16(), OptimiserSettings((0.9, 0.999), 0.0, 1e9))

@@ -40,7 +40,7 @@ from lpo_ray.policy.dry_check import check_numbers
 from lpo_ray.policy.layout import Layout, lay_out
 from lpo_ray.policy.loading import enable_checkpointing, load_policy
 from lpo_ray.policy.scoring import response_logprobs
-from lpo_ray.records import ScoringItem
+from lpo_ray.records import ScoringItem, Segment
 from lpo_ray.run.inprocess import build_inprocess
 from lpo_ray.run.spec import make_spec
 from tests.support.model_folders import ROWS, SIZES, edit_weights, llama, random_model, write_model
@@ -179,7 +179,7 @@ def test_no_dropout_is_left_whatever_its_name(tmp_path: Path, name: str, checkpo
         enable_checkpointing(model)
     scorer = TorchScorer(model)
     check(scorer)
-    bundle = [(np.arange(3, 8), [np.arange(10, 30)])]
+    bundle = [(np.arange(3, 8), [(Segment.answer(np.arange(10, 30)),)])]
     one, other = (response_logprobs(scorer, bundle)[0] for _ in range(2))
     np.testing.assert_array_equal(one, other)
     calls = itertools.count()
@@ -198,7 +198,7 @@ def test_checkpointing_changes_no_gradient() -> None:
     plain = random_model(llama())
     checkpointed = copy.deepcopy(plain)
     enable_checkpointing(checkpointed)
-    bundle = [(np.arange(3, 8), [np.arange(10, 30), np.arange(5, 9)])]
+    bundle = [(np.arange(3, 8), [(Segment.answer(np.arange(10, 30)),), (Segment.answer(np.arange(5, 9)),)])]
     gradients = []
     for model in (plain, checkpointed):
         scorer = TorchScorer(model)

@@ -19,16 +19,18 @@ from lpo_ray.policy.layout import lay_out
 from lpo_ray.policy.logprob_head import LogitShape, ScoringHead
 from lpo_ray.policy.scoring import response_logprobs, score_bundles
 from lpo_ray.policy.weights_proof import as_bundles
+from lpo_ray.records import ScoringItem, Segment
 
 BUNDLES = st.lists(
     st.tuples(st.integers(1, 20), st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4
 )
 
 
-def bundles_of(sizes: list[tuple[int, list[int]]]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+def bundles_of(sizes: list[tuple[int, list[int]]]) -> list[ScoringItem]:
     rng = np.random.default_rng(0)
     return [
-        (rng.integers(0, 50, prompt), [rng.integers(0, 50, length) for length in lengths]) for prompt, lengths in sizes
+        (rng.integers(0, 50, prompt), [(Segment.answer(rng.integers(0, 50, length)),) for length in lengths])
+        for prompt, lengths in sizes
     ]
 
 
@@ -43,7 +45,7 @@ def test_every_token_has_its_place_its_position_and_its_predecessor(
     row = 0
     at = 0
     for prompt, responses in bundles:
-        for response in responses:
+        for response in (answer.token_ids for (answer,) in responses):
             assert layout.lengths[row] == len(response)
             for i, token in enumerate(response):
                 before = prompt[-1] if i == 0 else response[i - 1]
@@ -54,7 +56,7 @@ def test_every_token_has_its_place_its_position_and_its_predecessor(
             row += 1
     assert at == len(layout.targets)
     prompts = sum(len(prompt) * (1 if share else len(responses)) for prompt, responses in bundles)
-    real = prompts + sum(len(response) for _, responses in bundles for response in responses)
+    real = prompts + sum(len(answer.token_ids) for _, responses in bundles for (answer,) in responses)
     assert layout.padding == pytest.approx(1 - real / layout.token_ids.numel())
     assert packed == (layout.padding == 0.0 and layout.rows is not None)
 
@@ -193,7 +195,7 @@ def test_positions_are_learned_ones_too() -> None:
     scorer = TorchScorer(model)
     bundle = bundles_of([(3, [4, 6])])
     together = score_bundles(scorer, bundle, 1.0).logprobs
-    for row, response in enumerate(bundle[0][1]):
+    for row, response in enumerate(answer.token_ids for (answer,) in bundle[0][1]):
         alone = response_logprobs(scorer, as_bundles([np.concatenate([bundle[0][0], response])]))[0][2:]
         np.testing.assert_allclose(together[row, : len(response)].detach().numpy(), alone, atol=1e-5)
 

@@ -105,7 +105,7 @@ async def test_it_samples_the_policy_whatever_the_generation_config_of_its_model
         engine = TransformersEngine(load_policy(str(folder), "float32"), [2], 0, 16)
         groups.append(group := await sampled(engine, prompt(1), sampling))
         scorer = TorchScorer(load_policy(str(folder), "float32"))
-        expected = response_logprobs(scorer, [(group.prompt.token_ids, [r.token_ids for r in group.responses])])
+        expected = response_logprobs(scorer, [(group.prompt.token_ids, [r.segments for r in group.responses])])
         for response, row in zip(group.responses, expected, strict=True):
             np.testing.assert_allclose(response.behaviour_logprobs, row, atol=1e-4)
     for one, other in zip(*(group.responses for group in groups), strict=True):

@@ -58,6 +58,7 @@ def main(world_size: int, *, large: bool) -> dict[str, Any]:
     from actors.learner.zero3 import ShardedModel, Zero3Policy
     from lpo_ray.learner.settings import OptimiserSettings
     from lpo_ray.policy.scoring import score_bundles
+    from lpo_ray.records import Segment
 
     config = Qwen3Config(
         vocab_size=1024, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
@@ -78,7 +79,7 @@ def main(world_size: int, *, large: bool) -> dict[str, Any]:
     policy = Zero3Policy(sharded, settings, gradient_checkpointing=True)
     rng, found = np.random.default_rng(0), []
     for responses in (1, 1, 7, 0):  # the first records the order in which parameters are used
-        bundles = [(rng.integers(0, 1024, 8), [rng.integers(0, 1024, 16)]) for _ in range(responses)]
+        bundles = [(rng.integers(0, 1024, 8), [(Segment.answer(rng.integers(0, 1024, 16)),)]) for _ in range(responses)]
         count.clear()
         sent.clear()
         scores = score_bundles(policy, bundles, 1.0)

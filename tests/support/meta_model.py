@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3Mo
 from lpo_ray.policy.layout import lay_out
 from lpo_ray.policy.loading import enable_checkpointing
 from lpo_ray.policy.scoring import ScoringModel
+from lpo_ray.records import Segment
 from lpo_ray.tools.plan.architecture import describe
 from lpo_ray.tools.plan.memory import BYTES, RankSettings, head_memory, step_heights
 
@@ -45,7 +46,8 @@ def build(name: str) -> PreTrainedModel:
 
 def main(name: str, *, keep: bool) -> dict[str, Any]:
     """Score 16,384 tokens and go back. Returns bytes that the forward kept, and what plan counts."""
-    responses = [(np.zeros(PROMPT, dtype=np.int64), [np.zeros(RESPONSE, dtype=np.int64)])] * RESPONSES
+    answer = Segment.answer(np.zeros(RESPONSE, dtype=np.int64))
+    responses = [(np.zeros(PROMPT, dtype=np.int64), [(answer,)])] * RESPONSES
     layout = lay_out(responses, packed=True, share_prompt=False)
     model = build(name)
     if not keep:

@@ -20,12 +20,22 @@ from lpo_ray.learner.targets import StaleRule, TargetRule, build_targets
 from lpo_ray.learner.torch_learner import TorchPolicy
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pieces
 from lpo_ray.objective import clipped_token_loss, listwise, project
-from lpo_ray.records import Anchor, AnchorGroup, Piece, StepNorms, StepReport, TargetGroup, Update
+from lpo_ray.records import Anchor, AnchorGroup, Conversation, Piece, StepNorms, StepReport, TargetGroup, Update
 from tests.support.builders import make_target
+from tests.support.segments import cut, make_conversation, with_conversations, with_group
 
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
 LENGTHS = [(3, 5, 2, 7), (1, 9, 4, 4), (6, 2, 2, 1), (5, 5, 8, 3), (2, 3), (7, 1, 1, 2, 4)]
 LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
+Turns = tuple[int, ...]
+SHAPES: list[list[tuple[Turns, Turns]]] = [
+    [((2, 3), (4,)), ((5,), ()), ((1, 1, 2), (1, 3))],
+    [((1, 4), (2,)), ((3, 2), (6,))],
+    [((2, 1, 1), (3, 2)), ((4, 3), (1,)), ((6,), ()), ((2, 2), (2,))],
+]
+"""groups of conversations: sampled tokens of each turn, and tokens of the environment between them"""
+PLACES = [(3,), (), (2, 5), (4, 6), (7,), (1, 2, 3)]
+"""where the responses of groups are cut into segments, one after the other"""
 WHOLE = 10**6
 ONE_GROUP = 60
 ONE_RESPONSE = 1
@@ -50,7 +60,13 @@ def make_policy(attention: str = "packed", share_prompt: bool = False, kind: typ
 
 def make_targets(kind: Sequence[tuple[int, ...]] = LENGTHS, anchored: bool = False) -> list[TargetGroup]:
     """Groups whose behaviour is near the policy, so that the token clip cuts some tokens and not others."""
-    targets = [make_target(number, lengths, prompt_length=3 + number % 3) for number, lengths in enumerate(kind)]
+    return near_policy(
+        [make_target(number, lengths, prompt_length=3 + number % 3) for number, lengths in enumerate(kind)], anchored
+    )
+
+
+def near_policy(targets: Sequence[TargetGroup], anchored: bool = False) -> list[TargetGroup]:
+    """The targets, with a behaviour near the policy."""
     policy, near = make_policy(), []
     for number, target in enumerate(targets):
         scores = score_pieces(policy, [whole(target)], 1.0)
@@ -66,6 +82,31 @@ def make_targets(kind: Sequence[tuple[int, ...]] = LENGTHS, anchored: bool = Fal
         s_t = anchors(policy, near)
         near = [replace(target, anchor=part) for target, part in zip(near, s_t, strict=True)]
     return near
+
+
+def conversations_of(shapes: Sequence[Sequence[tuple[Turns, Turns]]], anchored: bool = False) -> list[TargetGroup]:
+    """Groups of conversations, each in one segment."""
+    targets = []
+    for number, group in enumerate(shapes):
+        rng = np.random.default_rng(number)
+        made = [make_conversation(rng, turns, replies)[0] for turns, replies in group]
+        target = make_target(number, [len(response.token_ids) for response in made], prompt_length=3 + number)
+        targets.append(with_group(target, replace(target.group, responses=tuple(made))))
+    return near_policy(targets, anchored)
+
+
+def cut_at(targets: Sequence[TargetGroup], places: Sequence[Sequence[int]]) -> list[TargetGroup]:
+    """The targets, their responses cut into segments at ``places``, one entry for each response, again and again."""
+    found, number = [], 0
+    for target in targets:
+        conversations: list[Conversation | None] = []
+        for response in target.group.responses:
+            assert response.conversation is not None
+            prompt = target.group.prompt.token_ids
+            conversations.append(cut(response.conversation, prompt, places[number % len(places)]))
+            number += 1
+        found.append(with_conversations(target, conversations))
+    return found
 
 
 def picked(anchor: AnchorGroup, order: Sequence[int]) -> AnchorGroup:
@@ -133,7 +174,7 @@ def accumulated(
 
 
 def reference(targets: Sequence[TargetGroup], objective: Objective) -> torch.Tensor:
-    """Autograd on one unpadded sequence at a time, in float64.
+    """Autograd on one unpadded sequence at a time, in float64: a response's segments, each behind its context.
 
     Without a clip through the divergence itself; with one, through sum_k sg(c_k) A(clip(delta_k)) (App. D.3). Tempered
     groups: both see log-ratios from which the response's offset is taken. A cap weights the loss of each token by
@@ -144,10 +185,13 @@ def reference(targets: Sequence[TargetGroup], objective: Objective) -> torch.Ten
     for target in targets:
         rows, weights = [], []
         for k, response in enumerate(target.group.responses):
-            prompt = target.group.prompt.token_ids
-            tokens = torch.from_numpy(np.concatenate([prompt, response.token_ids]))[None]
-            logits = policy.model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            logprobs = logits.gather(1, tokens[0, len(prompt) :, None])[:, 0]
+            parts = []
+            for segment in response.segments:
+                prompt = target.group.prompt.token_ids if segment.context_ids is None else segment.context_ids
+                tokens = torch.from_numpy(np.concatenate([prompt, segment.token_ids]))[None]
+                logits = policy.model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                parts.append(logits.gather(1, tokens[0, len(prompt) :, None])[:, 0][torch.from_numpy(segment.sampled)])
+            logprobs = torch.cat(parts)
             delta = logprobs - torch.from_numpy(response.behaviour_logprobs).double()
             tokens = len(response.token_ids) if objective.length_norm == "sum" else 1
             if objective.behaviour_from_engine:

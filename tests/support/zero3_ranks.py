@@ -18,7 +18,7 @@ from torch.distributed import TCPStore
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.learner.packing import Packing
 from lpo_ray.learner.settings import LearnerSettings, Objective, OptimiserSettings
-from lpo_ray.records import ScoringItem
+from lpo_ray.records import ScoringItem, Segment
 
 T = TypeVar("T")
 SECONDS = 240.0
@@ -97,4 +97,4 @@ def rank_settings(path: Path, dtype: str, **options: Any) -> LearnerSettings:
 def bundle(number: int, vocabulary: int = 50) -> list[ScoringItem]:
     """A prompt with three responses of random tokens."""
     rng = np.random.default_rng(number)
-    return [(rng.integers(0, vocabulary, 5), [rng.integers(0, vocabulary, n) for n in (4, 7, 3)])]
+    return [(rng.integers(0, vocabulary, 5), [(Segment.answer(rng.integers(0, vocabulary, n)),) for n in (4, 7, 3)])]

@@ -15,7 +15,9 @@ from lpo_ray.records import (
     StepReport,
 )
 from lpo_ray.telemetry.metrics import SCORES, diagnostics, pass_rate_histogram
+from lpo_ray.telemetry.monitor.charts import charts_of
 from tests.support.builders import make_target
+from tests.support.segments import mixed_group
 from tests.support.telemetry import metrics_of, report_of
 
 
@@ -137,3 +139,28 @@ def test_every_number_of_a_step_may_choose_the_best_checkpoint() -> None:
     numbers = {name for name, value in metrics.items() if isinstance(value, int | float) and not apart.fullmatch(name)}
     assert numbers - of_the_system <= SCORES | {"left_out_fraction", "learning_rate"}
     assert {"reward", "pass_rate", "token_entropy", "gradient_norm"} <= numbers & SCORES
+
+
+def test_conversations_have_metrics_and_single_answers_none_of_them() -> None:
+    group = mixed_group(0)
+    target = make_target(0, [len(response.token_ids) for response in group.responses])
+    metrics = metrics_of(1, [replace(target, scored=replace(target.scored, group=group)), make_target(1, (3, 5))])
+    one, three, other = (response.conversation for response in group.responses[1:])
+    assert one is not None and three is not None and other is not None
+    assert (metrics["conversations"], metrics["turns"], metrics["turns_max"]) == (3, (3 + 3 + 2) / 3, 3)
+    assert metrics["environment_tokens"] == pytest.approx((6 + three.environment_tokens + 1) / 3)
+    assert metrics["environment_seconds"] == pytest.approx((0.25 + 0.25 + 1.5) / 3)
+    assert (metrics["segments_opened"], metrics["segments_opened_tokens"]) == (3, three.context_tokens + 6)
+    assert metrics["segments_opened_why"] == ["rewritten: 2", "compaction: 1"]
+    ended = {name.rpartition("_")[2]: value for name, value in metrics.items() if "ended" in name}
+    assert ended == {"done": 0, "turns": 2, "tokens": 1, "length": 0}
+    assert metrics["response_length"] == pytest.approx((3 + 6 + 9 + 5 + 8) / 6)  # sampled tokens only
+    json.dumps(metrics)
+    single = metrics_of(1, [make_target(1, (3, 5))])
+    assert set(metrics) - set(single) == {
+        "conversations", "turns", "turns_max", "environment_tokens", "environment_seconds", "segments_opened",
+        "segments_opened_tokens", "segments_opened_why", *(f"conversations_ended_{why}" for why in ended),
+    }  # fmt: skip
+    assert [chart.title for chart in charts_of([metrics]) if chart not in charts_of([single])] == [
+        "Turns", "Who wrote the conversations", "How conversations ended",
+    ]  # fmt: skip

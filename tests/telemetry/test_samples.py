@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from lpo_ray.objective import project
-from lpo_ray.records import AfterGroup, AnchorGroup
+from lpo_ray.records import AfterGroup, AnchorGroup, Key, TargetGroup
 from lpo_ray.telemetry import samples
 from lpo_ray.telemetry.samples import read_step, write_samples
+from lpo_ray.telemetry.segment_columns import SCHEMA, whole_responses
 from tests.support.builders import make_target
+from tests.support.segments import mixed_group
 from tests.support.telemetry import report_of
 
 
@@ -114,3 +116,88 @@ def test_the_rows_are_the_same_however_many_are_encoded_at_once(
     assert rows[10]["token_log_ratio"] == ([0.0, 1.0, 2.0, 3.0, 4.0] if measured else None)
     assert rows[10]["token_ids"] == targets[3].group.responses[1].token_ids.tolist()
     assert rows[10]["versions"] == [3] * 5
+
+
+def segmented(number: int = 0) -> TargetGroup:
+    group = mixed_group(number)
+    target = make_target(number, [len(response.token_ids) for response in group.responses])
+    return replace(target, scored=replace(target.scored, group=group))
+
+
+def write(path: Path, targets: list[TargetGroup], after: dict[Key, AfterGroup] | None = None) -> None:
+    write_samples(
+        path, targets, report_of(targets), step=1, learning_rate=0.1, divergence="forward_kl", after=after or {},
+        decode=lambda ids: "\ud800" + " ".join(map(str, ids)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_conversations_have_a_row_for_each_segment_and_come_back(measured: bool, tmp_path: Path) -> None:
+    targets = [make_target(5, (3, 5)), segmented(0), segmented(1)]
+    deltas = tuple(np.arange(len(r.token_ids), dtype=np.float32) for r in targets[1].group.responses)
+    after = {targets[1].group.key: AfterGroup(np.arange(4, dtype=np.float32), deltas)} if measured else {}
+    path = tmp_path / "step_000001.parquet"
+    write(path, targets, after)
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    assert [row["segment"] for row in rows] == [0, 0, *[0, 0, 0, 1, 2, 0, 1] * 2]
+    assert [row["response_index"] for row in rows[2:9]] == [0, 1, 2, 2, 2, 3, 3]
+    assert all(rows[at][name] is None for at in (0, 1, 2) for name in SCHEMA if name != "segment")
+    three, *later = rows[4:7]
+    conversation = targets[1].group.responses[2].conversation
+    assert conversation is not None
+    assert (three["context_ids"], three["began"]) == (None, "")
+    assert [row["began"] for row in later] == ["rewritten"] * 2
+    for row, segment in zip((three, *later), conversation.segments, strict=True):
+        assert row["segment_ids"] == segment.token_ids.tolist()
+        assert row["sampled"] == segment.sampled.tolist()
+        assert row["token_ids"] == segment.token_ids[segment.sampled].tolist()
+        assert len(row["token_ids"]) == len(row["versions"]) == len(row["behaviour_logprobs"])
+        assert row["response"] == "?" + " ".join(map(str, segment.token_ids))
+        assert (row["turns"], row["authors"]) == (list(conversation.turns), list(conversation.authors))
+        assert (row["ended"], row["environment_seconds"]) == ("turns", 0.25)
+        assert row["reward"] == targets[1].scored.rewards[2]
+    found = [value for row in (three, *later) for value in row["token_log_ratio"] or []]
+    assert found == (deltas[2].tolist() if measured else [])
+    for read, written in zip(read_step(path).targets, targets, strict=True):
+        np.testing.assert_array_equal(read.log_target, written.log_target, strict=True)
+        np.testing.assert_array_equal(read.scored.rewards, written.scored.rewards, strict=True)
+        for ours, theirs in zip(read.group.responses, written.group.responses, strict=True):
+            np.testing.assert_array_equal(ours.token_ids, theirs.token_ids, strict=True)
+            np.testing.assert_array_equal(ours.behaviour_logprobs, theirs.behaviour_logprobs, strict=True)
+            assert (ours.turns, ours.finish_reason) == (theirs.turns, theirs.finish_reason)
+            assert (ours.conversation is None) == (theirs.conversation is None)
+            for one, other in zip(ours.segments, theirs.segments, strict=True):
+                assert one.began == other.began
+                np.testing.assert_array_equal(one.token_ids, other.token_ids, strict=True)
+                np.testing.assert_array_equal(one.sampled, other.sampled, strict=True)
+                assert (one.context_ids is None) == (other.context_ids is None)
+                if one.context_ids is not None and other.context_ids is not None:
+                    np.testing.assert_array_equal(one.context_ids, other.context_ids, strict=True)
+
+
+def test_rows_of_segments_are_rows_of_responses_again(tmp_path: Path) -> None:
+    targets = [make_target(5, (3, 5)), segmented(0)]
+    deltas = tuple(np.arange(len(r.token_ids), dtype=np.float32) for r in targets[1].group.responses)
+    path = tmp_path / "step_000001.parquet"
+    write(path, targets, {targets[1].group.key: AfterGroup(np.arange(4, dtype=np.float32), deltas)})
+    rows = whole_responses(pq.read_table(path)).to_pylist()
+    responses = [response for target in targets for response in target.group.responses]
+    assert [row["token_ids"] for row in rows] == [response.token_ids.tolist() for response in responses]
+    assert [row["versions"] for row in rows] == [response.versions.tolist() for response in responses]
+    assert [row["token_log_ratio"] for row in rows] == [None, None, *(delta.tolist() for delta in deltas)]
+    write(path, targets[:1])
+    single = pq.read_table(path)
+    assert "segment" not in single.column_names
+    assert whole_responses(single) is single
+
+
+def test_conversations_are_cut_into_row_groups_by_all_their_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = [segmented(number) for number in range(3)]
+    sizes = [t.group.num_tokens + sum(r.num_others for r in t.group.responses) for t in targets]
+    assert sizes[0] > targets[0].group.num_tokens + 20
+    monkeypatch.setattr(samples, "CHUNK_TOKENS", sizes[0] + sizes[1])
+    write(tmp_path / "a.parquet", targets)
+    assert pq.ParquetFile(tmp_path / "a.parquet").metadata.num_row_groups == 2

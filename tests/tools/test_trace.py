@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, WeightsVersion
 from lpo_ray.tools.trace import render, trace
 from lpo_ray.training.ledger import Ledger
+from tests.support.builders import make_target
+from tests.support.recorded_runs import write_step
+from tests.support.segments import mixed_group
 
 
 def scored(prompt_id: str, attempt: int, rewards: tuple[float, ...] = (1.0, 0.0)) -> ScoredGroup:
@@ -117,3 +121,27 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
 def test_the_command_prints_it(folder: Path) -> None:
     found = CliRunner().invoke(cli, ["trace", str(folder), "b"])
     assert found.exit_code == 0 and "filtered, left out on purpose" in found.output
+
+
+def test_a_conversation_is_told_with_its_turns_and_segments(tmp_path: Path) -> None:
+    """From the samples of the step that trained it, and from the ledger while it waits."""
+    group = mixed_group(0)
+    target = make_target(0, [len(response.token_ids) for response in group.responses])
+    target = replace(target, scored=replace(target.scored, group=group))
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.issue(0, group.prompt.prompt_id, 60)
+    ledger.sampled(group.key)
+    ledger.scored(target.scored)
+    waiting = trace(tmp_path, group.prompt.prompt_id)[0].attempts[0].responses
+    with ledger.step(WeightsVersion(1, "d1"), [group.key]):
+        pass
+    ledger.close()
+    write_step(tmp_path, 1, [target])
+    trained = trace(tmp_path, group.prompt.prompt_id)[0].attempts[0].responses
+    for told in (waiting, trained):
+        assert [response.turns for response in told] == [(), (2, 3, 1), (3, 2, 4), (2, 3)]
+        assert [response.tokens for response in told] == [3, 6, 9, 5]
+        assert [response.ended for response in told] == ["", "turns", "turns", "tokens"]
+    text = said(tmp_path, group.prompt.prompt_id, width=400)
+    assert "[segment 2, behind 6 tokens: compaction]" in text
+    assert "3 turns of 2, 3, 1 tokens, ended by turns" in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -20,6 +20,13 @@ class Chart:
     stacked: bool = False
     about: str = ""
     """its meaning, in a line"""
+    only_with: str = ""
+    """metric without which a run has no such figure"""
+
+
+def charts_of(rows: Sequence[Mapping[str, object]]) -> list[Chart]:
+    """List the charts of a run whose steps measured ``rows``."""
+    return [chart for chart in CHARTS if not chart.only_with or any(chart.only_with in row for row in rows)]
 
 
 CHARTS = (
@@ -78,6 +85,22 @@ CHARTS = (
         about="Above 0 the same prompts became easier; a large size with no drift is forgetting as much as learning.",
     ),
     Chart("Response length", "tokens", {"response_length": "mean"}),
+    Chart(
+        "Turns", "of a conversation", {"turns": "mean", "turns_max": "longest"}, only_with="turns",
+        about="How often the policy spoke before the environment ended it, or a limit did.",
+    ),
+    Chart(
+        "Who wrote the conversations", "tokens of one",
+        {"response_length": "policy", "environment_tokens": "environment"}, only_with="turns",
+        about="Only the policy's are trained. Means over the step's responses.",
+    ),
+    Chart(
+        "How conversations ended", "share of them",
+        {f"conversations_ended_{why}": label for why, label in (
+            ("done", "by the environment"), ("turns", "sampling.max_turns"),
+            ("tokens", "sampling.max_conversation_tokens"), ("length", "sampling.max_tokens"))},
+        stacked=True, only_with="turns",
+    ),
     Chart("Staleness", "steps", {"staleness": "mean", "staleness_max": "oldest group"}),
     Chart(
         "Behaviour against policy", "nats",

@@ -68,7 +68,7 @@ def step_line(metrics: Mapping[str, Value], steps: int) -> str:
 
 
 def render_evaluation(before: Evaluation, after: Evaluation) -> Table:
-    """Make a table of pass@k before and after, with 95 % intervals over prompts."""
+    """Make a table of pass@k before and after, with 95 % intervals over prompts; of conversations their turns, too."""
     title = f"held-out: {after.num_prompts} prompts x {after.samples_per_prompt} samples, 95 % intervals over prompts"
     table = Table(title=title, title_justify="left")
     for column in ("", "before", "after", "difference"):
@@ -76,4 +76,8 @@ def render_evaluation(before: Evaluation, after: Evaluation) -> Table:
     for k in after.pass_at:
         cells = [f"{e.pass_at[k]:.3f} [{e.ci95[k][0]:.3f}, {e.ci95[k][1]:.3f}]" for e in (before, after)]
         table.add_row(f"pass@{k}", *cells, f"{after.pass_at[k] - before.pass_at[k]:+.3f}")
+    for name in (name for name in after.of_turns if name in before.of_turns):
+        values = [e.of_turns[name] for e in (before, after)]
+        cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, (low, high) in values]
+        table.add_row(name.replace("_", " "), *cells, f"{values[1][0] - values[0][0]:+.3f}")
     return table

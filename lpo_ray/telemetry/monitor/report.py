@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from lpo_ray.common.files import write_text
-from lpo_ray.telemetry.monitor.charts import CHARTS, PALETTE, Chart
+from lpo_ray.telemetry.monitor.charts import PALETTE, Chart, charts_of
 from lpo_ray.telemetry.sinks import MetricsLog, Value
 
 
@@ -34,7 +34,7 @@ def write_report(folder: Path) -> Path:
             summary=summary,
             evaluations=sorted(evaluations.items()),
             last=rows[-1] if rows else {},
-            charts=[(chart.title, chart.about, Markup(_draw(chart, rows, evaluations))) for chart in CHARTS],
+            charts=[(chart.title, chart.about, Markup(_draw(chart, rows, evaluations))) for chart in charts_of(rows)],
             config=config.read_text(encoding="utf-8") if config.exists() else "",
         )
     )

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lpo_ray.config.engine import engine_processes, memory_utilization
+from lpo_ray.config.gpus import between_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.settings import offloads
 from lpo_ray.run.numbers import numbers
 from lpo_ray.run.object_store import object_store_bytes, room_here
+from lpo_ray.run.resolved import resolved
 from lpo_ray.run.settings import gradient_checkpointing, setup_of
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
@@ -44,7 +46,6 @@ from lpo_ray.tools.plan.problems import (
 )
 from lpo_ray.tools.plan.requirements import (
     Lengths,
-    between_gpus,
     engine_of,
     mean_lengths,
     places_on,
@@ -69,6 +70,10 @@ class Assumptions:
     """GB of weights a second"""
     measured: Rates | None = None
     """of an earlier run"""
+    turns: float | None = None
+    """of a conversation, on average"""
+    environment_seconds: float | None = None
+    """behind a turn, on average"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +103,14 @@ class Forecast:
 
     @property
     def responses_at_most_length(self) -> int:
-        """Responses of sampling.max_tokens, prompt included, that fit one engine's KV cache."""
-        return self.kv.responses(self.lengths.prompt + self.work.longest_tokens)
+        """Responses of the most tokens there may be, prompt included, that fit one engine's KV cache."""
+        longest = self.lengths.prompt + self.work.longest_tokens
+        return self.kv.responses(self.spec.longest_response if self.spec.has_turns else longest)
 
     @property
     def responses_expected(self) -> int:
         """Responses of the expected length that fit one engine's KV cache."""
-        return self.kv.responses(self.lengths.prompt + self.lengths.response)
+        return self.kv.responses(self.lengths.prompt + self.lengths.behind)
 
     def to_json(self) -> dict[str, object]:
         """Return all numbers; bytes as bytes, times in seconds."""
@@ -122,6 +128,7 @@ class Forecast:
             ],
             "model": dataclasses.asdict(self.model),
             "derived": numbers(self.spec),
+            "resolved": {row.key: {"value": row.value, "from": row.source} for row in resolved(self.spec)},
             "learner_rank_bytes": dict(self.rank.device),
             "learner_rank_host_bytes": dict(self.rank.host),
             "learner_save_bytes": self.rank.save,
@@ -136,6 +143,9 @@ class Forecast:
             "prompt_tokens": self.lengths.prompt,
             "response_tokens": self.lengths.response,
             "lengths_from": self.lengths.source,
+            "turns": self.lengths.turns,
+            "environment_tokens": self.lengths.said,
+            "environment_seconds": self.lengths.environment_seconds,
             "sampled_tokens_per_step": self.work.sampled,
             "learner_positions_per_step": self.work.positions,
             "weight_bytes_per_step": self.work.weight_bytes,
@@ -155,7 +165,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     config, setup = spec.config, setup_of(spec.config)
     problems: list[str] = []
     notes = unmet_here(config, spec.verifier)
-    lengths = mean_lengths(spec, given.prompt_tokens, given.response_tokens)
+    lengths = mean_lengths(spec, given.prompt_tokens, given.response_tokens, given.turns, given.environment_seconds)
     spec = with_longest_prompt(spec, lengths)
     work = step_work(spec, model, lengths)
     rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(spec, model)
@@ -175,7 +185,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
         notes.append("the GPUs are not in tools/plan/devices.py: whether it fits is not known, and times need rates")
     problems += host_problems(config, rank, engine, machines, places)
     at_most = min(config.rollout.max_num_seqs, math.ceil(work.prompts * work.group_size / setup.num_workers))
-    slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.response)))
+    slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.behind)))
     rates = _rates(config, setup, model, device, work, slots, engine_settings.bucket_bytes, given, notes)
     time = None if rates is None else step_time(work, rates, setup)
     limits: Sequence[Limit] = []

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpo_ray.run.numbers import numbers
+from lpo_ray.run.resolved import render_resolved, resolved
 from lpo_ray.tools.plan.forecast import Forecast
 from lpo_ray.tools.plan.memory import GIB
 
@@ -23,6 +24,8 @@ def render_forecast(forecast: Forecast) -> RenderableType:
         Text(f"{model.name}: {model.parameters:,} parameters (from {model.source})", style="bold"),
         Text(f"on {describe_cluster(forecast)}; {COMPUTED}, unless a line says so"),
         _numbers({name: str(value) for name, value in numbers(forecast.spec).items()}, "derived"),
+        Text("decided by device, data and cluster", style="bold"),
+        Text("\n".join(f"  {line}" for line in render_resolved(resolved(forecast.spec)).splitlines())),
         _memory(forecast.rank.device, "memory of a learner rank", forecast),
     ]
     if forecast.rank.host:
@@ -46,6 +49,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
         _numbers(
             {
                 "prompt, response (tokens)": f"{forecast.lengths.prompt:.1f}, {forecast.lengths.response:.1f}",
+                **_turns(forecast),
                 "": forecast.lengths.source,
                 "response tokens": f"{work.sampled:,.0f}",
                 "positions in the learner": f"{work.positions:,.0f}",
@@ -126,6 +130,16 @@ def describe_cluster(forecast: Forecast) -> str:
         device = machine.device.name if machine.device else "unknown GPUs"
         words.append(f"{machine.name}: {machine.gpus} x {device}" if machine.gpus else f"{machine.name}: CPU")
     return ", ".join(words)
+
+
+def _turns(forecast: Forecast) -> dict[str, str]:
+    lengths = forecast.lengths
+    if not forecast.spec.has_turns:
+        return {}
+    return {
+        "turns": f"{lengths.turns:.1f}",
+        "environment (tokens, seconds behind a turn)": f"{lengths.said:.1f}, {lengths.environment_seconds:g}",
+    }
 
 
 def _numbers(numbers: Mapping[str, str], title: str) -> Text:

@@ -1,4 +1,6 @@
-"""One group: its prompt, and for each response what the step made of it; and the tokens of a response."""
+"""One group: its prompt, and for each response what the step made of it; and the tokens of a response, or of all that
+was said in a conversation.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from tokenizers import Tokenizer
 from lpo_ray.errors import DataError
 from lpo_ray.records import IntArray
 from lpo_ray.telemetry.samples import samples_path
+from lpo_ray.tools.view.conversation import Mark, read_conversations
 from lpo_ray.tools.view.run_folders import model_path
 from lpo_ray.tools.view.sample_columns import Key, floats, read_columns, softmax
 from lpo_ray.tools.view.token_text import by_position, pieces
@@ -40,6 +43,7 @@ def read_group(folder: Path, step: int, key: Key) -> dict[str, object]:
     numbers["policy_before"] = softmax(numbers["log_ratio"] - offset)
     numbers["policy_after"] = softmax(numbers["after"] - offset)
     measured = ~np.isnan(numbers["after"]).all()
+    conversations = read_conversations(samples_path(folder, step), key)
     responses = []
     for row, index in enumerate(table["response_index"].to_pylist()):
         spans = _spans(table["versions"][row].as_py() or [])
@@ -53,6 +57,7 @@ def read_group(folder: Path, step: int, key: Key) -> dict[str, object]:
                 "staleness": step - 1 - min((version for version, _ in spans), default=0),
                 "finish_reason": table["finish_reason"][row].as_py(),
                 "detail": _shortened(table["detail"][row].as_py()),
+                "conversation": None if index not in conversations else conversations[index].facts(),
             }
         )
     return {
@@ -75,41 +80,53 @@ class Tokens:
     """False: no tokenizer at hand, texts are cut by position"""
     texts: Sequence[str]
     ids: Sequence[int]
-    log_ratio: Sequence[float] | None
+    log_ratio: Sequence[float | None] | None
     """log pi_after - log pi_b"""
-    behaviour: Sequence[float]
-    """log pi_b"""
-    versions: Sequence[int]
+    behaviour: Sequence[float | None]
+    """log pi_b; None: the environment wrote the token"""
+    versions: Sequence[int | None]
+    marks: Sequence[Mark] = ()
+    """what begins within a conversation, in order"""
 
 
 def read_tokens(folder: Path, step: int, key: Key, index: int, start: int) -> Tokens:
-    """Read at most MOST_TOKENS of the response with this index, from ``start``; DataError when there is none."""
+    """Read at most MOST_TOKENS of the response with this index, from ``start``, those of the environment among them;
+    DataError when there is none.
+    """
     columns = ("response_index", "response", "token_ids", "behaviour_logprobs", "versions")
     path = samples_path(folder, step)
-    rows = read_columns(path, columns, ("token_log_ratio",), key).to_pylist()
-    row = next((row for row in rows if row["response_index"] == index), None)
-    if row is None:
-        raise DataError(f"{path.name}: group {key[0]} (attempt {key[1]}) has no response {index}; it has {len(rows)}")
-    token_ids = np.array(row["token_ids"], dtype=np.int64)
+    table = read_columns(path, columns, ("token_log_ratio",), key, by_segment=True).to_pylist()
+    rows = [row for row in table if row["response_index"] == index]
+    if not rows:
+        size = len({row["response_index"] for row in table})
+        raise DataError(f"{path.name}: group {key[0]} (attempt {key[1]}) has no response {index}; it has {size}")
+    conversation = read_conversations(path, key).get(index)
+    parts = [row["token_ids"] for row in rows] if conversation is None else conversation.segment_ids
+    token_ids = np.array([token for part in parts for token in part], dtype=np.int64)
     total = len(token_ids)
     start = min(max(start, 0), total)
     stop = min(start + MOST_TOKENS, total)
-    tokenizer = _tokenizer_of(folder, token_ids, row["response"])
-    texts = (
-        by_position(row["response"], total, start, stop)
-        if tokenizer is None
-        else pieces(lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=False), token_ids, start, stop)
-    )
-    log_ratio = row["token_log_ratio"]
+    tokenizer = _tokenizer_of(folder, np.array(parts[0], dtype=np.int64), rows[0]["response"])
+
+    def show(ids: IntArray) -> str:
+        return "" if tokenizer is None else tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+    def values(name: str) -> list:
+        found = [value for row in rows for value in row[name]]
+        return (found if conversation is None else conversation.spread(found))[start:stop]
+
     return Tokens(
         start=start,
         total=total,
         exact=tokenizer is not None,
-        texts=texts,
+        texts=by_position("".join(row["response"] for row in rows), total, start, stop)
+        if tokenizer is None
+        else pieces(show, token_ids, start, stop),
         ids=token_ids[start:stop].tolist(),
-        log_ratio=None if log_ratio is None else log_ratio[start:stop],
-        behaviour=row["behaviour_logprobs"][start:stop],
-        versions=row["versions"][start:stop],
+        log_ratio=None if rows[0]["token_log_ratio"] is None else values("token_log_ratio"),
+        behaviour=values("behaviour_logprobs"),
+        versions=values("versions"),
+        marks=() if conversation is None else conversation.marks(start, stop, show),
     )
 
 

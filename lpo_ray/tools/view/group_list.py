@@ -194,7 +194,8 @@ def summaries(path: Path, step: int, stamp: str) -> Sequence[GroupSummary]:
 @functools.lru_cache(maxsize=2 * MOST_FILES)
 def with_text(path: Path, text: str, stamp: str) -> frozenset[Key]:
     """Find the groups of a file in which ``text`` (casefolded) is; read once for each ``stamp``."""
-    table = read_columns(path, ("prompt_id", "attempt", "prompt", "response", "answer"), optional=("detail",))
+    columns = ("prompt_id", "attempt", "prompt", "response", "answer")
+    table = read_columns(path, columns, optional=("detail",), by_segment=True)
     found = np.zeros(len(table), dtype=bool)
     for name in SEARCHED:
         found |= np.fromiter(

@@ -15,7 +15,7 @@ import yaml
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.telemetry.log import LogLine
-from lpo_ray.telemetry.monitor.charts import CHARTS, Chart
+from lpo_ray.telemetry.monitor.charts import Chart, charts_of
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.telemetry.status import state_of
 from lpo_ray.tools.view.group_list import sample_steps
@@ -106,14 +106,14 @@ def run_info(root: Path, run: str) -> RunInfo:
 
 
 def curves(folder: Path) -> list[dict[str, object]]:
-    """Read the curves: for each of CHARTS that has data: title, unit, about, stacked, steps [N] and series, each a
+    """Read the curves: for each chart that has data: title, unit, about, stacked, steps [N] and series, each a
     label and values [N] (None: not measured). Series of evaluations have low and high [N] too, their 95 % intervals.
     """
     rows = [row for row in _rows(folder / "metrics.jsonl") if _whole(row.get("step")) is not None]
     rows = _thinned(rows)
     steps = [row["step"] for row in rows]
     found: list[dict[str, object]] = []
-    for chart in CHARTS:
+    for chart in charts_of(rows):
         if not chart.series:
             found.extend(_evaluation_chart(chart, read_object(folder / "evaluations.json")))
             continue

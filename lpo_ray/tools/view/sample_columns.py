@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from lpo_ray.errors import DataError
 from lpo_ray.records import DoubleArray, IntArray
+from lpo_ray.telemetry.segment_columns import whole_responses
 
 Key = tuple[str, int]
 """prompt_id and attempt: a group within its step"""
@@ -27,15 +28,19 @@ def stamp(path: Path) -> str:
     return f"{found.st_mtime_ns}.{found.st_size}"
 
 
-def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str], key: Key | None = None) -> pa.Table:
-    """Read these columns, of one group or of all; nulls for the optional ones that a run of an older version lacks.
-    DataError when the file is half written or none of ours.
+def read_columns(
+    path: Path, columns: Sequence[str], optional: Sequence[str], key: Key | None = None, *, by_segment: bool = False
+) -> pa.Table:
+    """Read these columns, of one group or of all; nulls for the optional ones that a file lacks. A row is a response,
+    or ``by_segment`` a segment of one. DataError when the file is half written or none of ours.
     """
     try:
         with pq.ParquetFile(path) as file:
-            present = [name for name in (*columns, *optional) if name in file.schema_arrow.names]
+            names = dict.fromkeys((*columns, *optional, "segment"))
+            present = [name for name in names if name in file.schema_arrow.names]
             parts = [_part(file, number, present, key) for number in range(file.num_row_groups)]
         table = pa.concat_tables(parts)
+        table = table if by_segment else whole_responses(table)
         missing = [name for name in columns if name not in present]
         if missing or not len(table):
             lacks = f"has no {', '.join(missing)}" if missing else "has no such rows"

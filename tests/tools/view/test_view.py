@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lpo_ray.errors import ConfigError
+from lpo_ray.records import TargetGroup
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.tools.view import group_list as samples
 from lpo_ray.tools.view.app import PAGE, build_app, view
 from lpo_ray.tools.view.token_text import by_position, pieces
+from tests.support.builders import make_target
 from tests.support.recorded_runs import make_run, scored, with_columns, write_step
+from tests.support.segments import mixed_group
 
 
 def client(root: Path) -> TestClient:
@@ -384,3 +388,71 @@ def test_texts_by_position_are_the_text(text: str, tokens: int) -> None:
     assert len(found) == tokens
     if tokens:
         assert "".join(found) == text
+
+
+def talked(folder: Path) -> tuple[Path, TargetGroup]:
+    """A run whose only group has conversations among its responses, with the tokenizer of its texts."""
+    folder.mkdir(parents=True)
+    tokenizer = character_tokenizer()
+    tokenizer.save(folder / "model")
+    group = mixed_group(0, vocabulary=30)
+    target = make_target(0, [len(response.token_ids) for response in group.responses])
+    target = replace(target, scored=replace(target.scored, group=group))
+    write_step(folder, 1, [target], tokenizer.decode)
+    (folder / "config.yaml").write_text(f"task: {{name: countdown}}\nmodel: {{path: {folder / 'model'}}}\n")
+    return folder, target
+
+
+def test_a_conversation_is_read_as_one(tmp_path: Path) -> None:
+    run, target = talked(tmp_path / "run")
+    assert [len(group["rewards"]) for group in ask(run, "groups", run=".")["groups"]] == [4], "a row is a segment"
+    key = key_of(run)
+    group = ask(run, "group", **key)
+    assert [response["tokens"] for response in group["responses"]] == [3, 6, 9, 5]
+    facts = [response["conversation"] for response in group["responses"]]
+    assert facts[0] is None
+    assert facts[1] == {
+        "turns": 3,
+        "ended": "turns",
+        "environment_tokens": 6,
+        "environment_seconds": 0.25,
+        "segments": 1,
+    }
+    assert (facts[3]["ended"], facts[3]["segments"]) == ("tokens", 2)
+    one = ask(run, "tokens", **key, response=1)
+    conversation = target.group.responses[1].conversation
+    assert conversation is not None
+    (segment,) = conversation.segments
+    assert one["ids"] == segment.token_ids.tolist()
+    assert [version is not None for version in one["versions"]] == segment.sampled.tolist()
+    assert [value is not None for value in one["behaviour"]] == segment.sampled.tolist()
+    assert [(mark["at"], mark["kind"], mark["text"]) for mark in one["marks"]] == [
+        (0, "turn", "1"), (2, "author", "tool"), (6, "turn", "2"), (9, "author", "user"), (11, "turn", "3"),
+    ]  # fmt: skip
+    single = ask(run, "tokens", **key, response=0)
+    assert (single["marks"], single["ids"]) == ([], target.group.responses[0].token_ids.tolist())
+    other = ask(run, "tokens", **key, response=3)
+    begun = next(mark for mark in other["marks"] if mark["kind"] == "segment")
+    assert (begun["at"], begun["text"], begun["context_tokens"]) == (2, "compaction", 6)
+    assert one["exact"] and begun["context"]
+    assert [mark["kind"] for mark in other["marks"]] == ["turn", "segment", "author", "turn"]
+
+
+def test_a_part_of_a_conversation_has_the_marks_within_it(tmp_path: Path) -> None:
+    run, _ = talked(tmp_path / "run")
+    key = key_of(run)
+    whole = ask(run, "tokens", **key, response=2)
+    part = ask(run, "tokens", **key, response=2, start=4)
+    assert part["ids"] == whole["ids"][4:]
+    assert part["marks"] == [mark for mark in whole["marks"] if mark["at"] >= 4]
+    assert listed(run, text="no such text") == []
+
+
+def test_a_conversation_without_a_tokenizer_is_cut_by_position(tmp_path: Path) -> None:
+    run, target = talked(tmp_path / "run")
+    (run / "config.yaml").write_text("task: {name: countdown}\nmodel: {path: null}\n")
+    found = ask(run, "tokens", **key_of(run), response=3)
+    assert not found["exact"]
+    assert len(found["texts"]) == len(found["ids"]) == 6
+    assert next(mark for mark in found["marks"] if mark["kind"] == "segment")["context"] is None
+    assert target.group.key == ("train-00000000", 0)

@@ -80,6 +80,12 @@ function bar(value, kind) {
   return el("td", { class: "bar" }, fill, el("span", { class: "number" }, format(value)));
 }
 
+function conversation(found) {
+  const count = (number, name) => `${number} ${name}${number === 1 ? "" : "s"}`;
+  return el("p", { class: "detail" }, `Conversation: ${count(found.turns, "turn")}, ended by `, el("bdi", {}, shown(found.ended)),
+    `; the environment wrote ${count(found.environment_tokens, "token")} in ${format(found.environment_seconds, 2)} s; ${count(found.segments, "segment")}`);
+}
+
 function card(key, group, response, colour) {
   const versions = response.versions.map(([version, count]) => `v${version} × ${count}`).join(", ");
   const tokens = tokensOf(key, group, response, colour);
@@ -88,6 +94,7 @@ function card(key, group, response, colour) {
     el("h3", {}, `Response ${response.index} `, el("span", { class: "reward" }, `reward ${format(response.reward, 2)}`),
       el("small", {}, ` weights ${versions || "none"} · w* ${format(response.target)} · P ${format(response.policy_before)} → ${format(response.policy_after)} · c ${format(response.coefficient)}`)),
     response.detail ? el("p", { class: "detail" }, "Verdict: ", el("bdi", {}, shown(response.detail))) : null,
+    response.conversation ? conversation(response.conversation) : null,
     tokens.element);
   return { element, recolour: tokens.recolour };
 }

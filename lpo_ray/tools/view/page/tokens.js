@@ -56,14 +56,16 @@ export function tokensOf(key, group, response, colour) {
       }
       const added = found.texts.map((piece, at) => {
         const token = { log_ratio: found.log_ratio?.[at] ?? null, behaviour: found.behaviour[at], version: found.versions[at] };
-        const about = [`token ${found.start + at}: id ${found.ids[at]}`, `log-ratio ${format(token.log_ratio)}`,
-          `log-probability ${format(token.behaviour)}`, `weights ${token.version}`];
-        const span = el("span", { title: about.join("\n") }, visible(piece));
-        paint([span, token]);
+        const written = token.version === null; // by the environment
+        const about = [`token ${found.start + at}: id ${found.ids[at]}`, ...(written ? ["not sampled: conditions only"] :
+          [`log-ratio ${format(token.log_ratio)}`, `log-probability ${format(token.behaviour)}`, `weights ${token.version}`])];
+        const span = el("span", { title: about.join("\n"), class: written ? "written" : null }, visible(piece));
+        if (!written) paint([span, token]);
         return [span, token];
       });
       spans.push(...added);
-      text.append(...added.map(([span]) => span));
+      text.append(...added.flatMap(([span], at) =>
+        [...found.marks.filter((mark) => mark.at === found.start + at).map(marked), span]));
       const left = found.total - spans.length;
       after.replaceChildren(...(left > 0 && added.length ? [el("button", { type: "button", onclick: load }, `Show more: ${left} tokens left`)] : []));
     } catch (error) {
@@ -76,7 +78,17 @@ export function tokensOf(key, group, response, colour) {
     load();
   }, { rootMargin: "400px" });
   seen.observe(element);
-  return { element, recolour: () => spans.forEach(paint) };
+  return { element, recolour: () => spans.filter(([, token]) => token.version !== null).forEach(paint) };
+}
+
+// What begins before a token of a conversation: a turn of the policy, words of another author, a segment.
+function marked(mark) {
+  if (mark.kind === "turn") return el("div", { class: "mark" }, `turn ${mark.text}: policy`);
+  if (mark.kind === "author") return el("div", { class: "mark" }, el("bdi", {}, shown(mark.text)));
+  const head = ["a segment begins: ", el("bdi", {}, shown(mark.text || "another context"))];
+  if (!mark.context_tokens) return el("div", { class: "mark segment" }, head);
+  return el("details", { class: "mark segment" }, el("summary", {}, head, ` (behind ${mark.context_tokens} tokens)`),
+    mark.context === null ? message("The run's tokenizer is not on this machine.") : el("pre", { dir: "auto" }, shown(mark.context)));
 }
 
 // A token has at least one character to be seen: ends of lines, and tokens whose character is the next one's text.
