@@ -14,6 +14,8 @@ from typing import TypeVar
 import ray
 import torch
 
+from actors.agents.remote import RemoteEnvironments
+from actors.agents.service import EnvironmentService, MessageSettings
 from actors.control.driver import RunDriver
 from actors.delivery import DeliverySettings
 from actors.learner.group import LearnerGroup
@@ -23,6 +25,7 @@ from actors.roles import (
     Layout,
     layout_of,
     learner_group,
+    remote_environments,
     remote_target_builder,
     remote_verifier,
     requests_of,
@@ -34,6 +37,7 @@ from actors.runtime.connection import join
 from actors.runtime.inspection import inspect
 from actors.runtime.placement import check_room, nodes
 from actors.runtime.remote_calls import call
+from actors.runtime.supervised import RestartableActor
 from actors.transports.table import TRANSPORTS, Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.settings import verifier_settings
@@ -42,10 +46,11 @@ from lpo_ray.config.engine import engine_processes, less_precise, shares_gpus
 from lpo_ray.config.gpus import auto_transport
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
-from lpo_ray.interfaces import Events, RolloutEngine, WeightTransport
+from lpo_ray.interfaces import Events, RolloutEngine, TurnEngine, WeightTransport
 from lpo_ray.policy.proof_limits import ProofLimits, is_mixture
 from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
+from lpo_ray.rollout.conversations import ConversationRollout
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
 from lpo_ray.run import settings
@@ -53,6 +58,7 @@ from lpo_ray.run.builds import check_builds, vllm_build
 from lpo_ray.run.object_store import object_store_bytes, room_here
 from lpo_ray.run.ray_needs import check_needs
 from lpo_ray.run.spec import RunSpec
+from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.telemetry.log import LogLine
 
 T = TypeVar("T")
@@ -64,7 +70,7 @@ AUTO = "auto"
 class Cluster:
     """The five components of a run as actors."""
 
-    rollout: RolloutPool[RemoteWorker]
+    pool: RolloutPool[RemoteWorker]
     verifier: RemoteVerifier
     target_builder: RemoteTargetBuilder
     learner: LearnerGroup
@@ -72,38 +78,61 @@ class Cluster:
     layout: Layout
     background: list[asyncio.Task[None]] = field(default_factory=list)
     """tasks that look after the cluster during the run"""
+    environments: RemoteEnvironments | None = None
+    """None: a response has one turn"""
+    most_tokens: int = 0
+    """of a conversation, that an engine has room for"""
+
+    @property
+    def rollout(self) -> RolloutEngine:
+        """The pool, or what conducts conversations with it."""
+        return _conducted(self.pool, self.environments, self.most_tokens)
 
     @property
     def processes(self) -> dict[str, Process]:
         """Process of every actor, by name."""
-        restartable = (self.verifier.service, self.target_builder.builder)
+        restartable = [self.verifier.service, self.target_builder.builder]
+        if self.environments is not None:
+            restartable.append(self.environments.service)
         return {
             **dict(zip(self.learner.names, self.learner.processes, strict=False)),
-            **{member.name: member.process for member in self.rollout.up()},
+            **{member.name: member.process for member in self.pool.up()},
             **{actor.name: actor.process for actor in restartable if actor.process is not None},
         }
 
     def lend(self) -> AbstractAsyncContextManager[RolloutEngine] | None:
         """Lend an engine that keeps its weights for as long; None when there is none to spare."""
-        return self.rollout.lend()
+        lent = self.pool.lend()
+        return None if lent is None else self._conducting(lent)
+
+    @contextlib.asynccontextmanager
+    async def _conducting(self, lent: AbstractAsyncContextManager[TurnEngine]) -> AsyncIterator[RolloutEngine]:
+        async with lent as engine:
+            yield _conducted(engine, self.environments, self.most_tokens)
 
     def busy(self, stage: str) -> list[BusyWorker]:
         """Name the workers at work on ``stage``, as far as it is known here."""
         if stage in ("sample", "evaluate", "verify"):
-            sampling = self.rollout.busy() if stage != "verify" else []
+            sampling = [] if stage == "verify" else self._sampling()
             return sampling + (self.verifier.busy() if stage != "sample" else [])
         ranks = self.learner.busy()
         if stage == "publish":
-            return ranks + self.rollout.receivers()
+            return ranks + self.pool.receivers()
         if stage == "anchor":
             return ranks or self.target_builder.busy()
         if stage == "project":
-            return ranks or self.rollout.receivers()  # a new engine is given the weights before they change
+            return ranks or self.pool.receivers()  # a new engine is given the weights before they change
         return ranks
 
     def silence_of(self, key: Key) -> float:
         """Seconds since whoever holds a group gave a sign of life."""
-        return min(self.rollout.silence_of(key), self.verifier.silence_of(key))
+        holders = [self.pool, self.verifier, *([] if self.environments is None else [self.environments])]
+        return min(holder.silence_of(key) for holder in holders)
+
+    def _sampling(self) -> list[BusyWorker]:
+        """The engines and the environment service, as far as they are at work."""
+        environments = [] if self.environments is None else self.environments.busy()
+        return environments if environments and not self.pool.has_work else self.pool.busy() + environments
 
     async def inspect(self, process: Process) -> str:
         """Describe what ``process`` is doing, wherever it runs."""
@@ -111,9 +140,13 @@ class Cluster:
 
     async def scale(self, role: str, count: int) -> str:
         """Have ``count`` workers of ``role`` from now on; returns what happens. Raises ConfigError."""
-        least = {"rollout": 0, "verifier": 1}
+        least = {"rollout": 0, "verifier": 1, **({} if self.environments is None else {"environment": 1})}
         if role not in least:
-            raise ConfigError(f"{role}={count}; expected rollout=N or verifier=N: other roles have a fixed number")
+            *others, last = (f"{known}=N" for known in least)
+            raise ConfigError(
+                f"{role}={count}; expected {', '.join(others)} or {last}: other roles have a fixed number"
+                + (", and this run has no environments" if role == "environment" else "")
+            )
         if count < least[role]:
             raise ConfigError(f"{role}={count}; expected {least[role]} or more")
         most = self.layout.most_engines()
@@ -122,16 +155,23 @@ class Cluster:
                 f"rollout={count}; expected {most} at most: engines share the GPUs of {self.learner.world_size} ranks, "
                 "which all have one then"
             )
-        return self.rollout.scale(count) if role == "rollout" else await self.verifier.scale(count)
+        if role == "environment" and self.environments is not None:
+            return await self.environments.scale(count)
+        return self.pool.scale(count) if role == "rollout" else await self.verifier.scale(count)
 
     async def close(self) -> None:
         """End every actor of the run."""
         for task in self.background:
             task.cancel()
         await asyncio.gather(
-            self.rollout.close(), self.verifier.close(), self.target_builder.builder.close(), self.learner.close()
-        )
+            self.pool.close(), self.verifier.close(), self.target_builder.builder.close(), self.learner.close(),
+            *([] if self.environments is None else [self.environments.close()]),
+        )  # fmt: skip
         self.layout.close()
+
+
+def _conducted(engine: TurnEngine, environments: RemoteEnvironments | None, most_tokens: int) -> RolloutEngine:
+    return engine if environments is None else ConversationRollout(engine, environments, most_tokens)
 
 
 def check(config: Config) -> None:
@@ -207,26 +247,26 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
     proof = settings.proof_limits(spec, model_path)
     exact = not less_precise(config.rollout)  # what vLLM quantizes, it may keep where NaN does not show
     rollout = _rollout(spec, model_path, transport, layout, events, blank=lambda: exact and proof.proves_blank)
-    verifier = _verifier(spec, model_path, events)
+    verifier, environments = _verifier(spec, model_path, events), _environments(spec, model_path, events)
     builder = remote_target_builder(config, settings.target_rules(spec), settings.restart_rule(spec), events)
     try:
         async with asyncio.TaskGroup() as starting:
             seconds = config.supervision.start_seconds
             ranks = starting.create_task(_started(events, "learner", seconds, learner.start()))
             starting.create_task(_engines(rollout, after=ranks if layout.shared else None))
-            for actor in (verifier.service, builder.builder):
+            for actor in (verifier.service, builder.builder, *_services(environments)):
                 starting.create_task(_started(events, actor.name, seconds, actor.start()))
         prepared = _publisher(spec, learner, rollout, transport, proof)
         publisher = await _started(events, "sending of weights", config.learner.silence_seconds, prepared)
     except BaseException:
         await rollout.close()
-        verifier.service.kill()
-        builder.builder.kill()
+        for actor in (verifier.service, builder.builder, *_services(environments)):
+            actor.kill()
         learner.kill()
         layout.close()
         raise
     watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
-    return Cluster(rollout, verifier, builder, learner, publisher, layout, [watching])
+    return Cluster(rollout, verifier, builder, learner, publisher, layout, [watching], environments, spec.max_model_len)
 
 
 async def _engines(rollout: RolloutPool[RemoteWorker], *, after: asyncio.Task[None] | None) -> None:
@@ -264,9 +304,9 @@ async def open_learner(spec: RunSpec, model_path: str, events: Events) -> AsyncI
 @contextlib.asynccontextmanager
 async def open_engines(
     spec: RunSpec, model_path: str, events: Events
-) -> AsyncIterator[tuple[RolloutPool[RemoteWorker], RemoteVerifier]]:
-    """Start the rollout workers and the verifier alone, ended with the context. Nothing is published: each
-    engine serves what it has loaded from ``model_path``, wherever it runs.
+) -> AsyncIterator[tuple[RolloutEngine, RemoteVerifier]]:
+    """Start the rollout workers, the verifier and the environments alone, ended with the context. Nothing is published:
+    each engine serves what it has loaded from ``model_path``, wherever it runs.
     """
     config = spec.config
     if not config.cluster.autoscaling:
@@ -274,7 +314,7 @@ async def open_engines(
     layout = layout_of(config, 0)
     transport = TRANSPORTS["object_store"]  # it is never used
     rollout = _rollout(spec, model_path, transport, layout, events, blank=lambda: False)
-    verifier = _verifier(spec, model_path, events)
+    verifier, environments = _verifier(spec, model_path, events), _environments(spec, model_path, events)
     version = WeightsVersion(0, "as loaded")
 
     async def admit(member: Member[RemoteWorker]) -> None:
@@ -288,15 +328,18 @@ async def open_engines(
     try:
         async with asyncio.TaskGroup() as starting:
             starting.create_task(rollout.start())
-            starting.create_task(verifier.service.start())
+            for service in (verifier.service, *_services(environments)):
+                starting.create_task(service.start())
         await rollout.admit_all()
         watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
         try:
-            yield rollout, verifier
+            yield _conducted(rollout, environments, spec.max_model_len), verifier
         finally:
             watching.cancel()
     finally:
-        await asyncio.gather(rollout.close(), verifier.close())
+        await asyncio.gather(
+            rollout.close(), verifier.close(), *([] if environments is None else [environments.close()])
+        )
         layout.close()
 
 
@@ -345,6 +388,19 @@ def _rollout(
 def _verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
     service = verifier_settings(spec.config.verifier, settings.overlong(spec), settings.sandbox(spec))
     return remote_verifier(spec.config, service, model_path, settings.restart_rule(spec), events)
+
+
+def _environments(spec: RunSpec, model_path: str, events: Events) -> RemoteEnvironments | None:
+    if not spec.has_turns:
+        return None
+    task = spec.config.task
+    messages = MessageSettings(task.template, spec.max_prompt_tokens, form_of(task))
+    hosted, rule = settings.environment_settings(spec), settings.restart_rule(spec)
+    return remote_environments(spec.config, hosted, messages, model_path, rule, events)
+
+
+def _services(environments: RemoteEnvironments | None) -> list[RestartableActor[EnvironmentService]]:
+    return [] if environments is None else [environments.service]
 
 
 async def _open_export(config: Config, learner: LearnerGroup, transport: Transport) -> None:

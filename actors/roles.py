@@ -14,6 +14,8 @@ from typing import TypeVar
 import ray
 from ray.actor import ActorClass, ActorProxy
 
+from actors.agents.remote import RemoteEnvironments
+from actors.agents.service import EnvironmentService, MessageSettings
 from actors.control.log_shipping import in_run
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
 from actors.learner.target_builder import RemoteTargetBuilder, TargetBuilder
@@ -28,8 +30,10 @@ from actors.runtime.supervised import RestartableActor
 from actors.transports.table import Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
+from lpo_ray.agents.conversations import EnvironmentSettings
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
+from lpo_ray.config.conversations import is_conversation
 from lpo_ray.config.engine import engine_processes, shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.interfaces import Events
@@ -40,7 +44,8 @@ from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 
 A = TypeVar("A")
 SERVICE_SECONDS = 120.0
-"""in which the verifier service gives a verdict, beside the deadlines of the responses of a group"""
+"""in which the verifier service gives a verdict, beside the deadlines of the responses of a group, and in which the
+environment service says that it is there"""
 NODE_SHARE = 0.001
 """of the resource that each node has under its own name: enough to bind to it"""
 
@@ -80,9 +85,13 @@ def layout_of(config: Config, num_ranks: int, *, on_node: str | None = None) -> 
 
 
 def requests_of(config: Config, *, ranks: bool = True, engines: bool = True) -> list[Request]:
-    """Request room for the ranks, the engines and the verifier, in this order; the target builder needs none."""
+    """Request room for the ranks, the engines, the verifier and the environments, in this order; the target builder
+    needs none.
+    """
     rollout = config.rollout
     verifier = [Request("verifier", [bundle(1, 0)], "PACK", config.verifier.labels)] if engines else []
+    if engines and is_conversation(config.task):
+        verifier.append(Request("environments", [bundle(1, 0)], "PACK", {}))
     if shares_gpus(config):
         count = config.learner.world_size if ranks else rollout.num_workers * engine_processes(config.rollout)
         return [_shared_request(config, count), *verifier]
@@ -195,6 +204,32 @@ def remote_verifier(
     return RemoteVerifier(
         make, verifier.num_processes, silence_seconds, _starts(config), start_seconds, restarts, events
     )
+
+
+def remote_environments(
+    config: Config,
+    settings: EnvironmentSettings,
+    messages: MessageSettings,
+    model_path: str,
+    restarts: RestartRule,
+    events: Events,
+) -> RemoteEnvironments:
+    """Make the environment service with its child processes; not started."""
+    actor = _watched(EnvironmentService).options(
+        num_cpus=1,
+        max_concurrency=100_000,
+        runtime_env={"env_vars": _environment(config, _offline(model_path))},
+    )
+
+    def make(processes: int) -> ActorProxy[EnvironmentService]:
+        hosted = dataclasses.replace(settings.hosted, processes=processes)
+        resized = dataclasses.replace(settings, hosted=hosted)
+        return actor.remote(model_path, resized, messages, trust_remote_code=config.model.trust_remote_code)
+
+    return RemoteEnvironments(
+        make, config.environment.processes, SERVICE_SECONDS, _starts(config), config.supervision.start_seconds,
+        restarts, events,
+    )  # fmt: skip
 
 
 def remote_target_builder(

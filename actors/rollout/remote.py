@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TypeVar
 
 import ray
 from ray.actor import ActorProxy
@@ -16,8 +17,10 @@ from actors.runtime.seats import Places, Seat
 from actors.runtime.start_watch import StartWatch
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import LpoRayError
-from lpo_ray.records import Process, Prompt, PromptGroup, Sampling
+from lpo_ray.records import Process, Prompt, PromptGroup, Sampling, Turn, TurnRequest
 from lpo_ray.rollout.member import Worker
+
+T = TypeVar("T")
 
 
 class RemoteWorker(Worker):
@@ -62,9 +65,15 @@ class RemoteWorker(Worker):
 
     @override
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        reference = self.handle.sample.remote(prompt, sampling, attempt)
+        return await self._cancellable(self.handle.sample.remote(prompt, sampling, attempt), prompt.prompt_id)
+
+    @override
+    async def turn(self, request: TurnRequest) -> Turn:
+        return await self._cancellable(self.handle.turn.remote(request), request.conversation.prompt_id)
+
+    async def _cancellable(self, reference: ray.ObjectRef[T], prompt_id: str) -> T:
         try:
-            return await call(reference, who=self.name, what=f"sample {prompt.prompt_id}")
+            return await call(reference, who=self.name, what=f"sample {prompt_id}")
         except asyncio.CancelledError:
             ray.cancel(reference)  # the engine ends its requests
             raise

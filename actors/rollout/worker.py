@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -17,11 +18,22 @@ from actors.rollout.inflight import RULES, TAKEN_BACK
 from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
 from actors.runtime.start_watch import Startable
-from lpo_ray.common.seeds import derive_seed
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import GroupLost
 from lpo_ray.policy.weights import Plain
-from lpo_ray.records import FloatArray, IntArray, Key, Process, Prompt, PromptGroup, Response, Sampling
+from lpo_ray.records import (
+    ConversationId,
+    FloatArray,
+    IntArray,
+    Key,
+    Process,
+    Prompt,
+    PromptGroup,
+    Response,
+    Sampling,
+    Turn,
+    TurnRequest,
+)
 from lpo_ray.rollout.engine_settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -73,8 +85,8 @@ class RolloutWorker(Startable):
         """``receiver``: name of the weight-transfer engine; see table.Transport."""
         self._name, self._settings, self._receiver = name, settings, receiver
         self._rule = RULES[settings.inflight]
-        self._groups: set[Key] = set()
-        """groups that it has"""
+        self._groups = Counter[Key]()
+        """calls that it has, by their groups"""
 
     async def start(self) -> Process:
         """Load the model (seconds to minutes)."""
@@ -105,21 +117,34 @@ class RolloutWorker(Startable):
         """Draw all K responses, each with a seed of its own, once the weights are proved or named. Raises GroupLost
         when vLLM refuses or aborts one.
         """
-        self._groups.add(key := (prompt.prompt_id, attempt))
-        tasks: list[asyncio.Future[Response]] = []
+        names = [ConversationId(prompt.prompt_id, attempt, k) for k in range(sampling.group_size)]
+        requests = [TurnRequest(name, 0, prompt.token_ids, sampling, sampling.max_tokens) for name in names]
+        turns = await self._drawn(requests)
+        responses = (Response(t.token_ids, t.behaviour_logprobs, t.versions, t.finish_reason) for t in turns)
+        return PromptGroup(prompt, attempt, tuple(responses))
+
+    async def turn(self, request: TurnRequest) -> Turn:
+        """Draw one turn of a conversation, as ``sample`` draws a response."""
+        return (await self._drawn([request]))[0]
+
+    async def _drawn(self, requests: Sequence[TurnRequest]) -> list[Turn]:
+        """Draw turns of one group. What is given out was drawn with weights that are proved or named by then."""
+        key = requests[0].conversation.key
+        self._groups[key] += 1
+        tasks: list[asyncio.Future[Turn]] = []
         try:
             await self._released.wait()
-            tasks += (
-                asyncio.ensure_future(self._one(prompt, sampling, attempt, k)) for k in range(sampling.group_size)
-            )
-            responses = await asyncio.gather(*tasks)
+            tasks += (asyncio.ensure_future(self._one(request)) for request in requests)
+            turns = await asyncio.gather(*tasks)
             await self._released.wait()
-            return PromptGroup(prompt, attempt, tuple(responses))
+            return turns
         except (ValueError, RuntimeError) as error:
             self._engine.check()
-            raise GroupLost(prompt.prompt_id, attempt, f"{self._name}: {error}") from error
+            raise GroupLost(*key, f"{self._name}: {error}") from error
         finally:
-            self._groups.discard(key)
+            self._groups[key] -= 1
+            if not self._groups[key]:
+                del self._groups[key]
             for task in tasks:
                 task.cancel()
 
@@ -211,20 +236,18 @@ class RolloutWorker(Startable):
         """End the engine and its processes."""
         self._engine.close()
 
-    async def _one(self, prompt: Prompt, sampling: Sampling, attempt: int, index: int) -> Response:
-        """Draw one response, in parts when the engine takes it back for new weights. A part that was taken back is
-        never complete: vLLM ends a request in the step that samples its last token.
+    async def _one(self, request: TurnRequest) -> Turn:
+        """Draw one turn, in parts when the engine takes it back for new weights. A part that was taken back is never
+        complete: vLLM ends a request in the step that samples its last token.
         """
         token_ids: list[int] = []
         logprobs: list[float] = []
         versions: list[int] = []
-        name, part = (prompt.prompt_id, attempt, index), 0
+        context, part = request.context_ids.tolist(), 0
         while True:
-            seed = derive_seed(sampling.seed, *name, part) if part else derive_seed(sampling.seed, *name)
-            params = self._sampling_params(sampling, sampling.max_tokens - len(token_ids), seed)
-            request_id = f"{'/'.join(map(str, name))}/{sampling.seed}-{os.urandom(4).hex()}"
-            so_far = [*prompt.token_ids.tolist(), *token_ids]
-            output = await self._engine.generate(request_id, so_far, params, shared=False)
+            params = self._sampling_params(request.sampling, request.max_tokens - len(token_ids), request.seed(part))
+            request_id = f"{'/'.join(map(str, request.conversation))}/{request.turn}-{os.urandom(4).hex()}"
+            output = await self._engine.generate(request_id, [*context, *token_ids], params, shared=False)
             if output is None:
                 continue  # it had no token yet: send it again
             sampled = output.outputs[0]
@@ -235,14 +258,15 @@ class RolloutWorker(Startable):
             if sampled.finish_reason == TAKEN_BACK:
                 part += 1
             elif sampled.finish_reason in ("stop", "length"):
-                return Response(
+                return Turn(
                     np.asarray(token_ids, dtype=np.int64),
                     np.asarray(logprobs, dtype=np.float32),
                     np.asarray(versions, dtype=np.int64),
                     sampled.finish_reason,
                 )
             else:
-                raise RuntimeError(f"vLLM ended response {index} with finish_reason={sampled.finish_reason!r}")
+                response = request.conversation.response
+                raise RuntimeError(f"vLLM ended response {response} with finish_reason={sampled.finish_reason!r}")
 
     def _sampling_params(self, sampling: Sampling, max_tokens: int, seed: int) -> SamplingParams:
         return self._params(

@@ -18,7 +18,7 @@ from actors.verifier.process_pool import ProcessPoolSettings, VerdictPool
 from lpo_ray.common.silence import Progress
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Key, Process, PromptGroup
-from lpo_ray.rollout.rewards import Scores, cases_of, scores_of
+from lpo_ray.rollout.rewards import Scores, cases_of, given_verdicts, scores_of
 from lpo_ray.verifiers.calling.case import Case
 from lpo_ray.verifiers.calling.overlong import Overlong
 from lpo_ray.verifiers.sandbox.limits import Limits
@@ -67,8 +67,11 @@ class VerifierService(Startable):
         """Verify the group's responses. Raises GroupLost when one stays unscored."""
         self._groups.add(group.key)
         try:
-            cases = cases_of(group, self._tokenizer, self._settings.sandbox)
-            return scores_of(group, await self._verdicts.of(group.prompt.verifier, cases), self._settings.overlong)
+            verdicts = given_verdicts(group)
+            if verdicts is None:
+                cases = cases_of(group, self._tokenizer, self._settings.sandbox)
+                verdicts = await self._verdicts.of(group.prompt.verifier, cases)
+            return scores_of(group, verdicts, self._settings.overlong)
         finally:
             self._groups.discard(group.key)
 

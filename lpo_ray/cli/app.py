@@ -73,6 +73,8 @@ def train(config: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
 )
 @click.option("--prompt-tokens", type=float, default=None, help="Mean length of a prompt.")
 @click.option("--response-tokens", type=float, default=None, help="Mean length of a response.")
+@click.option("--turns", type=float, default=None, help="Mean number of a conversation's turns.")
+@click.option("--environment-seconds", type=float, default=None, help="Mean time of an environment behind a turn.")
 @click.option("--sample-rate", type=float, default=None, help="Response tokens a second of one engine.")
 @click.option("--train-rate", type=float, default=None, help="Response tokens a second of one learner rank.")
 @click.option("--publish-rate", type=float, default=None, help="GB of weights a second.")
@@ -85,6 +87,8 @@ def plan(
     from_run: Path | None,
     prompt_tokens: float | None,
     response_tokens: float | None,
+    turns: float | None,
+    environment_seconds: float | None,
     sample_rate: float | None,
     train_rate: float | None,
     publish_rate: float | None,
@@ -95,7 +99,10 @@ def plan(
     from lpo_ray.config import load_config
     from lpo_ray.tools.plan.forecast import Assumptions
 
-    given = Assumptions(prompt_tokens, response_tokens, sample_rate, train_rate, publish_rate)
+    given = Assumptions(
+        prompt_tokens, response_tokens, sample_rate, train_rate, publish_rate,
+        turns=turns, environment_seconds=environment_seconds,
+    )  # fmt: skip
     plan_command(load_config(config, overrides), clusters, address, from_run, given, as_json=as_json)
 
 
@@ -311,12 +318,14 @@ def stop(run: str, address: str | None) -> None:
 @click.argument("workers", metavar="ROLE=N")
 @ADDRESS
 def scale(run: str, workers: str, address: str | None) -> None:
-    """Have N workers of a role (rollout=N, verifier=N) while RUN trains. RUN: a name with --address, or its folder."""
+    """Have N workers of a role (rollout=N, verifier=N, environment=N) while RUN trains. RUN: a name with --address,
+    or its folder.
+    """
     from lpo_ray.cli.runs import scale_command
 
     role, _, count = workers.partition("=")
     if not count.isdigit():
-        raise ConfigError(f"{workers!r} does not say how many; expected rollout=N or verifier=N, such as rollout=4")
+        raise ConfigError(f"{workers!r} does not say how many; expected rollout=N, verifier=N or environment=N")
     scale_command(run, address, role, int(count))
 
 

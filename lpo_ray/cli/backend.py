@@ -97,10 +97,11 @@ class InprocessBackend:
         """Build the five components here."""
         return inprocess.build_inprocess(spec, model_path)
 
-    @contextlib.asynccontextmanager
-    async def open_engines(self, spec: RunSpec, model_path: str) -> AsyncIterator[tuple[RolloutEngine, Verifier]]:
+    def open_engines(
+        self, spec: RunSpec, model_path: str
+    ) -> AbstractAsyncContextManager[tuple[RolloutEngine, Verifier]]:
         """Build the engine and the verifier here."""
-        yield inprocess.build_engine(spec, model_path)
+        return inprocess.open_engine(spec, model_path)
 
     @contextlib.asynccontextmanager
     async def open_learner(self, spec: RunSpec, model_path: str) -> AsyncIterator[Learner]:

@@ -13,7 +13,7 @@ from rich.progress import Progress, TaskID
 from lpo_ray.cli.backend import backend_of, check_engine_args
 from lpo_ray.cli.console import TABLE_WIDTH, model_of, progress_bar
 from lpo_ray.common.files import write_json
-from lpo_ray.errors import EvaluationInterrupted, Interrupted
+from lpo_ray.errors import ConfigError, EvaluationInterrupted, Interrupted
 from lpo_ray.evaluation.report import Report
 from lpo_ray.evaluation.store import begun_on
 from lpo_ray.evaluation.table import render, render_suite
@@ -33,6 +33,7 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
         for request in requests
     ]
     check_engine_args(specs[0])
+    _check_environments(specs)
     with CapturedLog(), contextlib.ExitStack() as stack:
         model_path = model_of(specs[0], progress_console)
         runs = [
@@ -45,6 +46,18 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
             lost = _score(runs, specs[0].with_room_for(widest), model_path, progress_console)
         reports = {run.request.name: run.report(why) for run, why in zip(runs, lost, strict=True)}
     _show(requests, reports, as_json=as_json)
+
+
+def _check_environments(specs: Sequence[RunSpec]) -> None:
+    """Check that one set of environments serves all tasks. Raises ConfigError."""
+    tasks = [spec.config.task for spec in specs]
+    hosted = list(dict.fromkeys((task.environment, *task.tools) for task in tasks))
+    if len(hosted) > 1:
+        named = [", ".join(str(name) for name in names if name) or "none" for names in hosted[:2]]
+        raise ConfigError(
+            f"the tasks have environments or tools that differ: {named[0]}; {named[1]}; expected the same for all: "
+            "evaluate them with a command each"
+        )
 
 
 def _score(runs: Sequence[EvaluationRun], spec: RunSpec, model_path: str, console: Console) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lpo_ray.config.conversations import without_effect
 from lpo_ray.config.engine import less_precise
 from lpo_ray.config.schema import (
     Behaviour,
@@ -82,7 +83,7 @@ def _of_behaviour(config: Config) -> list[str]:
 
 
 def _of_what_has_no_effect(config: Config) -> list[str]:
-    objective, found = config.objective, []
+    objective, found = config.objective, without_effect(config)
     if objective.behaviour is Behaviour.recomputed and objective.stale != StaleConfig():
         found.append(
             "objective.stale has no effect with objective.behaviour=recomputed, which measures no drift before the "

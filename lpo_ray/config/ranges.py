@@ -14,12 +14,14 @@ from lpo_ray.learner.lr_schedule import SCHEDULES
 POSITIVE = (
     "run.steps",
     "model.warmup.steps", "model.warmup.batch_size",
-    "sampling.group_size", "sampling.max_tokens",
+    "sampling.group_size", "sampling.max_tokens", "sampling.max_turns", "sampling.max_conversation_tokens",
     "objective.temperature_floor",
     "pipeline.groups_per_step", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch", "pipeline.max_attempts",
     "pipeline.max_gib",
     "rollout.num_workers", "rollout.max_num_seqs", "rollout.threads", "rollout.tensor_parallel_size",
     "rollout.max_model_len", "rollout.kv_cache_gib", "rollout.silence_seconds", "rollout.drain_seconds",
+    "environment.processes", "environment.turn_seconds", "environment.conversation_seconds", "environment.memory_mib",
+    "environment.max_message_chars",
     "verifier.num_processes", "verifier.deadline_seconds", "verifier.slow_seconds", "verifier.recycle_after",
     "verifier.memory_mib", "verifier.http.concurrency", "verifier.judge.scale", "verifier.sandbox.memory_mib",
     "verifier.sandbox.processes", "verifier.sandbox.files_mib", "verifier.sandbox.output_kib",
@@ -44,6 +46,7 @@ NOT_NEGATIVE = (
     "telemetry.stall_seconds", "telemetry.entropy_alarm", "telemetry.samples_every", "telemetry.measured_groups",
     "supervision.max_restarts", "supervision.backoff_seconds",
     "simulation.length_variation", "simulation.anchor_share", "simulation.verify_seconds", "simulation.publish_seconds",
+    "simulation.environment_seconds",
     "simulation.hours_between_failures", "simulation.restart_seconds",
 )  # fmt: skip
 
@@ -96,6 +99,7 @@ BOUNDS: Mapping[str, Bounds] = {
     "rollout.cpus_per_worker": CPUS, "rollout.gpus_per_worker": CPUS, "learner.cpus_per_rank": CPUS,
     "learner.gpus_per_rank": CPUS,
     "transport.tolerance": RATE, "evaluation.pass_reward": Bounds(-LARGEST, LARGEST),
+    "simulation.mean_turns": Bounds(1, LARGEST),
 }  # fmt: skip
 """keys with bounds of their own; beyond them a value cannot be meant"""
 DTYPES = ("float32", "bfloat16")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.cautions import truncated_support
+from lpo_ray.config.conversations import check_conversations, most_sampled
 from lpo_ray.config.engine import check_engine_section
 from lpo_ray.config.gpus import check_gpus
 from lpo_ray.config.ranges import LARGEST, check_ranges, require
@@ -20,6 +21,7 @@ def validate(config: Config) -> None:
     check_ranges(config)
     check_verifier_section(config)
     check_engine_section(config)
+    check_conversations(config)
     _objective(config)
     _combinations(config)
 
@@ -129,10 +131,11 @@ def _combinations(config: Config) -> None:
             f"{pipeline.max_staleness} and objective.behaviour={config.objective.behaviour.value}; groups are reused "
             "while they are fresh, by the log-probs they were sampled with: set max_staleness >= 1 and behaviour=engine"
         )
-    if config.objective.length_norm is LengthNorm.sum and sampling.max_tokens > 4096:
+    if config.objective.length_norm is LengthNorm.sum and (most := most_sampled(config)) > 4096:
+        turns = f", {most} in all turns" if most != sampling.max_tokens else ""
         raise ConfigError(
-            f"objective.length_norm=sum with sampling.max_tokens={sampling.max_tokens}: summed log-ratios leave the "
-            "range |s| <= 300 in which the simplex is exact; use length_norm=mean"
+            f"objective.length_norm=sum with sampling.max_tokens={sampling.max_tokens}{turns}: summed log-ratios leave "
+            "the range |s| <= 300 in which the simplex is exact; use length_norm=mean"
         )
     best, evaluation = config.checkpoint.best, config.evaluation
     if best is not None and best.startswith("pass@"):

@@ -36,6 +36,8 @@ class ChatStyle:
     """further variables of the template, such as enable_thinking"""
     date: datetime = datetime(2024, 7, 26)
     """what a template is told when it asks for the day, so that prompts do not change with it"""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """JSON schemas of the tools that the model is told of"""
 
 
 DEFAULT_STYLE = ChatStyle()
@@ -115,6 +117,15 @@ class Tokenizer:
         """Whether conversations can be rendered in this style, which ``render`` needs."""
         return style.template is not None or self._tokenizer.chat_template is not None
 
+    def template_text(self, style: ChatStyle = DEFAULT_STYLE) -> str | None:
+        """Return the chat template of this style, as it is used with the style's tools; None without one."""
+        if style.template is not None:
+            return style.template
+        try:
+            return str(self._tokenizer.get_chat_template(tools=[dict(tool) for tool in style.tools] or None))
+        except ValueError:
+            return None
+
     def unknown_variables(self, style: ChatStyle) -> list[str]:
         """List the variables of ``style`` that its template does not read."""
         try:
@@ -162,6 +173,7 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continues,
             tokenize=False,
+            tools=[dict(tool) for tool in style.tools] or None,
             **{"strftime_now": style.date.strftime, **style.variables},
         )
         return cast("str", found)
@@ -183,6 +195,10 @@ class Tokenizer:
     def show(self, token_ids: IntArray) -> str:
         """Turn token ids into text with special tokens: what the model sees."""
         return cast("str", self._tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is special: no text that a model says."""
+        return token_id in self._special
 
     @cached_property
     def _special(self) -> frozenset[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lpo_ray.common.seeds import derive_seed
 from lpo_ray.records.arrays import FloatArray, IntArray
 from lpo_ray.records.groups import FinishReason, Key, Sampling
 from lpo_ray.verdict import Verdict
@@ -35,6 +36,17 @@ class TurnRequest:
     sampling: Sampling
     max_tokens: int
     """of this turn: the rest of what the conversation may have, at most ``sampling.max_tokens``"""
+    engine: int | None = None
+    """number of the one that drew the turn before, which has the conversation's prefix; None: none has"""
+    draw: int = 0
+    """how often it was drawn before, by engines that were lost meanwhile; each draw has a seed of its own"""
+
+    def seed(self, part: int = 0) -> int:
+        """Derive the seed of a part of the turn: another follows where new weights interrupt it. The first draw of the
+        first turn has the seeds of a single answer.
+        """
+        name = [*self.conversation, *(["turn", self.turn, self.draw] if self.turn or self.draw else [])]
+        return derive_seed(self.sampling.seed, *name, *([part] if part else []))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +57,8 @@ class Turn:
     behaviour_logprobs: FloatArray
     versions: IntArray
     finish_reason: FinishReason
+    engine: int | None = None
+    """number of the one that drew it; None: there is but one"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +75,10 @@ class Observation:
     """role of the messages: "tool", "user"; empty: it said nothing"""
     done: bool = False
     verdict: Verdict | None = None
-    """with ``done``; None: a verifier scores the response"""
+    """of the conversation as it stands: it counts when the conversation ends here, by ``done`` or at a limit. None: a
+    verifier scores the response
+    """
     seconds: float = 0.0
     """time that environment and tools took"""
+    dropped: int = 0
+    """tokens of earlier turns that stand in the next context, and that the chat template would have left out"""

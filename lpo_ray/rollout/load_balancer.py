@@ -36,13 +36,14 @@ class LoadBalancer(Generic[W]):
         """Number of groups that wait for room."""
         return sum(not ticket.done() for _, ticket in self._waiting)
 
-    async def take(self, size: int, patience: Callable[[], float]) -> Member[W]:
-        """Wait for a member with room for ``size`` responses, which count as its own until ``give_back``.
+    async def take(self, size: int, patience: Callable[[], float], preferred: Member[W] | None = None) -> Member[W]:
+        """Wait for a member with room for ``size`` responses, which count as its own until ``give_back``: the one that
+        is ``preferred`` if it has room now.
 
         ``patience``: seconds that the group may still wait, asked again when they are over. Raises TimeoutError once
         there are none, or what ``fail`` is given meanwhile.
         """
-        if not self._waiting and (member := self._with_room(size)) is not None:
+        if not self._waiting and (member := self._with_room(size, preferred)) is not None:
             self._charge(member, size)
             return member
         ticket: asyncio.Future[Member[W]] = asyncio.get_running_loop().create_future()
@@ -86,7 +87,9 @@ class LoadBalancer(Generic[W]):
                 ticket.set_exception(failure)
         self._waiting.clear()
 
-    def _with_room(self, size: int) -> Member[W] | None:
+    def _with_room(self, size: int, preferred: Member[W] | None = None) -> Member[W] | None:
+        if preferred is not None and preferred.serves and preferred.responses + size <= self._slots:
+            return preferred
         while self._by_load:
             load, *_, member = self._by_load[0]
             if load == member.responses and member.serves:

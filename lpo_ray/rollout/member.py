@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from lpo_ray.common.restart_budget import RestartBudget
 from lpo_ray.common.silence import Progress, Watch
-from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, WeightsVersion, WorkerState
+from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, Turn, TurnRequest, WeightsVersion, WorkerState
 
 
 class Worker(Protocol):
@@ -22,6 +26,10 @@ class Worker(Protocol):
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         """Draw all K responses, however long that takes. Cancelling the await ends them."""
+        ...
+
+    async def turn(self, request: TurnRequest) -> Turn:
+        """Draw one turn of a conversation, as ``sample`` draws responses."""
         ...
 
     async def progress(self) -> Progress | None:
@@ -59,7 +67,9 @@ class Member(Generic[W]):
     version: WeightsVersion | None = None
     """weights that it has proved to serve"""
     groups: dict[Key, float] = field(default_factory=dict)
-    """group in flight -> since when (unix seconds)"""
+    """group in flight, or with turns in flight -> since when (unix seconds)"""
+    calls: Counter[Key] = field(default_factory=Counter)
+    """how many calls each of them has"""
     responses: int = 0
     """number in flight"""
     up: bool = True
@@ -74,6 +84,20 @@ class Member(Generic[W]):
     def serves(self) -> bool:
         """Whether the pool may give it groups."""
         return self.up and not self.lent and self.version is not None
+
+    @contextlib.contextmanager
+    def holding(self, key: Key) -> Iterator[None]:
+        """Hold a group during one of its calls."""
+        self.groups.setdefault(key, time.time())
+        self.calls[key] += 1
+        try:
+            yield
+        finally:
+            self.calls[key] -= 1
+            if not self.calls[key]:
+                del self.calls[key], self.groups[key]
+            if not self.groups:
+                self.done.set()
 
 
 @dataclass(slots=True, eq=False)

@@ -35,35 +35,75 @@ class Scores(NamedTuple):
     """[K] what training adds to the rewards for the responses' lengths"""
 
 
+def given_verdicts(group: PromptGroup) -> list[Verdict] | None:
+    """Return the verdicts that the environments gave of a group's conversations. None: a verifier scores them, all, so
+    that one judge says how the group's responses compare.
+    """
+    verdicts = [None if each.conversation is None else each.conversation.verdict for each in group.responses]
+    found = [verdict for verdict in verdicts if verdict is not None]
+    return found if len(found) == len(verdicts) else None
+
+
 def cases_of(group: PromptGroup, tokenizer: Tokenizer, sandbox: Limits) -> list[Case]:
-    """Make the cases of a group: its K responses as text. Functions and services from outside also get them as other
-    systems would decode them.
+    """Make the cases of a group: its K responses as text, of a conversation what the policy said last; the row has all
+    of it then, as ``messages``. Functions and services from outside also get them as other systems would decode them.
     """
     prompt, is_foreign = group.prompt, any(":" in term.name for term in terms(group.prompt.verifier))
     text = tokenizer.decode(prompt.token_ids)
     return [
         Case(
             text,
-            tokenizer.decode(response.token_ids),
+            tokenizer.decode(_last_turn(response)),
             prompt.answer,
-            prompt.row,
+            prompt.row if response.conversation is None else {**prompt.row, "messages": _messages(group, k, tokenizer)},
             response.finish_reason == "length",
             sandbox,
             prompt.answer if prompt.raw_answer is None else prompt.raw_answer,
             _sampled(prompt.token_ids, response, tokenizer) if is_foreign else None,
         )
-        for response in group.responses
+        for k, response in enumerate(group.responses)
     ]
 
 
 def _sampled(prompt: IntArray, response: Response, tokenizer: Tokenizer) -> Sampled:
+    segment = response.segments[-1]
+    context = prompt if segment.context_ids is None else segment.context_ids
     return Sampled(
         array("q", response.token_ids.tolist()),
         tokenizer.show(prompt),
-        tokenizer.decode_plain(response.token_ids),
-        tokenizer.show(np.concatenate([prompt, response.token_ids])),
+        tokenizer.decode_plain(_last_turn(response)),
+        tokenizer.show(np.concatenate([context, segment.token_ids])),
         int(response.versions.max()),
     )
+
+
+def _last_turn(response: Response) -> IntArray:
+    conversation = response.conversation
+    return response.token_ids if conversation is None else response.token_ids[-conversation.turns[-1] :]
+
+
+def _messages(group: PromptGroup, k: int, tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """Write a conversation as messages, by its tokens: the prompt, then turns of the policy, and what stands between
+    them without special tokens.
+    """
+    response = group.responses[k]
+    assert response.conversation is not None
+    turns, authors = response.conversation.turns, response.conversation.authors
+    messages = [{"role": "user", "content": tokenizer.decode(group.prompt.token_ids)}]
+    said = 0
+    for number, segment in enumerate(response.segments):
+        if number:  # what it begins with was written anew
+            context = group.prompt.token_ids if segment.context_ids is None else segment.context_ids
+            messages.append({"role": authors[said - 1], "content": tokenizer.decode(context)})
+        start = 0
+        while start < len(segment.token_ids):
+            if segment.sampled[start]:
+                end, role, said = start + turns[said], "assistant", said + 1
+            else:
+                end, role = start + int(segment.sampled[start:].argmax()), authors[said - 1]
+            messages.append({"role": role, "content": tokenizer.decode(segment.token_ids[start:end])})
+            start = end
+    return messages
 
 
 def scores_of(group: PromptGroup, verdicts: Sequence[Verdict], overlong: Overlong) -> Scores:
@@ -78,5 +118,10 @@ def scores_of(group: PromptGroup, verdicts: Sequence[Verdict], overlong: Overlon
     return Scores(
         np.array([verdict.reward for verdict in verdicts], dtype=np.float32),
         tuple(verdict.detail[:LONGEST_DETAIL] for verdict in verdicts),
-        np.array([overlong(len(response.token_ids)) for response in group.responses], dtype=np.float32),
+        np.array([overlong(_longest_turn(response)) for response in group.responses], dtype=np.float32),
     )
+
+
+def _longest_turn(response: Response) -> int:
+    """Count the tokens of the turn that came closest to sampling.max_tokens."""
+    return len(response.token_ids) if response.conversation is None else max(response.conversation.turns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
@@ -47,8 +48,8 @@ class Roster(Generic[W]):
         self._slots: dict[int, WorkerSlot[W]] = {}
         self._indices = itertools.count()
         self._balance = LoadBalancer[W](settings.slots)
-        self._queued: set[Key] = set()
-        """groups that wait for a worker with room"""
+        self._queued = Counter[Key]()
+        """groups of which something waits for a worker with room"""
         self._changed = asyncio.Event()
         """set, and a new one put in its place, when members, failure or what is wanted change"""
         self._failure: LpoRayError | None = None
@@ -100,6 +101,12 @@ class Roster(Generic[W]):
             starting = [BusyWorker("nobody", f"no rollout workers are wanted, {waiting} groups wait", None, None)]
         return holding or starting
 
+    @property
+    def has_work(self) -> bool:
+        """Whether something is asked of the members, or waits for one."""
+        members = [slot.member for slot in self._slots.values() if slot.member is not None]
+        return bool(self._queued) or any(member.groups for member in members)
+
     def up(self) -> list[Member[W]]:
         """The members and those that are lent."""
         return [slot.member for slot in self._slots.values() if slot.member is not None and slot.member.up]
@@ -120,6 +127,11 @@ class Roster(Generic[W]):
         watch = Watch(worker.progress, self._settings.silence_seconds, "rollout.silence_seconds")
         slot.member = Member(slot.index, slot.name, worker, process, watch)
         return slot.member
+
+    def _numbered(self, index: int) -> Member[W] | None:
+        """Find the member with that number, unless it has gone."""
+        slot = self._slots.get(index)
+        return None if slot is None else slot.member
 
     def _holding(self, key: Key) -> list[Member[W]]:
         members = [slot.member for slot in self._slots.values() if slot.member is not None]

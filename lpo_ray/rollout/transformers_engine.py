@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,25 +22,34 @@ from transformers import (
 from typing_extensions import override
 
 from lpo_ray.common.seeds import derive_seed
-from lpo_ray.interfaces import RolloutEngine
+from lpo_ray.interfaces import TurnEngine
 from lpo_ray.policy.generation import without_sampling
-from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Response, Sampling
+from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Response, Sampling, Turn, TurnRequest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
-    prompt: Prompt
+    context_ids: IntArray
     sampling: Sampling
-    attempt: int
-    answer: asyncio.Future[PromptGroup]
+    max_tokens: int
+    size: int
+    """responses behind the context"""
+    seed: int
+    """of the generator that they are all drawn from"""
+    answer: asyncio.Future[list[Turn]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def kind(self) -> tuple[int, int, Sampling]:
+        """What must be equal to be sampled together."""
+        return len(self.context_ids), self.max_tokens, self.sampling
 
 
-class TransformersEngine(RolloutEngine):
-    """Rollout engine with its own copy of the policy, whose weights ``load`` replaces.
+class TransformersEngine(TurnEngine):
+    """Engine with its own copy of the policy, whose weights ``load`` replaces.
 
-    Prompts of equal length that wait are sampled together, in a batch of at most ``max_num_seqs`` responses (one group
-    at least). Each group draws from a generator of its own, seeded by (run seed, prompt, attempt), so company changes
-    a group by rounding errors only.
+    Prompts and contexts of equal length that wait are sampled together, in a batch of at most ``max_num_seqs``
+    responses (one group at least). Each group, and each turn, draws from a generator of its own, seeded by its name in
+    the run, so company changes it by rounding errors only.
     """
 
     def __init__(self, model: PreTrainedModel, end_tokens: Sequence[int], pad_token_id: int, max_num_seqs: int) -> None:
@@ -52,10 +62,19 @@ class TransformersEngine(RolloutEngine):
 
     @override
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        loop = asyncio.get_running_loop()
-        asked = _Asked(prompt, sampling, attempt, loop.create_future())
+        seed = derive_seed(sampling.seed, prompt.prompt_id, attempt)
+        turns = await self._answer(_Asked(prompt.token_ids, sampling, sampling.max_tokens, sampling.group_size, seed))
+        responses = (Response(t.token_ids, t.behaviour_logprobs, t.versions, t.finish_reason) for t in turns)
+        return PromptGroup(prompt, attempt, tuple(responses))
+
+    @override
+    async def turn(self, request: TurnRequest) -> Turn:
+        asked = _Asked(request.context_ids, request.sampling, request.max_tokens, 1, request.seed())
+        return (await self._answer(asked))[0]
+
+    async def _answer(self, asked: _Asked) -> list[Turn]:
         if not self._waiting:
-            loop.call_soon(self._answer_a_batch)
+            asyncio.get_running_loop().call_soon(self._answer_a_batch)
         self._waiting.append(asked)
         return await asked.answer
 
@@ -79,26 +98,26 @@ class TransformersEngine(RolloutEngine):
         if self._waiting:  # after whatever else the loop has to do
             asyncio.get_running_loop().call_soon(self._answer_a_batch)
         try:
-            groups = self._sample(batch)
+            answers = self._sample(batch)
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the callers
             for asked in batch:
                 if not asked.answer.done():
                     asked.answer.set_exception(error)
             return
-        for asked, group in zip(batch, groups, strict=True):
+        for asked, turns in zip(batch, answers, strict=True):
             if not asked.answer.done():
-                asked.answer.set_result(group)
+                asked.answer.set_result(turns)
 
-    def _sample(self, batch: Sequence[_Asked]) -> list[PromptGroup]:
-        """Sample prompts of equal length and equal sampling."""
+    def _sample(self, batch: Sequence[_Asked]) -> list[list[Turn]]:
+        """Sample behind contexts of equal length and equal sampling."""
         sampling = batch[0].sampling
-        size = sampling.group_size
-        token_ids = torch.from_numpy(np.stack([asked.prompt.token_ids for asked in batch]).repeat(size, axis=0))
-        draw = _Draw([derive_seed(sampling.seed, asked.prompt.prompt_id, asked.attempt) for asked in batch], sampling)
+        rows = [asked.context_ids for asked in batch for _ in range(asked.size)]
+        token_ids = torch.from_numpy(np.stack(rows))
+        draw = _Draw([(asked.seed, asked.size) for asked in batch], sampling)
         ends = [*self._ends, *sampling.stop_token_ids]
         config = GenerationConfig(
             do_sample=False,  # _Draw draws
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=batch[0].max_tokens,
             eos_token_id=ends,
             pad_token_id=self._pad,
         )
@@ -111,16 +130,13 @@ class TransformersEngine(RolloutEngine):
             )
         sampled = output[:, token_ids.shape[1] :]
         logprobs = torch.stack(draw.logprobs, dim=1)
-        responses = [self._response(*row, torch.tensor(ends)) for row in zip(sampled, logprobs, strict=True)]
-        return [
-            PromptGroup(asked.prompt, asked.attempt, tuple(responses[number * size : (number + 1) * size]))
-            for number, asked in enumerate(batch)
-        ]
+        turns = (self._turn(*row, torch.tensor(ends)) for row in zip(sampled, logprobs, strict=True))
+        return [list(itertools.islice(turns, asked.size)) for asked in batch]
 
-    def _response(self, token_ids: torch.Tensor, logprobs: torch.Tensor, ends: torch.Tensor) -> Response:
+    def _turn(self, token_ids: torch.Tensor, logprobs: torch.Tensor, ends: torch.Tensor) -> Turn:
         stops = torch.isin(token_ids, ends).nonzero()
         length = int(stops[0]) + 1 if len(stops) else len(token_ids)
-        return Response(
+        return Turn(
             token_ids[:length].numpy().astype(np.int64),
             logprobs[:length].numpy().astype(np.float32),
             np.full(length, self.step, dtype=np.int64),
@@ -134,8 +150,9 @@ class _Draw(LogitsProcessor):
     The likeliest after adding Gumbel noise is a draw from softmax(scores), Maddison et al. 2014 (arXiv:1411.0030).
     """
 
-    def __init__(self, seeds: Sequence[int], sampling: Sampling) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[tuple[int, int]], sampling: Sampling) -> None:
+        """``seeds``: seed of a generator, and how many rows in a row it draws."""
+        self._generators = [(torch.Generator().manual_seed(seed), rows) for seed, rows in seeds]
         self._sampling = sampling
         self.logprobs: list[torch.Tensor] = []
         """log-prob of the token drawn in each row, [rows] for each position"""
@@ -144,8 +161,9 @@ class _Draw(LogitsProcessor):
         logprobs = scores.float().log_softmax(-1)
         drawn = logprobs.argmax(-1, keepdim=True)
         if self._sampling.temperature:
-            shape = (self._sampling.group_size, scores.shape[1])
-            noise = torch.cat([torch.empty(shape).exponential_(generator=each) for each in self._generators])
+            noise = torch.cat(
+                [torch.empty(rows, scores.shape[1]).exponential_(generator=each) for each, rows in self._generators]
+            )
             drawn = (logprobs - noise.log()).argmax(-1, keepdim=True)
         self.logprobs.append(logprobs.gather(1, drawn)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)  # pyright: ignore[reportReturnType]
@@ -166,8 +184,11 @@ def _warpers(sampling: Sampling) -> Iterator[LogitsProcessor]:
 
 
 def _alike(waiting: Sequence[_Asked], max_num_seqs: int) -> list[_Asked]:
-    """Take the first request, and those of its length and sampling that fit into a batch with it."""
-    first = waiting[0]
-    kind = (len(first.prompt.token_ids), first.sampling)
-    alike = [asked for asked in waiting if (len(asked.prompt.token_ids), asked.sampling) == kind]
-    return alike[: max(1, max_num_seqs // first.sampling.group_size)]
+    """Take the first request, and those of its kind that fit into a batch with it."""
+    first, *others = waiting
+    batch, rows = [first], first.size
+    for asked in others:
+        if asked.kind == first.kind and rows + asked.size <= max_num_seqs:
+            batch.append(asked)
+            rows += asked.size
+    return batch

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from lpo_ray.agents.conversations import HostedEnvironments
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError, WeightsNotProved
+from lpo_ray.interfaces import RolloutEngine, TurnEngine
 from lpo_ray.learner.targets import TargetRule, build_targets
 from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchScorer
 from lpo_ray.policy.dry_check import check_numbers
@@ -30,7 +33,8 @@ from lpo_ray.records import (
     WeightsVersion,
     WorkerStatus,
 )
-from lpo_ray.rollout.rewards import cases_of, scores_of
+from lpo_ray.rollout.conversations import ConversationRollout
+from lpo_ray.rollout.rewards import cases_of, given_verdicts, scores_of
 from lpo_ray.rollout.transformers_engine import TransformersEngine
 from lpo_ray.run import settings
 from lpo_ray.run.spec import RunSpec
@@ -48,7 +52,9 @@ class InprocessVerifier:
 
     async def score(self, group: PromptGroup) -> ScoredGroup:
         """Judge the group's responses, one after the other. Raises GroupLost."""
-        verdicts = verify_sum(group.prompt.verifier, cases_of(group, self._tokenizer, self._sandbox))
+        verdicts = given_verdicts(group)
+        if verdicts is None:
+            verdicts = verify_sum(group.prompt.verifier, cases_of(group, self._tokenizer, self._sandbox))
         return ScoredGroup(group, *scores_of(group, verdicts, self._overlong))
 
 
@@ -96,14 +102,33 @@ class InprocessTransport:
 
 
 @dataclass(frozen=True, slots=True)
+class InprocessConversations:
+    """What conversations need beside an engine. The environments have processes of their own here, too."""
+
+    environments: HostedEnvironments
+    most_tokens: int
+
+    def with_engine(self, engine: TurnEngine) -> RolloutEngine:
+        """Conduct conversations with ``engine``."""
+        return ConversationRollout(engine, self.environments, self.most_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class InprocessComponents:
     """The five components of a run in this process."""
 
-    rollout: TransformersEngine
+    engine: TransformersEngine
     verifier: InprocessVerifier
     target_builder: InprocessTargetBuilder
     learner: InprocessLearner
     transport: InprocessTransport
+    conversations: InprocessConversations | None = None
+    """None: a response has one turn"""
+
+    @property
+    def rollout(self) -> RolloutEngine:
+        """The engine, or what conducts conversations with it."""
+        return self.engine if self.conversations is None else self.conversations.with_engine(self.engine)
 
     def lend(self) -> None:
         """Lend nothing: there is but one engine."""
@@ -127,7 +152,9 @@ class InprocessComponents:
         )
 
     async def close(self) -> None:
-        """Do nothing: there is no process to end."""
+        """End the processes of environments; there are no others."""
+        if self.conversations is not None:
+            await self.conversations.environments.close()
 
 
 def build_inprocess(spec: RunSpec, model_path: str) -> InprocessComponents:
@@ -136,7 +163,31 @@ def build_inprocess(spec: RunSpec, model_path: str) -> InprocessComponents:
     engine, verifier = build_engine(spec, model_path)
     transport = InprocessTransport(learner, engine, settings.proof_limits(spec, model_path, learner.weights()))
     target_builder = InprocessTargetBuilder(settings.target_rules(spec))
-    return InprocessComponents(engine, verifier, target_builder, learner, transport)
+    conversations = build_conversations(spec, model_path)
+    return InprocessComponents(engine, verifier, target_builder, learner, transport, conversations)
+
+
+@contextlib.asynccontextmanager
+async def open_engine(spec: RunSpec, model_path: str) -> AsyncIterator[tuple[RolloutEngine, InprocessVerifier]]:
+    """Build what evaluates, ended with the context: the engine, or what conducts conversations with it."""
+    engine, verifier = build_engine(spec, model_path)
+    conversations = build_conversations(spec, model_path)
+    if conversations is None:
+        yield engine, verifier
+        return
+    try:
+        yield conversations.with_engine(engine), verifier
+    finally:
+        await conversations.environments.close()
+
+
+def build_conversations(spec: RunSpec, model_path: str) -> InprocessConversations | None:
+    """Build what conversations need beside an engine; None where a response has one turn."""
+    if not spec.has_turns:
+        return None
+    tokenizer = spec.tokenizer(model_path)
+    environments = HostedEnvironments(settings.environment_settings(spec), tokenizer, spec.encoder(tokenizer))
+    return InprocessConversations(environments, spec.max_model_len)
 
 
 def build_engine(spec: RunSpec, model_path: str) -> tuple[TransformersEngine, InprocessVerifier]:

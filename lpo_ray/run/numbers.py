@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lpo_ray.config.algorithms import algorithm_name
+from lpo_ray.config.conversations import is_conversation, most_sampled
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.run import settings
 from lpo_ray.run.resolved import render_resolved, resolved
@@ -21,6 +22,7 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
         "longest prompt (tokens)": spec.max_prompt_tokens,
         "longest sequence of an engine (tokens)": spec.max_model_len,
         "verifier": spec.verifier,
+        **_conversations(spec),
         **({"a response also ends at": spec.end_of_turn} if spec.end_of_turn else {}),
         "algorithm": _algorithm(spec),
         "responses per step": pipeline.groups_per_step * group_size,
@@ -31,12 +33,27 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
         "prompts in the run": config.run.steps * pipeline.groups_per_step,
         "groups in flight at most": spec.capacity,
         "memory for them at most (MiB)": round(spec.capacity * spec.largest_group / 2**20, 1),
-        "response tokens per step at most": pipeline.groups_per_step * group_size * config.sampling.max_tokens,
+        "response tokens per step at most": pipeline.groups_per_step * group_size * most_sampled(config),
         "evaluation responses": config.evaluation.num_prompts * config.evaluation.samples_per_prompt,
         "learning rate, first step": spec.learning_rate(0),
         "learning rate, last step": spec.learning_rate(config.run.steps - 1),
         "weight proof tolerance (log-prob)": _tolerance(config.transport.tolerance),
         **_processes(config),
+    }
+
+
+def _conversations(spec: RunSpec) -> dict[str, int | float | str]:
+    task, sampling = spec.config.task, spec.config.sampling
+    if not spec.has_turns:
+        return {}
+    return {
+        "environment": task.environment or f"tools: {', '.join(task.tools)}",
+        "turns of a conversation at most": sampling.max_turns,
+        "tokens of a conversation at most": spec.longest_response,
+        "environment processes": spec.config.environment.processes,
+        "environment seconds at most (turn, conversation)": (
+            f"{spec.config.environment.turn_seconds:g}, {spec.config.environment.conversation_seconds:g}"
+        ),
     }
 
 
@@ -70,6 +87,8 @@ def _processes(config: Config) -> dict[str, int | float | str]:
         return {"processes": 1}
     rollout = config.rollout
     count = rollout.num_workers + config.learner.world_size + config.verifier.num_processes + 2
+    if is_conversation(config.task):
+        count += config.environment.processes + 1
     if rollout.gpus_per_worker:
         return {"processes": count}
     return {"processes": count, "engine KV cache (GiB, all workers)": rollout.num_workers * rollout.kv_cache_gib}

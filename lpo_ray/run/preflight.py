@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 
 from lpo_ray.common.error_text import error_text
 from lpo_ray.common.plugins import UnknownName
+from lpo_ray.config.conversations import is_conversation
 from lpo_ray.config.engine import indivisible, less_precise
 from lpo_ray.config.schema import Behaviour, ClusterKind, Config, PipelineConfig, RolloutConfig, TaskConfig
 from lpo_ray.errors import ConfigError
@@ -19,8 +20,14 @@ from lpo_ray.verifiers.calling.weighted_sum import is_remote, terms
 from lpo_ray.verifiers.sandbox.program import trouble_with, working_kind
 
 
-def check_context(max_tokens: int, context: int) -> None:
-    """Check that a response leaves room for a prompt."""
+def check_context(config: Config, context: int) -> None:
+    """Check that a response leaves room for a prompt, and that a conversation has the room that it is given."""
+    max_tokens, limit = config.sampling.max_tokens, config.sampling.max_conversation_tokens
+    if is_conversation(config.task) and limit is not None and limit > context:
+        raise ConfigError(
+            f"sampling.max_conversation_tokens is {limit}, but the model has {context} positions (rollout."
+            "max_model_len, where it is set); expected no more, or null"
+        )
     if max_tokens >= context:
         raise ConfigError(
             f"sampling.max_tokens is {max_tokens}, but the model has {context} positions for prompt "

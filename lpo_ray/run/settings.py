@@ -12,8 +12,11 @@ from pathlib import Path
 
 import yaml
 
+from lpo_ray.agents.conversations import EnvironmentSettings
+from lpo_ray.agents.limits import Hosted
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
+from lpo_ray.config.conversations import most_turns
 from lpo_ray.config.engine import engine_processes, is_asynchronous, memory_utilization
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
@@ -47,8 +50,32 @@ def sampling(spec: RunSpec) -> Sampling:
     """Say how training responses are drawn."""
     s = spec.config.sampling
     return Sampling(
-        s.group_size, s.temperature, s.max_tokens, spec.config.run.seed, s.top_p, s.top_k, s.min_p, spec.stop_token_ids
+        s.group_size, s.temperature, s.max_tokens, spec.config.run.seed, s.top_p, s.top_k, s.min_p, spec.stop_token_ids,
+        *conversation_limits(spec),
+    )  # fmt: skip
+
+
+def conversation_limits(spec: RunSpec) -> tuple[int, int | None]:
+    """Say how many turns and tokens a conversation may have; a single answer has its one turn."""
+    limit = spec.config.sampling.max_conversation_tokens if spec.has_turns else None
+    return most_turns(spec.config), limit
+
+
+def environment_settings(spec: RunSpec) -> EnvironmentSettings:
+    """Settings of what answers in conversations."""
+    task, environment = spec.config.task, spec.config.environment
+    hosted = Hosted(
+        environment=task.environment,
+        tools=tuple(task.tools),
+        parser=task.tool_parser,
+        processes=environment.processes,
+        turn_seconds=environment.turn_seconds,
+        conversation_seconds=environment.conversation_seconds,
+        memory_mib=environment.memory_mib,
+        max_message_chars=environment.max_message_chars,
+        sandbox=sandbox(spec),
     )
+    return EnvironmentSettings(hosted, spec.config.run.seed)
 
 
 def pool_settings(spec: RunSpec) -> PoolSettings:
@@ -343,6 +370,8 @@ def evaluation_settings(spec: RunSpec) -> EvaluationSettings:
             config.sampling.max_tokens,
             config.run.seed,
             stop_token_ids=spec.stop_token_ids,
+            max_turns=conversation_limits(spec)[0],
+            max_conversation_tokens=conversation_limits(spec)[1],
         ),
         ks=tuple(evaluation.ks),
         pass_reward=evaluation.pass_reward,

@@ -16,6 +16,7 @@ import numpy as np
 
 from lpo_ray.common.home import default_cache_dir
 from lpo_ray.config.cautions import cautions
+from lpo_ray.config.conversations import check_conversations, is_conversation
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
@@ -29,14 +30,15 @@ from lpo_ray.tasks import base_policy
 from lpo_ray.tasks.dataset import DatasetSource
 from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.sources.source import PromptEncoder
-from lpo_ray.tasks.table import check_task, task_named, verifier_of
+from lpo_ray.tasks.table import check_task, task_named, verifier_of, with_environment
 from lpo_ray.tasks.task import SourceContext
+from lpo_ray.tasks.warm_starts import WARM_STARTS
 from lpo_ray.telemetry.metrics import SCORES
 from lpo_ray.telemetry.trackers import tracker_named
 
 logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 20
-"""of a response: token id, log-prob, version"""
+"""of a response: token id, log-prob, version; more than one that an environment wrote has"""
 ROUND = 64
 """tokens; a longest sequence of an engine is a multiple of it, and so not shorter than the probe of its weights"""
 
@@ -50,7 +52,7 @@ class RunSpec:
     model_path: str | None
     """null: the tiny base policy, built when the run starts"""
     context: int
-    """tokens that prompt and response may have together"""
+    """tokens that prompt and response may have together, all that a conversation consists of"""
     verifier: str
     stop_token_ids: tuple[int, ...] = ()
     """tokens that end a response, beside the model's own end tokens"""
@@ -65,16 +67,31 @@ class RunSpec:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Tokens of the longest prompt that leaves room for a response."""
-        return self.context - self.config.sampling.max_tokens
+        """Tokens of the longest prompt that leaves room for a response, or for the first turn of a conversation."""
+        return self.longest_response - self.config.sampling.max_tokens
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens of prompt and response at which a response is cut."""
+        limit = self.config.sampling.max_conversation_tokens
+        return self.context if limit is None or not self.has_turns else min(limit, self.context)
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of prompt and response that an engine has room for: those of the data, rounded up to ROUND."""
-        if self.longest_prompt is None or self.config.rollout.max_model_len is not None:
+        """Tokens of prompt and response that an engine has room for: those of the data, rounded up to ROUND. What an
+        environment says is not known before: conversations have what they are given, or the whole context.
+        """
+        if self.config.rollout.max_model_len is not None:
             return self.context
-        longest = self.longest_prompt
-        return min(self.context, -(-(longest + self.config.sampling.max_tokens) // ROUND) * ROUND)
+        longest = self.longest_response
+        if self.longest_prompt is not None and not self.has_turns:
+            longest = self.longest_prompt + self.config.sampling.max_tokens
+        return min(self.context, -(-longest // ROUND) * ROUND)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether responses are conversations."""
+        return is_conversation(self.config.task)
 
     def with_room_for(self, tokens: int) -> RunSpec:
         """Return the same run with engines that have room for ``tokens`` of prompt and response."""
@@ -89,8 +106,8 @@ class RunSpec:
     @property
     def largest_group(self) -> int:
         """Bytes of the largest group there can be."""
-        sampling = self.config.sampling
-        return BYTES_PER_TOKEN * sampling.group_size * sampling.max_tokens + 8 * self.context
+        tokens = self.longest_response if self.has_turns else self.config.sampling.max_tokens
+        return BYTES_PER_TOKEN * self.config.sampling.group_size * tokens + 8 * self.context
 
     @property
     def warnings(self) -> list[str]:
@@ -173,9 +190,10 @@ def make_spec(config: Config, *, for_training: bool = True) -> RunSpec:
 def data_spec(config: Config) -> RunSpec:
     """Check only what decides the prompts: model, task, day and lengths. Raises ConfigError."""
     config = dated(config, begun_on(Path(config.run.dir) / config.run.name))
+    config = replace(config, task=with_environment(config.task))
     path, trust = config.model.path, config.model.trust_remote_code
     context = base_policy.CONTEXT_LENGTH if path is None else context_length(path, trust_remote_code=trust)
-    preflight.check_context(config.sampling.max_tokens, _positions(config, context))
+    preflight.check_context(config, _positions(config, context))
     check_task(config.task, config.evaluation.num_prompts)
     return outline(config, context)
 
@@ -184,6 +202,8 @@ def outline(config: Config, context: int) -> RunSpec:
     """Derive the spec of a run with a model of ``context`` positions, without a look at disk or hardware. Raises
     ConfigError when the task has no verifier, or rollout.max_model_len is more than the model has.
     """
+    config = replace(config, task=with_environment(config.task))
+    check_conversations(config)
     return RunSpec(
         config,
         Path(config.run.dir) / config.run.name,
@@ -240,5 +260,7 @@ def build_model(spec: RunSpec, on_progress: base_policy.Progress | None = None) 
         return spec.model_path
     warmup = spec.config.model.warmup
     cache = warmup.cache_dir or default_cache_dir()
-    recipe = base_policy.Recipe(warmup.seed, warmup.steps, warmup.batch_size, warmup.lr, tuple(spec.config.task.counts))
+    task = spec.config.task
+    form = task.name if task.name in WARM_STARTS else "countdown"
+    recipe = base_policy.Recipe(warmup.seed, warmup.steps, warmup.batch_size, warmup.lr, tuple(task.counts), form)
     return str(base_policy.cached_base_policy(Path(cache), recipe, on_progress))

@@ -1,4 +1,4 @@
-"""The tiny base policy: a Qwen3-style character model and its short supervised warm start on Countdown solutions.
+"""The tiny base policy: a Qwen3-style character model and its short supervised warm start on a task's responses.
 
 So that the whole system can be tried, and is tested, on a machine without a GPU and without a model hub. Every problem
 of the warm start is from the training split. Deterministic by seed, cached by recipe, written all or nothing.
@@ -26,7 +26,7 @@ from lpo_ray.common.home import user, writable
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.saving import save_model
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.tasks.sources.countdown_problems import generate, render
+from lpo_ray.tasks.warm_starts import WARM_STARTS
 
 CONTEXT_LENGTH = 2048
 FORMAT = 1
@@ -44,13 +44,16 @@ class Recipe:
     batch_size: int = 128
     lr: float = 2e-3
     counts: tuple[int, ...] = (3,)
+    task: str = "countdown"
+    """row of WARM_STARTS"""
 
 
 def cached_base_policy(cache_dir: Path, recipe: Recipe, on_progress: Progress | None = None) -> Path:
     """Return the folder of the recipe's policy in ``cache_dir``, built on first use. Processes that ask at once build
     it once.
     """
-    key = blake2b(json.dumps([FORMAT, asdict(recipe)]).encode(), digest_size=8).hexdigest()
+    values = {name: value for name, value in asdict(recipe).items() if (name, value) != ("task", "countdown")}
+    key = blake2b(json.dumps([FORMAT, values]).encode(), digest_size=8).hexdigest()
     folder = cache_dir / f"base-{key}"
     if folder.exists():  # whole, as it was written all or nothing; the cache may be a read-only one
         return folder
@@ -146,17 +149,20 @@ def train_base_policy(tokenizer: Tokenizer, recipe: Recipe, on_progress: Progres
 
 
 def _batch(tokenizer: Tokenizer, recipe: Recipe, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Encode a batch: [B, T] token ids, and labels that are -100 outside the solution."""
+    """Encode a batch: [B, T] token ids, and labels that are -100 outside what is learned."""
     rows = []
     for index in indices:
-        problem = generate(recipe.seed, index, split="train", counts=recipe.counts)
-        prompt = tokenizer.encode(render(problem, "plain")).tolist()
-        solution = [*tokenizer.encode(problem.solution).tolist(), tokenizer.eos_token_id]
-        rows.append((prompt, solution))
-    width = max(len(prompt) + len(solution) for prompt, solution in rows)
+        ids: list[int] = []
+        learned: list[int] = []
+        for piece in WARM_STARTS[recipe.task](recipe.seed, index, recipe.counts):
+            tokens = [*tokenizer.encode(piece.text).tolist(), *[tokenizer.eos_token_id] * piece.said]
+            ids += tokens
+            learned += tokens if piece.learned else [-100] * len(tokens)
+        rows.append((ids, learned))
+    width = max(len(ids) for ids, _ in rows)
     token_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
     labels = torch.full((len(rows), width), -100)
-    for row, (prompt, solution) in enumerate(rows):
-        token_ids[row, : len(prompt) + len(solution)] = torch.tensor(prompt + solution)
-        labels[row, len(prompt) : len(prompt) + len(solution)] = torch.tensor(solution)
+    for row, (ids, learned) in enumerate(rows):
+        token_ids[row, : len(ids)] = torch.tensor(ids)
+        labels[row, : len(ids)] = torch.tensor(learned)
     return token_ids, labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError, DataError
@@ -52,7 +53,8 @@ class CountdownSource:
                 f"countdown prompt {prompt_id} has {len(token_ids)} tokens, but the model's context leaves room for "
                 f"{self._encoder.max_tokens}; lower sampling.max_tokens"
             )
-        return Prompt(prompt_id, token_ids, answer_json(problem), self._verifier)
+        row = {"prompt": shown, "template": self._template}
+        return Prompt(prompt_id, token_ids, answer_json(problem), self._verifier, row)
 
 
 def _make(task: TaskConfig, given: SourceContext) -> CountdownSource:
@@ -68,7 +70,7 @@ def _make(task: TaskConfig, given: SourceContext) -> CountdownSource:
 
 
 def _check(task: TaskConfig, num_heldout: int) -> None:
-    known_only(task.options, OPTIONS, "countdown")
+    known_only(task.options, OPTIONS, task.name)
     examples = task.options.get("examples", 0)
     if type(examples) is not int or not 0 <= examples <= len(EXAMPLES):
         raise refused("examples", examples, f"a whole number from 0 to {len(EXAMPLES)}")
@@ -88,4 +90,11 @@ COUNTDOWN = Task(
     make=_make,
     check=_check,
     recommended={"task.template": "chat", "sampling.max_tokens": 1024},
+)
+COUNTDOWN_TURNS = replace(
+    COUNTDOWN,
+    name="countdown_turns",
+    about="countdown in up to three tries: a wrong expression is answered with its value; reward of the last try",
+    environment="countdown_turns",
+    recommended={"task.template": "chat", "sampling.max_tokens": 512, "sampling.max_turns": 3},
 )

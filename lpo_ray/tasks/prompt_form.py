@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lpo_ray.agents.launching import schemas_of
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.policy.tokenizer import DEFAULT_STYLE, ChatStyle, Messages
@@ -58,7 +59,8 @@ def form_of(task: TaskConfig) -> PromptForm:
             f"task.chat_template_kwargs has {', '.join(taken)}, which the prompts' own rendering sets; expected "
             "variables of the chat template, such as {enable_thinking: false}"
         )
-    style = ChatStyle(_template(task.chat_template), task.chat_template_kwargs, date)
+    tools = schemas_of(task.environment, tuple(task.tools)) if task.environment or task.tools else ()
+    style = ChatStyle(_template(task.chat_template), task.chat_template_kwargs, date, tools)
     return PromptForm(style, task.system_prompt, task.prompt_prefix, task.prompt_suffix)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.ranges import LARGEST
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
-from lpo_ray.tasks.countdown import COUNTDOWN
+from lpo_ray.tasks.arithmetic_tool import ARITHMETIC_TOOL
+from lpo_ray.tasks.countdown import COUNTDOWN, COUNTDOWN_TURNS
 from lpo_ray.tasks.dataset import CODE, DATASET, GEOMETRY, MATH
 from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.reasoning_gym import REASONING_GYM
@@ -16,6 +19,8 @@ from lpo_ray.verifiers.table import VERIFIERS
 
 TASKS: dict[str, Task] = {
     "countdown": COUNTDOWN,
+    "countdown_turns": COUNTDOWN_TURNS,
+    "arithmetic_tool": ARITHMETIC_TOOL,
     "math": MATH,
     "code": CODE,
     "geometry": GEOMETRY,
@@ -51,6 +56,14 @@ def check_task(task: TaskConfig, num_heldout: int) -> None:
         raise ConfigError(f"task.num_train is {task.num_train}; expected 1 to {LARGEST:,}, or null for all")
     form_of(task)
     found.check(task, num_heldout)
+
+
+def with_environment(task: TaskConfig) -> TaskConfig:
+    """Fill in the task's own environment and tools where none are set. Raises ConfigError for an unknown task."""
+    own = task_named(task.name)
+    if task.environment is not None or task.tools or (own.environment is None and not own.tools):
+        return task
+    return replace(task, environment=own.environment, tools=list(own.tools))
 
 
 def verifier_of(task: TaskConfig) -> str:

@@ -40,6 +40,10 @@ class Task:
     """checks the section and evaluation.num_prompts before anything is read. ConfigError"""
     recommended: Mapping[str, object] = field(default_factory=dict)
     """section.key -> value to begin with, for models of the size that the task is for"""
+    environment: str | None = None
+    """what its responses are conversations with, when task.environment is null and task.tools empty"""
+    tools: tuple[str, ...] = ()
+    """tools that the policy may call, likewise"""
     takes_variant: bool = False
     """whether task.name continues with a colon and the name of one of many"""
 

@@ -101,6 +101,14 @@ def expression_vote(response: str, prompt: str = "") -> str | None:
         return None
 
 
+def value_text(response: str) -> str:
+    """Write the value of a response's expression, such as 17 or 17/2; "?" when it has none."""
+    try:
+        return str(_evaluate(_expression(after_thinking(response), None))[1])
+    except (_NotCountdown, ZeroDivisionError):
+        return "?"
+
+
 def _expression(response: str, target: int | None) -> str:
     """Find the part of the response that is meant as the expression."""
     if CLOSE in response:

@@ -14,8 +14,8 @@ from lpo_ray.errors import TooManyLost
 from lpo_ray.evaluation import bootstrap_interval, evaluate, pass_at_k
 from lpo_ray.records import Prompt, PromptGroup, Sampling, ScoredGroup
 from lpo_ray.telemetry.monitor.progress import render_evaluation
-from tests.support.conversations import make_conversation
 from tests.support.fakes import FakeComponents, FakeSource
+from tests.support.segments import make_conversation
 
 SAMPLING = Sampling(4, 1.0, 8, seed=0)
 

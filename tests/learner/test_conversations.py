@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,66 +13,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpo_ray.learner.merge_ranks import merge_reports
-from lpo_ray.learner.packing import Packing, balance, pack_update
+from lpo_ray.learner.packing import Packing, balance, pack_step, pack_update
 from lpo_ray.learner.settings import Objective
+from lpo_ray.learner.torch_learner import TorchPolicy
 from lpo_ray.learner.updates import run_updates, score_pieces
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS
 from lpo_ray.policy.layout import lay_out
 from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.records import Conversation, Segment, StepReport, TargetGroup
+from lpo_ray.telemetry.samples import read_step, write_samples
 from tests.support.builders import make_target
-from tests.support.conversations import cut, make_conversation, mask_of, mixed_group, with_conversations, with_group
 from tests.support.policies import (
     LAYOUTS,
     OBJECTIVE,
     ONE_GROUP,
     ONE_RESPONSE,
+    PLACES,
+    SHAPES,
     WHOLE,
     Rank,
     accumulated,
     anchors,
     assert_same,
+    conversations_of,
+    cut_at,
     gradient,
     make_policy,
-    near_policy,
     reference,
     tempered,
     whole,
 )
-
-Turns = tuple[int, ...]
-SHAPES: list[list[tuple[Turns, Turns]]] = [
-    [((2, 3), (4,)), ((5,), ()), ((1, 1, 2), (1, 3))],
-    [((1, 4), (2,)), ((3, 2), (6,))],
-    [((2, 1, 1), (3, 2)), ((4, 3), (1,)), ((6,), ()), ((2, 2), (2,))],
-]
-"""groups of conversations: sampled tokens of each turn, and tokens of the environment between them"""
-PLACES = [(3,), (), (2, 5), (4, 6), (7,), (1, 2, 3)]
-
-
-def conversations_of(shapes: Sequence[Sequence[tuple[Turns, Turns]]], anchored: bool = False) -> list[TargetGroup]:
-    """Groups of conversations, each in one segment."""
-    targets = []
-    for number, group in enumerate(shapes):
-        rng = np.random.default_rng(number)
-        made = [make_conversation(rng, turns, replies)[0] for turns, replies in group]
-        target = make_target(number, [len(response.token_ids) for response in made], prompt_length=3 + number)
-        targets.append(with_group(target, replace(target.group, responses=tuple(made))))
-    return near_policy(targets, anchored)
-
-
-def cut_at(targets: Sequence[TargetGroup], places: Sequence[Sequence[int]]) -> list[TargetGroup]:
-    """The targets, their responses cut into segments at ``places``, one entry for each response, again and again."""
-    found, number = [], 0
-    for target in targets:
-        conversations: list[Conversation | None] = []
-        for response in target.group.responses:
-            assert response.conversation is not None
-            prompt = target.group.prompt.token_ids
-            conversations.append(cut(response.conversation, prompt, places[number % len(places)]))
-            number += 1
-        found.append(with_conversations(target, conversations))
-    return found
+from tests.support.segments import mask_of, mixed_group, with_group
 
 
 def coefficients_of(report: StepReport) -> np.ndarray:
@@ -274,3 +246,28 @@ def test_log_probs_of_a_conversation_are_those_of_its_segments(attention: str, s
     for found, response in zip(response_logprobs(policy, [item]), group.responses, strict=True):
         parts = [response_logprobs(alone, [(group.prompt.token_ids, [(segment,)])])[0] for segment in response.segments]
         np.testing.assert_allclose(found, np.concatenate(parts), rtol=1e-9)
+
+
+def test_a_recorded_step_of_conversations_is_replayed_bit_for_bit(tmp_path: Path) -> None:
+    """From the samples: the same batch, and after it the same weights."""
+    targets = cut_at(conversations_of(SHAPES, anchored=True), PLACES)
+    packing, digests = Packing(1, ONE_GROUP, share_prompt=True), []
+    policy = make_policy("packed", True)
+    batch = pack_step(targets, packing, step=0, seed=7, updates=2, learning_rate=0.01)
+    report = merge_reports([run_updates(policy, batch.updates, 0, OBJECTIVE, 0.01)])
+    digests.append(weights_of(policy))
+    path = tmp_path / "step_000001.parquet"
+    write_samples(path, targets, report, step=1, learning_rate=0.01, divergence="forward_kl", after={}, decode=str)
+    recorded = read_step(path)
+    policy = make_policy("packed", True)
+    batch = pack_step(
+        recorded.targets, packing, step=0, seed=7, updates=recorded.updates, learning_rate=recorded.learning_rate
+    )
+    run_updates(policy, batch.updates, 0, OBJECTIVE, recorded.learning_rate)
+    digests.append(weights_of(policy))
+    assert torch.equal(*digests)
+    assert not torch.equal(digests[0], weights_of(make_policy()))
+
+
+def weights_of(policy: TorchPolicy) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])

@@ -16,7 +16,7 @@ from lpo_ray.records.groups import ELSEWHERE
 from lpo_ray.training.ledger_codec import from_bytes, to_bytes
 from lpo_ray.verdict import Verdict
 from tests.support.builders import make_group
-from tests.support.conversations import cut, make_conversation, mask_of, mixed_group, response_of
+from tests.support.segments import cut, make_conversation, mask_of, mixed_group, response_of
 
 
 def assert_equal(found: PromptGroup, expected: PromptGroup) -> None:

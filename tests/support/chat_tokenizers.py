@@ -49,3 +49,38 @@ def byte_tokenizer(
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token="<bos>")
     made.chat_template = template
     return Tokenizer(made)
+
+
+QWEN3 = (
+    "{%- set ns = namespace(last=messages|length - 1) %}"
+    "{%- for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{%- endfor %}"
+    "{%- if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{%- endif %}"
+    "{%- for m in messages %}{%- set content = m['content'] %}"
+    "{%- if m['role'] == 'assistant' %}{%- if '</think>' in content and loop.index0 < ns.last %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{{ '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}"
+    "{%- elif m['role'] == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>\n' + content + '\n</tool_response><|im_end|>\n' }}"
+    "{%- else %}{{ '<|im_start|>' + m['role'] + '\n' + content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}{# <tool_call> #}"
+)
+"""of Qwen3: what was thought before the user's last turn is left out"""
+LLAMA_3 = (
+    "{{ bos_token }}{% for m in messages %}{% set role = 'ipython' if m['role'] == 'tool' else m['role'] %}"
+    "{{ '<|start_header_id|>' + role + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{# <|python_tag|> #}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% set ns = namespace(n=0) %}{% for m in messages %}"
+    "{% if m['role'] == 'user' or (m['role'] == 'assistant' and not m['tool_calls']) %}"
+    "{% if (m['role'] == 'user') != (ns.n % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% set ns.n = ns.n + 1 %}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+    "{% elif m['role'] == 'tool' %}{{ '[TOOL_RESULTS] ' + m['content'] + '[/TOOL_RESULTS]' }}"
+    "{% elif m['tool_calls'] %}{{ '[TOOL_CALLS] [' }}{% for c in m['tool_calls'] %}{{ c['function'] | tojson }}"
+    "{% endfor %}{{ ']' + eos_token }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+"""of Mistral: an answer without calls must not stand before a tool's message"""

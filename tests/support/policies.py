@@ -20,12 +20,22 @@ from lpo_ray.learner.targets import StaleRule, TargetRule, build_targets
 from lpo_ray.learner.torch_learner import TorchPolicy
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pieces
 from lpo_ray.objective import clipped_token_loss, listwise, project
-from lpo_ray.records import Anchor, AnchorGroup, Piece, StepNorms, StepReport, TargetGroup, Update
+from lpo_ray.records import Anchor, AnchorGroup, Conversation, Piece, StepNorms, StepReport, TargetGroup, Update
 from tests.support.builders import make_target
+from tests.support.segments import cut, make_conversation, with_conversations, with_group
 
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
 LENGTHS = [(3, 5, 2, 7), (1, 9, 4, 4), (6, 2, 2, 1), (5, 5, 8, 3), (2, 3), (7, 1, 1, 2, 4)]
 LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
+Turns = tuple[int, ...]
+SHAPES: list[list[tuple[Turns, Turns]]] = [
+    [((2, 3), (4,)), ((5,), ()), ((1, 1, 2), (1, 3))],
+    [((1, 4), (2,)), ((3, 2), (6,))],
+    [((2, 1, 1), (3, 2)), ((4, 3), (1,)), ((6,), ()), ((2, 2), (2,))],
+]
+"""groups of conversations: sampled tokens of each turn, and tokens of the environment between them"""
+PLACES = [(3,), (), (2, 5), (4, 6), (7,), (1, 2, 3)]
+"""where the responses of groups are cut into segments, one after the other"""
 WHOLE = 10**6
 ONE_GROUP = 60
 ONE_RESPONSE = 1
@@ -72,6 +82,31 @@ def near_policy(targets: Sequence[TargetGroup], anchored: bool = False) -> list[
         s_t = anchors(policy, near)
         near = [replace(target, anchor=part) for target, part in zip(near, s_t, strict=True)]
     return near
+
+
+def conversations_of(shapes: Sequence[Sequence[tuple[Turns, Turns]]], anchored: bool = False) -> list[TargetGroup]:
+    """Groups of conversations, each in one segment."""
+    targets = []
+    for number, group in enumerate(shapes):
+        rng = np.random.default_rng(number)
+        made = [make_conversation(rng, turns, replies)[0] for turns, replies in group]
+        target = make_target(number, [len(response.token_ids) for response in made], prompt_length=3 + number)
+        targets.append(with_group(target, replace(target.group, responses=tuple(made))))
+    return near_policy(targets, anchored)
+
+
+def cut_at(targets: Sequence[TargetGroup], places: Sequence[Sequence[int]]) -> list[TargetGroup]:
+    """The targets, their responses cut into segments at ``places``, one entry for each response, again and again."""
+    found, number = [], 0
+    for target in targets:
+        conversations: list[Conversation | None] = []
+        for response in target.group.responses:
+            assert response.conversation is not None
+            prompt = target.group.prompt.token_ids
+            conversations.append(cut(response.conversation, prompt, places[number % len(places)]))
+            number += 1
+        found.append(with_conversations(target, conversations))
+    return found
 
 
 def picked(anchor: AnchorGroup, order: Sequence[int]) -> AnchorGroup:

@@ -17,7 +17,7 @@ from lpo_ray.records import (
 from lpo_ray.telemetry.metrics import SCORES, diagnostics, pass_rate_histogram
 from lpo_ray.telemetry.monitor.charts import charts_of
 from tests.support.builders import make_target
-from tests.support.conversations import mixed_group
+from tests.support.segments import mixed_group
 from tests.support.telemetry import metrics_of, report_of
 
 

@@ -16,7 +16,7 @@ from lpo_ray.telemetry import samples
 from lpo_ray.telemetry.samples import read_step, write_samples
 from lpo_ray.telemetry.segment_columns import SCHEMA, whole_responses
 from tests.support.builders import make_target
-from tests.support.conversations import mixed_group
+from tests.support.segments import mixed_group
 from tests.support.telemetry import report_of
 
 

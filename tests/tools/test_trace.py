@@ -16,8 +16,8 @@ from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, WeightsV
 from lpo_ray.tools.trace import render, trace
 from lpo_ray.training.ledger import Ledger
 from tests.support.builders import make_target
-from tests.support.conversations import mixed_group
 from tests.support.recorded_runs import write_step
+from tests.support.segments import mixed_group
 
 
 def scored(prompt_id: str, attempt: int, rewards: tuple[float, ...] = (1.0, 0.0)) -> ScoredGroup:

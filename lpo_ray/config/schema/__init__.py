@@ -22,6 +22,7 @@ from lpo_ray.config.schema.choices import (
     SandboxKind,
     StalePolicy,
 )
+from lpo_ray.config.schema.environment import EnvironmentConfig
 from lpo_ray.config.schema.objective import ChangeConfig, ObjectiveConfig, PipelineConfig, StaleConfig, TokenClipConfig
 from lpo_ray.config.schema.run import (
     CheckpointConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "ClusterKind",
     "Config",
     "EngineKind",
+    "EnvironmentConfig",
     "EqualRewards",
     "EvaluationConfig",
     "HttpConfig",
@@ -89,6 +91,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)

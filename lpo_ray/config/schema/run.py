@@ -88,9 +88,14 @@ class SimulationConfig:
     """Hardware as `lpo-ray simulate` assumes it; engines, ranks and slots are those of rollout and learner."""
 
     mean_tokens: float = 1024.0
-    """mean length of a response; lengths are log-normal"""
+    """mean length of a response, or of a turn; lengths are log-normal"""
     length_variation: float = 0.6
     """standard deviation of the length over its mean"""
+    mean_turns: float = 1.0
+    """mean number of a conversation's turns, each of mean_tokens; geometric, cut at sampling.max_turns. 1: there is one
+    turn"""
+    environment_seconds: float = 1.0
+    """mean time that an environment and its tools take behind a turn; exponential"""
     decode_rate: float = 40.0
     """tokens a second of one response, whatever its neighbours"""
     train_rate: float = 10000.0

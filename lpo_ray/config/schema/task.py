@@ -50,6 +50,14 @@ class TaskConfig:
     """row of VERIFIERS, "module:function", "file.py:function", https://..., judge, or a weighted sum such as
     "math + 0.2*think_format"; null takes the task's own
     """
+    environment: str | None = None
+    """what a response is a conversation with: row of ENVIRONMENTS, "path/to/file.py:Name" or "module:Name"; null: there
+    is one turn, unless there are tools
+    """
+    tools: list[str] = field(default_factory=list)
+    """tools that the policy may call in its turns: "python", "calculator", "file.py:function", "module:function" """
+    tool_parser: str = "auto"
+    """form of a call in the policy's text: row of PARSERS (hermes | llama3_json | ...); auto: by the chat template"""
     template: str = "plain"
     """plain, or chat (the tokenizer's chat template); prompts that are messages go through that in any case"""
     chat_template: str | None = None
@@ -100,6 +108,12 @@ class SamplingConfig:
     min_p: float = 0.0
     """least probability that is kept, as a share of the largest; 0: off"""
     max_tokens: int = MISSING
-    """tokens per response"""
+    """tokens per response; of a conversation, per turn"""
+    max_turns: int = 8
+    """turns of a conversation, after which it is cut; read with an environment or tools only"""
+    max_conversation_tokens: int | None = None
+    """tokens of a conversation at which it is cut, those of prompt and environment included; null: as many as an engine
+    has room for (rollout.max_model_len)
+    """
     stop_token_ids: list[int] = field(default_factory=list)
     """tokens that end a response, beside the model's own end tokens and the chat template's end of turn"""

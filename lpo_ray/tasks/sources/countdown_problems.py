@@ -71,6 +71,14 @@ def generate(
     )
 
 
+def guess(rng: random.Random, problem: Problem) -> str:
+    """Make an expression of the problem's numbers whose value is not the target."""
+    while True:
+        expression, value = _random_expression(rng, problem.numbers)
+        if value is not None and value != problem.target:
+            return expression
+
+
 def answer_json(problem: Problem) -> str:
     """Write the problem as JSON, as the verifier reads it."""
     return json.dumps({"numbers": list(problem.numbers), "target": problem.target})

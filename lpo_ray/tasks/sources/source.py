@@ -13,7 +13,7 @@ import numpy as np
 
 from lpo_ray.errors import DataError, UnusableRow
 from lpo_ray.interfaces import PromptSource
-from lpo_ray.policy.tokenizer import Messages, Tokenizer
+from lpo_ray.policy.tokenizer import ChatStyle, Messages, Tokenizer
 from lpo_ray.records import IntArray, Prompt
 from lpo_ray.tasks.prompt_form import PromptForm, no_system_prompt
 
@@ -89,14 +89,30 @@ class PromptEncoder:
 
     def render(self, prompt: str | Messages) -> Rendered:
         """Render the text whose tokens the engine is given. DataError for messages that cannot be rendered."""
-        form = self._form
-        if isinstance(prompt, str) and self._template == "plain":
+        form, messages = self._form, self.conversation(prompt)
+        if isinstance(prompt, str) and messages is None:
             if form.system_prompt is not None:
                 raise no_system_prompt(prompt)
             return Rendered(form.text(prompt), self._tokenizer.begin_ids)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        assert messages is not None
         self.uses_chat_template = True
-        return Rendered(self._tokenizer.render(form.conversation(messages), form.style), ())
+        return Rendered(self._tokenizer.render(messages, form.style), ())
+
+    def conversation(self, prompt: str | Messages) -> Messages | None:
+        """Return the messages that a prompt is rendered from; None: it is encoded as plain text."""
+        if isinstance(prompt, str):
+            return None if self.is_plain else self._form.conversation([{"role": "user", "content": prompt}])
+        return self._form.conversation(prompt)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether texts are encoded as they are."""
+        return self._template == "plain"
+
+    @property
+    def style(self) -> ChatStyle:
+        """Style in which messages are rendered."""
+        return self._form.style
 
     @property
     def end_of_turn(self) -> int | None:

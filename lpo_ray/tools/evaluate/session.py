@@ -27,6 +27,8 @@ from lpo_ray.verifiers.answers import read_as
 
 DECIDES_A_VERDICT = ("http", "judge", "sandbox")
 """of the section verifier"""
+OF_TURNS = ("max_turns", "max_conversation_tokens")
+"""of a Sampling, that a single answer does not have"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,20 @@ def opened(
     of_what = {
         "model": identity(model_path, trust_remote_code=config.model.trust_remote_code),
         "dtype": config.rollout.dtype,
-        "sampling": asdict(settings.sampling),
+        "sampling": {name: value for name, value in asdict(settings.sampling).items() if name not in OF_TURNS},
+        **(_conversations(spec) if spec.has_turns else {}),
         "verifier": {"name": spec.verifier, **{key: _plain(verifier[key]) for key in DECIDES_A_VERDICT}},
     }
     with ResultStore(request.folder, of_what, prompts, fresh=fresh) as store:
         yield EvaluationRun(request, settings, spec.verifier, tokenizer, prompts, store, column)
+
+
+def _conversations(spec: RunSpec) -> dict[str, object]:
+    task, sampling = spec.config.task, spec.config.sampling
+    return {
+        "environment": {"name": task.environment, "tools": list(task.tools), "tool_parser": task.tool_parser},
+        "limits": {name: getattr(sampling, name) for name in OF_TURNS},
+    }
 
 
 def _plain(section: dict[str, object]) -> dict[str, object]:

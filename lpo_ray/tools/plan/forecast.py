@@ -70,6 +70,10 @@ class Assumptions:
     """GB of weights a second"""
     measured: Rates | None = None
     """of an earlier run"""
+    turns: float | None = None
+    """of a conversation, on average"""
+    environment_seconds: float | None = None
+    """behind a turn, on average"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +103,14 @@ class Forecast:
 
     @property
     def responses_at_most_length(self) -> int:
-        """Responses of sampling.max_tokens, prompt included, that fit one engine's KV cache."""
-        return self.kv.responses(self.lengths.prompt + self.work.longest_tokens)
+        """Responses of the most tokens there may be, prompt included, that fit one engine's KV cache."""
+        longest = self.lengths.prompt + self.work.longest_tokens
+        return self.kv.responses(self.spec.longest_response if self.spec.has_turns else longest)
 
     @property
     def responses_expected(self) -> int:
         """Responses of the expected length that fit one engine's KV cache."""
-        return self.kv.responses(self.lengths.prompt + self.lengths.response)
+        return self.kv.responses(self.lengths.prompt + self.lengths.behind)
 
     def to_json(self) -> dict[str, object]:
         """Return all numbers; bytes as bytes, times in seconds."""
@@ -138,6 +143,9 @@ class Forecast:
             "prompt_tokens": self.lengths.prompt,
             "response_tokens": self.lengths.response,
             "lengths_from": self.lengths.source,
+            "turns": self.lengths.turns,
+            "environment_tokens": self.lengths.said,
+            "environment_seconds": self.lengths.environment_seconds,
             "sampled_tokens_per_step": self.work.sampled,
             "learner_positions_per_step": self.work.positions,
             "weight_bytes_per_step": self.work.weight_bytes,
@@ -157,7 +165,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
     config, setup = spec.config, setup_of(spec.config)
     problems: list[str] = []
     notes = unmet_here(config, spec.verifier)
-    lengths = mean_lengths(spec, given.prompt_tokens, given.response_tokens)
+    lengths = mean_lengths(spec, given.prompt_tokens, given.response_tokens, given.turns, given.environment_seconds)
     spec = with_longest_prompt(spec, lengths)
     work = step_work(spec, model, lengths)
     rank_settings, engine_settings = rank_of(spec, model, lengths), engine_of(spec, model)
@@ -177,7 +185,7 @@ def make_forecast(spec: RunSpec, model: Architecture, machines: Sequence[Machine
         notes.append("the GPUs are not in tools/plan/devices.py: whether it fits is not known, and times need rates")
     problems += host_problems(config, rank, engine, machines, places)
     at_most = min(config.rollout.max_num_seqs, math.ceil(work.prompts * work.group_size / setup.num_workers))
-    slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.response)))
+    slots = max(1, min(at_most, kv.responses(lengths.prompt + lengths.behind)))
     rates = _rates(config, setup, model, device, work, slots, engine_settings.bucket_bytes, given, notes)
     time = None if rates is None else step_time(work, rates, setup)
     limits: Sequence[Limit] = []

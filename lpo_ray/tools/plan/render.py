@@ -49,6 +49,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
         _numbers(
             {
                 "prompt, response (tokens)": f"{forecast.lengths.prompt:.1f}, {forecast.lengths.response:.1f}",
+                **_turns(forecast),
                 "": forecast.lengths.source,
                 "response tokens": f"{work.sampled:,.0f}",
                 "positions in the learner": f"{work.positions:,.0f}",
@@ -129,6 +130,16 @@ def describe_cluster(forecast: Forecast) -> str:
         device = machine.device.name if machine.device else "unknown GPUs"
         words.append(f"{machine.name}: {machine.gpus} x {device}" if machine.gpus else f"{machine.name}: CPU")
     return ", ".join(words)
+
+
+def _turns(forecast: Forecast) -> dict[str, str]:
+    lengths = forecast.lengths
+    if not forecast.spec.has_turns:
+        return {}
+    return {
+        "turns": f"{lengths.turns:.1f}",
+        "environment (tokens, seconds behind a turn)": f"{lengths.said:.1f}, {lengths.environment_seconds:g}",
+    }
 
 
 def _numbers(numbers: Mapping[str, str], title: str) -> Text:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lpo_ray.config.conversations import is_conversation, most_sampled, most_turns
 from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
 from lpo_ray.config.gpus import between_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
@@ -31,6 +32,10 @@ from lpo_ray.tools.plan.memory import (
 from lpo_ray.tools.plan.throughput import Work, forward_passes
 
 ASSUMED_PROMPT_TOKENS = 256
+ASSUMED_SAID_TOKENS = 64
+"""of an environment behind a turn, with what a chat template puts around it"""
+ASSUMED_SECONDS = 1.0
+"""of an environment behind a turn"""
 SHARED = "shared GPU"
 """role of a bundle for a rank and its part of an engine"""
 LONGEST_PROMPT = 8
@@ -45,14 +50,31 @@ class Lengths:
 
     prompt: float
     response: float
+    """that are sampled, in all turns of a conversation"""
     source: str
+    turns: float = 1.0
+    said: float = 0.0
+    """by the environment, behind the turns of a response"""
+    environment_seconds: float = 0.0
+    """that an environment takes behind a turn"""
+
+    @property
+    def behind(self) -> float:
+        """Tokens behind the prompt: what was sampled and what environments said."""
+        return self.response + self.said
 
 
-def mean_lengths(spec: RunSpec, prompt_tokens: float | None, response_tokens: float | None) -> Lengths:
+def mean_lengths(
+    spec: RunSpec,
+    prompt_tokens: float | None,
+    response_tokens: float | None,
+    turns: float | None = None,
+    environment_seconds: float | None = None,
+) -> Lengths:
     """Take given lengths, else read them from the data where it and the tokenizer are at hand, else assume them. Raises
     ConfigError.
     """
-    limit, longest = spec.config.sampling.max_tokens, max(1, spec.max_prompt_tokens)
+    limit, longest = most_sampled(spec.config), max(1, spec.max_prompt_tokens)
     for flag, value, most in (
         ("--prompt-tokens", prompt_tokens, longest), ("--response-tokens", response_tokens, limit),
     ):  # fmt: skip
@@ -60,14 +82,33 @@ def mean_lengths(spec: RunSpec, prompt_tokens: float | None, response_tokens: fl
             raise ConfigError(
                 f"{flag} is {value:g}; expected a number above 0 and at most {most}, the longest there is"
             )
+    turns, seconds, how = _turns(spec, turns, environment_seconds)
+    said = (turns - 1) * ASSUMED_SAID_TOKENS
     prompt, where = prompt_tokens, "prompt given"
     if prompt is None:
         prompt, where = _read_prompts(spec), f"prompt the mean of {PROMPTS_READ} of the data"
     if prompt is None:
         prompt, where = float(min(ASSUMED_PROMPT_TOKENS, longest)), "prompt assumed (--prompt-tokens)"
     if response_tokens is not None:
-        return Lengths(prompt, response_tokens, f"{where}, response given")
-    return Lengths(prompt, limit / 2, f"{where}, response assumed as half of sampling.max_tokens (--response-tokens)")
+        return Lengths(prompt, response_tokens, f"{where}, response given{how}", turns, said, seconds)
+    half = min(limit, turns * spec.config.sampling.max_tokens) / 2
+    source = f"{where}, response assumed as half of sampling.max_tokens (--response-tokens){how}"
+    return Lengths(prompt, half, source, turns, said, seconds)
+
+
+def _turns(spec: RunSpec, turns: float | None, seconds: float | None) -> tuple[float, float, str]:
+    """Return the mean number of turns, the seconds of the environment behind each, and where they come from."""
+    most = most_turns(spec.config)
+    for flag, value, low, high in (
+        ("--turns", turns, 1, most), ("--environment-seconds", seconds, 0, spec.config.environment.turn_seconds),
+    ):  # fmt: skip
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"{flag} is {value:g}; expected {low} to {high:g}")
+    if not spec.has_turns:
+        return 1.0, 0.0, ""
+    how = "turns given" if turns is not None else "turns assumed as half of sampling.max_turns (--turns)"
+    source = f", {how}, {ASSUMED_SAID_TOKENS} tokens of the environment behind each"
+    return turns or (1 + most) / 2, ASSUMED_SECONDS if seconds is None else seconds, source
 
 
 def _read_prompts(spec: RunSpec) -> float | None:
@@ -97,7 +138,7 @@ def step_work(spec: RunSpec, model: Architecture, lengths: Lengths) -> Work:
         group_size=config.sampling.group_size,
         prompt_tokens=lengths.prompt,
         response_tokens=lengths.response,
-        longest_tokens=config.sampling.max_tokens,
+        longest_tokens=most_sampled(config),
         share_prompt=config.pipeline.share_prompt,
         forward_passes=forward_passes(
             config.pipeline.updates_per_step,
@@ -108,6 +149,8 @@ def step_work(spec: RunSpec, model: Architecture, lengths: Lengths) -> Work:
         updates=config.pipeline.updates_per_step,
         tokens_per_micro_batch=config.pipeline.tokens_per_micro_batch,
         weight_bytes=model.parameters * BYTES[config.rollout.dtype],
+        said_tokens=lengths.said,
+        environment_seconds=most_turns(config) * lengths.environment_seconds,
     )
 
 
@@ -117,15 +160,17 @@ def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSetting
     """
     config, deepspeed = spec.config, spec.config.learner.deepspeed
     ranks = world_size(config)
-    group = config.sampling.group_size * (lengths.prompt + config.sampling.max_tokens)
+    sampled = most_sampled(config)
+    longest = lengths.prompt + sampled + (most_turns(config) - 1) * ASSUMED_SAID_TOKENS
+    group = config.sampling.group_size * longest
     update = config.pipeline.groups_per_step / config.pipeline.updates_per_step * group
-    one = min(spec.context, lengths.prompt + config.sampling.max_tokens)
+    one = min(spec.longest_response, longest)
     tokens = max(one, min(config.pipeline.tokens_per_micro_batch, update / ranks))
     return RankSettings(
         world_size=ranks,
         dtype=config.model.dtype,
         tokens=math.ceil(tokens),
-        scored=math.ceil(tokens * config.sampling.max_tokens / (lengths.prompt + config.sampling.max_tokens)),
+        scored=math.ceil(tokens * sampled / longest),
         gradient_checkpointing=gradient_checkpointing(config),
         reference=config.objective.reference_kl > 0,
         offload_optimizer=offloads(deepspeed, "offload_optimizer"),
@@ -180,12 +225,13 @@ def bundles(config: Config) -> list[Bundle]:
     learner, rollout = config.learner, config.rollout
     if config.cluster.kind is ClusterKind.inprocess:
         return [Bundle("process", 1, 0)]
+    services = [Bundle("verifier", 1, 0), *([Bundle("environments", 1, 0)] if is_conversation(config.task) else [])]
     if shares_gpus(config):
         cpus = learner.cpus_per_rank + rollout.cpus_per_worker / engine_processes(config.rollout)
-        return [*[Bundle(SHARED, cpus, 1)] * learner.world_size, Bundle("verifier", 1, 0)]
+        return [*[Bundle(SHARED, cpus, 1)] * learner.world_size, *services]
     ranks = [Bundle("learner", learner.cpus_per_rank, learner.gpus_per_rank)] * learner.world_size
     engines = [Bundle("rollout", rollout.cpus_per_worker, rollout.gpus_per_worker)] * rollout.num_workers
-    return [*ranks, *engines, Bundle("verifier", 1, 0)]
+    return [*ranks, *engines, *services]
 
 
 def places_on(config: Config, machines: Sequence[Machine]) -> list[Placement] | str:

@@ -69,6 +69,10 @@ class Work:
     tokens_per_micro_batch: int
     weight_bytes: int
     """that are published"""
+    said_tokens: float = 0.0
+    """of environments, behind the turns of one response, on average"""
+    environment_seconds: float = 0.0
+    """that environments take in a conversation of as many turns as there may be"""
 
     @property
     def sampled(self) -> float:
@@ -77,9 +81,10 @@ class Work:
 
     @property
     def positions(self) -> float:
-        """Positions of the learner's forward passes: prompts and responses."""
+        """Positions of the learner's forward passes: prompts, responses, and what environments said."""
         copies = 1 if self.share_prompt else self.group_size
-        return self.prompts * copies * self.prompt_tokens + self.sampled
+        said = self.prompts * self.group_size * self.said_tokens
+        return self.prompts * copies * self.prompt_tokens + self.sampled + said
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +116,18 @@ def engine_rate(
     seconds that its longest response takes among as many.
     """
     seconds = _decode_step(model, device, dtype, work, parts, slots)
-    flops = 2 * (model.body + model.embedding) * work.prompt_tokens / work.group_size  # once for a group
+    once = work.prompt_tokens / work.group_size + work.said_tokens  # a prompt once for a group, turns from the cache
+    flops = 2 * (model.body + model.embedding) * once
     prefill = flops / (TRAIN_EFFICIENCY * device.flops(dtype) * parts)
     rate = 1 / (seconds / slots + prefill / work.response_tokens)
-    return rate, work.longest_tokens * _decode_step(model, device, dtype, work, parts, 1)
+    longest = work.longest_tokens * _decode_step(model, device, dtype, work, parts, 1)
+    return rate, longest + work.environment_seconds
 
 
 def _decode_step(model: Architecture, device: Device, dtype: str, work: Work, parts: int, slots: int) -> float:
     """Seconds in which each of ``slots`` responses, half grown on average, gets one token."""
     weights = model.body + model.embedding
-    held = work.prompt_tokens + work.response_tokens / 2
+    held = work.prompt_tokens + (work.response_tokens + work.said_tokens) / 2
     cached = slots * held * kv_bytes_per_token(model, dtype, parts)
     reading = (BYTES[dtype] * weights / parts + cached) / (DECODE_EFFICIENCY * device.bandwidth)
     computing = 2 * weights * slots / parts / (TRAIN_EFFICIENCY * device.flops(dtype))
@@ -151,7 +158,7 @@ def rank_rate(
     model: Architecture, device: Device, dtype: str, work: Work, *, world_size: int, checkpointing: bool, offload: bool
 ) -> float:
     """Response tokens a second of one of ``world_size`` ranks, over all updates of a step."""
-    sequence = work.prompt_tokens + work.response_tokens
+    sequence = work.prompt_tokens + work.response_tokens + work.said_tokens
     attention = 2 * model.num_layers * model.num_heads * model.head_dim * sequence
     forward = (2 * model.body + attention) * work.positions
     head = 2 * model.embedding * work.sampled

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from typing_extensions import override
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentDied, LearnerLost
-from lpo_ray.interfaces import Learner, TargetBuilder, Verifier, WeightTransport
+from lpo_ray.interfaces import Environments, Learner, TargetBuilder, Verifier, WeightTransport
 from lpo_ray.records import (
     Anchor,
+    ConversationId,
     FloatArray,
+    IntArray,
+    Observation,
     Process,
     ProjectedGroup,
     Prompt,
@@ -36,6 +40,8 @@ from lpo_ray.records import (
     StepReport,
     TargetGroup,
     TrainBatch,
+    Turn,
+    TurnRequest,
     UpdateReport,
     WeightsVersion,
     zero_anchor,
@@ -43,13 +49,16 @@ from lpo_ray.records import (
 from lpo_ray.rollout.member import Member, Worker
 from lpo_ray.rollout.pool import RolloutPool
 
+ANSWER_TOKENS = 16
+"""tokens that an environment says behind a turn"""
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """How fast things are. Rates in response tokens a second."""
 
     mean_tokens: float
-    """mean length of a response"""
+    """mean length of a response, or of a turn"""
     length_variation: float
     """standard deviation of the length over its mean; lengths are log-normal, cut at sampling.max_tokens"""
     slots: int
@@ -62,6 +71,10 @@ class Hardware:
     """seconds of the anchor pass over those of the updates"""
     verify_seconds: float
     publish_seconds: float
+    mean_turns: float
+    """mean number of a conversation's turns, geometrically distributed; 1: there are none"""
+    environment_seconds: float
+    """mean time that an environment takes behind a turn, exponentially distributed"""
     hours_between_failures: float
     """mean time between failures of one engine, exponentially distributed; 0: never"""
     restart_seconds: float
@@ -116,7 +129,22 @@ class SimulatedEngine(Worker):
 
     @override
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
-        sizes = response_lengths(self._hardware, sampling, prompt.prompt_id, attempt)
+        sizes = lengths(
+            self._hardware, sampling.max_tokens, sampling.group_size, sampling.seed, prompt.prompt_id, attempt
+        )
+        starts = await self._decoded(sizes)
+        turns = (self._turn(start, size, sampling.max_tokens) for start, size in zip(starts, sizes, strict=True))
+        responses = (Response(t.token_ids, t.behaviour_logprobs, t.versions, t.finish_reason) for t in turns)
+        return PromptGroup(prompt, attempt, tuple(responses))
+
+    @override
+    async def turn(self, request: TurnRequest) -> Turn:
+        (size,) = lengths(self._hardware, request.max_tokens, 1, request.seed())
+        (start,) = await self._decoded([size])
+        return self._turn(start, size, request.max_tokens)
+
+    async def _decoded(self, sizes: Sequence[int]) -> list[float]:
+        """Decode sequences of these lengths, as slots get free; returns when each began."""
         rate, now = self._hardware.decode_rate, self._clock.now()
         starts = []
         for size in sizes:
@@ -131,8 +159,7 @@ class SimulatedEngine(Worker):
         if self._broken.done():
             raise ComponentDied(self._name, "simulated failure")
         self._clock.decoded += sum(sizes)
-        responses = (self._response(start, size, sampling) for start, size in zip(starts, sizes, strict=True))
-        return PromptGroup(prompt, attempt, tuple(responses))
+        return starts
 
     @override
     async def progress(self) -> Progress:
@@ -151,11 +178,11 @@ class SimulatedEngine(Worker):
         if not self._broken.done():
             self._broken.set_result(None)
 
-    def _response(self, start: float, size: int, sampling: Sampling) -> Response:
+    def _turn(self, start: float, size: int, most: int) -> Turn:
         moments = start + np.arange(size) / self._hardware.decode_rate
         versions = np.searchsorted(np.asarray(self._clock.published), moments, side="right") - 1
-        full = size == sampling.max_tokens
-        return Response(
+        full = size == most
+        return Turn(
             np.ones(size, np.int64),
             np.full(size, -1, np.float32),
             np.maximum(versions, 0),
@@ -163,12 +190,37 @@ class SimulatedEngine(Worker):
         )
 
 
-def response_lengths(hardware: Hardware, sampling: Sampling, prompt_id: str, attempt: int) -> list[int]:
-    """Draw K log-normal lengths."""
-    rng = np.random.default_rng(derive_seed(sampling.seed, prompt_id, attempt))
+def lengths(hardware: Hardware, most: int, count: int, seed: int, *name: str | int) -> list[int]:
+    """Draw log-normal lengths, ``most`` tokens at most."""
+    rng = np.random.default_rng(derive_seed(seed, *name))
     variance = np.log1p(hardware.length_variation**2)
-    drawn = rng.lognormal(np.log(hardware.mean_tokens) - variance / 2, np.sqrt(variance), sampling.group_size)
-    return [int(n) for n in np.clip(drawn, 1, sampling.max_tokens)]
+    drawn = rng.lognormal(np.log(hardware.mean_tokens) - variance / 2, np.sqrt(variance), count)
+    return [int(n) for n in np.clip(drawn, 1, most)]
+
+
+@dataclass(slots=True)
+class SimulatedEnvironments(Environments):
+    """Environments that take their time, say ANSWER_TOKENS behind a turn, and end at random."""
+
+    hardware: Hardware
+    turns: Counter[ConversationId] = field(default_factory=Counter)
+
+    @override
+    async def open(self, conversation: ConversationId, prompt: Prompt) -> IntArray:
+        return prompt.token_ids
+
+    @override
+    async def reply(self, conversation: ConversationId, turn: Turn) -> Observation:
+        self.turns[conversation] += 1
+        rng = np.random.default_rng(derive_seed(0, *conversation, self.turns[conversation]))
+        await asyncio.sleep(rng.exponential(self.hardware.environment_seconds))
+        if rng.random() < 1 / self.hardware.mean_turns:
+            return Observation(None, done=True)
+        return Observation(np.ones(ANSWER_TOKENS, np.int64), author="tool")
+
+    @override
+    async def end(self, conversation: ConversationId) -> None:
+        self.turns.pop(conversation, None)
 
 
 @dataclass(slots=True)

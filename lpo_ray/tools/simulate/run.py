@@ -24,7 +24,7 @@ from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError, GroupLost
-from lpo_ray.interfaces import Events, Observer
+from lpo_ray.interfaces import Events, Observer, RolloutEngine
 from lpo_ray.records import (
     AfterGroup,
     BusyWorker,
@@ -37,6 +37,7 @@ from lpo_ray.records import (
     TrainBatch,
     WorkerStatus,
 )
+from lpo_ray.rollout.conversations import ConversationRollout
 from lpo_ray.rollout.pool import PoolSettings, RolloutPool
 from lpo_ray.run.settings import loop_settings
 from lpo_ray.run.signals import first_cause
@@ -44,9 +45,11 @@ from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.stage_clock import WAIT, StageClock
 from lpo_ray.tools.simulate import virtual_time
 from lpo_ray.tools.simulate.components import (
+    ANSWER_TOKENS,
     ActiveClock,
     Hardware,
     SimulatedEngine,
+    SimulatedEnvironments,
     SimulatedLearner,
     SimulatedTargetBuilder,
     SimulatedTransport,
@@ -95,7 +98,9 @@ class SimulationResult:
 class _Components:
     """Components that are simulated, around a real pool."""
 
-    rollout: RolloutPool[SimulatedEngine]
+    pool: RolloutPool[SimulatedEngine]
+    rollout: RolloutEngine
+    """the pool, or what conducts conversations with it"""
     verifier: SimulatedVerifier
     target_builder: SimulatedTargetBuilder
     learner: SimulatedLearner
@@ -118,11 +123,11 @@ class _Components:
 
     async def scale(self, role: str, count: int) -> str:
         """Aim at ``count`` engines, whatever the role."""
-        return self.rollout.scale(count)
+        return self.pool.scale(count)
 
     async def close(self) -> None:
         """End the engines."""
-        await self.rollout.close()
+        await self.pool.close()
 
 
 class _Source:
@@ -231,7 +236,11 @@ def simulate(config: Config, engines: int) -> SimulationResult:
         pipeline=dataclasses.replace(pipeline, groups_per_step=per_update * pipeline.updates_per_step),
         learner=dataclasses.replace(config.learner, world_size=world_size),
     )
-    spec = RunSpec(config, Path(), None, config.sampling.max_tokens + PROMPT_TOKENS, "")
+    turns = 1
+    if sim.mean_turns > 1:
+        turns = config.sampling.max_turns
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, environment="simulated"))
+    spec = RunSpec(config, Path(), None, PROMPT_TOKENS + turns * (config.sampling.max_tokens + ANSWER_TOKENS), "")
     hardware = Hardware(
         mean_tokens=sim.mean_tokens,
         length_variation=sim.length_variation,
@@ -241,6 +250,8 @@ def simulate(config: Config, engines: int) -> SimulationResult:
         anchor_share=sim.anchor_share,
         verify_seconds=sim.verify_seconds,
         publish_seconds=sim.publish_seconds,
+        mean_turns=sim.mean_turns,
+        environment_seconds=sim.environment_seconds,
         hours_between_failures=sim.hours_between_failures,
         restart_seconds=sim.restart_seconds,
     )
@@ -248,7 +259,7 @@ def simulate(config: Config, engines: int) -> SimulationResult:
         rules = CheckpointRules(Path(name) / "checkpoints", every=0, keep=1, best=None)
         settings = dataclasses.replace(loop_settings(spec), checkpoints=rules, evaluate_every=0)
         try:
-            return virtual_time.run(_simulated(settings, hardware, engines, Path(name)))
+            return virtual_time.run(_simulated(settings, hardware, engines, spec.max_model_len, Path(name)))
         except BaseExceptionGroup as group:
             raise first_cause(group) from None
 
@@ -276,7 +287,9 @@ def render(outcomes: Sequence[SimulationResult]) -> Table:
     return table
 
 
-async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, folder: Path) -> SimulationResult:
+async def _simulated(
+    settings: LoopSettings, hardware: Hardware, engines: int, most_tokens: int, folder: Path
+) -> SimulationResult:
     clock = ActiveClock()
     ahead = settings.selection.max_staleness
     notes = _Notes(ahead + 1, settings.steps - ahead, clock)
@@ -294,8 +307,10 @@ async def _simulated(settings: LoopSettings, hardware: Hardware, engines: int, f
         restarts=always,
     )  # fmt: skip
     pool = RolloutPool(spawn, engines, settings=limits, events=notes)
+    has_turns = hardware.mean_turns > 1
     components = _Components(
         pool,
+        ConversationRollout(pool, SimulatedEnvironments(hardware), most_tokens) if has_turns else pool,
         SimulatedVerifier(hardware.verify_seconds),
         SimulatedTargetBuilder(),
         SimulatedLearner(hardware, settings.batch.packing.world_size),

@@ -96,7 +96,7 @@ class RecordedConversation:
                 marks.append(Mark(at, "turn", str(begins[said] + 1)))
             elif not of_policy and before:
                 turn = begins.get(said, 0) - 1
-                marks.append(Mark(at, "author", authors[turn] if 0 <= turn < len(authors) else "environment"))
+                marks.append(Mark(at, "author", (authors[turn] if 0 <= turn < len(authors) else "") or "environment"))
             said += of_policy
             before = of_policy
         return marks

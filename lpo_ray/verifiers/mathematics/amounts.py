@@ -79,7 +79,10 @@ def grouped(found: tuple[str, ...]) -> Reading | None:
     if step == 1 or start or digits[-1] + 1 < end or any(group[0] == "0" for group in groups[1:]) or "." in groups[-1]:
         return number
     items = tuple(quantity_of((group,)) or Words(group) for group in groups)
-    return Grouped(number, Items("list", items))
+    is_list = (
+        len(groups) == 2 and all(len(group) == 3 and group[-1] == "0" for group in groups) and groups[0] < groups[1]
+    )
+    return Grouped(number, Items("list", items), is_list)
 
 
 def signed(found: tuple[str, ...]) -> Reading | None:

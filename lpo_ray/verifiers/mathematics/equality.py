@@ -52,6 +52,8 @@ def _same_grouped(given: Reading, wanted: Reading, near: Fraction) -> bool | Non
     if isinstance(wanted, Grouped):
         if isinstance(given, Grouped):
             return same(given.number, wanted.number, near) or same(given.items, wanted.items, near)
+        if wanted.is_list:
+            return same(given, wanted.items, near)
         return same(given, wanted.number, near) or same(given, wanted.items, near)
     if isinstance(given, Grouped):
         return same(given.number, wanted, near) or same(given.items, wanted, near)
@@ -274,7 +276,7 @@ def vote(reading: Reading) -> str:
     if isinstance(reading, Infinite):
         return "oo" if reading.sign > 0 else "-oo"
     if isinstance(reading, Grouped):
-        return vote(reading.number)
+        return vote(reading.items if reading.is_list else reading.number)
     if isinstance(reading, Named):
         values = _record(reading)
         return vote(reading.value if values is None else Items("tuple", values))

@@ -25,8 +25,8 @@ from lpo_ray.tools.view import group_list as samples
 from lpo_ray.tools.view.app import PAGE, build_app, view
 from lpo_ray.tools.view.token_text import by_position, pieces
 from tests.support.builders import make_target
-from tests.support.conversations import mixed_group
 from tests.support.recorded_runs import make_run, scored, with_columns, write_step
+from tests.support.segments import mixed_group
 
 
 def client(root: Path) -> TestClient:

@@ -1,0 +1,1 @@
+"""The environments of conversations, apart from driver and engines."""

