@@ -66,11 +66,7 @@ class Roles:
     engines: dict[str, RemoteWorker] = field(default_factory=dict)
 
     async def start_engine(self, number: int) -> None:
-        made, transport = engine_settings(spec_of(self.config), "/no/model"), TRANSPORTS["object_store"]
-        # Of a class of its own: a process that is sent EngineSettings imports the configuration, and torch for it.
-        engine = SimpleNamespace(
-            model_path=made.model_path, asynchronous=made.asynchronous, on_cpu=made.on_cpu,
-        )  # fmt: skip
+        engine, transport = engine_settings(spec_of(self.config), "/no/model"), TRANSPORTS["object_store"]
         spawn = rollout_spawner(self.config, engine, transport, self.layout.engines, FakeEvents())
         self.engines[f"engine {number}"] = worker = spawn(number, f"engine {number}")
         await worker.start(SECONDS)
