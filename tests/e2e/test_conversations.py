@@ -27,7 +27,8 @@ from tests.support.live_runs import Run, find, finish
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 OPTIONS = (
     "task.environment=tests.support.e2e_environments:Slow", "sampling.max_tokens=8", "learner.lr=1e-3",
-    "pipeline.groups_per_step=4", "rollout.num_workers=2", "environment.processes=2", "verifier.num_processes=1", "supervision.backoff_seconds=0.1",
+    "pipeline.groups_per_step=4", "rollout.num_workers=2", "environment.processes=2", "verifier.num_processes=1",
+    "supervision.backoff_seconds=0.1",
 )  # fmt: skip
 
 
