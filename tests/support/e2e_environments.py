@@ -65,9 +65,7 @@ class Slow(Thrice):
 
 
 class Insistent(ToolEnvironment):
-    """Tools that are called, and where none is a user who asks again, or a result that nobody asked for, until the third
-    turn.
-    """
+    """Three turns: a call has its result; without one a user asks again, or there is a result that nobody asked for."""
 
     async def reset(self, row: Mapping[str, Any]) -> list[Message]:
         self.turns = 0
