@@ -33,6 +33,9 @@ from lpo_ray.common.error_text import error_text
 AT_ONCE = 32
 """calls that a process works on at once; more wait in the parent"""
 STACK_BYTES = 2**21
+"""of a thread"""
+LONGEST_REQUEST = 2**30
+"""bytes; a row may be long"""
 LONGEST_REASON = 1000
 _PR_SET_PDEATHSIG = 1
 
@@ -201,13 +204,9 @@ def _enter(memory_mib: int, number: int) -> None:
     threading.stack_size(STACK_BYTES)
 
 
-async def _run(channel: socket.socket) -> None:
-    reader, writer = await asyncio.open_unix_connection(sock=channel, limit=2**30)
-    job = json.loads(await reader.readline())
-    hosted = Hosted.from_json(job["hosted"])
-    _enter(hosted.memory_mib, channel.fileno())
+async def _run(channel: socket.socket, hosted: Hosted, make: EnvironmentMaker | None, said: dict[str, Any]) -> None:
+    reader, writer = await asyncio.open_unix_connection(sock=channel, limit=LONGEST_REQUEST)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(AT_ONCE))
-    make, said = await asyncio.to_thread(_loaded, hosted)
     host = Host(writer, hosted, make or _nothing)
     host.send({"id": 0, **said})
     await host.serve(reader)
@@ -218,10 +217,16 @@ def _nothing() -> NoReturn:
 
 
 def main(fd: int) -> None:
-    """Serve the parent at the other end of ``fd``; never returns."""
+    """Serve the parent at the other end of ``fd``; never returns. What is hosted is imported here, by the main thread:
+    some of it handles signals.
+    """
     channel = socket.socket(fileno=fd)
     try:
-        asyncio.run(_run(channel))
+        with channel.makefile("rb") as requests:
+            hosted = Hosted.from_json(json.loads(requests.readline())["hosted"])
+        _enter(hosted.memory_mib, fd)
+        make, said = _loaded(hosted)
+        asyncio.run(_run(channel, hosted, make, said))
     finally:
         os._exit(0)
 

@@ -139,7 +139,8 @@ def _client(environment: Rollout) -> Any:  # noqa: ANN401 - of another system
         completion = _attribute("openai.types.chat", "ChatCompletion")
         return completion.model_validate(made) if completion else _spaces(made)
 
-    kind = type("PolicyClient", (base,), {"get_response": get_response, "__abstractmethods__": frozenset()})
+    kind = type("PolicyClient", (base,), {"get_response": get_response})
+    kind.__abstractmethods__ = frozenset()  # what it asks of others it is not asked
     made = object.__new__(kind)
     made._config, made._client = None, None
     made.chat = SimpleNamespace(completions=SimpleNamespace(create=create))

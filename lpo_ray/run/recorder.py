@@ -234,7 +234,8 @@ class Recorder:
             f"pass@{k} {value:.3f} [{evaluation.ci95[k][0]:.3f}, {evaluation.ci95[k][1]:.3f}]"
             for k, value in evaluation.pass_at.items()
         )
-        self.note(f"evaluation after step {step}: {shown}")
+        turns = f"  turns {evaluation.of_turns['turns'][0]:.2f}" if evaluation.of_turns else ""
+        self.note(f"evaluation after step {step}: {shown}{turns}")
         self._clock.lap()
 
     def has_evaluated(self, step: int) -> bool:

@@ -209,7 +209,8 @@ def _answered(samples: Sequence[Mapping], scored: ScoredGroup | None) -> tuple[A
             len(r.token_ids),
             _span(r.versions.tolist()),
             r.finish_reason,
-            *(() if r.conversation is None else (r.conversation.turns, r.conversation.ended)),
+            () if r.conversation is None else r.conversation.turns,
+            "" if r.conversation is None else r.conversation.ended,
         )
         for r, reward, shaped in zip(scored.group.responses, scored.rewards, scored.shaped, strict=True)
     )
