@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from lpo_ray.verifiers.thinking import after_thinking
@@ -164,9 +164,3 @@ PARSERS: dict[str, Callable[[str], Found]] = {
     "brackets": _brackets,
 }
 """task.tool_parser -> how calls are written; auto: by the chat template's text"""
-
-
-def names() -> Iterator[str]:
-    """List the values of task.tool_parser."""
-    yield "auto"
-    yield from PARSERS

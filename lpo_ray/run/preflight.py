@@ -74,15 +74,19 @@ def check_verifier(verifier: str, cluster: ClusterKind) -> None:
 
 
 def check_sandbox(verifier: str, config: Config) -> None:
-    """Check that programs can run, and see the installed packages, where ``unit_tests`` runs them on this machine."""
+    """Check that programs can run, and see the installed packages, where ``unit_tests`` or the tool ``python`` runs
+    them on this machine.
+    """
     is_here = config.cluster.kind is ClusterKind.inprocess or not config.cluster.address
-    if not is_here or all(term.name != "unit_tests" for term in terms(verifier)):
+    of_verifier = any(term.name == "unit_tests" for term in terms(verifier))
+    if not is_here or not (of_verifier or "python" in config.task.tools):
         return
     kind = config.verifier.sandbox.kind.value
     if (trouble := trouble_with(working_kind(kind))) is not None:
         raise ConfigError(
-            f"task.verifier has unit_tests with verifier.sandbox.kind={kind}, and its sandbox does not work here: "
-            f"{trouble} (lpo-ray doctor looks at both kinds)"
+            f"{'task.verifier has unit_tests' if of_verifier else 'task.tools has python'} with "
+            f"verifier.sandbox.kind={kind}, and its sandbox does not work here: {trouble} "
+            "(lpo-ray doctor looks at both kinds)"
         )
 
 

@@ -81,11 +81,12 @@ class ReasoningGymSource:
             entry = self._block(derive_seed(seed, "reasoning_gym", self._name, split, draw, block) % 2**32)[number]
             if split_of_question(entry["question"]) != split:
                 continue
-            token_ids = self._encoder.encode(entry["question"] + INSTRUCTION)
+            text = entry["question"] + INSTRUCTION
+            token_ids = self._encoder.encode(text)
             if len(token_ids) > self._encoder.max_tokens:
                 too_long += 1
                 continue
-            row = {"dataset": self._name, "options": self._options, "entry": entry}
+            row = {"prompt": text, "dataset": self._name, "options": self._options, "entry": entry}
             return Prompt(prompt_id, token_ids, str(entry["answer"] or ""), self._verifier, row)
         why = f"{too_long} were longer than the {self._encoder.max_tokens} tokens that leave room for a response" * (
             too_long > 0

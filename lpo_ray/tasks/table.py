@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lpo_ray.agents.tool_calls import PARSERS
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.ranges import LARGEST
 from lpo_ray.config.schema import TaskConfig
@@ -54,6 +55,8 @@ def check_task(task: TaskConfig, num_heldout: int) -> None:
     found = task_named(task.name)
     if task.num_train is not None and not 1 <= task.num_train <= LARGEST:
         raise ConfigError(f"task.num_train is {task.num_train}; expected 1 to {LARGEST:,}, or null for all")
+    if task.tool_parser not in ("auto", *PARSERS):
+        raise ConfigError(f"task.tool_parser is {task.tool_parser!r}; expected auto or one of {', '.join(PARSERS)}")
     form_of(task)
     found.check(task, num_heldout)
 

@@ -87,13 +87,14 @@ class TokenReversalSource:
 
     def _prompt(self, prompt_id: str, symbols: str) -> Prompt:
         join = self._settings.separator.join
-        token_ids = self._encoder.encode(f"{join(symbols)}>")
+        text = f"{join(symbols)}>"
+        token_ids = self._encoder.encode(text)
         if len(token_ids) > self._encoder.max_tokens:
             raise DataError(
                 f"token_reversal prompt {prompt_id} has {len(token_ids)} tokens, but the model's context leaves room "
                 f"for {self._encoder.max_tokens}; lower task.options.lengths or sampling.max_tokens"
             )
-        return Prompt(prompt_id, token_ids, join(reversed(symbols)), self._verifier)
+        return Prompt(prompt_id, token_ids, join(reversed(symbols)), self._verifier, {"prompt": text})
 
 
 def _settings(task: TaskConfig) -> Settings:

@@ -43,6 +43,8 @@ def test_unknown_options_are_refused_by_the_tasks_own_name() -> None:
     for name in ("countdown_turns", "arithmetic_tool"):
         with pytest.raises(ConfigError, match=f"which task.name={name} has not"):
             check_task(TaskConfig(name=name, options={"nosuch": 1}), 0)
+    with pytest.raises(ConfigError, match=r"task\.tool_parser is 'qwen'; expected auto or one of hermes, llama3_json"):
+        check_task(TaskConfig(name="arithmetic_tool", tool_parser="qwen"), 0)
     assert set(WARM_STARTS) <= set(TASKS)
 
 
