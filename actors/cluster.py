@@ -42,10 +42,12 @@ from actors.transports.table import TRANSPORTS, Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
-from lpo_ray.config.engine import engine_processes, shares_gpus
+from lpo_ray.config.engine import engine_processes, less_precise, shares_gpus
+from lpo_ray.config.gpus import auto_transport
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, TurnEngine, WeightTransport
+from lpo_ray.policy.proof_limits import ProofLimits, is_mixture
 from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
 from lpo_ray.rollout.conversations import ConversationRollout
@@ -242,7 +244,9 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
     on_node = nodes()[0].name if transport is TRANSPORTS["shared_memory"] else None
     layout = layout_of(config, config.learner.world_size, on_node=on_node)
     learner = _learner(spec, model_path, layout, events)
-    rollout = _rollout(spec, model_path, transport, layout, events)
+    proof = settings.proof_limits(spec, model_path)
+    exact = not less_precise(config.rollout)  # what vLLM quantizes, it may keep where NaN does not show
+    rollout = _rollout(spec, model_path, transport, layout, events, blank=lambda: exact and proof.proves_blank)
     verifier, environments = _verifier(spec, model_path, events), _environments(spec, model_path, events)
     builder = remote_target_builder(config, settings.target_rules(spec), settings.restart_rule(spec), events)
     try:
@@ -252,7 +256,7 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
             starting.create_task(_engines(rollout, after=ranks if layout.shared else None))
             for actor in (verifier.service, builder.builder, *_services(environments)):
                 starting.create_task(_started(events, actor.name, seconds, actor.start()))
-        prepared = _publisher(spec, model_path, learner, rollout, transport)
+        prepared = _publisher(spec, learner, rollout, transport, proof)
         publisher = await _started(events, "sending of weights", config.learner.silence_seconds, prepared)
     except BaseException:
         await rollout.close()
@@ -308,7 +312,8 @@ async def open_engines(
     if not config.cluster.autoscaling:
         check_room(requests_of(config, ranks=False))
     layout = layout_of(config, 0)
-    rollout = _rollout(spec, model_path, TRANSPORTS["object_store"], layout, events)  # it is never used
+    transport = TRANSPORTS["object_store"]  # it is never used
+    rollout = _rollout(spec, model_path, transport, layout, events, blank=lambda: False)
     verifier, environments = _verifier(spec, model_path, events), _environments(spec, model_path, events)
     version = WeightsVersion(0, "as loaded")
 
@@ -359,15 +364,7 @@ def transport_kind(config: Config, num_nodes: int) -> str:
             f"transport.kind={kind} with learner.gpus_per_rank={gpus[0]:g} and rollout.gpus_per_worker={gpus[1]:g}; "
             f"expected {expected}: set them, or transport.kind=auto"
         )
-    if kind != AUTO:
-        return kind
-    if shares_gpus(config):
-        return "cuda_ipc"
-    if whole:
-        return "nccl"
-    if num_nodes == 1:
-        return "shared_memory"
-    return "object_store" if any(gpus) else "gloo"
+    return auto_transport(config, num_nodes) if kind == AUTO else kind
 
 
 def _learner(spec: RunSpec, model_path: str, layout: Layout, events: Events) -> LearnerGroup:
@@ -376,10 +373,16 @@ def _learner(spec: RunSpec, model_path: str, layout: Layout, events: Events) -> 
 
 
 def _rollout(
-    spec: RunSpec, model_path: str, transport: Transport, layout: Layout, events: Events
+    spec: RunSpec,
+    model_path: str,
+    transport: Transport,
+    layout: Layout,
+    events: Events,
+    *,
+    blank: Callable[[], bool],
 ) -> RolloutPool[RemoteWorker]:
     pool, engine = settings.pool_settings(spec), settings.engine_settings(spec, model_path)
-    return rollout_pool(spec.config, pool, engine, transport, layout.engines, events)
+    return rollout_pool(spec.config, pool, engine, transport, layout.engines, events, blank=blank)
 
 
 def _verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
@@ -406,13 +409,18 @@ async def _open_export(config: Config, learner: LearnerGroup, transport: Transpo
 
 
 async def _publisher(
-    spec: RunSpec, model_path: str, learner: LearnerGroup, rollout: RolloutPool[RemoteWorker], transport: Transport
+    spec: RunSpec,
+    learner: LearnerGroup,
+    rollout: RolloutPool[RemoteWorker],
+    transport: Transport,
+    proof: ProofLimits,
 ) -> Publisher:
     await _open_export(spec.config, learner, transport)
+    proof.mixture = is_mixture(tensor.name for tensor in learner.manifest.tensors)
     delivery = DeliverySettings(
         transport,
         processes_per_engine=engine_processes(spec.config.rollout),
-        proof=settings.proof_limits(spec, model_path, (tensor.name for tensor in learner.manifest.tensors)),
+        proof=proof,
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
         prepare_seconds=spec.config.transport.prepare_seconds,
         join_seconds=spec.config.transport.join_seconds,

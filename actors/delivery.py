@@ -1,15 +1,18 @@
-"""One delivery of weights to some engines: two phases that are the same for every transport, then a proof.
+"""One delivery of weights to some engines: phases that are the same for every transport, the last of them a proof.
 
 ```
- prepare   engines stop decoding; new ones, and those of a group that broke, join the senders
- transfer  ranks stage bucket 0
-           for each bucket:  engines receive and load it  |  ranks send it, and stage the next one
+ prepare   engines stop decoding
+ join      new ones, and those of a group that broke, meet the senders
+ gather    ranks stage bucket 0
+ transfer  for each bucket:  engines receive and load it  |  ranks send it, and stage the next one
            engines drop their KV cache and finish
  prove     engines: digest of every tensor that arrived, log-probs of the probe  |  learner: log-probs of the probe
            equal -> the version is released: the engine gives out groups again
 ```
 Before the first of it, an engine is asked for the probe as it was loaded, and the learner was, too, before its weights
 changed: that is the baseline of the proof's limits (``proof_limits.py``), and a new engine is held to it at any time.
+One that was built without weights, since there is a baseline already, has nothing to be asked for before it is sent
+some; it is proved by the first of them.
 Version 0 is what the engines have loaded. There the proof needs no limits: answers must not change by a publish.
 Each wait has a limit: one for a bucket, however many there are, and one on silence while engines end what they decode.
 An engine that fails is left out; the others get the version.
@@ -118,20 +121,25 @@ class Attempt:
         self.agreement = Agreement(0.0, 0.0)
         """with the learner, of the members that are furthest from it"""
         self.phases: dict[str, float] = {}
-        """phase -> seconds that it took"""
+        """phase -> seconds that it took, one after the other"""
+        self._since = 0.0
+        """end of the phase before"""
 
     async def run(self, step: int) -> WeightsVersion:
         """Deliver and prove. Raises Broken when nothing was delivered, or what the learner raises when it is lost."""
-        started = time.monotonic()
+        self._since = time.monotonic()
         probe, limit = list(self._settings.proof.probe), self._settings.proof.between_ranks
         self._limit = self._settings.prepare_seconds
         if self._settings.folder_is_version_0 and (step == 0 or self._as_loaded.learner is not None):
             await self._ask_as_loaded(probe)
-        await self._prepare()
-        prepared = time.monotonic()
+        # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
+        await self._stop_decoding()
+        self._ended("prepare")
+        await self._join()
+        self._ended("join")
         self._limit = self._settings.transfer_seconds
         digests = await self._transfer()
-        transferred = time.monotonic()
+        self._ended("transfer")
         version = WeightsVersion(step, self._learner.manifest.digest(digests))
         finishing = self._each(
             f"serve weights {version}", lambda m: m.worker.handle.finish_update.remote(str(step), probe)
@@ -139,33 +147,36 @@ class Attempt:
         delivered, expected = await self._both(finishing, self._learner.probe(as_bundles(probe), limit))
         self._prove(version, digests, delivered, expected)
         await self._each("release", lambda m: m.worker.handle.release.remote())
-        now = time.monotonic()
-        self.phases = {"prepare": prepared - started, "transfer": transferred - prepared, "prove": now - transferred}
+        self._ended("prove")
         return version
+
+    def _ended(self, phase: str) -> None:
+        now = time.monotonic()
+        self.phases[phase], self._since = now - self._since, now
 
     async def _ask_as_loaded(self, probe: list[IntArray]) -> None:
         """Ask members that have not been sent anything yet for the probe, and hold them to what the learner answered
         when it had loaded the same folder.
         """
         loaded, proof = self._as_loaded, self._settings.proof
-        fresh = [member for member in self.members if member not in loaded.engines]
+        fresh = [member for member in self.members if member not in loaded.engines and not member.worker.is_blank]
         if fresh:
             what = "answer the probe as loaded"
             loaded.engines |= await self._each(what, lambda m: m.worker.handle.answer.remote(probe), of=fresh)
         if loaded.learner is None:
             return
+        asked = [member for member in self.members if member in loaded.engines]
         if proof.baseline is None:
-            proof.measured(loaded.agreement(member) for member in self.members)
-        for member in list(self.members):
+            proof.measured(map(loaded.agreement, asked))
+        for member in asked:
             if excess := proof.excess(loaded.agreement(member)):
                 difference, limit, which = excess
                 why = f"{_NOT_THE_SAME} ({which})"
                 self._drop(member, WeightsNotProved(member.name, "0 (as loaded)", difference, limit, why))
         self._end_without_members()
 
-    async def _prepare(self) -> None:
-        # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
-        await self._stop_decoding()
+    async def _join(self) -> None:
+        """Have members that are in no group with the senders form one."""
         self._groups.split(self.members)
         fresh = self._groups.outside(self.members)
         if not fresh:
@@ -193,6 +204,7 @@ class Attempt:
         """Send all buckets; returns the digests of what the ranks sent."""
         groups = self._groups.within(self.members)
         staged = await self._learner.advance(None, groups, self._limit)
+        self._ended("gather")
         digests: dict[str, str] = {}
         for bucket in range(len(self._learner.manifest.buckets)):
             tickets = [part.ticket for part in staged]
@@ -220,7 +232,12 @@ class Attempt:
             found = compare(as_answered(expected), delivery.logprobs)
             before = self._as_loaded.engines.get(member) if version.step == 0 else None
             changed = 0.0 if before is None else largest_difference(before, delivery.logprobs)
-            if why := check_arrival(digests, delivery.digests, delivery.cached_tokens):
+            if delivery.unfilled:
+                error = WeightsNotProved(
+                    member.name, str(version), found.largest, proof.limits(found.surprise).largest,
+                    _not_brought(delivery.unfilled),
+                )  # fmt: skip
+            elif why := check_arrival(digests, delivery.digests, delivery.cached_tokens):
                 error = WeightsNotProved(
                     member.name, str(version), found.largest, proof.limits(found.surprise).largest, why
                 )
@@ -233,6 +250,8 @@ class Attempt:
             else:
                 proved.append(found)
                 continue
+            if began_blank(member):
+                proof.reached_not()
             self._drop(member, error)
         self._end_without_members()
         proof.measured(proved)
@@ -310,6 +329,20 @@ class Attempt:
     def _patience(self, asked: Sequence[Member]) -> float:
         """Seconds to wait: half of them for several, so that one that hangs does not hold up the others for as long."""
         return self._limit / 2 if len(asked) > 1 else self._limit
+
+
+def began_blank(member: Member) -> bool:
+    """Whether the engine was built without weights, and has proved none yet."""
+    return member.worker.is_blank and member.version is None
+
+
+def _not_brought(names: Sequence[str]) -> str:
+    """Say that an engine without weights of its own was not brought the ones of these ``names``."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"it was built without weights, and a publish brings none for {names[0]}{more}: from now on engines load the "
+        "model's folder when they start"
+    )
 
 
 def _changed_by(names: Iterable[str]) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
-from actors.delivery import AsLoaded, Attempt, Broken, DeliverySettings, Member
+from actors.delivery import AsLoaded, Attempt, Broken, DeliverySettings, Member, began_blank
 from actors.learner.group import LearnerGroup
 from actors.rollout.remote import RemoteWorker
 from actors.runtime.remote_calls import call_each
 from actors.transports.peer_groups import PeerGroups
-from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError
+from lpo_ray.errors import ComponentDied, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
 from lpo_ray.interfaces import WeightTransport
 from lpo_ray.policy.weights_proof import (
     as_bundles,
@@ -55,7 +55,7 @@ class Publisher(WeightTransport):
         proof, seconds = self._settings.proof, self._settings.prepare_seconds
         async with self._learner.weights_lock:
             self._as_loaded.learner = await self._learner.probe(as_bundles(proof.probe), proof.between_ranks)
-            members = await self._pool.started()
+            members = [member for member in await self._pool.started() if not member.worker.is_blank]
             asked = [member.worker.handle.answer.remote(list(proof.probe)) for member in members]
             names = [member.name for member in members]
             answers = await call_each(asked, who=names, what="answer the probe as loaded", seconds=seconds)
@@ -106,6 +106,11 @@ class Publisher(WeightTransport):
                 version = await self._served(attempt, step)
             except DeadlineExceeded as late:  # of an engine it is in attempt.lost
                 raise LearnerLost(late.who, str(late)) from late
+            except WeightsNotProved:  # of all
+                if not all(map(began_blank, attempt.lost)):
+                    raise
+                self._take_out(attempt.lost)  # those that replace them load the model's folder
+                continue
             except Broken as broken:
                 culprits = {m: e for m, e in attempt.lost.items() if isinstance(e, ComponentDied | DeadlineExceeded)}
                 unexplained += not culprits

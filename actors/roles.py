@@ -252,18 +252,31 @@ def remote_target_builder(
 
 
 def rollout_pool(
-    config: Config, settings: PoolSettings, engine: EngineSettings, transport: Transport, places: Places, events: Events
+    config: Config,
+    settings: PoolSettings,
+    engine: EngineSettings,
+    transport: Transport,
+    places: Places,
+    events: Events,
+    *,
+    blank: Callable[[], bool],
 ) -> RolloutPool[RemoteWorker]:
     """Make the pool of the rollout workers that a run begins with; not started. Call it inside a running event loop."""
-    spawn = rollout_spawner(config, engine, transport, places, events)
+    spawn = rollout_spawner(config, engine, transport, places, events, blank=blank)
     return RolloutPool(spawn, config.rollout.num_workers, settings=settings, events=events)
 
 
 def rollout_spawner(
-    config: Config, settings: EngineSettings, transport: Transport, places: Places, events: Events
+    config: Config,
+    settings: EngineSettings,
+    transport: Transport,
+    places: Places,
+    events: Events,
+    *,
+    blank: Callable[[], bool] = lambda: False,
 ) -> Callable[[int, str], RemoteWorker]:
     """Return what makes a rollout worker, by number and name. Each worker has a place of its own, so that it can come
-    and go.
+    and go. ``blank``: whether the next engine is built without weights.
     """
     rollout = config.rollout
     environment = {**engine_environment(settings, rollout.threads), **_offline(settings.model_path)}
@@ -271,6 +284,8 @@ def rollout_spawner(
     num_seats = engine_processes(config.rollout) if shares_gpus(config) else 1
 
     def spawn(index: int, name: str) -> RemoteWorker:
+        engine = dataclasses.replace(settings, blank=blank())
+
         def make(seats: list[Seat]) -> ActorProxy[RolloutWorker]:
             return actor.options(
                 num_cpus=rollout.cpus_per_worker / num_seats,
@@ -278,11 +293,11 @@ def rollout_spawner(
                 max_concurrency=100_000,
                 scheduling_strategy=seats[0].strategy,
                 runtime_env={"env_vars": _environment(config, environment, seats)},
-            ).remote(name, settings, transport.receiver)
+            ).remote(name, engine, transport.receiver)
 
         def note(text: str) -> None:
             events.note(f"{name}: {text}")
 
-        return RemoteWorker(name, places, num_seats, make, note, starts)
+        return RemoteWorker(name, places, num_seats, make, note, starts, is_blank=engine.blank)
 
     return spawn

@@ -8,7 +8,7 @@
 #           RAY_DASHBOARD_HOST      127.0.0.1; behind a published port it must be 0.0.0.0
 #           RAY_DASHBOARD_PORT      8265
 #   worker  RAY_HEAD                host:port of the head
-#           RAY_HEAD_SECONDS        300: how long to wait for it
+#           RAY_HEAD_SECONDS        300: how long to wait for it, and for a node that starts slowly
 set -euo pipefail
 
 fail() {
@@ -83,16 +83,39 @@ case "${1:-}" in
         ;;
 esac
 
+# Ray gives a node 30 s to register, which no setting changes and a busy machine exceeds: such a start is made again. What
+# ends in any other way ends the container.
+start_node() {
+    local said status child="" stopped=""
+    said="$(mktemp)"
+    trap 'stopped=yes; if [[ -n "$child" ]]; then kill -TERM "$child" 2>/dev/null || true; fi' TERM INT
+    while [[ -z "$stopped" ]]; do
+        ray start "$@" 2> >(tee "$said" >&2) &
+        child=$!
+        status=0
+        wait "$child" || status=$?
+        while kill -0 "$child" 2>/dev/null; do # a signal ended the wait
+            status=0
+            wait "$child" || status=$?
+        done
+        if ((status == 0 || SECONDS >= ${RAY_HEAD_SECONDS:-300})) || [[ -n "$stopped" ]]; then break; fi
+        sleep 1 # until tee has written the last words, and what was begun has ended
+        if ! grep -q "timed out during startup" "$said"; then break; fi
+        echo "entrypoint: Ray gave up the start of this node after 30 s; it is started again" >&2
+    done
+    exit "$status"
+}
+
 case "${1:-}" in
     head)
         require_token
-        exec ray start --head "${node[@]}" --port "${RAY_PORT:-6379}" \
+        start_node --head "${node[@]}" --port "${RAY_PORT:-6379}" \
             --dashboard-host "${RAY_DASHBOARD_HOST:-127.0.0.1}" --dashboard-port "${RAY_DASHBOARD_PORT:-8265}"
         ;;
     worker)
         require_token
         wait_for_head "${RAY_HEAD:?is not set; expected HOST:PORT of the head}"
-        exec ray start --address "$RAY_HEAD" "${node[@]}"
+        start_node --address "$RAY_HEAD" "${node[@]}"
         ;;
     "") fail "no role was given; expected head, worker or a command, as in lpo-ray train configs/quickstart.yaml" ;;
     *) exec "$@" ;;

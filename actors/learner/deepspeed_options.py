@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from lpo_ray.errors import ConfigError
+from lpo_ray.learner.settings import zero_defaults
 
 ZERO = "zero_optimization"
 DIAGNOSTIC = ("aio", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "dump_state",
@@ -49,21 +49,12 @@ ZERO_OURS = {
     "stage3_gather_fp16_weights_on_model_save": "false: the policy's folder is written by us",
 }
 """keys of zero_optimization that are refused -> what is expected, and why"""
-CPU_BUCKET = 20_000_000
-"""elements; the default, 500 M, makes one temporary copy of all gradients of a small model"""
 
 
 def engine_config(
     options: Mapping[str, Any], dtype: str, *, world_size: int, on_gpu: bool, gradient_clip: float = 0.0
 ) -> dict[str, Any]:
     """Make the configuration of an engine. ``options``: the checked value of learner.deepspeed."""
-    zero: dict[str, Any] = {"stage": 3}
-    if world_size == 1:  # nothing to shard: whole parameters save a copy of the model in each forward and backward
-        zero["stage3_param_persistence_threshold"] = sys.maxsize
-    elif not on_gpu:  # really shards every parameter; DeepSpeed's default keeps small ones whole, for fewer messages
-        zero["stage3_param_persistence_threshold"] = 0
-    if not on_gpu:
-        zero["reduce_bucket_size"] = CPU_BUCKET
     return {
         "steps_per_print": 10**9,
         **{key: value for key, value in options.items() if key != ZERO},
@@ -76,7 +67,7 @@ def engine_config(
         # DeepSpeed's default is the model's dtype: in bf16 a sum over micro-batches and ranks has 2 to 3 digits.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        ZERO: {**zero, **options.get(ZERO, {})},
+        ZERO: {"stage": 3, **zero_defaults(world_size, on_gpu=on_gpu), **options.get(ZERO, {})},
     }
 
 

@@ -24,12 +24,13 @@ from actors.runtime.start_watch import Startable
 from actors.transports.sender import Sender
 from actors.transports.staging import Staging, make_slots
 from actors.transports.table import Transport
-from lpo_ray.common.files import sync
+from lpo_ray.common.files import PARTIAL, sync
 from lpo_ray.common.plugins import resolve
 from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
 from lpo_ray.policy.saving import save_model
 from lpo_ray.policy.scoring import response_logprobs
+from lpo_ray.policy.tensor_file import DiskTensors
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import Manifest, TensorMeta, is_published, make_manifest
 from lpo_ray.records import (
@@ -82,6 +83,8 @@ def _interface_of(address: str) -> str | None:
     return next((name for name, entries in found if any(entry.address == address for entry in entries)), None)
 
 
+GATHERED = f"{PARTIAL}weights"
+"""file in which rank 0 gathers the weights while it writes a checkpoint"""
 OF_A_RANK = re.compile(r"rank_(\d+)\.safetensors")
 
 
@@ -89,7 +92,7 @@ def sync_own_files(folder: Path, rank: int) -> None:
     """Put on disk what rank ``rank`` wrote into ``folder``: everything but the files that name another rank."""
     for path in (*folder.rglob("*"), folder):
         named = OF_A_RANK.fullmatch(path.name)
-        if named is None or int(named[1]) == rank:
+        if path.name != GATHERED and (named is None or int(named[1]) == rank):
             with suppress(FileNotFoundError):  # another rank's, which it removed again
                 sync(path)
 
@@ -260,17 +263,23 @@ class LearnerWorker(Startable):
         """
         assert self._barrier is not None
         self._writing = folder
+        weights: DiskTensors | None = None
         try:
             self._policy.save(folder)
-            self._barrier.wait("writing shards")  # before the collectives: no rank waits in one for another's disk
-            weights = self._policy.gather()
             if self._rank == 0:
-                save_model(self._policy.model, folder / "policy", weights)
+                weights = DiskTensors(folder / GATHERED, self._policy.shapes(), self._policy.model.dtype)
+            self._barrier.wait("writing shards")  # before the collectives: no rank waits in one for another's disk
+            self._policy.gather(weights)
+            if weights is not None:
+                save_model(self._policy.model, folder / "policy", weights.tensors)
                 self._tokenizer.save(folder / "policy")
+                weights.close()
             sync_own_files(folder, self._rank)  # where they were written: another host's sync does not reach them
             self._barrier.wait("saving")
         finally:
             self._writing = None
+            if weights is not None:
+                weights.close()
 
     def restore(self, folder: Path, written_by: int) -> None:
         """Continue from ``save`` by ``written_by`` ranks."""

@@ -27,6 +27,7 @@ from lpo_ray.learner.updates import TrainablePolicy
 from lpo_ray.policy.layout import Layout
 from lpo_ray.policy.loading import enable_checkpointing, load_policy
 from lpo_ray.policy.scoring import Scorer, ScoringModel
+from lpo_ray.policy.tensor_file import DiskTensors
 from lpo_ray.policy.weights import TensorMeta, make_manifest
 from lpo_ray.records import StepNorms
 
@@ -185,17 +186,17 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         torch.distributed.all_reduce(total)
         return total.cpu()
 
-    def gather(self) -> dict[str, Tensor]:
-        """Gather the full weights by name on rank 0; others get an empty dict. Beside them a rank holds one parameter,
-        or ``PIECE_BYTES`` of them.
+    def gather(self, weights: DiskTensors | None) -> None:
+        """Gather the full weights on rank 0, into ``weights``; the others have none. Every rank holds one parameter at
+        a time, or ``PIECE_BYTES`` of them.
         """
-        weights: dict[str, Tensor] = {}
-        if torch.distributed.get_rank() == 0:
-            weights = {name: torch.empty(shape, dtype=self.model.dtype) for name, shape in self.shapes().items()}
+        views = {} if weights is None else weights.tensors
         metas = [TensorMeta(name, shape) for name, shape in self.shapes().items()]
         for piece in make_manifest(metas, "float32", bucket_bytes=PIECE_BYTES, num_senders=1).buckets:
-            self.gather_into([tensor.name for tensor in piece.tensors], weights, self.model.dtype)
-        return weights
+            names = [tensor.name for tensor in piece.tensors]
+            self.gather_into(names, views, self.model.dtype)
+            if weights is not None:
+                weights.written(names)
 
     def gather_into(self, names: Sequence[str], views: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         """Gather the named parameters on all ranks as ``dtype``, and copy those that this rank wants into its

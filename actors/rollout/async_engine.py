@@ -91,6 +91,10 @@ class AsyncEngine(Engine):
         self._admission.reopen()
         return digests
 
+    @override
+    async def unfilled(self) -> list[str]:
+        return [name for names in await self._engine.collective_rpc("unfilled_weights") for name in names]
+
     @property
     @override
     def sampled(self) -> int:

@@ -54,6 +54,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def unfilled(self) -> list[str]:
+        """Name the weights that no publish has brought, of an engine that was built without any."""
+        ...
+
     @property
     def sampled(self) -> int:
         """Tokens that it has sampled so far, roughly: a number that grows with each step that gives one."""

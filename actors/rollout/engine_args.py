@@ -103,18 +103,13 @@ def engine_arguments(settings: EngineSettings, receiver: str) -> AsyncEngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    # On CPU a seeded request whose prompt is prefilled in chunks kills the engine ("CPU Generator does not use
-    # offset": vLLM rolls the generator back after a partial prefill); so prompts are prefilled whole there.
-    on_cpu = {
-        "kv_cache_memory_bytes": settings.kv_cache_bytes,
-        "enable_chunked_prefill": False,
-        # vLLM's default of 128 is longer than many prompts: then the K responses of a group share no prefix.
-        "block_size": 32,
-    }
+    from actors.rollout.blank_loader import BLANK
+
     defaults = {
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "disable_log_stats": settings.on_cpu,
-        **(on_cpu if settings.on_cpu else {}),
+        **({"kv_cache_memory_bytes": settings.kv_cache_bytes} if settings.on_cpu else {}),
+        **settings.cpu_defaults,
     }
     return AsyncEngineArgs(
         model=settings.model_path,
@@ -132,6 +127,7 @@ def engine_arguments(settings: EngineSettings, receiver: str) -> AsyncEngineArgs
         worker_extension_cls="actors.rollout.vllm_extension.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=receiver),
         generation_config="vllm",
+        load_format=BLANK if settings.blank else "auto",
         scheduling_policy="priority",  # of probes
         **cast("dict[str, Any]", {**defaults, **passed_through(settings)}),
     )

@@ -34,8 +34,13 @@ class RemoteWorker(Worker):
         make: Callable[[list[Seat]], ActorProxy[RolloutWorker]],
         note: Callable[[str], None],
         starts: StartWatch,
+        *,
+        is_blank: bool,
     ) -> None:
-        """``make``: puts the actor into the first of its ``num_seats`` seats; ``starts``: watches all starts."""
+        """``make``: puts the actor into the first of its ``num_seats`` seats; ``starts``: watches all starts;
+        ``is_blank``: its engine is built without weights.
+        """
+        self.is_blank = is_blank
         self.name, self._places, self._num_seats = name, places, num_seats
         self._make, self._note, self._starts = make, note, starts
         self._seats: list[Seat] = []

@@ -150,6 +150,11 @@ class SyncEngine(Engine):
         self._admission.reopen()
         return digests
 
+    @override
+    async def unfilled(self) -> list[str]:
+        found = await self._on_thread(lambda: self._engine.collective_rpc("unfilled_weights"))
+        return [name for names in found for name in names]
+
     async def _rpc(self, method: str, **arguments: Plain) -> None:
         await self._on_thread(lambda: self._engine.collective_rpc(method, kwargs=arguments))
 

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 
 import actors.transports.receivers  # noqa: F401 - vLLM finds them by their names
+from actors.rollout.blank_loader import unfilled
 from actors.transports.receiver import Receiver
 
 # A process must ask the kernel for AMX before its first tile instruction, or it dies with SIGILL; vLLM takes AMX for
@@ -30,6 +31,10 @@ class WorkerExtension:
     def received_digests(self) -> dict[str, str]:
         """Return the digest of each tensor of the last update as it arrived at this worker."""
         return self._receiver().digests
+
+    def unfilled_weights(self) -> list[str]:
+        """Name the weights of an engine that was built without any, which no publish has brought."""
+        return unfilled(self._receiver().model)
 
     def _receiver(self) -> Receiver:
         return cast("Receiver", self.weight_transfer_engine)  # type: ignore[attr-defined]

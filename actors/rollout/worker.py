@@ -51,6 +51,8 @@ class Delivery:
     """log-probs of the probe"""
     cached_tokens: int
     """tokens of the probe that came out of the KV cache, so were not computed with these weights"""
+    unfilled: Sequence[str] = ()
+    """weights of an engine that was built without any, which were not among those that arrived"""
 
 
 def engine_environment(settings: EngineSettings, threads: int) -> dict[str, str]:
@@ -104,7 +106,11 @@ class RolloutWorker(Startable):
             self._engine = await asyncio.to_thread(SyncEngine, arguments, self._rule)
         self._released = asyncio.Event()
         process = current_process()
-        log.info("its engine is up on %s: %s in %s", process.host, self._settings.model_path, self._settings.dtype)
+        self._is_blank = self._settings.blank
+        how = ", without weights until the learner sends them" if self._is_blank else ""
+        log.info(
+            "its engine is up on %s: %s in %s%s", process.host, self._settings.model_path, self._settings.dtype, how
+        )
         return process
 
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
@@ -149,6 +155,7 @@ class RolloutWorker(Startable):
 
     async def serve_loaded(self, version: str) -> None:
         """Give out groups with the weights of the model's folder, as ``version``: no others are published."""
+        assert not self._is_blank
         await self._engine.name_weights(version)
         self._released.set()
 
@@ -171,14 +178,18 @@ class RolloutWorker(Startable):
     async def finish_update(self, version: str, probe: Sequence[IntArray]) -> Delivery:
         """Decode again, with the new weights, and give account of them."""
         digests = await self._engine.finish_update(version)
-        return Delivery(digests, *await self._answer(probe))
+        unfilled = await self._engine.unfilled() if self._is_blank else ()
+        self._is_blank = bool(unfilled)
+        return Delivery(digests, *await self._answer(probe), unfilled)
 
     async def answer(self, probe: Sequence[IntArray]) -> list[FloatArray]:
         """Compute the log-probs of the probe with the weights of now, as ``finish_update`` does."""
+        assert not self._is_blank
         return (await self._answer(probe))[0]
 
     async def release(self) -> None:
         """Give out groups again: the weights are proved."""
+        assert not self._is_blank
         self._released.set()
 
     async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:

@@ -15,6 +15,24 @@ def most_engines(config: Config) -> int:
     return config.learner.world_size // engine_processes(config.rollout)
 
 
+def between_gpus(config: Config) -> bool:
+    """Whether weights travel from GPU to GPU, not through host memory."""
+    whole = min(config.learner.gpus_per_rank, config.rollout.gpus_per_worker) >= 1
+    return (whole or shares_gpus(config)) and config.transport.kind in ("auto", "nccl", "cuda_ipc")
+
+
+def auto_transport(config: Config, num_nodes: int) -> str:
+    """Choose the fastest transport that works on all ``num_nodes`` of the cluster, since engines may join anywhere."""
+    gpus = config.learner.gpus_per_rank, config.rollout.gpus_per_worker
+    if shares_gpus(config):
+        return "cuda_ipc"
+    if min(gpus) >= 1:
+        return "nccl"
+    if num_nodes == 1:
+        return "shared_memory"
+    return "object_store" if any(gpus) else "gloo"
+
+
 def check_gpus(config: Config) -> None:
     """Check that ranks and engines ask for GPUs that they can use. Raises ConfigError."""
     rank, engine = config.learner.gpus_per_rank, config.rollout.gpus_per_worker

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.learner.packing import Packing
+
+CPU_BUCKET = 20_000_000
+"""elements; the default, 500 M, makes one temporary copy of all gradients of a small model"""
 
 
 class GridPoint(NamedTuple):
@@ -81,6 +85,18 @@ class LearnerSettings:
     """model.trust_remote_code"""
     on_gpu: bool = False
     """whether each rank has a GPU, whatever the machine has; ranks only"""
+
+
+def zero_defaults(world_size: int, *, on_gpu: bool) -> dict[str, int]:
+    """Options of ZeRO that differ from DeepSpeed's own defaults, unless learner.deepspeed says otherwise."""
+    found: dict[str, int] = {}
+    if world_size == 1:  # nothing to shard: whole parameters save a copy of the model in each forward and backward
+        found["stage3_param_persistence_threshold"] = sys.maxsize
+    elif not on_gpu:  # really shards every parameter; DeepSpeed's default keeps small ones whole, for fewer messages
+        found["stage3_param_persistence_threshold"] = 0
+    if not on_gpu:
+        found["reduce_bucket_size"] = CPU_BUCKET
+    return found
 
 
 def offloads(deepspeed: Mapping[str, Any], key: str) -> bool:

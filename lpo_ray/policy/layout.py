@@ -176,7 +176,8 @@ def _packed(bundles: Sequence[ScoringItem], share_prompt: bool) -> Layout:
             if behind:
                 before = append(prompt, 0) if shared is None else shared
                 shared = before if share_prompt else None
-            own = np.concatenate([append(context, len(before)), append(segment.token_ids, len(before) + len(context))])
+            behind_it = np.concatenate([context, segment.token_ids]) if len(context) else segment.token_ids
+            own = append(behind_it, len(before))
             masked = further and len(own) < len(prompt) and len(own) <= MASKED_QUERIES
             keys = np.concatenate([before, own])
             rows.append(_Row(keys, len(own) if masked else None))

@@ -66,6 +66,15 @@ class ProofLimits:
     file: Path | None = None
     """where the baseline is kept; None: nowhere"""
     baseline: Agreement | None = None
+    reaches_all: bool = True
+    """a publish brings all weights of an engine, as far as is known: nothing else was seen"""
+
+    @property
+    def proves_blank(self) -> bool:
+        """Whether an engine that is built without weights, and published to, is held to what engines had that had
+        loaded them.
+        """
+        return self.baseline is not None and self.reaches_all
 
     def limits(self, surprise: float) -> Agreement:
         """Return the largest differences that are still rounding, for text of this ``surprise``: a policy that is led
@@ -116,9 +125,12 @@ class ProofLimits:
             and np.isfinite(best.largest)
         ):
             self.baseline = best
-            if self.file is not None:
-                make_folder(self.file.parent)
-                write_json(self.file, self._to_plain(best))
+            self._write()
+
+    def reached_not(self) -> None:
+        """Note, for the engines to come and for a run that continues, that a publish does not bring all weights."""
+        self.reaches_all = False
+        self._write()
 
     def figures(self, found: Agreement) -> dict[str, float]:
         """Figures for metrics: what was measured, the baseline, the limits."""
@@ -130,9 +142,16 @@ class ProofLimits:
     def _rounding(self) -> Rounding:
         return FULL if self.full else HALF
 
+    def _write(self) -> None:
+        if self.file is None or self.baseline is None:
+            return
+        make_folder(self.file.parent)
+        write_json(self.file, self._to_plain(self.baseline))
+
     def _to_plain(self, baseline: Agreement) -> dict[str, object]:
         return {
             "baseline": asdict(baseline),
+            "reaches_all": self.reaches_all,
             "arithmetic": dict(self.arithmetic),
             "probe": [sequence.tolist() for sequence in self.probe],
         }
@@ -157,6 +176,7 @@ def open_limits(file: Path, fresh: ProofLimits) -> ProofLimits:
         ) from error
     if arithmetic == dict(fresh.arithmetic):
         fresh.probe, fresh.baseline = probe, baseline
+        fresh.reaches_all = bool(found.get("reaches_all", True))
     else:
         logger.warning("the proof's baseline is measured again: it was for %s, now %s", arithmetic, fresh.arithmetic)
     return fresh

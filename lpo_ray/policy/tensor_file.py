@@ -1,4 +1,4 @@
-"""Files of safetensors, read without a second copy, and a run of a tensor without the rest of it.
+"""Files of safetensors, read without a second copy, and a run of a tensor without the rest of it; tensors in a file.
 
 The library's own reader copies what it has read, and reads a whole tensor for a slice of it; or it maps the file, and
 pages that are mapped count as the process's own.
@@ -6,10 +6,13 @@ pages that are mapped count as the process's own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -17,6 +20,8 @@ from types import EllipsisType
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from lpo_ray.common.files import disk_full, explained
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
@@ -79,6 +84,47 @@ class TensorFile:
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
+
+
+class DiskTensors:
+    """Tensors whose memory is a file: the kernel takes it back whenever it needs it, and a process need not hold them
+    all. Removed by ``close``; nothing may use them then.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> None:
+        """Make the file, with all of its room on the disk: a write to memory cannot say that there is none. Raises
+        DiskFull.
+        """
+        page = mmap.ALLOCATIONGRANULARITY
+        sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+        pages = [-(-size // page) * page for size in sizes.values()]
+        starts = dict(zip(sizes, itertools.accumulate(pages, initial=0), strict=False))
+        self._path = path
+        self._maps: dict[str, mmap.mmap] = {}
+        self.tensors: dict[str, Tensor] = {}
+        """by name; each has a storage of its own"""
+        if sum(pages) > shutil.disk_usage(path.parent).free:  # or others would meet a full disk meanwhile
+            raise disk_full(path)
+        with explained(path), path.open("w+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(page, sum(pages)))
+            for name, shape in shapes.items():
+                if not sizes[name]:
+                    self.tensors[name] = torch.empty(tuple(shape), dtype=dtype)
+                    continue
+                self._maps[name] = mmap.mmap(file.fileno(), sizes[name], offset=starts[name])
+                self.tensors[name] = torch.frombuffer(self._maps[name], dtype=dtype).view(tuple(shape))
+
+    def written(self, names: Iterable[str]) -> None:
+        """Give back the memory of tensors that have been written; they are read from the file again."""
+        for name in names:
+            if name in self._maps:
+                self._maps[name].flush()
+                self._maps[name].madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Remove the file."""
+        self.tensors, self._maps = {}, {}
+        self._path.unlink(missing_ok=True)
 
 
 def open_tensors(path: Path) -> TensorFile:

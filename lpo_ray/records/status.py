@@ -94,7 +94,7 @@ class Publication:
     difference: float
     """largest difference between the engines' log-probs of the probe and the learner's"""
     phases: Mapping[str, float]
-    """prepare, transfer, prove -> seconds, of the attempt that succeeded"""
+    """prepare, join, gather (of the first bucket), transfer, prove -> seconds, of the attempt that succeeded"""
     proof: Mapping[str, float] = field(default_factory=dict)
     """typical (difference in nats), baseline (with equal weights), typical_limit, limit (of the largest)"""
 

@@ -32,8 +32,20 @@ class EngineSettings:
     inflight: Inflight
     trust_remote_code: bool
     """see model.trust_remote_code"""
+    blank: bool = False
+    """built without weights: the first publish brings them all"""
     extra: Mapping[str, object] = field(default_factory=dict)
     """see rollout.engine_args"""
+
+    @property
+    def cpu_defaults(self) -> Mapping[str, object]:
+        """Arguments of vLLM that have another default on CPUs; none on GPUs."""
+        if not self.on_cpu:
+            return {}
+        # On CPU a seeded request whose prompt is prefilled in chunks kills the engine ("CPU Generator does not use
+        # offset": vLLM rolls the generator back after a partial prefill); so prompts are prefilled whole there. vLLM's
+        # block of 128 tokens is longer than many prompts: then the K responses of a group share no prefix.
+        return {"enable_chunked_prefill": False, "block_size": 32}
 
     @property
     def needed_batched_tokens(self) -> int:

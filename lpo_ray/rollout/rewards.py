@@ -53,7 +53,7 @@ def cases_of(group: PromptGroup, tokenizer: Tokenizer, sandbox: Limits) -> list[
     return [
         Case(
             text,
-            tokenizer.decode(_last_turn(response)),
+            tokenizer.decode(response.last_turn),
             prompt.answer,
             prompt.row if response.conversation is None else {**prompt.row, "messages": _messages(group, k, tokenizer)},
             response.finish_reason == "length",
@@ -71,15 +71,10 @@ def _sampled(prompt: IntArray, response: Response, tokenizer: Tokenizer) -> Samp
     return Sampled(
         array("q", response.token_ids.tolist()),
         tokenizer.show(prompt),
-        tokenizer.decode_plain(_last_turn(response)),
+        tokenizer.decode_plain(response.last_turn),
         tokenizer.show(np.concatenate([context, segment.token_ids])),
         int(response.versions.max()),
     )
-
-
-def _last_turn(response: Response) -> IntArray:
-    conversation = response.conversation
-    return response.token_ids if conversation is None else response.token_ids[-conversation.turns[-1] :]
 
 
 def _messages(group: PromptGroup, k: int, tokenizer: Tokenizer) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ from lpo_ray.config.algorithms import algorithm_name
 from lpo_ray.config.conversations import is_conversation, most_sampled
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.run import settings
+from lpo_ray.run.resolved import render_resolved, resolved
 from lpo_ray.run.spec import RunSpec
 
 
@@ -37,8 +38,6 @@ def numbers(spec: RunSpec) -> dict[str, int | float | str]:
         "learning rate, first step": spec.learning_rate(0),
         "learning rate, last step": spec.learning_rate(config.run.steps - 1),
         "weight proof tolerance (log-prob)": _tolerance(config.transport.tolerance),
-        "gradient checkpointing": "on" if settings.gradient_checkpointing(config) else "off",
-        "threads of a rank": settings.rank_threads(config) or "its share of the host's cores",
         **_processes(config),
     }
 
@@ -100,4 +99,4 @@ def render(spec: RunSpec) -> str:
     found = numbers(spec)
     width = max(len(name) for name in found)
     lines = [f"{name:<{width}}  {value}" for name, value in found.items()]
-    return "\n".join([*lines, *(f"Warning: {text}" for text in spec.warnings)])
+    return "\n".join([*lines, "", render_resolved(resolved(spec)), "", *(f"Warning: {text}" for text in spec.warnings)])

@@ -234,7 +234,8 @@ class Recorder:
             f"pass@{k} {value:.3f} [{evaluation.ci95[k][0]:.3f}, {evaluation.ci95[k][1]:.3f}]"
             for k, value in evaluation.pass_at.items()
         )
-        self.note(f"evaluation after step {step}: {shown}")
+        turns = f"  turns {evaluation.of_turns['turns'][0]:.2f}" if evaluation.of_turns else ""
+        self.note(f"evaluation after step {step}: {shown}{turns}")
         self._clock.lap()
 
     def has_evaluated(self, step: int) -> bool:
@@ -242,7 +243,7 @@ class Recorder:
         return self._evaluations.after(step) is not None
 
     def close(self, groups: dict[str, int], wall_seconds: float) -> None:
-        """Write summary.json and report.html from what there is, and give the terminal back."""
+        """Write summary.json and report.html from what there is, and give the terminal back. Takes seconds."""
         settings = self._settings
         self._writer.shutdown()
         self._progress.close()

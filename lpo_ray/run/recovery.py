@@ -83,7 +83,7 @@ class Recovery:
             raise CheckpointDamaged(
                 str(found[-1]), f"it restored to weights {version}, but was saved as {state.digest[:12]}"
             )
-        return Start(version, self.ledger.resume(step), saved)
+        return Start(version, await asyncio.to_thread(self.ledger.resume, step), saved)
 
     async def recover(self, lost: LearnerLost) -> None:
         """Restart the lost learner and bring it to the last commit. Raises ReplayDiffers when its weights are not those

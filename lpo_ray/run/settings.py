@@ -91,7 +91,7 @@ def pool_settings(spec: RunSpec) -> PoolSettings:
     )
 
 
-def proof_limits(spec: RunSpec, model_path: str, tensors: Iterable[str]) -> ProofLimits:
+def proof_limits(spec: RunSpec, model_path: str, tensors: Iterable[str] = ()) -> ProofLimits:
     """Limits of the proof of weights whose ``tensors`` have these names, with the run's baseline if it has one."""
     config, prompts = spec.config, first_usable(spec.source(spec.tokenizer(model_path)), ROWS)
     learner, rollout = config.learner, config.rollout

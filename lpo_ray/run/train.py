@@ -126,8 +126,8 @@ async def _train(
         recorder.ended(first_cause(error) if isinstance(error, BaseExceptionGroup) else error)
         raise
     finally:
-        if folder.is_ours:
-            recorder.close(ledger.counts(), time.monotonic() - started)
+        if folder.is_ours:  # in a thread: drawing the report takes seconds, and the run is still asked how it is
+            await asyncio.to_thread(recorder.close, ledger.counts(), time.monotonic() - started)
         ledger.close()
     return RunResult(spec.run_dir, evaluator.done.get(0), evaluator.done.get(version.step))
 

@@ -20,10 +20,11 @@ from rich.text import Text
 
 from lpo_ray.common.redaction import redact
 from lpo_ray.errors import ConfigError
+from lpo_ray.records import ScoredGroup
 from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.telemetry.segment_columns import by_response
+from lpo_ray.training.group_store import read_groups
 from lpo_ray.training.ledger import read_ledger
-from lpo_ray.training.ledger_codec import from_bytes
 
 NAMED = 5
 """prompt ids that an error names"""
@@ -134,8 +135,7 @@ def _prompts(db: sqlite3.Connection, prompt: str) -> list[tuple[str, int]]:
 
 def _trace(run_dir: Path, db: sqlite3.Connection, prompt_id: str, data_index: int) -> Trace:
     rows = db.execute(
-        "SELECT attempt, state, reason, step, updated_at, content FROM attempts "
-        "LEFT JOIN contents USING (prompt_id, attempt) WHERE prompt_id = ? ORDER BY attempt",
+        "SELECT attempt, state, reason, step, updated_at FROM attempts WHERE prompt_id = ? ORDER BY attempt",
         (prompt_id,),
     ).fetchall()
     reused = db.execute("SELECT attempt, step FROM reused WHERE prompt_id = ? ORDER BY step", (prompt_id,)).fetchall()
@@ -144,20 +144,21 @@ def _trace(run_dir: Path, db: sqlite3.Connection, prompt_id: str, data_index: in
         for sample in _samples(run_dir, step, prompt_id):
             recorded.setdefault(sample["attempt"], []).append(sample)
     first = next((samples[0] for samples in recorded.values()), None)
+    held = read_groups(run_dir, prompt_id)
     attempts = tuple(
         Attempt(
             number, state, reason, step, tuple(again for of, again in reused if of == number), updated,
-            _answered(recorded.get(number, ()), content),
+            _answered(recorded.get(number, ()), held.get(number)),
         )
-        for number, state, reason, step, updated, content in rows
+        for number, state, reason, step, updated in rows
     )  # fmt: skip
-    held = next((from_bytes(row[5]).group.prompt for row in rows if row[5] is not None), None)
+    prompt = next((scored.group.prompt for scored in held.values()), None)
     return Trace(
         prompt_id,
         data_index,
         prompt=first["prompt"] if first else None,
-        answer=first["answer"] if first else held.answer if held else None,
-        verifier=first["verifier"] if first else held.verifier if held else None,
+        answer=first["answer"] if first else prompt.answer if prompt else None,
+        verifier=first["verifier"] if first else prompt.verifier if prompt else None,
         attempts=attempts,
     )
 
@@ -191,13 +192,12 @@ def _samples(run_dir: Path, step: int, prompt_id: str) -> Sequence[dict]:
     return sorted(table.to_pylist(), key=lambda row: (row["response_index"], row.get("segment") or 0))
 
 
-def _answered(samples: Sequence[Mapping], content: bytes | None) -> tuple[Answered, ...]:
-    """From the samples, which have texts and targets; else from what the ledger still holds of a scored group."""
+def _answered(samples: Sequence[Mapping], scored: ScoredGroup | None) -> tuple[Answered, ...]:
+    """From the samples, which have texts and targets; else from what the run still holds of a scored group."""
     if samples:
         return tuple(_recorded(rows) for rows in by_response(samples))
-    if content is None:
+    if scored is None:
         return ()
-    scored = from_bytes(content)
     return tuple(
         Answered(
             None,
@@ -209,7 +209,8 @@ def _answered(samples: Sequence[Mapping], content: bytes | None) -> tuple[Answer
             len(r.token_ids),
             _span(r.versions.tolist()),
             r.finish_reason,
-            *(() if r.conversation is None else (r.conversation.turns, r.conversation.ended)),
+            () if r.conversation is None else r.conversation.turns,
+            "" if r.conversation is None else r.conversation.ended,
         )
         for r, reward, shaped in zip(scored.group.responses, scored.rewards, scored.shaped, strict=True)
     )

@@ -7,14 +7,14 @@
     └──────────────────────┴─────▶ filtered   left out on purpose: its prompt is not issued again
 ```
 A lost or stale prompt is issued again under the next attempt number, so an answer that comes late has no row to go to.
-The content of a scored group stays in the file until a checkpoint holds what was learned from it. A run that was killed
-takes up the groups it had, and recomputes the steps since its checkpoint from exactly the groups that made them.
+The content of a scored group stays beside the ledger, in its ``GroupStore``, until a checkpoint holds what was learned
+from it. A run that was killed takes up the groups it had, and recomputes the steps since its checkpoint from exactly
+the groups that made them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import sqlite3
 import threading
 import time
@@ -25,16 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lpo_ray.common.files import disk_full
+from lpo_ray.common.database import open_database
 from lpo_ray.common.redaction import redact
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, WeightsVersion
-from lpo_ray.training.ledger_codec import anchor_from_bytes, anchor_to_bytes, from_bytes, to_bytes
+from lpo_ray.training.group_store import FILE, GroupStore
+from lpo_ray.training.ledger_codec import anchor_from_bytes, anchor_to_bytes
 
 STATES = ("issued", "sampled", "scored", "trained", "lost", "stale", "filtered")
 IN_FLIGHT = STATES[:3]
-LOG_BYTES = 4 * 2**20
-"""of contents in SQLite's log, from which on it is emptied"""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attempts (
     data_index   INTEGER NOT NULL,
@@ -54,9 +53,6 @@ CREATE TABLE IF NOT EXISTS attempts (
 CREATE INDEX IF NOT EXISTS by_state ON attempts (state);
 CREATE INDEX IF NOT EXISTS by_step ON attempts (step) WHERE step IS NOT NULL;
 CREATE INDEX IF NOT EXISTS by_index ON attempts (data_index);
-CREATE TABLE IF NOT EXISTS contents (
-    prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, content BLOB NOT NULL, PRIMARY KEY (prompt_id, attempt)
-) STRICT;
 CREATE TABLE IF NOT EXISTS commits (step INTEGER PRIMARY KEY, digest TEXT NOT NULL, committed_at REAL NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS anchors (
     step INTEGER NOT NULL, prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, anchor BLOB NOT NULL,
@@ -65,6 +61,7 @@ CREATE TABLE IF NOT EXISTS anchors (
 CREATE TABLE IF NOT EXISTS reused (
     step INTEGER NOT NULL, prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (step, prompt_id, attempt)
 ) STRICT;
+DROP TABLE IF EXISTS contents; -- of earlier versions: such a run returns to its checkpoint
 """
 
 
@@ -88,79 +85,41 @@ class PendingWork:
     """groups that were not trained yet"""
 
 
-class _Connection(sqlite3.Connection):
-    """Connection whose errors of the disk are OSErrors that name the file: DiskFull, or EIO with SQLite's words."""
-
-    path: Path
-
-    def execute(self, sql: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
-        """Execute one statement."""
-        with self._explained():
-            return super().execute(sql, parameters)  # pyright: ignore[reportArgumentType] - of types SQLite knows
-
-    def executemany(self, sql: str, parameters: Iterable[Sequence[object]]) -> sqlite3.Cursor:
-        """Execute one statement for each of ``parameters``."""
-        with self._explained():
-            return super().executemany(sql, parameters)  # pyright: ignore[reportArgumentType] - as above
-
-    def executescript(self, script: str) -> sqlite3.Cursor:
-        """Execute several statements."""
-        with self._explained():
-            return super().executescript(script)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            code = error.sqlite_errorcode & 0xFF
-            if code == sqlite3.SQLITE_FULL:
-                raise disk_full(self.path) from error
-            if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-                raise OSError(errno.EIO, str(error), str(self.path)) from error
-            raise
-
-
-def _connection(path: Path) -> _Connection:
-    found = sqlite3.connect(path, isolation_level=None, timeout=30, factory=_Connection, check_same_thread=False)
-    found.path = path
-    found.execute("PRAGMA journal_mode=WAL")
-    found.execute("PRAGMA synchronous=NORMAL")
-    return found
-
-
 class Ledger:
     """Ledger of a run. One writer, this process; readers may open the file at any time (WAL).
 
-    Its methods may be called from any thread. What takes long, ``scored`` and ``settle``, the loop calls in one: to
-    encode and write a large group takes a tenth of a second. The others wait for one write of a group at most.
+    Its methods may be called from any thread. What reads or writes contents takes long: ``scored``, ``sync``,
+    ``settle``, ``batch``, ``trained_since`` and ``resume``, which the loop calls in threads. The others wait for none
+    of these.
     """
 
     def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
-        """Open or create ``path``. ``check`` raises when this process may not write any more: it is asked before each
-        step and each checkpoint.
+        """Open or create ``path``, and the store beside it. ``check`` raises when this process may not write any more:
+        it is asked before each step and each checkpoint.
         """
         self.check = check
         self._lock = threading.RLock()
         """held for each statement, and for the whole of a transaction"""
-        self._db = _connection(path)
-        self._db.execute("PRAGMA wal_autocheckpoint=0")  # see ``scored``
+        self._db = open_database(path)
+        self._db.execute("PRAGMA wal_autocheckpoint=0")  # see ``sync``
         self._db.executescript(_SCHEMA)
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        """thread for ``scored``: one, so that groups arrive in the order in which they were scored"""
-        self._log = _connection(path)
+        self._log = open_database(path)
         """empties SQLite's log into the file"""
-        self._in_log = 0
-        """bytes of contents since it was emptied"""
-        self._logging = threading.Lock()
-        """held while contents go to the log, and while it is emptied: it grows without end otherwise"""
+        self._groups = GroupStore(path.parent / FILE)
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        """thread for ``scored`` and ``sync``: one, so that groups arrive in the order in which they were scored"""
+        self._ended: list[Key] = []
+        """scored groups that were left out since the last step was committed"""
+        self._removable: list[Key] = []
+        """those of before, whose end is on disk"""
         self._counts: Counter[str] = Counter()
         self._count()
 
     def close(self) -> None:
-        """Close the file; everything written is durable."""
+        """Close the files; everything written is durable."""
         self.writer.shutdown()
-        with self._logging, self._lock:
+        with self._lock:
+            self._groups.close()
             self._log.close()
             self._db.close()
 
@@ -185,15 +144,12 @@ class Ledger:
 
     def scored(self, scored: ScoredGroup) -> None:
         """Record that all K responses have a verdict, and keep the group until ``settle``."""
-        key, newest, content = scored.group.key, scored.group.newest_version, to_bytes(scored)
-        with self._logging:
-            with self._transaction():
-                self._move(key, ("sampled",), "scored", newest=newest)
-                self._db.execute("INSERT INTO contents VALUES (?, ?, ?)", (*key, content))
-            self._in_log += len(content)
-            if self._in_log >= LOG_BYTES:  # while others write on: SQLite itself would let them wait for the disk
-                self._in_log = 0
-                self._log.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        key = scored.group.key
+        self._groups.put(scored)
+        with self._transaction():
+            self._ended.append(key)  # unless it can move: it may have been cut meanwhile
+            self._move(key, ("sampled",), "scored", newest=scored.group.newest_version)
+            self._ended.remove(key)
 
     def lost(self, key: Key, reason: str) -> None:
         """Record that the attempt cannot be completed. Secrets are cut out of the reason, which may be a plug-in's."""
@@ -213,6 +169,16 @@ class Ledger:
         with self._transaction():
             self.filtered((prompt_id, self.issue(data_index, prompt_id, 0.0)), reason)
 
+    def sync(self) -> None:
+        """Put the contents of all groups on disk, which ``step`` leans on, and remove those that nobody needs. Empties
+        SQLite's log meanwhile: SQLite itself would let others wait for the disk.
+        """
+        with self._lock:
+            removable, self._removable = self._removable, []
+        self._groups.remove(removable)
+        self._groups.sync()
+        self._log.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
     @contextlib.contextmanager
     def step(
         self,
@@ -224,7 +190,8 @@ class Ledger:
     ) -> Iterator[None]:
         """Open one transaction around what else belongs to the step: its groups are trained, or skipped by an update
         for the reason given, or trained again. ``anchors``: those of all these groups when the step was made; they are
-        kept with the groups, since another pass over them might round differently.
+        kept with the groups, since another pass over them might round differently. The contents of all of them have
+        been put on disk before (``sync``).
 
         It commits, durably, when the block ends, and leaves no trace when the block raises or the process dies in it.
         Raises ValueError for a group that is not scored.
@@ -238,19 +205,16 @@ class Ledger:
             rows = [(version.step, *key, anchor_to_bytes(anchor)) for key, anchor in (anchors or {}).items()]
             self._db.executemany("INSERT INTO anchors VALUES (?, ?, ?, ?)", rows)
             self._db.execute("INSERT INTO commits VALUES (?, ?, ?)", (version.step, version.digest, time.time()))
+            ended, self._ended = self._ended, []
             yield
+        with self._lock:
+            self._removable += ended
 
     def settle(self, step: int, keep_steps: int) -> None:
         """Forget the contents of groups that were trained up to ``step``, whose checkpoint is whole; keep those of the
         last ``keep_steps`` steps, which may be reused.
         """
-        keys = self._all(
-            "SELECT prompt_id, attempt FROM contents JOIN attempts USING (prompt_id, attempt) WHERE step <= ?",
-            step - keep_steps,
-        )
-        for key in keys:  # one by one: others wait for one at most
-            with self._lock:
-                self._db.execute("DELETE FROM contents WHERE prompt_id = ? AND attempt = ?", key)
+        self._groups.remove(self._those(self._groups.keys(), "step <= ?", step - keep_steps))
         with self._lock:
             self._db.execute("DELETE FROM anchors WHERE step <= ?", (step,))
 
@@ -270,7 +234,7 @@ class Ledger:
             "ORDER BY again, prompt_id",
             step,
         )
-        groups = [self._content((prompt_id, attempt)) for prompt_id, attempt, _ in rows]
+        groups = [self._groups.get((prompt_id, attempt)) for prompt_id, attempt, _ in rows]
         found = [scored for scored in groups if scored is not None]
         if len(found) < len(rows) or any(anchor is None for *_, anchor in rows):
             return [], ()
@@ -284,6 +248,7 @@ class Ledger:
         """Continue after ``step``. Groups in flight are lost, and their prompts owed. Groups that were trained later
         become scored again, unless they were sampled by weights newer than ``step``.
         """
+        held = self._groups.keys()
         with self._transaction(durable=True):
             now = time.time()
             self._db.execute(
@@ -302,18 +267,15 @@ class Ledger:
                 "WHERE state IN ('issued', 'sampled')",
                 (now,),
             )
-            self._db.execute(
+            self._db.executemany(
                 "UPDATE attempts SET state = 'lost', updated_at = ?, reason = 'what it held was settled' "
-                "WHERE state = 'scored' AND (prompt_id, attempt) NOT IN (SELECT prompt_id, attempt FROM contents)",
-                (now,),
+                "WHERE prompt_id = ? AND attempt = ?",
+                [(now, *key) for key in self._keys("state = 'scored'") if key not in held],
             )
             self._db.execute("DELETE FROM commits WHERE step > ?", (step,))
             self._db.execute("DELETE FROM reused WHERE step > ?", (step,))
             self._db.execute("DELETE FROM anchors WHERE step > ?", (step,))
-            self._db.execute(
-                "DELETE FROM contents WHERE (prompt_id, attempt) IN "
-                "(SELECT prompt_id, attempt FROM attempts WHERE state IN ('lost', 'stale'))"
-            )
+        self._groups.remove(held - set(self._those(held, "state = 'scored' OR step IS NOT NULL")))
         self._count()
         prompts = self._all(
             "SELECT DISTINCT data_index, prompt_id FROM attempts WHERE prompt_id NOT IN "
@@ -355,24 +317,24 @@ class Ledger:
         with self._lock:
             return self._db.execute(sql, parameters).fetchall()
 
+    def _keys(self, where: str, *parameters: object) -> list[Key]:
+        """Names of the attempts that meet ``where``, in data order."""
+        return self._all(f"SELECT prompt_id, attempt FROM attempts WHERE {where} ORDER BY prompt_id", *parameters)
+
+    def _those(self, keys: Iterable[Key], where: str, *parameters: object) -> list[Key]:
+        """Those of ``keys`` whose attempts meet ``where``; one by one, as there are many attempts and few contents."""
+        ask = f"SELECT 1 FROM attempts WHERE prompt_id = ? AND attempt = ? AND ({where})"
+        return [key for key in keys if self._all(ask, *key, *parameters)]
+
     def _held(self, where: str, *parameters: object) -> list[ScoredGroup]:
         """Read the groups whose attempts meet ``where`` and whose contents are here, one after the other."""
-        keys = self._all(
-            "SELECT prompt_id, attempt FROM contents JOIN attempts USING (prompt_id, attempt) "
-            f"WHERE {where} ORDER BY prompt_id",
-            *parameters,
-        )
-        found = (self._content(key) for key in keys)
+        found = map(self._groups.get, self._keys(where, *parameters))
         return [scored for scored in found if scored is not None]
-
-    def _content(self, key: Key) -> ScoredGroup | None:
-        rows = self._all("SELECT content FROM contents WHERE prompt_id = ? AND attempt = ?", *key)
-        return from_bytes(rows[0][0]) if rows else None
 
     def _leave(self, key: Key, old: tuple[str, ...], state: str, reason: str) -> None:
         with self._transaction():
             self._move(key, old, state, reason=redact(reason))
-            self._db.execute("DELETE FROM contents WHERE prompt_id = ? AND attempt = ?", key)
+            self._ended.append(key)
 
     def _move(
         self,
@@ -413,16 +375,9 @@ class Ledger:
         before = self._counts.copy()
         if durable:
             self.check()
-            self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            self._db.execute("COMMIT")
+            with self._db.transaction(durable=durable):
+                yield
         except BaseException:
-            if self._db.in_transaction:  # a full disk ends it by itself
-                self._db.execute("ROLLBACK")
             self._counts = before
             raise
-        finally:
-            if durable:
-                self._db.execute("PRAGMA synchronous=NORMAL")

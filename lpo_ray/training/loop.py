@@ -191,7 +191,8 @@ class TrainingLoop:
     async def _project_lane(self, version: WeightsVersion) -> WeightsVersion:
         """Turn scored groups into weights, step by step. Waits for the sample lane; unblocks it through the gate."""
         if self._settings.selection.reused_groups_per_step:
-            trained = self._ledger.trained_since(version.step - self._settings.selection.max_staleness)
+            since = version.step - self._settings.selection.max_staleness
+            trained = await asyncio.to_thread(self._ledger.trained_since, since)
             self._reusable.add(version.step, trained)
         for step in range(version.step, self._settings.steps):
             made = await self._step(step)
@@ -220,6 +221,7 @@ class TrainingLoop:
             return StepResult(targets, batch, report, after, publication)
 
         result = await self._recovery.run(learn)
+        await asyncio.get_running_loop().run_in_executor(self._ledger.writer, self._ledger.sync)
         self._commit(groups, result)
         self._release(groups, result.version)
         await self._evaluate_if_due(result.version)

@@ -44,6 +44,8 @@ class Worker:
     as_loaded: list[FloatArray] = field(default_factory=lambda: [LOGPROBS[0], LOGPROBS[1][-1:]])
     seconds: dict[str, float] = field(default_factory=dict)
     """method -> how long it takes"""
+    unfilled: list[str] = field(default_factory=list)
+    """weights that a publish does not bring"""
     decodes: bool = False
     """whether it says that it has sampled a token whenever it is asked"""
 
@@ -63,7 +65,7 @@ class Worker:
             if worker.faults.get(self.name):
                 return Reference(worker.faults[self.name].pop(0))
             if self.name == "finish_update":
-                return Reference(Delivery([worker.digests], worker.answers, 0))
+                return Reference(Delivery([worker.digests], worker.answers, 0, worker.unfilled))
             if self.name == "answer":
                 return Reference(worker.as_loaded)
             if self.name in worker.seconds:
@@ -156,6 +158,21 @@ async def test_buckets_go_out_while_the_next_is_staged_and_release_comes_last(ki
     at.events.clear()
     await at.publisher.publish(8)
     assert "w0 join_senders" not in at.events
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("method", "phase"),
+    [("begin_update", "prepare"), ("join_senders", "join"), ("receive", "transfer"), ("release", "prove")],
+)
+async def test_what_a_phase_took_is_told_from_the_others(kind: str, method: str, phase: str) -> None:
+    at = stage(kind, count=1)
+    at.workers[0].seconds[method] = 0.1
+    publication = await at.publisher.publish(1)
+    assert list(publication.phases) == ["prepare", "join", "gather", "transfer", "prove"]
+    assert [name for name, seconds in publication.phases.items() if seconds >= 0.1] == [phase]
+    assert sum(publication.phases.values()) == pytest.approx(publication.seconds, abs=0.05)
+    assert (await at.publisher.publish(2)).phases["join"] < 0.05  # it has joined
 
 
 @KINDS
@@ -302,6 +319,52 @@ async def test_an_engine_in_wider_numbers_than_the_learners_has_loaded_something
     await at.publisher.publish(0)
     assert not at.pool.out
     assert "w1 answer" not in at.events
+
+
+def blank(at: Stage, number: int) -> Worker:
+    """Have an engine be one that was built without weights."""
+    at.members[number].worker.is_blank = True
+    return at.workers[number]
+
+
+async def test_an_engine_without_weights_is_not_asked_as_loaded_and_serves_what_it_is_brought() -> None:
+    at = stage("shared_memory")
+    blank(at, 1).as_loaded = [LOGPROBS[0] * np.nan, LOGPROBS[1][-1:]]
+    await at.publisher.measure()
+    publication = await at.publisher.publish(0)
+    assert not at.pool.out
+    assert "w1 answer" not in at.events
+    assert [member.version for member in at.members] == [publication.version] * 2
+    assert at.publisher._settings.proof.proves_blank
+
+
+@pytest.mark.parametrize("fault", ["a weight is not brought", "its log-probs are others"])
+async def test_weights_that_a_publish_does_not_bring_make_engines_load_them(fault: str) -> None:
+    at = stage("shared_memory")
+    worker = blank(at, 1)
+    if fault == "a weight is not brought":
+        worker.unfilled = ["lm_head.bias", "norm.bias"]
+    else:
+        worker.answers = [LOGPROBS[0] * np.nan, LOGPROBS[1][-1:]]
+    await at.publisher.publish(3)
+    assert set(at.pool.out) == {"w1"}
+    assert isinstance(at.pool.out["w1"], WeightsNotProved)
+    assert "w1 release" not in at.events
+    assert not at.publisher._settings.proof.proves_blank
+    if fault == "a weight is not brought":
+        expected = "a publish brings none for lm_head.bias and 1 more: from now on engines load the model's folder"
+        assert expected in str(at.pool.out["w1"])
+
+
+async def test_a_run_that_continues_with_engines_without_weights_goes_on_when_none_can_be_proved() -> None:
+    at = stage("shared_memory", replace=True)
+    for number in range(2):
+        blank(at, number).unfilled = ["lm_head.bias"]
+    publication = await at.publisher.publish(3)
+    assert set(at.pool.out) == {"w0", "w1"}
+    assert [(member.name, member.version) for member in at.pool.members] == [
+        ("w0'", publication.version), ("w1'", publication.version)
+    ]  # fmt: skip
 
 
 async def test_experts_that_a_publish_spoils_are_named() -> None:

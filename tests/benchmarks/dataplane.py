@@ -20,12 +20,14 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import psutil
 
 PERIOD = 0.005
 """seconds between two beats of the loop's watchdog"""
@@ -42,6 +44,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     from ray._private.internal_api import node_stats
     from rich.console import Console
 
+    from actors import roles
     from actors.cluster import connect, disconnect
     from actors.learner import group as learner_group
     from actors.learner.group import PROGRESS, Formation, LearnerGroup, LearnerRules
@@ -65,7 +68,6 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     )
     from lpo_ray.rollout.pool import RolloutPool
     from lpo_ray.rollout.rewards import Scores
-    from lpo_ray.run import recorder as recorder_module
     from lpo_ray.run import settings
     from lpo_ray.run.folder import held
     from lpo_ray.run.recorder import Recorder
@@ -165,6 +167,9 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         def progress(self) -> Any:
             return Progress(time.time())
 
+        def effort(self) -> float:
+            return time.time()
+
         def close(self) -> None:
             pass
 
@@ -224,7 +229,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     model = build_model(make_spec(config, for_training=False))
     config = load_config(Path("configs/quickstart.yaml"), [f"model.path={model}", *overrides])
     spec = outline(config, arguments.tokens + 64)
-    stalls: list[tuple[float, str]] = []
+    stalls: list[Stall] = []
     marks: dict[str, float] = {}
 
     async def build(spec: Any, model_path: str, events: Any) -> Parts:
@@ -239,11 +244,13 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
             "world_size": arguments.ranks, "min_world_size": arguments.ranks, "packing": settings.packing(spec),
             "silence_seconds": 600.0, "start_seconds": 600.0, "start_silence_seconds": 600.0, "restarts": rule,
         }  # fmt: skip
-        known = {entry.name for entry in fields(LearnerRules)}  # a tree of before has fewer
-        rules = LearnerRules(**{name: value for name, value in values.items() if name in known})
-        learner = LearnerGroup(form, rules, events)
-        service = ray.remote(Service).options(num_cpus=0.1)
-        verifier = RemoteVerifier(lambda count: service.remote(), 1, 600, 600, rule, events)
+        learner = LearnerGroup(form, LearnerRules(**known(LearnerRules, values)), events)
+        service = ray.remote(concurrency_groups={PROGRESS: 1})(Service).options(num_cpus=0.1)
+        values = {
+            "make": lambda count: service.remote(), "num_processes": 1, "silence_seconds": 600, "start_seconds": 600,
+            "rule": rule, "events": events, "starts": getattr(roles, "_starts", lambda config: None)(config),
+        }  # fmt: skip
+        verifier = RemoteVerifier(**known(RemoteVerifier, values))
         builder = remote_target_builder(config, settings.target_rules(spec), rule, events)
         pool = RolloutPool(Worker, 1, settings=settings.pool_settings(spec), events=events)
 
@@ -272,8 +279,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     where = node["NodeManagerAddress"], node["NodeManagerPort"]
     before = node_stats(*where, include_memory_info=False).store_stats
     console = Console(quiet=True)
-    with held(spec, lambda text: None) as folder, sampled_when_late(stalls):
-        recorder_module.write_report = lambda folder: loop_watch[0].cancel()  # its charts are drawn after the last step
+    with held(spec, lambda text: None) as folder, sampled_when_late():
         recorder = Recorder(settings.recorder_settings(spec, model), console, spec.tokenizer(model))
         asyncio.run(train(folder, model, build, recorder, Signals()))
     cpu = time.process_time() - marks["cpu"]
@@ -285,33 +291,65 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         "seconds_a_step": [round(sum(row[f"seconds_{stage}"] for stage in STAGES), 2) for row in rows],
         "stages": {key: round(rows[-1][f"seconds_{key}"], 2) for key in STAGES},
         "driver_cpu_seconds_a_step": round(cpu / len(rows), 2),
-        "largest_stall_seconds": round(worst[0][0], 3) if worst else 0.0,
-        "stalls_above_0.2_s": sum(seconds > 0.2 for seconds, _ in stalls),
-        "stalled_seconds": round(sum(seconds for seconds, _ in stalls if seconds > SHOWN), 2),
+        "largest_stall_seconds": round(worst[0].seconds, 3) if worst else 0.0,
+        "most_computed_in_a_stall_seconds": round(max((stall.computing for stall in stalls), default=0.0), 3),
+        "largest_stall_without_queueing_seconds": round(max((s.seconds - s.queueing for s in stalls), default=0.0), 3),
+        "stalls_above_0.2_s": sum(stall.seconds > 0.2 for stall in stalls),
+        "stalled_seconds": round(sum(stall.seconds for stall in stalls if stall.seconds > SHOWN), 2),
         "object_store_mib_a_step": round(
             (after.cumulative_created_bytes - before.cumulative_created_bytes) / MIB / len(rows)
         ),
         "spilled_mib": round((after.spilled_bytes_total - before.spilled_bytes_total) / MIB),
         "samples_mib": round(sum(f.stat().st_size for f in (spec.run_dir / "samples").iterdir()) / MIB / len(rows)),
-        "worst": [{"seconds": round(seconds, 3), "where": where} for seconds, where in worst],
+        "worst": [
+            {name: round(value, 3) if isinstance(value, float) else value for name, value in stall._asdict().items()}
+            for stall in worst
+        ],
     }
 
 
-async def watch(stalls: list[tuple[float, str]]) -> None:
+def known(made: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the arguments that ``made`` takes: a tree of before takes fewer."""
+    return {name: value for name, value in values.items() if name in signature(made).parameters}
+
+
+class Stall(NamedTuple):
+    """A time at which the loop came back late, in seconds."""
+
+    seconds: float
+    computing: float
+    """of these the thread of this process that computed most, maybe with the GIL, had a core"""
+    queueing: float
+    """of these the thread that had to wait most for a core waited for it"""
+    where: str
+
+
+async def watch(stalls: list[Stall]) -> None:
     """Note each time that the loop comes back late, with what was seen meanwhile."""
+
+    def spent() -> dict[str, tuple[int, int]]:
+        found = {}
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(OSError), open(f"/proc/self/task/{thread}/schedstat", encoding="ascii") as file:
+                computing, queueing, _ = file.read().split()
+                found[thread] = int(computing), int(queueing)
+        return found
+
     while True:
-        BEAT[0], BEAT[1] = time.perf_counter(), ""
+        BEAT[0], BEAT[1], before = time.perf_counter(), "", spent()
         await asyncio.sleep(PERIOD)
         late = time.perf_counter() - float(BEAT[0]) - PERIOD
         if late > PERIOD:
-            stalls.append((late, str(BEAT[1])))
+            now = spent()
+            most = [max(now[t][n] - before.get(t, now[t])[n] for t in now) / 1e9 for n in (0, 1)]
+            stalls.append(Stall(late, *(min(seconds, late) for seconds in most), str(BEAT[1])))
 
 
 BEAT: list[Any] = [0.0, ""]
 
 
 @contextmanager
-def sampled_when_late(stalls: list[tuple[float, str]]) -> Iterator[None]:
+def sampled_when_late() -> Iterator[None]:
     """Look, from another thread, at what the loop's thread does while it is late."""
     main, done = threading.get_ident(), threading.Event()
 
@@ -338,33 +376,39 @@ def status_of(pid: int) -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "RssAnon"))}
 
 
-def used_kb() -> int:
-    """Memory of the machine that is in use, shared memory included."""
-    found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(found["MemTotal"].split()[0]) - int(found["MemAvailable"].split()[0])
+def used_kb(pid: int) -> int:
+    """Memory of a process and those that it started, what they share counted once."""
+    found = 0
+    for process in (root := psutil.Process(pid), *root.children(recursive=True)):
+        with suppress(psutil.Error):
+            found += process.memory_full_info().pss // 1024
+    return found
 
 
 def measured(tree: Path, command: list[str], scratch: Path) -> dict[str, object]:
     """Run the driver on the sources of ``tree``, and watch its memory and the machine's."""
     out = scratch / "out.json"
-    before, started = used_kb(), time.time()
+    started = time.time()
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).absolute()), str(out), "--folder", str(scratch / "runs"), *command],
         cwd=tree, env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     peak = {"VmRSS": 0, "RssAnon": 0}
-    machine = 0
+    everyone = looks = 0
     while process.poll() is None:
         for key, value in status_of(process.pid).items():
             peak[key] = max(peak[key], value)
-        machine = max(machine, used_kb() - before)
+        if looks % 10 == 0:
+            with suppress(psutil.Error):
+                everyone = max(everyone, used_kb(process.pid))
+        looks += 1
         time.sleep(0.2)
     if process.returncode:
         raise SystemExit(f"the driver of {tree} ended with {process.returncode}")
     return {
         "driver_peak_mib": peak["VmRSS"] // 1024,
         "driver_peak_own_mib": peak["RssAnon"] // 1024,
-        "machine_peak_mib": machine // 1024,
+        "all_processes_peak_mib": everyone // 1024,
         "wall_seconds": round(time.time() - started, 1),
         **json.loads(out.read_text()),
     }

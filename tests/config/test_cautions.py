@@ -23,6 +23,25 @@ def test_a_ratio_to_the_anchor_that_leaves_stale_tokens_unweighted_is_warned_of(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (("learner.gpus_per_rank=1",), ["model.dtype=float32 on GPUs"]),
+        (("rollout.gpus_per_worker=2", "rollout.tensor_parallel_size=2"), ["rollout.dtype=float32 on GPUs"]),
+        (
+            ("learner.gpus_per_rank=0.5", "rollout.gpus_per_worker=0.5"),
+            ["model.dtype=float32 and rollout.dtype=float32 on GPUs"],
+        ),
+        (("learner.gpus_per_rank=1", "model.dtype=bfloat16", "rollout.dtype=bfloat16"), []),
+        ((), []),
+        (("learner.gpus_per_rank=1", "model.path=null"), []),
+    ],
+)
+def test_float32_on_gpus_is_warned_of_but_for_the_base_policy(overrides: tuple[str, ...], expected: list[str]) -> None:
+    found = cautions(load_config(QUICKSTART, ["model.path=/some/model", "objective.behaviour=engine", *overrides]))
+    assert [text[: len(part)] for text, part in zip(found, expected, strict=True)] == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
         ((), []),
         (("pipeline.max_staleness=2", "objective.behaviour=engine"), []),
         (("pipeline.max_staleness=2",), ["older weights count as the current policy's"]),

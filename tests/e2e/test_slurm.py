@@ -45,6 +45,14 @@ def cluster() -> Iterator[Slurm]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def jobs_end_with_their_test(cluster: Slurm) -> Iterator[None]:
+    """One that fails leaves no job on the nodes of the next."""
+    yield
+    cluster.machine.run("scancel", "--state=RUNNING,PENDING", f"--user={os.getuid()}")
+    wait_until("an empty queue", lambda: not cluster.machine.run("squeue", "--noheader").stdout.strip(), 90)
+
+
 def submit(cluster: Slurm, policy: Path, name: str, steps: int, *more: str) -> int:
     overrides = [f"run.name={name}", f"run.dir={cluster.folder}/runs", f"run.steps={steps}", f"model.path={policy}"]
     config = str(ROOT / "configs" / "quickstart.yaml")
@@ -115,7 +123,11 @@ def test_a_run_lasts_longer_than_its_jobs(cluster: Slurm, tiny_policy: Path) -> 
     job = submit(cluster, tiny_policy, "limited", 5000)
     cluster.wait_for(job, {"RUNNING"}, 30)
     token = cluster.folder / f".lpo-ray-{job}" / "token"
-    wait_until("three steps", lambda: steps(run) >= 3 or cluster.job(job)["JobState"] != "RUNNING", 240)
+
+    def begun() -> bool:
+        return steps(run) >= 3 or cluster.job(job)["JobState"] != "RUNNING"
+
+    cluster.wait_until("three steps", job, begun, 240)
     assert cluster.job(job)["JobState"] == "RUNNING", cluster.output(job)
     assert token.stat().st_mode & 0o777 == 0o600
 
@@ -123,7 +135,7 @@ def test_a_run_lasts_longer_than_its_jobs(cluster: Slurm, tiny_policy: Path) -> 
     hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
     limit = f"TimeLimit={hours * 60 + minutes + 3}"
     assert cluster.machine.run("scontrol", "update", f"JobId={job}", limit).returncode == 0
-    wait_until("queued again", lambda: cluster.job(job)["Restarts"] == "1", 240)
+    cluster.wait_until("queued again", job, lambda: cluster.job(job)["Restarts"] == "1", 240)
     saved = steps(run)
     said = cluster.output(job)
     assert "slurm.sbatch: the time limit is near; limited ends its update and writes a checkpoint" in said
@@ -133,8 +145,9 @@ def test_a_run_lasts_longer_than_its_jobs(cluster: Slurm, tiny_policy: Path) -> 
 
     # it goes on where it was, on the nodes of its roles
     cluster.machine.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    wait_until("the resume", lambda: f"resumed after step {saved}" in cluster.output(job), 240)
-    wait_until("steps after it", lambda: steps(run) > saved, 120)
+    cluster.wait_until("the resume", job, lambda: f"resumed after step {saved}" in cluster.output(job), 240)
+    cluster.wait_until("steps after it", job, lambda: steps(run) > saved, 120)
+    cluster.wait_until("the log of that", job, lambda: f"step {saved + 1}/" in cluster.output(job), 120)
     roles = {"learner learner-rank-0": "n1", "rollout rollout-worker-0": "n2"}
     for role, node in roles.items():
         placed = re.findall(rf"info {role} \d+ .*is up on ([\d.]+)", cluster.output(job))

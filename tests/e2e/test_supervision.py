@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lpo_ray.telemetry.log import read_log
 from lpo_ray.training.ledger_audit import audit
 from tests.support.live_runs import Run, find
 
@@ -34,6 +35,8 @@ def test_every_role_dies_and_the_run_goes_on(tmp_path: Path, tiny_policy: Path) 
         assert "verifier service is back after" in output
         assert "target builder is back after" in output
         assert "rollout worker 0 is taken out of the pool" in output
+        started = [line.text for line in read_log(run.folder / "log.jsonl") if "its engine is up" in line.text]
+        assert ["without weights" in text for text in started] == [False, True]  # the second is brought all of them
         books = audit(run.folder)
         assert books.violations == ()
         assert books.attempts["trained"] == 23 * 8

@@ -41,6 +41,7 @@ def give_base_policy(root: Root) -> None:
     subprocess.run(["chown", "-R", f"{USER}:{USER}", root.inside("/home/lpo")], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.timeout(900)

@@ -20,6 +20,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import ray._private.node as node_of_ray
 import yaml
 
 from lpo_ray.tools.doctor.sandbox import sandbox
@@ -28,6 +29,7 @@ from tests.launch.dockerfile import parse_dockerfile
 from tests.launch.tools import Tools, run_script
 from tests.support.images import docker_ignores, ignored
 from tests.support.manifests import ROLES, parse_ray, schema_of
+from tests.support.namespaces import wait_until
 
 DOCKER = ROOT / "docker"
 DOCKERFILES = [DOCKER / "Dockerfile", DOCKER / "Dockerfile.cpu"]
@@ -119,6 +121,12 @@ def test_a_container_comes_back_however_often_it_ended() -> None:
     for service in compose()["services"].values():
         assert service["restart"] == "unless-stopped"
         assert "ulimits" not in service  # dockerd refuses one above its own; the entrypoint raises what it may
+
+
+def test_a_container_may_start_for_as_long_as_a_worker_waits_for_its_head() -> None:
+    (seconds,) = set(re.findall(r"RAY_HEAD_SECONDS:-(\d+)", (ROOT / "docker" / "entrypoint.sh").read_text()))
+    for service in compose()["services"].values():
+        assert service["healthcheck"]["start_period"] == f"{seconds}s"
 
 
 def test_a_verifier_that_runs_programs_may_make_namespaces_and_nothing_else() -> None:
@@ -312,6 +320,50 @@ def test_a_worker_waits_for_the_head_and_joins_it(container: Container) -> None:
     assert finished.returncode == 0, finished.stderr
     assert calls == [["start", "--address", head, "--block", "--num-cpus", "1", "--labels", "lpo-ray/role=rollout"]]
     parse_ray(["ray", *calls[0]])
+
+
+SLOW = "Exception: The current node timed out during startup. This could happen because some of the raylet failed"
+
+
+def test_a_node_that_starts_slowly_is_started_again(container: Container, tmp_path: Path) -> None:
+    container[0].add(
+        "ray", f'[[ -e "{tmp_path}/again" ]] || {{ touch "{tmp_path}/again"; echo "{SLOW}" >&2; exit 1; }}'
+    )
+    finished, calls = entrypoint(container, "head")
+    assert (finished.returncode, len(calls)) == (0, 2)
+    assert calls[0] == calls[1]
+    assert SLOW in finished.stderr and "it is started again" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("does", "given", "status"),
+    [
+        ("echo refused >&2; exit 7", {}, 7),  # any other end is one
+        (f'echo "{SLOW}" >&2; exit 1', {"RAY_HEAD_SECONDS": "0"}, 1),
+    ],
+)
+def test_a_node_that_ends_ends_the_container(
+    container: Container, does: str, given: dict[str, str], status: int
+) -> None:
+    container[0].add("ray", does)
+    finished, calls = entrypoint(container, "head", **given)
+    assert (finished.returncode, len(calls)) == (status, 1)
+
+
+def test_a_container_that_is_stopped_stops_its_node_and_ends_as_it_does(container: Container, tmp_path: Path) -> None:
+    tools, variables = container
+    tools.add("ray", f'trap "exit 5" TERM; touch "{tmp_path}/up"; while :; do sleep 0.1; done')
+    with subprocess.Popen(
+        ["bash", DOCKER / "entrypoint.sh", "head"],
+        env={**variables, "PATH": f"{tools.folder}:{os.environ['PATH']}"},
+    ) as running:
+        wait_until("ray", (tmp_path / "up").exists, 20)
+        running.terminate()
+        assert running.wait(20) == 5
+
+
+def test_ray_still_says_that_a_node_timed_out_in_these_words() -> None:
+    assert "timed out during startup" in Path(node_of_ray.__file__).read_text()
 
 
 def test_no_token_is_in_a_command_line(container: Container) -> None:

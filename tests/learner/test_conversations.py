@@ -50,6 +50,11 @@ def coefficients_of(report: StepReport) -> np.ndarray:
     return np.concatenate([group.coefficient for group in sorted(report.groups, key=lambda group: group.key)])
 
 
+def anchored(targets: Sequence[TargetGroup], length_norm: str) -> list[TargetGroup]:
+    s_t = anchors(make_policy(), targets, length_norm)
+    return [replace(target, anchor=anchor) for target, anchor in zip(targets, s_t, strict=True)]
+
+
 def grid() -> list[object]:
     """Every divergence and every clip."""
     points = {
@@ -63,9 +68,7 @@ def grid() -> list[object]:
 def test_a_conversation_is_projected_as_one_response(divergence: str, clip: str, length_norm: str) -> None:
     """Against autograd over one segment at a time: layouts x ranks x budgets, uncut and cut."""
     objective = replace(OBJECTIVE, divergence=divergence, token_clip=clip, length_norm=length_norm)
-    plain = conversations_of(SHAPES)
-    s_t = anchors(make_policy(), plain, length_norm)
-    plain = [replace(target, anchor=anchor) for target, anchor in zip(plain, s_t, strict=True)]
+    plain = anchored(conversations_of(SHAPES), length_norm)
     expected = reference(plain, objective)
     segmented = cut_at(plain, PLACES)
     assert_same(reference(segmented, objective), expected)
@@ -92,14 +95,11 @@ def test_any_cut_into_segments_gives_the_same_coefficients_and_gradient(data: st
     attention, share = data.draw(st.sampled_from(LAYOUTS))
     packing = Packing(data.draw(st.sampled_from([1, 2])), data.draw(st.sampled_from([1, 30, WHOLE])), share)
     objective = replace(OBJECTIVE, length_norm=data.draw(st.sampled_from(["mean", "sum"])), token_clip="clamp")
-    plain = conversations_of(shapes, anchored=objective.length_norm == "mean")
+    plain = anchored(conversations_of(shapes), objective.length_norm)
     expected, report = accumulated([pack_update(plain, Packing(1, WHOLE, False))], objective)
     found, cut_report = accumulated([pack_update(cut_at(plain, places), packing)], objective, attention, share)
-    if objective.length_norm == "mean":  # else the anchor is not that of the sum, which split groups read
-        assert_same(found, expected)
-        np.testing.assert_allclose(coefficients_of(cut_report), coefficients_of(report), rtol=1e-5, atol=1e-7)
-    elif packing == Packing(1, WHOLE, share):
-        assert_same(found, expected)
+    assert_same(found, expected)
+    np.testing.assert_allclose(coefficients_of(cut_report), coefficients_of(report), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("length_norm", ["mean", "sum"])

@@ -25,6 +25,19 @@ def limits_of(**changes: object) -> ProofLimits:
     return ProofLimits(PROBE, **{**given_, "baseline": BASELINE, **changes})
 
 
+def test_that_a_publish_does_not_reach_all_weights_is_kept_with_the_baseline(tmp_path: Path) -> None:
+    file = tmp_path / "proof.json"
+    first = open_limits(file, limits_of(baseline=None))
+    assert not first.proves_blank
+    first.measured([BASELINE])
+    assert first.proves_blank
+    assert open_limits(file, limits_of(baseline=None)).proves_blank
+    first.reached_not()
+    again = open_limits(file, limits_of(baseline=None))
+    assert again.baseline == first.baseline
+    assert not again.proves_blank
+
+
 def test_limits_follow_the_baseline() -> None:
     proof = limits_of()
     assert proof.excess(Agreement(0.059, 2.4, 1.0)) is None

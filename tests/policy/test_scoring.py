@@ -135,6 +135,13 @@ def test_the_chunked_head_is_the_log_softmax(
     assert not entropy.requires_grad
 
 
+def test_a_chunk_has_thousands_of_tokens_on_gpus_whatever_the_vocabulary() -> None:
+    for vocabulary in (1024, 49_152, 151_936):
+        assert head.chunk_tokens(vocabulary, 2, on_gpu=True) == 4096  # each chunk adds a gradient of the head's size
+    assert head.chunk_tokens(151_936, 2, on_gpu=False) == 220
+    assert head.chunk_tokens(10**9, 4, on_gpu=False) == 1
+
+
 def test_the_head_of_a_bfloat16_model_scores_in_fp32() -> None:
     weight, bias = (torch.nn.Parameter(torch.randn(300, *size).bfloat16()) for size in ((16,), ()))
     hidden = torch.randn(5, 16).bfloat16().requires_grad_()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lpo_ray.policy.tensor_file import DTYPES, open_tensors
+from lpo_ray.common.files import DiskFull
+from lpo_ray.policy.tensor_file import DTYPES, DiskTensors, open_tensors
 
 TENSORS = {name: torch.arange(6).reshape(2, 3).to(dtype) for name, dtype in DTYPES.items()} | {
     "scalar": torch.tensor(1.5), "empty": torch.empty(0, 4), "long": torch.arange(1000, dtype=torch.float32),
@@ -51,3 +52,25 @@ def test_a_file_that_ends_early_is_refused_when_it_is_opened_and_while_it_is_rea
         opened.tensors["long"].run(0, 1000)
     with pytest.raises(SafetensorError):
         open_tensors(damaged)
+
+
+def test_tensors_on_disk_are_apart_keep_what_is_written_and_leave_no_file(tmp_path: Path) -> None:
+    shapes = {"a": (3, 5), "scalar": (), "empty": (0, 4), "b": (5000,)}
+    stored = DiskTensors(tmp_path / "weights", shapes, torch.bfloat16)
+    expected = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    for name, value in expected.items():
+        stored.tensors[name].copy_(value)
+        stored.written([name])
+    assert {name: tensor.shape for name, tensor in stored.tensors.items()} == shapes
+    assert all(torch.equal(stored.tensors[name], value) for name, value in expected.items())
+    assert len({tensor.untyped_storage().data_ptr() for tensor in stored.tensors.values()}) == len(shapes)
+    save_file(stored.tensors, tmp_path / "by disk.safetensors")
+    save_file(expected, tmp_path / "by memory.safetensors")
+    assert (tmp_path / "by disk.safetensors").read_bytes() == (tmp_path / "by memory.safetensors").read_bytes()
+    stored.close()
+    assert not (tmp_path / "weights").exists()
+
+
+def test_no_room_for_tensors_on_disk_is_an_error_before_any_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match="weights"):
+        DiskTensors(tmp_path / "weights", {"a": (2**42,)}, torch.float32)

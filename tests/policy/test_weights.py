@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpo_ray.policy.tensor_digest import tensor_digest
-from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
+from lpo_ray.policy.weights import Manifest, TensorMeta, bucket_bytes, make_manifest
 
 SHAPES = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple), min_size=1, max_size=12)
 
@@ -76,3 +76,9 @@ def test_a_version_depends_on_every_byte_and_on_nothing_else() -> None:
     assert half.digest(digests) != one.digest(digests)
     with pytest.raises(KeyError):
         one.digest({"t0": digests["t0"]})
+
+
+def test_buckets_between_gpus_are_large_unless_told_otherwise() -> None:
+    assert bucket_bytes(None, on_device=True) == 2**30  # a round of calls to all ranks and engines for each
+    assert bucket_bytes(None, on_device=False) == 2**26
+    assert bucket_bytes(3, on_device=True) == bucket_bytes(3, on_device=False) == 3 * 2**20

@@ -12,19 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run_while_heard
 from tests.support.images import docker_ignores
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 TORCH = "torch==2.13.0+cpu"
+SILENT_SECONDS = 600
+"""pip names what it collects, and then is silent while it unpacks several GB"""
 INDEX = "--extra-index-url=https://download.pytorch.org/whl/cpu"
 
 
-def ran(*command: str | Path, cwd: Path, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
-    )
+def ran(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return run_while_heard(command, SILENT_SECONDS, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def pip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str | Path]]:
     folder = tmp_path_factory.mktemp("environment")
     made = ran(sys.executable, "-m", "venv", folder, cwd=folder)
     assert made.returncode == 0, made.stdout
-    install: list[str | Path] = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--progress-bar=off"]
+    install: list[str | Path] = [folder / "bin" / "python", "-m", "pip", "install", "--progress-bar=off"]
     for more in ([], [INDEX]):
         tried = ran(*install, "--dry-run", "--no-deps", "--retries=0", TORCH, *more, cwd=folder)
         if tried.returncode == 0:
@@ -55,7 +56,7 @@ def pip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str | Path]]:
 
 
 def doctor(pip: list[str | Path], elsewhere: Path) -> subprocess.CompletedProcess[str]:
-    return ran(Path(pip[0]).with_name("lpo-ray"), "doctor", "--quick", cwd=elsewhere, timeout=300)
+    return ran(Path(pip[0]).with_name("lpo-ray"), "doctor", "--quick", cwd=elsewhere)
 
 
 def test_pip_and_a_wheel_end_in_a_doctor_that_passes_or_says_why_not(

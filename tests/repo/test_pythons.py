@@ -20,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from lpo_ray.tools.doctor.versions import PYTHON_REQUIRED
+from tests.support.commands import run_while_heard
 from tests.support.pickles import enum_by_name, enum_by_value
 
 ROOT = Path(__file__).parents[2]
@@ -131,20 +132,18 @@ def test_what_runs_programs_and_holds_files_under_another_minor_version(version:
     python = folder / "bin" / "python"
     made = run(version, "-m", "venv", str(folder))
     assert made.returncode == 0, made.stderr
-    pip = [python, "-m", "pip", "install", "--quiet", "--progress-bar=off", *wanted]
-    installed = subprocess.run(pip, capture_output=True, text=True, timeout=250, check=False)
+    installed = run_while_heard([python, "-m", "pip", "install", "--progress-bar=off", *wanted], 250)
     if installed.returncode:
-        pytest.skip(f"no package index here has the lock's packages for {version}: {installed.stderr.strip()[-200:]}")
+        pytest.skip(f"no package index here has the lock's packages for {version}: {installed.stdout.strip()[-200:]}")
     # conftest.py is of the whole stack: what it says about deadlines is said here
     options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--noconftest", "--hypothesis-profile=ci"]
     marked = ["-m", "not slow and not e2e and not gpu and not long"]
     files = ["test_files.py", "test_folder_lock.py", "test_process_identity.py", "test_silence.py"]
     rooms = [*(f"tests/common/{file}" for file in files), "tests/verifiers/sandbox", "tests/verifiers/unit_tests"]
-    finished = subprocess.run(
-        [python, "-m", "pytest", *options, *marked, *rooms], cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-1000:]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [python, "-m", "pytest", *options, *marked, *rooms]
+    finished = run_while_heard(command, 250, environment=environment, cwd=ROOT)
+    assert finished.returncode == 0, finished.stdout[-3000:]
 
 
 def test_the_distribution_takes_the_pythons_that_doctor_takes() -> None:

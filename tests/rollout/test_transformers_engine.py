@@ -16,7 +16,7 @@ from lpo_ray.policy.generation import end_tokens
 from lpo_ray.policy.loading import load_policy
 from lpo_ray.policy.scoring import response_logprobs
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.records import Prompt, PromptGroup, Sampling
+from lpo_ray.records import ConversationId, Prompt, PromptGroup, Sampling, TurnRequest
 from lpo_ray.rollout.transformers_engine import TransformersEngine
 from tests.support.model_folders import llama, write_model
 
@@ -160,3 +160,19 @@ async def test_stop_tokens_end_a_response(engine: TransformersEngine) -> None:
         *before, last = response.token_ids.tolist()
         assert last % 3 == 0 or last == engine._eos
         assert not [token for token in before if token % 3 == 0]
+
+
+async def test_turns_are_drawn_behind_their_contexts_alone_or_in_company(engine: TransformersEngine) -> None:
+    names = [ConversationId("p0", 0, k) for k in range(3)]
+    contexts = [prompt(number, 4).token_ids for number in range(3)]
+    requests = [TurnRequest(*each, SAMPLING, 5) for each in zip(names, (0, 1, 2), contexts, strict=True)]
+    group, *together = await asyncio.gather(sampled(engine, prompt(7, 4)), *map(engine.turn, requests))
+    assert len(group.responses) == 4
+    for request, turn in zip(requests, together, strict=True):
+        alone = await engine.turn(request)
+        np.testing.assert_array_equal(alone.token_ids, turn.token_ids)
+        np.testing.assert_allclose(alone.behaviour_logprobs, turn.behaviour_logprobs, atol=1e-5)
+        assert turn.versions.tolist() == [engine.step] * len(turn.token_ids)
+    again = await engine.turn(replace(requests[0], draw=1))
+    assert again.token_ids.tolist() != together[0].token_ids.tolist(), "another draw has another seed"
+    assert len((await engine.turn(replace(requests[0], max_tokens=1))).token_ids) == 1

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import random
 import shutil
+import threading
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -200,6 +201,30 @@ def test_a_start_for_which_there_is_no_room_does_not_block_the_name(tmp_path: Pa
     check_whole(folder)
     with pytest.raises(ConfigError, match="exists and is not empty"):
         run(tmp_path, tiny_policy, "run.resume=never")
+
+
+def test_the_loop_goes_on_while_the_report_is_drawn(
+    tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing, answered = threading.Event(), threading.Event()
+
+    def draw(folder: Path) -> None:
+        drawing.set()
+        assert answered.wait(10)
+
+    async def answer() -> None:
+        while not drawing.is_set():
+            await asyncio.sleep(0.01)
+        answered.set()
+
+    async def build(spec: RunSpec, model_path: str, events: Events) -> FakeComponents:
+        answering.append(asyncio.create_task(answer()))
+        return Hashing(tiny_policy, "")
+
+    answering: list[asyncio.Task[None]] = []
+    monkeypatch.setattr("lpo_ray.run.recorder.write_report", draw)
+    check_whole(run(tmp_path, tiny_policy, build=build))
+    assert answered.is_set()
 
 
 async def no_room(spec: RunSpec, model_path: str, events: Events) -> FakeComponents:

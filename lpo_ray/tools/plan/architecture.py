@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.loading import UNREADABLE
+from lpo_ray.policy.proof_limits import is_mixture
 from lpo_ray.policy.whole import check_no_adapter, check_trainable
 from lpo_ray.tasks.base_policy import character_tokenizer, make_model
 
@@ -99,7 +100,8 @@ def describe(model: PreTrainedModel, name: str, source: str) -> Architecture:
     heads, hidden = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
     inner, context = getattr(config, "intermediate_size", None), getattr(config, "max_position_embeddings", None)
     known = (heads, hidden, inner, context)
-    if layers is None or not all(isinstance(value, int) for value in known) or getattr(config, "num_experts", None):
+    mixture = is_mixture(name for name, _ in model.named_parameters())  # configurations count experts by many names
+    if layers is None or not all(isinstance(value, int) for value in known) or mixture:
         raise ConfigError(
             f"model {name!r} ({type(model).__name__}) is not a decoder of attention and one feed-forward network a "
             "layer, so its sizes are not known to plan; expected a model like Llama, Qwen2 or Qwen3"

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lpo_ray.config.engine import engine_processes, memory_utilization
+from lpo_ray.config.gpus import between_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.settings import offloads
 from lpo_ray.run.numbers import numbers
 from lpo_ray.run.object_store import object_store_bytes, room_here
+from lpo_ray.run.resolved import resolved
 from lpo_ray.run.settings import gradient_checkpointing, setup_of
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.monitor.advice import Setup
@@ -44,7 +46,6 @@ from lpo_ray.tools.plan.problems import (
 )
 from lpo_ray.tools.plan.requirements import (
     Lengths,
-    between_gpus,
     engine_of,
     mean_lengths,
     places_on,
@@ -127,6 +128,7 @@ class Forecast:
             ],
             "model": dataclasses.asdict(self.model),
             "derived": numbers(self.spec),
+            "resolved": {row.key: {"value": row.value, "from": row.source} for row in resolved(self.spec)},
             "learner_rank_bytes": dict(self.rank.device),
             "learner_rank_host_bytes": dict(self.rank.host),
             "learner_save_bytes": self.rank.save,

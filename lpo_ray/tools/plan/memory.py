@@ -128,7 +128,7 @@ def rank_memory(model: Architecture, rank: RankSettings) -> Memory:
         device["gathered weights"] = gathered * (2 if rank.reference else 1)
     device["reduce bucket"] = FP32 * min(rank.reduce_bucket, model.parameters)
     device["a step"] = max(step_heights(model, rank))
-    loading, save = load_height(model, rank), size * model.parameters
+    loading, save = load_height(model, rank), size * 2 * max(model.largest_parameter, model.embedding)
     if rank.on_gpu:
         host["reading weights"] = loading
     else:  # while weights are read there is nothing yet of what a step needs, and no optimiser

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpo_ray.run.numbers import numbers
+from lpo_ray.run.resolved import render_resolved, resolved
 from lpo_ray.tools.plan.forecast import Forecast
 from lpo_ray.tools.plan.memory import GIB
 
@@ -23,6 +24,8 @@ def render_forecast(forecast: Forecast) -> RenderableType:
         Text(f"{model.name}: {model.parameters:,} parameters (from {model.source})", style="bold"),
         Text(f"on {describe_cluster(forecast)}; {COMPUTED}, unless a line says so"),
         _numbers({name: str(value) for name, value in numbers(forecast.spec).items()}, "derived"),
+        Text("decided by device, data and cluster", style="bold"),
+        Text("\n".join(f"  {line}" for line in render_resolved(resolved(forecast.spec)).splitlines())),
         _memory(forecast.rank.device, "memory of a learner rank", forecast),
     ]
     if forecast.rank.host:

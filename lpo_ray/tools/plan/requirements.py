@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lpo_ray.config.conversations import is_conversation, most_sampled, most_turns
 from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
+from lpo_ray.config.gpus import between_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.settings import offloads, zero_options
@@ -191,12 +192,6 @@ def _reduce_bucket(config: Config) -> int:
     default = REDUCE_BUCKET if config.learner.gpus_per_rank else CPU_REDUCE_BUCKET
     wanted = zero_options(config.learner.deepspeed).get("reduce_bucket_size", default)
     return int(wanted) if isinstance(wanted, int | float) else default
-
-
-def between_gpus(config: Config) -> bool:
-    """Whether weights travel from GPU to GPU, not through host memory."""
-    whole = min(config.learner.gpus_per_rank, config.rollout.gpus_per_worker) >= 1
-    return (whole or shares_gpus(config)) and config.transport.kind in ("auto", "nccl", "cuda_ipc")
 
 
 def _bucket(config: Config, model: Architecture) -> int:

@@ -20,6 +20,9 @@ MAX_SIGNS = 3
 _ORDINALS = frozenset(("st", "nd", "rd", "th"))
 
 
+_DEGREES = (("^", "\\circ"), ("^", "{", "\\circ", "}"), ("\\degree",), ("\\circ",), ('"degree',), ('"degrees',))
+
+
 _FUNCTIONS = frozenset(f"\\{name}" for name in FUNCTIONS)
 
 
@@ -76,7 +79,10 @@ def grouped(found: tuple[str, ...]) -> Reading | None:
     if step == 1 or start or digits[-1] + 1 < end or any(group[0] == "0" for group in groups[1:]) or "." in groups[-1]:
         return number
     items = tuple(quantity_of((group,)) or Words(group) for group in groups)
-    return Grouped(number, Items("list", items), len(groups) == 2 and len(groups[0]) == 3)
+    is_list = (
+        len(groups) == 2 and all(len(group) == 3 and group[-1] == "0" for group in groups) and groups[0] < groups[1]
+    )
+    return Grouped(number, Items("list", items), is_list)
 
 
 def signed(found: tuple[str, ...]) -> Reading | None:
@@ -107,11 +113,11 @@ def ratio(found: tuple[str, ...]) -> Reading | None:
         return None
     if not all(parts):
         return words_of(found)
-    last, _ = units.without_unit(parts[-1])
-    items = tuple(quantity_of(part) for part in (*parts[:-1], tuple(last)))
+    items = tuple(map(quantity_of, parts))
     if not all(isinstance(item, Quantity) for item in items):
         return words_of(found)
-    clock = len(parts[1]) == 1 and len(parts[1][0]) == 2 and parts[1][0].isdigit()
+    last, _ = units.without_unit(parts[1])
+    clock = len(last) == 1 and len(last[0]) == 2 and last[0].isdigit()
     return Items("clock" if clock else "ratio", tuple(item for item in items if item is not None))
 
 
@@ -127,11 +133,11 @@ def quantity_of(found: tuple[str, ...]) -> Reading | None:
     found, unit = tuple(bare), modulus or unit or currency
     if found[-1:] in (("%",), ('"percent',)):
         found, unit = found[:-1], "%"
-    for sign in (("^", "\\circ"), ("^", "{", "\\circ", "}"), ("\\degree",), ("\\circ",)):
-        if len(found) > len(sign) and found[-len(sign) :] == sign and not _FUNCTIONS & set(found):
-            found, unit = found[: -len(sign)], "degree"
-    if unit == "degree" and found[-1:] in (("C",), ("F",)):
-        found = found[:-1]
+    scale_of_heat = found[-1:] if found[-1:] in (("C",), ("F",), ("K",)) else ()
+    for sign in _DEGREES:
+        end = (*sign, *scale_of_heat)
+        if len(found) > len(end) and found[-len(end) :] == end and not _FUNCTIONS & set(found):
+            found, unit = found[: -len(end)], "/".join(("degree", *scale_of_heat))
     if not found or (found[:1] == ("[",) and group_end(found, 0) == len(found)):
         return None
     expression = expression_of(found)

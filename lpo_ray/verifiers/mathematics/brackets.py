@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lpo_ray.verifiers.mathematics.kinds import Interval, Items, Reading, Words
+from lpo_ray.verifiers.mathematics.kinds import Interval, Items, Reading, Union, Words
 from lpo_ray.verifiers.mathematics.lists import flat, one_name
-from lpo_ray.verifiers.mathematics.names import group_end
+from lpo_ray.verifiers.mathematics.names import group_end, is_variable, name_of
 from lpo_ray.verifiers.mathematics.token_parts import MAX_ITEMS, Inner, is_balanced, split, stripped, words_of
 
 _PAIRS = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle", "{": "}"}
@@ -26,7 +26,7 @@ def bracketed(found: tuple[str, ...], inner: Inner) -> Reading | None:
         return words_of(found)
     if pair in (("\\{", "\\}"), ("{", "}")):
         if "\\mid" in inside or ":" in inside or "|" in inside:
-            return words_of(found)
+            return _those_that(inside, inner) or words_of(found)
         return Items("list", tuple(flat(one_name([inner(part) for part in parts]))))
     items = tuple(inner(part) for part in parts)
     if any(isinstance(item, Words) and not item.text for item in items):
@@ -42,6 +42,19 @@ def bracketed(found: tuple[str, ...], inner: Inner) -> Reading | None:
     if len(items) == 2 and pair[0] in "([" and pair[1] in ")]":
         return Interval(items[0], items[1], pair[0] == "[", pair[1] == "]")
     return words_of(found)
+
+
+def _those_that(inside: tuple[str, ...], inner: Inner) -> Reading | None:
+    r"""Read what holds for the members of a set: ``x \\mid x > 2``, ``x \\in \\mathbb{R} : 0 < x < 1``."""
+    parts, _ = split(inside, ("\\mid", ":", "|"))
+    if len(parts) != 2 or not all(parts):
+        return None
+    member = parts[0][:-5] if parts[0][-5:] == ("\\in", "\\mathbb", "{", "R", "}") else parts[0]
+    held = inner(parts[1])
+    names = {
+        part.variable for part in (held.parts if isinstance(held, Union) else (held,)) if isinstance(part, Interval)
+    }
+    return held if is_variable(member) and names == {name_of(member)} else None
 
 
 def outward(found: tuple[str, ...], inner: Inner) -> Reading | None:

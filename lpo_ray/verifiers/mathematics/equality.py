@@ -52,7 +52,7 @@ def _same_grouped(given: Reading, wanted: Reading, near: Fraction) -> bool | Non
     if isinstance(wanted, Grouped):
         if isinstance(given, Grouped):
             return same(given.number, wanted.number, near) or same(given.items, wanted.items, near)
-        if wanted.may_be_list:
+        if wanted.is_list:
             return same(given, wanted.items, near)
         return same(given, wanted.number, near) or same(given, wanted.items, near)
     if isinstance(given, Grouped):
@@ -137,7 +137,7 @@ def _same_based(given: Reading, wanted: Reading, near: Fraction) -> bool | None:
 def _same_equation(given: Reading, wanted: Reading) -> bool:
     if not (isinstance(given, Equation) and isinstance(wanted, Equation)) or given.relation != wanted.relation:
         return False
-    if given.difference.tree == wanted.difference.tree:
+    if expressions.same_written(given.difference, wanted.difference):
         return True
     return expressions.proportional(given.difference, wanted.difference, positive=given.relation != "=")
 
@@ -276,7 +276,7 @@ def vote(reading: Reading) -> str:
     if isinstance(reading, Infinite):
         return "oo" if reading.sign > 0 else "-oo"
     if isinstance(reading, Grouped):
-        return vote(reading.items if reading.may_be_list else reading.number)
+        return vote(reading.items if reading.is_list else reading.number)
     if isinstance(reading, Named):
         values = _record(reading)
         return vote(reading.value if values is None else Items("tuple", values))

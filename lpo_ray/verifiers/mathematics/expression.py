@@ -132,9 +132,20 @@ def _exact_log(base: Value, value: Value) -> Fraction | None:
     return Fraction(power if (value >= 1) == (base > 1) else -power)
 
 
+def same_written(left: Expression, right: Expression) -> bool:
+    """Tell whether two expressions are written the same, but for the order of terms and factors."""
+    return left.tree == right.tree or _in_order(left.tree) == _in_order(right.tree)
+
+
+def _in_order(node: Node) -> Node:
+    if node[0] in ("sum", "product"):
+        return (node[0], tuple(sorted(((sign, _in_order(part)) for sign, part in node[1]), key=repr)))
+    return tuple(_in_order(part) if isinstance(part, tuple) else part for part in node)
+
+
 def same(left: Expression, right: Expression) -> bool:
     """Tell whether two expressions have the same value wherever both are real."""
-    if left.tree == right.tree:
+    if same_written(left, right):
         return True
     if not left.letters and not right.letters:
         one, other = left.value(), right.value()

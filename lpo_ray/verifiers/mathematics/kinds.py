@@ -86,8 +86,8 @@ class Grouped:
 
     number: Quantity
     items: Items
-    may_be_list: bool
-    """whether it is the list when it is the answer of the data set"""
+    is_list: bool
+    """whether the answer of a data set means the list: two round numbers in ascending order, such as 100,200"""
 
 
 Reading = Words | Quantity | Infinite | Items | Interval | Union | Named | Equation | Choice | Based | Grouped

@@ -50,6 +50,8 @@ def name_of(found: Sequence[str]) -> str:
             continue
         end = group_end(rest, 1)
         first, rest = f"{first}_{''.join(rest[1:end]).strip('{}')}", rest[end:]
+    if rest[:5] == ["^", "{", "-", "1", "}"] and rest[5:6] == ["("]:  # an inverse function
+        first, rest = f"{first}^-1", rest[5:]
     if (
         rest
         and rest[0] == "("

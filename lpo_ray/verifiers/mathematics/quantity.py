@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lpo_ray.verifiers.mathematics import arithmetic
+from lpo_ray.verifiers.mathematics import arithmetic, units
 from lpo_ray.verifiers.mathematics import expression as expressions
 from lpo_ray.verifiers.mathematics.arithmetic import Value, at_most
 from lpo_ray.verifiers.mathematics.expression import Expression
@@ -35,7 +35,7 @@ class Quantity:
 
 def same_quantity(given: Quantity, wanted: Quantity, near: Fraction = Fraction(0)) -> bool:
     """Tell whether two quantities are equal, or as near as ``near`` says, absolutely and relative to ``wanted``."""
-    if given.unit and wanted.unit and given.unit != wanted.unit:
+    if units.differ(given.unit, wanted.unit):
         return False
     if given.unit == wanted.unit or {given.unit, wanted.unit} & {"%", "degree"} == set():
         return _same_number(given, wanted, Fraction(1), near)
@@ -52,7 +52,7 @@ def _same_number(given: Quantity, wanted: Quantity, factor: Value, near: Fractio
         return factor == 1 and expressions.same(left, right)
     one, other = left.value(), right.value()
     if one is None or other is None:
-        return one is None and other is None and left.tree == right.tree
+        return one is None and other is None and expressions.same_written(left, right)
     one = one if factor == 1 else arithmetic.multiply(one, factor)
     if arithmetic.equal(one, other):
         return True

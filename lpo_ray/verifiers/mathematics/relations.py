@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+from lpo_ray.verifiers.mathematics import arithmetic
 from lpo_ray.verifiers.mathematics.amounts import grouped, quantity_of
+from lpo_ray.verifiers.mathematics.arithmetic import Value
 from lpo_ray.verifiers.mathematics.kinds import (
     Equation,
     Grouped,
@@ -30,7 +33,7 @@ def related(found: tuple[str, ...], inner: Inner) -> Reading | None:
     """Read equations, inequalities, memberships and unions of sets."""
     sides, between = split(found, _RELATIONS)
     if not between:
-        return None
+        return _without_points(found, inner)
     if not all(sides):
         return words_of(found)
     if set(between) == {"\\cup"}:
@@ -55,6 +58,26 @@ def _union(parts: Sequence[Reading]) -> Reading:
     if all(isinstance(part, Items) and part.kind == "list" for part in parts):
         return Items("list", tuple(item for part in parts if isinstance(part, Items) for item in part.items))
     return Union(tuple(parts))
+
+
+def _without_points(found: tuple[str, ...], inner: Inner) -> Reading | None:
+    r"""Read the real numbers without some points as intervals: ``\\mathbb{R} \\setminus \\{0, 1\\}``."""
+    sides, between = split(found, ("\\setminus", "\\backslash"))
+    if len(between) != 1 or not all(sides):
+        return words_of(found) if between else None
+    line, points = map(inner, sides)
+    if line != Interval(Infinite(-1), Infinite(1), False, False) or not isinstance(points, Items):
+        return words_of(found)
+    values = [(item, item.expression.value()) for item in points.items if isinstance(item, Quantity)]
+    numbers = [(arithmetic.inexact(value), item) for item, value in values if value is not None]
+    if points.kind != "list" or not 0 < len(numbers) == len(points.items) or not all(map(_is_real, numbers)):
+        return words_of(found)
+    ends = [Infinite(-1), *(item for _, item in sorted(numbers, key=lambda pair: pair[0])), Infinite(1)]
+    return Union(tuple(Interval(low, high, False, False) for low, high in pairwise(ends)))
+
+
+def _is_real(number: tuple[Value, Quantity]) -> bool:
+    return arithmetic.is_real(number[0])
 
 
 def _equal_sides(sides: list[tuple[str, ...]], between: list[str], inner: Inner) -> Reading:
@@ -96,9 +119,12 @@ def _ordered(sides: list[tuple[str, ...]], signs: list[str]) -> Reading:
     r"""Read inequalities of one name as an interval: ``x > 5``, ``5 < x``, ``1 < x \\le 2``."""
     plain = [side for side in sides]
     if len(sides) == 2:
-        if not is_variable(sides[0]) and is_variable(sides[1]):
+        if not _is_unknown(sides[0]) and _is_unknown(sides[1]):
             plain, signs = [sides[1], sides[0]], [_MIRRORED[signs[0]]]
         value = _end_of_interval(plain[1])
+        size = _size_of(plain[0], plain[1], signs[0]) if len(plain[0]) > 2 and value is not None else None
+        if size is not None:
+            return size
         if is_variable(plain[0]) and value is not None:
             name, closed = name_of(plain[0]), "=" in signs[0]
             if ">" in signs[0]:
@@ -117,6 +143,24 @@ def _ordered(sides: list[tuple[str, ...]], signs: list[str]) -> Reading:
         if difference is not None and difference.letters:
             return Equation(difference, ">=" if "=" in signs[0] else ">")
     return Words(" ".join(" ".join(side) + f" {sign}" for side, sign in zip(sides, [*signs, ""], strict=True)))
+
+
+def _is_unknown(found: tuple[str, ...]) -> bool:
+    return is_variable(found) or (found[0] == found[-1] == "|" and is_variable(found[1:-1]))
+
+
+def _size_of(found: tuple[str, ...], limit: tuple[str, ...], sign: str) -> Reading | None:
+    """Read ``|x| < 2`` and ``|x| > 2``; None for a limit that is not a number above 0."""
+    high, low = quantity_of(limit), quantity_of(("-", "(", *limit, ")"))
+    if found[0] != "|" or not _is_unknown(found) or not (isinstance(high, Quantity) and isinstance(low, Quantity)):
+        return None
+    value, name, closed = high.expression.value(), name_of(found[1:-1]), "=" in sign
+    if high.expression.letters or value is None or not arithmetic.is_real(value) or value <= 0:
+        return None
+    if "<" in sign:
+        return Interval(low, high, closed, closed, name)
+    first, last = Infinite(-1), Infinite(1)
+    return Union((Interval(first, low, False, closed, name), Interval(high, last, closed, False, name)))
 
 
 def _end_of_interval(found: tuple[str, ...]) -> Reading | None:

@@ -35,6 +35,9 @@ _CHARACTERS = str.maketrans(
 )  # fmt: skip
 _RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
 
+_COLOR = re.compile(r"\\(?:text)?color\s*\{[^{}]{1,40}\}")
+_INFIX = {"\\over": "\\frac", "\\choose": "\\binom"}
+
 _TOKEN = re.compile(
     r"""(?P<joint>\{,\s?\}|,\s?\\!\s?|\\,(?=[0-9]{3}(?![0-9])))
       | (?P<spaced>\s+,)
@@ -204,7 +207,7 @@ SHORT_WORDS = frozenset(
 
 def tokens(text: str) -> tuple[str, ...] | None:
     """Return the tokens of ``text``; None when there are more than MAX_TOKENS."""
-    text = _RAISED.sub(_raised, text.translate(_CHARACTERS))
+    text = _COLOR.sub("", _RAISED.sub(_raised, text.translate(_CHARACTERS)))
     found: list[str] = []
     fonts: list[str] = []
     """of every brace that is open: the font command before it, or "" """
@@ -241,7 +244,33 @@ def tokens(text: str) -> tuple[str, ...] | None:
         else:
             found.append(_renamed(kind, token))
         font = ""
-    return tuple(_joined(found))
+    return tuple(_joined(_prefixed(found)))
+
+
+def _prefixed(found: list[str]) -> list[str]:
+    r"""Write ``{a \over b}`` and ``{a \choose b}`` as ``\frac{a}{b}`` and ``\binom{a}{b}``."""
+    while (at := next((at for at, token in enumerate(found) if token in _INFIX), -1)) >= 0:
+        start, end = _group_around(found, at)
+        above, below = found[start + 1 : at], found[at + 1 : end]
+        in_braces = start >= 0 and end < len(found)
+        if not in_braces and (start >= 0 or end < len(found)):
+            return found  # braces that are not closed
+        before, after = (found[:start], found[end + 1 :]) if in_braces else ([], [])
+        found = [*before, _INFIX[found[at]], "{", *above, "}", "{", *below, "}", *after]
+    return found
+
+
+def _group_around(found: list[str], at: int) -> tuple[int, int]:
+    """Return where the braces around a token are; -1 and the length where there are none."""
+    start, depth = at - 1, 0
+    while start >= 0 and (depth or found[start] != "{"):
+        depth += (found[start] == "}") - (found[start] == "{")
+        start -= 1
+    end, depth = at + 1, 0
+    while end < len(found) and (depth or found[end] != "}"):
+        depth += (found[end] == "{") - (found[end] == "}")
+        end += 1
+    return start, end
 
 
 def _raised(match: re.Match[str]) -> str:
@@ -263,7 +292,7 @@ def _letters(run: str, in_text: bool, after_a_number: bool) -> list[str]:
     """Return one word, one command, or the letters of a product."""
     lower = run.lower()
     if len(run) == 1:
-        return [f'"{run}'] if in_text and after_a_number and run in "msghl" else [run]
+        return [f'"{run}'] if in_text and after_a_number and run in "msghlLNJWV" else [run]
     if run in _PLAIN_COMMANDS:
         return ["\\infty" if run in ("infinity", "inf", "oo") else f"\\{run}"]
     if in_text or len(run) > 3 or (lower in SHORT_WORDS and (run == lower or run == run.upper() or run.istitle())):

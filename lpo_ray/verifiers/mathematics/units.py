@@ -18,9 +18,14 @@ _UNITS: dict[str, tuple[str, ...]] = {
     "min": ("min", "minute"), "h": ("h", "hr", "hour"), "day": ("day",), "week": ("week",), "month": ("month",),
     "year": ("year", "yr"), "usd": ("dollar", "usd", "buck"), "cent": ("cent",), "euro": ("euro", "eur"),
     "am": ("am",), "pm": ("pm",), "mph": ("mph",), "kph": ("kph",), "l": ("liter", "litre"), "ml": ("ml",),
-    "degree": ("degree", "deg"), "radian": ("radian", "rad"),
+    "degree": ("degree", "deg"), "radian": ("radian", "rad"), "n": ("newton", "n"), "kn": ("kn",), "j": ("joule", "j"),
+    "kj": ("kj",), "w": ("watt", "w"), "kw": ("kw",), "v": ("volt", "v"), "mv": ("mv",), "kv": ("kv",), "hz": ("hz",),
+    "khz": ("khz",), "mhz": ("mhz",), "pa": ("pa",), "kpa": ("kpa",), "mpa": ("mpa",), "mg": ("mg",), "nm": ("nm",),
+    "ms": ("ms", "millisecond"), "mol": ("mol", "mole"), "mmol": ("mmol",), "ev": ("ev",), "cal": ("cal", "calorie"),
+    "kcal": ("kcal",),
 }  # fmt: skip
 _KNOWN = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
+_QUOTIENTS = {"mph": "h/mi", "kph": "h/km"}
 NOT_UNITS = frozenset(
     ["or", "and", "not", "no", "than", "if", "else", "otherwise", "maybe", "perhaps", "possibly", "either", "neither",
      "nor", "at", "least", "most", "more", "less", "fewer", "minus", "plus", "times", "over", "squared", "cubed",
@@ -40,6 +45,7 @@ def without_unit(found: Sequence[str]) -> tuple[Sequence[str], str]:
     """Return (tokens before the unit, the unit's name); the name is "" for a unit that is not known, and for none.
 
     A unit is one or more words at the end, with exponents and fractions of them: ``cm^2``, ``km/h``, ``square units``.
+    Its name has those of its parts: "h/km" for ``km/h``, "cm" for ``square centimeters``.
     """
     bare = found[:-1] if found and found[-1] == "." else found
     if len(bare) > 3 and tuple(bare[-3:]) in (("a", ".", "m"), ("p", ".", "m")):
@@ -55,7 +61,14 @@ def without_unit(found: Sequence[str]) -> tuple[Sequence[str], str]:
         return found, ""
     if any(word.lower() in NOT_UNITS or not _may_be_unit(word) for word in words):
         return found, ""
-    return found[:start], _known(words[0]) if len(tail) == 1 else ""
+    names = {_known(word) for word in words} - {""}
+    return found[:start], "/".join(sorted({part for name in names for part in _QUOTIENTS.get(name, name).split("/")}))
+
+
+def differ(one: str, other: str) -> bool:
+    """Tell whether two names are of different units: not where one of them may have been left out, in whole or part."""
+    left, right = ({*name.split("/")} - {""} for name in (one, other))
+    return not (left <= right or right <= left)
 
 
 def _is_exponent(tail: Sequence[str], at: int) -> bool:

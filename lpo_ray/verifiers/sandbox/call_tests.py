@@ -16,11 +16,12 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, BinaryIO
 
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.process import READY, Program, code_of, kill, start
-from lpo_ray.verifiers.sandbox.program import run_program, working_kind
+from lpo_ray.verifiers.sandbox.program import patiently, run_program, working_kind
 
 _STARTED = b'{"started": true}\n'
 """what the tester says first"""
@@ -32,6 +33,20 @@ Test = tuple[Any, ...]
 """``("code", text)`` or ``("named", "test_f" or "Class.test_f")``, which passes when it raises nothing; or
 ``("call", arguments, value)`` of the entry point. Plain values, which marshal can write
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Variables of the tests that the program may change in place also where a test reads what its call returns.
+
+    Example: ``Changes(("nums",), ("original",))`` for ``original = nums[:]; k = f(nums)``.
+    """
+
+    may: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    """those that must hold copies of their own for that"""
+    may_not: tuple[str, ...] = ()
+    """those that are given to the program, and stay as they were"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +69,7 @@ class CallTests:
     """the task's own code, such as its imports and its TreeNode: runs before the program and before ``setup``, on both
     sides; instances of its classes cross by value
     """
-    changed: tuple[str, ...] = ()
-    """variables of the tests that the program may change also where a test reads what its call returns"""
+    changes: Changes = Changes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,8 @@ def run_call_tests(source: str, calls: CallTests, limits: Limits) -> Marks:
     first, passed, why = 0, 0, ""
     while first < len(calls.tests) and left > 0:
         rest = replace(calls, tests=calls.tests[first:])
-        lines, trouble, starting, ran = _run(source, rest, replace(limits, seconds=left).restarted(first > 0))
+        attempt = partial(_run, source, rest, replace(limits, seconds=left).restarted(first > 0))
+        lines, trouble, starting, ran = patiently(attempt, lambda found: found[1])
         left -= ran + (starting if first else 0.0)
         if trouble is not None:
             if first > 0 and left <= 0:  # the time was spent by the program
@@ -119,8 +134,8 @@ def _run(source: str, calls: CallTests, limits: Limits) -> tuple[list[dict[str, 
             fds = (answers.fileno(), ask.fileno())
             argument = {
                 "given": calls.given, "setup": calls.setup, "tests": calls.tests, "names": list(calls.names),
-                "entry_point": calls.entry_point, "owner": calls.owner, "changed": calls.changed, "fds": fds,
-                "most": most, "ready": READY,
+                "entry_point": calls.entry_point, "owner": calls.owner, "changed": calls.changes.may,
+                "copies": calls.changes.copies, "fds": fds, "most": most, "ready": READY,
             }  # fmt: skip
             room = replace(limits, output_kib=max(limits.output_kib, _LINES_KIB))
             tester = Program(code_of("tests_side"), argument, "tests_side.py", ("wire", "link", "in_place", "judging"))

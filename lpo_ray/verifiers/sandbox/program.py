@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lpo_ray.verifiers.sandbox import kinds
 from lpo_ray.verifiers.sandbox.inside.feed import Feed
@@ -24,8 +26,12 @@ for path in ARGUMENT:
         print(path)
         break
 """
+_PAUSES = (0.1, 0.5, 2.0)
+"""seconds between tries to start on a machine that is short of processes or memory for a moment"""
+_SHORT = tuple(os.strerror(code) for code in (errno.EAGAIN, errno.ENOMEM))
 _LAST_WORDS = 1.0
 """seconds that what it wrote may take to arrive after its end"""
+_Found = TypeVar("_Found")
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +64,19 @@ def run_program(
     if (unseen := _look(kind).unseen) is not None:
         return ProgramResult(-1, b"", b"", False, False, 0.0, 0.0, unseen)
     return _run(kind, program, stdin, limits, fds, begins_with)
+
+
+def patiently(attempt: Callable[[], _Found], trouble_of: Callable[[_Found], str | None]) -> _Found:
+    """Try to run a program, again after each of _PAUSES while the machine is too short of processes or memory to start
+    a sandbox, before which nothing of the program has run.
+    """
+    for pause in _PAUSES:
+        found = attempt()
+        trouble = trouble_of(found)
+        if trouble is None or not any(words in trouble for words in _SHORT):
+            return found
+        time.sleep(pause)
+    return attempt()
 
 
 @cache
@@ -94,7 +113,8 @@ def _look(kind: str) -> _Look:
     """Run a program that reads what each installed package begins with: one that cannot be read would fail right
     answers, and only this process can tell that it is there.
     """
-    outcome = _run(kind, Program(_LOOK, list(kinds.modules())), b"", Limits(seconds=20.0, start_seconds=10.0), ())
+    program, limits = Program(_LOOK, list(kinds.modules())), Limits(seconds=20.0, start_seconds=10.0)
+    outcome = patiently(partial(_run, kind, program, b"", limits, ()), lambda found: found.trouble)
     path = outcome.stdout.decode(errors="replace").strip()
     return _Look(
         outcome.trouble, f"programs in the {kind} sandbox cannot read {kinds.closed(kind, path)}" if path else None

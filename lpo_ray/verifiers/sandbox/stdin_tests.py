@@ -7,10 +7,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from lpo_ray.verifiers.sandbox.inside.repeater import BEGUN
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.process import Program, code_of
-from lpo_ray.verifiers.sandbox.program import run_program
+from lpo_ray.verifiers.sandbox.program import ProgramResult, patiently, run_program
 
 _HEAD = re.compile(rb"(\d{1,4}) ([01]) (\d{1,9}) (\d{1,9})\n")
 _HEAD_BYTES = 32
@@ -40,18 +42,28 @@ def run_for_each(source: str, inputs: Sequence[bytes], limits: Limits) -> tuple[
     while len(found) < len(inputs) and left > 0:
         rest = list(inputs[len(found) :])
         most = limits.output_kib * 1024
-        room = -(-len(rest) * (most + _HEAD_BYTES) // 1024)
+        room = -(-(len(rest) * (most + _HEAD_BYTES) + len(BEGUN)) // 1024)
         program = Program(code_of("repeater"), (source, rest, most), "repeater.py", ("feed",))
-        outcome = run_program(program, b"", replace(limits, seconds=left, output_kib=room).restarted(bool(found)))
+        room_for = replace(limits, seconds=left, output_kib=room).restarted(bool(found))
+        outcome = patiently(partial(run_program, program, b"", room_for, begins_with=BEGUN), _trouble)
         left -= outcome.seconds + (outcome.starting if found else 0.0)
-        if outcome.trouble is not None:
-            return found, None if found and left <= 0 else outcome.trouble
-        found += list(_records(outcome.stdout))[: len(rest)]
+        if (trouble := _trouble(outcome)) is not None:
+            return found, None if found and left <= 0 else trouble
+        records = list(_records(outcome.stdout[len(BEGUN) :]))[: len(rest)]
+        found += records
         if outcome.timed_out:
             break
-        if len(found) < len(inputs):
+        if not records:  # otherwise the next one is the first of another sandbox, so that nothing but it can end that
             found.append(ENDED)
     return found, None
+
+
+def _trouble(outcome: ProgramResult) -> str | None:
+    """Say why no run of the program has begun; None when one has."""
+    if outcome.trouble is not None or outcome.stdout.startswith(BEGUN):
+        return outcome.trouble
+    said = outcome.stderr.decode(errors="replace").strip()[-300:] or f"exit code {outcome.exit_code}"
+    return f"the sandbox cannot begin a run: {said}"
 
 
 def _records(said: bytes) -> Iterator[Printed]:

@@ -166,6 +166,17 @@ def _defined(code: str) -> set[str]:
     return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
+def imports_of(tree: ast.Module) -> set[str]:
+    """Return the names that tests import from elsewhere than the program's module."""
+    return {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        if MODULE not in (alias.name, getattr(node, "module", ""))
+    }
+
+
 def _module(name: str) -> str | None:
     """Return the module that tests mean by a name; None when it is no module's."""
     return _ALIASES.get(name) or (name if name in sys.stdlib_module_names else None)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from lpo_ray.verdict import BadAnswer
 from lpo_ray.verifiers.sandbox.call_tests import CallTests, Test
-from lpo_ray.verifiers.unit_tests.changes import changeable
+from lpo_ray.verifiers.unit_tests.changes import changes_of
 from lpo_ray.verifiers.unit_tests.names import BUILTINS, base_of, names_of
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -38,8 +38,8 @@ def python_tests(
     if not found:
         raise BadAnswer(f"the tests are {str(tests)[:80]!r}, none of which checks what a program does")
     code = "\n".join(part for part in (names.imports, before, more) if part)
-    changed = changeable(parsed("\n".join([before, *texts])), names.program, names.reaching)
-    return CallTests(tuple(found), names.program, name or None, owner, code, given, changed)
+    changes = changes_of(parsed("\n".join([before, *texts])), names.program, names.reaching)
+    return CallTests(tuple(found), names.program, name or None, owner, code, given, changes)
 
 
 def parsed(code: str) -> ast.Module:

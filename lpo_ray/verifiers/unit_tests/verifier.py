@@ -38,9 +38,11 @@ def unit_tests(response: str, answer: str, row: Mapping[str, Any], sandbox: Limi
         raise BadAnswer(f"the answer of unit_tests is {answer[:80]!r}: {marks.unreadable}")
     if marks.trouble is not None:
         return Verdict.failed(marks.trouble)
-    return Verdict.scored(
-        marks.passed / total, f"{marks.passed} of {total} tests passed{marks.why and '; '}{marks.why}"
-    )
+    said = [f"{marks.passed} of {total} tests passed", *filter(None, [marks.why])]
+    if isinstance(tests, CallTests) and tests.changes.may_not and marks.passed < total:
+        names = ", ".join(tests.changes.may_not)
+        said.append(f"changes in place to {names} do not count where a call's value is read: the tests compute with it")
+    return Verdict.scored(marks.passed / total, "; ".join(said))
 
 
 def _run_print_tests(source: str, tests: PrintTests, limits: Limits) -> Marks:

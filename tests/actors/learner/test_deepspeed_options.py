@@ -19,6 +19,7 @@ ZERO = "zero_optimization"
         {},
         {ZERO: {"offload_optimizer": {"device": "cpu"}}},
         {ZERO: {"offload_param": {"device": "nvme", "nvme_path": "/ssd"}}},
+        {ZERO: {"zero_hpz_partition_size": 8}},  # a copy of the weights in each node: gathers cross none
         {ZERO: {"stage": 3, "sub_group_size": 1e9, "zero_quantized_weights": False}},
         {"comms_logger": {"enabled": True}, "wall_clock_breakdown": True, "flops_profiler": {"enabled": True}},
         {"aio": {"block_size": 1048576}, "steps_per_print": 10},

@@ -248,3 +248,25 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (both.returncode, both.stdout) == (2, "")
     assert "are both given; expected one of them" in both.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_turns_and_what_environments_say_and_take(capsys: pytest.CaptureFixture[str]) -> None:
+    single = planned(capsys, "quickstart.yaml", cluster="")
+    assert (single["turns"], single["environment_tokens"]) == (1, 0)
+    environment = ("task.environment=tests.support.e2e_environments:Thrice", "sampling.max_turns=3")
+    rates = Assumptions(turns=2, environment_seconds=5)
+    found = planned(capsys, "quickstart.yaml", *environment, cluster="", given=rates)
+    assert (found["turns"], found["environment_seconds"]) == (2, 5)
+    assert found["environment_tokens"] > 0
+    assert found["learner_positions_per_step"] > single["learner_positions_per_step"]
+    assert found["rates"]["longest_seconds"] > single["rates"]["longest_seconds"] + 3 * 5 - 1
+    assert found["derived"]["turns of a conversation at most"] == 3
+    longer = planned(capsys, "quickstart.yaml", *environment, cluster="", given=Assumptions(response_tokens=70))
+    assert longer["response_tokens"] == 70
+    for given, said in (
+        (Assumptions(turns=4), "--turns is 4; expected 1 to 3"),
+        (Assumptions(environment_seconds=-1), "--environment-seconds is -1; expected 0 to 60"),
+        (Assumptions(response_tokens=73), "--response-tokens is 73; expected a number above 0 and at most 72"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            planned(capsys, "quickstart.yaml", *environment, cluster="", given=given)

