@@ -86,4 +86,4 @@ def test_what_the_author_may_not_have_meant_is_said_once_each(
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_no_shipped_config_is_warned_about(path: Path) -> None:
     config = load_config(path)
-    assert cautions(replace(config, task=with_environment(config.task))) == []
+    assert cautions(replace(config, task=with_environment(config.task))) == []  # as a spec has it

@@ -27,7 +27,8 @@ from tests.support.live_runs import Run, find, finish
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 OPTIONS = (
     "task.environment=tests.support.e2e_environments:Slow", "sampling.max_tokens=8", "learner.lr=1e-3",
-    "rollout.num_workers=2", "environment.processes=2", "verifier.num_processes=1", "supervision.backoff_seconds=0.1",
+    "pipeline.groups_per_step=4", "rollout.num_workers=2", "environment.processes=2", "verifier.num_processes=1",
+    "supervision.backoff_seconds=0.1",
 )  # fmt: skip
 
 
@@ -62,10 +63,13 @@ class Killed:
     folder: Path
     first: str
     """what the terminal showed until the driver was killed"""
-    environment: int
-    """process of the environments that were killed"""
     after: list[int]
-    """steps that were done when engine, environments, their service and the driver were killed"""
+    """steps that were done when engine and environments, their service, and the driver were killed"""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run when it came to its end."""
+        return self.after[-1] + 1
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +88,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Itera
 
             run.wait_for_step(1)
             engine = find(run, "RolloutWorker")[0]
-            turns.wait()
+            psutil.Process(turns.wait()).kill()
             engine.send_signal(signal.SIGSTOP)  # the turns that it has now do not end
             time.sleep(1.5)
             kill(engine)
-            environment = turns.wait()
-            kill(psutil.Process(environment))
             turns.wait()
             kill(find(run, "EnvironmentService")[0])
             turns.wait()
@@ -98,11 +100,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Itera
                 process.kill()
             first = run.process.communicate(timeout=60)[0]
             run.assert_nothing_is_left()
-        steps = after[-1] + 2
+        steps = after[-1] + 1
         output = finish(run := Run(folder, tiny_policy, *OPTIONS, "run.resume=auto", f"run.steps={steps}"))
         assert run.process.returncode == 0, output
         run.assert_nothing_is_left()
-        yield Killed(run.folder, first, environment, after)
+        yield Killed(run.folder, first, after)
     finally:
         del os.environ[MARKS]
 
@@ -127,7 +129,7 @@ def test_what_was_trained_is_what_was_said_and_its_verdict(killed: Killed, tiny_
             for response, reward in zip(target.group.responses, rewards, strict=True):
                 assert float(reward) == pytest.approx(check_said(response, tokenizer), abs=1e-6)
                 seen += 1
-    assert seen == 8 * 4 * (killed.after[-1] + 2)
+    assert seen == 4 * 4 * killed.steps
 
 
 def check_said(response: Response, tokenizer: Tokenizer) -> float:
@@ -153,8 +155,8 @@ def check_said(response: Response, tokenizer: Tokenizer) -> float:
 
 def test_the_run_that_was_killed_is_the_run_that_was_not(killed: Killed) -> None:
     """All steps from the first weights on, of the groups that were recorded, give the same weights, bit for bit."""
-    steps = str(killed.after[-1] + 2)
-    command = [sys.executable, "-m", "lpo_ray", "replay", str(killed.folder), "--step", steps, "--from-start"]
+    steps = ("--step", str(killed.steps), "--from-start")
+    command = [sys.executable, "-m", "lpo_ray", "replay", str(killed.folder), *steps]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.endswith(", equal\n")
