@@ -102,7 +102,7 @@ def plan_of(case: Case, folder: Path) -> RunSpec:
 async def _made(spec: RunSpec, path: str, cluster: Cluster, kind: str) -> Publisher:
     """Make a publisher by the transport ``kind``, with the arguments that the tree's own takes."""
     taken = signature(_publisher).parameters
-    given: dict[str, object] = {
+    given: dict[str, Any] = {
         "spec": spec, "model_path": path, "learner": cluster.learner, "rollout": cluster.rollout,
         "transport": TRANSPORTS[kind],
     }  # fmt: skip
