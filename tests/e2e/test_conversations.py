@@ -171,7 +171,7 @@ def test_an_engine_sees_what_the_learner_scores_token_by_token(tmp_path: Path) -
     """
     found = {**truth(tmp_path, "200"), **truth(tmp_path)}
     assert found["conversations"] == 200
-    assert found["turns"] > 400
+    assert found["turns"] > 250  # a turn that is cut ends its conversation
     assert found["differ"] == 0
     assert found["by_tools"] > 0
     assert found["tokens"] > found["turns"]

@@ -65,7 +65,9 @@ class Slow(Thrice):
 
 
 class Insistent(ToolEnvironment):
-    """Tools that are called, and a user who asks again where none is, until the third turn."""
+    """Tools that are called, and where none is a user who asks again, or a result that nobody asked for, until the third
+    turn.
+    """
 
     async def reset(self, row: Mapping[str, Any]) -> list[Message]:
         self.turns = 0
@@ -76,5 +78,7 @@ class Insistent(ToolEnvironment):
         if self.turns == TURNS:
             return Step(verdict=0.0, done=True)
         calls = reply.get("tool_calls") or []
-        asked = [{"role": "user", "content": f"Try again, this was turn {self.turns}: é 漢 \u202e."}]
-        return Step(await self.answered(calls) if calls else asked)
+        if not calls and self.turns == 1:
+            return Step([{"role": "user", "content": "Try again, and be short: é 漢 \u202e."}])
+        unasked = {"function": {"name": "calculator", "arguments": {"expression": "2 * 3"}}}
+        return Step(await self.answered(calls or [unasked]))

@@ -33,7 +33,7 @@ def spec_of(model: Path, count: int) -> RunSpec:
             [
                 f"model.path={model}", "model.dtype=float32", "rollout.dtype=float32", "rollout.max_num_seqs=32",
                 "task.environment=tests.support.e2e_environments:Insistent", f"sampling.group_size={SIZE}",
-                "sampling.max_tokens=48", "sampling.max_turns=3", f"evaluation.num_prompts={count // SIZE}",
+                "sampling.max_tokens=64", "sampling.max_turns=3", f"evaluation.num_prompts={count // SIZE}",
                 "rollout.threads=2", "environment.processes=1", "evaluation.samples_per_prompt=8",
             ],
         )
