@@ -25,7 +25,7 @@ FIELDS = ("example_id", "task", "info")
 
 
 class Rollout(ToolEnvironment):
-    """Environment with ``rollout(input, client, model, sampling_args)`` and ``rubric.score_rollout(state)``, which runs
+    """Environment with a rollout of input, client, model and sampling_args, and a rubric that scores its state. It runs
     its tools itself.
     """
 

@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.cluster import Cluster, _publisher
+from actors.publisher import Publisher
 from actors.transports.table import TRANSPORTS
 from lpo_ray.config import load_config
 from lpo_ray.records import Publication
+from lpo_ray.run import settings
 from lpo_ray.run.spec import RunSpec, build_model, make_spec
 from tests.support.clusters import on_cluster
 
@@ -96,6 +99,18 @@ def plan_of(case: Case, folder: Path) -> RunSpec:
     return make_spec(load_config(Path("configs/quickstart.yaml"), overrides), for_training=False)
 
 
+async def _made(spec: RunSpec, path: str, cluster: Cluster, kind: str) -> Publisher:
+    """Make a publisher by the transport ``kind``, with the arguments that the tree's own takes."""
+    taken = signature(_publisher).parameters
+    given: dict[str, Any] = {
+        "spec": spec, "model_path": path, "learner": cluster.learner, "rollout": cluster.rollout,
+        "transport": TRANSPORTS[kind],
+    }  # fmt: skip
+    if "proof" in taken:
+        given["proof"] = settings.proof_limits(spec, path)
+    return await _publisher(**{name: given[name] for name in taken})
+
+
 def measure(case: Case, folder: Path) -> list[Row]:
     """Publish in this process, with the sources that it finds."""
     spec = plan_of(case, folder)
@@ -105,7 +120,7 @@ def measure(case: Case, folder: Path) -> list[Row]:
     async def use(cluster: Cluster) -> None:
         copy = memcpy(cluster.learner.manifest.num_bytes)
         for kind in case.kinds:
-            publisher = await _publisher(spec, path, cluster.learner, cluster.rollout, TRANSPORTS[kind])
+            publisher = await _made(spec, path, cluster, kind)
             done: list[Publication] = []
             copies: list[float] = []
             for number in range(WARM_UP + case.rounds):

@@ -14,6 +14,7 @@ from actors.cluster import Cluster, _publisher
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import PromptGroup, Sampling
+from lpo_ray.run.settings import proof_limits
 from tests.support.builders import make_prompt
 from tests.support.clusters import on_cluster
 from tests.support.real_specs import plan_of
@@ -38,7 +39,9 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         found["again"] = (await cluster.transport.publish(2)).version
         found["after"] = await cluster.rollout.sample(prompt, SAMPLING, 0)
         for step, kind in enumerate(("gloo", "object_store", "shared_memory"), start=3):
-            publisher = await _publisher(spec, str(tiny_policy), cluster.learner, cluster.rollout, TRANSPORTS[kind])
+            publisher = await _publisher(
+                spec, cluster.learner, cluster.rollout, TRANSPORTS[kind], proof_limits(spec, str(tiny_policy))
+            )
             found[kind] = (await publisher.publish(step)).version
         long = make_prompt(2, length=2048, vocabulary=90)
         with pytest.raises(GroupLost) as lost:

@@ -127,7 +127,8 @@ def test_engines_that_only_evaluate_serve_the_folder_and_need_no_learner(
     async def use(_: object) -> None:
         async with open_engines(spec, str(policy), FakeEvents()) as (rollout, _):
             seen.groups += await asyncio.gather(*(rollout.sample(PROMPT, SAMPLING, attempt) for attempt in range(2)))
-            seen.processes = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+            children = psutil.Process().children(recursive=True)
+            seen.processes = [" ".join(one.as_dict(["cmdline"], ad_value=[])["cmdline"]) for one in children]
             psutil.Process(rollout.members[1].process.pid).kill()
             while any(worker.restarts == 0 for worker in rollout.statuses()[1:]):
                 await asyncio.gather(*(rollout.sample(PROMPT, SAMPLING, 2) for _ in range(2)), return_exceptions=True)

@@ -18,4 +18,4 @@ class EnvironmentConfig:
     memory_mib: int = 1024
     """memory of one process"""
     max_message_chars: int = 100_000
-    """characters of one message; what is longer is cut, and says so"""
+    """characters of what an environment says at once; more is its fault. A tool's result is cut at a twentieth of it"""
