@@ -103,8 +103,6 @@ def engine_arguments(settings: EngineSettings, receiver: str) -> AsyncEngineArgs
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from actors.rollout.blank_loader import BLANK
-
     defaults = {
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "disable_log_stats": settings.on_cpu,
@@ -127,10 +125,17 @@ def engine_arguments(settings: EngineSettings, receiver: str) -> AsyncEngineArgs
         worker_extension_cls="actors.rollout.vllm_extension.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=receiver),
         generation_config="vllm",
-        load_format=BLANK if settings.blank else "auto",
+        load_format=_blank_format() if settings.blank else "auto",
         scheduling_policy="priority",  # of probes
         **cast("dict[str, Any]", {**defaults, **passed_through(settings)}),
     )
+
+
+def _blank_format() -> str:
+    """Register the loader of engines without weights; returns its name. It imports what only an engine needs."""
+    from actors.rollout.blank_loader import BLANK
+
+    return BLANK
 
 
 def passed_through(settings: EngineSettings) -> dict[str, object]:
