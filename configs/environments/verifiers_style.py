@@ -21,6 +21,6 @@ def turns(completion) -> float:
 
 
 def load_environment():
-    """Its data set is not used: prompts are lpo-ray's."""
+    """The data set of a verifiers environment is not used: prompts are lpo-ray's."""
     unused = Dataset.from_list([{"question": "", "answer": ""}])
     return Longer(dataset=unused, rubric=vf.Rubric(funcs=[turns]), max_turns=2)

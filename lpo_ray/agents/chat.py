@@ -1,4 +1,4 @@
-"""What a chat template puts behind an assistant's answer, and what it leaves out of earlier ones."""
+"""Chat templates of conversations: the text that one puts behind an answer, and what it leaves out of earlier ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 
 from lpo_ray.agents.environment import Message
 from lpo_ray.errors import DataError
-from lpo_ray.policy.tokenizer import ChatStyle, Messages, Tokenizer
+from lpo_ray.policy.tokenizer import ANSWER, ChatStyle, Messages, Tokenizer
 from lpo_ray.records import IntArray
 
-MARK = "LPOANSWERLPO"
 LONGEST_COMPARED = 1000
 """lines of a conversation that are compared, behind those that are equal, and words of those that differ"""
 _ANY_ANSWER: Message = {"role": "assistant", "content": "answer"}
@@ -43,7 +42,7 @@ class Encoder(Protocol):
 
 
 class Behind(NamedTuple):
-    """What follows an answer."""
+    """Text that a chat template puts behind an answer, and the answer as the template takes it."""
 
     text: str
     """from the end of the answer's turn to where the next answer begins"""
@@ -106,7 +105,7 @@ class Chat:
 def _mark(messages: Messages) -> str:
     """Return a text that no message has."""
     said = "".join(str(message) for message in messages)
-    mark = MARK
+    mark = ANSWER
     while mark in said:
         mark += "X"
     return mark

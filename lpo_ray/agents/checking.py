@@ -18,7 +18,7 @@ LONGEST_DETAIL = 500
 
 
 class Refused(ValueError):
-    """What an environment returned and cannot be used; says what, and what was expected."""
+    """Error of an environment that returned what cannot be used: says what, and what was expected."""
 
 
 def reply_of(content: str, shown: str, parser: str | None) -> Message:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,28 +47,20 @@ class HostedEnvironments(Environments):
     @override
     async def open(self, conversation: ConversationId, prompt: Prompt) -> IntArray:
         seed = derive_seed(self._seed, *conversation)
-        try:
+        with _faults_of(conversation):
             answer = await self._pool.open(_name(conversation), prompt.prompt_id, row_of(prompt), seed)
             transcript = self._begun(prompt, answer["messages"])
-        except (Refused, DataError) as error:
-            raise _unscored(conversation, error) from error
-        except Lost as error:
-            raise GroupLost(*conversation.key, f"response {conversation.response}: {error}") from error
         self._transcripts[conversation] = transcript
         return transcript.token_ids
 
     @override
     async def reply(self, conversation: ConversationId, turn: Turn) -> Observation:
         transcript = self._transcripts.get(conversation)
-        try:
+        with _faults_of(conversation):
             if transcript is None:
                 raise Lost("there is no such conversation here: it was ended, or its process was")
             answer = await self._pool.step(_name(conversation), *self._said(turn.token_ids))
             return _observation(transcript, turn, answer)
-        except (Refused, DataError) as error:
-            raise _unscored(conversation, error) from error
-        except Lost as error:
-            raise GroupLost(*conversation.key, f"response {conversation.response}: {error}") from error
 
     @override
     async def end(self, conversation: ConversationId) -> None:
@@ -141,5 +134,13 @@ def _name(conversation: ConversationId) -> str:
     return f"{conversation.prompt_id}/{conversation.attempt}/{conversation.response}"
 
 
-def _unscored(conversation: ConversationId, error: Exception) -> Unscored:
-    return Unscored(*conversation.key, f"response {conversation.response}: its environment has no verdict: {error}")
+@contextlib.contextmanager
+def _faults_of(conversation: ConversationId) -> Iterator[None]:
+    """Raise a fault of the environment as Unscored, and the end of its process as GroupLost."""
+    response = f"response {conversation.response}"
+    try:
+        yield
+    except (Refused, DataError) as error:
+        raise Unscored(*conversation.key, f"{response}: its environment has no verdict: {error}") from error
+    except Lost as error:
+        raise GroupLost(*conversation.key, f"{response}: {error}") from error

@@ -1,14 +1,16 @@
 """The contract of environments: what a user writes in one file. Standard library only: it runs in child processes.
 
-class Guess(Environment):                                   # one object for each conversation
-async def reset(self, row):
-self.secret = row["answer"]
-return [{"role": "user", "content": "Guess a number below 100."}]
+Example::
 
-async def step(self, reply):
-if reply["content"].strip() == self.secret:
-return Step(verdict=1.0, done=True)
-return Step([{"role": "user", "content": "Wrong. Again?"}])
+    class Guess(Environment):  # one object for each conversation
+        async def reset(self, row):
+            self.secret = row["answer"]
+            return [{"role": "user", "content": "Guess a number below 100."}]
+
+        async def step(self, reply):
+            if reply["content"].strip() == self.secret:
+                return Step(verdict=1.0, done=True)
+            return Step([{"role": "user", "content": "Wrong. Again?"}])
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an environment makes of a reply.
+    """Answer of an environment to a reply of the policy.
 
     Example: ``Step([{"role": "user", "content": "Too low."}])``, ``Step(verdict=1.0, done=True)``
     """

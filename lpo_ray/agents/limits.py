@@ -10,7 +10,7 @@ from lpo_ray.verifiers.sandbox.limits import Limits
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """What child processes host, and how much of everything it may take; the section ``environment`` describes it."""
+    """Environments and tools that child processes host, and how much they may take: see the section ``environment``."""
 
     environment: str | None = None
     """row of ENVIRONMENTS, "path/to/file.py:Name" or "module:Name"; None: that of ``tools``"""

@@ -27,11 +27,11 @@ SPARE_LINE = 2**20
 
 
 class Refused(Exception):
-    """What an environment did, for which its own conversation has no verdict."""
+    """Error of an environment, for which its own conversation has no verdict."""
 
 
 class Lost(Exception):
-    """What ended a conversation through no proven fault of its environment."""
+    """Error that ended a conversation through no proven fault of its environment."""
 
 
 @dataclass(slots=True, eq=False)

@@ -66,7 +66,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conversation:
-    """What a response of several turns has beside its sampled tokens: where they stand, and how it went."""
+    """Record of the turns of a response beside its sampled tokens: where they stand, and how it went."""
 
     segments: tuple[Segment, ...]
     """in order; the sampled tokens of all are the response's"""

@@ -63,7 +63,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observation:
-    """What an environment made of a turn, in tokens."""
+    """Answer of an environment to a turn, in tokens."""
 
     appended_ids: IntArray | None
     """[A] tokens behind the turn that lead to the next one; None: the history was rewritten, or the end"""

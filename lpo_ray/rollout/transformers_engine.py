@@ -40,7 +40,7 @@ class _Asked:
 
     @property
     def kind(self) -> tuple[int, int, Sampling]:
-        """What must be equal to be sampled together."""
+        """Properties of requests that must be equal for them to be sampled together."""
         return len(self.context_ids), self.max_tokens, self.sampling
 
 

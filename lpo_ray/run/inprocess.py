@@ -103,7 +103,9 @@ class InprocessTransport:
 
 @dataclass(frozen=True, slots=True)
 class InprocessConversations:
-    """What conversations need beside an engine. The environments have processes of their own here, too."""
+    """Environments of conversations, and the room that an engine has for one. They have processes of
+    their own here, too.
+    """
 
     environments: HostedEnvironments
     most_tokens: int

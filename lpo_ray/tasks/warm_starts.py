@@ -1,4 +1,4 @@
-"""What the tiny base policy is taught before it is trained: the form of a task's responses, on training problems."""
+"""Examples that teach the tiny base policy the form of a task's responses before training, by training problems."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _has_stars(call: ast.Call) -> bool:
 
 
 class InPlace:
-    """What the marks in the tests call."""
+    """Function that the marks in the tests call."""
 
     def __init__(self) -> None:
         self._are_copies = True
