@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from lpo_ray.common.held import Held
 from lpo_ray.common.restart_budget import RestartBudget
 from lpo_ray.common.silence import Progress, Watch
 from lpo_ray.records import Key, Process, Prompt, PromptGroup, Sampling, Turn, TurnRequest, WeightsVersion, WorkerState
@@ -66,10 +65,8 @@ class Member(Generic[W]):
     """over its groups in flight"""
     version: WeightsVersion | None = None
     """weights that it has proved to serve"""
-    groups: dict[Key, float] = field(default_factory=dict)
+    groups: Held[Key] = field(default_factory=Held)
     """group in flight, or with turns in flight -> since when (unix seconds)"""
-    calls: Counter[Key] = field(default_factory=Counter)
-    """how many calls each of them has"""
     responses: int = 0
     """number in flight"""
     up: bool = True
@@ -88,14 +85,10 @@ class Member(Generic[W]):
     @contextlib.contextmanager
     def holding(self, key: Key) -> Iterator[None]:
         """Hold a group during one of its calls."""
-        self.groups.setdefault(key, time.time())
-        self.calls[key] += 1
         try:
-            yield
+            with self.groups.during(key):
+                yield
         finally:
-            self.calls[key] -= 1
-            if not self.calls[key]:
-                del self.calls[key], self.groups[key]
             if not self.groups:
                 self.done.set()
 

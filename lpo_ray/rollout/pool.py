@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ from typing import Generic, TypeVar
 
 from typing_extensions import override
 
+from lpo_ray.common.held import Held
 from lpo_ray.common.silence import Silent
 from lpo_ray.errors import ComponentDied, ComponentFailed, DeadlineExceeded, GroupLost, NoProgress
 from lpo_ray.interfaces import Events, TurnEngine
@@ -46,18 +46,16 @@ class _Homes(Generic[W]):
 
     def __init__(self) -> None:
         self._members: dict[Key, Member[W]] = {}
-        self._turns = Counter[Key]()
+        self._turns = Held[Key]()
 
     @contextlib.contextmanager
     def turn_of(self, key: Key) -> Iterator[None]:
         """Remember the group's worker until the last of the turns that overlap has ended."""
-        self._turns[key] += 1
         try:
-            yield
+            with self._turns.during(key):
+                yield
         finally:
-            self._turns[key] -= 1
-            if not self._turns[key]:
-                del self._turns[key]
+            if key not in self._turns:
                 self._members.pop(key, None)
 
     def of(self, key: Key) -> Member[W] | None:
@@ -116,15 +114,11 @@ class RolloutPool(Lifecycle[W], TurnEngine):
         """Wait for a member with room for ``size`` responses, until ``give_back``."""
         if self._failure is not None:
             raise self._failure
-        self._queued[key] += 1
         try:
-            return await self._balance.take(size, self._patience, preferred)
+            with self._queued.during(key):
+                return await self._balance.take(size, self._patience, preferred)
         except TimeoutError:
             raise self._nobody_serves() from None
-        finally:
-            self._queued[key] -= 1
-            if not self._queued[key]:
-                del self._queued[key]
 
     async def _drawn(self, member: Member[W], key: Key, work: Awaitable[T]) -> T:
         """Await what ``member`` samples of a group. It is taken out when it fails; WorkerLost then."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
+from lpo_ray.common.held import Held
 from lpo_ray.common.restart_budget import RestartBudget, RestartRule
 from lpo_ray.common.silence import Watch
 from lpo_ray.errors import DeadlineExceeded, LpoRayError
@@ -48,7 +48,7 @@ class Roster(Generic[W]):
         self._slots: dict[int, WorkerSlot[W]] = {}
         self._indices = itertools.count()
         self._balance = LoadBalancer[W](settings.slots)
-        self._queued = Counter[Key]()
+        self._queued = Held[Key]()
         """groups of which something waits for a worker with room"""
         self._changed = asyncio.Event()
         """set, and a new one put in its place, when members, failure or what is wanted change"""

@@ -95,9 +95,10 @@ async def test_a_member_knows_its_groups_and_the_oldest(monkeypatch: pytest.Monk
     at.rollout.members = list(members)
     at.rollout.serve(members, WeightsVersion(3, "abc"))
     assert at.busy("sample") == []
-    seconds = iter([50.0, 51.0, 52.0])
-    monkeypatch.setattr("lpo_ray.rollout.member.time", SimpleNamespace(time=lambda: next(seconds)))
-    tasks = [await started(at.rollout.sample(prompt(n), SAMPLING, n % 2)) for n in (7, 8, 9)]
+    tasks = []
+    for n, now in ((7, 50.0), (8, 51.0), (9, 52.0)):
+        monkeypatch.setattr("lpo_ray.common.held.time", SimpleNamespace(time=lambda now=now: now))
+        tasks.append(await started(at.rollout.sample(prompt(n), SAMPLING, n % 2)))
     first, second = at.busy("sample")
     assert first == BusyWorker("rollout worker 0", "2 groups, oldest train-00000007 attempt 1", 50.0, process(10))
     assert second == BusyWorker("rollout worker 1", "1 group, oldest train-00000008 attempt 0", 51.0, process(11))

@@ -262,7 +262,7 @@ class Scene:
     def idle(self) -> bool:
         """Nothing is held, waited for, or remembered of what has ended."""
         pool = self.pool
-        held = [member for member in pool.members if member.groups or member.calls or member.responses]
+        held = [member for member in pool.members if member.groups or member.groups._calls or member.responses]
         waits = pool._queued or pool._balance.num_waiting
         return not held and not waits and not pool._homes._turns and not pool._homes._members
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
-from actors.agents import remote
 from actors.agents.remote import RemoteEnvironments
 from actors.cluster import Cluster
-from actors.runtime import supervised
+from actors.runtime import supervised, watched_service
 from actors.runtime.start_watch import StartWatch
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.silence import Progress
@@ -132,7 +131,7 @@ async def test_its_restarts_are_counted_and_then_the_run_ends(monkeypatch: pytes
 
 async def test_one_that_answers_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch, silence_seconds=0.2)
-    monkeypatch.setattr(remote, "call", lambda *_, **__: asyncio.sleep(60))
+    monkeypatch.setattr(watched_service, "call", lambda *_, **__: asyncio.sleep(60))
     await scene.environments.service.start()
     answering = asyncio.ensure_future(scene.environments.open(NAME, PROMPT))
     async with asyncio.timeout(10):
