@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from typing_extensions import override
+
 from lpo_ray.config.schema import TaskConfig
-from lpo_ray.errors import ConfigError, DataError
+from lpo_ray.errors import ConfigError
 from lpo_ray.records import Prompt
 from lpo_ray.tasks.sources.countdown_problems import EXAMPLES, answer_json, conversation, generate, render
-from lpo_ray.tasks.sources.source import HELDOUT_SEED, PromptEncoder, Split, cycled
+from lpo_ray.tasks.sources.generated import GeneratedSource, encoded
+from lpo_ray.tasks.sources.source import PromptEncoder, Split
 from lpo_ray.tasks.task import SourceContext, Task, known_only, refused
 
 OPTIONS = {"examples": f"solved problems shown as earlier turns, 0 to {len(EXAMPLES)}; needs task.template=chat"}
 
 
-class CountdownSource:
+class CountdownSource(GeneratedSource):
     """Endless training problems of one seed (or ``num_train`` of them, cycled), and the held-out problems."""
 
     def __init__(
@@ -32,29 +35,17 @@ class CountdownSource:
         """``counts``: how many numbers a problem has, each equally often. ``examples``: solved problems that are shown
         as earlier turns in place of ``template``; 0: none.
         """
-        self._seed, self._counts, self._template, self._examples = seed, tuple(counts), template, examples
-        self._verifier, self._encoder, self._num_train = verifier, encoder, num_train
+        super().__init__(seed, num_train)
+        self._counts, self._template, self._examples = tuple(counts), template, examples
+        self._verifier, self._encoder = verifier, encoder
 
-    def train(self, index: int) -> Prompt:
-        """Make problem ``index`` of this seed's training split."""
-        problem = cycled(self._seed, index, self._num_train)
-        return self._prompt(f"train-{index:08d}", self._seed, problem, "train")
-
-    def heldout(self, count: int) -> Sequence[Prompt]:
-        """Make the first ``count`` problems of the held-out split; the same for every seed."""
-        return [self._prompt(f"heldout-{number:08d}", HELDOUT_SEED, number, "heldout") for number in range(count)]
-
-    def _prompt(self, prompt_id: str, seed: int, index: int, split: Split) -> Prompt:
-        problem = generate(seed, index, split=split, counts=self._counts)
-        shown = conversation(problem, self._examples) if self._examples else render(problem, self._template)
-        token_ids = self._encoder.encode(shown)
-        if len(token_ids) > self._encoder.max_tokens:
-            raise DataError(
-                f"countdown prompt {prompt_id} has {len(token_ids)} tokens, but the model's context leaves room for "
-                f"{self._encoder.max_tokens}; lower sampling.max_tokens"
-            )
+    @override
+    def _prompt(self, prompt_id: str, seed: int, split: Split, problem: int) -> Prompt:
+        made = generate(seed, problem, split=split, counts=self._counts)
+        shown = conversation(made, self._examples) if self._examples else render(made, self._template)
+        token_ids = encoded(self._encoder, shown, "countdown", prompt_id, "sampling.max_tokens")
         row = {"prompt": shown, "template": self._template}
-        return Prompt(prompt_id, token_ids, answer_json(problem), self._verifier, row)
+        return Prompt(prompt_id, token_ids, answer_json(made), self._verifier, row)
 
 
 def _make(task: TaskConfig, given: SourceContext) -> CountdownSource:

@@ -11,16 +11,19 @@ from __future__ import annotations
 import difflib
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.records import Prompt
 from lpo_ray.tasks.gym_process import ORDERED_BY_HASH, GeneratorProcess, RemoteDataset
-from lpo_ray.tasks.sources.source import HELDOUT_SEED, PromptEncoder, Split, cycled, split_of
+from lpo_ray.tasks.sources.generated import GeneratedSource
+from lpo_ray.tasks.sources.source import PromptEncoder, Split, split_of
 from lpo_ray.tasks.task import SourceContext, Task, variant_of
 from lpo_ray.verifiers.reasoning_gym import made_dataset
 
@@ -41,7 +44,7 @@ _REFUSALS = (AssertionError, AttributeError, ValueError, TypeError, KeyError)
 """how the library's configurations say what they do not take"""
 
 
-class ReasoningGymSource:
+class ReasoningGymSource(GeneratedSource):
     """Endless training problems of one generator (or ``num_train`` of them, cycled), and its held-out problems."""
 
     def __init__(
@@ -58,21 +61,14 @@ class ReasoningGymSource:
 
         Raises ConfigError for a name or options that the generator does not have.
         """
-        self._seed, self._name, self._options = seed, name, dict(options)
-        self._verifier, self._encoder, self._num_train = verifier, encoder, num_train
+        super().__init__(seed, num_train)
+        self._name, self._options, self._verifier, self._encoder = name, dict(options), verifier, encoder
         self._blocks: OrderedDict[int, Dataset] = OrderedDict()
         self._process: GeneratorProcess | None = None
         _check(name, self._options)
         self._block(0)
 
-    def train(self, index: int) -> Prompt:
-        """Make problem ``index`` of this seed's training split."""
-        return self._prompt(f"train-{index:08d}", self._seed, "train", cycled(self._seed, index, self._num_train))
-
-    def heldout(self, count: int) -> Sequence[Prompt]:
-        """Make the first ``count`` problems of the held-out split; the same for every seed."""
-        return [self._prompt(f"heldout-{number:08d}", HELDOUT_SEED, "heldout", number) for number in range(count)]
-
+    @override
     def _prompt(self, prompt_id: str, seed: int, split: Split, problem: int) -> Prompt:
         """Take the first draw for ``problem`` that is of ``split`` and leaves room for a response."""
         block, number = divmod(problem, BLOCK)

@@ -16,6 +16,7 @@ from lpo_ray.common.seeds import derive_seed
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import DataError
 from lpo_ray.records import Prompt
+from lpo_ray.tasks.sources.generated import encoded
 from lpo_ray.tasks.sources.source import HELDOUT_SEED, PromptEncoder, cycled, split_of
 from lpo_ray.tasks.task import SourceContext, Task, known_only, refused
 
@@ -88,12 +89,8 @@ class TokenReversalSource:
     def _prompt(self, prompt_id: str, symbols: str) -> Prompt:
         join = self._settings.separator.join
         text = f"{join(symbols)}>"
-        token_ids = self._encoder.encode(text)
-        if len(token_ids) > self._encoder.max_tokens:
-            raise DataError(
-                f"token_reversal prompt {prompt_id} has {len(token_ids)} tokens, but the model's context leaves room "
-                f"for {self._encoder.max_tokens}; lower task.options.lengths or sampling.max_tokens"
-            )
+        remedy = "task.options.lengths or sampling.max_tokens"
+        token_ids = encoded(self._encoder, text, "token_reversal", prompt_id, remedy)
         return Prompt(prompt_id, token_ids, join(reversed(symbols)), self._verifier, {"prompt": text})
 
 

@@ -1,4 +1,4 @@
-"""Examples that teach the tiny base policy the form of a task's responses before training, by training problems."""
+"""Examples of training problems that teach the tiny base policy the form of a task's responses before training."""
 
 from __future__ import annotations
 
