@@ -37,13 +37,13 @@ class ToolEnvironment(Environment):
 
     async def answered(self, calls: Sequence[ToolCall]) -> list[Message]:
         """Run calls in order; each has a message with its result, or with what was wrong with it."""
-        return [await self._answer(call) for call in calls]
-
-    async def _answer(self, call: ToolCall) -> Message:
-        name, arguments = call["function"]["name"], call["function"]["arguments"]
         by_name = {
             schema["function"]["name"]: (tool, schema) for tool, schema in zip(self.tools, self.schemas(), strict=True)
         }
+        return [await self._answer(call, by_name) for call in calls]
+
+    async def _answer(self, call: ToolCall, by_name: Mapping[str, tuple[Tool, Schema]]) -> Message:
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
         is_text = isinstance(arguments, Mapping) and set(arguments) == {ONE_ARGUMENT}
         if is_text and len(by_name) == 1:
             ((name, (_, schema)),) = by_name.items()

@@ -40,11 +40,12 @@ def majority(answers: Sequence[str | None], passed: Sequence[bool]) -> float:
     return right / (most * len(winners))
 
 
-def solved_in_turn(passed: np.ndarray, turns: np.ndarray, last: int) -> dict[str, np.ndarray]:
-    """Compute, for each turn 1 to ``last``, [P] the share of a prompt's responses that pass and ended in it: together
-    the share that passes. ``passed``, ``turns``: [P, n].
+def of_turns(passed: np.ndarray, turns: np.ndarray, last: int) -> dict[str, np.ndarray]:
+    """Compute [P] the turns of a prompt's responses and, for each turn 1 to ``last``, the share of them that pass and
+    ended in it: together the share that passes. ``passed``, ``turns``: [P, n].
     """
-    return {f"solved_in_turn_{turn}": (passed & (turns == turn)).mean(axis=1) for turn in range(1, last + 1)}
+    solved = {f"solved_in_turn_{turn}": (passed & (turns == turn)).mean(axis=1) for turn in range(1, last + 1)}
+    return {"turns": turns.mean(axis=1), **solved}
 
 
 def num_distinct(answers: Sequence[str | None]) -> int:

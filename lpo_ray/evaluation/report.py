@@ -16,8 +16,8 @@ from lpo_ray.evaluation.estimators import (
     entropy,
     majority,
     num_distinct,
+    of_turns,
     pass_at_k,
-    solved_in_turn,
 )
 from lpo_ray.evaluation.results import PromptResult
 
@@ -164,7 +164,7 @@ def _of_turns(results: Sequence[PromptResult], passed: np.ndarray) -> dict[str, 
     if not any(result.turns for result in results):
         return {}
     turns = np.array([result.turns or (1,) * len(result.rewards) for result in results])
-    return {"turns": turns.mean(axis=1), **solved_in_turn(passed, turns, int(turns.max()))}
+    return of_turns(passed, turns, int(turns.max()))
 
 
 def _lengths(results: Sequence[PromptResult], pass_reward: float) -> dict[str, Lengths]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lpo_ray.errors import GroupLost, TooManyLost
-from lpo_ray.evaluation.estimators import bootstrap_interval, pass_at_k, solved_in_turn
+from lpo_ray.evaluation.estimators import bootstrap_interval, of_turns, pass_at_k
 from lpo_ray.interfaces import RolloutEngine, Verifier
 from lpo_ray.records import Evaluation, FloatArray, Prompt, Sampling, ScoredGroup
 
@@ -44,7 +44,7 @@ async def evaluate(
     num_correct = (rewards >= pass_reward).sum(axis=1)
     estimates = {k: pass_at_k(num_correct, sampling.group_size, k) for k in ks}
     lengths = [len(response.token_ids) for group in scored for response in group.group.responses]
-    of_turns = _of_turns(scored, rewards >= pass_reward, sampling.max_turns)
+    figures = _of_turns(scored, rewards >= pass_reward, sampling.max_turns)
     return Evaluation(
         pass_at={k: float(values.mean()) for k, values in estimates.items()},
         ci95={k: bootstrap_interval(values) for k, values in estimates.items()},
@@ -55,7 +55,7 @@ async def evaluate(
         mean_length=float(np.mean(lengths)),
         num_correct=num_correct,
         prompt_ids=tuple(group.group.prompt.prompt_id for group in scored),
-        of_turns={name: (float(values.mean()), bootstrap_interval(values)) for name, values in of_turns.items()},
+        of_turns={name: (float(values.mean()), bootstrap_interval(values)) for name, values in figures.items()},
     )
 
 
@@ -64,7 +64,7 @@ def _of_turns(scored: Sequence[ScoredGroup], passed: np.ndarray, most: int) -> d
     if not any(response.conversation for group in scored for response in group.group.responses):
         return {}
     turns = np.array([[len(response.turns) for response in group.group.responses] for group in scored])
-    return {"turns": turns.mean(axis=1), **solved_in_turn(passed, turns, max(most, int(turns.max())))}
+    return of_turns(passed, turns, max(most, int(turns.max())))
 
 
 async def score_prompts(
