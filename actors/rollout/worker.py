@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -18,6 +17,7 @@ from actors.rollout.inflight import RULES, TAKEN_BACK
 from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
 from actors.runtime.start_watch import Startable
+from lpo_ray.common.held import Held
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import GroupLost
 from lpo_ray.policy.weights import Plain
@@ -29,7 +29,6 @@ from lpo_ray.records import (
     Process,
     Prompt,
     PromptGroup,
-    Response,
     Sampling,
     Turn,
     TurnRequest,
@@ -85,8 +84,8 @@ class RolloutWorker(Startable):
         """``receiver``: name of the weight-transfer engine; see table.Transport."""
         self._name, self._settings, self._receiver = name, settings, receiver
         self._rule = RULES[settings.inflight]
-        self._groups = Counter[Key]()
-        """calls that it has, by their groups"""
+        self._groups = Held[Key]()
+        """groups that it has"""
 
     async def start(self) -> Process:
         """Load the model (seconds to minutes)."""
@@ -120,8 +119,7 @@ class RolloutWorker(Startable):
         names = [ConversationId(prompt.prompt_id, attempt, k) for k in range(sampling.group_size)]
         requests = [TurnRequest(name, 0, prompt.token_ids, sampling, sampling.max_tokens) for name in names]
         turns = await self._drawn(requests)
-        responses = (Response(t.token_ids, t.behaviour_logprobs, t.versions, t.finish_reason) for t in turns)
-        return PromptGroup(prompt, attempt, tuple(responses))
+        return PromptGroup(prompt, attempt, tuple(turn.as_response() for turn in turns))
 
     async def turn(self, request: TurnRequest) -> Turn:
         """Draw one turn of a conversation, as ``sample`` draws a response."""
@@ -130,23 +128,20 @@ class RolloutWorker(Startable):
     async def _drawn(self, requests: Sequence[TurnRequest]) -> list[Turn]:
         """Draw turns of one group. What is given out was drawn with weights that are proved or named by then."""
         key = requests[0].conversation.key
-        self._groups[key] += 1
         tasks: list[asyncio.Future[Turn]] = []
-        try:
-            await self._released.wait()
-            tasks += (asyncio.ensure_future(self._one(request)) for request in requests)
-            turns = await asyncio.gather(*tasks)
-            await self._released.wait()
-            return turns
-        except (ValueError, RuntimeError) as error:
-            self._engine.check()
-            raise GroupLost(*key, f"{self._name}: {error}") from error
-        finally:
-            self._groups[key] -= 1
-            if not self._groups[key]:
-                del self._groups[key]
-            for task in tasks:
-                task.cancel()
+        with self._groups.during(key):
+            try:
+                await self._released.wait()
+                tasks += (asyncio.ensure_future(self._one(request)) for request in requests)
+                turns = await asyncio.gather(*tasks)
+                await self._released.wait()
+                return turns
+            except (ValueError, RuntimeError) as error:
+                self._engine.check()
+                raise GroupLost(*key, f"{self._name}: {error}") from error
+            finally:
+                for task in tasks:
+                    task.cancel()
 
     async def progress(self) -> Progress:
         """Say how far it is. Answered while the engine decodes; nothing is up to it while it takes new weights."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.records.arrays import FloatArray, IntArray
-from lpo_ray.records.groups import FinishReason, Key, Sampling
+from lpo_ray.records.groups import FinishReason, Key, Response, Sampling
 from lpo_ray.verdict import Verdict
 
 
@@ -59,6 +59,10 @@ class Turn:
     finish_reason: FinishReason
     engine: int | None = None
     """number of the one that drew it; None: there is but one"""
+
+    def as_response(self) -> Response:
+        """Make the response that is this turn alone."""
+        return Response(self.token_ids, self.behaviour_logprobs, self.versions, self.finish_reason)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

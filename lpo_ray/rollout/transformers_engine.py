@@ -24,7 +24,7 @@ from typing_extensions import override
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.policy.generation import without_sampling
-from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Response, Sampling, Turn, TurnRequest
+from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Sampling, Turn, TurnRequest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +64,7 @@ class TransformersEngine(TurnEngine):
     async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
         seed = derive_seed(sampling.seed, prompt.prompt_id, attempt)
         turns = await self._answer(_Asked(prompt.token_ids, sampling, sampling.max_tokens, sampling.group_size, seed))
-        responses = (Response(t.token_ids, t.behaviour_logprobs, t.versions, t.finish_reason) for t in turns)
-        return PromptGroup(prompt, attempt, tuple(responses))
+        return PromptGroup(prompt, attempt, tuple(turn.as_response() for turn in turns))
 
     @override
     async def turn(self, request: TurnRequest) -> Turn:
