@@ -16,8 +16,11 @@ from lpo_ray.errors import GroupLost, LearnerLost
 from lpo_ray.records import (
     AfterGroup,
     Anchor,
+    Answered,
     BusyWorker,
+    Call,
     ConversationId,
+    Finished,
     FloatArray,
     IntArray,
     Key,
@@ -26,6 +29,7 @@ from lpo_ray.records import (
     Prompt,
     PromptGroup,
     Publication,
+    Refusal,
     Sampling,
     ScoredGroup,
     ScoringItem,
@@ -70,6 +74,32 @@ class Environments(Protocol):
 
     async def end(self, conversation: ConversationId) -> None:
         """Forget a conversation, ended or not. Never raises."""
+        ...
+
+
+class Agents(Protocol):
+    """Runs agents, the programs of users, each in a session with an endpoint of its own. Raises GroupLost for what is
+    lost, Unscored for what an agent itself does wrong.
+    """
+
+    async def open(self, conversation: ConversationId, prompt: Prompt, recorded: Sequence[Answered]) -> None:
+        """Open a session and start its agent. ``recorded``: calls of a session before, which this one goes on from as
+        long as its agent asks the same.
+        """
+        ...
+
+    async def next(self, conversation: ConversationId) -> Call | Finished:
+        """Wait for the next call that needs tokens, or the end. Calls that are repeated are answered from the record,
+        and never seen here.
+        """
+        ...
+
+    async def answer(self, conversation: ConversationId, number: int, answer: Turn | Refusal) -> None:
+        """Answer a call. The same answer may come twice."""
+        ...
+
+    async def end(self, conversation: ConversationId) -> None:
+        """End a session with its agent, if it still runs: its key opens nothing from now on. Never raises."""
         ...
 
 

@@ -5,6 +5,7 @@ Arrays are numpy: Ray pickles them without copies, and they are read-only after 
 
 from lpo_ray.records.arrays import BoolArray, DoubleArray, FloatArray, IntArray, joined
 from lpo_ray.records.batch import MicroBatch, Piece, TrainBatch, Update, for_one_rank
+from lpo_ray.records.calls import Answered, Call, Finished, Refusal
 from lpo_ray.records.conversations import (
     Conversation,
     ConversationColumns,
@@ -47,9 +48,11 @@ __all__ = [
     "Anchor",
     "AnchorGroup",
     "AnchorPiece",
+    "Answered",
     "Backlog",
     "BoolArray",
     "BusyWorker",
+    "Call",
     "Conversation",
     "ConversationColumns",
     "ConversationId",
@@ -57,6 +60,7 @@ __all__ = [
     "DoubleArray",
     "Evaluation",
     "FinishReason",
+    "Finished",
     "FloatArray",
     "G",
     "GroupColumns",
@@ -72,6 +76,7 @@ __all__ = [
     "Prompt",
     "PromptGroup",
     "Publication",
+    "Refusal",
     "Response",
     "Sampling",
     "ScoredGroup",

@@ -38,6 +38,8 @@ class TurnRequest:
     """of this turn: the rest of what the conversation may have, at most ``sampling.max_tokens``"""
     engine: int | None = None
     """number of the one that drew the turn before, which has the conversation's prefix; None: none has"""
+    stop: tuple[str, ...] = ()
+    """texts at which the turn ends, beside the end of the model's own turns: only agents ask for some"""
     draw: int = 0
     """how often it was drawn before, by engines that were lost meanwhile; each draw has a seed of its own"""
 
