@@ -173,6 +173,19 @@ def _fork(row):
     raise RuntimeError("forked")
 
 
+def _escape(row):
+    """Processes with a session and variables of their own; the second prints nowhere."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [
+        subprocess.Popen(["sleep", "1000"], env={}, start_new_session=True, **more)
+        for more in ({}, quiet)[: row["many"]]
+    ]
+    Path(row["pids"]).write_text(" ".join(str(process.pid) for process in started))
+    if row["many"] == 1:
+        os._exit(1)
+    raise RuntimeError("escaped")
+
+
 def _descendants():
     mark = os.environ["LPO_RAY_ENVIRONMENT"].encode()
     found = []
@@ -190,6 +203,17 @@ def _hoard(row):
     held = []
     while True:
         held.append(bytearray(16 * 2**20))
+
+
+def _until(row):
+    while not Path(row["until"]).exists():
+        time.sleep(0.01)
+
+
+def _hoard_after(row):
+    _until(row)
+    time.sleep(0.3)
+    _hoard(row)
 
 
 def _threads(row):
@@ -227,6 +251,7 @@ ACTIONS = {
     "raise without text": _bad_text, "interrupt": _raise_base, "exit": _exit, "end": _end, "crash": _crash,
     "spin": _spin, "hold": _hold, "sleep": lambda row: time.sleep(1000), "print": _print, "print bytes": _print_bytes,
     "close": _close, "say": _say, "garbage": _garbage, "fork": _fork, "hoard": _hoard, "threads": _threads,
+    "escape": _escape, "until": _until, "hoard after": _hoard_after,
     "recurse": _recurse, "fail": lambda row: (_ for _ in ()).throw(Unavailable("no network")),
 }  # fmt: skip
 RETURNED = {
