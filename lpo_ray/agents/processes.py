@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ OUTPUT_CHUNK, OUTPUT_PAUSE = 2**16, 0.01
 """bytes of a process's output that are read at a time, and the seconds between: an endless printer costs little"""
 SHOWN_OUTPUT = 2**16
 """bytes of a process's output that are shown"""
+EXIT_SECONDS = 2.0
+"""that a process may take to end, once it says nothing more: on a busy machine it takes a while"""
 OUTPUT_SECONDS = 1.0
 """that what a killed process has printed may take to be read: somebody else may hold the other end of the pipe"""
 LAST_WORDS = 500
@@ -96,12 +98,21 @@ class Child:
         if not self.conversations and not self._calls:
             self._end("it was retired")
 
-    def fail(self, reason: str) -> None:
-        """End a process that broke. Whoever was at work alone has done it."""
+    async def close(self) -> None:
+        """End the process and wait until nothing of it is left."""
+        if not self.dead:
+            self._end("the environments were closed")
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _fail(self, reason: str, at_work: Sequence[_Call] | None = None) -> None:
+        """End a process that broke. Whoever was at work alone has done it.
+
+        ``at_work``: the calls that were when it broke, for what came later has no part in it; None: those that are now.
+        """
         if self.dead:
             return
         self.broke = True
-        calls = [call for call in self._calls.values() if call.conversation]
+        calls = self._at_work() if at_work is None else at_work
         if len(calls) == 1:
             self._settle(calls[0], Refused(reason))
         elif calls:
@@ -109,20 +120,12 @@ class Child:
             reason = f"{reason}; {len(calls)} calls were at work in it"
         self._end(reason)
 
-    async def close(self) -> None:
-        """End the process and wait until nothing of it is left."""
-        if not self.dead:
-            self._end("the environments were closed")
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     def _end(self, reason: str) -> None:
         """End the process with all that it started. Calls that are left are lost."""
         self.dead = reason
         self._starting.cancel()
         for call in list(self._calls.values()):
             self._settle(call, Lost(reason))
-        if self._writer is not None:
-            self._writer.transport.abort()  # what it was not sent yet nobody reads
         self._keep(self._killed())
 
     async def _start(self) -> None:
@@ -135,7 +138,7 @@ class Child:
             self._keep(self._read(reader))
             await call.answer
         except (Refused, OSError) as error:
-            self.fail(f"environments cannot be loaded: {error}")
+            self._fail(f"environments cannot be loaded: {error}")
         except Lost:
             pass  # it has ended
 
@@ -175,12 +178,22 @@ class Child:
                 if call is not None:
                     self._take(call, answer)
         except asyncio.IncompleteReadError:
-            await asyncio.sleep(0.05)  # until it is dead altogether
-            code = self._launched.process.poll()
+            self.retired, at_work = True, self._at_work()
+            code = await self._exit_code()
             ended = "closed its channel" if code is None else f"ended with exit code {code}"
-            self.fail(f"its process {ended}{self._last_words()}")
+            self._fail(f"its process {ended}{self._last_words()}", at_work)
         except (OSError, ValueError, KeyError, TypeError, RecursionError, asyncio.LimitOverrunError) as error:
-            self.fail(f"its process wrote what is no answer: {type(error).__name__} {error}"[:300])
+            self._fail(f"its process wrote what is no answer: {type(error).__name__} {error}"[:300])
+
+    def _at_work(self) -> list[_Call]:
+        return [call for call in self._calls.values() if call.conversation]
+
+    async def _exit_code(self) -> int | None:
+        """Wait a moment for a process that says nothing more to be dead altogether. None: it lives."""
+        deadline = asyncio.get_running_loop().time() + EXIT_SECONDS
+        while (code := self._launched.process.poll()) is None and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        return code
 
     def _take(self, call: _Call, answer: dict[str, Any]) -> None:
         fault = call.given_up or answer.get("fault")
@@ -199,7 +212,7 @@ class Child:
     async def _silent(self, call: _Call) -> None:
         """Give up a call that took too long: it alone when the process still responds, else the process."""
         if call.number == 0:
-            self.fail(f"environments were not loaded within {call.seconds:g} s{self._last_words()}")
+            self._fail(f"environments were not loaded within {call.seconds:g} s{self._last_words()}")
             return
         reason = f"no answer within {call.seconds:g} s ({call.limit})"
         call.given_up = reason
@@ -212,7 +225,7 @@ class Child:
             self._settle(call, Refused(reason))
             self.retire()
         else:
-            self.fail(f"{reason}, and its process does not respond")
+            self._fail(f"{reason}, and its process does not respond")
 
     async def _drain(self) -> None:
         """Read what the process prints, so that it never waits for that; show the beginning, keep the end. Nobody else
@@ -237,13 +250,17 @@ class Child:
         return f"; it printed last: {text}" if text else ""
 
     async def _killed(self) -> None:
-        """Kill the process with all that it started, and let go of what led to it."""
+        """Kill the process with all that it started, and let go of what led to it: by itself it would end first, and
+        nothing would say any more whose those were that it started.
+        """
         await asyncio.to_thread(kill, self._launched)
         await asyncio.wait({self._starting, self._draining}, timeout=OUTPUT_SECONDS)
         self._draining.cancel()
         await asyncio.wait({self._starting, self._draining})
         if self._writer is None:  # it was ended before it was spoken to
             self._launched.channel.close()
+        else:
+            self._writer.transport.abort()  # what it was not sent yet nobody reads
         self.gone = True
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:

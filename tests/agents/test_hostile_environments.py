@@ -208,6 +208,20 @@ async def test_a_process_that_goes_is_replaced_and_the_one_at_work_is_named(do: 
         await fares_well(hosted)
 
 
+async def test_a_call_that_comes_while_its_process_ends_has_no_part_in_it() -> None:
+    async with hosting("Plain") as hosted:
+        await hosted.open(idle := ConversationId("idle", 0, 0), prompt("idle", do=""))
+        bad = asyncio.ensure_future(played(hosted, ConversationId("bad", 0, 0), {"do": "hang up"}, "x"))
+        (child,) = hosted._pool._children
+        while not child.retired:
+            await asyncio.sleep(0.01)
+        with pytest.raises(GroupLost) as lost:
+            await hosted.reply(idle, turn("well"))
+        assert not isinstance(lost.value, Unscored) and "at work" not in str(lost.value)
+        with pytest.raises(Unscored, match="ended with exit code 0"):
+            await bad
+
+
 @pytest.mark.parametrize("do", SILENT)
 async def test_one_that_is_silent_is_given_up_and_others_in_its_process_go_on(do: str) -> None:
     async with hosting(SILENT[do], turn_seconds=1.0) as hosted:
