@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -109,6 +111,39 @@ def living(pids: Path) -> list[str]:
         with suppress(psutil.Error):
             found += [pid] * (psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
     return found
+
+
+async def test_a_fork_speaks_in_nobodys_name() -> None:
+    async with hosting("Plain", turn_seconds=20.0) as hosted:
+        (found,) = await played(hosted, ConversationId("bad", 0, 0), {"do": "fork and say"}, "x")
+        assert not found.done and found.verdict is None
+        await fares_well(hosted)
+
+
+PARENT = """
+import json, os, pathlib, sys, time
+from lpo_ray.agents.launching import launch
+from lpo_ray.agents.limits import Hosted
+launched = launch()
+launched.channel.sendall(json.dumps({"hosted": Hosted(environment=sys.argv[1]).to_json()}).encode() + b"\\n")
+while not pathlib.Path(sys.argv[2]).exists():
+    time.sleep(0.02)
+print(launched.process.pid, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_that_is_stuck_dies_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(f"import time, pathlib\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+                                       "time.sleep(1000)\n")  # fmt: skip
+    command = [sys.executable, "-c", PARENT, f"{tmp_path / 'stuck.py'}:Stuck", str(tmp_path / "begun")]
+    (tmp_path / "pid").write_text(
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    )
+    deadline = time.monotonic() + 10
+    while living(tmp_path / "pid"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("many", "expected"), [(2, "escaped"), (1, "exit code 1")])
@@ -233,6 +268,7 @@ async def test_one_that_is_silent_is_given_up_and_others_in_its_process_go_on(do
         with pytest.raises(Unscored, match=r"no answer within 1 s \(environment.turn_seconds\)"):
             await bad
         assert time.monotonic() - started < 20
+        assert hosted._pool._placed["idle/0/0"].child.retired, "it takes no new ones"
         await hosted.reply(idle, turn("well"))
         await hosted.end(idle)
         await fares_well(hosted)
