@@ -11,7 +11,7 @@ from typing import Any
 from lpo_ray.agents.environment import Environment, Message, Step, Unavailable
 from lpo_ray.agents.limits import Hosted
 from lpo_ray.agents.schemas import Schema, schema_of, trouble_with
-from lpo_ray.agents.tool_calls import ONE_ARGUMENT, ToolCall
+from lpo_ray.agents.tool_calls import ONE_ARGUMENT, ToolCall, read_json
 from lpo_ray.common.error_text import error_text
 
 CUT = " ... (cut: {} characters in all)"
@@ -96,6 +96,6 @@ async def _run(tool: Tool, arguments: Mapping[str, Any]) -> object:
 
 def _read(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return read_json(text)
+    except ValueError:
         return None
