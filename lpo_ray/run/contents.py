@@ -1,4 +1,5 @@
-"""Contents of what a configuration points to: model, data, verifier, environment, reference. A name is no identity: files change.
+"""Contents of what a configuration points to: model, data, verifier, environment, tools, reference. A name is no
+identity: files change.
 
 ``contents.json`` of a run's folder has the digest of every file as the run was begun. A resume compares contents, so
 the files may have moved. Files whose size and time are as recorded are not read again.
