@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,9 +117,10 @@ async def _train(
                 recorder.on_step = _autoscaling(Autoscaler(settings.autoscale_rule(spec)), components, recorder)
             signals.loop = TrainingLoop(components, source, ledger, loop_settings, recorder)
             signals.step = start.version.step
-            version = await signals.loop.run(
-                start.version, start.owed, evaluator.during, saved=start.saved, recover=recovery.recover
-            )
+            with _uncollected():
+                version = await signals.loop.run(
+                    start.version, start.owed, evaluator.during, saved=start.saved, recover=recovery.recover
+                )
             signals.loop, signals.step = None, version.step
             await evaluator.finish()
             await evaluator.now(version.step)
@@ -128,8 +130,20 @@ async def _train(
     finally:
         if folder.is_ours:  # in a thread: drawing the report takes seconds, and the run is still asked how it is
             await asyncio.to_thread(recorder.close, ledger.counts(), time.monotonic() - started)
-        ledger.close()
+        await asyncio.to_thread(ledger.close)
     return RunResult(spec.run_dir, evaluator.done.get(0), evaluator.done.get(version.step))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from looking, within, at what is there already: modules and components, most of all
+    objects. A full collection, for which Ray asks too, holds the GIL, and so the loop, for as long as it looks.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _autoscaling(scaler: Autoscaler, components: Components, recorder: Recorder) -> Callable[[Seconds], None]:

@@ -332,16 +332,16 @@ def measured(tree: Path, command: list[str], scratch: Path) -> dict[str, object]
     peak = {"VmRSS": 0, "RssAnon": 0}
     everyone = looks = 0
     looker = Looker(process.pid, scratch / "runs")
+    looker.start()
     while process.poll() is None:
-        looker.look()
-        if looks % 20 == 0:
-            for key, value in status_of(process.pid).items():
-                peak[key] = max(peak[key], value)
-        if looks % 200 == 0:
+        for key, value in status_of(process.pid).items():
+            peak[key] = max(peak[key], value)
+        if looks % 10 == 0:
             with suppress(psutil.Error):
                 everyone = max(everyone, used_kb(process.pid))
         looks += 1
-        time.sleep(0.01)
+        time.sleep(0.2)
+    looker.join()
     if process.returncode:
         raise SystemExit(f"the driver of {tree} ended with {process.returncode}")
     found = json.loads(out.read_text())

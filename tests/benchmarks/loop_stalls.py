@@ -25,6 +25,8 @@ PERIOD = 0.005
 """seconds between two beats"""
 LATE = 0.1
 """seconds of a stall that is explained"""
+EVERY = 0.01
+"""seconds between two looks"""
 SHARED = struct.Struct("dQQQ")
 """time of the last beat; of CPython: address of its state, and of the thread that has the GIL; where a thread has its
 number
@@ -111,10 +113,11 @@ class _Look(NamedTuple):
     """thread that has the GIL, as in the stacks"""
 
 
-class Looker:
-    """Looks, from another process, at one whose ``Beats`` do not come."""
+class Looker(threading.Thread):
+    """Looks, from another process, at one whose ``Beats`` do not come, until it has ended."""
 
     def __init__(self, pid: int, folder: Path) -> None:
+        super().__init__(daemon=True)
         self._pid, self._folder = pid, folder
         self._looks: list[_Look] = []
         self._asked: list[tuple[float, int]] = []
@@ -123,18 +126,20 @@ class Looker:
         """when, and the seconds that each thread had computed by then"""
         self._memory: int | None = None
 
-    def look(self) -> None:
-        """Look, if the loop is late. Called all the time."""
-        try:
-            content = (self._folder / "beats").read_bytes()
-            beat, runtime, current, number = SHARED.unpack_from(content)
-            late = time.monotonic() - beat
-            if beat and late > LATE / 2:
-                self._look_at(runtime, current, number)
-                if late > LATE and (not self._asked or self._asked[-1][0] < max(beat, time.monotonic() - LATE)):
-                    self._ask_for_stacks()
-        except (OSError, struct.error):  # it has not begun, or has ended
-            return
+    def run(self) -> None:
+        """Look again and again."""
+        while Path(f"/proc/{self._pid}").exists():
+            with suppress(OSError, struct.error):  # it has not begun, or has ended
+                self._look()
+            time.sleep(EVERY)
+
+    def _look(self) -> None:
+        beat, runtime, current, number = SHARED.unpack_from((self._folder / "beats").read_bytes())
+        late = time.monotonic() - beat
+        if beat and late > LATE / 2:
+            self._look_at(runtime, current, number)
+            if late > LATE and (not self._asked or self._asked[-1][0] < max(beat, time.monotonic() - LATE)):
+                self._ask_for_stacks()
 
     def _look_at(self, runtime: int, current: int, number: int) -> None:
         main = Path(f"/proc/{self._pid}/task/{self._pid}")
