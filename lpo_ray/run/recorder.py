@@ -233,9 +233,9 @@ class Recorder:
         self._clock.moved()
         self._progress.doing(f"{done}/{total} prompts" if done < total else "")
 
-    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+    async def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Write the evaluation of the policy after ``step``."""
-        self._evaluations.add(step, evaluation)
+        await asyncio.to_thread(self._evaluations.add, step, evaluation)
         scores = {f"evaluation_pass@{k}": value for k, value in evaluation.pass_at.items()}
         scores |= {f"evaluation_{name}": value for name, (value, _) in evaluation.of_turns.items()}
         for sink in self._sinks:

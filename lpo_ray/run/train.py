@@ -63,6 +63,7 @@ async def train(
     """
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_uncollected())
         if steerable is not None:
             await stack.enter_async_context(steerable.attend(recorder.status, steering.scale))
         return await _train(folder, model_path, build, recorder, signals, steering)
@@ -99,6 +100,7 @@ async def _train(
     try:
         async with contextlib.AsyncExitStack() as stack:
             components = await stack.enter_async_context(_open(build, spec, model_path, recorder, steering))
+            gc.freeze()  # what was made or imported for the start stays, too
             evaluator = Evaluator(evaluation, components, heldout, recorder)
             await stack.enter_async_context(evaluator.opened())
             if spec.end_of_turn:
@@ -117,10 +119,9 @@ async def _train(
                 recorder.on_step = _autoscaling(Autoscaler(settings.autoscale_rule(spec)), components, recorder)
             signals.loop = TrainingLoop(components, source, ledger, loop_settings, recorder)
             signals.step = start.version.step
-            with _uncollected():
-                version = await signals.loop.run(
-                    start.version, start.owed, evaluator.during, saved=start.saved, recover=recovery.recover
-                )
+            version = await signals.loop.run(
+                start.version, start.owed, evaluator.during, saved=start.saved, recover=recovery.recover
+            )
             signals.loop, signals.step = None, version.step
             await evaluator.finish()
             await evaluator.now(version.step)
@@ -136,8 +137,8 @@ async def _train(
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from looking, within, at what is there already: modules and components, most of all
-    objects. A full collection, for which Ray asks too, holds the GIL, and so the loop, for as long as it looks.
+    """Keep the garbage collector from looking, within, at what is there already: most of all objects, such as modules.
+    A full collection, for which Ray asks too, holds the GIL for as long as it looks, and so the event loop.
     """
     gc.freeze()
     try:

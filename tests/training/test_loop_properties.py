@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpo_ray.common.silence import retrieve_exception
 from lpo_ray.errors import ComponentDied, GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
@@ -147,6 +148,7 @@ class Slow(Ledger):
             return method(*arguments)
 
         self._last = asyncio.ensure_future(call(self._last))
+        self._last.add_done_callback(retrieve_exception)  # whoever asked may be gone, and the ledger closed
         return asyncio.shield(self._last)
 
 
