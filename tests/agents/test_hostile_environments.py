@@ -189,10 +189,12 @@ async def test_output_that_somebody_else_holds_is_not_waited_for() -> None:
         file.close()
 
 
-async def test_who_waits_for_a_process_that_is_ended_meanwhile_is_told() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 0.01])
+async def test_who_waits_for_a_process_that_is_ended_meanwhile_is_told(seconds: float) -> None:
+    """Before it was spoken to, or while it imports."""
     async with hosting("Plain") as hosted:
         waiting = [asyncio.ensure_future(hosted.open(ConversationId(str(n), 0, 0), prompt(str(n)))) for n in range(40)]
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(seconds)
     for opened in waiting:
         with pytest.raises(GroupLost, match="were closed"):
             await opened
