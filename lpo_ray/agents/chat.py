@@ -73,6 +73,8 @@ class Chat:
                 raise
             text = self._end + self._after(mark, [*before, _marked(calls, mark), *messages]).partition(self._end)[2]
             answer = {"role": "assistant", "content": "", "tool_calls": _readable(calls)}
+        if not answer["content"].strip() and not calls and not self._takes([*before, answer, *messages]):
+            answer = _ANY_ANSWER  # the policy's silence is no fault of the template's, and stays in the tokens
         if self.tokenizer.is_special(int(reply[-1])) and self._end and text.lstrip().startswith(self._end):
             text = text.lstrip()[len(self._end) :]
         return Behind(text, answer)
@@ -83,6 +85,7 @@ class Chat:
             wanted = self.tokenizer.render(messages, self.encoder.style)
         except DataError:
             return 0
+        wanted = self.tokenizer.show(self.tokenizer.encode(wanted))  # with the white space that tokens make of it
         only = _only_in_first(self.tokenizer.show(token_ids), wanted)
         return len(self.tokenizer.encode(only)) if only.strip() else 0
 
@@ -91,6 +94,13 @@ class Chat:
         """Text of the special token that ends the assistant's turn; empty where none does."""
         token = self.tokenizer.end_of_turn(self.encoder.style)
         return "" if token is None else self.tokenizer.show(np.array([token]))
+
+    def _takes(self, messages: Messages) -> bool:
+        try:
+            self.tokenizer.render(messages, self.encoder.style)
+        except DataError:
+            return False
+        return True
 
     def _after(self, mark: str, messages: Messages) -> str:
         text = self.tokenizer.render(messages, self.encoder.style)
