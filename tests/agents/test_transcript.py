@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -222,3 +224,41 @@ def test_a_history_that_was_rewritten_is_a_new_context(template: str) -> None:
     assert tokenizer.show(context) == (wanted if template == "chat" else "In short: 425. Sure?")
     appended = transcript.append(said(tokenizer, "yes<|im_end|>"), [], USER)
     assert transcript.token_ids[: len(context)].tolist() == context.tolist() and appended.dropped == 0
+
+
+TOLD = "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+WRITTEN = {
+    "hermes": ("<tool_call>\n{{ c['function'] | tojson }}\n</tool_call>", "hermes", ""),
+    "llama": ('{"name": "{{ c[\'function\'][\'name\'] }}", "parameters": {{ c["function"]["arguments"] | tojson }}}',
+              "llama3_json", ""),
+    "pythonic": ("[{{ c['function']['name'] }}({% for k, v in c['function']['arguments'].items() %}"
+                 "{{ k }}={{ v | tojson }}{% endfor %})]", "pythonic", ""),
+    "mistral": ("[TOOL_CALLS]{{ c['function']['name'] }}{{ c['function']['arguments'] | tojson }}", "mistral", ""),
+    "tags": ("<tool_call><function={{ c['function']['name'] }}><parameter=word>sun</parameter></function></tool_call>",
+             "hermes", "template writes calls as '<tool_call><function=look_up>.*, which no parser of ours reads"),
+    "nothing": ("", "hermes", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_the_parser_is_the_one_that_reads_what_the_template_writes(form: str) -> None:
+    """Whatever else the template's text has in it."""
+    written, expected, trouble = WRITTEN[form]
+    calls = f"{{% for c in m['tool_calls'] or [] %}}{written}{{% endfor %}}"
+    template = TOLD + CHATML.replace(
+        "m['content'] + '<|im_end|>\n' }}", f"m['content'] }}}}{calls}{{{{ '<|im_end|>\n' }}}}"
+    )
+    tokenizer = byte_tokenizer(template, eos="<|im_end|>")
+    style = ChatStyle(tools=[{"type": "function", "function": {"name": "look_up"}}])
+    found, said_of_it = Chat(tokenizer, PromptEncoder(tokenizer, "chat", 1000, PromptForm(style))).parser()
+    assert found == expected
+    assert re.search(trouble, said_of_it) if trouble else said_of_it == ""
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_template_that_shows_no_tools_says_so(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    style = ChatStyle(tools=[{"type": "function", "function": {"name": "look_up"}}])
+    parser, trouble = Chat(tokenizer, PromptEncoder(tokenizer, "chat", 1000, PromptForm(style))).parser()
+    assert parser == {"llama 3": "llama3_json", "mistral": "mistral"}.get(name, "hermes")
+    assert trouble == ("" if name == "qwen3" else "the chat template does not tell the model of its tools")
