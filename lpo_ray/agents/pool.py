@@ -117,7 +117,6 @@ class EnvironmentPool:
         except Lost:
             pass  # with its process
         finally:
-            child.conversations.discard(conversation)
             if child.retired and not child.dead:
                 child.retire()
             if placed.alone:
