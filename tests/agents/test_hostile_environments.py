@@ -120,6 +120,20 @@ async def test_a_fork_speaks_in_nobodys_name() -> None:
         await fares_well(hosted)
 
 
+@pytest.mark.parametrize("kind", ["Plain", "OnLoop"])
+async def test_a_fork_that_comes_back_is_ended_at_once(kind: str, tmp_path: Path) -> None:
+    """It would take what its parent's event loop waits for."""
+    async with hosting(kind, turn_seconds=20.0) as hosted:
+        row = {"do": "fork and return", "pids": str(tmp_path / "pids")}
+        (found,) = await played(hosted, ConversationId("bad", 0, 0), row, "x")
+        assert found.appended_ids is not None
+        deadline = time.monotonic() + 10
+        while living(tmp_path / "pids"):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        await fares_well(hosted)
+
+
 PARENT = """
 import json, os, pathlib, sys, time
 from lpo_ray.agents.launching import launch
@@ -211,8 +225,13 @@ async def test_who_used_up_the_memory_of_several_is_found_at_the_second_attempt(
         with pytest.raises(GroupLost, match=r"no memory left .*its process had other conversations") as lost:
             await played(hosted, ConversationId("bad", 0, 0), {"do": "hoard"}, "x")
         assert not isinstance(lost.value, Unscored)
+        await hosted.open(
+            next_one := ConversationId("next", 0, 0), prompt("next", do="")
+        )  # in the process that follows
         with pytest.raises(Unscored, match="no memory left"):
             await played(hosted, ConversationId("bad", 1, 0), {"do": "hoard"}, "x")
+        await hosted.reply(next_one, turn("well"))
+        await hosted.end(next_one)
         if other == "open":
             await hosted.reply(beside, turn("well"))
             await hosted.end(beside)

@@ -192,6 +192,12 @@ def _fork(row):
     raise RuntimeError("forked")
 
 
+def _fork_and_return(row):
+    child = os.fork()
+    if child:
+        Path(row["pids"]).write_text(str(child))
+
+
 def _escape(row):
     """Processes with a session and variables of their own; the second prints nowhere."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -270,7 +276,8 @@ ACTIONS = {
     "raise without text": _bad_text, "interrupt": _raise_base, "exit": _exit, "end": _end, "crash": _crash,
     "spin": _spin, "hold": _hold, "sleep": lambda row: time.sleep(1000), "print": _print, "print bytes": _print_bytes,
     "close": _close, "hang up": _hang_up, "say": _say, "garbage": _garbage, "fork": _fork, "hoard": _hoard,
-    "threads": _threads, "fork and say": _fork_and_say, "escape": _escape, "until": _until, "hoard after": _hoard_after,
+    "threads": _threads, "fork and say": _fork_and_say, "fork and return": _fork_and_return,
+    "escape": _escape, "until": _until, "hoard after": _hoard_after,
     "recurse": _recurse, "fail": lambda row: (_ for _ in ()).throw(Unavailable("no network")),
 }  # fmt: skip
 RETURNED = {
