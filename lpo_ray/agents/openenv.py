@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -13,6 +14,8 @@ from lpo_ray.agents.environment import Environment, Message, Step, Unavailable
 
 SECONDS = 60.0
 """that a request may take; environment.turn_seconds ends it sooner"""
+OF_THE_ACTION = (400, 422)
+"""answers that refuse the action; any other status is the server's trouble: it is busy, moved, or wants a key"""
 
 
 class OpenEnv(Environment):
@@ -63,7 +66,7 @@ class OpenEnv(Environment):
                 return await self._by_session({"type": what, "data": data})
             body = data if what == "reset" else {"action": data, "episode_id": self._episode}
             return await asyncio.to_thread(_posted, f"{self.url.rstrip('/')}/{what}", body)
-        except OSError as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: what it says is no JSON
             raise Unavailable(f"{self.url} cannot be asked to {what}: {error}") from error
 
     async def _by_session(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +91,6 @@ def _posted(url: str, body: dict[str, Any]) -> dict[str, Any]:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=SECONDS) as answer:
             return json.loads(answer.read(2**24))
     except urllib.error.HTTPError as error:
-        if error.code >= 500:
+        if error.code not in OF_THE_ACTION:
             raise
         raise RuntimeError(f"{url} answered {error.code}: {error.read(300)!r}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import threading
@@ -161,6 +162,32 @@ async def test_a_server_with_sessions_is_played_over_a_web_socket(tmp_path: Path
         assert told(found) == ["=3\n 0.5", " 1 done"]
         with pytest.raises(Unscored, match="no such action"):
             await played(environment, "bad")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("400 Bad Request", Unscored), ("422 Unprocessable", Unscored), ("429 Too Many Requests", GroupLost),
+        ("408 Request Timeout", GroupLost), ("401 Unauthorized", GroupLost), ("404 Not Found", GroupLost),
+        ("503 Unavailable", GroupLost), ("200 OK\r\nContent-Length: 99", GroupLost), ("", GroupLost),
+    ],
+)  # fmt: skip
+async def test_only_a_refused_action_is_the_response_s_own_affair(
+    answer: str, kind: type[GroupLost], tmp_path: Path
+) -> None:
+    """What else a server answers, or half an answer, loses the group."""
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n{{".encode() if answer else b"no HTTP\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answered, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(GroupLost) as lost:
+            await played(at(f"http://127.0.0.1:{port}", tmp_path), "x")
+    assert type(lost.value) is kind
 
 
 @pytest.mark.parametrize("scheme", ["http", "ws"])
