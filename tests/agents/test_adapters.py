@@ -66,6 +66,7 @@ def told(observations: list[Observation]) -> list[str]:
         (f"{EXAMPLES}/trl_style.py:Counter", ["[1+2]", "[4]", "6"], "1,2,3=6:",
          ["noted 1\n 0.5", "noted 2\n 1", " 1 done"]),
         (f"{SHAPES}:GuessEnv", ["[7]", "6"], "1,2,3=6:Guess.", ["too high\n", " done"]),
+        (f"{SHAPES}:PartsEnv", ["6"], "1,2,3=6:12", [" done"]),
         (f"{SHAPES}:load_environment", ["a", "bb"], "1,2,3=6:", ["=1\n", " 1 done"]),
         (f"{SHAPES}:load_openai_environment", ["a", "bb"], "1,2,3=6:", ["=1\n", " 1 done"]),
         (f"{SHAPES}:load_tools", ['[6]', "6"], "1,2,3=6:", ["12", " 1 done"]),
@@ -87,6 +88,11 @@ async def test_a_rollout_that_rewrites_its_history_opens_a_context() -> None:
 async def test_a_rollout_that_ends_in_an_error_has_no_verdict() -> None:
     with pytest.raises(Unscored, match="ValueError: the tool broke"):
         await played(f"{SHAPES}:load_failing", "a")
+
+
+async def test_a_reset_that_returns_an_image_is_unscored() -> None:
+    with pytest.raises(Unscored, match="reset returned list .*; expected a text, or parts of type text"):
+        await played(f"{SHAPES}:ImageEnv", "a")
 
 
 def test_what_has_no_known_shape_is_refused_with_what_is_known() -> None:
