@@ -91,7 +91,9 @@ EXPORTED: dict[str, Exported] = {
     "lpo_ray_left_out_ratio": Exported("left_out_fraction", "share of the last step's groups", "ratio"),
     "lpo_ray_conversation_turns": Exported("turns", "mean of the step's conversations", "turns"),
     "lpo_ray_longest_conversation_turns": Exported("turns_max", "of the step's longest conversation", "turns"),
-    "lpo_ray_environment_tokens": Exported("environment_tokens", "mean of a conversation, by its environment", "tokens"),
+    "lpo_ray_environment_tokens": Exported(
+        "environment_tokens", "mean of a conversation, by its environment", "tokens"
+    ),
     "lpo_ray_environment_seconds": Exported("environment_seconds", "of tools and environment, mean", "seconds"),
     "lpo_ray_ended_conversations": Exported("conversations_ended_{why}", "of the step, by why", "conversations"),
     "lpo_ray_begun_segments": Exported("segments_began_{why}", "with a context of their own, by why", "segments"),

@@ -91,7 +91,7 @@ async def test_a_rollout_that_ends_in_an_error_has_no_verdict() -> None:
 
 
 async def test_a_reset_that_returns_an_image_is_unscored() -> None:
-    with pytest.raises(Unscored, match="reset returned list .*; expected a text, or parts of type text"):
+    with pytest.raises(Unscored, match=r"reset returned list .*; expected a text, or parts of type text"):
         await played(f"{SHAPES}:ImageEnv", "a")
 
 

@@ -48,7 +48,9 @@ def test_a_conversation_has_the_engine_s_context_or_what_it_is_given() -> None:
         assert (made.max_turns, made.max_conversation_tokens) == (3, 50)
     assert spec.largest_group == 8 * (20 * 192 + 9 * 8 * 128) + 8 * 128
     assert limited.largest_group == 8 * (20 * 72 + 9 * 3 * 50) + 8 * 128
-    assert spec_of("task.tools=[calculator]").largest_group == 8 * (20 * 128 + 9 * 128) + 8 * 128  # they rewrite nothing
+    assert (
+        spec_of("task.tools=[calculator]").largest_group == 8 * (20 * 128 + 9 * 128) + 8 * 128
+    )  # they rewrite nothing
 
 
 class Talker:

@@ -53,7 +53,6 @@ class EvaluationRun:
         self, rollout: RolloutEngine, verifier: Verifier, on_progress: Callable[[int, int], None]
     ) -> dict[str, str]:
         """Sample and score what is missing, each result on disk at once. Returns why each lost prompt was lost."""
-
         prompts = {prompt.prompt_id: prompt for prompt in self.missing}
 
         def keep(scored: ScoredGroup) -> None:

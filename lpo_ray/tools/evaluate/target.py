@@ -140,8 +140,9 @@ def _recommended(model: str, task: str | None) -> dict[str, Mapping[str, object]
     assert isinstance(most, int)
     return {
         "sampling": {
-            "max_tokens": min(most, context_length(model) // 2), **({} if turns is None else {"max_turns": turns})
-        },  # fmt: skip
+            "max_tokens": min(most, context_length(model) // 2),
+            **({} if turns is None else {"max_turns": turns}),
+        },
         "task": {"template": _template(model)},
     }
 

@@ -82,7 +82,7 @@ class RecordedConversation:
         }
 
     def spread(self, values: Sequence[Any], start: int, stop: int) -> list[Any]:
-        """Give each token from ``start`` to ``stop`` its value: those of the sampled ones, in order; None for others."""
+        """Give each token from ``start`` to ``stop`` its value, of those of the sampled ones; None for others."""
         found = iter(values[np.count_nonzero(self.sampled[:start]) :])
         return [next(found, None) if sampled else None for sampled in self.sampled[start:stop]]
 
@@ -151,13 +151,18 @@ def read_conversations(folder: Path, path: Path, key: Key) -> dict[int, Recorded
                 [rows[number] for number in of],
                 [_array(table, "segment_ids", number) for number in of],
                 [_array(table, "sampled", number) for number in of],
-                [_array(table, "context_ids", number) if table["context_ids"][number].is_valid else None for number in of],
+                [
+                    _array(table, "context_ids", number) if table["context_ids"][number].is_valid else None
+                    for number in of
+                ],
                 parsers,
             )
             for index, of in found.items()
         }
     except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"{path.name} has conversations that cannot be read: {error}; expected those of a run") from error
+        raise DataError(
+            f"{path.name} has conversations that cannot be read: {error}; expected those of a run"
+        ) from error
 
 
 def _array(table: pa.Table, name: str, row: int) -> Any:  # noqa: ANN401 - of the column's kind

@@ -80,15 +80,18 @@ def test_conversations_whose_environment_begins_them_and_once_more(
 ) -> None:
     """What they begin with is not the prompt of the data, by which a result is known."""
     out = tmp_path / "out"
-    guess = f"task.environment={ROOT}/configs/environments/own.py:Guess"
-    overrides = (*SETTINGS, guess, "sampling.max_turns=3", "evaluation.num_prompts=3")
+    overrides = (
+        *SETTINGS, "task.environment=tests.support.e2e_environments:Begun", "sampling.max_turns=3",
+        "evaluation.num_prompts=3", "evaluation.pass_reward=0.5",
+    )  # fmt: skip
     requests = requests_of(str(tiny_policy), overrides, task="countdown", out=out)
     evaluate_command(requests, None, fresh=False, as_json=False)
     shown = capsys.readouterr().out
     for text in ("turns", "solved in turn 1", "solved in turn 3", "pass@4"):
         assert text in shown
     found = json.loads((out / "results.json").read_text())
-    assert 1 <= found["turns"] <= 3
+    assert 1 < found["turns"] <= 3
+    assert 0 < found["pass@1"] < 1
     assert sum(found[f"solved_in_turn_{turn}"] for turn in (1, 2, 3)) == pytest.approx(found["pass@1"])
     monkeypatch.setattr("lpo_ray.cli.evaluate.backend_of", None)
     evaluate_command(requests, None, fresh=False, as_json=True)

@@ -30,6 +30,9 @@ from tests.support.builders import make_target
 from tests.support.recorded_runs import called, make_run, scored, with_columns, write_step
 from tests.support.segments import mixed_group
 
+LARGE = 2 * 10**6
+"""tokens"""
+
 
 def client(root: Path) -> TestClient:
     return TestClient(build_app(root), base_url="http://127.0.0.1:1234", raise_server_exceptions=False)
@@ -433,7 +436,8 @@ def test_a_conversation_is_read_as_one(tmp_path: Path) -> None:
     assert [version is not None for version in one["versions"]] == segment.sampled.tolist()
     assert [value is not None for value in one["behaviour"]] == segment.sampled.tolist()
     assert [(mark["at"], mark["kind"], mark["text"], mark["tokens"]) for mark in one["marks"]] == [
-        (0, "turn", "1", 2), (2, "author", "tool", 4), (6, "turn", "2", 3), (9, "author", "user", 2), (11, "turn", "3", 1),
+        (0, "turn", "1", 2), (2, "author", "tool", 4), (6, "turn", "2", 3), (9, "author", "user", 2),
+        (11, "turn", "3", 1),
     ]  # fmt: skip
     single = ask(run, "tokens", **key, response=0)
     assert (single["marks"], single["ids"]) == ([], target.group.responses[0].token_ids.tolist())
@@ -487,19 +491,19 @@ def test_tool_calls_that_were_answered_are_shown_and_what_only_looks_like_one_is
 
 
 def test_a_result_of_any_size_is_sent_a_part_at_a_time(tmp_path: Path) -> None:
-    """10 MB of a tool's answer, of which the page gets what it shows; the end of the conversation is there, too."""
-    run = called(tmp_path / "run", ("12=[3*4]", "7" * 10**7), ("=12", ""))
+    """Of 10 MB, at the 5 bytes that a token of a real vocabulary has, the page gets what it shows, and the end, too."""
+    run = called(tmp_path / "run", ("12=[3*4]", "7" * LARGE), ("=12", ""))
     key = key_of(run)
     started = time.monotonic()
     group = ask(run, "group", **key)
-    assert group["responses"][0]["conversation"]["environment_tokens"] == 10**7
+    assert group["responses"][0]["conversation"]["environment_tokens"] == LARGE
     first = ask(run, "tokens", **key, response=0)
-    last = ask(run, "tokens", **key, response=0, start=10**7)
+    last = ask(run, "tokens", **key, response=0, start=LARGE)
     assert time.monotonic() - started < 20
-    assert (len(first["ids"]), first["total"]) == (2000, 10**7 + 8 + 3)
-    assert [(mark["kind"], mark["tokens"]) for mark in first["marks"]] == [("turn", 8), ("author", 10**7)]
+    assert (len(first["ids"]), first["total"]) == (2000, LARGE + 8 + 3)
+    assert [(mark["kind"], mark["tokens"]) for mark in first["marks"]] == [("turn", 8), ("author", LARGE)]
     assert "".join(last["texts"]).endswith("7=12")
-    assert [mark["at"] for mark in last["marks"]] == [10**7 + 8]
+    assert [mark["at"] for mark in last["marks"]] == [LARGE + 8]
     assert max(len(json.dumps(found)) for found in (group, first, last)) < 10**6
 
 
