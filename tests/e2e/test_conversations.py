@@ -34,7 +34,7 @@ OPTIONS = (
 
 EVALUATED = (
     "evaluation.num_prompts=6", "evaluation.samples_per_prompt=4", "evaluation.ks=[1,4]", "evaluation.every=1",
-    "evaluation.pass_reward=0.5",
+    "evaluation.pass_reward=0.1",
 )  # fmt: skip
 """of the resumed run"""
 

@@ -70,7 +70,7 @@ export function tokensOf(key, group, response, colour) {
         for (const mark of marks.get(at) ?? []) {
           if (mark.kind === "segment") text.append(segment(mark));
           else text.append(el("section", { class: `part ${mark.kind}`, "aria-label": mark.kind === "turn" ? "policy" : "environment" }, head(mark),
-            place = el("div", { dir: "auto" })));
+            place = el("div", { dir: "auto", tabindex: mark.kind === "author" ? "0" : null })));
         }
         place.append(span);
       });
