@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import threading
@@ -148,12 +149,17 @@ async def test_a_server_with_reset_and_step_is_played_over_http(tmp_path: Path) 
 async def test_a_server_with_sessions_is_played_over_a_web_socket(tmp_path: Path) -> None:
     from websockets.asyncio.server import serve
 
+    closed: list[bool] = []
+
     async def session(socket: Any) -> None:
         turns = 0
         async for text in socket:
             asked = json.loads(text)
-            if asked["data"].get("message") == "bad":
-                await socket.send(json.dumps({"type": "error", "data": {"message": "no such action", "code": "X"}}))
+            if asked == {"type": "close"}:
+                closed.append(True)
+                break
+            if (code := asked["data"].get("message")) in ("EXECUTION_ERROR", "CAPACITY_REACHED"):
+                await socket.send(json.dumps({"type": "error", "data": {"message": "it says so", "code": code}}))
                 continue
             turns += asked["type"] == "step"
             length = len(asked["data"].get("message", ""))
@@ -165,8 +171,13 @@ async def test_a_server_with_sessions_is_played_over_a_web_socket(tmp_path: Path
         environment = at(f"ws://127.0.0.1:{port}/ws", tmp_path)
         _, found = await played(environment, "abc", "d")
         assert told(found) == ["=3\n 0.5", " 1 done"]
-        with pytest.raises(Unscored, match="no such action"):
-            await played(environment, "bad")
+        for code, expected in (("EXECUTION_ERROR", Unscored), ("CAPACITY_REACHED", GroupLost)):
+            with pytest.raises(expected, match="it says so") as lost:
+                await played(environment, code)
+            assert type(lost.value) is expected
+        async with asyncio.timeout(10):
+            while len(closed) < 3:  # environments are closed in the background
+                await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("scheme", ["http", "ws"])
