@@ -83,7 +83,7 @@ class RecordedConversation:
 
     def spread(self, values: Sequence[Any], start: int, stop: int) -> list[Any]:
         """Give each token from ``start`` to ``stop`` its value, of those of the sampled ones; None for others."""
-        found = iter(values[np.count_nonzero(self.sampled[:start]) :])
+        found = iter(values[int(np.count_nonzero(self.sampled[:start])) :])
         return [next(found, None) if sampled else None for sampled in self.sampled[start:stop]]
 
     def marks(self, start: int, stop: int, show: Show) -> list[Mark]:
