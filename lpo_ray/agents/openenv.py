@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import urllib.error
@@ -16,11 +17,16 @@ SECONDS = 60.0
 """that a request may take; environment.turn_seconds ends it sooner"""
 OF_THE_ACTION = (400, 422)
 """answers that refuse the action; any other status is the server's trouble: it is busy, moved, or wants a key"""
+CLOSE_SECONDS = 1.0
+"""that a server has to end a session"""
+OF_SERVER = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
+"""codes of errors that are no affair of the action"""
 
 
 class OpenEnv(Environment):
     """Environment of a server. ``ws://`` has a session for each conversation, as OpenEnv's clients do; ``http://``
-    names it in each request as ``episode_id``. The verdict is the sum of the rewards, where there were any.
+    names it in each request as ``episode_id``, for servers that keep it: those of OpenEnv itself begin anew with each.
+    The verdict is the sum of the rewards, where there were any.
     """
 
     url: str = "ws://127.0.0.1:8000/ws"
@@ -55,9 +61,15 @@ class OpenEnv(Environment):
         return Step([{"role": "user", "content": self.said(found["observation"])}], self._total)
 
     async def close(self) -> None:
-        """End the session."""
-        if self._socket is not None:
-            await self._socket.close()
+        """End the session, as OpenEnv's clients do: a server that is not told of it logs an error."""
+        if self._socket is None:
+            return
+        from websockets.exceptions import WebSocketException
+
+        with contextlib.suppress(WebSocketException, TimeoutError):
+            await self._socket.send(json.dumps({"type": "close"}))
+            await asyncio.wait_for(self._socket.wait_closed(), CLOSE_SECONDS)
+        await self._socket.close()
 
     async def _asked(self, what: str, data: dict[str, Any]) -> dict[str, Any]:
         """Make one request. Raises Unavailable when the server cannot be asked."""
@@ -81,7 +93,9 @@ class OpenEnv(Environment):
         except WebSocketException as error:
             raise Unavailable(f"{self.url} ended the session: {error}") from error
         if answer.get("type") == "error":
-            raise RuntimeError(f"{self.url} answered {str(answer.get('data'))[:300]}")
+            data = answer.get("data")
+            of_server = isinstance(data, Mapping) and data.get("code") in OF_SERVER
+            raise (Unavailable if of_server else RuntimeError)(f"{self.url} answered {str(data)[:300]}")
         return answer["data"]
 
 
