@@ -101,7 +101,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Itera
             first = run.process.communicate(timeout=60)[0]
             run.assert_nothing_is_left()
         steps = after[-1] + 1
-        output = finish(run := Run(folder, tiny_policy, *OPTIONS, "run.resume=auto", f"run.steps={steps}"))
+        rest = ("run.resume=auto", f"run.steps={steps}", "rollout.num_workers=1")
+        output = finish(run := Run(folder, tiny_policy, *OPTIONS, *rest))
         assert run.process.returncode == 0, output
         run.assert_nothing_is_left()
         yield Killed(run.folder, first, after)
