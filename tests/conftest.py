@@ -37,4 +37,7 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base policy of two training steps: small, real, and the same for every test."""
     from lpo_ray.tasks.base_policy import Recipe, cached_base_policy
 
-    return cached_base_policy(tmp_path_factory.mktemp("base"), Recipe(steps=2, batch_size=8))
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent  # of all workers of this session: the first builds it
+    return cached_base_policy(folder / "base", Recipe(steps=2, batch_size=8))
