@@ -17,8 +17,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """With ``--dist loadgroup`` tests that share a cluster go to one process."""
+    from tests.support.side_by_side import ByCluster
+
+    return ByCluster(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """vLLM's CUDA build has no engine for CPUs, which all tests of the real stack but those marked gpu ask for."""
+    """Skip what cannot run here: vLLM's CUDA build has no engine for CPUs, which all tests of the real stack but those
+    marked gpu ask for.
+    """
     if torch.version.cuda is None:
         return
     on_cpu = pytest.mark.skip(reason=f"its engines run on CPUs, and this torch is a CUDA build ({torch.__version__})")
