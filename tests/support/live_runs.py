@@ -36,7 +36,7 @@ class Run:
         )  # fmt: skip
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while len(self.steps()) < step:
             assert self.process.poll() is None, self.process.stdout.read()
             assert time.monotonic() < deadline, f"no step {step}"

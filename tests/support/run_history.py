@@ -76,9 +76,9 @@ class Pause:
 
 def pause(run: Run, output: Output, actor: str) -> Pause:
     """Stop the first process of ``actor`` when a step is told, which is when sampling begins, until it is named."""
-    output.wait_for(r"^step 1/", 150)
+    output.wait_for(r"^step 1/", 300)
     victim = find(run, actor)[0]  # takes a while, so it is done a step ahead
-    output.wait_for(r"^step [3-9]/", 60)
+    output.wait_for(r"^step [3-9]/", 120)
     before = len(output.lines)
     victim.send_signal(signal.SIGSTOP)
     output.wait_for(r"^nothing has moved for \d+ s\. The run waits for$", 20, before)

@@ -22,7 +22,7 @@ from lpo_ray.training.ledger_audit import audit
 from tests.support.live_runs import DIGITS, Run, finish
 from tests.support.run_history import History
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def lpo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.live_runs import Run, find, steps_of
 from tests.support.run_history import Ended, History, Output, end
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from tests.support.live_runs import Run
 from tests.support.run_history import OPTIONS, History, Output, Pause, pause
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def check(paused: Pause, name: str, doing: str) -> None:
