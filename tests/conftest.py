@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from hypothesis import settings
@@ -15,6 +16,15 @@ settings.load_profile("lpo")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+CLUSTER_BYTES = 7 * 2**30
+"""memory that the processes of one test of the real stack take at most"""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """With ``--dist loadgroup`` as many processes as the memory has room for clusters."""
+    room = psutil.virtual_memory().total // CLUSTER_BYTES
+    return max(1, min(room, psutil.cpu_count() or 1)) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(optionalhook=True)
