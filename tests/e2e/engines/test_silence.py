@@ -21,7 +21,7 @@ from tests.support.clusters import Standing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 SILENCE, START_SILENCE = 6.0, 20.0
-SAMPLING = Sampling(group_size=8, temperature=1.0, max_tokens=240, seed=3)
+SAMPLING = Sampling(group_size=24, temperature=1.0, max_tokens=240, seed=3)
 """long enough not to end while the engine is slow"""
 
 
@@ -68,12 +68,12 @@ async def stop_the_next_one(known: set[int]) -> float:
 
 @contextlib.asynccontextmanager
 async def slowed_down(processes: list[psutil.Process], seconds: float) -> AsyncIterator[None]:
-    """Let the processes run a twentieth of the time, for ``seconds``."""
+    """Let the processes run a tenth of the time, for ``seconds``."""
     until = time.monotonic() + seconds
 
     async def brake() -> None:
         while time.monotonic() < until:
-            for number, pause in ((signal.SIGSTOP, 0.95), (signal.SIGCONT, 0.05)):
+            for number, pause in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
                 for process in processes:
                     process.send_signal(number)
                 await asyncio.sleep(pause)
