@@ -3,9 +3,11 @@
 PYTHON ?= $(firstword $(wildcard $(shell command -v python3.11)) python3)
 ACCEL ?= cpu
 ARGS ?=
+CLUSTERS ?= 2
 RUN = .venv/bin/python -m
-# Tests that start no cluster run side by side.
+# Tests that start no cluster run side by side. Of those that do, CLUSTERS at a time, since they wait much.
 SIDE_BY_SIDE = -n logical --maxprocesses 8 --dist worksteal
+BY_CLUSTER = -n logical --maxprocesses $(CLUSTERS) --dist loadgroup --no-loadscope-reorder
 
 # On GPUs: one that a rank and an engine share. vLLM's CUDA build has no engine for CPUs, so e2e tests of those skip.
 QUICKSTART = configs/quickstart$(if $(filter cuda,$(ACCEL)),_gpu).yaml
@@ -20,7 +22,7 @@ train: setup
 
 test: setup
 	@$(RUN) pytest $(SIDE_BY_SIDE) -m "not e2e and not gpu and not long" $(ARGS)
-	@$(RUN) pytest -m "e2e and not long" $(ARGS)
+	@$(RUN) pytest $(BY_CLUSTER) -m "e2e and not long" $(ARGS)
 
 soak: setup
 	@$(RUN) pytest -m long $(ARGS)

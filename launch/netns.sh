@@ -63,13 +63,19 @@ start() {
         > "$STATE/$1.log" 2>&1 < /dev/null &
 }
 
-# Every process of a host, by the namespace that it is in.
+# Every process of a host, by the namespace that it is in, until none is left: what is killed takes a moment to end, and
+# may have started another meanwhile.
 kill_host() {
     known "$1"
     local pids
-    pids=$(ip netns pids "$(ns "$1")") || true
-    # shellcheck disable=SC2086 # one word for each process
-    [ -z "$pids" ] || kill -9 $pids 2>/dev/null || true
+    for _ in $(seq 100); do
+        pids=$(ip netns pids "$(ns "$1")") || true
+        [ -n "$pids" ] || return 0
+        # shellcheck disable=SC2086 # one word for each process
+        kill -9 $pids 2>/dev/null || true
+        sleep 0.1
+    done
+    die "host $1 has processes that do not end: $pids"
 }
 
 alive() { [ -n "$(ip netns pids "$(ns "$1")" 2>/dev/null)" ]; }
@@ -115,7 +121,7 @@ up() {
 down() {
     local host
     for host in $(hosts); do
-        kill_host "$host"
+        (kill_host "$host") || true
         ip netns del "$(ns "$host")" 2>/dev/null || true
         ip link del "$NET-$host" 2>/dev/null || true
     done

@@ -7,7 +7,7 @@ component fails.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -203,6 +203,10 @@ class Events(Protocol):
         """Report all rollout workers, whenever one changes."""
         ...
 
+    def measured(self, values: Mapping[str, int]) -> None:
+        """Report counts that changed, by the names that metrics have."""
+        ...
+
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
         """Enter while the component ``name`` starts with the run, for which it has ``seconds``."""
         ...
@@ -235,8 +239,14 @@ class Observer(Protocol):
         """
         ...
 
+    def step_ends(self) -> Callable[[StepRecord], None]:
+        """Return what writes the record of the step that ends now. A thread calls it, and what it writes belongs to the
+        transaction in which the step is committed.
+        """
+        ...
+
     def step_done(self, record: StepRecord) -> None:
-        """Record a step that is being committed; what is written here belongs to its transaction."""
+        """Report a step that is committed."""
         ...
 
     def score(self, name: str) -> float | None:

@@ -70,7 +70,7 @@ class WatchedService(Generic[S]):
         """``make``: makes the actor, with so many child processes. ``silence_seconds``: time in which it must get on
         while it has calls, as its ``progress`` tells.
         """
-        self.num_processes = num_processes
+        self.num_processes, self.events = num_processes, events
         self._watch = Watch(self._progress, silence_seconds, self.SILENCE_SETTING)
         self.groups = Held[Key]()
         """groups that it has -> since when"""

@@ -80,6 +80,12 @@ class Conversation:
     """why it ended: "done" by the environment, "turns", "tokens" (limits), "length" (of one turn)"""
     environment_seconds: float = 0.0
     """time that environment and tools took, without waiting"""
+    moved: int = 0
+    """turns drawn by another engine than the turn before, which had the conversation's prefix"""
+    redrawn: int = 0
+    """draws of turns that were lost with their engine, and made again"""
+    dropped: int = 0
+    """tokens of earlier turns in the last context that the chat template would have left out"""
 
     def __post_init__(self) -> None:
         sampled = sum(segment.num_sampled for segment in self.segments)
@@ -137,13 +143,16 @@ class ConversationShape(NamedTuple):
     verdict: tuple[float | None, str, Lack | None] | None
     ended: str
     environment_seconds: float
+    moved: int = 0
+    redrawn: int = 0
+    dropped: int = 0
 
     @classmethod
     def of_plain(cls, plain: Sequence[Any]) -> ConversationShape:
         """Make it from what JSON made of one."""
-        segments, turns, authors, verdict, ended, seconds = plain
+        segments, turns, authors, verdict, ended, *counts = plain
         shapes = tuple(SegmentShape(context, tuple(runs), began) for context, runs, began in segments)
-        return cls(shapes, tuple(turns), tuple(authors), verdict and (*verdict,), ended, seconds)
+        return cls(shapes, tuple(turns), tuple(authors), verdict and (*verdict,), ended, *counts)
 
 
 def take_apart(conversation: Conversation) -> tuple[ConversationShape, list[IntArray]]:
@@ -163,7 +172,7 @@ def take_apart(conversation: Conversation) -> tuple[ConversationShape, list[IntA
     verdict = None if conversation.verdict is None else astuple(conversation.verdict)
     shape = ConversationShape(
         tuple(shapes), conversation.turns, conversation.authors, cast("Any", verdict), conversation.ended,
-        conversation.environment_seconds,
+        conversation.environment_seconds, conversation.moved, conversation.redrawn, conversation.dropped,
     )  # fmt: skip
     return shape, others
 
@@ -186,7 +195,7 @@ def put_together(shape: ConversationShape, sampled: IntArray, others: IntArray) 
         used += len(mask) - of_policy
         segments.append(Segment(token_ids, mask, context_ids, began))
     verdict = None if shape.verdict is None else Verdict(*shape.verdict)
-    made = Conversation(tuple(segments), shape.turns, shape.authors, verdict, shape.ended, shape.environment_seconds)
+    made = Conversation(tuple(segments), shape.turns, shape.authors, verdict, *shape[4:])
     return made, used
 
 

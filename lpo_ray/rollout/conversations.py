@@ -14,6 +14,7 @@ environment that was opened is told its end, whatever happens.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -183,6 +184,9 @@ class Transcript:
             last.verdict,
             self.ended,
             sum(each.seconds for each in self._observations),
+            sum(turn.engine != before.engine for before, turn in itertools.pairwise(self._turns)),
+            sum(turn.redrawn for turn in self._turns),
+            max(each.dropped for each in self._observations),
         )
         return Response(
             joined([turn.token_ids for turn in self._turns]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def steps(folder: Path) -> int:
     return len(MetricsLog(folder / "metrics.jsonl").read())
 
 
+def states(folder: Path) -> list[str]:
+    """States of the rollout workers."""
+    workers = json.loads((folder / "status.json").read_text())["workers"]
+    return [worker["state"] for worker in workers.values()]
+
+
 def test_a_run_is_submitted_scaled_asked_and_stopped(lpo_ray, tmp_path: Path, tiny_policy: Path) -> None:
     run, folder = "from-elsewhere", tmp_path / "runs" / "from-elsewhere"
     done = lpo_ray("submit", QUICKSTART, f"run.name={run}", f"model.path={tiny_policy}", "run.steps=2000", *SMALL)
@@ -72,16 +79,17 @@ def test_a_run_is_submitted_scaled_asked_and_stopped(lpo_ray, tmp_path: Path, ti
     assert scaled.returncode == 0, scaled.stderr
     assert scaled.stdout == "2 rollout workers: rollout worker 1 joining\n"
 
-    def serving(count: int) -> bool:
+    def wait_until_serving(count: int) -> None:
+        wait_for(lambda: states(folder) == ["serving"] * count)  # asking costs seconds of CPU time, each time
         shown = lpo_ray("status", run)
         assert shown.returncode == 0, shown.stderr
-        return shown.stdout.count("serving") == count and "leaving" not in shown.stdout
+        assert shown.stdout.count("serving") == count and "leaving" not in shown.stdout
 
-    wait_for(lambda: serving(2))
+    wait_until_serving(2)
     before = steps(folder)
     wait_for(lambda: steps(folder) > before)
     assert lpo_ray("scale", run, "rollout=1").stdout == "1 rollout workers: rollout worker 1 leaving\n"
-    wait_for(lambda: serving(1))
+    wait_until_serving(1)
     assert lpo_ray("scale", run, "verifier=3").stdout == "3 verifier processes\n"
     before = steps(folder)
     wait_for(lambda: steps(folder) > before)

@@ -1,5 +1,5 @@
 """An engine in two processes, as tensor parallelism makes it (here on CPUs, with gloo between them): it trains, is
-proved at both, is evaluated, loses a process and comes back, with another engine.
+proved at both, is evaluated, loses a process and comes back (in make soak: with another engine).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def processes_of(pid: int) -> list[psutil.Process]:
 @dataclass
 class Seen:
     folder: Path
+    engines: int
+    """how many serve at the end"""
     text: str = ""
     parts: list[int] = field(default_factory=list)
     """processes of each engine"""
@@ -41,7 +43,7 @@ class Seen:
 
 
 class Growing(Steering["Seen"]):
-    """Kills a process of the engine after two steps and asks for a second engine, and ends the run when both serve."""
+    """Kills a process of the engine after two steps and asks for the others, and ends the run when all serve."""
 
     def step_done(self, record: StepRecord) -> None:
         super().step_done(record)
@@ -50,19 +52,19 @@ class Growing(Steering["Seen"]):
         if record.step >= 2 and not self.seen.killed:
             self.seen.killed = processes_of(rollout.members[0].process.pid)
             self.seen.killed[-1].kill()
-            rollout.scale(2)
-        elif [worker.state for worker in workers] == ["serving", "serving"]:
+            rollout.scale(self.seen.engines)
+        elif [worker.state for worker in workers] == ["serving"] * self.seen.engines and workers[0].restarts:
             self.seen.parts = [len(processes_of(member.process.pid)) for member in rollout.members]
             self.signals.loop.stop(signal.SIGINT)
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
     spec = plan_of(
         tmp_path_factory.mktemp("parts"), tiny_policy, "rollout.tensor_parallel_size=2", "run.steps=2000",
         "rollout.kv_cache_gib=0.2", "learner.world_size=1", "telemetry.progress=plain",
     )  # fmt: skip
-    found = Seen(spec.run_dir)
+    found = Seen(spec.run_dir, request.param)
     prove = delivery.Attempt._prove
 
     def noted(attempt: object, version: object, digests: object, delivered: dict, expected: object) -> None:
@@ -76,7 +78,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
 
 
 def test_each_engine_has_two_processes_and_every_version_was_proved_at_both(seen: Seen) -> None:
-    assert [len(seen.killed), *seen.parts] == [2, 2, 2]
+    assert [len(seen.killed), *seen.parts] == [2] * (1 + seen.engines)
     rows = [json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert all(row["publish_difference"] < 1e-3 for row in rows)
@@ -93,6 +95,6 @@ def test_it_is_evaluated(seen: Seen) -> None:
 def test_one_process_lost_is_an_engine_lost_and_replaced(seen: Seen) -> None:
     assert "rollout worker 0 is taken out of the pool" in seen.text
     last = seen.statuses[-1]
-    assert [worker.state for worker in last] == ["serving", "serving"]
-    assert [worker.restarts for worker in last] == [1, 0]
+    assert [worker.state for worker in last] == ["serving"] * seen.engines
+    assert [worker.restarts for worker in last] == [1, 0][: seen.engines]
     assert not [process for process in seen.killed if process.is_running()]

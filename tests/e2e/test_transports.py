@@ -30,6 +30,7 @@ from lpo_ray.run.settings import engine_settings, learner_settings
 from lpo_ray.run.spec import RunSpec
 from tests.support.clusters import on_cluster
 from tests.support.fakes import FakeEvents
+from tests.support.learner_ranks import restart
 from tests.support.real_specs import plan_of
 from tests.support.transported_models import (
     MODELS,
@@ -73,20 +74,13 @@ class Reusable:
     async def use(self, path: Path, dtype: str) -> None:
         learner = self.cluster.learner
         settings = replace(learner_settings(self.spec, str(path)), dtype=dtype)
-
-        def load(worker: LearnerWorker) -> None:
-            barrier = worker._barrier  # the ranks have met, and do not again
-            LearnerWorker.__init__(worker, worker._rank, worker._world_size, settings)
-            worker._barrier = barrier
-
-        await on_ranks(learner, load)
         pool = self.cluster.rollout
         for member in pool.members:
             member.worker.kill()
         spec = plan_of(self.folder, path, *SMALL, f"rollout.dtype={dtype}")
         engine, places = engine_settings(spec, str(path)), self.cluster.layout.engines
         pool._spawn = rollout_spawner(spec.config, engine, TRANSPORTS["shared_memory"], places, FakeEvents())
-        await asyncio.gather(pool.start(), learner.load())
+        await asyncio.gather(pool.start(), restart(learner, settings))
         self.baseline = path / "proof.json"
 
     async def publisher(self, kind: str, dtype: str, bucket_bytes: int = 1 << 16) -> Publisher:

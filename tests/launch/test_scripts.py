@@ -383,3 +383,19 @@ def test_local_runs_a_real_head_with_a_token_and_leaves_nothing(tmp_path: Path) 
     left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if work in " ".join(p.info["cmdline"] or [])]
     assert left == []
     shutil.rmtree(work)
+
+
+def test_a_host_of_netns_that_is_killed_has_no_process_left(tmp_path: Path) -> None:
+    """One that was started while the others were killed is found at the next look."""
+    tools = Tools.make(tmp_path / "tools")
+    tools.add("id", "echo 0")
+    tools.add("ray")
+    processes = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
+    (tmp_path / "looks").write_text("".join(f"{process.pid}\n" for process in processes))
+    tools.add("ip", f'head -n 1 "{tmp_path}/looks"; sed -i 1d "{tmp_path}/looks"')
+    (tmp_path / "3.host").touch()
+    script = ROOT / "launch" / "netns.sh"
+    finished = run_script(script, "kill", "3", tools=tools, environment={"LPO_RAY_STATE": str(tmp_path)})
+    assert finished.returncode == 0, finished.stderr
+    assert tools.calls("ip") == [["netns", "pids", "lpo3"]] * 4
+    assert [process.wait(5) for process in processes] == [-signal.SIGKILL] * 3

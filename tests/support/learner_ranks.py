@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from actors.cluster import open_learner
+from actors.cluster import _open_export, open_learner
 from actors.learner.group import LearnerGroup
+from actors.learner.worker import LearnerWorker
+from actors.transports.table import TRANSPORTS
 from lpo_ray.learner.packing import pack_step
+from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.objective import gibbs_target, target_temperature
 from lpo_ray.records import Prompt, PromptGroup, Response, ScoredGroup, StepReport, TargetGroup, zero_anchor
-from lpo_ray.run.settings import packing
-from lpo_ray.run.signals import run_until_signal
+from lpo_ray.run.settings import learner_settings, packing
 from lpo_ray.run.spec import RunSpec
 from tests.support.fakes import FakeEvents
+from tests.support.transported_models import on_ranks
 
 VOCABULARY = 90
 
@@ -40,12 +45,56 @@ def make_targets(number_of_groups: int = 6, size: int = 4) -> list[TargetGroup]:
     return targets
 
 
-def on(spec: RunSpec, policy: Path, work: Callable[[LearnerGroup], Awaitable[object]]) -> object:
-    async def main(_: object) -> object:
-        async with open_learner(spec, str(policy), FakeEvents()) as learner:
-            return await work(learner)
+async def restart(learner: LearnerGroup, settings: LearnerSettings) -> None:
+    """Start ranks that are up again, with another policy or other settings, in the processes that they have."""
 
-    return run_until_signal(main)
+    def forget(worker: LearnerWorker) -> None:
+        barrier = worker._barrier  # the ranks have met, and do not again
+        LearnerWorker.__init__(worker, worker._rank, worker._world_size, settings)
+        worker._barrier = barrier
+
+    await on_ranks(learner, forget)
+    await learner.load()
+
+
+class Ranks:
+    """Ranks, of each number that is asked for, that stay up for the next one to ask: starting processes is what costs
+    time. They begin anew each time, and are ended when what was done with them fails.
+    """
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._up: dict[int, tuple[LearnerGroup, AsyncExitStack]] = {}
+
+    def on(self, spec: RunSpec, policy: Path, work: Callable[[LearnerGroup], Awaitable[object]]) -> object:
+        """Do ``work`` with the ranks of ``spec``, which have just loaded ``policy``."""
+        return self._runner.run(self._on(spec, policy, work))
+
+    async def _on(self, spec: RunSpec, policy: Path, work: Callable[[LearnerGroup], Awaitable[object]]) -> object:
+        size = spec.config.learner.world_size
+        try:
+            return await work(await self._fresh(size, spec, policy))
+        except BaseException:
+            if size in self._up:
+                await self._up.pop(size)[1].aclose()
+            raise
+
+    async def _fresh(self, size: int, spec: RunSpec, policy: Path) -> LearnerGroup:
+        if size not in self._up:
+            stack = AsyncExitStack()
+            learner = await stack.enter_async_context(open_learner(spec, str(policy), FakeEvents()))
+            self._up[size] = learner, stack
+            return learner
+        learner, _ = self._up[size]
+        await restart(learner, learner_settings(spec, str(policy)))
+        await _open_export(spec.config, learner, TRANSPORTS["object_store"])
+        return learner
+
+    def close(self) -> None:
+        """End all of them."""
+        for _, stack in self._up.values():
+            self._runner.run(stack.aclose())
+        self._runner.close()
 
 
 async def steps(learner: LearnerGroup, spec: RunSpec, count: int, first: int = 0, lr: float = 1e-3) -> list[StepReport]:

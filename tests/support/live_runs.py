@@ -36,15 +36,14 @@ class Run:
         )  # fmt: skip
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while len(self.steps()) < step:
             assert self.process.poll() is None, self.process.stdout.read()
             assert time.monotonic() < deadline, f"no step {step}"
             time.sleep(0.2)
 
     def steps(self) -> list[int]:
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+        return steps_of(self.folder)
 
     def descendants(self) -> list[psutil.Process]:
         """Every process that carries the mark."""
@@ -60,6 +59,12 @@ class Run:
     def assert_nothing_is_left(self) -> None:
         _, alive = psutil.wait_procs(self.descendants(), timeout=30)
         assert [" ".join(process.cmdline()) for process in alive] == []
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Steps that a run has written down."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def find(run: Run, actor: str) -> list[psutil.Process]:

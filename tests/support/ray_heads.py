@@ -41,7 +41,7 @@ def free_port() -> int:
 def ray_node(head: Head, folder: Path, num_cpus: int) -> Iterator[psutil.Process]:
     """One more node of the head's cluster, on this machine; its process, above all others of the node."""
     command = [str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", f"--num-cpus={num_cpus}",
-               "--object-store-memory=100000000"]  # fmt: skip
+               f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=100000000"]  # fmt: skip
     with (folder / "node.log").open("w") as log:
         process = subprocess.Popen(command, env=head.environment, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 90
@@ -112,7 +112,8 @@ def ray_head(folder: Path, num_cpus: int = 8, *, node_cpus: int = 0, max_nodes: 
     port, dashboard = free_port(), free_port()
     command = [
         str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--num-cpus={num_cpus}", "--object-store-memory=300000000",
+        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}", f"--num-cpus={num_cpus}", "--object-store-memory=300000000",
     ]  # fmt: skip
     started = environment
     if node_cpus:

@@ -8,22 +8,21 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import pytest
 
-from actors.cluster import Cluster
+from actors.rollout.remote import RemoteWorker
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import PromptGroup, Sampling
+from lpo_ray.rollout.member import Member
 from tests.support.builders import make_prompt
-from tests.support.clusters import on_cluster
-from tests.support.fakes import FakeEvents
-from tests.support.real_specs import plan_of
+from tests.support.clusters import Standing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 SILENCE, START_SILENCE = 6.0, 20.0
-SAMPLING = Sampling(group_size=8, temperature=1.0, max_tokens=64, seed=3)
+SAMPLING = Sampling(group_size=24, temperature=1.0, max_tokens=240, seed=3)
+"""long enough not to end while the engine is slow"""
 
 
 @dataclass
@@ -40,9 +39,8 @@ class Seen:
     hung_seconds: float
 
 
-def decoding(cluster: Cluster, kind: str) -> list[psutil.Process]:
+def decoding(member: Member[RemoteWorker], kind: str) -> list[psutil.Process]:
     """The processes that decode: the worker's own, or those of the engine core beside it."""
-    (member,) = cluster.rollout.up()
     worker = psutil.Process(member.process.pid)
     return [worker] if kind == "inprocess" else worker.children(recursive=True)
 
@@ -69,15 +67,16 @@ async def stop_the_next_one(known: set[int]) -> float:
 
 
 @contextlib.asynccontextmanager
-async def slowed_down(processes: list[psutil.Process]) -> AsyncIterator[None]:
-    """Let the processes run a twentieth of the time."""
+async def slowed_down(processes: list[psutil.Process], seconds: float) -> AsyncIterator[None]:
+    """Let the processes run a tenth of the time, for ``seconds``."""
+    until = time.monotonic() + seconds
 
     async def brake() -> None:
-        while True:
-            for number, seconds in ((signal.SIGSTOP, 0.95), (signal.SIGCONT, 0.05)):
+        while time.monotonic() < until:
+            for number, pause in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
                 for process in processes:
                     process.send_signal(number)
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(pause)
 
     braking = asyncio.ensure_future(brake())
     try:
@@ -88,40 +87,35 @@ async def slowed_down(processes: list[psutil.Process]) -> AsyncIterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("inprocess", marks=pytest.mark.long), "asynchronous"])
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
-    spec = plan_of(
-        tmp_path_factory.mktemp(request.param), tiny_policy, f"rollout.engine={request.param}", "learner.world_size=1",
-        f"rollout.silence_seconds={SILENCE}",
-        "supervision.backoff_seconds=0", "rollout.max_num_seqs=2", "rollout.kv_cache_gib=0.2",
-    )  # fmt: skip
-    found: list[Seen] = []
-    told = FakeEvents()
+@pytest.fixture(scope="module")
+def seen(standing: Standing, kind: str) -> Seen:
+    return standing.run(look(standing, kind))
 
-    async def use(cluster: Cluster) -> None:
-        await cluster.transport.publish(0)
-        cluster.rollout.up()[0].worker._starts._watch.seconds = START_SILENCE  # of the next ones
-        known, processes = engines(), decoding(cluster, request.param)
-        prompt = make_prompt(1, length=9, vocabulary=90)
-        started = time.monotonic()
-        async with slowed_down(processes):
-            slow = await cluster.rollout.sample(prompt, SAMPLING, 0)
-        slow_seconds = time.monotonic() - started
-        (status,) = cluster.rollout.statuses()
-        for process in processes:
-            process.send_signal(signal.SIGSTOP)
-        started = time.monotonic()
-        with pytest.raises(GroupLost) as lost:
-            await cluster.rollout.sample(prompt, SAMPLING, 1)
-        seconds = time.monotonic() - started
-        started = await stop_the_next_one(known)
-        while not (notes := [note for note in told.notes if "start_silence_seconds" in note]):
-            await asyncio.sleep(0.1)
-        hung_seconds = time.monotonic() - started
-        found.append(Seen(slow, slow_seconds, status.restarts, lost.value, seconds, notes[0], hung_seconds))
 
-    on_cluster(spec, tiny_policy, use, told)
-    return found[0]
+async def look(standing: Standing, kind: str) -> Seen:
+    cluster, told = standing.cluster, standing.told
+    await cluster.transport.publish(standing.next_step())
+    (member,) = cluster.pool.members
+    member.watch.seconds = SILENCE
+    member.worker._starts._watch.seconds = START_SILENCE  # of the next ones
+    known, processes = engines(), decoding(member, kind)
+    prompt = make_prompt(1, length=9, vocabulary=90)
+    started = time.monotonic()
+    async with slowed_down(processes, 1.6 * SILENCE):
+        slow = await cluster.rollout.sample(prompt, SAMPLING, 0)
+    slow_seconds = time.monotonic() - started
+    (status,) = cluster.pool.statuses()
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(GroupLost) as lost:
+        await cluster.rollout.sample(prompt, SAMPLING, 1)
+    seconds = time.monotonic() - started
+    started = await stop_the_next_one(known)
+    while not (notes := [note for note in told.notes if "start_silence_seconds" in note]):
+        await asyncio.sleep(0.1)
+    hung_seconds = time.monotonic() - started
+    return Seen(slow, slow_seconds, status.restarts, lost.value, seconds, notes[0], hung_seconds)
 
 
 def test_one_that_is_slow_keeps_its_group_for_longer_than_it_may_be_silent(seen: Seen) -> None:

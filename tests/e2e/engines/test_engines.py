@@ -3,52 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.cluster import Cluster, _publisher
+from actors.cluster import _publisher
 from actors.transports.table import TRANSPORTS
 from lpo_ray.errors import GroupLost
 from lpo_ray.records import PromptGroup, Sampling
 from lpo_ray.run.settings import proof_limits
 from tests.support.builders import make_prompt
-from tests.support.clusters import on_cluster
-from tests.support.real_specs import plan_of
+from tests.support.clusters import Standing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 SAMPLING = Sampling(group_size=4, temperature=0.8, max_tokens=12, seed=3)
+TRANSPORTED = ("gloo", "object_store", "shared_memory")
+"""the last is what the cluster goes on with"""
 
 
-@pytest.fixture(scope="module", params=[pytest.param("inprocess", marks=pytest.mark.long), "asynchronous"])
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> dict:
-    spec = plan_of(
-        tmp_path_factory.mktemp(request.param), tiny_policy, f"rollout.engine={request.param}", "learner.world_size=1"
-    )
-    found: dict[str, object] = {"policy": tiny_policy}
+@pytest.fixture(scope="module")
+def seen(standing: Standing) -> dict:
+    return standing.run(look(standing))
 
-    async def use(cluster: Cluster) -> None:
-        found["version"] = (await cluster.transport.publish(0)).version
-        prompt = make_prompt(1, length=9, vocabulary=90)
-        found["groups"] = [await cluster.rollout.sample(prompt, SAMPLING, attempt) for attempt in (0, 0, 1)]
-        stop = found["stop"] = int(found["groups"][0].responses[0].token_ids[2])
-        found["stopped"] = await cluster.rollout.sample(prompt, replace(SAMPLING, stop_token_ids=(stop,)), 0)
-        found["again"] = (await cluster.transport.publish(2)).version
-        found["after"] = await cluster.rollout.sample(prompt, SAMPLING, 0)
-        for step, kind in enumerate(("gloo", "object_store", "shared_memory"), start=3):
-            publisher = await _publisher(
-                spec, cluster.learner, cluster.rollout, TRANSPORTS[kind], proof_limits(spec, str(tiny_policy))
-            )
-            found[kind] = (await publisher.publish(step)).version
-        long = make_prompt(2, length=2048, vocabulary=90)
-        with pytest.raises(GroupLost) as lost:
-            await cluster.rollout.sample(long, SAMPLING, 0)
-        found["lost"] = lost.value
 
-    on_cluster(spec, tiny_policy, use)
+async def look(standing: Standing) -> dict[str, object]:
+    cluster, policy = standing.cluster, standing.policy
+    found: dict[str, object] = {"policy": policy}
+    found["version"] = (await cluster.transport.publish(standing.next_step())).version
+    prompt = make_prompt(1, length=9, vocabulary=90)
+    found["groups"] = [await cluster.rollout.sample(prompt, SAMPLING, attempt) for attempt in (0, 0, 1)]
+    stop = found["stop"] = int(found["groups"][0].responses[0].token_ids[2])
+    found["stopped"] = await cluster.rollout.sample(prompt, replace(SAMPLING, stop_token_ids=(stop,)), 0)
+    found["again"] = (await cluster.transport.publish(standing.next_step())).version
+    found["after"] = await cluster.rollout.sample(prompt, SAMPLING, 0)
+    for kind in TRANSPORTED:
+        proof = proof_limits(standing.spec, str(policy))
+        cluster.transport = await _publisher(standing.spec, cluster.learner, cluster.pool, TRANSPORTS[kind], proof)
+        step = standing.next_step()
+        found[kind] = (step, (await cluster.transport.publish(step)).version)
+    long = make_prompt(2, length=2048, vocabulary=90)
+    with pytest.raises(GroupLost) as lost:
+        await cluster.rollout.sample(long, SAMPLING, 0)
+    found["lost"] = lost.value
     return found
 
 
@@ -85,18 +83,20 @@ def test_recorded_logprobs_are_those_of_the_tempered_policy(seen: dict) -> None:
             scores = (model(sequence[None]).logits[0, start - 1 : -1] / SAMPLING.temperature).log_softmax(-1)
         expected = scores.gather(1, sequence[start:, None])[:, 0].numpy()
         np.testing.assert_allclose(response.behaviour_logprobs, expected, atol=1e-4)
-        assert set(response.versions) == {0}
+        assert set(response.versions) == {seen["version"].step}
 
 
 def test_a_second_publish_of_the_same_weights_changes_their_step_only(seen: dict) -> None:
     assert seen["again"].digest == seen["version"].digest
+    assert seen["again"].step > seen["version"].step
     assert tokens(seen["after"]) == tokens(seen["groups"][0])
-    assert {version for response in seen["after"].responses for version in response.versions} == {2}
+    assert {version for response in seen["after"].responses for version in response.versions} == {seen["again"].step}
 
 
 def test_weights_reach_it_by_every_transport_also_in_a_process_of_its_own(seen: dict) -> None:
-    for step, kind in enumerate(("gloo", "object_store", "shared_memory"), start=3):
-        assert (seen[kind].step, seen[kind].digest) == (step, seen["version"].digest)
+    for kind in TRANSPORTED:
+        step, version = seen[kind]
+        assert (version.step, version.digest) == (step, seen["version"].digest)
 
 
 def test_a_prompt_beyond_the_context_loses_its_group_not_the_engine(seen: dict) -> None:

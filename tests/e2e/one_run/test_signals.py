@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.training.checkpoint import list_checkpoints
-from tests.support.live_runs import Run, find
+from tests.support.live_runs import Run, find, steps_of
+from tests.support.run_history import Ended, History, Output, end
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -28,41 +28,38 @@ def states(folder: Path) -> dict[str, int]:
         return dict(ledger.execute("SELECT state, COUNT(*) FROM attempts GROUP BY state").fetchall())
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long), (signal.SIGINT, 130)]
-)
-def test_a_signal_ends_the_run_with_a_checkpoint_and_no_process(run: Run, number: int, code: int) -> None:
+def check_end(ended: Ended, number: int, code: int) -> None:
+    """A signal ended the run with a checkpoint, and no process was left."""
+    assert ended.code == code, ended.output
+    last = ended.steps[-1]
+    assert f"stopped by signal {number} after step {last}; continue with run.resume=auto" in ended.output
+    assert ended.checkpoints[-1] == f"step_{last:06d}"
+    assert ended.summary["steps"] == last
+    assert ended.has_report
+
+
+def test_ctrl_c_ends_the_run_with_a_checkpoint_and_no_process(history: History) -> None:
+    check_end(history.interrupted, 2, 130)
+
+
+@pytest.mark.long
+def test_a_signal_ends_the_run_with_a_checkpoint_and_no_process(run: Run) -> None:
+    output = Output(run)
     run.wait_for_step(2)
-    assert len(run.descendants()) > 5
-    run.process.send_signal(number)
-    output, _ = run.process.communicate(timeout=90)
-    assert run.process.returncode == code, output
-    last = run.steps()[-1]
-    assert f"stopped by signal {int(number)} after step {last}; continue with run.resume=auto" in output
-    assert list_checkpoints(run.folder / "checkpoints")[-1].name == f"step_{last:06d}"
-    assert json.loads((run.folder / "summary.json").read_text())["steps"] == last
-    assert (run.folder / "report.html").exists()
-    run.assert_nothing_is_left()
+    check_end(end(run, output, signal.SIGTERM), 15, 143)
 
 
-def test_a_killed_driver_leaves_no_orphan_and_the_run_resumes(run: Run, tmp_path: Path, tiny_policy: Path) -> None:
-    run.wait_for_step(5)
-    run.process.kill()
-    run.process.wait()
-    run.assert_nothing_is_left()
-    reached = run.steps()[-1]
-    assert reached >= 5
-    with Run(tmp_path, tiny_policy, "run.resume=auto", f"run.steps={reached + 2}") as resumed:
-        output, _ = resumed.process.communicate(timeout=200)
-    assert resumed.process.returncode == 0, output
-    assert f"resumed after step {reached - reached % 3}" in output
-    assert resumed.steps() == list(range(1, reached + 3))
-    with sqlite3.connect(resumed.folder / "ledger.sqlite") as ledger:
+def test_a_killed_driver_leaves_no_orphan_and_the_run_resumes(history: History) -> None:
+    reached = history.reached[-1]
+    assert history.code == 0, history.resumed
+    assert f"resumed after step {reached - reached % 3}" in history.resumed
+    assert steps_of(history.folder) == list(range(1, reached + 3))
+    with sqlite3.connect(history.folder / "ledger.sqlite") as ledger:
         trained = ledger.execute("SELECT data_index FROM attempts WHERE state = 'trained' ORDER BY 1").fetchall()
         in_flight = ledger.execute("SELECT COUNT(*) FROM attempts WHERE state IN ('issued', 'scored')").fetchone()
     assert [index for (index,) in trained] == list(range(8 * (reached + 2)))
     assert in_flight == (0,)
-    assert set(states(resumed.folder)) <= {"trained", "lost"}
+    assert set(states(history.folder)) <= {"trained", "lost"}
 
 
 def kill(run: Run, actor: str) -> None:

@@ -23,13 +23,11 @@ from lpo_ray.config.schema import Inflight
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, PromptGroup, Response, Sampling
 from tests.support.builders import make_prompt
-from tests.support.clusters import on_cluster
-from tests.support.real_specs import plan_of
-from tests.support.transported_models import VOCABULARY, make_model, on_ranks, perturb, reference
+from tests.support.clusters import Standing
+from tests.support.transported_models import VOCABULARY, on_ranks, perturb, reference
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
-ENGINES = (pytest.param("inprocess", marks=pytest.mark.long), "asynchronous")
-FEEDERS, GROUP, SLOTS, PROMPT = 5, 4, 12, 70
+FEEDERS, GROUP, PROMPT = 5, 4, 70
 TOLERANCE = 1e-3
 
 
@@ -47,7 +45,7 @@ class Case:
 
 @dataclass
 class Seen:
-    models: list[torch.nn.Module] = field(default_factory=list)
+    models: dict[int, torch.nn.Module] = field(default_factory=dict)
     """of each step"""
     cases: dict[Inflight, Case] = field(default_factory=dict)
     stop_tokens: tuple[int, ...] = ()
@@ -102,31 +100,29 @@ async def overtakes(cluster: Cluster) -> bool:
     return early
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Seen:
-    folder = tmp_path_factory.mktemp(request.param)
-    policy = make_model(folder / "policy", "qwen3", True, tiny_policy)
-    first, *_ = Inflight
-    spec = plan_of(
-        folder, policy, f"rollout.engine={request.param}", "learner.world_size=1", "rollout.kv_cache_gib=0.2",
-        "supervision.max_restarts=0", "rollout.silence_seconds=240", f"rollout.max_num_seqs={SLOTS}",
-        f"pipeline.inflight={first.value}",
-    )  # fmt: skip
-    found = Seen(stop_tokens=(Tokenizer.load(str(policy)).eos_token_id, VOCABULARY - 1))  # and the model's own
+@pytest.fixture(scope="module")
+def seen(standing: Standing, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return standing.run(look(standing, tmp_path_factory.mktemp("weights")))
 
-    async def use(cluster: Cluster) -> None:
-        learner, member = cluster.learner, cluster.rollout.members[0]
-        found.models.append(await reference(learner, folder / "step0", "float32"))
-        await cluster.transport.publish(0)
-        for step, mode in enumerate(Inflight, start=1):
-            assert await member.worker.handle.__ray_call__.remote(follow, mode) is first
-            await on_ranks(learner, perturb, step)
-            found.models.append(await reference(learner, folder / f"step{step}", "float32"))
-            case = found.cases[mode] = Case(step)
-            await publish_under_load(cluster, case)
-        found.probe_overtakes = await overtakes(cluster)
 
-    on_cluster(spec, policy, use)
+async def look(standing: Standing, folder: Path) -> Seen:
+    cluster = standing.cluster
+    learner, (member,) = cluster.learner, cluster.pool.members
+    found = Seen(stop_tokens=(Tokenizer.load(str(standing.policy)).eos_token_id, VOCABULARY - 1))  # and the model's own
+    first = standing.next_step()
+    found.models[first] = await reference(learner, folder / f"step{first}", "float32")
+    await cluster.transport.publish(first)
+    started_with = standing.spec.config.pipeline.inflight
+    for mode in Inflight:
+        assert await member.worker.handle.__ray_call__.remote(follow, mode) is started_with
+        step = standing.next_step()
+        await on_ranks(learner, perturb, step)
+        found.models[step] = await reference(learner, folder / f"step{step}", "float32")
+        case = found.cases[mode] = Case(step)
+        await publish_under_load(cluster, case)
+    found.probe_overtakes = await overtakes(cluster)
+    await member.worker.handle.__ray_call__.remote(follow, started_with)
+    assert [status.restarts for status in cluster.pool.statuses()] == [0]
     return found
 
 

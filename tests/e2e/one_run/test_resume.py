@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lpo_ray.training.checkpoint import list_checkpoints
 from lpo_ray.training.ledger_audit import audit
 from tests.support.live_runs import DIGITS, Run, finish
+from tests.support.run_history import History
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def lpo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,52 +31,43 @@ def lpo_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Path:
-    """A run of 6 steps that was killed, all of it, after step 4, and resumed from the checkpoint of step 3."""
-    folder = tmp_path_factory.mktemp("runs")
-    first = Run(folder, tiny_policy, DIGITS, "learner.lr=1e-3")
-    first.wait_for_step(4)
-    for process in first.descendants():
-        process.kill()
-    first.process.wait()
-    output = finish(second := Run(folder, tiny_policy, DIGITS, "learner.lr=1e-3", "run.resume=auto", "run.steps=6"))
-    assert second.process.returncode == 0, output
-    assert "resumed after step 3" in output
-    return second.folder
-
-
-def test_a_resumed_run_is_the_run_that_was_never_killed(resumed: Path) -> None:
-    """All six steps from the first weights on, of the groups that were recorded, give the resumed run's digests."""
-    finished = lpo_ray("replay", str(resumed), "--step", "6", "--from-start")
+def test_a_resumed_run_is_the_run_that_was_never_killed(history: History) -> None:
+    """All steps from the first weights on, of the groups that were recorded, give the resumed run's digests."""
+    assert audit(history.folder).violations == ()
+    finished = lpo_ray("replay", str(history.folder), "--step", str(history.steps), "--from-start")
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith(f"step 6 of {resumed}, replayed from the start: weights ")
+    said = f"step {history.steps} of {history.folder}, replayed from the start: weights "
+    assert finished.stdout.startswith(said)
     assert finished.stdout.endswith(", equal\n")
 
 
 @pytest.mark.long
-def test_a_replay_from_a_checkpoint_notices_a_changed_sample(resumed: Path, tmp_path: Path) -> None:
+def test_a_replay_from_a_checkpoint_notices_a_changed_sample(history: History, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    finished = lpo_ray("replay", str(resumed), "--step", "5")
+    numbers = [int(path.name[5:]) for path in list_checkpoints(history.folder / "checkpoints")]
+    saved = max(number for number in numbers if number < history.steps)
+    step = saved + 1
+    finished = lpo_ray("replay", str(history.folder), "--step", str(step))
     assert finished.returncode == 0, finished.stderr
-    assert "replayed from step_000003" in finished.stdout
+    assert f"replayed from step_{saved:06d}" in finished.stdout
     copy = tmp_path / "copy"
-    shutil.copytree(resumed, copy)
-    path = copy / "samples" / "step_000005.parquet"
+    shutil.copytree(history.folder, copy)
+    path = copy / "samples" / f"step_{step:06d}.parquet"
     table = pq.read_table(path)
     values = [-3.0, *table["log_target"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("log_target"), "log_target", [values]), path)
-    finished = lpo_ray("replay", str(copy), "--step", "5")
+    finished = lpo_ray("replay", str(copy), "--step", str(step))
     assert finished.returncode == 1
     assert finished.stdout == ""
-    assert "ReplayDiffers: step 5 of" in finished.stderr
-    assert ": step 5 gave weights " in finished.stderr
+    assert f"ReplayDiffers: step {step} of" in finished.stderr
+    assert f": step {step} gave weights " in finished.stderr
     path.unlink()
-    finished = lpo_ray("replay", str(copy), "--step", "5")
+    finished = lpo_ray("replay", str(copy), "--step", str(step))
     assert finished.returncode == 2
-    assert "the samples of step 5 were not recorded" in finished.stderr
-    assert "committed steps: 1 to 6" in lpo_ray("replay", str(copy), "--step", "7").stderr
+    assert f"the samples of step {step} were not recorded" in finished.stderr
+    beyond = lpo_ray("replay", str(copy), "--step", str(history.steps + 1)).stderr
+    assert f"committed steps: 1 to {history.steps}" in beyond
 
 
 @pytest.mark.long
@@ -113,15 +105,15 @@ print("TOKENS", list(output.outputs[0].token_ids))
 """
 
 
-def test_an_export_loads_in_transformers_and_in_vllm(resumed: Path, tmp_path: Path) -> None:
+def test_an_export_loads_in_transformers_and_in_vllm(history: History, tmp_path: Path) -> None:
     out = tmp_path / "policy"
-    assert lpo_ray("export", str(resumed), str(out)).returncode == 0
+    assert lpo_ray("export", str(history.folder), str(out)).returncode == 0
     names = {path.name for path in out.iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"}
     assert "divergence: forward_kl" in (out / "README.md").read_text()
     assert GenerationConfig.from_pretrained(out).eos_token_id == AutoTokenizer.from_pretrained(out).eos_token_id
     model = AutoModelForCausalLM.from_pretrained(out)
-    saved = load_file(list_checkpoints(resumed / "checkpoints")[-1] / "policy" / "model.safetensors")
+    saved = load_file(list_checkpoints(history.folder / "checkpoints")[-1] / "policy" / "model.safetensors")
     assert all(torch.equal(model.get_parameter(name), tensor) for name, tensor in saved.items())
     prompt = torch.tensor([[22, 15, 14]])
     ours = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False)[0, 3:]
@@ -135,15 +127,15 @@ def test_an_export_loads_in_transformers_and_in_vllm(resumed: Path, tmp_path: Pa
 
 @pytest.mark.long
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
-    resumed: Path, tmp_path: Path, tiny_policy: Path
+    history: History, tmp_path: Path, tiny_policy: Path
 ) -> None:
-    shutil.copytree(resumed, tmp_path / "quickstart")
-    newest, before = list_checkpoints(tmp_path / "quickstart" / "checkpoints")[::-1]
+    shutil.copytree(history.folder, tmp_path / "quickstart")
+    newest, before, *_ = list_checkpoints(tmp_path / "quickstart" / "checkpoints")[::-1]
     shard = next((newest / "shards").glob("rank_*.safetensors"))
     size = shard.stat().st_size
     with shard.open("r+b") as file:
         file.truncate(size // 2)
-    options = (DIGITS, "learner.lr=1e-3", "run.resume=auto", "run.steps=7")
+    options = (DIGITS, "learner.lr=1e-3", "run.resume=auto", f"run.steps={history.steps + 1}")
     output = finish(run := Run(tmp_path, tiny_policy, *options))
     assert run.process.returncode == 1, output
     assert f"CheckpointDamaged: checkpoint {newest} cannot be restored" in output
