@@ -50,7 +50,7 @@ class PromptResult:
     def of(cls, scored: ScoredGroup, tokenizer: Tokenizer) -> PromptResult:
         """Make the result of a group that was sampled and scored."""
         prompt, responses = scored.group.prompt, scored.group.responses
-        said = [tokenizer.decode(response.last_turn) for response in responses]
+        said = [response.said(tokenizer.decode) for response in responses]
         asked = tokenizer.decode(prompt.token_ids)
         return cls(
             prompt_id=prompt.prompt_id,

@@ -253,7 +253,8 @@ class SampleLane:
         )
 
     def _lost(self, flight: _Flight, lost: GroupLost) -> None:
-        self._ledger.lost(flight.key, lost.reason)
+        record = self._ledger.unscored if isinstance(lost, Unscored) else self._ledger.lost
+        record(flight.key, lost.reason)
         self._observer.lost(lost)
 
     def _filter(self, flight: _Flight, reason: str) -> None:
