@@ -96,6 +96,10 @@ class Agents(Protocol):
         """Answer a call. The same answer may come twice."""
         ...
 
+    def downtime(self) -> float:
+        """Seconds in which agents could not ask, so far, as while their endpoint was being replaced."""
+        ...
+
     async def end(self, conversation: ConversationId) -> str:
         """End a session with its agent, if it still runs: its key opens nothing from now on. Returns what an agent that
         still ran printed last. Never raises.

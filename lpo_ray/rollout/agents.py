@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
+from lpo_ray.common.silence import ROUNDING
 from lpo_ray.errors import Unscored
 from lpo_ray.interfaces import Agents, CallRecord, RolloutEngine, TurnEngine
 from lpo_ray.records import (
@@ -84,7 +85,7 @@ class AgentRollout(RolloutEngine):
 
     async def _conducted(self, name: ConversationId, calls: _Calls) -> Ending:
         """Serve an agent until its end."""
-        own = _OwnTime(self._limits)
+        own = _OwnTime(self._limits, self._agents)
         asking = asyncio.ensure_future(self._agents.next(name))
         try:
             while calls.num_refused < MOST_REFUSED:
@@ -123,8 +124,8 @@ def _with_lines(name: ConversationId, reason: str, last_lines: str) -> str:
 class _OwnTime:
     """Time that an agent takes while it waits for no call."""
 
-    def __init__(self, limits: AgentLimits) -> None:
-        self._limits = limits
+    def __init__(self, limits: AgentLimits, agents: Agents) -> None:
+        self._limits, self._agents = limits, agents
         self.seconds = 0.0
 
     async def passed(self, asking: set[asyncio.Future[Call | Finished]], pending: set[asyncio.Task[None]]) -> bool:
@@ -132,15 +133,19 @@ class _OwnTime:
         if pending:
             await asyncio.wait({*asking, *pending}, return_when=asyncio.FIRST_COMPLETED)
             return True
-        started = asyncio.get_running_loop().time()
-        left = self._limits.own_seconds - self.seconds
-        done, _ = await asyncio.wait(asking, timeout=max(0.0, min(self._limits.silent_seconds, left)))
-        self.seconds += asyncio.get_running_loop().time() - started
-        return bool(done)
+        clock, silence = asyncio.get_running_loop().time, 0.0
+        while (left := min(self._limits.silent_seconds - silence, self._limits.own_seconds - self.seconds)) > ROUNDING:
+            started, away = clock(), self._agents.downtime()
+            done, _ = await asyncio.wait(asking, timeout=left)
+            passed = max(0.0, clock() - started - (self._agents.downtime() - away))
+            self.seconds, silence = self.seconds + passed, silence + passed
+            if done:
+                return True
+        return False
 
     def reason(self) -> str:
         """Say which limit was reached."""
-        if self.seconds >= self._limits.own_seconds:
+        if self.seconds >= self._limits.own_seconds - ROUNDING:
             return (
                 f"its agent took {self._limits.own_seconds:g} s beside the calls that it waited for "
                 "(environment.conversation_seconds)"

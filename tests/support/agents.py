@@ -63,6 +63,7 @@ class FakeAgents:
     tasks: dict[ConversationId, asyncio.Task[None]] = field(default_factory=dict)
     ended: Counter[ConversationId] = field(default_factory=Counter)
     asking: set[ConversationId] = field(default_factory=set)
+    down: Callable[[], float] = lambda: 0.0
 
     async def open(self, conversation: ConversationId, prompt: Prompt) -> None:
         assert conversation not in self.clients, f"{conversation} was opened before"
@@ -88,6 +89,9 @@ class FakeAgents:
             waiting.set_exception(Refused(answer.reason))
         else:
             waiting.set_result(answer)
+
+    def downtime(self) -> float:
+        return self.down()
 
     async def end(self, conversation: ConversationId) -> str:
         self.ended[conversation] += 1

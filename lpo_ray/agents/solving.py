@@ -1,0 +1,65 @@
+"""An agent that is a function, within a child process: it gets a client of the endpoint, and returns its verdict.
+
+Standard library only, but for the client, which is the openai package's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lpo_ray.agents.environment import Environment, Message, Step, prompt_messages
+
+MOST_RETRIES = 50
+"""of a request, for as long as the endpoint is being replaced"""
+
+
+class Solving(Environment):
+    """One run of an agent: ``async def solve(row, client) -> float | Verdict | str | None``, or a plain function.
+
+    A text is what the task's verifier reads; None: it reads the last answer.
+    """
+
+    def __init__(self, solve: Callable[..., Any]) -> None:
+        self._solve = solve
+        self._is_async = inspect.iscoroutinefunction(solve) or inspect.iscoroutinefunction(type(solve).__call__)
+
+    @property
+    def keeps_threads(self) -> bool:
+        """Whether what is cancelled may still run, in a thread of this process."""
+        return not self._is_async
+
+    async def reset(self, row: Mapping[str, Any]) -> list[Message]:
+        """Keep the row."""
+        self._row = dict(row)
+        return prompt_messages(row)
+
+    async def step(self, reply: Message) -> Step:
+        """Run the agent from its beginning to its end. ``reply`` has the address and the key of its session."""
+        access = json.loads(reply["content"])
+        client = _client(access["url"], access["key"], is_async=self._is_async)
+        if self._is_async:
+            async with client:
+                found = await self._solve(self._row, client)
+        else:
+            with client:
+                found = await asyncio.to_thread(self._solve, self._row, client)
+        if isinstance(found, str):
+            return Step([{"role": "assistant", "content": found}], done=True)
+        return Step(verdict=found, done=True)
+
+
+def _client(url: str, key: str, *, is_async: bool) -> Any:  # noqa: ANN401 - a class of another package
+    """Make a client that waits for its answers as long as the run does: limits are the run's."""
+    try:
+        import openai
+    except ImportError as error:
+        raise ImportError(
+            "an agent that is a function is given a client of the package openai, which is not installed: "
+            "pip install openai, or make the agent a command (task.agent=[python, agent.py])"
+        ) from error
+    kind = openai.AsyncOpenAI if is_async else openai.OpenAI
+    return kind(base_url=f"{url}/v1", api_key=key, timeout=None, max_retries=MOST_RETRIES)
