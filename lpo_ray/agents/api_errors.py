@@ -24,7 +24,7 @@ CONTEXT_LENGTH = "context_length_exceeded"
 """code by which agents know that their history is too long"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class ApiError(Exception):
     """Error that an agent's client is told."""
 
