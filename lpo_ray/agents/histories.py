@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from lpo_ray.agents.environment import Message
 from lpo_ray.errors import DataError
 from lpo_ray.policy.tokenizer import ChatStyle, Messages, Tokenizer
 from lpo_ray.records import IntArray
+from lpo_ray.records.conversations import NO_TOKENS
 
 REWROTE = "the agent rewrote its history"
 CHANGED_ANSWER = "the agent changed an answer of the policy"
@@ -176,24 +177,20 @@ class History:
         self._roots: set[bytes] = set()
         """digests of first messages, with and without tools"""
         self._texts: list[_Past] = []
-        self._requests: set[bytes] = set()
 
     def place(self, asked: Asked) -> Placed:
         """Find the context of a request. Raises DataError when the chat template refuses it."""
         found = self._found(asked)
         return Placed(np.concatenate([*found.kept, found.added]), found.began)
 
-    def remember(self, asked: Asked, request: bytes, reply: IntArray, returned: Reply) -> None:
-        """Remember what a request was answered. Once for each ``request``, its canonical form."""
-        name = _digest(request)
-        if name in self._requests:
-            return
-        self._requests.add(name)
-        found = self._found(asked)
-        whole = found.past is not None and sum(map(len, found.kept)) == sum(map(len, found.past.all_ids()))
-        context = found.added if whole else np.concatenate([*found.kept, found.added])
+    def remember(self, asked: Asked, context_ids: IntArray, reply: IntArray, returned: Reply) -> None:
+        """Remember what a request was answered, with the context that it was given. Once for each."""
+        parent = self._found(asked).past
+        before = NO_TOKENS if parent is None else np.concatenate(parent.all_ids())
+        if not np.array_equal(context_ids[: len(before)], before):
+            parent, before = None, before[:0]
         prompt = asked.prompt if isinstance(asked.prompt, str) else None
-        past = _Past(found.past if whole else None, context, reply, returned, prompt)
+        past = _Past(parent, context_ids[len(before) :].copy(), reply, returned, prompt)
         if asked.prompt is not None:
             self._texts.append(past)
             return
@@ -218,7 +215,7 @@ class History:
                 continue
             kept = past.all_ids()
             if place == len(messages) - 1:
-                added, kept[-1] = np.zeros(0, dtype=np.int64), self._prompts.goes_on(past.reply)
+                added, kept[-1] = NO_TOKENS, self._prompts.goes_on(past.reply)
             else:
                 added = self._prompts.behind(asked, place, past.reply)
             return _Found(past, kept, added, self._reason(asked, chain) if place != answers[-1] else "")
@@ -229,7 +226,7 @@ class History:
         if not isinstance(prompt, str):
             return _Found(None, [], self._prompts.whole(asked), "")
         tokenizer = self._prompts.tokenizer
-        best: tuple[int, _Found] = (-1, _Found(None, [], IntArray_empty(), ANOTHER if self._texts else ""))
+        best: tuple[int, _Found] = (-1, _Found(None, [], NO_TOKENS, ANOTHER if self._texts else ""))
         for past in self._texts:
             if past.prompt is None:
                 continue
@@ -285,10 +282,6 @@ class History:
         return CHANGED_TOOLS if without in self._roots else ANOTHER
 
 
-def IntArray_empty() -> IntArray:
-    return np.zeros(0, dtype=np.int64)
-
-
 def _as_sent_back(returned: Reply) -> list[Message]:
     """List the messages that an agent may make of an answer: some put the stop string back."""
     message = returned.message
@@ -324,7 +317,3 @@ def _plain(value: Any) -> bytes:  # noqa: ANN401 - plain values
 
 def _digest(value: bytes) -> bytes:
     return hashlib.blake2b(value, digest_size=16).digest()
-
-
-Parse = Callable[[Asked, IntArray], Reply]
-"""makes of tokens what the agent is given"""

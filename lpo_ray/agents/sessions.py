@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from lpo_ray.agents.api_errors import ApiError, ended_session, unknown_key
 from lpo_ray.errors import GroupLost
@@ -41,13 +42,21 @@ class SessionLimits:
     """of one request"""
 
 
+class Outcome(NamedTuple):
+    """Answer to a request."""
+
+    answer: Answer
+    call: Call | None
+    """as the policy was asked; None: someone was told this outcome before"""
+
+
 class _Asked:
     """A call, and whoever waits for its answer."""
 
-    __slots__ = ("answer", "arrived", "number")
+    __slots__ = ("answer", "arrived", "call", "number")
 
-    def __init__(self, number: int, answer: Answer | None = None) -> None:
-        self.number, self.answer = number, answer
+    def __init__(self, number: int, answer: Answer | None = None, call: Call | None = None) -> None:
+        self.number, self.answer, self.call = number, answer, call
         self.arrived = asyncio.Event()
         if answer is not None:
             self.arrived.set()
@@ -91,7 +100,7 @@ class Session:
             raise ApiError(429, reason, "rate_limit_exceeded", retry_after=math.ceil((1 - self._tokens) / rate))
         self._tokens -= 1
 
-    async def ask(self, call: Call) -> Answer:
+    async def ask(self, call: Call) -> Outcome:
         """Ask for the answer to a call, whose number is set here. One with the same request is not asked again.
 
         Raises ApiError when the session ends meanwhile, or for one call more than it may make.
@@ -103,15 +112,17 @@ class Session:
         if asked is None:
             if len(self._by_request) >= self.limits.calls:
                 raise ApiError(403, f"the session has made {self.limits.calls} calls, its limit", "too_many_calls")
-            asked = _Asked(self._next_number)
+            call = replace(call, number=self._next_number)
+            asked = _Asked(call.number, call=call)
             self._next_number += 1
             self._by_request[name] = self._by_number[asked.number] = asked
-            self._unseen.append(replace(call, number=asked.number))
+            self._unseen.append(call)
             self._news.set()
         await asked.arrived.wait()
         if asked.answer is None:
             raise ended_session()
-        return asked.answer
+        told, asked.call = asked.call, None
+        return Outcome(asked.answer, told)
 
     async def next(self) -> Call:
         """Wait for the next call that needs an answer. Raises GroupLost at the end of the session."""
