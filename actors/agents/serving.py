@@ -85,7 +85,7 @@ class Answers:
                 raise ApiError(400, "the request has no messages; expected at least one", None, "messages")
             asked = Asked(
                 [_normal(message) for message in conversation],
-                tools=list(tools),
+                tools=[_schema(tool) for tool in tools],
                 variables=self._prompts.variables(variables),
                 calls=_calls(request, tools),
                 **_limits(request, exchange),
@@ -365,7 +365,8 @@ def _output(exchange: Exchange, request_id: str, params: SamplingParams, tokeniz
         if params.logprobs is not None:
             found = turn.behaviour_logprobs.tolist()
             logprobs = [
-                {token: Logprob(value, None, tokenizer.decode([token]))} for token, value in zip(ids, found, strict=True)
+                {token: Logprob(value, None, tokenizer.decode([token]))}
+                for token, value in zip(ids, found, strict=True)
             ]
     output = CompletionOutput(
         0, text, ids, None, logprobs if params.logprobs is not None else None, finish_reason=finish, stop_reason=stop
@@ -387,6 +388,11 @@ def _normal(message: Mapping[str, Any]) -> Message:
     """Return a message as chat templates take it, without what is not set."""
     kept = ("role", "content", "name", "tool_call_id", "tool_calls", "reasoning", "reasoning_content")
     return {name: message[name] for name in kept if message.get(name) is not None}
+
+
+def _schema(tool: Mapping[str, Any]) -> Message:
+    """Return a tool's schema as chat templates take it, without what is not set."""
+    return {"type": "function", "function": {k: value for k, value in tool["function"].items() if value is not None}}
 
 
 def _calls(request: AnyRequest, tools: Sequence[Message]) -> Calls:

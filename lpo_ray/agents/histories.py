@@ -196,7 +196,7 @@ class History:
             return
         chain = self._chain(asked)
         self._asked.add(chain[-1])
-        self._roots |= _roots(asked)
+        self._roots.update(_roots(asked))
         for message in _as_sent_back(returned):
             self._answered.setdefault(_step(chain[-1], message), []).append(past)
 

@@ -160,8 +160,10 @@ class Sessions:
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self._opened = asyncio.Condition()
 
-    def __len__(self) -> int:
-        return len(self._by_name)
+    @property
+    def names(self) -> list[ConversationId]:
+        """Names of the sessions that are open."""
+        return list(self._by_name)
 
     async def open(self, name: ConversationId, key: str, recorded: Sequence[Answered] = ()) -> Session:
         """Open a session; one of the same name ends. ``recorded``: see Session."""
