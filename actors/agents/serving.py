@@ -1,8 +1,8 @@
 """vLLM's own server over an engine that holds no model: protocols, parsers and streams are vLLM's, contexts are ours.
 
-Its ``generate`` asks the session for a turn, and makes of the tokens what vLLM's engine would have made of them: text by
-its detokenizer, with stop strings cut off, and tool calls and thinking by its parsers. That is done once for an answer,
-whoever asks for it again, streamed or not.
+Its ``generate`` asks the session for a turn, and makes of the tokens what vLLM's engine would have made of them: text
+by its detokenizer, with stop strings cut off, and tool calls and thinking by its parsers. Whoever asks again gets the
+same, streamed or not.
 """
 
 from __future__ import annotations
@@ -75,7 +75,12 @@ class Answers:
         self._histories: dict[Session, History] = {}
 
     def place_messages(
-        self, exchange: Exchange, request: AnyRequest, messages: Sequence[Any], tools: Sequence[Message], variables: Any
+        self,
+        exchange: Exchange,
+        request: AnyRequest,
+        messages: Sequence[Any],
+        tools: Sequence[Message],
+        variables: Mapping[str, Any],
     ) -> list[int]:
         """Find the context of a conversation. Raises ValueError with the reason in ``exchange.error``."""
         try:

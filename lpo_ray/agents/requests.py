@@ -1,7 +1,7 @@
 """Requests of agents, before a server sees them: what is read of a body, what of it would change what is sampled.
 
 The log-ratio of a response is of the distribution that it was sampled from. So a request that asks for another one is
-refused, or answered as the run samples where ``overrides`` says so. Fields that are not known are ignored, as servers do.
+refused, or answered as the run samples where ``overrides`` says so. Unknown fields are ignored, as servers do.
 """
 
 from __future__ import annotations
@@ -107,6 +107,9 @@ def screen(api: Api, body: Body, rules: Rules) -> Screened:
         if not rules.overrides or run is None:
             raise _refused(name, body[name], run, rules)
         overridden.append(name)
+    logprobs = body.get("logprobs")
+    if api is COMPLETIONS and type(logprobs) is int and logprobs > 1:
+        raise _refused("logprobs", logprobs, None, rules)
     kept = {name: value for name, value in body.items() if name in api.fields and value is not None}
     if _forces_a_call(kept.get("tool_choice")):
         if not rules.overrides:
