@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lpo_ray.agents.conversations import row_of, verdict_of_answer
 from lpo_ray.agents.pool import EnvironmentPool
-from lpo_ray.agents.programs import Access, AgentSettings, Programs, faults_of_agent
+from lpo_ray.agents.programs import Access, AgentSettings, HostedPrograms, faults_of_agent
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.records import ConversationId, Finished, Prompt
 
@@ -17,7 +17,7 @@ UNLIMITED = 1e9
 """seconds: whoever conducts a session knows how long its agent waits for answers, and ends it"""
 
 
-class AgentFunctions(Programs):
+class AgentFunctions(HostedPrograms):
     """Runs one function for every session. Lives in one event loop."""
 
     def __init__(self, settings: AgentSettings) -> None:

@@ -116,6 +116,7 @@ def _observation(transcript: Transcript, turn: Turn, answer: Mapping[str, Any]) 
 
 
 def verdict_of_answer(found: Mapping[str, Any] | None) -> Verdict | None:
+    """Read the verdict that a child process wrote. Raises Refused."""
     if found is None:
         return None
     reward, detail = found["reward"], str(found["detail"])

@@ -1,8 +1,8 @@
 """Endpoint and programs as one (``interfaces.Agents``): sessions outlive their endpoint, and end with their program.
 
-An endpoint that died knows no session. Each is opened again on the new one, under its key and with what it was answered,
-and its agent asks again: what was answered it gets, what is in flight it waits for. A call has a number of its own here,
-so that an answer never goes to another call that a new endpoint counts alike.
+A new endpoint knows no session. Each is opened again on it, under its key and with what it was answered, and its agent
+asks again: what was answered it gets, what is in flight it waits for. A call has a number of its own here, so that an
+answer never goes to another call that a new endpoint counts alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEY_BYTES = 24
 
 
 class Endpoint(Protocol):
-    """Endpoint of all sessions, which is replaced when it dies. Raises GroupLost for a session that it does not have."""
+    """Endpoint of all sessions, which is replaced when it dies. Raises GroupLost for a session that it has not."""
 
     url: str
     """the same after a replacement"""

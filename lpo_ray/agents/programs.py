@@ -50,6 +50,10 @@ class Programs(Protocol):
         """End an agent, if it still runs. Returns what it printed last, if it did. Never raises."""
         ...
 
+
+class HostedPrograms(Programs, Protocol):
+    """Agents in child processes of this process."""
+
     def resize(self, processes: int) -> None:
         """Use another number of processes from now on."""
         ...

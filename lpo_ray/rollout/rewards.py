@@ -45,8 +45,9 @@ def given_verdicts(group: PromptGroup) -> list[Verdict] | None:
 
 
 def cases_of(group: PromptGroup, tokenizer: Tokenizer, sandbox: Limits) -> list[Case]:
-    """Make the cases of a group: its K responses as text, of a conversation what the policy said last, or what its agent
-    put out; the row has all of it then, as ``messages``. Functions and services from outside also get them as other systems would decode them.
+    """Make the cases of a group: its K responses as text, of a conversation what the policy said last, or what its
+    agent put out; the row has all of it then, as ``messages``. Functions and services from outside also get them as
+    other systems would decode them.
     """
     prompt, is_foreign = group.prompt, any(":" in term.name for term in terms(group.prompt.verifier))
     text = tokenizer.decode(prompt.token_ids)

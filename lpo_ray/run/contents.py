@@ -132,6 +132,8 @@ def _plugins(spec: RunSpec) -> dict[str, str]:
     found = {f"task.verifier[{at}]": term.name for at, term in enumerate(terms(spec.verifier))}
     if task.partition(":")[0] not in TASKS:
         found["task.name"] = task
+    if isinstance(config.task.agent, str):
+        found["task.agent"] = config.task.agent
     return found | {
         "objective.divergence": config.objective.divergence,
         "objective.target_temperature": config.objective.target_temperature,

@@ -16,7 +16,7 @@ import numpy as np
 
 from lpo_ray.common.home import default_cache_dir
 from lpo_ray.config.cautions import cautions
-from lpo_ray.config.conversations import check_conversations, is_conversation
+from lpo_ray.config.conversations import check_conversations, has_agent, is_conversation
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
@@ -92,6 +92,11 @@ class RunSpec:
     def has_turns(self) -> bool:
         """Whether responses are conversations."""
         return is_conversation(self.config.task)
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether responses are sessions of an agent."""
+        return has_agent(self.config.task)
 
     def with_room_for(self, tokens: int) -> RunSpec:
         """Return the same run with engines that have room for ``tokens`` of prompt and response."""

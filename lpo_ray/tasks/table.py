@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lpo_ray.agents.tool_calls import PARSERS
 from lpo_ray.common.plugins import UnknownName, resolve
+from lpo_ray.config.conversations import is_conversation
 from lpo_ray.config.ranges import LARGEST
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
@@ -64,7 +65,7 @@ def check_task(task: TaskConfig, num_heldout: int) -> None:
 def with_environment(task: TaskConfig) -> TaskConfig:
     """Fill in the task's own environment and tools where none are set. Raises ConfigError for an unknown task."""
     own = task_named(task.name)
-    if task.environment is not None or task.tools or (own.environment is None and not own.tools):
+    if is_conversation(task) or (own.environment is None and not own.tools):
         return task
     return replace(task, environment=own.environment, tools=list(own.tools))
 

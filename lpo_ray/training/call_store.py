@@ -1,8 +1,8 @@
 """Calls of agents that a run may have to answer again, in a file beside its ledger: ``calls.sqlite``.
 
 A call is here before its agent is answered. When the agent has to run again, because a process or a machine was lost,
-the next attempt at its prompt gets the same answers for as long as it asks the same. The ledger says what became of each
-attempt: calls of a prompt that was trained or left out are removed.
+the next attempt at its prompt gets the same answers for as long as it asks the same. The ledger says what became of
+each attempt: calls of a prompt that was trained or left out are removed.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class CallStore(CallRecord):
         await asyncio.to_thread(self.remove, [prompt_id])
 
     def add(self, conversation: ConversationId, answered: Answered, sampling: Sampling) -> None:
-        """Keep a call. It survives a kill at once; a power cut may take the last ones, with the agents they were for."""
+        """Keep a call. It survives a kill at once; a power cut may take the last ones, with the agents they are for."""
+        newest = int(answered.turn.versions.max())
         row = (
-            *conversation, answered.call.number, _distribution(sampling), int(answered.turn.versions.max()), time.time(),
-            call_to_bytes(answered),
+            *conversation, answered.call.number, _distribution(sampling), newest, time.time(), call_to_bytes(answered)
         )  # fmt: skip
         with self._lock:
             self._db.execute("INSERT INTO calls VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", row)

@@ -94,9 +94,7 @@ class Ledger:
     of these.
     """
 
-    def __init__(
-        self, path: Path, check: Callable[[], None] = lambda: None, calls: CallStore | None = None
-    ) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None, calls: CallStore | None = None) -> None:
         """Open or create ``path``, and the store beside it. ``check`` raises when this process may not write any more:
         it is asked before each step and each checkpoint. ``calls``: those of agents, if there are any.
         """

@@ -366,7 +366,7 @@ def test_one_that_fails_ends_all_of_its_group(error: Exception) -> None:
         async def _run(self, client: Client) -> None:
             try:
                 await client.calls.put(await self.agent(client))
-            except Exception as found:
+            except Exception as found:  # noqa: BLE001 - to be passed on
                 await client.calls.put(found)
 
     async def main() -> None:

@@ -122,9 +122,7 @@ def test_a_turn_is_drawn_where_the_one_before_it_was() -> None:
     prompt=st.lists(st.integers(0, 3), min_size=1, max_size=3),
 )  # fmt: skip
 @settings(max_examples=300, deadline=None)
-def test_any_tree_of_calls(
-    steps: list[tuple[str, int, int, list[int], list[int]]], prompt: list[int]
-) -> None:
+def test_any_tree_of_calls(steps: list[tuple[str, int, int, list[int], list[int]]], prompt: list[int]) -> None:
     """Each call goes on from some place of what was said so far, cut anywhere; few token ids, so that prefixes meet by
     chance. Calls overlap and fail. What was sampled is found again: behind its context, once, in its segment.
     """
