@@ -160,8 +160,9 @@ class JoinedAgents(Agents):
 
     async def _check_endpoint(self, conversation: ConversationId, session: _Session, what: str) -> None:
         """Raise GroupLost for an agent that ended because its endpoint was away: that is no fault of its own."""
+        generation = session.generation
         await self._endpoint.ping()
-        if session.generation != self._endpoint.generation or session.owed:
+        if generation != self._endpoint.generation or session.owed:
             reason = f"response {conversation.response}: its agent did not outlive the endpoint: {what}"
             raise GroupLost(*conversation.key, reason)
 
