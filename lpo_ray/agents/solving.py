@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from lpo_ray.agents.environment import Environment, Message, Step, prompt_messages
@@ -24,7 +25,7 @@ class Solving(Environment):
     """
 
     def __init__(self, solve: Callable[..., Any]) -> None:
-        self._solve = solve
+        self._solve, self._openai = solve, _openai()  # now: importing it takes seconds
         self._is_async = inspect.iscoroutinefunction(solve) or inspect.iscoroutinefunction(type(solve).__call__)
 
     @property
@@ -40,7 +41,8 @@ class Solving(Environment):
     async def step(self, reply: Message) -> Step:
         """Run the agent from its beginning to its end. ``reply`` has the address and the key of its session."""
         access = json.loads(reply["content"])
-        client = _client(access["url"], access["key"], is_async=self._is_async)
+        kind = self._openai.AsyncOpenAI if self._is_async else self._openai.OpenAI
+        client = kind(base_url=f"{access['url']}/v1", api_key=access["key"], timeout=None, max_retries=MOST_RETRIES)
         if self._is_async:
             async with client:
                 found = await self._solve(self._row, client)
@@ -52,8 +54,8 @@ class Solving(Environment):
         return Step(verdict=found, done=True)
 
 
-def _client(url: str, key: str, *, is_async: bool) -> Any:  # noqa: ANN401 - a class of another package
-    """Make a client that waits for its answers as long as the run does: limits are the run's."""
+def _openai() -> ModuleType:
+    """Import the package of the client, which waits for its answers as long as the run does: limits are the run's."""
     try:
         import openai
     except ImportError as error:
@@ -61,5 +63,4 @@ def _client(url: str, key: str, *, is_async: bool) -> Any:  # noqa: ANN401 - a c
             "an agent that is a function is given a client of the package openai, which is not installed: "
             "pip install openai, or make the agent a command (task.agent=[python, agent.py])"
         ) from error
-    kind = openai.AsyncOpenAI if is_async else openai.OpenAI
-    return kind(base_url=f"{url}/v1", api_key=key, timeout=None, max_retries=MOST_RETRIES)
+    return openai

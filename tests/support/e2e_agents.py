@@ -70,7 +70,7 @@ def main() -> None:
     row = json.load(sys.stdin)
     client = openai.OpenAI()
     reply = client.chat.completions.create(model="policy", messages=[{"role": "user", "content": row["prompt"]}])
-    print(reply.choices[0].message.content)
+    sys.stdout.write(reply.choices[0].message.content or "")
 
 
 if __name__ == "__main__":
