@@ -87,8 +87,7 @@ class Endpoint:
             ends=frozenset(settings.sampling.stop_token_ids),
             trust_remote_code=settings.trust_remote_code,
         )
-        gate = Gate(app, self.sessions, rules, settings.limits)
-        gate.patience = settings.patience_seconds
+        gate = Gate(app, self.sessions, rules, settings.limits, settings.patience_seconds)
         listening = _listening(settings.host, settings.port)
         self.address = f"http://{settings.host}:{listening.getsockname()[1]}"
         config = uvicorn.Config(

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -36,10 +37,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Gate:
     """ASGI application before the server's own."""
 
-    def __init__(self, app: App, sessions: Sessions, rules: Rules, limits: SessionLimits) -> None:
+    def __init__(
+        self, app: App, sessions: Sessions, rules: Rules, limits: SessionLimits, patience: float = 0.0
+    ) -> None:
+        """``patience``: seconds from now on for which a key that no session has waits for one."""
         self._app, self._sessions, self._rules, self._limits = app, sessions, rules, limits
-        self.patience = 0.0
-        """seconds that a key which no session has may still get one, as after a restart"""
+        self._patience, self._began = patience, time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -93,7 +96,13 @@ class Gate:
             key = bearer.strip() if scheme.lower() == "bearer" else ""
         if not key:
             raise unknown_key()
-        return await self._sessions.find(key, self.patience)
+        patience = max(0.0, self._began + self._patience - time.monotonic())
+        try:
+            return await self._sessions.find(key, patience)
+        except ApiError as error:
+            if patience and error.status == 401:
+                raise ApiError(503, "sessions are being opened again; try again", retry_after=1) from None
+            raise
 
     def _check_length(self, body: Body) -> None:
         for name in ("messages", "input"):

@@ -33,6 +33,6 @@ class EndpointSettings:
     overrides: bool = False
     """answer as the run samples where a request asks for another distribution"""
     limits: SessionLimits = field(default_factory=SessionLimits)
-    patience_seconds: float = 10.0
-    """for which a key that no session has waits for one: after a restart sessions are opened one by one"""
+    patience_seconds: float = 30.0
+    """from its start on, for which a key that no session has waits for one: after a death sessions are opened one by one"""
     trust_remote_code: bool = False
