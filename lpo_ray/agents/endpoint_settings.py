@@ -34,5 +34,5 @@ class EndpointSettings:
     """answer as the run samples where a request asks for another distribution"""
     limits: SessionLimits = field(default_factory=SessionLimits)
     patience_seconds: float = 30.0
-    """from its start on, for which a key that no session has waits for one: after a death sessions are opened one by one"""
+    """from its start on, for which an unknown key waits: after a death sessions are opened again one by one"""
     trust_remote_code: bool = False
