@@ -50,8 +50,9 @@ class Gate:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             return
-        path, anthropic = scope["path"], scope["path"].startswith("/v1/messages")
-        dialect: Dialect = "anthropic" if anthropic or _header(scope, b"anthropic-version") else "openai"
+        path = scope["path"]
+        anthropic = path.startswith("/v1/messages") or bool(_header(scope, b"anthropic-version"))
+        dialect: Dialect = "anthropic" if anthropic else "openai"
         try:
             exchange, body = await self._admitted(path, scope, receive)
         except ApiError as error:

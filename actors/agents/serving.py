@@ -130,7 +130,7 @@ class Answers:
         turn = outcome.answer
         reply = self._reply(asked, request, placed.context_ids, turn)
         if outcome.call is not None:
-            self._history(session).remember(asked, outcome.call.context_ids, turn.token_ids, reply)
+            self._history(session).remember(asked, outcome.call.context_ids, turn.token_ids, reply, placed.parent)
         exchange.turn, exchange.reply = turn, reply
 
     def forget(self, session: Session) -> None:
@@ -156,7 +156,8 @@ class Answers:
             for call, turn in ((each.call, each.turn) for each in session.recorded):
                 asked = Asked.from_bytes(call.request)
                 reply = self._reply(asked, call.request, call.context_ids, turn)
-                history.remember(asked, call.context_ids, turn.token_ids, reply)
+                parent = history.place(asked).parent
+                history.remember(asked, call.context_ids, turn.token_ids, reply, parent)
         return history
 
     def _reply(self, asked: Asked, request: bytes, context_ids: IntArray, turn: Turn) -> Reply:
@@ -168,7 +169,9 @@ class Answers:
         })  # fmt: skip
         parser = None
         if self._parser is not None:
-            parser = self._parser(self._tokenizer, like.tools, model_config=self._model, chat_template_kwargs={})
+            parser = self._parser(
+                self._tokenizer, cast("Any", like.tools), model_config=self._model, chat_template_kwargs={}
+            )
             like = cast("ChatCompletionRequest", parser.adjust_request(like))
         text, stop = self._text(context_ids, turn, asked.stop, skip_special=like.skip_special_tokens)
         reasoning, content, calls = None, text, []

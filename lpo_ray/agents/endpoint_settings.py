@@ -23,6 +23,8 @@ class EndpointSettings:
     port: int = 0
     """0: one that is free"""
     host: str = LOOPBACK
+    doorway: str | None = None
+    """where the listening socket is asked for (doorway.py), in place of ``port``; None: it makes one itself"""
     style: ChatStyle = DEFAULT_STYLE
     plain: bool = False
     """messages are their contents, end to end, for a model without a chat template"""

@@ -76,7 +76,7 @@ class Agent:
             ids = np.append(ids, self.tokenizer.eos_token_id)
         shown = self.tokenizer.decode_plain(ids) if text is None else text
         placed = self.history.place(asked)
-        self.history.remember(asked, placed.context_ids, ids, Reply(message or said(shown), shown, stop))
+        self.history.remember(asked, placed.context_ids, ids, Reply(message or said(shown), shown, stop), placed.parent)
         self.tokens.append(np.concatenate([placed.context_ids, ids]))
         return self.tokens[-1]
 

@@ -15,6 +15,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from lpo_ray.agents.doorway import Doorway
 from lpo_ray.agents.endpoint_settings import EndpointSettings
 from lpo_ray.agents.sessions import SessionLimits
 from lpo_ray.records import Refusal
@@ -596,3 +597,28 @@ async def test_what_was_sampled_is_what_is_kept(served: Running) -> None:
         start = len(session.calls[number].context_ids)
         assert start >= at and last[start : start + len(ids)] == ids
         at = start + len(ids)
+
+
+async def test_an_agent_waits_while_its_endpoint_is_replaced(folder: str) -> None:
+    """No connection is refused in between, and a client that asks again once gets what was drawn meanwhile."""
+    doorway = Doorway("127.0.0.1")
+    made = EndpointSettings(folder, SAMPLING, 2048, limits=LIMITS, port=doorway.port, doorway=doorway.path)
+    async with running(made) as first:
+        session = await first.session("key-of-session-x")
+        session.asleep = True
+        client = session.openai(max_retries=1)
+        assert str(doorway.port) in first.endpoint.address
+        under_way = asyncio.create_task(chat(client, USER))
+        while not session.calls:
+            await asyncio.sleep(0.01)
+        for connection in list(first.endpoint._server.server_state.connections):
+            connection.transport.abort()  # as when its process dies
+        first.endpoint._server.should_exit = True
+        await asyncio.sleep(0.5)
+    late = asyncio.create_task(chat(client, MORE))
+    await asyncio.sleep(0.5)
+    async with running(made) as second:
+        again = await second.session("key-of-session-x")
+        assert {(await task).choices[0].message.content for task in (under_way, late)} == {"answer 0", "answer 1"}
+        assert len(again.calls) == 2
+    doorway.close()
