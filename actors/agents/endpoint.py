@@ -23,6 +23,7 @@ from actors.control.log_shipping import ship_log
 from actors.runtime.cpu_tuning import give_way
 from actors.runtime.inspection import current_process
 from actors.runtime.start_watch import Startable
+from lpo_ray.agents.doorway import enter, listen
 from lpo_ray.agents.endpoint_settings import EndpointSettings
 from lpo_ray.agents.histories import Prompts, Style
 from lpo_ray.agents.requests import Rules
@@ -37,8 +38,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1",
 }  # fmt: skip
 """environment of its process: it computes nothing"""
-BACKLOG = 1024
-"""connections that wait to be accepted"""
 KEEP_ALIVE = 75
 """seconds that a connection without requests stays open: longer than clients keep theirs, which then break it off"""
 CLOSE_SECONDS = 5.0
@@ -87,26 +86,26 @@ class Endpoint:
             ends=frozenset(settings.sampling.stop_token_ids),
             trust_remote_code=settings.trust_remote_code,
         )
-        gate = Gate(app, self.sessions, rules, settings.limits)
-        gate.patience = settings.patience_seconds
-        listening = _listening(settings.host, settings.port)
+        gate = Gate(app, self.sessions, rules, settings.limits, settings.patience_seconds)
+        listening = _listening(settings)
         self.address = f"http://{settings.host}:{listening.getsockname()[1]}"
         config = uvicorn.Config(
-            gate, log_level="critical", access_log=False, lifespan="off", server_header=False,
+            gate, log_config=None, log_level="critical", access_log=False, lifespan="off", server_header=False,
             timeout_keep_alive=KEEP_ALIVE,
         )  # fmt: skip
         self._server = Server(config)
         self._serving = asyncio.create_task(self._server.serve([listening]))
 
     async def open(self, name: ConversationId, key: str, recorded: Sequence[Answered] = ()) -> Session:
-        """Open a session: see Sessions."""
+        """Open a session; one of the same name ends. See Sessions."""
+        self.end(name)
         return await self.sessions.open(name, key, recorded)
 
     def end(self, name: ConversationId) -> None:
         """End a session, if there is one."""
-        with contextlib.suppress(Exception):
-            self._answers.forget(self.sessions.of(name))
-        self.sessions.end(name)
+        session = self.sessions.end(name)
+        if session is not None:
+            self._answers.forget(session)
 
     async def close(self) -> None:
         """Stop listening. Whoever waits is told that the session has ended."""
@@ -162,15 +161,11 @@ class EndpointService(Startable):
         await self._endpoint.close()
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _listening(settings: EndpointSettings) -> socket.socket:
     try:
-        listening.bind((host, port))
+        found = enter(settings.doorway) if settings.doorway else listen(settings.host, settings.port)
     except OSError as error:
-        listening.close()
-        raise ConfigError(f"the endpoint cannot listen at {host}:{port}: {error}; expected a free port") from error
-    listening.listen(BACKLOG)
-    listening.setblocking(False)
-    return listening
+        where = f"{settings.host}:{settings.port}"
+        raise ConfigError(f"the endpoint cannot listen at {where}: {error}; expected a free port") from error
+    found.setblocking(False)
+    return found

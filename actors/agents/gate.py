@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -36,10 +37,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Gate:
     """ASGI application before the server's own."""
 
-    def __init__(self, app: App, sessions: Sessions, rules: Rules, limits: SessionLimits) -> None:
+    def __init__(
+        self, app: App, sessions: Sessions, rules: Rules, limits: SessionLimits, patience: float = 0.0
+    ) -> None:
+        """``patience``: seconds from now on for which a key that no session has waits for one."""
         self._app, self._sessions, self._rules, self._limits = app, sessions, rules, limits
-        self.patience = 0.0
-        """seconds that a key which no session has may still get one, as after a restart"""
+        self._patience, self._began = patience, time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -47,8 +50,9 @@ class Gate:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             return
-        path, anthropic = scope["path"], scope["path"].startswith("/v1/messages")
-        dialect: Dialect = "anthropic" if anthropic or _header(scope, b"anthropic-version") else "openai"
+        path = scope["path"]
+        anthropic = path.startswith("/v1/messages") or bool(_header(scope, b"anthropic-version"))
+        dialect: Dialect = "anthropic" if anthropic else "openai"
         try:
             exchange, body = await self._admitted(path, scope, receive)
         except ApiError as error:
@@ -93,7 +97,13 @@ class Gate:
             key = bearer.strip() if scheme.lower() == "bearer" else ""
         if not key:
             raise unknown_key()
-        return await self._sessions.find(key, self.patience)
+        patience = max(0.0, self._began + self._patience - time.monotonic())
+        try:
+            return await self._sessions.find(key, patience)
+        except ApiError as error:
+            if patience and error.status == 401:
+                raise ApiError(503, "sessions are being opened again; try again", retry_after=1) from None
+            raise
 
     def _check_length(self, body: Body) -> None:
         for name in ("messages", "input"):

@@ -93,7 +93,7 @@ class Answers:
                 tools=[_schema(tool) for tool in tools],
                 variables=self._prompts.variables(variables),
                 calls=_calls(request, tools),
-                **_limits(request, exchange),
+                **_limits(request, exchange, self._model.max_model_len),
             )
             return self._placed(exchange, asked)
         except ApiError as error:
@@ -104,7 +104,9 @@ class Answers:
         """Find the context of a text, as ``place_messages``."""
         try:
             prompt = _one_prompt(request.prompt, self._prompts.tokenizer.highest_id)
-            return self._placed(exchange, Asked(prompt=prompt, calls="none", **_limits(request, exchange)))
+            return self._placed(
+                exchange, Asked(prompt=prompt, calls="none", **_limits(request, exchange, self._model.max_model_len))
+            )
         except ApiError as error:
             exchange.error = error
             raise ValueError(error.message) from None
@@ -128,7 +130,7 @@ class Answers:
         turn = outcome.answer
         reply = self._reply(asked, request, placed.context_ids, turn)
         if outcome.call is not None:
-            self._history(session).remember(asked, outcome.call.context_ids, turn.token_ids, reply)
+            self._history(session).remember(asked, outcome.call.context_ids, turn.token_ids, reply, placed.parent)
         exchange.turn, exchange.reply = turn, reply
 
     def forget(self, session: Session) -> None:
@@ -154,7 +156,8 @@ class Answers:
             for call, turn in ((each.call, each.turn) for each in session.recorded):
                 asked = Asked.from_bytes(call.request)
                 reply = self._reply(asked, call.request, call.context_ids, turn)
-                history.remember(asked, call.context_ids, turn.token_ids, reply)
+                parent = history.place(asked).parent
+                history.remember(asked, call.context_ids, turn.token_ids, reply, parent)
         return history
 
     def _reply(self, asked: Asked, request: bytes, context_ids: IntArray, turn: Turn) -> Reply:
@@ -166,7 +169,9 @@ class Answers:
         })  # fmt: skip
         parser = None
         if self._parser is not None:
-            parser = self._parser(self._tokenizer, like.tools, model_config=self._model, chat_template_kwargs={})
+            parser = self._parser(
+                self._tokenizer, cast("Any", like.tools), model_config=self._model, chat_template_kwargs={}
+            )
             like = cast("ChatCompletionRequest", parser.adjust_request(like))
         text, stop = self._text(context_ids, turn, asked.stop, skip_special=like.skip_special_tokens)
         reasoning, content, calls = None, text, []
@@ -406,14 +411,15 @@ def _calls(request: AnyRequest, tools: Sequence[Message]) -> Calls:
     return "one" if getattr(request, "parallel_tool_calls", True) is False else "many"
 
 
-def _limits(request: AnyRequest, exchange: Exchange) -> dict[str, Any]:
-    """Return what a request says of the length of its answer, and its seed."""
+def _limits(request: AnyRequest, exchange: Exchange, room: int) -> dict[str, Any]:
+    """Return what a request says of the length of its answer, if that is less than there is room for, and its seed."""
     asked = SimpleNamespace(**{name: getattr(request, name, None) for name in (
         "max_completion_tokens", "max_output_tokens", "max_tokens", "stop")})  # fmt: skip
     given = (asked.max_completion_tokens, asked.max_output_tokens, asked.max_tokens)
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+    most = next((value for value in given if value is not None), None)
     return {
-        "max_tokens": next((value for value in given if value is not None), None), "stop": stop, "seed": exchange.seed
+        "max_tokens": None if most is not None and most >= room else most, "stop": stop, "seed": exchange.seed
     }  # fmt: skip
 
 

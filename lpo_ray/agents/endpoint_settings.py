@@ -23,6 +23,8 @@ class EndpointSettings:
     port: int = 0
     """0: one that is free"""
     host: str = LOOPBACK
+    doorway: str | None = None
+    """where the listening socket is asked for (doorway.py), in place of ``port``; None: it makes one itself"""
     style: ChatStyle = DEFAULT_STYLE
     plain: bool = False
     """messages are their contents, end to end, for a model without a chat template"""
@@ -33,6 +35,6 @@ class EndpointSettings:
     overrides: bool = False
     """answer as the run samples where a request asks for another distribution"""
     limits: SessionLimits = field(default_factory=SessionLimits)
-    patience_seconds: float = 10.0
-    """for which a key that no session has waits for one: after a restart sessions are opened one by one"""
+    patience_seconds: float = 30.0
+    """from its start on, for which an unknown key waits: after a death sessions are opened again one by one"""
     trust_remote_code: bool = False

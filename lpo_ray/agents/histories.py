@@ -40,6 +40,8 @@ class Placed(NamedTuple):
     """[C]"""
     began: str = ""
     """why it goes on from no earlier answer, or from none of the last ones; empty: it does, or is the first"""
+    parent: _Past | None = None
+    """the call that was answered, and whose tokens it begins with"""
 
 
 class Reply(NamedTuple):
@@ -181,11 +183,15 @@ class History:
     def place(self, asked: Asked) -> Placed:
         """Find the context of a request. Raises DataError when the chat template refuses it."""
         found = self._found(asked)
-        return Placed(np.concatenate([*found.kept, found.added]), found.began)
+        return Placed(np.concatenate([*found.kept, found.added]), found.began, found.past)
 
-    def remember(self, asked: Asked, context_ids: IntArray, reply: IntArray, returned: Reply) -> None:
-        """Remember what a request was answered, with the context that it was given. Once for each."""
-        parent = self._found(asked).past
+    def remember(
+        self, asked: Asked, context_ids: IntArray, reply: IntArray, returned: Reply, parent: _Past | None = None
+    ) -> None:
+        """Remember what a request was answered, with the context that it was given. Once for each.
+
+        ``parent``: see Placed; what the context does not begin with is none.
+        """
         before = NO_TOKENS if parent is None else np.concatenate(parent.all_ids())
         if not np.array_equal(context_ids[: len(before)], before):
             parent, before = None, before[:0]

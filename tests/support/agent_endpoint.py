@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import anthropic
 import numpy as np
@@ -20,6 +22,7 @@ from lpo_ray.errors import GroupLost
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Answered, Call, ConversationId, Refusal, Sampling, Turn
 
+T = TypeVar("T")
 SAMPLING = Sampling(4, 1.0, 64, 0)
 VERSION = 12
 
@@ -139,6 +142,27 @@ async def running(settings: EndpointSettings) -> AsyncIterator[Running]:
 
 
 def answers(*texts: Said) -> Callable[[Call], Said]:
-    """Say these, in turn."""
-    left: Iterator[Said] = iter(texts)
-    return lambda _: next(left)
+    """Say these, in turn, and the last one again."""
+    left = list(texts)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+class InThread:
+    """An endpoint in a thread with a loop of its own, for tests that are not asynchronous."""
+
+    def __init__(self, settings: EndpointSettings, says: Callable[[Call], Said]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._made = running(settings)
+        self.running = self._done(self._made.__aenter__())
+        self.session = self._done(self.running.session(says=says))
+
+    def _done(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def close(self) -> None:
+        self._done(self._made.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
