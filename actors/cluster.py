@@ -15,7 +15,7 @@ import ray
 import torch
 
 from actors.agents.remote import RemoteEnvironments
-from actors.agents.remote_agents import RemoteAgents, free_port
+from actors.agents.remote_agents import RemoteAgents
 from actors.agents.service import MessageSettings
 from actors.control.driver import RunDriver
 from actors.delivery import DeliverySettings
@@ -426,7 +426,7 @@ def _conversations(
         return None
     task, rule, limits = spec.config.task, settings.restart_rule(spec), settings.agent_limits(spec)
     if spec.has_agent:
-        endpoint = settings.endpoint_settings(spec, model_path, free_port())
+        endpoint = settings.endpoint_settings(spec, model_path)
         agents = remote_agents(spec.config, settings.agent_settings(spec), endpoint, rule, events)
         return Conversations(agents, limits, record)
     messages = MessageSettings(task.template, spec.max_prompt_tokens, form_of(task))

@@ -36,6 +36,7 @@ from actors.transports.table import Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
 from lpo_ray.agents.conversations import EnvironmentSettings
+from lpo_ray.agents.doorway import Doorway
 from lpo_ray.agents.endpoint_settings import EndpointSettings
 from lpo_ray.agents.programs import AgentSettings
 from lpo_ray.common.restart_budget import RestartRule
@@ -244,9 +245,11 @@ def remote_environments(
 def remote_agents(
     config: Config, settings: AgentSettings, endpoint: EndpointSettings, restarts: RestartRule, events: Events
 ) -> RemoteAgents:
-    """Make the endpoint and the service of the agents' programs, both on this node, since the endpoint listens at its
-    loopback interface; not started.
+    """Make the endpoint and the service of the agents' programs, both on this node, since its loopback interface is
+    where the endpoint listens; not started.
     """
+    doorway = Doorway(endpoint.host, endpoint.port)
+    endpoint = dataclasses.replace(endpoint, doorway=doorway.path)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     starts, start_seconds = _starts(config), config.supervision.start_seconds
     shared = {"num_cpus": 1, "max_concurrency": 100_000, "scheduling_strategy": here}
@@ -261,11 +264,11 @@ def remote_agents(
         return run.remote(dataclasses.replace(settings, hosted=hosted))
 
     asking = RemoteEndpoint(lambda: asked.remote(endpoint), SERVICE_SECONDS, starts, start_seconds, restarts, events)
-    asking.url = f"http://{endpoint.host}:{endpoint.port}"
+    asking.url = f"http://{endpoint.host}:{doorway.port}"
     programs = RemotePrograms(
         make, config.environment.processes, SERVICE_SECONDS, starts, start_seconds, restarts, events
     )
-    return RemoteAgents(asking, programs)
+    return RemoteAgents(asking, programs, doorway)
 
 
 def remote_target_builder(

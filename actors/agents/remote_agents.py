@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
 from typing_extensions import override
@@ -12,7 +11,7 @@ from actors.agents.programs import AgentService
 from actors.runtime.remote_calls import call
 from actors.runtime.supervised import RestartableActor
 from actors.runtime.watched_service import WatchedPool, WatchedService
-from lpo_ray.agents.endpoint_settings import LOOPBACK
+from lpo_ray.agents.doorway import Doorway
 from lpo_ray.agents.joined import Endpoint, JoinedAgents
 from lpo_ray.agents.programs import Access, Programs
 from lpo_ray.errors import LpoRayError
@@ -22,15 +21,8 @@ END_SECONDS = 30.0
 """for an agent to be ended, with all that it started"""
 
 
-def free_port(host: str = LOOPBACK) -> int:
-    """Choose a port of this machine for an endpoint, which every endpoint of the run listens at."""
-    with socket.socket() as found:
-        found.bind((host, 0))
-        return found.getsockname()[1]
-
-
 class RemoteEndpoint(WatchedService[EndpointService], Endpoint):
-    """Endpoint over its actor. A new one listens at the same address, and knows no session."""
+    """Endpoint over its actor. A new one is at the same address, and knows no session."""
 
     KIND = "endpoint"
     SILENCE_SETTING = "of an endpoint that answers nothing"
@@ -110,9 +102,10 @@ class RemotePrograms(WatchedPool[AgentService], Programs):
 class RemoteAgents(JoinedAgents):
     """Agents over both actors."""
 
-    def __init__(self, endpoint: RemoteEndpoint, programs: RemotePrograms) -> None:
+    def __init__(self, endpoint: RemoteEndpoint, programs: RemotePrograms, doorway: Doorway) -> None:
+        """``doorway``: of the endpoint's address, which lives as long as the run."""
         super().__init__(endpoint, programs)
-        self.endpoint, self.programs = endpoint, programs
+        self.endpoint, self.programs, self._doorway = endpoint, programs, doorway
 
     @property
     def services(self) -> list[RestartableActor]:
@@ -135,3 +128,4 @@ class RemoteAgents(JoinedAgents):
         """End both with all that they started. Never raises."""
         await self.programs.close()
         await self.endpoint.close()
+        self._doorway.close()

@@ -96,14 +96,13 @@ def agent_limits(spec: RunSpec) -> AgentLimits:
     return AgentLimits(spec.max_model_len, environment.turn_seconds, environment.conversation_seconds)
 
 
-def endpoint_settings(spec: RunSpec, model_path: str, port: int) -> EndpointSettings:
-    """Settings of the endpoint that agents ask, at a port of the loopback interface."""
+def endpoint_settings(spec: RunSpec, model_path: str) -> EndpointSettings:
+    """Settings of the endpoint that agents ask, at the loopback interface."""
     task = spec.config.task
     return EndpointSettings(
         model_path,
         sampling(spec),
         min(spec.max_model_len, spec.longest_response),
-        port,
         style=form_of(task).style,
         plain=task.template == "plain",
         tool_parser=task.tool_parser,

@@ -27,7 +27,7 @@ def answer_of(said: str) -> str:
     return f"={sum(letter.isdigit() for letter in said)}\n"
 
 
-async def thrice(row: Mapping[str, Any], client: Any, pause: float = 0.0) -> float:  # noqa: ANN401 - openai's client
+async def thrice(row: Mapping[str, Any], client: Any, pause: float = 0.0) -> float:
     """Three turns, each answered with how many digits there were; beside the second one another, a branch."""
     messages, said = [{"role": "user", "content": row["prompt"]}], ""
     for number in range(TURNS):
@@ -44,7 +44,7 @@ async def thrice(row: Mapping[str, Any], client: Any, pause: float = 0.0) -> flo
     return share_of_digits(said)
 
 
-async def slow(row: Mapping[str, Any], client: Any) -> float:  # noqa: ANN401 - openai's client
+async def slow(row: Mapping[str, Any], client: Any) -> float:
     """As thrice, with a pause in which it can be killed."""
     return await thrice(row, client, 0.3)
 
