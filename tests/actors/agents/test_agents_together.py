@@ -1,5 +1,5 @@
-"""Agents in processes, the endpoint over HTTP, and who conducts them, without Ray: tokens in the end are those that were
-drawn, whatever of it dies.
+"""Agents in processes, the endpoint over HTTP, and who conducts them, without Ray: the tokens in the end are those that
+were drawn, whatever of it dies.
 """
 
 from __future__ import annotations
