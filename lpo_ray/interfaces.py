@@ -7,7 +7,7 @@ component fails.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -257,8 +257,14 @@ class Observer(Protocol):
         """
         ...
 
+    def step_ends(self) -> Callable[[StepRecord], None]:
+        """Return what writes the record of the step that ends now. A thread calls it, and what it writes belongs to the
+        transaction in which the step is committed.
+        """
+        ...
+
     def step_done(self, record: StepRecord) -> None:
-        """Record a step that is being committed; what is written here belongs to its transaction."""
+        """Report a step that is committed."""
         ...
 
     def score(self, name: str) -> float | None:

@@ -35,7 +35,7 @@ class AgentFunctions(HostedPrograms):
     async def run(self, conversation: ConversationId, access: Access) -> Finished:
         name, given = _name(conversation), json.dumps({"url": access.url, "key": access.key})
         with faults_of_agent(conversation):
-            answer = await self._pool.step(name, given, given)
+            answer = await self._pool.step(name, given, given, is_plain=True)
             messages = answer["messages"]
             output = str(messages[-1]["content"]) if messages else None
             return Finished(verdict_of_answer(answer["verdict"]), output, self._pool.last_words(name))

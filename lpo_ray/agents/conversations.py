@@ -38,8 +38,7 @@ class HostedEnvironments(Environments):
     """Environments in a pool of child processes. Lives in one event loop."""
 
     def __init__(self, settings: EnvironmentSettings, tokenizer: Tokenizer, encoder: Encoder) -> None:
-        template = None if encoder.is_plain else tokenizer.template_text(encoder.style)
-        hosted = replace(settings.hosted, template_parser=parser_for(template))
+        hosted = replace(settings.hosted, template_parser=parser_for(tokenizer.template_text(encoder.style)))
         self._pool, self._seed = EnvironmentPool(hosted), settings.seed
         self._tokenizer, self._chat = tokenizer, Chat(tokenizer, encoder)
         self._transcripts: dict[ConversationId, Transcript] = {}
@@ -59,7 +58,8 @@ class HostedEnvironments(Environments):
         with _faults_of(conversation):
             if transcript is None:
                 raise Lost("there is no such conversation here: it was ended, or its process was")
-            answer = await self._pool.step(_name(conversation), *self._said(turn.token_ids))
+            content, shown = self._said(turn.token_ids)
+            answer = await self._pool.step(_name(conversation), content, shown, is_plain=transcript.is_plain)
             return _observation(transcript, turn, answer)
 
     @override

@@ -21,7 +21,7 @@ class Hosted:
     parser: str = "auto"
     """row of PARSERS that finds tool calls in every reply; auto: ``template_parser``, for environments with tools"""
     template_parser: str = "hermes"
-    """row of PARSERS by the chat template"""
+    """row of PARSERS by the chat template; conversations of plain text have calls between brackets"""
     processes: int = 2
     turn_seconds: float = 60.0
     """that one reset, step or close may take"""

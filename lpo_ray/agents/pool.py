@@ -61,9 +61,11 @@ class EnvironmentPool:
         self._placed[conversation] = _Placed(child, prompt, alone)
         return await self._ask("open", conversation, row=dict(row), seed=seed)
 
-    async def step(self, conversation: str, content: str, shown: str) -> dict[str, Any]:
-        """Give the environment what the policy said. Raises Refused or Lost."""
-        return await self._ask("step", conversation, content=content, shown=shown)
+    async def step(self, conversation: str, content: str, shown: str, *, is_plain: bool) -> dict[str, Any]:
+        """Give the environment what the policy said; ``is_plain``: no chat template says how calls are written. Raises
+        Refused or Lost.
+        """
+        return await self._ask("step", conversation, content=content, shown=shown, is_plain=is_plain)
 
     async def cancel(self, conversation: str, reason: str) -> str:
         """Give up what is being done for a conversation, and return what its process printed last; empty when nothing
@@ -130,7 +132,6 @@ class EnvironmentPool:
         except Lost:
             pass  # with its process
         finally:
-            child.conversations.discard(conversation)
             if child.retired and not child.dead:
                 child.retire()
             if placed.alone:

@@ -5,7 +5,6 @@ Standard library only, but for the client, which is the openai package's.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from lpo_ray.agents.environment import Environment, Message, Step, prompt_messages
+from lpo_ray.agents.user_code import called
 
 MOST_RETRIES = 50
 """of a request, for as long as the endpoint is being replaced"""
@@ -43,12 +43,12 @@ class Solving(Environment):
         access = json.loads(reply["content"])
         kind = self._openai.AsyncOpenAI if self._is_async else self._openai.OpenAI
         client = kind(base_url=f"{access['url']}/v1", api_key=access["key"], timeout=None, max_retries=MOST_RETRIES)
-        if self._is_async:
-            async with client:
-                found = await self._solve(self._row, client)
-        else:
-            with client:
-                found = await asyncio.to_thread(self._solve, self._row, client)
+        try:
+            found = await called(self._solve, self._row, client)
+        finally:
+            closing = client.close()
+            if self._is_async:
+                await closing
         if isinstance(found, str):
             return Step([{"role": "assistant", "content": found}], done=True)
         return Step(verdict=found, done=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lpo_ray.verifiers.thinking import after_thinking
@@ -18,6 +18,8 @@ MAX_CALLS = 16
 """of one reply; more are not looked at"""
 LONGEST_CALL = 100_000
 """characters of a call that are read"""
+DEEPEST = 64
+"""lists and mappings within each other in a call that is read: much deeper ones no JSON library can write again"""
 ONE_ARGUMENT = ""
 """name of the argument of a call that is nothing but a text, to the only tool there is"""
 ToolCall = dict[str, Any]
@@ -48,6 +50,32 @@ def parser_for(template: str | None) -> str:
     return "hermes"
 
 
+def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON
+    """Read JSON that a model wrote. Raises ValueError, also for what lies deeper than DEEPEST."""
+    value, end = _decoded(text := text.strip())
+    if end < len(text):
+        raise ValueError(f"{text[end : end + 20]!r} stands behind the JSON")
+    return value
+
+
+def _decoded(text: str, at: int = 0) -> tuple[Any, int]:
+    """Read the JSON that begins at a place of ``text``; returns where it ends, too. Raises ValueError."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, at)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [item for whole in level for item in _items(whole)]
+    if level:
+        raise ValueError(f"the JSON is nested more than {DEEPEST} deep")
+    return value, end
+
+
+def _items(value: object) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _call(name: object, arguments: object, number: int) -> ToolCall:
     return {
         "type": "function",
@@ -59,8 +87,8 @@ def _call(name: object, arguments: object, number: int) -> ToolCall:
 def _of_json(text: str, number: int) -> list[ToolCall]:
     """Read one call, or a list of them, from JSON. What is none becomes a call of no name with its text."""
     try:
-        value = json.loads(text[:LONGEST_CALL])
-    except (ValueError, RecursionError):
+        value = read_json(text[:LONGEST_CALL])
+    except ValueError:
         return [_call("", text[:LONGEST_CALL].strip(), number)]
     calls = []
     for item in value if isinstance(value, list) else [value]:
@@ -91,11 +119,11 @@ def _llama3_json(text: str) -> Found:
     if not body.startswith("{") or '"name"' not in body:
         return text, []
     calls: list[ToolCall] = []
-    decoder, at = json.JSONDecoder(), 0
+    at = 0
     while at < len(body) and len(calls) < MAX_CALLS:
         try:
-            _, end = decoder.raw_decode(body, at)
-        except (ValueError, RecursionError):
+            _, end = _decoded(body, at)
+        except ValueError:
             calls += _of_json(body[at:], len(calls))
             break
         calls += _of_json(body[at:end], len(calls))
@@ -110,8 +138,8 @@ def _mistral(text: str) -> Found:
         return text, []
     if rest.lstrip().startswith(("[", "{")):
         try:
-            _, end = json.JSONDecoder().raw_decode(rest.lstrip())
-        except (ValueError, RecursionError):
+            _, end = _decoded(rest.lstrip())
+        except ValueError:
             end = len(rest)
         return before, _of_json(rest.lstrip()[:end], 0)
     calls: list[ToolCall] = []
@@ -119,8 +147,8 @@ def _mistral(text: str) -> Found:
         name, brace, arguments = part.partition("{")
         name = name.removesuffix("[ARGS]").strip()
         try:
-            value, _ = json.JSONDecoder().raw_decode(brace + arguments)
-        except (ValueError, RecursionError):
+            value, _ = _decoded(brace + arguments)
+        except ValueError:
             value = (brace + arguments)[:LONGEST_CALL].strip()
         calls.append(_call(name, value, len(calls)))
     return before, calls
@@ -137,16 +165,18 @@ def _pythonic(text: str) -> Found:
         return "", [_call("", body, 0)]
     calls = []
     for node in tree.elts if isinstance(tree, ast.List) else ():
+        written = ast.get_source_segment(body, node) or ""  # not unparsed: that fails for what is deep
         if not isinstance(node, ast.Call) or node.args:
-            calls.append(_call("", ast.unparse(node), len(calls)))
+            calls.append(_call("", written, len(calls)))
             continue
+        name = ast.get_source_segment(body, node.func)
         try:
             arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-            json.dumps(arguments)
+            arguments = read_json(json.dumps(arguments))
         except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError):
-            calls.append(_call(ast.unparse(node.func), ast.unparse(node), len(calls)))
+            calls.append(_call(name, written, len(calls)))
             continue
-        calls.append(_call(ast.unparse(node.func), arguments, len(calls)))
+        calls.append(_call(name, arguments, len(calls)))
     return "", calls
 
 

@@ -43,6 +43,11 @@ class Transcript:
             return cls(chat, chat.encoder.encode(text_of(messages)), None)
         return cls(chat, chat.encoder.encode(list(messages)), chat.encoder.conversation(list(messages)))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is plain text, without a chat template."""
+        return self._messages is None
+
     def append(self, reply: IntArray, calls: Sequence[Message], messages: Sequence[Message]) -> Appended:
         """Append a turn, and what was said behind it; returns the tokens of the latter.
 

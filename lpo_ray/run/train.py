@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ async def train(
     """
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_uncollected())
         if steerable is not None:
             await stack.enter_async_context(steerable.attend(recorder.status, steering.scale))
         return await _train(folder, model_path, build, recorder, signals, steering)
@@ -101,6 +103,7 @@ async def _train(
     try:
         async with contextlib.AsyncExitStack() as stack:
             components = await stack.enter_async_context(_open(build, spec, model_path, recorder, steering))
+            gc.freeze()  # what was made or imported for the start stays, too
             evaluator = Evaluator(evaluation, components, heldout, recorder)
             await stack.enter_async_context(evaluator.opened())
             if spec.end_of_turn:
@@ -131,8 +134,20 @@ async def _train(
     finally:
         if folder.is_ours:  # in a thread: drawing the report takes seconds, and the run is still asked how it is
             await asyncio.to_thread(recorder.close, ledger.counts(), time.monotonic() - started)
-        ledger.close()
+        await asyncio.to_thread(ledger.close)
     return RunResult(spec.run_dir, evaluator.done.get(0), evaluator.done.get(version.step))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from looking, within, at what is there already: most of all objects, such as modules.
+    A full collection, for which Ray asks too, holds the GIL for as long as it looks, and so the event loop.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _autoscaling(scaler: Autoscaler, components: Components, recorder: Recorder) -> Callable[[Seconds], None]:

@@ -101,6 +101,11 @@ class CallStore(CallRecord):
             with self._lock:
                 self._db.execute("DELETE FROM calls WHERE prompt_id = ?", (prompt_id,))
 
+    def remove_attempts(self, prompt_id: str, last: int) -> None:
+        """Remove the calls of a prompt's attempts up to number ``last``."""
+        with self._lock:
+            self._db.execute("DELETE FROM calls WHERE prompt_id = ? AND attempt <= ?", (prompt_id, last))
+
     def remove_newer(self, step: int) -> None:
         """Remove calls that weights newer than those of ``step`` answered: the run went back."""
         with self._lock:

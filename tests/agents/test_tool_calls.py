@@ -90,3 +90,38 @@ def test_no_text_costs_much_time(parser: str, part: str) -> None:
 )  # fmt: skip
 def test_a_template_says_how_calls_are_written(template: str | None, expected: str) -> None:
     assert parser_for(template) == expected
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(
+    ("opened", "closed"),
+    [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]"), ("1+", ""), ("not ", ""), ("-", ""), ("a.", ""), ("lambda:", "")],
+)
+def test_what_is_read_of_a_call_can_be_shown_and_written_wherever_it_goes(
+    parser: str, opened: str, closed: str
+) -> None:
+    """However deep it is nested: also far down a stack, and with what others put around it."""
+
+    def used_below(frames: int, calls: list) -> None:
+        if frames:
+            used_below(frames - 1, calls)
+            return
+        assert json.loads(json.dumps({"answer": {"calls": calls}}))["answer"]["calls"] == calls and repr(calls)
+
+    for depth in (*range(1, 70, 7), 64, 65, 190, 500, *range(940, 1000, 7), 3000):
+        deep = f"{opened * depth}1{closed * depth}"
+        for form in (
+            '<tool_call>{"name": "f", "arguments": {"a": %s}}</tool_call>', "<tool_call>%s</tool_call>",
+            '{"name": "f", "parameters": {"a": %s}}', '[TOOL_CALLS][{"name": "f", "arguments": %s}]',
+            "[TOOL_CALLS]f%s", "[f(a=%s)]", "[%s]", "[f(), %s]",
+        ):  # fmt: skip
+            _, calls = parse(parser, form % deep)
+            used_below(300, [call for call in calls if call["function"]["arguments"]])
+
+
+def test_what_is_nested_as_arguments_are_is_read() -> None:
+    deep: object = 1
+    for _ in range(20):
+        deep = [{"a": deep}]
+    call = json.dumps({"name": "add", "arguments": {"a": deep}})
+    assert functions("hermes", f"<tool_call>{call}</tool_call>") == [("add", {"a": deep})]

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +208,9 @@ class FakeObserver:
         after: Mapping[Key, AfterGroup],
     ) -> None:
         self.learnt.append(batch.step)
+
+    def step_ends(self) -> Callable[[StepRecord], None]:
+        return lambda record: None
 
     def step_done(self, record: StepRecord) -> None:
         self.steps.append(record)

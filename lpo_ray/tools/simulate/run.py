@@ -10,7 +10,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -175,6 +175,10 @@ class _Notes(Observer, Events):
         after: Mapping[Key, AfterGroup],
     ) -> None:
         pass
+
+    @override
+    def step_ends(self) -> Callable[[StepRecord], None]:
+        return lambda record: None
 
     @override
     def step_done(self, record: StepRecord) -> None:
