@@ -260,8 +260,7 @@ def remote_agents(
     run = _watched(AgentService).options(**shared, runtime_env={"env_vars": _environment(config, {})})
 
     def make(processes: int) -> ActorProxy[AgentService]:
-        hosted = dataclasses.replace(settings.hosted, processes=processes)
-        return run.remote(dataclasses.replace(settings, hosted=hosted))
+        return run.remote(settings.with_processes(processes))
 
     asking = RemoteEndpoint(lambda: asked.remote(endpoint), SERVICE_SECONDS, starts, start_seconds, restarts, events)
     asking.url = f"http://{endpoint.host}:{doorway.port}"

@@ -11,6 +11,7 @@ from actors.control.log_shipping import ship_log
 from actors.runtime.cpu_tuning import give_way
 from actors.runtime.inspection import current_process
 from actors.runtime.start_watch import Startable
+from lpo_ray.agents.agent_commands import AgentCommands
 from lpo_ray.agents.agent_functions import AgentFunctions
 from lpo_ray.agents.programs import Access, AgentSettings, HostedPrograms
 from lpo_ray.common.held import Held
@@ -30,7 +31,8 @@ class AgentService(Startable):
         """Return where the service runs. Child processes start with what they run."""
         give_way()
         ship_log("agent", "agent service")
-        self._programs: HostedPrograms = AgentFunctions(self._settings)
+        kind = AgentCommands if self._settings.command else AgentFunctions
+        self._programs: HostedPrograms = kind(self._settings)
         return current_process()
 
     async def begin(self, conversation: ConversationId, prompt: Prompt) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from lpo_ray.agents.limits import Hosted
@@ -23,6 +23,10 @@ class AgentSettings:
     network: bool = False
     """whether a command may reach more than the endpoint"""
     seed: int = 0
+
+    def with_processes(self, processes: int) -> AgentSettings:
+        """Return them for another number of processes."""
+        return replace(self, hosted=replace(self.hosted, processes=processes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ def environment_settings(spec: RunSpec) -> EnvironmentSettings:
 
 def agent_settings(spec: RunSpec) -> AgentSettings:
     """Settings of the programs that ask the policy."""
-    task, command = spec.config.task, agent_command(spec.config.task)
+    task = spec.config.task
+    command = tuple(str(Path(word).resolve()) if Path(word).is_file() else word for word in agent_command(task))
     hosted = replace(environment_settings(spec).hosted, agent=None if command else task.agent)
     return AgentSettings(hosted, command, spec.config.agent.network, spec.config.run.seed)
 
