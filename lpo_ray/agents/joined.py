@@ -12,7 +12,7 @@ import itertools
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from typing_extensions import override
 
@@ -128,7 +128,7 @@ class JoinedAgents(Agents):
         if session is None:
             return ""
         last_lines, _ = await asyncio.gather(self._programs.end(conversation), self._endpoint.end(conversation))
-        tasks = [task for task in (session.asking, session.program) if task is not None]
+        tasks: list[asyncio.Task[Any]] = [task for task in (session.asking, session.program) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
