@@ -55,9 +55,9 @@ class Server(uvicorn.Server):
 class Endpoint:
     """An endpoint in this process and event loop."""
 
-    def __init__(self, settings: EndpointSettings) -> None:
+    def __init__(self, settings: EndpointSettings, sessions: Sessions | None = None) -> None:
         self._settings = settings
-        self.sessions = Sessions(settings.limits)
+        self.sessions = Sessions(settings.limits) if sessions is None else sessions
         self.address = ""
         """http://HOST:PORT"""
 

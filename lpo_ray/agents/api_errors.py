@@ -35,6 +35,9 @@ class ApiError(Exception):
     retry_after: int | None = None
     """seconds"""
 
+    def __str__(self) -> str:
+        return self.message
+
     def body(self, dialect: Dialect) -> dict[str, Any]:
         """Write it in the shape of an API."""
         if dialect == "anthropic":

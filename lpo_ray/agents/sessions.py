@@ -53,10 +53,11 @@ class Outcome(NamedTuple):
 class _Asked:
     """A call, and whoever waits for its answer."""
 
-    __slots__ = ("answer", "arrived", "call", "number")
+    __slots__ = ("answer", "arrived", "call", "failure", "number")
 
     def __init__(self, number: int, answer: Answer | None = None, call: Call | None = None) -> None:
         self.number, self.answer, self.call = number, answer, call
+        self.failure: ApiError | None = None
         self.arrived = asyncio.Event()
         if answer is not None:
             self.arrived.set()
@@ -120,7 +121,7 @@ class Session:
             self._news.set()
         await asked.arrived.wait()
         if asked.answer is None:
-            raise ended_session()
+            raise asked.failure or ended_session()
         told, asked.call = asked.call, None
         return Outcome(asked.answer, told)
 
@@ -139,6 +140,15 @@ class Session:
         if asked is None or asked.answer is not None or self.ended:
             return
         asked.answer = answer
+        asked.arrived.set()
+
+    def give_up(self, call: Call, error: ApiError) -> None:
+        """Tell whoever waits for a call of an error. It is a new call when it is asked again."""
+        asked = self._by_number.get(call.number)
+        if asked is None or asked.answer is not None:
+            return
+        del self._by_number[call.number], self._by_request[_digest(call.request)]
+        asked.failure = error
         asked.arrived.set()
 
     def end(self) -> None:

@@ -148,6 +148,21 @@ async def test_a_refusal_is_an_answer() -> None:
     assert (await first).answer == (await second).answer == (await session.ask(call(1))).answer
 
 
+async def test_a_call_that_is_given_up_may_be_asked_again() -> None:
+    session = Session(NAME, LIMITS)
+    first = asyncio.create_task(session.ask(call(1)))
+    session.give_up(await session.next(), ApiError(503, "no engine"))
+    with pytest.raises(ApiError, match="no engine"):
+        await first
+    again = asyncio.create_task(session.ask(call(1)))
+    found = await session.next()
+    assert found.number == 1
+    session.answer(found.number, turn(1))
+    assert (await again).call is found
+    session.give_up(found, ApiError(503, "too late"))
+    session.give_up(found, ApiError(503, "twice"))
+
+
 async def test_only_the_first_who_is_told_gets_the_call() -> None:
     session = Session(NAME, LIMITS)
     tasks = [asyncio.create_task(session.ask(call(1))) for _ in range(3)]
