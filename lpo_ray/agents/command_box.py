@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from lpo_ray.agents.inside import bridge
 from lpo_ray.agents.programs import Access, AgentSettings
-from lpo_ray.common.redaction import secrets
+from lpo_ray.common.redaction import names_a_secret
 from lpo_ray.verifiers.sandbox.kinds import bwrap
 from lpo_ray.verifiers.sandbox.memory import Group, make_group
 
@@ -31,8 +31,7 @@ INNER = "endpoint"
 
 def environment_of_command(access: Access, folder: Path) -> dict[str, str]:
     """Return the variables of a command: those of this process without its secrets and proxies, and its access."""
-    hidden = set(secrets().values())
-    kept = {name: value for name, value in os.environ.items() if name not in hidden and name not in PROXIES}
+    kept = {name: value for name, value in os.environ.items() if not (names_a_secret(name) or name in PROXIES)}
     beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return {
         **kept, "PATH": beside, "HOME": str(folder), "TMPDIR": str(folder), "NO_PROXY": "*", "no_proxy": "*",

@@ -25,9 +25,14 @@ SESSION_KEY = "lpo-session-"
 _SESSION_KEYS = re.compile(rf"{SESSION_KEY}[\w-]{{8,}}")
 
 
+def names_a_secret(name: str) -> bool:
+    """Whether a variable of this name has a secret."""
+    return _NAMES.search(name) is not None
+
+
 def secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Collect the secrets that this process knows: value -> name of its variable."""
-    found = {value.strip(): name for name, value in environment.items() if _NAMES.search(name)}
+    found = {value.strip(): name for name, value in environment.items() if names_a_secret(name)}
     token_file = Path(environment.get(TOKEN_FILE) or home(environment) / ".ray" / "auth_token")
     with suppress(OSError, UnicodeDecodeError):  # no token, or not ours to read
         found.setdefault(token_file.read_text(encoding="utf-8").strip(), TOKEN_FILE)
