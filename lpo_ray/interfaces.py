@@ -225,6 +225,10 @@ class Events(Protocol):
         """Report all rollout workers, whenever one changes."""
         ...
 
+    def measured(self, values: Mapping[str, int]) -> None:
+        """Report counts that changed, by the names that metrics have."""
+        ...
+
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
         """Enter while the component ``name`` starts with the run, for which it has ``seconds``."""
         ...

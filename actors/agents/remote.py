@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from typing_extensions import override
 
 from actors.agents.service import EnvironmentService
@@ -17,8 +19,18 @@ class RemoteEnvironments(WatchedPool[EnvironmentService], Environments):
     SILENCE_SETTING = "of an environment service that answers nothing"
     CLOSE_SECONDS = 15.0
 
+    @functools.cached_property
+    def _open(self) -> set[ConversationId]:
+        """Conversations that have begun and not ended."""
+        return set()
+
+    def _measure(self) -> None:
+        self.events.measured({"conversations_open": len(self._open), "environment_processes": self.num_processes})
+
     @override
     async def open(self, conversation: ConversationId, prompt: Prompt) -> IntArray:
+        self._open.add(conversation)
+        self._measure()
         with self.groups.during(conversation.key):
             return await self._asked(
                 lambda actor: actor.open.remote(conversation, prompt), f"begin {conversation.prompt_id}",
@@ -35,4 +47,6 @@ class RemoteEnvironments(WatchedPool[EnvironmentService], Environments):
 
     @override
     async def end(self, conversation: ConversationId) -> None:
+        self._open.discard(conversation)
+        self._measure()
         self.service.handle.end.remote(conversation)  # a service that is gone has forgotten it

@@ -106,6 +106,23 @@ class RemoteAgents(JoinedAgents):
         """``doorway``: of the endpoint's address, which lives as long as the run."""
         super().__init__(endpoint, programs)
         self.endpoint, self.programs, self._doorway = endpoint, programs, doorway
+        self._open_now: set[ConversationId] = set()
+
+    @override
+    async def open(self, conversation: ConversationId, prompt: Prompt) -> None:
+        self._open_now.add(conversation)
+        self._measure()
+        await super().open(conversation, prompt)
+
+    @override
+    async def end(self, conversation: ConversationId) -> str:
+        self._open_now.discard(conversation)
+        self._measure()
+        return await super().end(conversation)
+
+    def _measure(self) -> None:
+        values = {"conversations_open": len(self._open_now), "environment_processes": self.programs.num_processes}
+        self.programs.events.measured(values)
 
     @property
     def services(self) -> list[RestartableActor]:

@@ -74,6 +74,7 @@ class WatchedService(Generic[S]):
         """``make``: makes the actor. ``silence_seconds``: time in which it must get on while it has calls, as its
         ``progress`` tells.
         """
+        self.events = events
         self._watch = Watch(self._progress, silence_seconds, self.SILENCE_SETTING)
         self.groups = Held[Key]()
         """groups that it has -> since when"""

@@ -117,8 +117,8 @@ class MethodTools(ToolEnvironment):
         said = await called(reset, **_taken(reset, row))
         messages = prompt_messages(row)
         if said and messages:
-            messages[-1] = {**messages[-1], "content": messages[-1]["content"] + str(said)}
-        return messages or [{"role": "user", "content": str(said)}]
+            messages[-1] = {**messages[-1], "content": messages[-1]["content"] + _text(said)}
+        return messages or [{"role": "user", "content": _text(said)}]
 
     async def step(self, reply: Message) -> Step:
         """Run the calls; ask for the reward as it stands."""
@@ -131,6 +131,15 @@ class MethodTools(ToolEnvironment):
         """Close it where it can be."""
         if hasattr(self._foreign, "close"):
             await called(self._foreign.close)
+
+
+def _text(said: Any) -> str:  # noqa: ANN401 - of another system
+    """Return what ``reset`` says as text: it may be a list of parts. Raises TypeError for a part that is no text."""
+    if said is None or isinstance(said, str):
+        return said or ""
+    if isinstance(said, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in said):
+        return "".join(str(part["text"]) for part in said)
+    raise TypeError(f"reset returned {type(said).__name__} {str(said)[:80]!r}; expected a text, or parts of type text")
 
 
 def _taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

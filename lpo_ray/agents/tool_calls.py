@@ -24,6 +24,9 @@ ONE_ARGUMENT = ""
 """name of the argument of a call that is nothing but a text, to the only tool there is"""
 ToolCall = dict[str, Any]
 """in OpenAI's form: {"type": "function", "id": ..., "function": {"name": ..., "arguments": ...}}"""
+_BEGUN, _ENDED = re.compile(r'\{\s*"name"\s*:'), re.compile(r"<\|(?:eom|eot)_id\|>\s*\Z")
+"""of a call in Llama's JSON"""
+_JSON_NAMES = {"true": "True", "false": "False", "null": "None"}
 Found = tuple[str, list[ToolCall]]
 """text before the first call, and the calls"""
 
@@ -113,22 +116,28 @@ def _hermes(text: str) -> Found:
 
 
 def _llama3_json(text: str) -> Found:
-    """{"name": ..., "parameters": {...}} as the whole reply, also behind <|python_tag|>, several with ; between."""
+    """{"name": ..., "parameters": {...}} wherever it stands, also behind <|python_tag|>; several with ; between. JSON
+    without both keys is an answer.
+    """
     body = text.rpartition("<|python_tag|>")[2] if "<|python_tag|>" in text else text
-    body = re.sub(r"<\|(?:eom|eot)_id\|>\s*\Z", "", body).strip()
-    if not body.startswith("{") or '"name"' not in body:
-        return text, []
-    calls: list[ToolCall] = []
-    at = 0
-    while at < len(body) and len(calls) < MAX_CALLS:
+    before, calls = None, list[ToolCall]()
+    at, tries = body.find("{"), 0
+    while at >= 0 and len(calls) < MAX_CALLS and tries < 4 * MAX_CALLS:
+        tries, end = tries + 1, at + 1
+        found: list[ToolCall] = []
         try:
-            _, end = _decoded(body, at)
+            value, end = _decoded(body, at)
+            if isinstance(value, dict) and "name" in value and {"parameters", "arguments"} & set(value):
+                found = _of_json(body[at:end], len(calls))
         except ValueError:
-            calls += _of_json(body[at:], len(calls))
-            break
-        calls += _of_json(body[at:end], len(calls))
-        at = end + len(body[end:]) - len(body[end:].lstrip("; \n"))
-    return "", calls
+            if _BEGUN.match(body, at):
+                end = len(body)
+                found = _of_json(_ENDED.sub("", body[at:]), len(calls))
+        if found and before is None:
+            before = body[:at]
+        calls += found
+        at = body.find("{", end)
+    return (text, []) if before is None else ("" if body is not text else before, calls)
 
 
 def _mistral(text: str) -> Found:
@@ -171,13 +180,21 @@ def _pythonic(text: str) -> Found:
             continue
         name = ast.get_source_segment(body, node.func)
         try:
-            arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-            arguments = read_json(json.dumps(arguments))
+            arguments = {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+            arguments = read_json(json.dumps(arguments)) if None not in arguments else written
         except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError):
             calls.append(_call(name, written, len(calls)))
             continue
         calls.append(_call(name, arguments, len(calls)))
     return "", calls
+
+
+def _literal(node: ast.expr) -> Any:  # noqa: ANN401 - any literal
+    """Evaluate a literal; true, false and null are those of JSON."""
+    names = [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id in _JSON_NAMES]
+    for name in names:
+        name.id = _JSON_NAMES[name.id]
+    return ast.literal_eval(ast.unparse(node) if names else node)
 
 
 def _brackets(text: str) -> Found:

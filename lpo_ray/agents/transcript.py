@@ -55,11 +55,11 @@ class Transcript:
         """
         tokenizer = self._chat.tokenizer
         if self._messages is None:
-            added = tokenizer.encode(text_of(messages))
+            added = tokenizer.encode_behind(text_of(messages), int(reply[-1]))
             self.token_ids = np.concatenate([self.token_ids, reply, added])
             return Appended(added)
         behind = self._chat.behind(self._messages, reply, calls, messages)
-        added = tokenizer.encode(behind.text)
+        added = tokenizer.encode_behind(behind.text, int(reply[-1]))
         self._messages += [behind.answer, *messages]
         self.token_ids = np.concatenate([self.token_ids, reply, added])
         return Appended(added, self._chat.dropped(self.token_ids, self._messages))

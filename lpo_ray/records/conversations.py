@@ -80,6 +80,12 @@ class Conversation:
     """why it ended: "done" by environment or agent, "turns", "tokens" (limits), "length" (of one turn)"""
     environment_seconds: float = 0.0
     """time that environment and tools took, or the agent's program, without waiting"""
+    moved: int = 0
+    """turns drawn by another engine than the turn before, which had the conversation's prefix"""
+    redrawn: int = 0
+    """draws of turns that were lost with their engine, and made again"""
+    dropped: int = 0
+    """tokens of earlier turns in the last context that the chat template would have left out"""
     output: str | None = None
     """of an agent's program: what a verifier reads; None: the last turn"""
 
@@ -139,14 +145,17 @@ class ConversationShape(NamedTuple):
     verdict: tuple[float | None, str, Lack | None] | None
     ended: str
     environment_seconds: float
+    moved: int = 0
+    redrawn: int = 0
+    dropped: int = 0
     output: str | None = None
 
     @classmethod
     def of_plain(cls, plain: Sequence[Any]) -> ConversationShape:
-        """Make it from what JSON made of one; those of earlier versions have no output."""
-        segments, turns, authors, verdict, ended, seconds, *output = plain
+        """Make it from what JSON made of one; those of earlier versions are shorter."""
+        segments, turns, authors, verdict, ended, *rest = plain
         shapes = tuple(SegmentShape(context, tuple(runs), began) for context, runs, began in segments)
-        return cls(shapes, tuple(turns), tuple(authors), verdict and (*verdict,), ended, seconds, *output)
+        return cls(shapes, tuple(turns), tuple(authors), verdict and (*verdict,), ended, *rest)
 
 
 def take_apart(conversation: Conversation) -> tuple[ConversationShape, list[IntArray]]:
@@ -166,7 +175,8 @@ def take_apart(conversation: Conversation) -> tuple[ConversationShape, list[IntA
     verdict = None if conversation.verdict is None else astuple(conversation.verdict)
     shape = ConversationShape(
         tuple(shapes), conversation.turns, conversation.authors, cast("Any", verdict), conversation.ended,
-        conversation.environment_seconds, conversation.output,
+        conversation.environment_seconds, conversation.moved, conversation.redrawn, conversation.dropped,
+        conversation.output,
     )  # fmt: skip
     return shape, others
 
@@ -189,9 +199,7 @@ def put_together(shape: ConversationShape, sampled: IntArray, others: IntArray) 
         used += len(mask) - of_policy
         segments.append(Segment(token_ids, mask, context_ids, began))
     verdict = None if shape.verdict is None else Verdict(*shape.verdict)
-    made = Conversation(
-        tuple(segments), shape.turns, shape.authors, verdict, shape.ended, shape.environment_seconds, shape.output
-    )
+    made = Conversation(tuple(segments), shape.turns, shape.authors, verdict, *shape[4:])
     return made, used
 
 

@@ -38,7 +38,7 @@ class ConversationRollout(RolloutEngine):
 
     async def _conducted(self, name: ConversationId, prompt: Prompt, sampling: Sampling) -> tuple[Transcript, Ending]:
         limit = min(self._most_tokens, sampling.max_conversation_tokens or self._most_tokens)
-        transcript, began, author, seconds = Transcript(), "", "", 0.0
+        transcript, began, author, seconds, dropped = Transcript(), "", "", 0.0, 0
         try:
             context = await self._environments.open(name, prompt)
             if not 0 < len(context) < limit:
@@ -53,8 +53,9 @@ class ConversationRollout(RolloutEngine):
                 observation = await self._environments.reply(name, turn)
                 context, began = _next_context(context, turn, observation)
                 author, seconds = observation.author, seconds + observation.seconds
+                dropped = max(dropped, observation.dropped)
                 if ended := _end(request, turn, observation, has_room=len(context) < limit):
-                    return transcript, Ending(ended, observation.verdict, None, seconds, author)
+                    return transcript, Ending(ended, observation.verdict, None, seconds, author, dropped)
                 if observation.appended_ids is None and observation.context_ids is None:
                     reason = "its environment is not done, and says nothing"
                     raise Unscored(*name.key, f"conversation {name.response}: {reason}")

@@ -15,6 +15,7 @@ last turn of the last segment is what the policy said in the end.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -60,6 +61,11 @@ class _OpenSegment:
         self.all_ids = np.concatenate([context_ids, turn.token_ids])
         self.turns.append((turn, author))
 
+    @property
+    def num_moved(self) -> int:
+        """Turns drawn by another engine than the turn before."""
+        return sum(turn.engine != before.engine for (before, _), (turn, _) in itertools.pairwise(self.turns))
+
     def begins(self, context_ids: IntArray) -> bool:
         """Whether ``context_ids`` begins with its tokens."""
         size = len(self.all_ids)
@@ -97,6 +103,7 @@ class Ending:
     environment_seconds: float = 0.0
     author: str = ""
     """who spoke behind the last turn; empty: nobody"""
+    dropped: int = 0
 
 
 class Transcript:
@@ -159,6 +166,9 @@ class Transcript:
             ending.verdict,
             ending.ended,
             ending.environment_seconds,
+            sum(segment.num_moved for segment in segments),
+            sum(turn.redrawn for turn in turns),
+            ending.dropped,
             ending.output,
         )
         return Response(

@@ -163,8 +163,12 @@ class Recorder:
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """Write the state of the rollout workers to status.json and the sinks."""
         self._status.update_workers(workers)
+        self.measured(worker_metrics(workers))
+
+    def measured(self, values: Mapping[str, int]) -> None:
+        """Write counts that changed since the last step to the sinks."""
         for sink in self._sinks:
-            sink.changed(worker_metrics(workers))
+            sink.changed(values)
 
     async def learned(
         self,

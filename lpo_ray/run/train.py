@@ -115,7 +115,7 @@ async def _train(
             )
             start = await recovery.start(recompute=folder.start.recompute)
             await asyncio.to_thread(folder.record)
-            recorder.resumed(start.version.step)
+            await asyncio.to_thread(recorder.resumed, start.version.step)  # reads all samples
             if evaluation.is_due(start.version.step):
                 await evaluator.now(start.version.step)
             if config.rollout.autoscale.max:

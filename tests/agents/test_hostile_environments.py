@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -111,6 +113,53 @@ def living(pids: Path) -> list[str]:
     return found
 
 
+async def test_a_fork_speaks_in_nobodys_name() -> None:
+    async with hosting("Plain", turn_seconds=20.0) as hosted:
+        (found,) = await played(hosted, ConversationId("bad", 0, 0), {"do": "fork and say"}, "x")
+        assert not found.done and found.verdict is None
+        await fares_well(hosted)
+
+
+@pytest.mark.parametrize("kind", ["Plain", "OnLoop"])
+async def test_a_fork_that_comes_back_is_ended_at_once(kind: str, tmp_path: Path) -> None:
+    """It would take what its parent's event loop waits for."""
+    async with hosting(kind, turn_seconds=20.0) as hosted:
+        row = {"do": "fork and return", "pids": str(tmp_path / "pids")}
+        (found,) = await played(hosted, ConversationId("bad", 0, 0), row, "x")
+        assert found.appended_ids is not None
+        deadline = time.monotonic() + 10
+        while living(tmp_path / "pids"):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        await fares_well(hosted)
+
+
+PARENT = """
+import json, os, pathlib, sys, time
+from lpo_ray.agents.launching import launch
+from lpo_ray.agents.limits import Hosted
+launched = launch()
+launched.channel.sendall(json.dumps({"hosted": Hosted(environment=sys.argv[1]).to_json()}).encode() + b"\\n")
+while not pathlib.Path(sys.argv[2]).exists():
+    time.sleep(0.02)
+print(launched.process.pid, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_that_is_stuck_dies_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(f"import time, pathlib\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+                                       "time.sleep(1000)\n")  # fmt: skip
+    command = [sys.executable, "-c", PARENT, f"{tmp_path / 'stuck.py'}:Stuck", str(tmp_path / "begun")]
+    (tmp_path / "pid").write_text(
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    )
+    deadline = time.monotonic() + 10
+    while living(tmp_path / "pid"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(("many", "expected"), [(2, "escaped"), (1, "exit code 1")])
 async def test_what_is_started_with_variables_of_its_own_is_ended_too(many: int, expected: str, tmp_path: Path) -> None:
     """With the process that it is a descendant of, or by what it prints to where there is no such process any more."""
@@ -176,8 +225,13 @@ async def test_who_used_up_the_memory_of_several_is_found_at_the_second_attempt(
         with pytest.raises(GroupLost, match=r"no memory left .*its process had other conversations") as lost:
             await played(hosted, ConversationId("bad", 0, 0), {"do": "hoard"}, "x")
         assert not isinstance(lost.value, Unscored)
+        await hosted.open(
+            next_one := ConversationId("next", 0, 0), prompt("next", do="")
+        )  # in the process that follows
         with pytest.raises(Unscored, match="no memory left"):
             await played(hosted, ConversationId("bad", 1, 0), {"do": "hoard"}, "x")
+        await hosted.reply(next_one, turn("well"))
+        await hosted.end(next_one)
         if other == "open":
             await hosted.reply(beside, turn("well"))
             await hosted.end(beside)
@@ -233,6 +287,7 @@ async def test_one_that_is_silent_is_given_up_and_others_in_its_process_go_on(do
         with pytest.raises(Unscored, match=r"no answer within 1 s \(environment.turn_seconds\)"):
             await bad
         assert time.monotonic() - started < 20
+        assert hosted._pool._placed["idle/0/0"].child.retired, "it takes no new ones"
         await hosted.reply(idle, turn("well"))
         await hosted.end(idle)
         await fares_well(hosted)

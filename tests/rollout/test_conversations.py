@@ -245,6 +245,32 @@ def test_turns_go_to_the_engine_that_has_the_prefix_and_a_group_begins_on_one() 
     in_scene(scene, work)
 
 
+def test_turns_keep_their_engine_though_more_wait_than_engines_have_room_for() -> None:
+    """Two thirds of the turns moved when whoever waited the longest got the next room, on whatever engine."""
+
+    async def work(pool: RolloutPool[Speaker]) -> None:
+        environments = FakeEnvironments(
+            lambda name, turn: said(50) if turn < 5 else done(),
+            seconds=lambda name, turn: (7 * name.response + 3 * turn + int(name.prompt_id[1:])) % 5 / 4,
+        )
+        rollout = ConversationRollout(pool, environments, 1000)
+        sampling = dataclasses.replace(SAMPLING, group_size=4, max_turns=6)
+        prompts = [dataclasses.replace(PROMPT, prompt_id=f"p{n}") for n in range(24)]
+        groups = await asyncio.gather(*(rollout.sample(prompt, sampling, 0) for prompt in prompts))
+        conversations = [response.conversation for group in groups for response in group.responses]
+        later = sum(len(conversation.turns) - 1 for conversation in conversations)
+        assert later > 400
+        assert sum(conversation.moved for conversation in conversations) < 0.15 * later
+        drawn_by = {r.conversation: set() for r in scene.asked()}
+        for number, speaker in enumerate(scene.made):
+            for request in speaker.asked:
+                drawn_by[request.conversation].add(number)
+        assert sum(len(engines) > 1 for engines in drawn_by.values()) == sum(c.moved > 0 for c in conversations)
+
+    scene = Scene(3, slots=8, seconds=lambda r: 0.5 + float(np.random.default_rng(r.seed()).exponential(0.5)))
+    in_scene(scene, work)
+
+
 def test_one_that_has_no_room_is_not_waited_for() -> None:
     async def work(pool: RolloutPool[Speaker]) -> None:
         sampling = dataclasses.replace(SAMPLING, group_size=6)
@@ -269,6 +295,7 @@ def test_a_turn_whose_engine_dies_is_drawn_again_elsewhere_and_what_was_said_sta
         assert {request.turn for request in again} == {1}
         assert len({request.seed() for request in scene.asked()}) == len(scene.asked()), "each draw has its own seed"
         for k, response in enumerate(group.responses):
+            assert (response.conversation.redrawn, response.conversation.moved) == (1, 1)
             kept = [r for r in scene.asked() if r.conversation.response == k and (r.turn != 1 or r.draw)]
             check(group, k, response, environments, sorted(kept, key=lambda r: r.turn))
         assert scene.idle()

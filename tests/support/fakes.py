@@ -228,6 +228,7 @@ class FakeEvents:
 
     notes: list[str] = field(default_factory=list)
     reports: list[tuple[WorkerStatus, ...]] = field(default_factory=list)
+    counts: list[Mapping[str, int]] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -235,6 +236,9 @@ class FakeEvents:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.reports.append(tuple(workers))
+
+    def measured(self, values: Mapping[str, int]) -> None:
+        self.counts.append(values)
 
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -151,12 +151,22 @@ def _hang_up(row):
     time.sleep(1.0)
 
 
-def _say(row):
-    """Write an answer into every descriptor there is."""
+def _say(row, calls=(4711,)):
+    """Write answers into every descriptor there is."""
+    said = '{"id": %d, "messages": [], "done": true, "verdict": {"reward": 1, "detail": ""}, "history": null}\n'
     for number in range(3, 100):
         with contextlib.suppress(OSError):
-            os.write(number, b'{"id": 4711, "messages": [], "done": true, "verdict": {"reward": 1, "detail": ""}}\n')
+            os.write(number, "".join(said % call for call in calls).encode())
     raise RuntimeError("said it")
+
+
+def _fork_and_say(row):
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(RuntimeError):
+            _say(row, range(100))
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 def _garbage(row):
@@ -180,6 +190,12 @@ def _fork(row):
     if os.fork() == 0:
         return
     raise RuntimeError("forked")
+
+
+def _fork_and_return(row):
+    child = os.fork()
+    if child:
+        Path(row["pids"]).write_text(str(child))
 
 
 def _escape(row):
@@ -260,7 +276,8 @@ ACTIONS = {
     "raise without text": _bad_text, "interrupt": _raise_base, "exit": _exit, "end": _end, "crash": _crash,
     "spin": _spin, "hold": _hold, "sleep": lambda row: time.sleep(1000), "print": _print, "print bytes": _print_bytes,
     "close": _close, "hang up": _hang_up, "say": _say, "garbage": _garbage, "fork": _fork, "hoard": _hoard,
-    "threads": _threads, "escape": _escape, "until": _until, "hoard after": _hoard_after,
+    "threads": _threads, "fork and say": _fork_and_say, "fork and return": _fork_and_return,
+    "escape": _escape, "until": _until, "hoard after": _hoard_after,
     "recurse": _recurse, "fail": lambda row: (_ for _ in ()).throw(Unavailable("no network")),
 }  # fmt: skip
 RETURNED = {

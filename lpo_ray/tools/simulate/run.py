@@ -216,6 +216,10 @@ class _Notes(Observer, Events):
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.restarts = sum(worker.restarts for worker in workers)
 
+    @override
+    def measured(self, values: Mapping[str, int]) -> None:
+        pass
+
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
         """Show nothing."""
         return contextlib.nullcontext()
