@@ -9,11 +9,8 @@ import json
 import os
 import sys
 
-os.environ |= {
-    "MSWEA_SILENT_STARTUP": "1",
-    "MSWEA_COST_TRACKING": "ignore_errors",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-}
+os.environ |= {"MSWEA_SILENT_STARTUP": "1", "MSWEA_COST_TRACKING": "ignore_errors"}
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the network for a price list
 
 import yaml
 from minisweagent.agents.default import DefaultAgent

@@ -1,9 +1,10 @@
-"""Agents of other packages and languages, unmodified, as ``configs/agents`` has them: against the endpoint over HTTP."""
+"""Agents of other packages and languages, unmodified, as ``configs/agents`` has them: over HTTP, without Ray."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ pytestmark = [pytest.mark.slow]
 HERE = Path(__file__).parents[3] / "configs" / "agents"
 
 
+MOST_TOKENS = 2**15
+
+
 def needs(package: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(package) is None
     return pytest.mark.skipif(missing, reason=f"the package {package} is not installed")
@@ -31,7 +35,11 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def folder() -> str:
-    return model_folder(byte_tokenizer(QWEN3, eos="<|im_end|>"))
+    """A model's folder with room for the long prompts of frameworks, a token a byte."""
+    made = Path(model_folder(byte_tokenizer(QWEN3, eos="<|im_end|>")))
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**config, "max_position_embeddings": MOST_TOKENS}))
+    return str(made)
 
 
 @pytest.fixture
@@ -65,7 +73,7 @@ async def test_it_is_trained_on_what_it_asked(name: str, calls: int, folder: str
         function(f"{name}:solve") if name in ("by_hand.py", "smolagents_code.py")
         else command(kinds[os.path.splitext(name)[1]], str(HERE / name))
     )  # fmt: skip
-    async with stage(folder, record, program, most_tokens=2**15) as scene:
+    async with stage(folder, record, program, most_tokens=MOST_TOKENS) as scene:
         group = await asyncio.wait_for(scene.group(), 280)
         scene.check(group)
         for response in group.responses:

@@ -163,16 +163,8 @@ async def test_a_cluster_conducts_conversations_where_it_has_environments(monkey
     assert alone.rollout is pool
     with pytest.raises(ConfigError, match=r"expected rollout=N or verifier=N.*and this run has no environments"):
         await alone.scale("environment", 2)
-    cluster = Cluster(
-        pool,
-        verifier,
-        builder,
-        SimpleNamespace(),
-        None,
-        layout,
-        [],
-        Conversations(scene.environments, AgentLimits(64, 1, 1)),
-    )
+    conducted = Conversations(scene.environments, AgentLimits(64, 1, 1))
+    cluster = Cluster(pool, verifier, builder, SimpleNamespace(), None, layout, [], conducted)
     assert isinstance(cluster.rollout, ConversationRollout)
     assert await cluster.scale("environment", 3) == "3 environment processes"
     for role, count, expected in (
