@@ -139,10 +139,8 @@ def test_an_agent_is_a_function_or_a_command() -> None:
     function, command = spec_of(AGENT), spec_of("task.agent=[python, agent.py, 7]")
     assert (function.has_agent, function.has_turns) == (True, True)
     assert (agent_settings(function).hosted.agent, agent_settings(function).command) == ("agent.py:solve", ())
-    assert (agent_settings(command).hosted.agent, agent_settings(command).command) == (
-        None,
-        ("python", "agent.py", "7"),
-    )
+    made = agent_settings(command)
+    assert (made.hosted.agent, made.command) == (None, ("python", "agent.py", "7"))
     assert function.largest_group == spec_of(TURNS).largest_group, "it may rewrite its history at every call"
     assert numbers(command)["agent"] == "python agent.py 7"
     own = spec_of(AGENT, "task.name=countdown_turns")
