@@ -357,10 +357,11 @@ async def _assembled(client: EngineClient, renderer: ContextRenderer, args: Any)
 
 def _config(model_path: str, most_tokens: int, model_name: str, trust_remote_code: bool) -> VllmConfig:
     engine_args = EngineArgs(
-        model=model_path, tokenizer=model_path, served_model_name=[model_name], max_model_len=most_tokens,
-        generation_config="vllm", trust_remote_code=trust_remote_code, enforce_eager=True,
+        model=model_path, tokenizer=model_path, served_model_name=[model_name], generation_config="vllm",
+        trust_remote_code=trust_remote_code, enforce_eager=True,
     )  # fmt: skip
     model = engine_args.create_model_config()
+    model.max_model_len = most_tokens  # the engines have looked at whether the model has room for it
     model.quantization = cast("Any", None)  # there are no weights
     return VllmConfig(model_config=model)
 

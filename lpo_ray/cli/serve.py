@@ -45,7 +45,7 @@ def serve_command(request: EvaluationRequest, host: str, port: int, *, overrides
     with CapturedLog():
         model_path = model_of(spec, console)
         backend = backend_of(spec.config)
-        made = _endpoint_settings(spec, model_path, host, port, overrides=overrides)
+        made = endpoint_settings(spec, model_path, host, port, overrides=overrides)
 
         async def serve() -> None:
             from actors.agents.standalone import Standalone
@@ -69,7 +69,7 @@ def _without_environment(config: Config) -> Config:
     return replace(config, task=replace(config.task, environment=None, tools=[]))
 
 
-def _endpoint_settings(spec: RunSpec, model_path: str, host: str, port: int, *, overrides: bool) -> EndpointSettings:
+def endpoint_settings(spec: RunSpec, model_path: str, host: str, port: int, *, overrides: bool) -> EndpointSettings:
     encoder = spec.encoder(spec.tokenizer(model_path))
     return EndpointSettings(
         model_path,
