@@ -82,7 +82,7 @@ class Answers:
         tools: Sequence[Message],
         variables: Mapping[str, Any],
     ) -> list[int]:
-        """Find the context of a conversation. Raises ValueError with the reason in ``exchange.error``."""
+        """Find the context of a conversation. Raises ValueError; the exchange has the error that the agent is told."""
         try:
             _check_parts(messages)
             conversation, _, _ = parse_chat_messages(list(messages), self._model, "string")
