@@ -70,6 +70,7 @@ def _without_environment(config: Config) -> Config:
 
 
 def endpoint_settings(spec: RunSpec, model_path: str, host: str, port: int, *, overrides: bool) -> EndpointSettings:
+    """Say how an endpoint for a spec's model answers: as training samples, with a seed of its own."""
     encoder = spec.encoder(spec.tokenizer(model_path))
     return EndpointSettings(
         model_path,

@@ -170,7 +170,7 @@ async def measured(arguments: argparse.Namespace) -> dict[str, Any]:
             cpu = (after.user + after.system - before.user - before.system) / (arguments.sessions * TURNS)
             alone = await directly(engine, watched.asked)
             rounds.append({**found, "engine_seconds": alone, "cpu_ms_a_request": 1e3 * cpu})
-            print(rounds[-1], file=sys.stderr)
+            sys.stderr.write(f"{rounds[-1]}\n")
         rss = process.memory_info().rss
         began = time.perf_counter()
         many = await by_http(address, arguments.many, "many")
