@@ -87,8 +87,8 @@ class TooManyUnscored(LpoRayError):
         return (
             f"{self.unscored} of {self.done} prompts were left out because a response of theirs stayed unscored at "
             f"every attempt, the last {self.last}. Expected a share of at most {self.limit:g} "
-            "(pipeline.max_unscored_share): correct the verifier or the rows, or raise the limit, then continue with "
-            "run.resume=auto"
+            "(pipeline.max_unscored_share): correct the verifier, the environment or the rows, or raise the limit, "
+            "then continue with run.resume=auto"
         )
 
 

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -18,6 +17,7 @@ from typing import Any, cast
 from lpo_ray.agents.environment import Environment, Message, Step, prompt_messages
 from lpo_ray.agents.foreign_rollout import Rollout
 from lpo_ray.agents.tools import ToolEnvironment
+from lpo_ray.agents.user_code import called
 
 Maker = Callable[[], Environment]
 
@@ -81,20 +81,20 @@ class TextGym(Environment):
         """Make the environment from the row, its extras, and return what it makes of the prompt."""
         extras = {"reward_spec": {"ground_truth": row.get("answer")}, **row}
         known = {"env_config": row.get("env_config", {}), "extras": extras}
-        self._foreign = await asyncio.to_thread(self._make, **_taken(self._make, known))
-        messages, _ = await asyncio.to_thread(self._foreign.init, prompt_messages(row))
+        self._foreign = await called(self._make, **_taken(self._make, known))
+        messages, _ = await called(self._foreign.init, prompt_messages(row))
         return list(messages)
 
     async def step(self, reply: Message) -> Step:
         """Let it take the action."""
-        found = await asyncio.to_thread(self._foreign.step, reply["content"])
+        found = await called(self._foreign.step, reply["content"])
         self._total += float(found["reward"])
         return Step(found["observations"], self._total, bool(found["done"]))
 
     async def close(self) -> None:
         """Close it."""
         if hasattr(self, "_foreign"):
-            await asyncio.to_thread(self._foreign.close)
+            await called(self._foreign.close)
 
 
 class MethodTools(ToolEnvironment):
@@ -114,30 +114,32 @@ class MethodTools(ToolEnvironment):
     async def reset(self, row: Mapping[str, Any]) -> list[Message]:
         """Reset it with the row."""
         reset = self._foreign.reset
-        said = await _called(reset, **_taken(reset, row))
+        said = await called(reset, **_taken(reset, row))
         messages = prompt_messages(row)
         if said and messages:
-            messages[-1] = {**messages[-1], "content": messages[-1]["content"] + str(said)}
-        return messages or [{"role": "user", "content": str(said)}]
+            messages[-1] = {**messages[-1], "content": messages[-1]["content"] + _text(said)}
+        return messages or [{"role": "user", "content": _text(said)}]
 
     async def step(self, reply: Message) -> Step:
         """Run the calls; ask for the reward as it stands."""
         found = await super().step(reply)
         if not hasattr(self._foreign, "get_reward"):
             return found
-        return Step(found.messages, await _called(self._foreign.get_reward), found.done)
+        return Step(found.messages, await called(self._foreign.get_reward), found.done)
 
     async def close(self) -> None:
         """Close it where it can be."""
         if hasattr(self._foreign, "close"):
-            await _called(self._foreign.close)
+            await called(self._foreign.close)
 
 
-async def _called(method: Callable[..., Any], **given: Any) -> Any:  # noqa: ANN401 - of another system
-    """Call a method: on the event loop when it is async, else in a thread."""
-    if inspect.iscoroutinefunction(method):
-        return await method(**given)
-    return await asyncio.to_thread(method, **given)
+def _text(said: Any) -> str:  # noqa: ANN401 - of another system
+    """Return what ``reset`` says as text: it may be a list of parts. Raises TypeError for a part that is no text."""
+    if said is None or isinstance(said, str):
+        return said or ""
+    if isinstance(said, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in said):
+        return "".join(str(part["text"]) for part in said)
+    raise TypeError(f"reset returned {type(said).__name__} {str(said)[:80]!r}; expected a text, or parts of type text")
 
 
 def _taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

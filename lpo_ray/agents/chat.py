@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -10,12 +11,22 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from lpo_ray.agents.environment import Message
+from lpo_ray.agents.tool_calls import PARSERS, parse, parser_for
 from lpo_ray.errors import DataError
 from lpo_ray.policy.tokenizer import ANSWER, ChatStyle, Messages, Tokenizer
 from lpo_ray.records import IntArray
 
 LONGEST_COMPARED = 1000
 """lines of a conversation that are compared, behind those that are equal, and words of those that differ"""
+_ASKED: list[Message] = [{"role": "user", "content": "?"}]
+_CALLS: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {"type": "function", "id": "call00000", "function": {"name": "look_up", "arguments": {"word": "sun"}}}
+    ],
+}
+_RESULT: Message = {"role": "tool", "name": "look_up", "tool_call_id": "call00000", "content": "a star"}
 _ANY_ANSWER: Message = {"role": "assistant", "content": "answer"}
 
 
@@ -73,6 +84,8 @@ class Chat:
                 raise
             text = self._end + self._after(mark, [*before, _marked(calls, mark), *messages]).partition(self._end)[2]
             answer = {"role": "assistant", "content": "", "tool_calls": _readable(calls)}
+        if not answer["content"].strip() and not calls and not self._takes([*before, answer, *messages]):
+            answer = _ANY_ANSWER  # the policy's silence is no fault of the template's, and stays in the tokens
         if self.tokenizer.is_special(int(reply[-1])) and self._end and text.lstrip().startswith(self._end):
             text = text.lstrip()[len(self._end) :]
         return Behind(text, answer)
@@ -83,14 +96,46 @@ class Chat:
             wanted = self.tokenizer.render(messages, self.encoder.style)
         except DataError:
             return 0
+        wanted = self.tokenizer.show(self.tokenizer.encode(wanted))  # with the white space that tokens make of it
         only = _only_in_first(self.tokenizer.show(token_ids), wanted)
         return len(self.tokenizer.encode(only)) if only.strip() else 0
+
+    def parser(self) -> tuple[str, str]:
+        """Choose the row of PARSERS that reads a tool call as the template writes it, else one by the template's text.
+        Says also what keeps the policy from calling tools; empty where nothing is known to.
+        """
+        style = self.encoder.style
+        guess = parser_for(self.tokenizer.template_text(style))
+        try:
+            asked = self.tokenizer.render(_ASKED, style)
+            if style.tools and self.tokenizer.render(_ASKED, replace(style, tools=())) == asked:
+                return guess, "the chat template does not tell the model of its tools"
+            written = self.tokenizer.render([*_ASKED, _CALLS, _RESULT], style).removeprefix(asked)
+        except DataError:  # it wants more than this
+            return guess, ""
+        if self._end:
+            written = written.partition(self._end)[0]
+        wanted = [(call["function"]["name"], call["function"]["arguments"]) for call in _CALLS["tool_calls"]]
+        for name in (guess, *PARSERS):
+            calls = parse(name, written)[1]
+            if [(call["function"]["name"], call["function"]["arguments"]) for call in calls] == wanted:
+                return name, ""
+        if wanted[0][0] not in written:
+            return guess, ""
+        return guess, f"the chat template writes calls as {written.strip()!r}, which no parser of ours reads"
 
     @cached_property
     def _end(self) -> str:
         """Text of the special token that ends the assistant's turn; empty where none does."""
         token = self.tokenizer.end_of_turn(self.encoder.style)
         return "" if token is None else self.tokenizer.show(np.array([token]))
+
+    def _takes(self, messages: Messages) -> bool:
+        try:
+            self.tokenizer.render(messages, self.encoder.style)
+        except DataError:
+            return False
+        return True
 
     def _after(self, mark: str, messages: Messages) -> str:
         text = self.tokenizer.render(messages, self.encoder.style)

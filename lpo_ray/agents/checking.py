@@ -29,6 +29,7 @@ def reply_of(content: str, shown: str, parser: str | None) -> Message:
     if parser is None:
         return {"role": "assistant", "content": content}
     before, calls = parse(parser, shown)
+    calls = _without_halves(calls)
     return {"role": "assistant", "content": before, "tool_calls": calls} if calls else {
         "role": "assistant", "content": content,
     }  # fmt: skip

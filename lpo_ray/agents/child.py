@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import inspect
 import json
 import os
 import resource
@@ -19,15 +18,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from lpo_ray.agents.checking import Refused, checked_messages, checked_step, reply_of
 from lpo_ray.agents.environment import Environment, Unavailable, prompt_messages
 from lpo_ray.agents.limits import Hosted
+from lpo_ray.agents.solving import Solving
 from lpo_ray.agents.table import EnvironmentMaker, environment_of
+from lpo_ray.agents.tool_calls import parser_for
 from lpo_ray.agents.tools import ToolEnvironment
+from lpo_ray.agents.user_code import called, text_of
 from lpo_ray.common.error_text import error_text
 
 AT_ONCE = 32
@@ -69,7 +71,7 @@ class Host:
 
     async def _answer(self, request: dict[str, Any]) -> None:
         """Carry out one request and send its answer, whatever happens on the way."""
-        started = time.monotonic()
+        started, stuck = time.monotonic(), False
         try:
             answer = await {"open": self._open, "step": self._step, "end": self._end}[request["do"]](request)
             if (size := _characters(answer.get("messages")) + _characters(answer.get("history"))) > (
@@ -84,32 +86,39 @@ class Host:
             answer = {"fault": _cut(error_text(error)), "of": "outside"}
         except asyncio.CancelledError:
             answer = {"fault": "it was cancelled"}
+            stuck = self._keeps_threads(request)
         except Refused as error:
             answer = {"fault": str(error)}
         except BaseException as error:  # noqa: BLE001 - also what would end the process: none of it is a verdict
-            answer = {"fault": f"{_cut(error_text(error))} ({_place(error)})"}
-        worn = _resident_bytes() > self._limit / 2
+            answer = {"fault": f"{_cut(text_of(error))} ({_place(error)})"}
+        worn = stuck or _resident_bytes() > self._limit / 2
         self.send({"id": request["id"], "seconds": time.monotonic() - started, "worn": worn, **answer})
 
     async def _open(self, request: dict[str, Any]) -> dict[str, Any]:
-        environment = await _called(self._make)
+        environment = await called(self._make)
         environment.seed = request["seed"]
         self._guests[request["conversation"]] = environment  # before reset: what it has begun is closed in any case
-        messages = await _called(environment.reset, request["row"])
+        messages = await called(environment.reset, request["row"])
         if messages == prompt_messages(request["row"]):  # whose tokens the parent has
             return {"messages": None}
         return {"messages": checked_messages(messages, "reset")}
 
     async def _step(self, request: dict[str, Any]) -> dict[str, Any]:
         environment = self._guests[request["conversation"]]
-        reply = reply_of(request["content"], request["shown"], self._parser(environment))
-        step = checked_step(await _called(environment.step, dict(reply)))
+        reply = reply_of(request["content"], request["shown"], self._parser(environment, is_plain=request["is_plain"]))
+        step = checked_step(await called(environment.step, dict(reply)))
         return {**step, "calls": reply.get("tool_calls", [])}
 
-    def _parser(self, environment: Environment) -> str | None:
+    def _keeps_threads(self, request: Mapping[str, Any]) -> bool:
+        agent = self._guests.get(request["conversation"])
+        return isinstance(agent, Solving) and agent.keeps_threads
+
+    def _parser(self, environment: Environment, *, is_plain: bool) -> str | None:
         if self._hosted.parser != "auto":
             return self._hosted.parser
-        return self._hosted.template_parser if isinstance(environment, ToolEnvironment) else None
+        if not isinstance(environment, ToolEnvironment):
+            return None
+        return parser_for(None) if is_plain else self._hosted.template_parser
 
     async def _end(self, request: dict[str, Any]) -> dict[str, Any]:
         environment = self._guests.pop(request["conversation"], None)
@@ -117,42 +126,8 @@ class Host:
         if len(working) > 1:  # this one, and a step that nobody waits for any more
             await asyncio.wait(set(working) - {asyncio.current_task()})
         if environment is not None:
-            await _called(environment.close)
+            await called(environment.close)
         return {}
-
-
-async def _called(method: Callable[..., Any], *args: Any) -> Any:  # noqa: ANN401 - a user's method
-    """Call a method: on the event loop when it is async, else in a thread."""
-    own = os.getpid()
-    if inspect.iscoroutinefunction(method):
-        found = method(*args)
-    else:
-        found = await asyncio.get_running_loop().run_in_executor(None, _in_thread, own, method, args)
-    if inspect.isawaitable(found):
-        found = await _awaited(found)
-    if os.getpid() != own:  # a fork that came back: nobody waits for it
-        os._exit(0)
-    return found
-
-
-async def _awaited(found: Awaitable[Any]) -> Any:  # noqa: ANN401 - as _called
-    return await found
-
-
-class _Raised(Exception):
-    """An error that would have ended a thread's process, such as SystemExit, carried out of the thread."""
-
-
-def _in_thread(own: int, method: Callable[..., Any], args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - as _called
-    try:
-        return method(*args)
-    except Exception:
-        raise
-    except BaseException as error:
-        raise _Raised(error_text(error)) from error
-    finally:
-        if os.getpid() != own:
-            os._exit(0)
 
 
 def _characters(messages: list[dict[str, Any]] | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from lpo_ray.agents.chat import Chat, Encoder
 from lpo_ray.agents.limits import Hosted
 from lpo_ray.agents.pool import EnvironmentPool
 from lpo_ray.agents.processes import Lost, Refused
-from lpo_ray.agents.tool_calls import parser_for
 from lpo_ray.agents.transcript import Transcript
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import DataError, GroupLost, Unscored
@@ -23,6 +23,7 @@ from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import ConversationId, IntArray, Observation, Prompt, Turn
 from lpo_ray.verdict import Verdict
 
+logger = logging.getLogger(__name__)
 REWRITTEN = "the environment rewrote the history"
 
 
@@ -38,10 +39,12 @@ class HostedEnvironments(Environments):
     """Environments in a pool of child processes. Lives in one event loop."""
 
     def __init__(self, settings: EnvironmentSettings, tokenizer: Tokenizer, encoder: Encoder) -> None:
-        template = None if encoder.is_plain else tokenizer.template_text(encoder.style)
-        hosted = replace(settings.hosted, template_parser=parser_for(template))
-        self._pool, self._seed = EnvironmentPool(hosted), settings.seed
         self._tokenizer, self._chat = tokenizer, Chat(tokenizer, encoder)
+        parser, trouble = self._chat.parser()
+        if trouble and encoder.style.tools and not encoder.is_plain and settings.hosted.parser == "auto":
+            logger.warning("%s: expected a chat template with tools (task.chat_template), or task.tool_parser", trouble)
+        hosted = replace(settings.hosted, template_parser=parser)
+        self._pool, self._seed = EnvironmentPool(hosted), settings.seed
         self._transcripts: dict[ConversationId, Transcript] = {}
 
     @override
@@ -59,7 +62,8 @@ class HostedEnvironments(Environments):
         with _faults_of(conversation):
             if transcript is None:
                 raise Lost("there is no such conversation here: it was ended, or its process was")
-            answer = await self._pool.step(_name(conversation), *self._said(turn.token_ids))
+            content, shown = self._said(turn.token_ids)
+            answer = await self._pool.step(_name(conversation), content, shown, is_plain=transcript.is_plain)
             return _observation(transcript, turn, answer)
 
     @override
@@ -103,7 +107,7 @@ def row_of(prompt: Prompt) -> Mapping[str, Any]:
 
 def _observation(transcript: Transcript, turn: Turn, answer: Mapping[str, Any]) -> Observation:
     messages, history = answer["messages"], answer["history"]
-    done, verdict, seconds = bool(answer["done"]), _verdict(answer["verdict"]), float(answer["seconds"])
+    done, verdict, seconds = bool(answer["done"]), verdict_of_answer(answer["verdict"]), float(answer["seconds"])
     if done:
         return Observation(None, author=_author(messages), done=True, verdict=verdict, seconds=seconds)
     if history is not None:
@@ -115,7 +119,8 @@ def _observation(transcript: Transcript, turn: Turn, answer: Mapping[str, Any]) 
     )
 
 
-def _verdict(found: Mapping[str, Any] | None) -> Verdict | None:
+def verdict_of_answer(found: Mapping[str, Any] | None) -> Verdict | None:
+    """Read the verdict that a child process wrote. Raises Refused."""
     if found is None:
         return None
     reward, detail = found["reward"], str(found["detail"])

@@ -16,13 +16,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from lpo_ray.agents.limits import Hosted
 from lpo_ray.errors import ConfigError
 
 START_SECONDS = 120.0
 """that a process may take to import what it hosts"""
 MARK = "LPO_RAY_ENVIRONMENT"
-"""variable by which what a process has started is known, whatever became of it"""
+"""variable by which what a process has started is known, whatever became of its parents"""
 SWEEPS = 100
 """times that what a process has started is looked for and killed: it may start more meanwhile"""
 _BOOT = (
@@ -33,15 +35,24 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Launched:
-    """A child process that was started."""
+class Started:
+    """A process that was started, in a session of its own, and what its descendants are known by."""
 
     process: subprocess.Popen[bytes]
+    pipe: os.stat_result
+    """that it prints to, which may be closed by now"""
+    mark: str
+    """that the variables of what it starts have, unless they are replaced"""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched(Started):
+    """A child process that was started."""
+
     channel: socket.socket
     """this end of it"""
     printed: IO[bytes]
     """what it prints"""
-    mark: str
 
 
 def launch() -> Launched:
@@ -62,18 +73,24 @@ def launch() -> Launched:
     finally:
         os.close(writing)
         theirs.close()
-    return Launched(process, ours, os.fdopen(reading, "rb", buffering=0), mark)
+    return Launched(process, os.fstat(reading), mark, ours, os.fdopen(reading, "rb", buffering=0))
 
 
-def kill(launched: Launched) -> None:
+def kill(launched: Started) -> None:
     """Kill a process, its group, and whatever else it has started, until nothing of it is left."""
+    family: list[psutil.Process] = []
     if launched.process.returncode is None:
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(launched.process.pid).children(recursive=True)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launched.process.pid, signal.SIGKILL)
     launched.process.wait()
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
     found: list[int] = []
     for _ in range(SWEEPS):
-        found = _marked(launched.mark)
+        found = _started_by(launched)
         if not found:
             return
         for pid in found:
@@ -98,20 +115,22 @@ def schemas_of(environment: str | None, tools: tuple[str, ...]) -> tuple[dict[st
         said = {"fault": f"its process did not answer ({type(error).__name__})"}
     finally:
         launched.channel.close()
-        launched.printed.close()
         kill(launched)
+        launched.printed.close()
     if "fault" in said:
         what = f"task.environment={environment}" if environment else f"task.tools={list(tools)}"
         raise ConfigError(f"{what} cannot be loaded: {said['fault']}")
     return tuple(said["schemas"])
 
 
-def _marked(mark: str) -> list[int]:
-    """List the processes whose environment variables have the mark."""
-    wanted, found = f"{MARK}={mark}".encode(), []
+def _started_by(launched: Started) -> list[int]:
+    """List the processes whose environment variables have the mark, or that print to where the process did."""
+    wanted, found = f"{MARK}={launched.mark}".encode(), []
     for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
+        if folder.name.isdecimal() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                if wanted in (folder / "environ").read_bytes().split(b"\0") or any(
+                    os.path.samestat(os.stat(folder / "fd" / number), launched.pipe) for number in ("1", "2")
+                ):
                     found.append(int(folder.name))
     return found

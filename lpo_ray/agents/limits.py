@@ -14,12 +14,14 @@ class Hosted:
 
     environment: str | None = None
     """row of ENVIRONMENTS, "path/to/file.py:Name" or "module:Name"; None: that of ``tools``"""
+    agent: str | None = None
+    """in place of an environment: the agent, "path/to/file.py:solve" or "module:solve" """
     tools: tuple[str, ...] = ()
     """rows of TOOLS, or functions: "path/to/file.py:name" or "module:name" """
     parser: str = "auto"
     """row of PARSERS that finds tool calls in every reply; auto: ``template_parser``, for environments with tools"""
     template_parser: str = "hermes"
-    """row of PARSERS by the chat template"""
+    """row of PARSERS by the chat template; conversations of plain text have calls between brackets"""
     processes: int = 2
     turn_seconds: float = 60.0
     """that one reset, step or close may take"""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -13,11 +15,18 @@ from lpo_ray.agents.environment import Environment, Message, Step, Unavailable
 
 SECONDS = 60.0
 """that a request may take; environment.turn_seconds ends it sooner"""
+OF_THE_ACTION = (400, 422)
+"""answers that refuse the action; any other status is the server's trouble: it is busy, moved, or wants a key"""
+CLOSE_SECONDS = 1.0
+"""that a server has to end a session"""
+OF_SERVER = ("CAPACITY_REACHED", "FACTORY_ERROR", "SESSION_ERROR")
+"""codes of errors that are no affair of the action"""
 
 
 class OpenEnv(Environment):
     """Environment of a server. ``ws://`` has a session for each conversation, as OpenEnv's clients do; ``http://``
-    names it in each request as ``episode_id``. The verdict is the sum of the rewards, where there were any.
+    names it in each request as ``episode_id``, for servers that keep it: those of OpenEnv itself begin anew with each.
+    The verdict is the sum of the rewards, where there were any.
     """
 
     url: str = "ws://127.0.0.1:8000/ws"
@@ -52,9 +61,15 @@ class OpenEnv(Environment):
         return Step([{"role": "user", "content": self.said(found["observation"])}], self._total)
 
     async def close(self) -> None:
-        """End the session."""
-        if self._socket is not None:
-            await self._socket.close()
+        """End the session, as OpenEnv's clients do: a server that is not told of it logs an error."""
+        if self._socket is None:
+            return
+        from websockets.exceptions import WebSocketException
+
+        with contextlib.suppress(WebSocketException, TimeoutError):
+            await self._socket.send(json.dumps({"type": "close"}))
+            await asyncio.wait_for(self._socket.wait_closed(), CLOSE_SECONDS)
+        await self._socket.close()
 
     async def _asked(self, what: str, data: dict[str, Any]) -> dict[str, Any]:
         """Make one request. Raises Unavailable when the server cannot be asked."""
@@ -63,7 +78,7 @@ class OpenEnv(Environment):
                 return await self._by_session({"type": what, "data": data})
             body = data if what == "reset" else {"action": data, "episode_id": self._episode}
             return await asyncio.to_thread(_posted, f"{self.url.rstrip('/')}/{what}", body)
-        except OSError as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: what it says is no JSON
             raise Unavailable(f"{self.url} cannot be asked to {what}: {error}") from error
 
     async def _by_session(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +93,9 @@ class OpenEnv(Environment):
         except WebSocketException as error:
             raise Unavailable(f"{self.url} ended the session: {error}") from error
         if answer.get("type") == "error":
-            raise RuntimeError(f"{self.url} answered {str(answer.get('data'))[:300]}")
+            data = answer.get("data")
+            of_server = isinstance(data, Mapping) and data.get("code") in OF_SERVER
+            raise (Unavailable if of_server else RuntimeError)(f"{self.url} answered {str(data)[:300]}")
         return answer["data"]
 
 
@@ -88,6 +105,6 @@ def _posted(url: str, body: dict[str, Any]) -> dict[str, Any]:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=SECONDS) as answer:
             return json.loads(answer.read(2**24))
     except urllib.error.HTTPError as error:
-        if error.code >= 500:
+        if error.code not in OF_THE_ACTION:
             raise
         raise RuntimeError(f"{url} answered {error.code}: {error.read(300)!r}") from error

@@ -61,9 +61,26 @@ class EnvironmentPool:
         self._placed[conversation] = _Placed(child, prompt, alone)
         return await self._ask("open", conversation, row=dict(row), seed=seed)
 
-    async def step(self, conversation: str, content: str, shown: str) -> dict[str, Any]:
-        """Give the environment what the policy said. Raises Refused or Lost."""
-        return await self._ask("step", conversation, content=content, shown=shown)
+    async def step(self, conversation: str, content: str, shown: str, *, is_plain: bool) -> dict[str, Any]:
+        """Give the environment what the policy said; ``is_plain``: no chat template says how calls are written. Raises
+        Refused or Lost.
+        """
+        return await self._ask("step", conversation, content=content, shown=shown, is_plain=is_plain)
+
+    async def cancel(self, conversation: str, reason: str) -> str:
+        """Give up what is being done for a conversation, and return what its process printed last; empty when nothing
+        was.
+        """
+        placed = self._placed.get(conversation)
+        if placed is None or placed.child.dead or not placed.child.is_busy(conversation):
+            return ""
+        await placed.child.cancel(conversation, reason)
+        return placed.child.last_words
+
+    def last_words(self, conversation: str) -> str:
+        """Return what the process of a conversation printed last."""
+        placed = self._placed.get(conversation)
+        return "" if placed is None else placed.child.last_words
 
     def end(self, conversation: str) -> None:
         """Forget a conversation; its environment is closed in the background."""
@@ -115,7 +132,6 @@ class EnvironmentPool:
         except Lost:
             pass  # with its process
         finally:
-            child.conversations.discard(conversation)
             if child.retired and not child.dead:
                 child.retire()
             if placed.alone:

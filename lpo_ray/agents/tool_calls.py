@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lpo_ray.verifiers.thinking import after_thinking
@@ -18,10 +18,15 @@ MAX_CALLS = 16
 """of one reply; more are not looked at"""
 LONGEST_CALL = 100_000
 """characters of a call that are read"""
+DEEPEST = 64
+"""lists and mappings within each other in a call that is read: much deeper ones no JSON library can write again"""
 ONE_ARGUMENT = ""
 """name of the argument of a call that is nothing but a text, to the only tool there is"""
 ToolCall = dict[str, Any]
 """in OpenAI's form: {"type": "function", "id": ..., "function": {"name": ..., "arguments": ...}}"""
+_BEGUN, _ENDED = re.compile(r'\{\s*"name"\s*:'), re.compile(r"<\|(?:eom|eot)_id\|>\s*\Z")
+"""of a call in Llama's JSON"""
+_JSON_NAMES = {"true": "True", "false": "False", "null": "None"}
 Found = tuple[str, list[ToolCall]]
 """text before the first call, and the calls"""
 
@@ -48,6 +53,32 @@ def parser_for(template: str | None) -> str:
     return "hermes"
 
 
+def read_json(text: str) -> Any:  # noqa: ANN401 - any JSON
+    """Read JSON that a model wrote. Raises ValueError, also for what lies deeper than DEEPEST."""
+    value, end = _decoded(text := text.strip())
+    if end < len(text):
+        raise ValueError(f"{text[end : end + 20]!r} stands behind the JSON")
+    return value
+
+
+def _decoded(text: str, at: int = 0) -> tuple[Any, int]:
+    """Read the JSON that begins at a place of ``text``; returns where it ends, too. Raises ValueError."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, at)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [item for whole in level for item in _items(whole)]
+    if level:
+        raise ValueError(f"the JSON is nested more than {DEEPEST} deep")
+    return value, end
+
+
+def _items(value: object) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _call(name: object, arguments: object, number: int) -> ToolCall:
     return {
         "type": "function",
@@ -59,8 +90,8 @@ def _call(name: object, arguments: object, number: int) -> ToolCall:
 def _of_json(text: str, number: int) -> list[ToolCall]:
     """Read one call, or a list of them, from JSON. What is none becomes a call of no name with its text."""
     try:
-        value = json.loads(text[:LONGEST_CALL])
-    except (ValueError, RecursionError):
+        value = read_json(text[:LONGEST_CALL])
+    except ValueError:
         return [_call("", text[:LONGEST_CALL].strip(), number)]
     calls = []
     for item in value if isinstance(value, list) else [value]:
@@ -85,22 +116,28 @@ def _hermes(text: str) -> Found:
 
 
 def _llama3_json(text: str) -> Found:
-    """{"name": ..., "parameters": {...}} as the whole reply, also behind <|python_tag|>, several with ; between."""
+    """{"name": ..., "parameters": {...}} wherever it stands, also behind <|python_tag|>; several with ; between. JSON
+    without both keys is an answer.
+    """
     body = text.rpartition("<|python_tag|>")[2] if "<|python_tag|>" in text else text
-    body = re.sub(r"<\|(?:eom|eot)_id\|>\s*\Z", "", body).strip()
-    if not body.startswith("{") or '"name"' not in body:
-        return text, []
-    calls: list[ToolCall] = []
-    decoder, at = json.JSONDecoder(), 0
-    while at < len(body) and len(calls) < MAX_CALLS:
+    before, calls = None, list[ToolCall]()
+    at, tries = body.find("{"), 0
+    while at >= 0 and len(calls) < MAX_CALLS and tries < 4 * MAX_CALLS:
+        tries, end = tries + 1, at + 1
+        found: list[ToolCall] = []
         try:
-            _, end = decoder.raw_decode(body, at)
-        except (ValueError, RecursionError):
-            calls += _of_json(body[at:], len(calls))
-            break
-        calls += _of_json(body[at:end], len(calls))
-        at = end + len(body[end:]) - len(body[end:].lstrip("; \n"))
-    return "", calls
+            value, end = _decoded(body, at)
+            if isinstance(value, dict) and "name" in value and {"parameters", "arguments"} & set(value):
+                found = _of_json(body[at:end], len(calls))
+        except ValueError:
+            if _BEGUN.match(body, at):
+                end = len(body)
+                found = _of_json(_ENDED.sub("", body[at:]), len(calls))
+        if found and before is None:
+            before = body[:at]
+        calls += found
+        at = body.find("{", end)
+    return (text, []) if before is None else ("" if body is not text else before, calls)
 
 
 def _mistral(text: str) -> Found:
@@ -110,8 +147,8 @@ def _mistral(text: str) -> Found:
         return text, []
     if rest.lstrip().startswith(("[", "{")):
         try:
-            _, end = json.JSONDecoder().raw_decode(rest.lstrip())
-        except (ValueError, RecursionError):
+            _, end = _decoded(rest.lstrip())
+        except ValueError:
             end = len(rest)
         return before, _of_json(rest.lstrip()[:end], 0)
     calls: list[ToolCall] = []
@@ -119,8 +156,8 @@ def _mistral(text: str) -> Found:
         name, brace, arguments = part.partition("{")
         name = name.removesuffix("[ARGS]").strip()
         try:
-            value, _ = json.JSONDecoder().raw_decode(brace + arguments)
-        except (ValueError, RecursionError):
+            value, _ = _decoded(brace + arguments)
+        except ValueError:
             value = (brace + arguments)[:LONGEST_CALL].strip()
         calls.append(_call(name, value, len(calls)))
     return before, calls
@@ -137,17 +174,27 @@ def _pythonic(text: str) -> Found:
         return "", [_call("", body, 0)]
     calls = []
     for node in tree.elts if isinstance(tree, ast.List) else ():
+        written = ast.get_source_segment(body, node) or ""  # not unparsed: that fails for what is deep
         if not isinstance(node, ast.Call) or node.args:
-            calls.append(_call("", ast.unparse(node), len(calls)))
+            calls.append(_call("", written, len(calls)))
             continue
+        name = ast.get_source_segment(body, node.func)
         try:
-            arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-            json.dumps(arguments)
+            arguments = {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+            arguments = read_json(json.dumps(arguments)) if None not in arguments else written
         except (ValueError, TypeError, RecursionError, MemoryError, SyntaxError):
-            calls.append(_call(ast.unparse(node.func), ast.unparse(node), len(calls)))
+            calls.append(_call(name, written, len(calls)))
             continue
-        calls.append(_call(ast.unparse(node.func), arguments, len(calls)))
+        calls.append(_call(name, arguments, len(calls)))
     return "", calls
+
+
+def _literal(node: ast.expr) -> Any:  # noqa: ANN401 - any literal
+    """Evaluate a literal; true, false and null are those of JSON."""
+    names = [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id in _JSON_NAMES]
+    for name in names:
+        name.id = _JSON_NAMES[name.id]
+    return ast.literal_eval(ast.unparse(node) if names else node)
 
 
 def _brackets(text: str) -> Found:

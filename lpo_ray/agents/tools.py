@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lpo_ray.agents.environment import Environment, Message, Step, Unavailable
 from lpo_ray.agents.limits import Hosted
-from lpo_ray.agents.schemas import Schema, schema_of, trouble_with
-from lpo_ray.agents.tool_calls import ONE_ARGUMENT, ToolCall
-from lpo_ray.common.error_text import error_text
+from lpo_ray.agents.schemas import Schema, schema_of, trouble_with, typed
+from lpo_ray.agents.tool_calls import ONE_ARGUMENT, ToolCall, read_json
+from lpo_ray.agents.user_code import called, text_of
 
 CUT = " ... (cut: {} characters in all)"
 FAULTS = (Unavailable, ConnectionError, MemoryError)
@@ -28,7 +27,12 @@ class ToolEnvironment(Environment):
 
     def schemas(self) -> list[Schema]:
         """Describe the tools, as chat templates take them. Raises ValueError for one that a model cannot call."""
-        return [schema_of(tool) for tool in self.tools]
+        found = [schema_of(tool) for tool in self.tools]
+        names = [schema["function"]["name"] for schema in found]
+        for name in names:
+            if not re.fullmatch(r"[\w.-]+", name) or names.count(name) > 1:
+                raise ValueError(f"tools have the names {', '.join(names)}; expected one of its own for each")
+        return found
 
     async def step(self, reply: Message) -> Step:
         """Run the calls of a reply. A reply without any ends the conversation, and the task's verifier scores it."""
@@ -47,8 +51,7 @@ class ToolEnvironment(Environment):
         is_text = isinstance(arguments, Mapping) and set(arguments) == {ONE_ARGUMENT}
         if is_text and len(by_name) == 1:
             ((name, (_, schema)),) = by_name.items()
-            first = next(iter(schema["function"]["parameters"]["properties"]), None)
-            arguments = {first: arguments[ONE_ARGUMENT]}
+            arguments = _first(arguments[ONE_ARGUMENT], schema)
         said = await self._result(name, arguments, by_name)
         message = {"role": "tool", "content": f"{said}\n" if is_text else said, "name": name}
         return message | ({"tool_call_id": call["id"]} if "id" in call else {})
@@ -57,6 +60,8 @@ class ToolEnvironment(Environment):
         """Return what the model is told. Raises what is no fault of the call's."""
         if isinstance(arguments, str):
             arguments = _read(arguments)
+        if isinstance(arguments, Mapping) and set(arguments) == {ONE_ARGUMENT}:
+            return f"Error: a call between brackets is to the only tool, and there are {len(by_name)}"
         if not name or not isinstance(arguments, Mapping):
             return 'Error: this is no tool call. Expected JSON like {"name": ..., "arguments": {...}}'
         if name not in by_name:
@@ -65,11 +70,11 @@ class ToolEnvironment(Environment):
         if trouble := trouble_with(arguments, schema):
             return f"Error: {trouble}"
         try:
-            return self._written(await _run(tool, arguments))
+            return self._written(await called(tool, **typed(arguments, tool)))
         except FAULTS:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the arguments led to is for the model
-            return f"Error: {error_text(error)}"[: self._most]
+            return f"Error: {text_of(error)}"[: self._most]
 
     @property
     def _most(self) -> int:
@@ -86,16 +91,16 @@ class ToolEnvironment(Environment):
         return result if len(result) <= self._most else result[: self._most - len(end)] + end
 
 
-async def _run(tool: Tool, arguments: Mapping[str, Any]) -> object:
-    """Call a tool: on the event loop when it is async, else in a thread."""
-    if inspect.iscoroutinefunction(tool):
-        return await tool(**arguments)
-    found = await asyncio.to_thread(tool, **arguments)
-    return await found if inspect.isawaitable(found) else found
+def _first(text: str, schema: Schema) -> dict[str, Any]:
+    """Make the arguments of a call that is nothing but a text: the first one, as JSON where it is no text."""
+    properties = schema["function"]["parameters"]["properties"]
+    name, wanted = next(iter(properties.items()), ("text", {}))
+    found = None if wanted.get("type", "string") == "string" else _read(text)
+    return {name: text if found is None else found}
 
 
 def _read(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return read_json(text)
+    except ValueError:
         return None

@@ -43,6 +43,11 @@ class Transcript:
             return cls(chat, chat.encoder.encode(text_of(messages)), None)
         return cls(chat, chat.encoder.encode(list(messages)), chat.encoder.conversation(list(messages)))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is plain text, without a chat template."""
+        return self._messages is None
+
     def append(self, reply: IntArray, calls: Sequence[Message], messages: Sequence[Message]) -> Appended:
         """Append a turn, and what was said behind it; returns the tokens of the latter.
 
@@ -50,11 +55,11 @@ class Transcript:
         """
         tokenizer = self._chat.tokenizer
         if self._messages is None:
-            added = tokenizer.encode(text_of(messages))
+            added = tokenizer.encode_behind(text_of(messages), int(reply[-1]))
             self.token_ids = np.concatenate([self.token_ids, reply, added])
             return Appended(added)
         behind = self._chat.behind(self._messages, reply, calls, messages)
-        added = tokenizer.encode(behind.text)
+        added = tokenizer.encode_behind(behind.text, int(reply[-1]))
         self._messages += [behind.answer, *messages]
         self.token_ids = np.concatenate([self.token_ids, reply, added])
         return Appended(added, self._chat.dropped(self.token_ids, self._messages))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from rich.console import Console
@@ -33,6 +33,9 @@ class StandardError:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """Write nothing: what needs a reader's attention is noted."""
+
+    def measured(self, values: Mapping[str, int]) -> None:
+        """Write nothing: nobody draws curves of it."""
 
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
         """Show nothing: a command that records no run has no watchdog."""

@@ -47,14 +47,16 @@ class PromptResult:
                 )
 
     @classmethod
-    def of(cls, scored: ScoredGroup, tokenizer: Tokenizer) -> PromptResult:
-        """Make the result of a group that was sampled and scored."""
+    def of(cls, scored: ScoredGroup, tokenizer: Tokenizer, given: Prompt | None = None) -> PromptResult:
+        """Make the result of a group that was sampled and scored. ``given``: the prompt that it was sampled for, where
+        an environment may have begun with another context.
+        """
         prompt, responses = scored.group.prompt, scored.group.responses
-        said = [tokenizer.decode(response.last_turn) for response in responses]
+        said = [response.said(tokenizer.decode) for response in responses]
         asked = tokenizer.decode(prompt.token_ids)
         return cls(
             prompt_id=prompt.prompt_id,
-            prompt=digest_of(prompt),
+            prompt=digest_of(given or prompt),
             rewards=tuple(float(reward) for reward in scored.rewards),
             answers=tuple(answer_of(prompt.verifier, text, prompt.row, asked) for text in said),
             lengths=tuple(len(response.token_ids) for response in responses),

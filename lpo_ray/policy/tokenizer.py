@@ -41,7 +41,8 @@ class ChatStyle:
 
 
 DEFAULT_STYLE = ChatStyle()
-
+_GUARDS = ("a", "0", ".")
+"""texts that stand before one that is encoded as the middle of a text: likely one forms no token with it"""
 
 _ASKED = [{"role": "user", "content": "?"}]
 _ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
@@ -99,6 +100,17 @@ class Tokenizer:
         )
         rows = found["input_ids"]
         return [np.asarray(row, dtype=np.int64) for row in cast("list[list[int]]", rows)]
+
+    def encode_behind(self, text: str, before: int) -> IntArray:
+        """Turn text into [T] token ids as it stands behind the token ``before``. At the beginning of a text some
+        tokenizers put a space, and some special tokens take the white space behind them away.
+        """
+        special = [self.show(np.array([before]))] if self.is_special(before) else []
+        for guard in (*special, *_GUARDS):
+            head, whole = self.encode(guard), self.encode(guard + text)
+            if len(head) and np.array_equal(whole[: len(head)], head):
+                return whole[len(head) :]
+        return self.encode(text)
 
     @cached_property
     def begin_ids(self) -> tuple[int, ...]:

@@ -61,6 +61,8 @@ class Turn:
     finish_reason: FinishReason
     engine: int | None = None
     """number of the one that drew it; None: there is but one"""
+    redrawn: int = 0
+    """times that it was drawn before, by engines that were lost"""
 
     def as_response(self) -> Response:
         """Make the response that is this turn alone."""

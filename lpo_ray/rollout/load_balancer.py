@@ -2,6 +2,11 @@
 
 A worker is given as many responses as keep it busy. Further groups wait here, so that a joiner finds work at once and a
 leaver has little to hand back. O(log members) for each group.
+
+A turn prefers the worker that has its conversation's prefix. Room that a worker has is never kept free for one that
+waits: it is given at once, but to the first of the NEAR oldest that prefer this worker, before the oldest of all. So a
+turn gets its own worker when that frees up at about the same time, and any other when nobody else wants it, or when
+NEAR have gone before it.
 """
 
 from __future__ import annotations
@@ -11,10 +16,26 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic
 
 from lpo_ray.errors import LpoRayError
 from lpo_ray.rollout.member import Member, W
+
+NEAR = 16
+"""of those who wait the longest; one of them lets as many go before it, to workers that they prefer"""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[W]):
+    """A group, or a turn, that waits for a member."""
+
+    size: int
+    """its responses"""
+    preferred: Member[W] | None
+    ticket: asyncio.Future[Member[W]]
+    passed: int = 0
+    """how many went before it while it was the oldest"""
 
 
 class LoadBalancer(Generic[W]):
@@ -28,17 +49,17 @@ class LoadBalancer(Generic[W]):
         self._entries = itertools.count()
         self._limit = 0
         """entries of the heap from which on those that are out of date are dropped"""
-        self._waiting: deque[tuple[int, asyncio.Future[Member[W]]]] = deque()
-        """groups that wait, by their responses"""
+        self._waiting: deque[_Waiting[W]] = deque()
+        """the oldest first"""
 
     @property
     def num_waiting(self) -> int:
         """Number of groups that wait for room."""
-        return sum(not ticket.done() for _, ticket in self._waiting)
+        return sum(not waiting.ticket.done() for waiting in self._waiting)
 
     async def take(self, size: int, patience: Callable[[], float], preferred: Member[W] | None = None) -> Member[W]:
         """Wait for a member with room for ``size`` responses, which count as its own until ``give_back``: the one that
-        is ``preferred`` if it has room now.
+        is ``preferred`` if it has room now, or soon.
 
         ``patience``: seconds that the group may still wait, asked again when they are over. Raises TimeoutError once
         there are none, or what ``fail`` is given meanwhile.
@@ -47,7 +68,7 @@ class LoadBalancer(Generic[W]):
             self._charge(member, size)
             return member
         ticket: asyncio.Future[Member[W]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, ticket))
+        self._waiting.append(_Waiting(size, preferred, ticket))
         try:
             while not (await asyncio.wait({ticket}, timeout=patience()))[0]:
                 if patience() <= 0:
@@ -71,24 +92,40 @@ class LoadBalancer(Generic[W]):
         for member in members:
             self._enter(member)
         while self._waiting:
-            size, ticket = self._waiting[0]
-            if not ticket.done():
-                found = self._with_room(size)
-                if found is None:
-                    return
-                self._charge(found, size)
-                ticket.set_result(found)
-            self._waiting.popleft()
+            oldest = self._waiting[0]
+            if oldest.ticket.done():
+                self._waiting.popleft()
+                continue
+            found = self._with_room(oldest.size, oldest.preferred)
+            if found is None:
+                return
+            chosen = self._next_for(found)
+            oldest.passed += chosen is not oldest
+            self._waiting.remove(chosen)
+            self._charge(found, chosen.size)
+            chosen.ticket.set_result(found)
 
     def fail(self, failure: LpoRayError) -> None:
         """Raise ``failure`` in every ``take`` that waits: no member will ever have room."""
-        for _, ticket in self._waiting:
-            if not ticket.done():
-                ticket.set_exception(failure)
+        for waiting in self._waiting:
+            if not waiting.ticket.done():
+                waiting.ticket.set_exception(failure)
         self._waiting.clear()
 
+    def _next_for(self, member: Member[W]) -> _Waiting[W]:
+        """Choose who gets the room of ``member``, which has enough for the oldest."""
+        oldest = self._waiting[0]
+        if oldest.preferred is member or oldest.passed >= NEAR:
+            return oldest
+        near = (one for one in itertools.islice(self._waiting, NEAR) if one.preferred is member)
+        fitting = (one for one in near if not one.ticket.done() and self._fits(member, one.size))
+        return next(fitting, oldest)
+
+    def _fits(self, member: Member[W], size: int) -> bool:
+        return member.serves and member.responses + size <= self._slots
+
     def _with_room(self, size: int, preferred: Member[W] | None = None) -> Member[W] | None:
-        if preferred is not None and preferred.serves and preferred.responses + size <= self._slots:
+        if preferred is not None and self._fits(preferred, size):
             return preferred
         while self._by_load:
             load, *_, member = self._by_load[0]

@@ -93,7 +93,8 @@ class RolloutPool(Lifecycle[W], TurnEngine):
                 member = await self._taken(1, key, known or self._homes.of(key))
                 self._homes.set(key, member)
                 try:
-                    return await self.turn_with(member, replace(request, draw=request.draw + draw))
+                    turn = await self.turn_with(member, replace(request, draw=request.draw + draw))
+                    return replace(turn, redrawn=draw)
                 except WorkerLost as lost:
                     reason = lost.reason
                 finally:

@@ -1,4 +1,5 @@
-"""Contents of what a configuration points to: model, data, verifier, reference. A name is no identity: files change.
+"""Contents of what a configuration points to: model, data, verifier, environment, tools, reference. A name is no
+identity: files change.
 
 ``contents.json`` of a run's folder has the digest of every file as the run was begun. A resume compares contents, so
 the files may have moved. Files whose size and time are as recorded are not read again.
@@ -126,12 +127,17 @@ def without_folders(names: str) -> str:
 
 
 def _plugins(spec: RunSpec) -> dict[str, str]:
-    """Functions of the user's that decide prompts, rewards or steps: key -> name."""
+    """Functions and classes of the user's that decide prompts, rewards or steps: key -> name."""
     config = spec.config
-    task = config.task.name
+    task = config.task
     found = {f"task.verifier[{at}]": term.name for at, term in enumerate(terms(spec.verifier))}
-    if task.partition(":")[0] not in TASKS:
-        found["task.name"] = task
+    found |= {f"task.tools[{at}]": name for at, name in enumerate(task.tools)}
+    if task.environment is not None:
+        found["task.environment"] = task.environment
+    if isinstance(task.agent, str):
+        found["task.agent"] = task.agent
+    if task.name.partition(":")[0] not in TASKS:
+        found["task.name"] = task.name
     return found | {
         "objective.divergence": config.objective.divergence,
         "objective.target_temperature": config.objective.target_temperature,

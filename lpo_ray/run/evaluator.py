@@ -58,7 +58,7 @@ class Record(Protocol):
         """Show how far an evaluation is."""
         ...
 
-    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+    async def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Write the evaluation of the policy after ``step``."""
         ...
 
@@ -108,7 +108,7 @@ class Evaluator:
             return
         with self._recorder.stage("evaluate"):
             found = await self._evaluated(self._components.rollout, self._settings.max_in_flight, live=True)
-        self._keep(step, found)
+        await self._keep(step, found)
 
     async def finish(self) -> None:
         """Wait for the running evaluation. Raises what ended it."""
@@ -129,7 +129,7 @@ class Evaluator:
                 raise cause from group
             self._recorder.note(f"the evaluation after step {step} is given up: {cause}")
             return
-        self._keep(step, found)
+        await self._keep(step, found)
 
     async def _evaluated(self, engine: RolloutEngine, max_in_flight: int, *, live: bool) -> Evaluation:
         settings = self._settings
@@ -147,6 +147,6 @@ class Evaluator:
     def _is_known(self, step: int) -> bool:
         return not self._heldout or self._recorder.has_evaluated(step)
 
-    def _keep(self, step: int, found: Evaluation) -> None:
+    async def _keep(self, step: int, found: Evaluation) -> None:
         self.done[step] = found
-        self._recorder.evaluated(step, found)
+        await self._recorder.evaluated(step, found)

@@ -28,7 +28,7 @@ from lpo_ray.run import contents, prompting
 from lpo_ray.run.contents import Content
 from lpo_ray.run.prompting import write_prompting
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.training import checkpoint, group_store
+from lpo_ray.training import call_store, checkpoint, group_store
 from lpo_ray.training.ledger import read_ledger
 
 LOCK = ".lock"
@@ -158,7 +158,7 @@ def look(spec: RunSpec) -> Start:
     now = contents.contents_of(spec, recorded or {})
     compared = {key: before.difference(now[key]) for key, before in (recorded or {}).items() if key in now}
     differing = {key: difference for key, difference in compared.items() if difference is not None}
-    values = _changed_values(spec, same=set(compared) - set(differing))
+    values = _changed_values(spec, set(compared), same=set(compared) - set(differing))
     _refuse_values(folder, {key: found for key, found in values.items() if key not in differing})
     notes = _refuse_contents(spec, differing, values)
     if recorded is None:
@@ -224,7 +224,7 @@ def _has_work(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     names = {path.name for path in folder.iterdir()}
-    databases = ("ledger.sqlite", group_store.FILE)
+    databases = ("ledger.sqlite", group_store.FILE, call_store.FILE)
     rest = {name for name in names - {*LEFT_BY_A_START} if not name.startswith((*databases, PARTIAL, ".nfs"))}
     if rest or "ledger.sqlite" not in names:
         return bool(rest)
@@ -233,9 +233,9 @@ def _has_work(folder: Path) -> bool:
         return tables is not None and ledger.execute("SELECT 1 FROM attempts").fetchone() is not None
 
 
-def _changed_values(spec: RunSpec, same: set[str]) -> dict[str, tuple[object, object]]:
+def _changed_values(spec: RunSpec, compared: set[str], same: set[str]) -> dict[str, tuple[object, object]]:
     """Find the keys whose value is not the one that the run was begun with: key -> (begun, now). Where the content is
-    the ``same``, its path may be another.
+    the ``same``, its path may be another; where functions' files were ``compared``, their folders may be.
     """
     begun = _values((spec.run_dir / "config.yaml").read_text(encoding="utf-8"))
     now = _values(dump_config(spec.config))
@@ -247,12 +247,12 @@ def _changed_values(spec: RunSpec, same: set[str]) -> dict[str, tuple[object, ob
         for key in sorted({*begun, *now} - left_out)
         if begun.get(key) != now.get(key) and (_is_in(key, RESUMED_AS_BEGUN) or _is_in(key, DECIDES_A_STEP))
     }
-    return {key: found for key, found in changed.items() if not _is_moved(key, found, same)}
+    return {key: found for key, found in changed.items() if not _is_moved(key, found, compared)}
 
 
-def _is_moved(key: str, values: tuple[object, object], same: set[str]) -> bool:
-    """Whether two names of functions differ by the folders of their files alone, which have the same content."""
-    if not any(_is_in(known, (key,)) for known in same):
+def _is_moved(key: str, values: tuple[object, object], compared: set[str]) -> bool:
+    """Whether two names of functions differ by the folders of their files alone, whose contents were compared."""
+    if not any(_is_in(known, (key,)) for known in compared):
         return False
     begun, now = (contents.without_folders(str(value)) for value in values)
     return begun == now

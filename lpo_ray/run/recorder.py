@@ -82,6 +82,9 @@ class Recorder:
         self._sinks += sinks
         self._evaluations = Evaluations(folder / "evaluations.json")
         self._last: Mapping[str, Value] = {}
+        """metrics of the step that was written last"""
+        self._seconds = self._clock.totals()
+        """where the time of that step went"""
         self._tokens = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="samples")
         self._difficulty = Difficulty(settings.pass_reward)
@@ -160,8 +163,12 @@ class Recorder:
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         """Write the state of the rollout workers to status.json and the sinks."""
         self._status.update_workers(workers)
+        self.measured(worker_metrics(workers))
+
+    def measured(self, values: Mapping[str, int]) -> None:
+        """Write counts that changed since the last step to the sinks."""
         for sink in self._sinks:
-            sink.changed(worker_metrics(workers))
+            sink.changed(values)
 
     async def learned(
         self,
@@ -188,18 +195,25 @@ class Recorder:
         )
         await asyncio.get_running_loop().run_in_executor(self._writer, write)
 
-    def step_done(self, record: StepRecord) -> None:
-        """Write metrics and log of a step that is being committed."""
-        settings, seconds = self._settings, self._clock.lap()
-        metrics = step_metrics(record, pass_reward=settings.pass_reward, seconds=seconds)
+    def step_ends(self) -> Callable[[StepRecord], None]:
+        """Return what writes the metrics of the step that ends now, in a thread while it is being committed."""
+        self._seconds = self._clock.lap()
+        return self._write_step
+
+    def _write_step(self, record: StepRecord) -> None:
+        metrics = step_metrics(record, pass_reward=self._settings.pass_reward, seconds=self._seconds)
         metrics |= self._difficulty.step(record.targets)
+        for sink in self._sinks:
+            sink.append(metrics)
+        self._last = metrics
+
+    def step_done(self, record: StepRecord) -> None:
+        """Say that a step is committed, whose metrics were written last."""
+        settings, seconds, metrics = self._settings, self._seconds, self._last
         self.step = self._status.step = record.step
         self._status.version = str(record.publication.version)
         self._status.write()
         self._tokens += int(str(metrics["tokens"]))
-        for sink in self._sinks:
-            sink.append(metrics)
-        self._last = metrics
         if self.on_step is not None:
             self.on_step(seconds)
         self._progress.step(metrics, self._log.append(self._line("info", step_line(metrics, settings.steps))))
@@ -223,9 +237,9 @@ class Recorder:
         self._clock.moved()
         self._progress.doing(f"{done}/{total} prompts" if done < total else "")
 
-    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+    async def evaluated(self, step: int, evaluation: Evaluation) -> None:
         """Write the evaluation of the policy after ``step``."""
-        self._evaluations.add(step, evaluation)
+        await asyncio.to_thread(self._evaluations.add, step, evaluation)
         scores = {f"evaluation_pass@{k}": value for k, value in evaluation.pass_at.items()}
         scores |= {f"evaluation_{name}": value for name, (value, _) in evaluation.of_turns.items()}
         for sink in self._sinks:

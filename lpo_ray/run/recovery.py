@@ -62,7 +62,7 @@ class Recovery:
         await asyncio.to_thread(checkpoint.tidy, self.checkpoints)
         found, state = await self._restore()
         step = saved = 0 if state is None else state.step
-        recorded = {version.step: version for version in self.ledger.commits_after(saved)}
+        recorded = {version.step: version for version in await self._commits_after(saved)}
         if recompute and recorded:
             self.journal.note(f"computing steps {saved + 1} to {max(recorded)} again from the groups that made them")
             with self.journal.stage("project"):
@@ -94,7 +94,7 @@ class Recovery:
         await learner.reform(lost)
         _, state = await self._restore()
         saved = 0 if state is None else state.step
-        recorded = self.ledger.commits_after(saved)
+        recorded = await self._commits_after(saved)
         step = await self._recompute(saved)
         wanted = recorded[-1] if recorded else WeightsVersion(saved, "" if state is None else state.digest)
         reached = WeightsVersion(step, await learner.digest())
@@ -121,7 +121,7 @@ class Recovery:
         """Recompute the steps committed after ``step``, whose weights the learner holds. Returns the last one, earlier
         than the last commit where the ledger no longer has a step's groups.
         """
-        for version in self.ledger.commits_after(step):
+        for version in await self._commits_after(step):
             groups, anchor = await asyncio.to_thread(self.ledger.batch, version.step)
             if not groups:
                 break
@@ -129,6 +129,9 @@ class Recovery:
             await self.components.learner.project(batch)
             step = version.step
         return step
+
+    async def _commits_after(self, step: int) -> list[WeightsVersion]:
+        return await self.ledger.in_turn(self.ledger.commits_after, step)
 
     async def _publish(self, step: int) -> WeightsVersion:
         with self.journal.stage("publish"):

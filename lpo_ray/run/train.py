@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from lpo_ray.run.recovery import Recovery
 from lpo_ray.run.signals import Signals, first_cause
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.stage_clock import Seconds
+from lpo_ray.training import call_store
+from lpo_ray.training.call_store import CallStore
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.loop import TrainingLoop
 
@@ -62,6 +65,7 @@ async def train(
     """
     steering = _Steering()
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_uncollected())
         if steerable is not None:
             await stack.enter_async_context(steerable.attend(recorder.status, steering.scale))
         return await _train(folder, model_path, build, recorder, signals, steering)
@@ -93,11 +97,13 @@ async def _train(
         recorder.note(note)
     if "task.path" in folder.start.changed:
         check_prompts(spec.run_dir, source)
-    ledger = Ledger(spec.run_dir / "ledger.sqlite", check=folder.check)
+    calls = CallStore(spec.run_dir / call_store.FILE) if spec.has_agent else None
+    ledger = Ledger(spec.run_dir / "ledger.sqlite", check=folder.check, calls=calls)
     started = time.monotonic()
     try:
         async with contextlib.AsyncExitStack() as stack:
             components = await stack.enter_async_context(_open(build, spec, model_path, recorder, steering))
+            gc.freeze()  # what was made or imported for the start stays, too
             evaluator = Evaluator(evaluation, components, heldout, recorder)
             await stack.enter_async_context(evaluator.opened())
             if spec.end_of_turn:
@@ -109,7 +115,7 @@ async def _train(
             )
             start = await recovery.start(recompute=folder.start.recompute)
             await asyncio.to_thread(folder.record)
-            recorder.resumed(start.version.step)
+            await asyncio.to_thread(recorder.resumed, start.version.step)  # reads all samples
             if evaluation.is_due(start.version.step):
                 await evaluator.now(start.version.step)
             if config.rollout.autoscale.max:
@@ -128,8 +134,20 @@ async def _train(
     finally:
         if folder.is_ours:  # in a thread: drawing the report takes seconds, and the run is still asked how it is
             await asyncio.to_thread(recorder.close, ledger.counts(), time.monotonic() - started)
-        ledger.close()
+        await asyncio.to_thread(ledger.close)
     return RunResult(spec.run_dir, evaluator.done.get(0), evaluator.done.get(version.step))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector from looking, within, at what is there already: most of all objects, such as modules.
+    A full collection, for which Ray asks too, holds the GIL for as long as it looks, and so the event loop.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _autoscaling(scaler: Autoscaler, components: Components, recorder: Recorder) -> Callable[[Seconds], None]:

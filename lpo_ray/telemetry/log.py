@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -80,17 +81,19 @@ class LogLine:
 
 
 class LogFile:
-    """File to which lines are appended, each in one write. A last line that a kill cut short is dropped first."""
+    """File to which any thread appends lines, each in one write. A last line that a kill cut short is dropped first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+        self._opening = threading.Lock()
 
     def append(self, line: LogLine) -> LogLine:
         """Write the line. Returns it as it was written, without secrets."""
         masked = replace(line, text=redact(line.text))
-        if self._descriptor is None:
-            self._descriptor = self._open()
+        with self._opening:
+            if self._descriptor is None:
+                self._descriptor = self._open()
         with explained(self._path):
             os.write(self._descriptor, (json.dumps(asdict(masked)) + "\n").encode())
         return masked

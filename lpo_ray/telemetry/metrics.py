@@ -109,8 +109,12 @@ def _of_conversations(record: StepRecord) -> dict[str, Value]:
         "environment_seconds": float(np.mean([conversation.environment_seconds for conversation in found])),
         "segments_opened": sum(opened.values()),
         "segments_opened_tokens": sum(conversation.context_tokens for conversation in found),
-        "segments_opened_why": [f"{why}: {count}" for why, count in opened.most_common()],
+        **{f"segments_began_{why}": count for why, count in opened.most_common()},
         **{f"conversations_ended_{why}": ended[why] for why in dict.fromkeys((*ENDS, *ended))},
+        "turns_kept": sum(len(conversation.turns) - 1 - conversation.moved for conversation in found),
+        "turns_moved": sum(conversation.moved for conversation in found),
+        "redrawn_turns": sum(conversation.redrawn for conversation in found),
+        "dropped_tokens": sum(conversation.dropped for conversation in found),
     }
 
 

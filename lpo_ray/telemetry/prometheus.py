@@ -89,6 +89,22 @@ EXPORTED: dict[str, Exported] = {
     "lpo_ray_ledger_groups": Exported("groups_{state}", "attempts by what became of them", "groups"),
     "lpo_ray_left_out_groups": Exported("left_out_{why}", "groups that the last step did not train", "groups"),
     "lpo_ray_left_out_ratio": Exported("left_out_fraction", "share of the last step's groups", "ratio"),
+    "lpo_ray_conversation_turns": Exported("turns", "mean of the step's conversations", "turns"),
+    "lpo_ray_longest_conversation_turns": Exported("turns_max", "of the step's longest conversation", "turns"),
+    "lpo_ray_environment_tokens": Exported(
+        "environment_tokens", "mean of a conversation, by its environment", "tokens"
+    ),
+    "lpo_ray_environment_seconds": Exported("environment_seconds", "of tools and environment, mean", "seconds"),
+    "lpo_ray_ended_conversations": Exported("conversations_ended_{why}", "of the step, by why", "conversations"),
+    "lpo_ray_begun_segments": Exported("segments_began_{why}", "with a context of their own, by why", "segments"),
+    "lpo_ray_later_turns_total": Exported(
+        "turns_{engine}", "kept: drawn by the engine of the turn before; moved: by another", "turns", "counter"
+    ),
+    "lpo_ray_redrawn_turns_total": Exported(
+        "redrawn_turns", "drawn again, since their engine was lost", "turns", "counter"
+    ),
+    "lpo_ray_open_conversations": Exported("conversations_open", "that have an environment now", "conversations"),
+    "lpo_ray_environment_processes": Exported("environment_processes", "that environments have", "processes"),
     "lpo_ray_rollout_workers": Exported("workers_{state}", "rollout workers by state", "workers"),
     "lpo_ray_role_restarts": Exported("restarts_{role}", "replacements of the processes of a role", "restarts"),
 }

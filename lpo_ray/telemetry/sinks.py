@@ -16,7 +16,9 @@ Value = int | float | str | list[int] | list[float] | list[str]
 
 
 class MetricsSink(Protocol):
-    """Sink of what a run measures. Called from one thread: ``resumed`` once, before the first step or evaluation."""
+    """Sink of what a run measures. ``resumed`` is called once, before the first step or evaluation. A thread calls
+    ``append``, one step after the other, and the run goes on meanwhile.
+    """
 
     def resumed(self, step: int) -> None:
         """Continue after ``step`` (0: start). What was taken of later steps will come again."""

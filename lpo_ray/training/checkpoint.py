@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -54,28 +54,31 @@ class CheckpointState:
     """the value of CheckpointRules.best, where it is known"""
 
 
-async def save_checkpoint(rules: CheckpointRules, state: CheckpointState, learner: Learner) -> Path:
+async def save_checkpoint(
+    rules: CheckpointRules, state: CheckpointState, learner: Learner, asked: Callable[[], None] = lambda: None
+) -> Path:
     """Write ``folder/step_000012`` and drop what the rules do not keep. All or nothing: CheckpointFailed says why, and
     leaves the checkpoints before it as they were. A learner that dies or does not answer meanwhile keeps its own error.
+
+    ``asked`` is called once the learner has taken the call.
     """
     root = rules.folder
     final = root / f"step_{state.step:06d}"
     partial = root / f"{PARTIAL}{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        make_folder(partial)
+        await asyncio.to_thread(_begin, partial)
+        asyncio.get_running_loop().call_soon(asked)
         await learner.save(partial)
         files = await asyncio.to_thread(_digests, partial)
         text = json.dumps({**asdict(state), "files": files}, indent=1)
         await asyncio.to_thread(_publish, partial, final, text)
     except BaseException as error:
         why = f"{error} ({room(root)})" if isinstance(error, ComponentFailed) else str(error)
-        shutil.rmtree(partial, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
         if isinstance(error, OSError | ComponentFailed):
             raise CheckpointFailed(str(final), why) from error
         raise
-    for folder in _surplus(rules):
-        await asyncio.to_thread(remove_folder, folder)
+    await asyncio.to_thread(_remove_surplus, rules)
     return final
 
 
@@ -139,6 +142,17 @@ def verify(checkpoint: Path, model_path: str) -> CheckpointState:
                 f"it is of another model: its {key} is {theirs.get(key)}, this run's is {ours.get(key)}",
             )
     return _state(stored)
+
+
+def _begin(partial: Path) -> None:
+    """Make the folder, empty."""
+    shutil.rmtree(partial, ignore_errors=True)
+    make_folder(partial)
+
+
+def _remove_surplus(rules: CheckpointRules) -> None:
+    for folder in _surplus(rules):
+        remove_folder(folder)
 
 
 def _surplus(rules: CheckpointRules) -> list[Path]:

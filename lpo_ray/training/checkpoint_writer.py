@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+from collections.abc import Callable
 
 from lpo_ray.errors import LpoRayError
 from lpo_ray.interfaces import Learner, Observer
@@ -45,17 +46,21 @@ class CheckpointWriter:
         await self.until_saved()
         if version.step == self.saved:
             return
-        self._saving = self._tasks.create_task(self.save(version))
-        await asyncio.sleep(0)
+        asked = asyncio.Event()
+        self._saving = self._tasks.create_task(self.save(version, asked.set))
+        self._saving.add_done_callback(lambda _: asked.set())
+        await asked.wait()
 
     async def until_saved(self) -> None:
         """Wait for the checkpoint that is being written, if there is one."""
         if self._saving is not None:
             await self._saving
 
-    async def save(self, version: WeightsVersion) -> None:
-        """Write a checkpoint; once it is whole the ledger forgets what only a resume from the one before it needs."""
-        await self._recovery.run(functools.partial(self._write, version, self._score()))
+    async def save(self, version: WeightsVersion, asked: Callable[[], None] = lambda: None) -> None:
+        """Write a checkpoint; once it is whole the ledger forgets what only a resume from the one before it needs.
+        ``asked`` is called once the learner has taken the call.
+        """
+        await self._recovery.run(functools.partial(self._write, version, self._score(), asked))
         await asyncio.to_thread(self._ledger.settle, version.step, self._keep_steps)
 
     async def save_standing(self) -> None:
@@ -73,9 +78,11 @@ class CheckpointWriter:
         """Score by which the best checkpoint is chosen."""
         return self._observer.score(self._rules.best) if self._rules.best else None
 
-    async def _write(self, version: WeightsVersion, score: float | None) -> None:
+    async def _write(
+        self, version: WeightsVersion, score: float | None, asked: Callable[[], None] = lambda: None
+    ) -> None:
         self._ledger.check()
         state = CheckpointState(version.step, version.digest, self._learner.world_size, score)
         with self._observer.stage("checkpoint"):
-            await save_checkpoint(self._rules, state, self._learner)
+            await save_checkpoint(self._rules, state, self._learner, asked)
         self.saved = version.step

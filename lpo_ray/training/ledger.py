@@ -14,6 +14,7 @@ the groups that made them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import threading
@@ -23,15 +24,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lpo_ray.common.database import open_database
 from lpo_ray.common.redaction import redact
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, WeightsVersion
+from lpo_ray.training.call_store import CallStore
 from lpo_ray.training.group_store import FILE, GroupStore
 from lpo_ray.training.ledger_codec import anchor_from_bytes, anchor_to_bytes
 
+T = TypeVar("T")
 STATES = ("issued", "sampled", "scored", "trained", "lost", "stale", "filtered")
 IN_FLIGHT = STATES[:3]
 _SCHEMA = """
@@ -88,16 +91,17 @@ class PendingWork:
 class Ledger:
     """Ledger of a run. One writer, this process; readers may open the file at any time (WAL).
 
-    Its methods may be called from any thread. What reads or writes contents takes long: ``scored``, ``sync``,
-    ``settle``, ``batch``, ``trained_since`` and ``resume``, which the loop calls in threads. The others wait for none
-    of these.
+    Its methods may be called from any thread, and wait for the disk. An event loop must not: it calls them ``in_turn``,
+    and those that read or write contents, which takes long, in other threads: ``scored``, ``sync``, ``settle``,
+    ``batch``, ``trained_since`` and ``resume``. The others wait for none of these.
     """
 
-    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None, calls: CallStore | None = None) -> None:
         """Open or create ``path``, and the store beside it. ``check`` raises when this process may not write any more:
-        it is asked before each step and each checkpoint.
+        it is asked before each step and each checkpoint. ``calls``: those of agents, if there are any.
         """
         self.check = check
+        self.calls = calls
         self._lock = threading.RLock()
         """held for each statement, and for the whole of a transaction"""
         self._db = open_database(path)
@@ -106,7 +110,8 @@ class Ledger:
         self._log = open_database(path)
         """empties SQLite's log into the file"""
         self._groups = GroupStore(path.parent / FILE)
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._rows = ThreadPoolExecutor(1, thread_name_prefix="ledger rows")
+        self.contents = ThreadPoolExecutor(1, thread_name_prefix="ledger contents")
         """thread for ``scored`` and ``sync``: one, so that groups arrive in the order in which they were scored"""
         self._ended: list[Key] = []
         """scored groups that were left out since the last step was committed"""
@@ -116,12 +121,21 @@ class Ledger:
         self._count()
 
     def close(self) -> None:
-        """Close the files; everything written is durable."""
-        self.writer.shutdown()
+        """Close the files, once everything that was asked for is done; all of it is durable then."""
+        self.contents.shutdown()
+        self._rows.shutdown()
         with self._lock:
             self._groups.close()
+            if self.calls is not None:
+                self.calls.close()
             self._log.close()
             self._db.close()
+
+    def in_turn(self, method: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Have a thread call ``method``, after all that was asked of it before, and whether or not somebody still waits
+        for the result.
+        """
+        return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._rows, method, *arguments))
 
     def issue(self, data_index: int, prompt_id: str, lease_seconds: float) -> int:
         """Record that the prompt goes to sampling, to come back scored within the lease. Returns its attempt number, 0
@@ -156,9 +170,15 @@ class Ledger:
         with self._lock:
             self._move(key, ("issued", "sampled"), "lost", reason=redact(reason))
 
+    def unscored(self, key: Key, reason: str) -> None:
+        """Record that the attempt has no verdict through its own fault: the next one is not to go the same way."""
+        self.lost(key, reason)
+        self._forget_calls(key)
+
     def stale(self, key: Key, reason: str) -> None:
         """Record that the attempt is not trained because of its age, or of how far the policy has moved since."""
         self._leave(key, ("scored",), "stale", reason)
+        self._forget_calls(key)
 
     def filtered(self, key: Key, reason: str) -> None:
         """Record that the attempt is left out on purpose."""
@@ -177,6 +197,11 @@ class Ledger:
             removable, self._removable = self._removable, []
         self._groups.remove(removable)
         self._groups.sync()
+        if self.calls is not None:
+            known = "SELECT 1 FROM attempts WHERE prompt_id = ? LIMIT 1"
+            ended = "SELECT 1 FROM attempts WHERE prompt_id = ? AND state IN ('trained', 'filtered') LIMIT 1"
+            found = self.calls.prompts()
+            self.calls.remove(name for name in found if self._all(ended, name) or not self._all(known, name))
         self._log.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextlib.contextmanager
@@ -276,6 +301,8 @@ class Ledger:
             self._db.execute("DELETE FROM reused WHERE step > ?", (step,))
             self._db.execute("DELETE FROM anchors WHERE step > ?", (step,))
         self._groups.remove(held - set(self._those(held, "state = 'scored' OR step IS NOT NULL")))
+        if self.calls is not None:
+            self.calls.remove_newer(step)
         self._count()
         prompts = self._all(
             "SELECT DISTINCT data_index, prompt_id FROM attempts WHERE prompt_id NOT IN "
@@ -330,6 +357,10 @@ class Ledger:
         """Read the groups whose attempts meet ``where`` and whose contents are here, one after the other."""
         found = map(self._groups.get, self._keys(where, *parameters))
         return [scored for scored in found if scored is not None]
+
+    def _forget_calls(self, key: Key) -> None:
+        if self.calls is not None:
+            self.calls.remove_attempts(*key)
 
     def _leave(self, key: Key, old: tuple[str, ...], state: str, reason: str) -> None:
         with self._transaction():

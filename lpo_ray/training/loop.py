@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -166,7 +167,7 @@ class TrainingLoop:
             if died.subgroup(LearnerLost) is None:
                 await self._checkpoints.save_standing()
             raise
-        self._ledger.end(f"on its way when the run ended at step {version.step}")
+        await self._ledger.in_turn(self._ledger.end, f"on its way when the run ended at step {version.step}")
         if version.step != self._checkpoints.saved:
             await self._checkpoints.save(version)
         if self._stop.done():
@@ -221,8 +222,8 @@ class TrainingLoop:
             return StepResult(targets, batch, report, after, publication)
 
         result = await self._recovery.run(learn)
-        await asyncio.get_running_loop().run_in_executor(self._ledger.writer, self._ledger.sync)
-        self._commit(groups, result)
+        await asyncio.get_running_loop().run_in_executor(self._ledger.contents, self._ledger.sync)
+        await self._commit(groups, result)
         self._release(groups, result.version)
         await self._evaluate_if_due(result.version)
         await self._save_if_due(result.version)
@@ -281,26 +282,31 @@ class TrainingLoop:
         self._lane.request(num_cut)
         return num_cut
 
-    def _commit(self, groups: StepGroups, result: StepResult) -> None:
-        """Record the step in one transaction: in the ledger, and with the observer."""
+    async def _commit(self, groups: StepGroups, result: StepResult) -> None:
+        """Record the step in one transaction: in the ledger, and with the observer. A thread waits for the disk."""
         version, skipped = result.version, _skipped(groups.fresh, result.report)
         trained = [scored for scored in groups.fresh if scored.group.key not in skipped]
         keys, reused = ([scored.group.key for scored in found] for found in (trained, groups.reused))
-        with self._ledger.step(version, keys, skipped, reused, groups.anchors):
-            self._observer.step_done(
-                StepRecord(
-                    step=version.step,
-                    batch=result.batch,
-                    targets=result.targets,
-                    report=result.report,
-                    publication=result.publication,
-                    groups=self._ledger.counts(),
-                    left_out={**groups.left_out, "unscored": self._lane.num_unscored()},
-                    reused=groups.num_reused,
-                    backlog=self._lane.backlog(),
-                    after=result.after,
-                )
-            )
+        record = functools.partial(
+            StepRecord,
+            step=version.step,
+            batch=result.batch,
+            targets=result.targets,
+            report=result.report,
+            publication=result.publication,
+            left_out={**groups.left_out, "unscored": self._lane.num_unscored()},
+            reused=groups.num_reused,
+            backlog=self._lane.backlog(),
+            after=result.after,
+        )
+        write = self._observer.step_ends()
+
+        def commit() -> StepRecord:
+            with self._ledger.step(version, keys, skipped, reused, groups.anchors):
+                write(made := record(groups=self._ledger.counts()))
+            return made
+
+        self._observer.step_done(await self._ledger.in_turn(commit))
         self._checkpoints.standing = version
         self._reusable.add(version.step, trained)
 

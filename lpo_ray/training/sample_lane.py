@@ -7,6 +7,8 @@
 ```
 A prompt whose answer cannot be read is filtered before it is sampled. One that stays unscored at every attempt, while
 the verifier works, is filtered too, and another is sampled in its place. The run ends when there are too many of those.
+
+A thread writes to the ledger what becomes of the groups, in the order in which it happens: nothing waits for a disk.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from lpo_ray.common.held import Held
 from lpo_ray.common.silence import ROUNDING, retrieve_exception
 from lpo_ray.errors import GroupLost, TooManyLost, TooManyUnscored, Unscored, UnusableRow
 from lpo_ray.interfaces import Components, Observer, PromptSource
@@ -54,8 +57,8 @@ class _Flight:
     index: int
     prompt: Prompt
     slot: GateSlot
-    attempt: int = -1
-    version: int = -1
+    attempt: int
+    version: int
     """step of the weights when the attempt was issued"""
     task: asyncio.Task[None] | None = None
 
@@ -112,9 +115,12 @@ class SampleLane:
         self._gate = StalenessGate(settings.capacity, settings.max_bytes, settings.largest_group)
         self._ready = ReadyGroups()
         self._requested = asyncio.Semaphore(0)
-        self._again: deque[int] = deque()
+        self._again: deque[str] = deque()
+        """ids of prompts to issue again"""
         self._flights: set[_Flight] = set()
         self._slots: dict[Key, GateSlot] = {}
+        self._noting = Held[Key]()
+        """attempts that nobody samples or scores, as the ledger takes note of them"""
         self._sampled_tokens = 0
         self._unscored = UnscoredPrompts(settings.max_unscored_share)
         self.version = 0
@@ -128,12 +134,12 @@ class SampleLane:
             slot = await self._admitted()
             self._arrived(scored, slot)
         again = (index for index, _ in owed.prompts)
-        indices = itertools.chain(again, itertools.count(self._ledger.next_index()))
+        indices = itertools.chain(again, itertools.count(await self._ledger.in_turn(self._ledger.next_index)))
         while True:
             slot = await self._admitted()
-            index, prompt = self._next(indices)
-            self._flights.add(flight := _Flight(index, prompt, slot))
-            self._issue(flight)
+            index, prompt = await self._next(indices)
+            attempt = await self._issued(index, prompt)
+            self._flights.add(flight := _Flight(index, prompt, slot, attempt, self.version))
             flight.task = self._tasks.create_task(self._one_group(flight))
 
     def request(self, groups: int) -> None:
@@ -155,15 +161,15 @@ class SampleLane:
         self.release(selection.released)
         self.request(selection.requested)
         for scored, reason in selection.filtered:
-            self._ledger.filtered(scored.group.key, reason)
+            self._note(self._ledger.filtered, scored.group.key, reason)
         for scored, reason in selection.stale:
             self.mark_stale(scored, reason)
 
     def mark_stale(self, scored: ScoredGroup, reason: str) -> None:
         """Leave out a group that was taken, and issue its prompt again."""
-        self._ledger.stale(scored.group.key, reason)
+        self._note(self._ledger.stale, scored.group.key, reason)
         self.release([scored])
-        self._again.append(self._ledger.index_of(scored.group.prompt.prompt_id))
+        self._again.append(scored.group.prompt.prompt_id)
         self.request(1)
 
     def release(self, groups: Iterable[ScoredGroup]) -> None:
@@ -177,7 +183,7 @@ class SampleLane:
         """End and filter the groups that were issued to weights before step ``before``. Returns their number."""
         late = [flight for flight in self._flights if flight.version < before]
         for flight in late:
-            self._ledger.filtered(flight.key, reason)
+            self._note(self._ledger.filtered, flight.key, reason)
             self._gate.release(flight.slot)
         self._end(late)
         return len(late)
@@ -205,19 +211,29 @@ class SampleLane:
         await self._requested.acquire()
         return await self._gate.acquire()
 
-    def _next(self, indices: Iterator[int]) -> tuple[int, Prompt]:
+    async def _next(self, indices: Iterator[int]) -> tuple[int, Prompt]:
         """Read the next prompt that can be scored; those that cannot are filtered."""
         while True:
-            index = self._again.popleft() if self._again else next(indices)
+            if self._again:
+                index = await self._ledger.in_turn(self._ledger.index_of, self._again.popleft())
+            else:
+                index = next(indices)
             try:
                 return index, self._source.train(index)
             except UnusableRow as unusable:
-                self._ledger.unusable(index, unusable.prompt_id, unusable.reason)
+                self._note(self._ledger.unusable, index, unusable.prompt_id, unusable.reason)
 
-    def _issue(self, flight: _Flight) -> None:
-        lease = self._settings.lease_seconds
-        flight.attempt = self._ledger.issue(flight.index, flight.prompt.prompt_id, lease)
-        flight.version = self.version
+    def _note(self, method: Callable[..., object], *arguments: object) -> None:
+        """Have the ledger note something, in turn. The run ends if it cannot."""
+
+        async def done(noted: Awaitable[object]) -> None:
+            await noted
+
+        self._tasks.create_task(done(self._ledger.in_turn(method, *arguments)))
+
+    def _issued(self, index: int, prompt: Prompt) -> asyncio.Future[int]:
+        """Have the ledger issue a prompt; its attempt number."""
+        return self._ledger.in_turn(self._ledger.issue, index, prompt.prompt_id, self._settings.lease_seconds)
 
     async def _one_group(self, flight: _Flight) -> None:
         """Turn an issued prompt into a scored group. At most max_attempts leases are lost, or stay unscored."""
@@ -225,7 +241,7 @@ class SampleLane:
         reason = ""
         while lost_times < self._settings.max_attempts:
             if lost_times + unscored_times:
-                self._issue(flight)
+                self._issue_next(flight)
             try:
                 scored = await self._leased(flight.prompt, flight.attempt)
             except Unscored as lost:
@@ -240,7 +256,7 @@ class SampleLane:
                 self._lost(flight, lost)
                 reason = lost.reason
                 continue
-            await asyncio.get_running_loop().run_in_executor(self._ledger.writer, self._ledger.scored, scored)
+            await asyncio.get_running_loop().run_in_executor(self._ledger.contents, self._ledger.scored, scored)
             self._unscored.scored()
             self._flights.discard(flight)
             self._sampled_tokens += scored.group.num_tokens
@@ -252,13 +268,23 @@ class SampleLane:
             "reasons are in ledger.sqlite"
         )
 
+    def _issue_next(self, flight: _Flight) -> None:
+        """Issue the next attempt of a prompt. It has its number at once: it may be cut before the ledger has it."""
+
+        async def same(attempt: int, issued: Awaitable[int]) -> None:
+            assert await issued == attempt
+
+        flight.attempt, flight.version = flight.attempt + 1, self.version
+        self._tasks.create_task(same(flight.attempt, self._issued(flight.index, flight.prompt)))
+
     def _lost(self, flight: _Flight, lost: GroupLost) -> None:
-        self._ledger.lost(flight.key, lost.reason)
+        record = self._ledger.unscored if isinstance(lost, Unscored) else self._ledger.lost
+        self._note(record, flight.key, lost.reason)
         self._observer.lost(lost)
 
     def _filter(self, flight: _Flight, reason: str) -> None:
         """Leave out the prompt of ``flight``, and ask for another in its place. Raises TooManyUnscored."""
-        self._ledger.filtered(flight.key, reason)
+        self._note(self._ledger.filtered, flight.key, reason)
         self._observer.left_out(flight.prompt.prompt_id, reason)
         self._flights.discard(flight)
         self._gate.release(flight.slot)
@@ -275,7 +301,8 @@ class SampleLane:
             while left > ROUNDING:
                 if (await asyncio.wait({work}, timeout=left))[0]:
                     return work.result()
-                left = lease - self._components.silence_of((prompt.prompt_id, attempt))
+                key = prompt.prompt_id, attempt
+                left = lease - (0.0 if key in self._noting else self._components.silence_of(key))
         finally:
             work.cancel()
             work.add_done_callback(retrieve_exception)
@@ -284,7 +311,8 @@ class SampleLane:
     async def _attempt(self, prompt: Prompt, attempt: int) -> ScoredGroup:
         with self._observer.stage("sample"):
             group = await self._components.rollout.sample(prompt, self._settings.sampling, attempt)
-        self._ledger.sampled(group.key)
+        with self._noting.during(group.key):
+            await self._ledger.in_turn(self._ledger.sampled, group.key)
         with self._observer.stage("verify"):
             return await self._components.verifier.score(group)
 

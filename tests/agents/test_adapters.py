@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import threading
@@ -66,6 +67,7 @@ def told(observations: list[Observation]) -> list[str]:
         (f"{EXAMPLES}/trl_style.py:Counter", ["[1+2]", "[4]", "6"], "1,2,3=6:",
          ["noted 1\n 0.5", "noted 2\n 1", " 1 done"]),
         (f"{SHAPES}:GuessEnv", ["[7]", "6"], "1,2,3=6:Guess.", ["too high\n", " done"]),
+        (f"{SHAPES}:PartsEnv", ["6"], "1,2,3=6:12", [" done"]),
         (f"{SHAPES}:load_environment", ["a", "bb"], "1,2,3=6:", ["=1\n", " 1 done"]),
         (f"{SHAPES}:load_openai_environment", ["a", "bb"], "1,2,3=6:", ["=1\n", " 1 done"]),
         (f"{SHAPES}:load_tools", ['[6]', "6"], "1,2,3=6:", ["12", " 1 done"]),
@@ -87,6 +89,11 @@ async def test_a_rollout_that_rewrites_its_history_opens_a_context() -> None:
 async def test_a_rollout_that_ends_in_an_error_has_no_verdict() -> None:
     with pytest.raises(Unscored, match="ValueError: the tool broke"):
         await played(f"{SHAPES}:load_failing", "a")
+
+
+async def test_a_reset_that_returns_an_image_is_unscored() -> None:
+    with pytest.raises(Unscored, match=r"reset returned list .*; expected a text, or parts of type text"):
+        await played(f"{SHAPES}:ImageEnv", "a")
 
 
 def test_what_has_no_known_shape_is_refused_with_what_is_known() -> None:
@@ -142,12 +149,17 @@ async def test_a_server_with_reset_and_step_is_played_over_http(tmp_path: Path) 
 async def test_a_server_with_sessions_is_played_over_a_web_socket(tmp_path: Path) -> None:
     from websockets.asyncio.server import serve
 
+    closed: list[bool] = []
+
     async def session(socket: Any) -> None:
         turns = 0
         async for text in socket:
             asked = json.loads(text)
-            if asked["data"].get("message") == "bad":
-                await socket.send(json.dumps({"type": "error", "data": {"message": "no such action", "code": "X"}}))
+            if asked == {"type": "close"}:
+                closed.append(True)
+                break
+            if (code := asked["data"].get("message")) in ("EXECUTION_ERROR", "CAPACITY_REACHED"):
+                await socket.send(json.dumps({"type": "error", "data": {"message": "it says so", "code": code}}))
                 continue
             turns += asked["type"] == "step"
             length = len(asked["data"].get("message", ""))
@@ -159,8 +171,39 @@ async def test_a_server_with_sessions_is_played_over_a_web_socket(tmp_path: Path
         environment = at(f"ws://127.0.0.1:{port}/ws", tmp_path)
         _, found = await played(environment, "abc", "d")
         assert told(found) == ["=3\n 0.5", " 1 done"]
-        with pytest.raises(Unscored, match="no such action"):
-            await played(environment, "bad")
+        for code, expected in (("EXECUTION_ERROR", Unscored), ("CAPACITY_REACHED", GroupLost)):
+            with pytest.raises(expected, match="it says so") as lost:
+                await played(environment, code)
+            assert type(lost.value) is expected
+        async with asyncio.timeout(10):
+            while len(closed) < 3:  # environments are closed in the background
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("400 Bad Request", Unscored), ("422 Unprocessable", Unscored), ("429 Too Many Requests", GroupLost),
+        ("408 Request Timeout", GroupLost), ("401 Unauthorized", GroupLost), ("404 Not Found", GroupLost),
+        ("503 Unavailable", GroupLost), ("200 OK\r\nContent-Length: 99", GroupLost), ("", GroupLost),
+    ],
+)  # fmt: skip
+async def test_only_a_refused_action_is_the_response_s_own_affair(
+    answer: str, kind: type[GroupLost], tmp_path: Path
+) -> None:
+    """What else a server answers, or half an answer, loses the group."""
+
+    async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n{{".encode() if answer else b"no HTTP\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answered, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(GroupLost) as lost:
+            await played(at(f"http://127.0.0.1:{port}", tmp_path), "x")
+    assert type(lost.value) is kind
 
 
 @pytest.mark.parametrize("scheme", ["http", "ws"])

@@ -94,6 +94,26 @@ async def test_messages_go_through_the_template_whatever_the_task_says() -> None
         await environments.close()
 
 
+async def test_calls_are_read_as_each_prompt_is_rendered_whatever_the_task_says() -> None:
+    """Messages go through the template also with task.template=plain, and it says how calls are written; a text has
+    them between brackets.
+    """
+    encoder = PromptEncoder(QWEN, "plain", 2000)
+    environments = HostedEnvironments(EnvironmentSettings(Hosted(tools=("calculator",), processes=1)), QWEN, encoder)
+    try:
+        asked: dict[str, tuple[str | list, str]] = {
+            "messages": ([{"role": "user", "content": "17*25?"}], f"{CALL}<|im_end|>"),
+            "text": ("17*25?", "[17*25]"),
+        }
+        for number, (prompt, reply) in enumerate(asked.values()):
+            name = ConversationId("p", 0, number)
+            await environments.open(name, Prompt("p", encoder.encode(prompt), "", "exact", {"prompt": prompt}))
+            found = await environments.reply(name, turn(QWEN, reply))
+            assert found.appended_ids is not None and "425" in QWEN.show(found.appended_ids)
+    finally:
+        await environments.close()
+
+
 async def test_a_history_that_is_summed_up_begins_a_context_and_a_template_that_refuses_is_said() -> None:
     tokenizer, form = byte_tokenizer(CHATML, eos="<|im_end|>"), PromptForm()
     hosted = Hosted(environment=f"{HERE}:Summing", processes=1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +101,142 @@ async def test_an_environment_that_raises_leaves_its_conversation_unscored(kind:
             with pytest.raises(Unscored, match=expected):
                 await played(hosted, ConversationId(f"{do} at reset", 0, number), {**row, "at": "reset"})
             await fares_well(hosted)
-    for pid in (tmp_path / "pids").read_text().split():
-        assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == "zombie"
+    assert not living(tmp_path / "pids")
+
+
+def living(pids: Path) -> list[str]:
+    """Those of the processes that still run."""
+    found = []
+    for pid in pids.read_text().split():
+        with suppress(psutil.Error):
+            found += [pid] * (psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
+    return found
+
+
+async def test_a_fork_speaks_in_nobodys_name() -> None:
+    async with hosting("Plain", turn_seconds=20.0) as hosted:
+        (found,) = await played(hosted, ConversationId("bad", 0, 0), {"do": "fork and say"}, "x")
+        assert not found.done and found.verdict is None
+        await fares_well(hosted)
+
+
+@pytest.mark.parametrize("kind", ["Plain", "OnLoop"])
+async def test_a_fork_that_comes_back_is_ended_at_once(kind: str, tmp_path: Path) -> None:
+    """It would take what its parent's event loop waits for."""
+    async with hosting(kind, turn_seconds=20.0) as hosted:
+        row = {"do": "fork and return", "pids": str(tmp_path / "pids")}
+        (found,) = await played(hosted, ConversationId("bad", 0, 0), row, "x")
+        assert found.appended_ids is not None
+        deadline = time.monotonic() + 10
+        while living(tmp_path / "pids"):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        await fares_well(hosted)
+
+
+PARENT = """
+import json, os, pathlib, sys, time
+from lpo_ray.agents.launching import launch
+from lpo_ray.agents.limits import Hosted
+launched = launch()
+launched.channel.sendall(json.dumps({"hosted": Hosted(environment=sys.argv[1]).to_json()}).encode() + b"\\n")
+while not pathlib.Path(sys.argv[2]).exists():
+    time.sleep(0.02)
+print(launched.process.pid, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_that_is_stuck_dies_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(f"import time, pathlib\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+                                       "time.sleep(1000)\n")  # fmt: skip
+    command = [sys.executable, "-c", PARENT, f"{tmp_path / 'stuck.py'}:Stuck", str(tmp_path / "begun")]
+    (tmp_path / "pid").write_text(
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    )
+    deadline = time.monotonic() + 10
+    while living(tmp_path / "pid"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("many", "expected"), [(2, "escaped"), (1, "exit code 1")])
+async def test_what_is_started_with_variables_of_its_own_is_ended_too(many: int, expected: str, tmp_path: Path) -> None:
+    """With the process that it is a descendant of, or by what it prints to where there is no such process any more."""
+    async with hosting(turn_seconds=20.0) as hosted:
+        row = {"do": "escape", "many": many, "pids": str(tmp_path / "pids")}
+        with pytest.raises(Unscored, match=expected):
+            await played(hosted, ConversationId("bad", 0, 0), row, "x")
+        assert many == 1 or len(living(tmp_path / "pids")) == 2
+    assert not living(tmp_path / "pids")
+
+
+async def test_output_that_somebody_else_holds_is_not_waited_for() -> None:
+    """Whoever has the pipe, the process is gone; and nobody who comes after is given its number too early."""
+    held = []
+    async with hosting("Plain") as hosted:
+        for _ in range(3):
+            await fares_well(hosted)
+            child = hosted._pool._children[-1]
+            held.append(open(f"/proc/{child._launched.process.pid}/fd/1", "wb"))  # noqa: SIM115
+            with pytest.raises(Unscored, match="exit code 0"):
+                await played(hosted, ConversationId("end", 0, 0), {"do": "end"}, "x")
+        await fares_well(hosted)
+        held.append(open(f"/proc/{hosted._pool._children[-1]._launched.process.pid}/fd/1", "wb"))  # noqa: SIM115
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    for file in held:
+        file.close()
+
+
+async def test_who_waits_for_a_process_that_is_ended_meanwhile_is_told() -> None:
+    async with hosting("Plain") as hosted:
+        waiting = [asyncio.ensure_future(hosted.open(ConversationId(str(n), 0, 0), prompt(str(n)))) for n in range(40)]
+        await asyncio.sleep(0.01)
+    for opened in waiting:
+        with pytest.raises(GroupLost, match="were closed"):
+            await opened
+
+
+async def test_one_that_has_ended_has_no_part_in_what_comes_after(tmp_path: Path) -> None:
+    """The end of one is answered before the other's fault, and both answers are read at once by a busy parent."""
+    until = tmp_path / "until"
+    async with hosting(turn_seconds=20.0, memory_mib=256) as hosted:
+        await played(hosted, ConversationId("ended", 0, 0), {"do": "until", "at": "close", "until": str(until)})
+        await hosted.open(name := ConversationId("bad", 0, 0), prompt("bad", do="hoard after", until=str(until)))
+        bad = asyncio.ensure_future(hosted.reply(name, turn("x")))
+        await asyncio.sleep(0.2)
+        until.touch()
+        time.sleep(1.5)  # the busy parent
+        with pytest.raises(Unscored, match="no memory left"):
+            await bad
+        await hosted.end(name)
+
+
+@pytest.mark.parametrize("other", ["open", "closing"])
+async def test_who_used_up_the_memory_of_several_is_found_at_the_second_attempt(other: str, tmp_path: Path) -> None:
+    """An environment that is still closing still has its memory."""
+    until = tmp_path / "until"
+    async with hosting(turn_seconds=20.0, memory_mib=256) as hosted:
+        row = {"do": "until", "at": "close", "until": str(until)}
+        await hosted.open(beside := ConversationId("beside", 0, 0), prompt("beside", **row))
+        if other == "closing":
+            await hosted.end(beside)
+        with pytest.raises(GroupLost, match=r"no memory left .*its process had other conversations") as lost:
+            await played(hosted, ConversationId("bad", 0, 0), {"do": "hoard"}, "x")
+        assert not isinstance(lost.value, Unscored)
+        await hosted.open(
+            next_one := ConversationId("next", 0, 0), prompt("next", do="")
+        )  # in the process that follows
+        with pytest.raises(Unscored, match="no memory left"):
+            await played(hosted, ConversationId("bad", 1, 0), {"do": "hoard"}, "x")
+        await hosted.reply(next_one, turn("well"))
+        await hosted.end(next_one)
+        if other == "open":
+            await hosted.reply(beside, turn("well"))
+            await hosted.end(beside)
+        until.touch()
+        await fares_well(hosted)
 
 
 async def test_what_is_no_step_and_no_verdict_is_refused() -> None:
@@ -126,6 +262,20 @@ async def test_a_process_that_goes_is_replaced_and_the_one_at_work_is_named(do: 
         await fares_well(hosted)
 
 
+async def test_a_call_that_comes_while_its_process_ends_has_no_part_in_it() -> None:
+    async with hosting("Plain") as hosted:
+        await hosted.open(idle := ConversationId("idle", 0, 0), prompt("idle", do=""))
+        bad = asyncio.ensure_future(played(hosted, ConversationId("bad", 0, 0), {"do": "hang up"}, "x"))
+        (child,) = hosted._pool._children
+        while not child.retired:
+            await asyncio.sleep(0.01)
+        with pytest.raises(GroupLost) as lost:
+            await hosted.reply(idle, turn("well"))
+        assert not isinstance(lost.value, Unscored) and "at work" not in str(lost.value)
+        with pytest.raises(Unscored, match="ended with exit code 0"):
+            await bad
+
+
 @pytest.mark.parametrize("do", SILENT)
 async def test_one_that_is_silent_is_given_up_and_others_in_its_process_go_on(do: str) -> None:
     async with hosting(SILENT[do], turn_seconds=1.0) as hosted:
@@ -137,6 +287,7 @@ async def test_one_that_is_silent_is_given_up_and_others_in_its_process_go_on(do
         with pytest.raises(Unscored, match=r"no answer within 1 s \(environment.turn_seconds\)"):
             await bad
         assert time.monotonic() - started < 20
+        assert hosted._pool._placed["idle/0/0"].child.retired, "it takes no new ones"
         await hosted.reply(idle, turn("well"))
         await hosted.end(idle)
         await fares_well(hosted)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, NewType, TypedDict
 
 import pytest
 from transformers.utils import get_json_schema
 
 from lpo_ray.agents.builtin_tools import calculator
-from lpo_ray.agents.schemas import schema_of, trouble_with
+from lpo_ray.agents.schemas import schema_of, trouble_with, typed
+from lpo_ray.agents.tools import ToolEnvironment
 
 
 def search(query: str, limit: int = 5, exact: bool = False) -> list[str]:
@@ -83,9 +88,101 @@ def test_a_function_without_types_or_docstring_is_a_tool_too() -> None:
     assert schema_of(sphinx)["function"]["description"] == "Take the first."
 
 
-def test_what_a_model_cannot_call_is_refused() -> None:
-    with pytest.raises(ValueError, match="takes 'x' by position only"):
-        schema_of(eval("lambda x, /: x"))
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    y: float = 0.0
+    colour: Colour = Colour.RED
+
+
+class Option(TypedDict, total=False):
+    size: int
+
+
+Kilos = NewType("Kilos", int)
+
+
+def draw(
+    points: list[Point], sizes: tuple[int, ...], kinds: set[Colour], by_name: dict[str, Point] | None = None,
+    weight: Kilos | str = "none", option: Option | None = None,
+    pair: Annotated[tuple[Colour, int], "both"] | None = None,
+) -> str:  # fmt: skip
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"points": [{"x": 1.0}], "sizes": [1, 2.0, 3], "kinds": ["red", "red"]},
+         {"points": [Point(1)], "sizes": (1, 2, 3), "kinds": {Colour.RED}}),
+        ({"points": [{"x": 1, "y": 2, "colour": "blue"}], "sizes": [], "kinds": [], "by_name": {"a": {"x": 3}}},
+         {"points": [Point(1, 2, Colour.BLUE)], "sizes": (), "kinds": set(), "by_name": {"a": Point(3)}}),
+        ({"points": [], "sizes": [], "kinds": [], "by_name": None, "weight": 3.0, "option": {"size": 2.0},
+          "pair": ["blue", 5.0]},
+         {"points": [], "sizes": (), "kinds": set(), "by_name": None, "weight": 3, "option": {"size": 2},
+          "pair": (Colour.BLUE, 5)}),
+    ],
+)  # fmt: skip
+def test_a_function_gets_values_of_the_types_that_it_asks_for(arguments: dict, expected: dict) -> None:
+    assert trouble_with(arguments, schema_of(draw)) is None
+    found = typed(arguments, draw)
+    assert found == expected
+    assert repr(found) == repr(expected)  # 3 is no 3.0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"points": [{"y": 1}]}, {"points": [{"x": 1, "z": 1}]}, {"points": [5]}, {"sizes": ["a"]}, {"kinds": ["green"]},
+        {"by_name": {"a": {}}}, {"weight": 2.5}, {"option": {"size": "a"}}, {"pair": ["red"]}, {"points": None},
+    ],
+)  # fmt: skip
+def test_parts_of_arguments_are_held_against_the_schema(arguments: dict) -> None:
+    whole = {"points": [], "sizes": [], "kinds": [], **arguments}
+    assert f"argument {next(iter(arguments))!r} is" in str(trouble_with(whole, schema_of(draw)))
+
+
+def yielding() -> Iterator[int]:
+    yield 1
+
+
+async def yielding_later() -> AsyncIterator[int]:
+    yield 1
+
+
+def of_a_path(path: Path) -> str:
+    return ""
+
+
+def of_a_list_of_dates(days: list[datetime]) -> str:
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (eval("lambda x, /: x"), "takes 'x' by position only"), (yielding, "tool yielding yields; expected"),
+        (yielding_later, "yields; expected a function that returns"),
+        (of_a_path, "tool of_a_path takes 'path', of which no schema can be made: it is a Path; expected"),
+        (of_a_list_of_dates, "it is a datetime; expected"),
+    ],
+)  # fmt: skip
+def test_what_a_model_cannot_call_is_refused(function: Callable[..., Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schema_of(function)
+
+
+def test_tools_have_names_of_their_own() -> None:
+    environment = ToolEnvironment()
+    for tools in ([search, calculator, search], [calculator, eval("lambda x: x")]):
+        environment.tools = tools
+        with pytest.raises(ValueError, match=r"tools have the names .*; expected one of its own for each"):
+            environment.schemas()
 
 
 @pytest.mark.parametrize(

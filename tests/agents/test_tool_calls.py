@@ -40,6 +40,13 @@ def functions(parser: str, text: str) -> list[tuple[str, object]]:
          [ADD, ("sub", {})]),
         ("llama3_json", '{"name": "add", ', "", [("", '{"name": "add",')]),
         ("llama3_json", '{"answer": 5}', None, []),
+        ("llama3_json", '{"name": "Bob", "age": 3}', None, []),
+        ("llama3_json", 'I add: {"name": "add", "parameters": {"a": 1, "b": 2}}', "I add:", [ADD]),
+        ("llama3_json", '{"name": "add", "parameters": {"a": 1, "b": 2}} So.', "", [ADD]),
+        ("llama3_json", '[{"name": "add", "parameters": {"a": 1, "b": 2}}]', "[", [ADD]),
+        ("llama3_json", 'For {x} I add {"name": "add", "parameters": {"a": 1, "b": 2}}', "For {x} I add", [ADD]),
+        ("llama3_json", '{"name": "add", "parameters": {"a": {"name": "x", "parameters": {}}}}', "",
+         [("add", {"a": {"name": "x", "parameters": {}}})]),
         ("llama3_json", "It is 5.", None, []),
         ("mistral", '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1, "b": 2}}]', "", [ADD]),
         ("mistral", '[TOOL_CALLS]add{"a": 1, "b": 2}[TOOL_CALLS]sub[ARGS]{}', "", [ADD, ("sub", {})]),
@@ -49,6 +56,8 @@ def functions(parser: str, text: str) -> list[tuple[str, object]]:
         ("pythonic", "[add(1, 2)]", "", [("", "add(1, 2)")]),
         ("pythonic", "[add(a=__import__('os'))]", "", [("add", "add(a=__import__('os'))")]),
         ("pythonic", "[add(a=1", None, []),
+        ("pythonic", "[add(a=[true, {'b': null}], c=False)]", "", [("add", {"a": [True, {"b": None}], "c": False})]),
+        ("pythonic", "[add(**{'a': 1})]", "", [("add", "add(**{'a': 1})")]),
         ("pythonic", "[1, 2]", None, []),
         ("brackets", "[12*34]", "", [("", {"": "12*34"})]),
         ("brackets", "I say [12*34] and [5]", "I say", [("", {"": "12*34"})]),
@@ -90,3 +99,38 @@ def test_no_text_costs_much_time(parser: str, part: str) -> None:
 )  # fmt: skip
 def test_a_template_says_how_calls_are_written(template: str | None, expected: str) -> None:
     assert parser_for(template) == expected
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(
+    ("opened", "closed"),
+    [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]"), ("1+", ""), ("not ", ""), ("-", ""), ("a.", ""), ("lambda:", "")],
+)
+def test_what_is_read_of_a_call_can_be_shown_and_written_wherever_it_goes(
+    parser: str, opened: str, closed: str
+) -> None:
+    """However deep it is nested: also far down a stack, and with what others put around it."""
+
+    def used_below(frames: int, calls: list) -> None:
+        if frames:
+            used_below(frames - 1, calls)
+            return
+        assert json.loads(json.dumps({"answer": {"calls": calls}}))["answer"]["calls"] == calls and repr(calls)
+
+    for depth in (*range(1, 70, 7), 64, 65, 190, 500, *range(940, 1000, 7), 3000):
+        deep = f"{opened * depth}1{closed * depth}"
+        for form in (
+            '<tool_call>{"name": "f", "arguments": {"a": %s}}</tool_call>', "<tool_call>%s</tool_call>",
+            '{"name": "f", "parameters": {"a": %s}}', '[TOOL_CALLS][{"name": "f", "arguments": %s}]',
+            "[TOOL_CALLS]f%s", "[f(a=%s)]", "[%s]", "[f(), %s]",
+        ):  # fmt: skip
+            _, calls = parse(parser, form % deep)
+            used_below(300, [call for call in calls if call["function"]["arguments"]])
+
+
+def test_what_is_nested_as_arguments_are_is_read() -> None:
+    deep: object = 1
+    for _ in range(20):
+        deep = [{"a": deep}]
+    call = json.dumps({"name": "add", "arguments": {"a": deep}})
+    assert functions("hermes", f"<tool_call>{call}</tool_call>") == [("add", {"a": deep})]

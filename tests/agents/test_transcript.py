@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +16,16 @@ from lpo_ray.policy.tokenizer import ChatStyle, Tokenizer
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.prompt_form import PromptForm
 from lpo_ray.tasks.sources.source import PromptEncoder
-from tests.support.chat_tokenizers import CHATML, DATED, LLAMA_2, LLAMA_3, MISTRAL, QWEN3, byte_tokenizer
+from tests.support.chat_tokenizers import (
+    CHATML,
+    DATED,
+    LLAMA_2,
+    LLAMA_3,
+    MISTRAL,
+    QWEN3,
+    byte_tokenizer,
+    spaced_tokenizer,
+)
 
 LLAMA_TOKENS = ("<|endoftext|>", "<bos>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")
 TOKENIZERS = {
@@ -103,6 +114,39 @@ def test_a_conversation_of_canonical_tokens_is_what_the_template_makes_of_it(nam
     assert tokenizer.show(transcript.token_ids) == tokenizer.render(messages)
 
 
+@pytest.mark.parametrize("takes_space", [False, True])
+@pytest.mark.parametrize("spaces", ["first", "always", "never", "legacy"])
+@pytest.mark.parametrize(("template", "eos"), [(CHATML, "<|im_end|>"), (LLAMA_2, "</s>"), (MISTRAL, "</s>")])
+def test_what_stands_behind_a_turn_has_the_tokens_that_it_has_in_the_whole(
+    template: str, eos: str, spaces: str, takes_space: bool
+) -> None:
+    """Whatever a tokenizer puts before a text, or a special token takes from what is behind it."""
+    tokenizer = spaced_tokenizer(template, spaces, eos=eos, takes_space=takes_space)
+    messages = [
+        *ASKED,
+        *(each for answer in ("One.", "Two.") for each in ({"role": "assistant", "content": answer}, *USER)),
+    ]
+    whole, transcript = tokenizer.encode(tokenizer.render(messages)), begun(tokenizer)
+    for _ in range(2):
+        start = len(transcript.token_ids)
+        assert transcript.token_ids.tolist() == whole[:start].tolist()
+        end = start + whole[start:].tolist().index(tokenizer.eos_token_id) + 1
+        appended = transcript.append(whole[start:end], [], USER)
+        assert appended.dropped == 0
+    assert transcript.token_ids.tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("spaces", ["first", "always", "never", "legacy"])
+def test_a_text_behind_a_text_begins_with_nothing_else(spaces: str) -> None:
+    tokenizer = spaced_tokenizer(CHATML, spaces, eos="</s>")
+    for last in ("2", "</s>"):
+        transcript = begun(tokenizer, [{"role": "user", "content": "1+1="}], "plain")
+        appended = transcript.append(said(tokenizer, last)[-1:], [], [{"role": "user", "content": "\nmore"}])
+        space = "▁" if last == "</s>" and spaces in ("always", "legacy") else ""
+        names = tokenizer._tokenizer.convert_ids_to_tokens(appended.token_ids.tolist())
+        assert "".join(names) == f"{space}\nmore"
+
+
 def test_thinking_that_a_template_would_leave_out_stays_and_is_counted() -> None:
     tokenizer = TOKENIZERS["qwen3"]
     transcript, thought = begun(tokenizer), "<think>\nhm, 17*25\n</think>\n\n"
@@ -143,6 +187,24 @@ def test_a_template_that_shows_no_answer_or_refuses_a_role_says_so() -> None:
         begun(TOKENIZERS["mistral"]).append(said(TOKENIZERS["mistral"], "x</s>"), [], [*USER, *USER])
 
 
+SILENT = "{% if m['role'] == 'assistant' and not m['content'] | trim %}{{ raise_exception('nothing said') }}{% endif %}"
+
+
+@pytest.mark.parametrize("reply", ["<|im_end|>", " \n<|im_end|>", "<bos><|im_start|><|im_end|>", "\n"])
+def test_a_reply_of_nothing_goes_on_also_where_the_template_refuses_one(reply: str) -> None:
+    """The policy may say nothing: that is scored, and never a reason for no verdict."""
+    strict = byte_tokenizer(
+        CHATML.replace("{{ '<|im_start|>' + m", f"{SILENT}{{{{ '<|im_start|>' + m", 1), eos="<|im_end|>"
+    )
+    with pytest.raises(DataError, match="nothing said"):
+        strict.render([*ASKED, {"role": "assistant", "content": ""}, *USER])
+    transcript = begun(strict)
+    for _ in range(3):
+        appended = transcript.append(said(strict, reply), [], USER)
+        end = "" if reply.endswith(">") else "<|im_end|>"
+        assert strict.show(appended.token_ids) == f"{end}\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+
+
 def test_messages_of_a_character_model_are_appended_verbatim() -> None:
     tokenizer = character_tokenizer()
     transcript = begun(tokenizer, [{"role": "user", "content": "3,5,7=22:"}], "plain")
@@ -162,3 +224,41 @@ def test_a_history_that_was_rewritten_is_a_new_context(template: str) -> None:
     assert tokenizer.show(context) == (wanted if template == "chat" else "In short: 425. Sure?")
     appended = transcript.append(said(tokenizer, "yes<|im_end|>"), [], USER)
     assert transcript.token_ids[: len(context)].tolist() == context.tolist() and appended.dropped == 0
+
+
+TOLD = "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+WRITTEN = {
+    "hermes": ("<tool_call>\n{{ c['function'] | tojson }}\n</tool_call>", "hermes", ""),
+    "llama": ('{"name": "{{ c[\'function\'][\'name\'] }}", "parameters": {{ c["function"]["arguments"] | tojson }}}',
+              "llama3_json", ""),
+    "pythonic": ("[{{ c['function']['name'] }}({% for k, v in c['function']['arguments'].items() %}"
+                 "{{ k }}={{ v | tojson }}{% endfor %})]", "pythonic", ""),
+    "mistral": ("[TOOL_CALLS]{{ c['function']['name'] }}{{ c['function']['arguments'] | tojson }}", "mistral", ""),
+    "tags": ("<tool_call><function={{ c['function']['name'] }}><parameter=word>sun</parameter></function></tool_call>",
+             "hermes", "template writes calls as '<tool_call><function=look_up>.*, which no parser of ours reads"),
+    "nothing": ("", "hermes", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_the_parser_is_the_one_that_reads_what_the_template_writes(form: str) -> None:
+    """Whatever else the template's text has in it."""
+    written, expected, trouble = WRITTEN[form]
+    calls = f"{{% for c in m['tool_calls'] or [] %}}{written}{{% endfor %}}"
+    template = TOLD + CHATML.replace(
+        "m['content'] + '<|im_end|>\n' }}", f"m['content'] }}}}{calls}{{{{ '<|im_end|>\n' }}}}"
+    )
+    tokenizer = byte_tokenizer(template, eos="<|im_end|>")
+    style = ChatStyle(tools=[{"type": "function", "function": {"name": "look_up"}}])
+    found, said_of_it = Chat(tokenizer, PromptEncoder(tokenizer, "chat", 1000, PromptForm(style))).parser()
+    assert found == expected
+    assert re.search(trouble, said_of_it) if trouble else said_of_it == ""
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_template_that_shows_no_tools_says_so(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    style = ChatStyle(tools=[{"type": "function", "function": {"name": "look_up"}}])
+    parser, trouble = Chat(tokenizer, PromptEncoder(tokenizer, "chat", 1000, PromptForm(style))).parser()
+    assert parser == {"llama 3": "llama3_json", "mistral": "mistral"}.get(name, "hermes")
+    assert trouble == ("" if name == "qwen3" else "the chat template does not tell the model of its tools")

@@ -17,22 +17,19 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
+from loop_stalls import Beats, Looker, Stall
 
-PERIOD = 0.005
-"""seconds between two beats of the loop's watchdog"""
 SHOWN = 0.05
-"""seconds of a stall whose stack is kept"""
+"""seconds of a stall that counts in the sum of all"""
 MIB = 2**20
 STAGES = ("sample", "verify", "anchor", "project", "publish", "wait")
 
@@ -230,6 +227,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     config = load_config(Path("configs/quickstart.yaml"), [f"model.path={model}", *overrides])
     spec = outline(config, arguments.tokens + 64)
     stalls: list[Stall] = []
+    beats = Beats(arguments.folder)
     marks: dict[str, float] = {}
 
     async def build(spec: Any, model_path: str, events: Any) -> Parts:
@@ -269,7 +267,7 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
         await verifier.service.start()
         await builder.builder.start()
         marks["cpu"] = time.process_time()
-        loop_watch.append(asyncio.get_running_loop().create_task(watch(stalls)))
+        loop_watch.append(asyncio.get_running_loop().create_task(beats.watch(stalls)))
         return Parts(pool, verifier, builder, learner, Transport())
 
     loop_watch: list[Any] = []
@@ -279,32 +277,24 @@ def driver(arguments: argparse.Namespace) -> dict[str, object]:
     where = node["NodeManagerAddress"], node["NodeManagerPort"]
     before = node_stats(*where, include_memory_info=False).store_stats
     console = Console(quiet=True)
-    with held(spec, lambda text: None) as folder, sampled_when_late():
+    with held(spec, lambda text: None) as folder:
         recorder = Recorder(settings.recorder_settings(spec, model), console, spec.tokenizer(model))
         asyncio.run(train(folder, model, build, recorder, Signals()))
+    beats.end()
     cpu = time.process_time() - marks["cpu"]
     after = node_stats(*where, include_memory_info=False).store_stats
     rows = [json.loads(line) for line in (spec.run_dir / "metrics.jsonl").read_text().splitlines()]
     disconnect()
-    worst = sorted(stalls, reverse=True)[:10]
     return {
         "seconds_a_step": [round(sum(row[f"seconds_{stage}"] for stage in STAGES), 2) for row in rows],
         "stages": {key: round(rows[-1][f"seconds_{key}"], 2) for key in STAGES},
         "driver_cpu_seconds_a_step": round(cpu / len(rows), 2),
-        "largest_stall_seconds": round(worst[0].seconds, 3) if worst else 0.0,
-        "most_computed_in_a_stall_seconds": round(max((stall.computing for stall in stalls), default=0.0), 3),
-        "largest_stall_without_queueing_seconds": round(max((s.seconds - s.queueing for s in stalls), default=0.0), 3),
-        "stalls_above_0.2_s": sum(stall.seconds > 0.2 for stall in stalls),
-        "stalled_seconds": round(sum(stall.seconds for stall in stalls if stall.seconds > SHOWN), 2),
+        "stalls": stalls,
         "object_store_mib_a_step": round(
             (after.cumulative_created_bytes - before.cumulative_created_bytes) / MIB / len(rows)
         ),
         "spilled_mib": round((after.spilled_bytes_total - before.spilled_bytes_total) / MIB),
         "samples_mib": round(sum(f.stat().st_size for f in (spec.run_dir / "samples").iterdir()) / MIB / len(rows)),
-        "worst": [
-            {name: round(value, 3) if isinstance(value, float) else value for name, value in stall._asdict().items()}
-            for stall in worst
-        ],
     }
 
 
@@ -313,76 +303,23 @@ def known(made: Callable[..., object], values: Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in values.items() if name in signature(made).parameters}
 
 
-class Stall(NamedTuple):
-    """A time at which the loop came back late, in seconds."""
-
-    seconds: float
-    computing: float
-    """of these the thread of this process that computed most, maybe with the GIL, had a core"""
-    queueing: float
-    """of these the thread that had to wait most for a core waited for it"""
-    where: str
-
-
-async def watch(stalls: list[Stall]) -> None:
-    """Note each time that the loop comes back late, with what was seen meanwhile."""
-
-    def spent() -> dict[str, tuple[int, int]]:
-        found = {}
-        for thread in os.listdir("/proc/self/task"):
-            with suppress(OSError), open(f"/proc/self/task/{thread}/schedstat", encoding="ascii") as file:
-                computing, queueing, _ = file.read().split()
-                found[thread] = int(computing), int(queueing)
-        return found
-
-    while True:
-        BEAT[0], BEAT[1], before = time.perf_counter(), "", spent()
-        await asyncio.sleep(PERIOD)
-        late = time.perf_counter() - float(BEAT[0]) - PERIOD
-        if late > PERIOD:
-            now = spent()
-            most = [max(now[t][n] - before.get(t, now[t])[n] for t in now) / 1e9 for n in (0, 1)]
-            stalls.append(Stall(late, *(min(seconds, late) for seconds in most), str(BEAT[1])))
-
-
-BEAT: list[Any] = [0.0, ""]
-
-
-@contextmanager
-def sampled_when_late() -> Iterator[None]:
-    """Look, from another thread, at what the loop's thread does while it is late."""
-    main, done = threading.get_ident(), threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.01):
-            if BEAT[0] and not BEAT[1] and time.perf_counter() - BEAT[0] > SHOWN:
-                frames = traceback.extract_stack(sys._current_frames()[main])
-                ours = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-                BEAT[1] = " < ".join(reversed(ours[-7:]))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    yield
-    done.set()
-    thread.join()
-
-
 def status_of(pid: int) -> dict[str, int]:
     """Sizes of a process, in kB."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return {}
-    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "RssAnon"))}
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "Rss"))}
 
 
 def used_kb(pid: int) -> int:
-    """Memory of a process and those that it started, what they share counted once."""
-    found = 0
-    for process in (root := psutil.Process(pid), *root.children(recursive=True)):
-        with suppress(psutil.Error):
-            found += process.memory_full_info().pss // 1024
-    return found
+    """Memory of a process and those that it started: what is each one's own, and the most that one has of what they
+    share. To count that exactly the kernel would stop the driver for a third of a second.
+    """
+    root = psutil.Process(pid)
+    found = [status_of(process.pid) for process in (root, *root.children(recursive=True))]
+    own = sum(status.get("RssAnon", 0) for status in found)
+    return own + sum(max(status.get(kind, 0) for status in found) for kind in ("RssShmem", "RssFile"))
 
 
 def measured(tree: Path, command: list[str], scratch: Path) -> dict[str, object]:
@@ -395,6 +332,8 @@ def measured(tree: Path, command: list[str], scratch: Path) -> dict[str, object]
     )  # fmt: skip
     peak = {"VmRSS": 0, "RssAnon": 0}
     everyone = looks = 0
+    looker = Looker(process.pid, scratch / "runs")
+    looker.start()
     while process.poll() is None:
         for key, value in status_of(process.pid).items():
             peak[key] = max(peak[key], value)
@@ -403,14 +342,24 @@ def measured(tree: Path, command: list[str], scratch: Path) -> dict[str, object]
                 everyone = max(everyone, used_kb(process.pid))
         looks += 1
         time.sleep(0.2)
+    looker.join()
     if process.returncode:
         raise SystemExit(f"the driver of {tree} ended with {process.returncode}")
+    found = json.loads(out.read_text())
+    stalls = [Stall(*values) for values in found.pop("stalls")]
     return {
         "driver_peak_mib": peak["VmRSS"] // 1024,
         "driver_peak_own_mib": peak["RssAnon"] // 1024,
         "all_processes_peak_mib": everyone // 1024,
         "wall_seconds": round(time.time() - started, 1),
-        **json.loads(out.read_text()),
+        **found,
+        "largest_stall_seconds": round(max((stall.seconds for stall in stalls), default=0.0), 3),
+        "largest_stall_without_waiting_for_a_core_seconds": round(
+            max((stall.seconds - stall.queueing for stall in stalls), default=0.0), 3
+        ),
+        "stalls_above_0.2_s": sum(stall.seconds > 0.2 for stall in stalls),
+        "stalled_seconds": round(sum(stall.seconds for stall in stalls if stall.seconds > SHOWN), 2),
+        "stalls": looker.causes(stalls),
     }
 
 
@@ -435,6 +384,7 @@ def main() -> None:
     for entry in arguments.trees.split(","):
         name, _, tree = entry.partition("=")
         with tempfile.TemporaryDirectory(prefix="lpo-ray-dataplane-") as scratch:
+            (Path(scratch) / "runs").mkdir()
             rows[name] = measured(Path(tree).absolute(), command, Path(scratch))
         sys.stdout.write(f"{name}: {json.dumps(rows[name], indent=1)}\n")
         sys.stdout.flush()

@@ -58,7 +58,7 @@ def test_one_that_gets_on_is_never_given_up_however_long_it_takes(pace: float, l
 def test_one_that_stops_is_given_up_within_the_limit(pace: float, stops: float, mute: bool) -> None:
     async def main() -> float:
         with pytest.raises(Silent):
-            await Worker(pace, stops, mute=mute).watch().result(asyncio.sleep(1e9))
+            await Worker(pace, stops, mute=mute).watch().result(asyncio.sleep(stops + 10 * LIMIT))
         return now()
 
     assert run(main()) <= stops + LIMIT + 1e-3

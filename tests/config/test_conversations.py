@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lpo_ray.config import load_config
 from lpo_ray.config.cautions import cautions
 from lpo_ray.config.conversations import is_conversation, most_sampled, most_turns
 from lpo_ray.errors import ConfigError
+from lpo_ray.records import ConversationId, Observation, Prompt, PromptGroup, Sampling, Turn, TurnRequest
+from lpo_ray.rollout.conversations import ConversationRollout
 from lpo_ray.run.settings import evaluation_settings, sampling
 from lpo_ray.run.spec import RunSpec, outline
+from lpo_ray.tools.simulate.virtual_time import run
+from tests.support.conversations import FakeEnvironments, said
 
 RECIPE = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 TURNS = "task.environment=tests.support.e2e_environments:Thrice"
@@ -40,7 +46,45 @@ def test_a_conversation_has_the_engine_s_context_or_what_it_is_given() -> None:
     assert most_sampled(limited.config) == 50
     for made in (sampling(limited), evaluation_settings(limited).sampling):
         assert (made.max_turns, made.max_conversation_tokens) == (3, 50)
-    assert limited.largest_group == 20 * 8 * 50 + 8 * 128
+    assert spec.largest_group == 8 * (20 * 192 + 9 * 8 * 128) + 8 * 128
+    assert limited.largest_group == 8 * (20 * 72 + 9 * 3 * 50) + 8 * 128
+    assert (
+        spec_of("task.tools=[calculator]").largest_group == 8 * (20 * 128 + 9 * 128) + 8 * 128
+    )  # they rewrite nothing
+
+
+class Talker:
+    """An engine whose turns take all the room they are given, but end well."""
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        raise NotImplementedError
+
+    async def turn(self, request: TurnRequest) -> Turn:
+        size = request.max_tokens
+        return Turn(np.arange(size), np.zeros(size, np.float32), np.arange(size), "stop")
+
+
+@pytest.mark.parametrize("rewrites", [True, False])
+@pytest.mark.parametrize("overrides", [(), ("sampling.max_conversation_tokens=60", "sampling.max_turns=3")])
+def test_no_group_takes_more_than_the_largest_whatever_its_environment_does(
+    rewrites: bool, overrides: tuple[str, ...]
+) -> None:
+    spec = spec_of(TURNS, *overrides)
+    room = spec.longest_response - 24  # for a turn of all its tokens
+
+    def answer(name: ConversationId, turn: int) -> Observation:
+        if rewrites:
+            return Observation(None, context_ids=np.full(room, 7 + turn), author="user")
+        return said(*range(4))
+
+    environments = FakeEnvironments(answer, first=lambda name: np.full(room if rewrites else 4, 3 + name.response))
+    rollout = ConversationRollout(Talker(), environments, spec.max_model_len)
+    prompt = Prompt("p0", np.array([1, 2, 3]), "", "countdown")
+    group = run(rollout.sample(prompt, sampling(spec), 0))
+    assert group.num_bytes <= spec.largest_group
+    if rewrites:
+        assert group.num_bytes > 0.85 * spec.largest_group, "and the bound is no guess"
+    assert pickle.loads(pickle.dumps(group)).num_bytes <= spec.largest_group
 
 
 def test_tools_are_enough() -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Response
+from lpo_ray.telemetry.evaluations import read_evaluations
 from lpo_ray.telemetry.samples import read_step
 from lpo_ray.training.ledger_audit import audit
 from tests.support.e2e_environments import MARKS, TURNS, answer_of, share_of_digits
@@ -30,6 +31,12 @@ OPTIONS = (
     "pipeline.groups_per_step=4", "rollout.num_workers=2", "environment.processes=2", "verifier.num_processes=1",
     "supervision.backoff_seconds=0.1",
 )  # fmt: skip
+
+EVALUATED = (
+    "evaluation.num_prompts=6", "evaluation.samples_per_prompt=4", "evaluation.ks=[1,4]", "evaluation.every=1",
+    "evaluation.pass_reward=0.1",
+)  # fmt: skip
+"""of the resumed run"""
 
 
 class Marks:
@@ -65,6 +72,8 @@ class Killed:
     """what the terminal showed until the driver was killed"""
     after: list[int]
     """steps that were done when engine and environments, their service, and the driver were killed"""
+    scaled: list[str]
+    """what was answered to other numbers of environment processes, while conversations went on"""
 
     @property
     def steps(self) -> int:
@@ -87,6 +96,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Itera
                 run.wait_for_step(after[-1] + 1)
 
             run.wait_for_step(1)
+            scaled = [scale(run, count) for count in (3, 1, 2)]
             engine = find(run, "RolloutWorker")[0]
             psutil.Process(turns.wait()).kill()
             engine.send_signal(signal.SIGSTOP)  # the turns that it has now do not end
@@ -101,12 +111,34 @@ def killed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Itera
             first = run.process.communicate(timeout=60)[0]
             run.assert_nothing_is_left()
         steps = after[-1] + 1
-        output = finish(run := Run(folder, tiny_policy, *OPTIONS, "run.resume=auto", f"run.steps={steps}"))
+        output = finish(run := Run(folder, tiny_policy, *OPTIONS, *EVALUATED, "run.resume=auto", f"run.steps={steps}"))
         assert run.process.returncode == 0, output
         run.assert_nothing_is_left()
-        yield Killed(run.folder, first, after)
+        yield Killed(run.folder, first, after, scaled)
     finally:
         del os.environ[MARKS]
+
+
+def scale(run: Run, count: int) -> str:
+    command = [sys.executable, "-m", "lpo_ray", "scale", str(run.folder), f"environment={count}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_environments_are_scaled_while_conversations_go_on(killed: Killed) -> None:
+    assert killed.scaled == [f"{count} environment processes\n" for count in (3, 1, 2)]
+
+
+def test_a_lent_engine_evaluates_conversations_while_others_are_trained(killed: Killed) -> None:
+    rows = [json.loads(line) for line in (killed.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any(row["workers_lent"] for row in rows), "no step ended while an engine was lent"
+    found = read_evaluations(killed.folder / "evaluations.json")
+    assert killed.steps in found
+    for evaluation in found.values():
+        turns, (low, high) = evaluation["turns"], evaluation["ci95"]["turns"]
+        assert low <= turns <= high and 1 <= turns <= TURNS
+        solved = [evaluation[f"solved_in_turn_{turn}"] for turn in range(1, TURNS + 1)]
+        assert sum(solved) == pytest.approx(evaluation["pass@1"])
+        assert not evaluation["lost"]
 
 
 def test_the_books_balance_and_every_loss_has_its_cause(killed: Killed) -> None:

@@ -15,6 +15,11 @@ from tests.support.exported import exported_names
 from tests.support.telemetry import metrics_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
+CONVERSATIONS = {
+    "turns": 2.5, "turns_max": 3, "environment_tokens": 9.5, "environment_seconds": 0.25, "conversations_ended_done": 4,
+    "segments_began_as it opened": 1, "turns_moved": 2, "redrawn_turns": 1, "conversations_open": 7,
+    "environment_processes": 2,
+}  # fmt: skip
 REPORT_SECONDS = 1.0
 """the least that Ray takes"""
 FORGETS_SECONDS = 20.0
@@ -80,7 +85,7 @@ def recorded(run: str, steps: int, **changed: float) -> tuple[object, Mapping[st
     sink = RayMetrics(run, refresh_seconds=REPORT_SECONDS)
     sink.resumed(0)
     for step in range(1, steps + 1):
-        metrics = {**metrics_of(step, [make_target(n, (3, 5), version=0) for n in range(4)]), **changed}
+        metrics = metrics_of(step, [make_target(n, (3, 5), version=0) for n in range(4)]) | CONVERSATIONS | changed
         sink.append(metrics)
     sink.evaluated(steps, {"evaluation_pass@16": 0.875})
     return sink, metrics
@@ -98,6 +103,8 @@ def test_every_row_arrives_with_its_value_and_tags(address: str) -> None:
     assert value_of(found, "lpo_ray_rollout_workers", "first", state="out") == 1
     assert value_of(found, "lpo_ray_role_restarts", "first", role="rollout_worker") == 1
     assert value_of(found, "lpo_ray_evaluation_pass_ratio", "first", k="16") == 0.875
+    assert value_of(found, "lpo_ray_later_turns_total", "first", engine="moved") == 4
+    assert value_of(found, "lpo_ray_begun_segments", "first", why="as it opened") == 1
     assert value_of(found, "lpo_ray_ledger_groups", "first", state="trained") == 4
     assert value_of(found, "lpo_ray_sampled_tokens_total", "first") == 100
     assert value_of(found, "lpo_ray_publish_seconds_count", "first") == 2

@@ -30,7 +30,9 @@ def assert_equal(found: PromptGroup, expected: PromptGroup) -> None:
         assert ours.turns == theirs.turns
         if ours.conversation is None or theirs.conversation is None:
             continue
-        for name in ("turns", "authors", "verdict", "ended", "environment_seconds"):
+        for name in (
+            "turns", "authors", "verdict", "ended", "environment_seconds", "moved", "redrawn", "dropped"
+        ):  # fmt: skip
             assert getattr(ours.conversation, name) == getattr(theirs.conversation, name), name
         for segment, other in zip(ours.segments, theirs.segments, strict=True):
             assert segment.began == other.began

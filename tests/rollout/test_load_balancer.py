@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lpo_ray.errors import ComponentDied
 from lpo_ray.records import Process, WeightsVersion
-from lpo_ray.rollout.load_balancer import LoadBalancer
+from lpo_ray.rollout.load_balancer import NEAR, LoadBalancer
 from lpo_ray.rollout.member import Member
 from lpo_ray.tools.simulate.virtual_time import run
 
@@ -185,5 +185,87 @@ def test_the_heap_stays_small_however_many_groups_pass() -> None:
             balance.give_back(await balance.take(2, lambda: 1e9), 2)
         assert len(balance._by_load) <= 8 * (len(members) + 1) + 1
         assert [member.responses for member in members] == [0, 0, 0]
+
+    run(scene())
+
+
+def test_room_goes_to_who_prefers_it_first_and_to_the_oldest_when_nobody_does() -> None:
+    async def scene() -> None:
+        balance, (one, other) = LoadBalancer(1), (make_member(0), make_member(1))
+        balance.offer([one, other])
+        for _ in range(2):
+            await balance.take(1, lambda: 1e9)
+        wanted = (other, one, None, other, one)
+        tasks = [asyncio.ensure_future(balance.take(1, lambda: 1e9, preferred)) for preferred in wanted]
+        got: list[int] = []
+        for member in (one, one, one, one, other):
+            await settle()
+            balance.give_back(member, 1)
+            await settle()
+            got += [n for n, task in enumerate(tasks) if task.done() and n not in got]
+        assert got == [1, 4, 0, 2, 3]  # its own, its own, then the oldest, whatever they prefer; the last has its own
+        assert [task.result().index for task in tasks] == [0, 0, 0, 1, 0]
+
+    run(scene())
+
+
+@pytest.mark.parametrize("gone", ["up", "lent", "slow"])
+def test_nobody_waits_for_a_member_that_is_gone_or_slow_while_another_has_room(gone: str) -> None:
+    async def scene() -> None:
+        balance, (slow, quick) = LoadBalancer(1), (make_member(0), make_member(1))
+        balance.offer([slow, quick])
+        for _ in range(2):
+            await balance.take(1, lambda: 1e9)
+        if gone == "up":
+            slow.up = False
+        slow.lent = gone == "lent"
+        first = asyncio.ensure_future(balance.take(1, lambda: 1e9, slow))
+        await settle()
+        others = [asyncio.ensure_future(balance.take(1, lambda: 1e9, quick)) for _ in range(3 * NEAR)]
+        freed = 0
+        while not first.done():
+            await settle()
+            balance.give_back(quick, 1)
+            freed += 1
+            await settle()
+            assert quick.responses == 1, "room is never left while somebody waits"
+        assert first.result() is quick
+        assert freed == NEAR + 1
+        assert [task.done() for task in others] == [True] * NEAR + [False] * 2 * NEAR
+        for task in others:
+            task.cancel()
+
+    run(scene())
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ask", "end"]), st.integers(0, 3), st.integers(1, 3)), max_size=80))
+@settings(deadline=None)
+def test_with_preferences_no_room_is_left_and_everyone_has_a_bound(moves: list[tuple[str, int, int]]) -> None:
+    """Whoever is the oldest sees at most NEAR go before it, and nothing waits that a member has room for."""
+
+    async def scene() -> None:
+        balance, members = LoadBalancer(SLOTS), [make_member(index) for index in range(3)]
+        balance.offer(members)
+        waiting: list[tuple[int, asyncio.Task[Member]]] = []
+        at_work: list[tuple[int, Member]] = []
+        passed = 0
+        for move, number, size in moves:
+            if move == "ask":
+                preferred = members[number] if number < 3 else None
+                waiting.append((size, asyncio.ensure_future(balance.take(size, lambda: 1e9, preferred))))
+            elif at_work:
+                size, member = at_work.pop(number % len(at_work))
+                balance.give_back(member, size)
+            await settle()
+            gone = [n for n, (_, task) in enumerate(waiting) if task.done()]
+            passed = 0 if 0 in gone else passed + len(gone)
+            assert passed <= NEAR
+            at_work += [(waiting[n][0], waiting[n][1].result()) for n in gone]
+            waiting = [one for n, one in enumerate(waiting) if n not in gone]
+            if waiting:
+                assert all(member.responses + waiting[0][0] > SLOTS for member in members)
+            assert sum(member.responses for member in members) == sum(size for size, _ in at_work)
+        for _, task in waiting:
+            task.cancel()
 
     run(scene())

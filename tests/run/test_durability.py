@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
+import os
 import random
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from lpo_ray.common.database import Database
 from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError, NoRoom, RunBusy
 from lpo_ray.interfaces import Events
-from lpo_ray.records import Publication, StepReport, TrainBatch, WeightsVersion
+from lpo_ray.records import Prompt, PromptGroup, Publication, Sampling, StepReport, TrainBatch, WeightsVersion
 from lpo_ray.run import settings
 from lpo_ray.run.folder import held
 from lpo_ray.run.recorder import Recorder
@@ -30,7 +33,7 @@ from lpo_ray.training.checkpoint import list_checkpoints
 from lpo_ray.training.ledger import read_ledger
 from lpo_ray.training.ledger_audit import audit
 from tests.support.fakes import FakeComponents
-from tests.support.power_cut import Moments
+from tests.support.power_cut import Moments, shown
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 STEPS = 5
@@ -225,6 +228,49 @@ def test_the_loop_goes_on_while_the_report_is_drawn(
     monkeypatch.setattr("lpo_ray.run.recorder.write_report", draw)
     check_whole(run(tmp_path, tiny_policy, build=build))
     assert answered.is_set()
+
+
+def test_a_run_waits_for_disks_and_databases_in_threads_only(
+    tmp_path: Path, tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first sample to its last step; and what was there before that is not looked at for garbage."""
+    loop, found, calls, frozen = threading.get_ident(), [], [], []
+
+    class Watched(Hashing):
+        begun = False
+
+        async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+            self.begun = True
+            return await super().sample(prompt, sampling, attempt)
+
+        async def project(self, batch: TrainBatch) -> StepReport:
+            frozen.append(gc.get_freeze_count())
+            return await super().project(batch)
+
+        async def close(self) -> None:
+            self.begun = False
+
+    parts = Watched(tiny_policy, "")
+
+    async def build(spec: RunSpec, model_path: str, events: Events) -> FakeComponents:
+        return parts
+
+    def watched(real: Callable[..., object], name: Callable[..., str]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            calls.append(name(*arguments))
+            if parts.begun and threading.get_ident() == loop:
+                found.append(calls[-1])
+            return real(*arguments)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", watched(os.fsync, shown))
+    monkeypatch.setattr(Database, "execute", watched(Database.execute, lambda db, sql, *_: f"{db.path.name}: {sql}"))
+    check_whole(run(tmp_path, tiny_policy, build=build))
+    assert len(calls) > 100
+    assert found == []
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 async def no_room(spec: RunSpec, model_path: str, events: Events) -> FakeComponents:

@@ -82,7 +82,7 @@ class FakeRecord:
     def evaluating(self, done: int, total: int) -> None:
         pass
 
-    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+    async def evaluated(self, step: int, evaluation: Evaluation) -> None:
         self.found[step] = evaluation
 
     def note(self, text: str) -> None:

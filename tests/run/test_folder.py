@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from datetime import date
@@ -249,6 +250,34 @@ def test_the_chat_template_is_compared_by_its_content(pointing: Pointing) -> Non
     rewrite(pointing.root / "moved.jinja", lambda text: text + "!")
     with pytest.raises(ConfigError, match=r"another content of task.chat_template: .*moved.jinja has changed"):
         pointing.start()
+
+
+HELPER = "def helper(text: str) -> str:\n    return text\n"
+HOST = "from lpo_ray.agents.tools import ToolEnvironment\n\nclass Host(ToolEnvironment):\n    pass\n"
+
+
+@pytest.mark.parametrize(("key", "file"), [("task.environment", "host.py"), ("task.tools[1]", "helper.py")])
+def test_environment_and_tools_are_compared_by_their_content(key: str, file: str, pointing: Pointing) -> None:
+    (pointing.root / "helper.py").write_text(HELPER)
+    (pointing.root / "host.py").write_text(HOST)
+
+    def names(folder: Path) -> dict[str, str]:
+        tools = f"[calculator, {folder / 'helper.py'}:helper]"
+        return {"task.environment": f"{folder / 'host.py'}:Host", "task.tools": tools}
+
+    pointing.overrides |= {"run.name": "turns", **names(pointing.root)}
+    with held(pointing.spec(), lambda text: None) as folder:
+        folder.record()
+    moved = pointing.root / "moved"
+    moved.mkdir()
+    for name in ("helper.py", "host.py"):
+        (pointing.root / name).rename(moved / name)
+    pointing.overrides |= names(moved)
+    assert pointing.start().notes == ()
+    rewrite(moved / file, lambda text: text + "\n")
+    with pytest.raises(ConfigError, match=rf"another content of {re.escape(key)}: .*{file} has changed"):
+        pointing.start()
+    assert pointing.start("run.resume=changed").changed == {key}
 
 
 def test_a_file_that_was_renamed_is_another_verifier(pointing: Pointing) -> None:

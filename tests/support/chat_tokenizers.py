@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lpo_ray.policy.tokenizer import Tokenizer
@@ -47,6 +47,29 @@ def byte_tokenizer(
         single = " ".join([*begin, "$A", *end])
         tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token="<bos>")
+    made.chat_template = template
+    return Tokenizer(made)
+
+
+def spaced_tokenizer(template: str, spaces: str, *, eos: str, takes_space: bool = False) -> Tokenizer:
+    """Make a tokenizer in SentencePiece's form, of single characters.
+
+    ``spaces``: where it puts one: "first": before a text, "always": also behind special tokens, "never", or "legacy":
+    as Llama 2 does. ``takes_space``: special tokens take the white space behind them away, as those of Phi 3.
+    """
+    characters = ["<unk>", *map(chr, range(32, 127)), "\n", "▁"]
+    model = models.BPE(vocab={each: number for number, each in enumerate(characters)}, merges=[], unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    if spaces == "legacy":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=spaces, split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never" if spaces == "legacy" else spaces)
+    special = ("<|im_start|>", "<|im_end|>", "<bos>", "</s>")
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False, rstrip=takes_space) for text in special]
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token="<bos>", unk_token="<unk>")
     made.chat_template = template
     return Tokenizer(made)
 

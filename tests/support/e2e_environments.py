@@ -58,6 +58,14 @@ class Thrice(Environment):
             mark.unlink(missing_ok=True)
 
 
+class Begun(Thrice):
+    """The same, whatever the row asks."""
+
+    async def reset(self, row: Mapping[str, Any]) -> list[Message]:
+        await super().reset(row)
+        return [{"role": "user", "content": "1,2,3=6:"}]
+
+
 class Slow(Thrice):
     """The same, slowly enough to be killed in."""
 

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +209,9 @@ class FakeObserver:
     ) -> None:
         self.learnt.append(batch.step)
 
+    def step_ends(self) -> Callable[[StepRecord], None]:
+        return lambda record: None
+
     def step_done(self, record: StepRecord) -> None:
         self.steps.append(record)
 
@@ -225,6 +228,7 @@ class FakeEvents:
 
     notes: list[str] = field(default_factory=list)
     reports: list[tuple[WorkerStatus, ...]] = field(default_factory=list)
+    counts: list[Mapping[str, int]] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -232,6 +236,9 @@ class FakeEvents:
 
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.reports.append(tuple(workers))
+
+    def measured(self, values: Mapping[str, int]) -> None:
+        self.counts.append(values)
 
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

@@ -36,6 +36,19 @@ class GuessEnv:
         raise RuntimeError("no tool")
 
 
+class PartsEnv:
+    """Of TRL, with more of the prompt in parts."""
+
+    kind = "text"
+
+    def reset(self, **row):
+        return [{"type": self.kind, "text": "1"}, {"type": "text", "text": "2"}]
+
+
+class ImageEnv(PartsEnv):
+    kind = "image"
+
+
 class Rubric:
     async def score_rollout(self, state):
         state["reward"] = float(len(state["trajectory"]) == 2)

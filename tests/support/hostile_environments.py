@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import math
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -142,12 +143,30 @@ def _close(row):
     time.sleep(0.3)
 
 
-def _say(row):
-    """Write an answer into every descriptor there is."""
+def _hang_up(row):
+    """End the channel, and the process with this call."""
+    for number in range(3, 100):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as channel:
+            channel.shutdown(socket.SHUT_RDWR)
+    time.sleep(1.0)
+
+
+def _say(row, calls=(4711,)):
+    """Write answers into every descriptor there is."""
+    said = '{"id": %d, "messages": [], "done": true, "verdict": {"reward": 1, "detail": ""}, "history": null}\n'
     for number in range(3, 100):
         with contextlib.suppress(OSError):
-            os.write(number, b'{"id": 4711, "messages": [], "done": true, "verdict": {"reward": 1, "detail": ""}}\n')
+            os.write(number, "".join(said % call for call in calls).encode())
     raise RuntimeError("said it")
+
+
+def _fork_and_say(row):
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(RuntimeError):
+            _say(row, range(100))
+        os._exit(0)
+    os.waitpid(child, 0)
 
 
 def _garbage(row):
@@ -173,6 +192,25 @@ def _fork(row):
     raise RuntimeError("forked")
 
 
+def _fork_and_return(row):
+    child = os.fork()
+    if child:
+        Path(row["pids"]).write_text(str(child))
+
+
+def _escape(row):
+    """Processes with a session and variables of their own; the second prints nowhere."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [
+        subprocess.Popen(["sleep", "1000"], env={}, start_new_session=True, **more)
+        for more in ({}, quiet)[: row["many"]]
+    ]
+    Path(row["pids"]).write_text(" ".join(str(process.pid) for process in started))
+    if row["many"] == 1:
+        os._exit(1)
+    raise RuntimeError("escaped")
+
+
 def _descendants():
     mark = os.environ["LPO_RAY_ENVIRONMENT"].encode()
     found = []
@@ -190,6 +228,17 @@ def _hoard(row):
     held = []
     while True:
         held.append(bytearray(16 * 2**20))
+
+
+def _until(row):
+    while not Path(row["until"]).exists():
+        time.sleep(0.01)
+
+
+def _hoard_after(row):
+    _until(row)
+    time.sleep(0.3)
+    _hoard(row)
 
 
 def _threads(row):
@@ -226,7 +275,9 @@ ACTIONS = {
     "raise": lambda row: (_ for _ in ()).throw(ValueError("the row is bad")),
     "raise without text": _bad_text, "interrupt": _raise_base, "exit": _exit, "end": _end, "crash": _crash,
     "spin": _spin, "hold": _hold, "sleep": lambda row: time.sleep(1000), "print": _print, "print bytes": _print_bytes,
-    "close": _close, "say": _say, "garbage": _garbage, "fork": _fork, "hoard": _hoard, "threads": _threads,
+    "close": _close, "hang up": _hang_up, "say": _say, "garbage": _garbage, "fork": _fork, "hoard": _hoard,
+    "threads": _threads, "fork and say": _fork_and_say, "fork and return": _fork_and_return,
+    "escape": _escape, "until": _until, "hoard after": _hoard_after,
     "recurse": _recurse, "fail": lambda row: (_ for _ in ()).throw(Unavailable("no network")),
 }  # fmt: skip
 RETURNED = {

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lpo_ray.common.files import write_json
-from lpo_ray.records import IntArray, TargetGroup
+from lpo_ray.records import Conversation, IntArray, Segment, TargetGroup
+from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.telemetry.log import LogFile, LogLine
 from lpo_ray.telemetry.samples import samples_path, write_samples
 from lpo_ray.telemetry.sinks import MetricsLog
 from lpo_ray.telemetry.status import StatusFile
 from tests.support.builders import make_target
+from tests.support.segments import with_group
 from tests.support.telemetry import report_of
 
 
@@ -73,4 +75,25 @@ def make_run(folder: Path, *, steps: int = 2, name: str = "tried") -> Path:
     log = LogFile(folder / "log.jsonl")
     log.append(LogLine(1.7e9, "info", "driver", "", steps, "the end"))
     log.close()
+    return folder
+
+
+def called(folder: Path, *said: tuple[str, str], template: str = "plain", parser: str = "auto") -> Path:
+    """A run of one conversation: what the policy said in each turn, and what a tool said behind it."""
+    folder.mkdir(parents=True)
+    tokenizer = character_tokenizer()
+    tokenizer.save(folder / "model")
+    ids = [[tokenizer.encode(text) for text in pair] for pair in said]
+    turns = [len(turn) for turn, _ in ids]
+    parts = [np.repeat([True, False], (len(turn), len(answer))) for turn, answer in ids]
+    parts[-1] = parts[-1][: turns[-1]]
+    mask = np.concatenate(parts)
+    token_ids = np.concatenate([part for pair in ids for part in pair])[: len(mask)]
+    conversation = Conversation((Segment(token_ids, mask),), tuple(turns), ("tool",) * (len(said) - 1))
+    target = make_target(0, (sum(turns),))
+    response = replace(target.group.responses[0], token_ids=token_ids[mask], conversation=conversation)
+    target = with_group(target, replace(target.group, responses=(response,)))
+    write_step(folder, 1, [target], tokenizer.decode)
+    task = f"task: {{name: countdown, template: {template}, tool_parser: {parser}}}"
+    (folder / "config.yaml").write_text(f"{task}\nmodel: {{path: {folder / 'model'}}}\n")
     return folder

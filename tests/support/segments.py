@@ -99,5 +99,5 @@ def mixed_group(number: int = 0, prompt_length: int = 4, vocabulary: int = 50) -
     three = response_of(rng, cut(conversation, prompt.token_ids, (4, 11)))
     apart = Segment(rng.integers(0, vocabulary, 4), mask_of(1, 3), rng.integers(0, vocabulary, 6), "compaction")
     begun = Segment(rng.integers(0, vocabulary, 2), mask_of(0, 2))
-    other = response_of(rng, Conversation((begun, apart), (2, 3), ("user", "tool"), None, "tokens", 1.5))
+    other = response_of(rng, Conversation((begun, apart), (2, 3), ("user", "tool"), None, "tokens", 1.5, 1, 2, 7))
     return PromptGroup(prompt, 0, (single, one, three, replace(other, finish_reason="length")))

@@ -151,7 +151,9 @@ def test_conversations_have_metrics_and_single_answers_none_of_them() -> None:
     assert metrics["environment_tokens"] == pytest.approx((6 + three.environment_tokens + 1) / 3)
     assert metrics["environment_seconds"] == pytest.approx((0.25 + 0.25 + 1.5) / 3)
     assert (metrics["segments_opened"], metrics["segments_opened_tokens"]) == (3, three.context_tokens + 6)
-    assert metrics["segments_opened_why"] == ["rewritten: 2", "compaction: 1"]
+    assert (metrics["segments_began_rewritten"], metrics["segments_began_compaction"]) == (2, 1)
+    assert (metrics["turns_kept"], metrics["turns_moved"], metrics["redrawn_turns"]) == (2 + 2 + 1 - 1, 1, 2)
+    assert metrics["dropped_tokens"] == 7
     ended = {name.rpartition("_")[2]: value for name, value in metrics.items() if "ended" in name}
     assert ended == {"done": 0, "turns": 2, "tokens": 1, "length": 0}
     assert metrics["response_length"] == pytest.approx((3 + 6 + 9 + 5 + 8) / 6)  # sampled tokens only
@@ -159,8 +161,9 @@ def test_conversations_have_metrics_and_single_answers_none_of_them() -> None:
     single = metrics_of(1, [make_target(1, (3, 5))])
     assert set(metrics) - set(single) == {
         "conversations", "turns", "turns_max", "environment_tokens", "environment_seconds", "segments_opened",
-        "segments_opened_tokens", "segments_opened_why", *(f"conversations_ended_{why}" for why in ended),
+        "segments_opened_tokens", "segments_began_rewritten", "segments_began_compaction", "turns_kept", "turns_moved",
+        "redrawn_turns", "dropped_tokens", *(f"conversations_ended_{why}" for why in ended),
     }  # fmt: skip
     assert [chart.title for chart in charts_of([metrics]) if chart not in charts_of([single])] == [
-        "Turns", "Who wrote the conversations", "How conversations ended",
+        "Turns", "Who wrote the conversations", "How conversations ended", "Turns and their engines",
     ]  # fmt: skip

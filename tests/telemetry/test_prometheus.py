@@ -12,6 +12,7 @@ import pytest
 from lpo_ray.telemetry.prometheus import EXPORTED, samples
 from tests.support.builders import make_target
 from tests.support.exported import exported_names
+from tests.support.segments import mixed_group, with_group
 from tests.support.telemetry import metrics_of
 
 DASHBOARD = Path(__file__).parents[2] / "launch" / "grafana" / "lpo_ray.json"
@@ -43,9 +44,11 @@ def test_names_say_what_and_in_which_unit(name: str) -> None:
 
 
 def test_every_row_has_a_value_in_a_step() -> None:
-    metrics = metrics_of(3, [make_target(n, (3, 5)) for n in range(4)])
-    found = {sample.name for sample in samples({**metrics, "evaluation_pass@16": 0.5})}
-    assert found == set(EXPORTED)
+    group = mixed_group(0)
+    conversations = with_group(make_target(0, [len(response.token_ids) for response in group.responses]), group)
+    metrics = metrics_of(3, [conversations, *(make_target(n, (3, 5)) for n in range(1, 4))])
+    beside = {"evaluation_pass@16": 0.5, "conversations_open": 9, "environment_processes": 2}
+    assert {sample.name for sample in samples({**metrics, **beside})} == set(EXPORTED)
 
 
 def test_samples_by_hand() -> None:
@@ -54,7 +57,8 @@ def test_samples_by_hand() -> None:
         for name, tags, value in samples(
             {"step": 7, "evaluation_pass@16": 0.5, "queue_waiting": 3, "held_bytes": 9, "left_out_cut": 2,
              "left_out_fraction": 0.1, "publish_seconds": 1.5, "publish_seconds_prove": 0.2, "workers": ["a"],
-             "restarts_rollout_worker": 4, "unheard_of": 1.0},
+             "restarts_rollout_worker": 4, "unheard_of": 1.0, "turns": 2.5, "turns_max": 3, "turns_moved": 1,
+             "segments_began_as it opened": 2, "segments_opened_tokens": 40},
         )
     }  # fmt: skip
     assert found == {
@@ -67,6 +71,10 @@ def test_samples_by_hand() -> None:
         ("lpo_ray_publish_seconds",): 1.5,
         ("lpo_ray_publish_phase_seconds", ("phase", "prove")): 0.2,
         ("lpo_ray_role_restarts", ("role", "rollout_worker")): 4,
+        ("lpo_ray_conversation_turns",): 2.5,
+        ("lpo_ray_longest_conversation_turns",): 3,
+        ("lpo_ray_later_turns_total", ("engine", "moved")): 1,
+        ("lpo_ray_begun_segments", ("why", "as it opened")): 2,
     }
 
 

@@ -14,7 +14,7 @@ from lpo_ray.objective import project
 from lpo_ray.records import AfterGroup, AnchorGroup, Key, TargetGroup
 from lpo_ray.telemetry import samples
 from lpo_ray.telemetry.samples import read_step, write_samples
-from lpo_ray.telemetry.segment_columns import SCHEMA, whole_responses
+from lpo_ray.telemetry.segment_columns import COUNTS, SCHEMA, whole_responses
 from tests.support.builders import make_target
 from tests.support.segments import mixed_group
 from tests.support.telemetry import report_of
@@ -167,6 +167,8 @@ def test_conversations_have_a_row_for_each_segment_and_come_back(measured: bool,
             np.testing.assert_array_equal(ours.behaviour_logprobs, theirs.behaviour_logprobs, strict=True)
             assert (ours.turns, ours.finish_reason) == (theirs.turns, theirs.finish_reason)
             assert (ours.conversation is None) == (theirs.conversation is None)
+            for name in COUNTS:
+                assert getattr(ours.conversation, name, None) == getattr(theirs.conversation, name, None)
             for one, other in zip(ours.segments, theirs.segments, strict=True):
                 assert one.began == other.began
                 np.testing.assert_array_equal(one.token_ids, other.token_ids, strict=True)

@@ -272,7 +272,7 @@ def test_nobody_waits_while_a_group_is_written(ledger: Ledger, monkeypatch: pyte
         put(store, scored)
 
     monkeypatch.setattr(GroupStore, "put", partialmethod(put, put=GroupStore.put))
-    written = ledger.writer.submit(ledger.scored, group)
+    written = ledger.contents.submit(ledger.scored, group)
     assert writing.wait(10)
     for number in range(1, 20):
         ledger.issue(number, f"train-{number:08d}", 60)

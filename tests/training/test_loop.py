@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lpo_ray.common.files import DiskFull
+from lpo_ray.common.database import Database
+from lpo_ray.common.files import DiskFull, append_text
 from lpo_ray.errors import (
     CheckpointFailed,
     ComponentDied,
@@ -17,7 +21,7 @@ from lpo_ray.errors import (
     TooManyLost,
     TooManyUnscored,
 )
-from lpo_ray.records import Prompt, PromptGroup, Publication, Sampling, ScoredGroup, WeightsVersion
+from lpo_ray.records import Key, Prompt, PromptGroup, Publication, Sampling, ScoredGroup, StepRecord, WeightsVersion
 from lpo_ray.run.signals import first_cause
 from lpo_ray.tools.trace import trace
 from lpo_ray.training.checkpoint import CheckpointRules, list_checkpoints
@@ -101,6 +105,56 @@ async def test_a_prompt_that_is_always_lost_ends_the_run_with_its_name(tmp_path:
     cause = first_cause(caught.value)
     assert isinstance(cause, TooManyLost)
     assert "train-00000002 was lost 3 times" in str(cause)
+
+
+async def test_the_ledger_has_what_happened_although_the_run_ends_before_it_has_written_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Ledger.lost
+
+    def slowly(ledger: Ledger, key: Key, reason: str) -> None:
+        time.sleep(0.2)
+        lost(ledger, key, reason)
+
+    monkeypatch.setattr(Ledger, "lost", slowly)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    loop = TrainingLoop(
+        FakeComponents(lose={"train-00000002": 99}), FakeSource(), ledger, loop_settings(tmp_path), FakeObserver()
+    )
+    with pytest.raises(ExceptionGroup):
+        await loop.run(FIRST)
+    ledger.close()
+    [told] = trace(tmp_path, "train-00000002")
+    assert [(attempt.state, attempt.reason) for attempt in told.attempts] == [("lost", "the fake engine lost it")] * 3
+
+
+async def test_the_loop_itself_touches_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread waits for it: of the ledger, of its commits, of what the observer writes of a step."""
+    here, written = threading.get_ident(), []
+
+    def watched(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            assert threading.get_ident() != here, f"{name} {arguments}"
+            written.append(name)
+            return real(*arguments, **named)
+
+        return call
+
+    class Writing(FakeObserver):
+        def step_ends(self) -> Callable[[StepRecord], None]:
+            return lambda record: append_text(tmp_path / "metrics.jsonl", f"{record.step}\n")
+
+    ledger, observer = Ledger(tmp_path / "ledger.sqlite"), Writing()
+    parts = FakeComponents(lose={"train-00000001": 2}, unscored={"train-00000002": 99})
+    chosen = loop_settings(tmp_path, oversample_groups=1, max_staleness=1, drop_equal_rewards=True, checkpoint_every=0)
+    loop = TrainingLoop(parts, FakeSource(frozenset({3})), ledger, chosen, observer)
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "execute", watched("execute", Database.execute))
+        patch.setattr(os, "fsync", watched("fsync", os.fsync))
+        await loop.run(FIRST)
+    assert {"execute", "fsync"} <= set(written)
+    assert (tmp_path / "metrics.jsonl").read_text() == "1\n2\n3\n"
+    assert [record.groups["trained"] for record in observer.steps] == [4, 8, 12]
 
 
 async def test_a_prompt_that_stays_unscored_is_left_out_and_another_is_sampled_in_its_place(tmp_path: Path) -> None:
@@ -268,8 +322,8 @@ async def test_sampling_goes_on_while_a_checkpoint_is_written_and_projection_wai
 
     parts = SlowDisk()
     await run(tmp_path, parts)
-    begun, saved = parts.events.index("saving"), parts.events.index("save 2")
-    assert parts.events[begun + 1 : saved].count("scored") == 4
+    made, saved = parts.events.index("publish 2"), parts.events.index("save 2")
+    assert parts.events[made + 1 : saved].count("scored") == 4
     assert saved < parts.events.index("project 2")
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".partial")]
 
@@ -376,6 +430,5 @@ async def test_groups_are_encoded_for_the_ledger_apart_from_the_loop(
 
         monkeypatch.setattr(Ledger, name, watched)
     await run(tmp_path, FakeComponents())
-    here = threading.get_ident()
-    assert threads["issue"] == {here}
-    assert here not in threads["scored"] | threads["settle"]
+    assert threads["issue"].isdisjoint({threading.get_ident(), *threads["scored"], *threads["settle"]})
+    assert threading.get_ident() not in threads["scored"] | threads["settle"]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpo_ray.common.silence import retrieve_exception
 from lpo_ray.errors import ComponentDied, GroupLost, LearnerLost
 from lpo_ray.records import (
     Anchor,
@@ -35,6 +37,7 @@ from lpo_ray.training.loop import TrainingLoop
 from tests.support.fakes import FakeComponents, FakeObserver, FakeSource
 from tests.support.loops import loop_settings
 
+T = TypeVar("T")
 LEASE = 50.0
 STEPS, GROUPS = 5, 4
 FATES = ("answers", "answers", "answers", "answers", "is lost", "hangs", "answers late", "stays unscored")
@@ -45,6 +48,8 @@ class Weather:
     """What happens, event by event; each list is repeated without end."""
 
     delays: list[float]
+    disk: list[float]
+    """seconds that the ledger takes for each of its notes"""
     fates: list[str]
     equal: list[bool]
     strikes: list[bool]
@@ -128,9 +133,29 @@ class Storm(FakeComponents):
         self.learner_at, self.moved = self.step, False
 
 
+class Slow(Ledger):
+    """A ledger whose thread takes its time."""
+
+    def __init__(self, path: Path, delays: list[float]) -> None:
+        super().__init__(path)
+        self._delays, self._last = itertools.cycle(delays), None
+
+    def in_turn(self, method: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        async def call(before: asyncio.Future[object] | None) -> T:
+            if before is not None:
+                await asyncio.wait({before})
+            await asyncio.sleep(next(self._delays))
+            return method(*arguments)
+
+        self._last = asyncio.ensure_future(call(self._last))
+        self._last.add_done_callback(retrieve_exception)  # whoever asked may be gone, and the ledger closed
+        return asyncio.shield(self._last)
+
+
 weathers = st.builds(
     Weather,
     st.lists(st.floats(0, 20), min_size=1, max_size=12),
+    st.lists(st.sampled_from([0.0, 0.0, 0.1, 7.0]), min_size=1, max_size=5),
     st.lists(st.sampled_from(FATES), min_size=1, max_size=15),
     st.lists(st.booleans(), min_size=1, max_size=6),
     st.lists(st.booleans(), max_size=12),
@@ -161,7 +186,7 @@ def test_whatever_happens_the_promises_hold(
     observer = FakeObserver()
 
     async def until(seconds: float | None) -> bool:
-        ledger = Ledger(folder / "ledger.sqlite")
+        ledger = Slow(folder / "ledger.sqlite", weather.disk)
         done = len(ledger.commits_after(0))  # the steps since a checkpoint are computed again: here that is no work
         version, owed = WeightsVersion(done, f"digest-{done}"), ledger.resume(done)
         loop = TrainingLoop(storm := Storm(weather, done), FakeSource(), ledger, chosen, observer)
@@ -237,7 +262,7 @@ def test_a_crash_of_any_component_ends_the_run_with_its_own_traceback(tmp_path: 
 
 
 def test_an_answer_that_comes_after_its_lease_is_discarded(tmp_path: Path) -> None:
-    weather = Weather([1.0], ["answers late", *["answers"] * 30], [False], [])
+    weather = Weather([1.0], [0.0], ["answers late", *["answers"] * 30], [False], [])
     observer = FakeObserver()
 
     async def main() -> None:
@@ -254,7 +279,7 @@ def test_an_answer_that_comes_after_its_lease_is_discarded(tmp_path: Path) -> No
 
 
 def test_a_short_step_is_trained_when_the_budget_for_refills_is_spent(tmp_path: Path) -> None:
-    weather = Weather([1.0], ["answers"], [True, True, True, True, True, True, False, False], [])
+    weather = Weather([1.0], [0.0], ["answers"], [True, True, True, True, True, True, False, False], [])
     observer = FakeObserver()
 
     async def main() -> None:
@@ -278,7 +303,7 @@ def test_a_step_whose_groups_are_all_equal_trains_those(tmp_path: Path) -> None:
     async def main() -> None:
         ledger = Ledger(tmp_path / "ledger.sqlite")
         chosen = loop_settings(tmp_path, steps=1, drop_equal_rewards=True, refill_groups=0)
-        storm = Storm(Weather([1.0], ["answers"], [True], []))
+        storm = Storm(Weather([1.0], [0.0], ["answers"], [True], []))
         await TrainingLoop(storm, FakeSource(), ledger, chosen, observer).run(WeightsVersion(0, "digest-0"))
 
     run(main())
@@ -286,7 +311,7 @@ def test_a_step_whose_groups_are_all_equal_trains_those(tmp_path: Path) -> None:
 
 
 def test_stragglers_are_cut_when_the_step_has_its_groups(tmp_path: Path) -> None:
-    weather = Weather([1.0], ["answers", "answers", "answers late", "answers", "answers"], [False], [])
+    weather = Weather([1.0], [0.0], ["answers", "answers", "answers late", "answers", "answers"], [False], [])
     observer = FakeObserver()
 
     async def main() -> float:
@@ -332,7 +357,7 @@ def test_a_group_far_from_the_policy_is_dropped_replaced_and_issued_again(tmp_pa
 
 
 def test_a_learner_lost_while_it_is_saved_and_asked_at_once_is_brought_back_once(tmp_path: Path) -> None:
-    weather = Weather([1.0], ["answers"], [False], [False] * 4 + [True] + [False] * 200)
+    weather = Weather([1.0], [0.0], ["answers"], [False], [False] * 4 + [True] + [False] * 200)
     storm, observer = Storm(weather), FakeObserver()
     chosen = loop_settings(tmp_path, steps=6, max_staleness=1, behaviour_from_engine=True, checkpoint_every=1)
 
@@ -349,7 +374,7 @@ def test_a_learner_lost_while_it_is_saved_and_asked_at_once_is_brought_back_once
 
 
 def test_without_a_way_back_a_lost_learner_ends_the_run(tmp_path: Path) -> None:
-    storm = Storm(Weather([1.0], ["answers"], [False], [False, True]))
+    storm = Storm(Weather([1.0], [0.0], ["answers"], [False], [False, True]))
 
     async def main() -> None:
         ledger = Ledger(tmp_path / "ledger.sqlite")
@@ -361,7 +386,7 @@ def test_without_a_way_back_a_lost_learner_ends_the_run(tmp_path: Path) -> None:
     assert isinstance(first_cause(caught.value), ComponentDied)
 
 
-class Slow(FakeComponents):
+class Patient(FakeComponents):
     """An engine whose groups take many leases, and that gives signs of life until it falls silent."""
 
     def __init__(self, seconds: float, silent_from: float) -> None:
@@ -379,7 +404,7 @@ def test_a_lease_is_renewed_by_signs_of_life_and_by_nothing_else(tmp_path: Path)
         folder.mkdir()
         observer, ledger = FakeObserver(), Ledger(folder / "ledger.sqlite")
         chosen = loop_settings(folder, steps=1, lease_seconds=LEASE, max_attempts=1)
-        loop = TrainingLoop(Slow(20 * LEASE, silent_from), FakeSource(), ledger, chosen, observer)
+        loop = TrainingLoop(Patient(20 * LEASE, silent_from), FakeSource(), ledger, chosen, observer)
         try:
             await loop.run(WeightsVersion(0, "digest-0"))
         finally:

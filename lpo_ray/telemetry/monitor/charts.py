@@ -101,6 +101,11 @@ CHARTS = (
             ("tokens", "sampling.max_conversation_tokens"), ("length", "sampling.max_tokens"))},
         stacked=True, only_with="turns",
     ),
+    Chart(
+        "Turns and their engines", "turns",
+        {"turns_moved": "drawn by another engine than the turn before", "redrawn_turns": "drawn again: engine lost"},
+        only_with="turns", about="Another engine computes the conversation's prefix anew.",
+    ),
     Chart("Staleness", "steps", {"staleness": "mean", "staleness_max": "oldest group"}),
     Chart(
         "Behaviour against policy", "nats",

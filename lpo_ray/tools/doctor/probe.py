@@ -19,6 +19,8 @@ from lpo_ray.tools.doctor.findings import Finding, State
 
 LINES = 6
 """lines of a process's last words"""
+REST_SECONDS = 2.0
+"""that they may take to be read"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,20 @@ class Running:
         except subprocess.TimeoutExpired:
             doing = describe(Process(self._process.pid, "", "", ()))
             self.end()
-            out, err = self._process.communicate()
+            out, err = self._said()
         self.end()  # what it has left running
         words = [line for line in err.splitlines() if line.strip()][-LINES:]
         evidence = "; ".join([*doing.splitlines(), *words])
         code = None if doing else self._process.returncode
         return ProbeResult(code, _last_object(out), evidence, time.monotonic() - self._started)
+
+    def _said(self) -> tuple[str, str]:
+        """Return what it has said, once it is killed; what left its group may hold the pipes for ever."""
+        try:
+            return self._process.communicate(timeout=REST_SECONDS)
+        except subprocess.TimeoutExpired as held:
+            out, err = ((part or b"").decode(errors="replace") for part in (held.output, held.stderr))
+            return out, err
 
     def end(self) -> None:
         """Kill the process group."""

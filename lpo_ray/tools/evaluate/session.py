@@ -53,9 +53,11 @@ class EvaluationRun:
         self, rollout: RolloutEngine, verifier: Verifier, on_progress: Callable[[int, int], None]
     ) -> dict[str, str]:
         """Sample and score what is missing, each result on disk at once. Returns why each lost prompt was lost."""
+        prompts = {prompt.prompt_id: prompt for prompt in self.missing}
 
         def keep(scored: ScoredGroup) -> None:
-            self.store.append(PromptResult.of(scored, self.tokenizer))
+            given = prompts[scored.group.prompt.prompt_id]
+            self.store.append(PromptResult.of(scored, self.tokenizer, given))
 
         return await score_prompts(
             rollout, verifier, self.missing, self.settings.sampling,
@@ -119,8 +121,9 @@ def opened(
 
 def _conversations(spec: RunSpec) -> dict[str, object]:
     task, sampling = spec.config.task, spec.config.sampling
+    environment = {"name": task.environment, "tools": list(task.tools), "tool_parser": task.tool_parser}
     return {
-        "environment": {"name": task.environment, "tools": list(task.tools), "tool_parser": task.tool_parser},
+        "environment": environment | ({"agent": task.agent} if spec.has_agent else {}),
         "limits": {name: getattr(sampling, name) for name in OF_TURNS},
     }
 

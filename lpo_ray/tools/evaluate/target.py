@@ -143,10 +143,14 @@ def _model(target: str, task: str | None, config: Path | None, suite: Path | Non
 
 
 def _recommended(model: str, task: str | None) -> dict[str, Mapping[str, object]]:
-    most = MAX_TOKENS if task is None else task_named(task).recommended.get("sampling.max_tokens", MAX_TOKENS)
+    recommended = {} if task is None else task_named(task).recommended
+    most, turns = recommended.get("sampling.max_tokens", MAX_TOKENS), recommended.get("sampling.max_turns")
     assert isinstance(most, int)
     return {
-        "sampling": {"max_tokens": min(most, context_length(model) // 2)},
+        "sampling": {
+            "max_tokens": min(most, context_length(model) // 2),
+            **({} if turns is None else {"max_turns": turns}),
+        },
         "task": {"template": _template(model)},
     }
 

@@ -10,7 +10,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -177,6 +177,10 @@ class _Notes(Observer, Events):
         pass
 
     @override
+    def step_ends(self) -> Callable[[StepRecord], None]:
+        return lambda record: None
+
+    @override
     def step_done(self, record: StepRecord) -> None:
         lap = self._clock.lap()
         now = _Moment(asyncio.get_running_loop().time(), time.process_time(), self._engines.decoded)
@@ -211,6 +215,10 @@ class _Notes(Observer, Events):
     @override
     def workers(self, workers: Sequence[WorkerStatus]) -> None:
         self.restarts = sum(worker.restarts for worker in workers)
+
+    @override
+    def measured(self, values: Mapping[str, int]) -> None:
+        pass
 
     def starting(self, name: str, seconds: float) -> AbstractContextManager[None]:
         """Show nothing."""

@@ -20,12 +20,14 @@ from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.tools.view.conversation import Mark, read_conversations
 from lpo_ray.tools.view.run_folders import model_path
 from lpo_ray.tools.view.sample_columns import Key, floats, read_columns, softmax
-from lpo_ray.tools.view.token_text import by_position, pieces
+from lpo_ray.tools.view.token_text import CHARACTER_TOKENS, by_position, pieces
 
 LONGEST = 20_000
 """characters of a text that is shown at once"""
 MOST_TOKENS = 2_000
 """tokens that are sent at once"""
+MOST_COMPARED = 20_000
+"""tokens of a segment by whose text a tokenizer is known"""
 NUMBERS = (
     "reward", "log_target", "target", "log_ratio", "anchor", "coefficient", "surrogate", "entropy", "drift",
     "mismatch_kl",
@@ -43,7 +45,7 @@ def read_group(folder: Path, step: int, key: Key) -> dict[str, object]:
     numbers["policy_before"] = softmax(numbers["log_ratio"] - offset)
     numbers["policy_after"] = softmax(numbers["after"] - offset)
     measured = ~np.isnan(numbers["after"]).all()
-    conversations = read_conversations(samples_path(folder, step), key)
+    conversations = read_conversations(folder, samples_path(folder, step), key)
     responses = []
     for row, index in enumerate(table["response_index"].to_pylist()):
         spans = _spans(table["versions"][row].as_py() or [])
@@ -100,9 +102,9 @@ def read_tokens(folder: Path, step: int, key: Key, index: int, start: int) -> To
     if not rows:
         size = len({row["response_index"] for row in table})
         raise DataError(f"{path.name}: group {key[0]} (attempt {key[1]}) has no response {index}; it has {size}")
-    conversation = read_conversations(path, key).get(index)
-    parts = [row["token_ids"] for row in rows] if conversation is None else conversation.segment_ids
-    token_ids = np.array([token for part in parts for token in part], dtype=np.int64)
+    conversation = read_conversations(folder, path, key).get(index)
+    parts = [rows[0]["token_ids"]] if conversation is None else conversation.segment_ids
+    token_ids = np.array(rows[0]["token_ids"]) if conversation is None else conversation.token_ids
     total = len(token_ids)
     start = min(max(start, 0), total)
     stop = min(start + MOST_TOKENS, total)
@@ -113,7 +115,7 @@ def read_tokens(folder: Path, step: int, key: Key, index: int, start: int) -> To
 
     def values(name: str) -> list:
         found = [value for row in rows for value in row[name]]
-        return (found if conversation is None else conversation.spread(found))[start:stop]
+        return found[start:stop] if conversation is None else conversation.spread(found, start, stop)
 
     return Tokens(
         start=start,
@@ -136,13 +138,18 @@ def _tokenizer_of(folder: Path, token_ids: IntArray, response: str) -> Tokenizer
         tokenizer = _load(file)
         if tokenizer is not None:
             try:
-                decoded = tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+                decoded = tokenizer.decode(token_ids[:MOST_COMPARED].tolist(), skip_special_tokens=True)
             except (OverflowError, ValueError, TypeError):  # not its tokens
                 continue
+            decoded = decoded.encode("utf-8", errors="replace").decode("utf-8")
+            is_part = len(token_ids) > MOST_COMPARED
+            if is_part:  # its last character may be unfinished
+                decoded = decoded[:-CHARACTER_TOKENS]
+                response = response[: len(decoded)]
             recorded = response
             for special in (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special):
                 recorded = recorded.replace(special, "")  # tags are in the recorded text (policy.tokenizer)
-            if decoded.encode("utf-8", errors="replace").decode("utf-8") in (response, recorded):
+            if decoded in (response, recorded) or (is_part and recorded and decoded.startswith(recorded)):
                 return tokenizer
     return None
 

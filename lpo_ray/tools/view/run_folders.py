@@ -177,6 +177,11 @@ def _is_run(folder: Path) -> bool:
     return any((folder / mark).exists() for mark in MARKS)
 
 
+def task_of(folder: Path) -> Mapping[str, object]:
+    """Read the section ``task`` of the run's configuration; {} where it cannot be read."""
+    return _section(read_config(folder), "task")
+
+
 def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
     section = config.get(name)
     return cast("Mapping[str, object]", section) if isinstance(section, dict) else {}

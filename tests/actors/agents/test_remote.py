@@ -99,6 +99,7 @@ async def test_it_is_at_work_from_the_question_to_the_answer(monkeypatch: pytest
     assert (environments.busy(), environments.silence_of(NAME.key)) == ([], math.inf)
     await environments.end(NAME)
     assert service.asked("end") == [(NAME,)], "and nobody waits for it"
+    assert scene.events.counts == [{"conversations_open": n, "environment_processes": 2} for n in (1, 0)]
 
 
 async def test_a_conversation_does_not_outlive_its_service(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from lpo_ray.tools.doctor import CHECKS, Check, Finding, State, Surroundings, as_json, examine, failures, render
+from lpo_ray.tools.doctor import CHECKS, Check, Finding, State, Surroundings, as_json, examine, failures, probe, render
 from lpo_ray.tools.doctor.collective import local, start_rank, summary
 from lpo_ray.tools.doctor.gpus import Device, TorchCuda, driver, gpus, nccl, parse_device
 from lpo_ray.tools.doctor.machine import (
@@ -449,6 +449,23 @@ def test_an_extension_that_does_not_load_shows_the_symbol(probes: str, monkeypat
     assert finding.state is FAIL
     assert "undefined symbol" in finding.found
     assert run(["no_such_module"], 30.0).exit_code == 1
+
+
+def test_output_that_somebody_else_holds_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon has left the process's group, with its pipes."""
+    (tmp_path / "daemon.py").write_text(
+        "import subprocess, time\n"
+        "print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[3]}")
+    monkeypatch.setattr(probe, "REST_SECONDS", 0.2)
+    monkeypatch.setenv("PROBE", "daemon")
+    started = time.monotonic()
+    assert run(["daemon"], 2.0).exit_code is None
+    assert time.monotonic() - started < 30
+    for daemon in marked("PROBE=daemon"):
+        daemon.kill()
 
 
 @pytest.mark.slow

@@ -75,6 +75,32 @@ def test_a_model_on_a_file_then_once_more(
         evaluate_command(requests, "size", fresh=False, as_json=True)
 
 
+def test_conversations_whose_environment_begins_them_and_once_more(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they begin with is not the prompt of the data, by which a result is known."""
+    out = tmp_path / "out"
+    overrides = (
+        *SETTINGS, "task.environment=tests.support.e2e_environments:Begun", "sampling.max_turns=3",
+        "evaluation.num_prompts=3", "evaluation.pass_reward=0.1",
+    )  # fmt: skip
+    requests = requests_of(str(tiny_policy), overrides, task="countdown", out=out)
+    evaluate_command(requests, None, fresh=False, as_json=False)
+    shown = capsys.readouterr().out
+    for text in ("turns", "solved in turn 1", "solved in turn 3", "pass@4"):
+        assert text in shown
+    found = json.loads((out / "results.json").read_text())
+    assert 1 < found["turns"] <= 3
+    assert 0 < found["pass@1"] < 1, lines(out)
+    assert sum(found[f"solved_in_turn_{turn}"] for turn in (1, 2, 3)) == pytest.approx(found["pass@1"])
+    monkeypatch.setattr("lpo_ray.cli.evaluate.backend_of", None)
+    evaluate_command(requests, None, fresh=False, as_json=True)
+    assert json.loads(capsys.readouterr().out)["turns"] == found["turns"]
+    shorter = requests_of(str(tiny_policy), (*overrides, "sampling.max_turns=2"), task="countdown", out=out)
+    with pytest.raises(ConfigError, match=r"its limits is .*'max_turns': 3.*'max_turns': 2"):
+        evaluate_command(shorter, None, fresh=False, as_json=True)
+
+
 def test_a_suite_shares_its_engines(tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = tmp_path / "two.yaml"
     suite.write_text(

@@ -10,7 +10,7 @@ import pytest
 from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.telemetry.status import StatusFile
 from tests.support.browser import CHROMIUM, Browser, open_browser
-from tests.support.recorded_runs import make_run, scored, with_columns, write_step
+from tests.support.recorded_runs import called, make_run, scored, with_columns, write_step
 from tests.support.viewer import served
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")]
@@ -163,5 +163,34 @@ def test_hostile_text_is_text(browser: Browser, tmp_path: Path) -> None:
             assert "<script>window.owned" in browser.text("pre")
             assert "U+202E" in browser.text("pre")
             assert "\u202e" not in browser.run("document.body.innerText")
+        assert browser.run("window.owned ?? null") is None
+    assert browser.problems == []
+
+
+def test_a_conversation_is_read_as_one_and_what_is_said_in_it_is_text(browser: Browser, tmp_path: Path) -> None:
+    """Authors, calls with their results, what was sampled; a result that the policy made up is in its own words."""
+    run = called(tmp_path / "run", ("37*4+5=[37*4+5]", "153\n"), ("153\n[1+1]", "2\n"), ("=153", ""))
+    path = samples_path(run, 1)
+    columns = {"authors": [[HOSTILE, "tool"]], "ended": [HOSTILE], "moved": [1]}
+    with_columns(path, {**columns, "token_log_ratio": [[0.5, -0.5, *[0.0] * 26]]})
+    with served(run) as url:
+        browser.open(f"{url}#/./groups")
+        browser.click("tbody a")
+        browser.wait("document.querySelectorAll('section.part').length === 5")
+        heads = browser.texts("section.part .mark")
+        assert heads[0].startswith("Turn 1: policy, 15 tokens")
+        assert "<script>window.owned" in heads[1] and heads[1].endswith(", 4 tokens, not sampled")
+        assert heads[2:] == [
+            "Turn 2: policy, 9 tokens, calls 1+1", "tool, 2 tokens, not sampled", "Turn 3: policy, 4 tokens",
+        ]  # fmt: skip
+        parts = browser.texts("section.part > div:last-child")
+        assert [part.replace("⏎", "").strip() for part in parts[1::2]] == ["153", "2"]
+        assert parts[2].startswith("153"), "a result that nobody gave stands in the policy's turn"
+        assert "1 turn moved to another engine" in browser.text("#response-0 .detail:last-of-type")
+        classes = "[...document.querySelectorAll('#response-0 .tokens span[title]')].map((one) => one.className)"
+        found = browser.run(classes)
+        assert [found.count(name) for name in ("token up", "token down", "written")] == [27, 1, 6]
+        assert browser.run("document.querySelector('.view script, .view style, .view img')") is None
+        assert "\u202e" not in browser.run("document.body.innerText")
         assert browser.run("window.owned ?? null") is None
     assert browser.problems == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.tools.view import group_list as samples
 from lpo_ray.tools.view.app import PAGE, build_app, view
+from lpo_ray.tools.view.conversation import RecordedConversation
 from lpo_ray.tools.view.token_text import by_position, pieces
 from tests.support.builders import make_target
-from tests.support.recorded_runs import make_run, scored, with_columns, write_step
+from tests.support.recorded_runs import called, make_run, scored, with_columns, write_step
 from tests.support.segments import mixed_group
+
+LARGE = 2 * 10**6
+"""tokens"""
 
 
 def client(root: Path) -> TestClient:
@@ -417,7 +422,11 @@ def test_a_conversation_is_read_as_one(tmp_path: Path) -> None:
         "environment_tokens": 6,
         "environment_seconds": 0.25,
         "segments": 1,
+        "moved": 0,
+        "redrawn": 0,
+        "dropped": 0,
     }
+    assert [facts[3][name] for name in ("moved", "redrawn", "dropped")] == [1, 2, 7]
     assert (facts[3]["ended"], facts[3]["segments"]) == ("tokens", 2)
     one = ask(run, "tokens", **key, response=1)
     conversation = target.group.responses[1].conversation
@@ -426,14 +435,15 @@ def test_a_conversation_is_read_as_one(tmp_path: Path) -> None:
     assert one["ids"] == segment.token_ids.tolist()
     assert [version is not None for version in one["versions"]] == segment.sampled.tolist()
     assert [value is not None for value in one["behaviour"]] == segment.sampled.tolist()
-    assert [(mark["at"], mark["kind"], mark["text"]) for mark in one["marks"]] == [
-        (0, "turn", "1"), (2, "author", "tool"), (6, "turn", "2"), (9, "author", "user"), (11, "turn", "3"),
+    assert [(mark["at"], mark["kind"], mark["text"], mark["tokens"]) for mark in one["marks"]] == [
+        (0, "turn", "1", 2), (2, "author", "tool", 4), (6, "turn", "2", 3), (9, "author", "user", 2),
+        (11, "turn", "3", 1),
     ]  # fmt: skip
     single = ask(run, "tokens", **key, response=0)
     assert (single["marks"], single["ids"]) == ([], target.group.responses[0].token_ids.tolist())
     other = ask(run, "tokens", **key, response=3)
     begun = next(mark for mark in other["marks"] if mark["kind"] == "segment")
-    assert (begun["at"], begun["text"], begun["context_tokens"]) == (2, "compaction", 6)
+    assert (begun["at"], begun["text"], begun["tokens"]) == (2, "compaction", 6)
     assert one["exact"] and begun["context"]
     assert [mark["kind"] for mark in other["marks"]] == ["turn", "segment", "author", "turn"]
 
@@ -446,6 +456,63 @@ def test_a_part_of_a_conversation_has_the_marks_within_it(tmp_path: Path) -> Non
     assert part["ids"] == whole["ids"][4:]
     assert part["marks"] == [mark for mark in whole["marks"] if mark["at"] >= 4]
     assert listed(run, text="no such text") == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=6), st.integers(0, 40),
+    st.integers(1, 40),
+)  # fmt: skip
+def test_marks_say_of_every_token_who_wrote_it(turns: list[tuple[int, int]], start: int, size: int) -> None:
+    """Also where an environment said nothing between two turns, and in any part of the conversation."""
+    sizes, replies = [turn for turn, _ in turns], [reply for _, reply in turns]
+    mask = np.concatenate([np.repeat([True, False], pair) for pair in zip(sizes, [*replies[:-1], 0], strict=True)])
+    facts = {"turns": sizes, "authors": [f"author {n}" for n in range(len(turns) - 1)], "began": ""}
+    recorded = RecordedConversation([facts], [np.arange(len(mask))], [mask], [None], ["hermes"])
+    found = recorded.marks(start, start + size, str)
+    expected, at = [], 0
+    for number, (turn, reply) in enumerate(turns):
+        expected.append((at, "turn", str(number + 1), turn))
+        at += turn
+        if reply and number + 1 < len(turns):
+            expected.append((at, "author", f"author {number}", reply))
+            at += reply
+    assert [(m.at, m.kind, m.text, m.tokens) for m in found] == [e for e in expected if start <= e[0] < start + size]
+    assert recorded.spread(list(range(sum(sizes))), start, start + size) == [
+        int(np.count_nonzero(mask[:at])) if mask[at] else None for at in range(min(start, at), min(start + size, at))
+    ]
+
+
+def test_tool_calls_that_were_answered_are_shown_and_what_only_looks_like_one_is_not(tmp_path: Path) -> None:
+    run = called(tmp_path / "run", ("37*4=[37*4]", "148\n"), ("37*4=[1+1", "00"), ("=148", ""))
+    marks = ask(run, "tokens", **key_of(run), response=0)["marks"]
+    assert [(mark["kind"], mark["text"], mark["calls"]) for mark in marks] == [
+        ("turn", "1", ["37*4"]), ("author", "tool", []), ("turn", "2", []), ("author", "tool", []), ("turn", "3", []),
+    ]  # fmt: skip
+
+
+def test_a_result_of_any_size_is_sent_a_part_at_a_time(tmp_path: Path) -> None:
+    """Of 10 MB, at the 5 bytes that a token of a real vocabulary has, the page gets what it shows, and the end, too."""
+    run = called(tmp_path / "run", ("12=[3*4]", "7" * LARGE), ("=12", ""))
+    key = key_of(run)
+    started = time.monotonic()
+    group = ask(run, "group", **key)
+    assert group["responses"][0]["conversation"]["environment_tokens"] == LARGE
+    first = ask(run, "tokens", **key, response=0)
+    last = ask(run, "tokens", **key, response=0, start=LARGE)
+    assert time.monotonic() - started < 20
+    assert (len(first["ids"]), first["total"]) == (2000, LARGE + 8 + 3)
+    assert [(mark["kind"], mark["tokens"]) for mark in first["marks"]] == [("turn", 8), ("author", LARGE)]
+    assert "".join(last["texts"]).endswith("7=12")
+    assert [mark["at"] for mark in last["marks"]] == [LARGE + 8]
+    assert max(len(json.dumps(found)) for found in (group, first, last)) < 10**6
+
+
+def test_columns_of_something_else_are_named(tmp_path: Path) -> None:
+    run = called(tmp_path / "run", ("12=[3*4]", "12"), ("=12", ""))
+    with_columns(samples_path(run, 1), {"segment_ids": ["no list"]})
+    answer = client(run).get("/api/group", params=key_of(run))
+    assert answer.status_code == 404
+    assert "has conversations that cannot be read" in answer.json()["error"]
 
 
 def test_a_conversation_without_a_tokenizer_is_cut_by_position(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ export function format(value, digits = 3) {
   return text.replace("-", "−");
 }
 
+export function count(number, name) {
+  return `${number} ${name}${number === 1 ? "" : "s"}`;
+}
+
 export function table(caption, columns, rows) {
   const head = columns.map((column) =>
     el("th", { scope: "col", class: column.number && "number", title: column.title }, column.name));

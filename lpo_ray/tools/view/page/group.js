@@ -1,7 +1,7 @@
 // One group: the prompt, what the step made of each response, and their tokens.
 
 import { ask } from "./api.js";
-import { el, format, number, shown, table } from "./dom.js";
+import { count, el, format, number, shown, table } from "./dom.js";
 import { COLOURS, tokensOf } from "./tokens.js";
 
 const COLUMNS = [
@@ -80,10 +80,21 @@ function bar(value, kind) {
   return el("td", { class: "bar" }, fill, el("span", { class: "number" }, format(value)));
 }
 
+const ENDS = new Map([ // of a conversation, as the run has them
+  ["done", "by its environment"], ["turns", "at sampling.max_turns"], ["tokens", "at its most tokens"],
+  ["length", "by a turn of sampling.max_tokens"],
+]);
+
 function conversation(found) {
-  const count = (number, name) => `${number} ${name}${number === 1 ? "" : "s"}`;
-  return el("p", { class: "detail" }, `Conversation: ${count(found.turns, "turn")}, ended by `, el("bdi", {}, shown(found.ended)),
-    `; the environment wrote ${count(found.environment_tokens, "token")} in ${format(found.environment_seconds, 2)} s; ${count(found.segments, "segment")}`);
+  const more = [
+    found.segments > 1 ? count(found.segments, "segment") : null,
+    found.moved ? `${count(found.moved, "turn")} moved to another engine` : null,
+    found.redrawn ? `${count(found.redrawn, "turn")} drawn again after an engine was lost` : null,
+    found.dropped ? `${count(found.dropped, "token")} of earlier turns that the chat template would leave out` : null,
+  ].filter((one) => one !== null);
+  return el("p", { class: "detail" }, `${count(found.turns, "turn")}, ended `, el("bdi", {}, shown(ENDS.get(found.ended) ?? found.ended)),
+    `; the environment wrote ${count(found.environment_tokens, "token")} in ${format(found.environment_seconds, 2)} s`,
+    more.map((one) => `; ${one}`));
 }
 
 function card(key, group, response, colour) {

@@ -1,7 +1,7 @@
 // The tokens of a response, coloured by a number of each. They are asked for when they come into view, a part at a time.
 
 import { ask } from "./api.js";
-import { el, format, message, number, shown } from "./dom.js";
+import { count, el, format, message, number, shown } from "./dom.js";
 
 const SERIES_CLASSES = 7; // of style.css
 const CLEAR = 0.02; // share of the full colour below which a token has none
@@ -41,6 +41,7 @@ export function tokensOf(key, group, response, colour) {
   const element = el("div", {}, text, after);
   const spans = []; // [element, token]
   let position = false;
+  let place = text; // where the next token goes: within a conversation, what its author wrote
 
   const paint = ([span, token]) => {
     const share = COLOURS[colour.value].paint(span, token, group);
@@ -64,8 +65,15 @@ export function tokensOf(key, group, response, colour) {
         return [span, token];
       });
       spans.push(...added);
-      text.append(...added.flatMap(([span], at) =>
-        [...found.marks.filter((mark) => mark.at === found.start + at).map(marked), span]));
+      const marks = Map.groupBy(found.marks, (mark) => mark.at - found.start);
+      added.forEach(([span], at) => {
+        for (const mark of marks.get(at) ?? []) {
+          if (mark.kind === "segment") text.append(segment(mark));
+          else text.append(el("section", { class: `part ${mark.kind}`, "aria-label": mark.kind === "turn" ? "policy" : "environment" }, head(mark),
+            place = el("div", { dir: "auto", tabindex: mark.kind === "author" ? "0" : null })));
+        }
+        place.append(span);
+      });
       const left = found.total - spans.length;
       after.replaceChildren(...(left > 0 && added.length ? [el("button", { type: "button", onclick: load }, `Show more: ${left} tokens left`)] : []));
     } catch (error) {
@@ -81,13 +89,20 @@ export function tokensOf(key, group, response, colour) {
   return { element, recolour: () => spans.filter(([, token]) => token.version !== null).forEach(paint) };
 }
 
-// What begins before a token of a conversation: a turn of the policy, words of another author, a segment.
-function marked(mark) {
-  if (mark.kind === "turn") return el("div", { class: "mark" }, `turn ${mark.text}: policy`);
-  if (mark.kind === "author") return el("div", { class: "mark" }, el("bdi", {}, shown(mark.text)));
-  const head = ["a segment begins: ", el("bdi", {}, shown(mark.text || "another context"))];
-  if (!mark.context_tokens) return el("div", { class: "mark segment" }, head);
-  return el("details", { class: "mark segment" }, el("summary", {}, head, ` (behind ${mark.context_tokens} tokens)`),
+// What stands above a turn of the policy, or above what another author wrote.
+function head(mark) {
+  if (mark.kind === "author") {
+    return el("div", { class: "mark" }, el("b", {}, el("bdi", {}, shown(mark.text))), `, ${count(mark.tokens, "token")}, not sampled`);
+  }
+  const calls = mark.calls.map((call) => [", calls ", el("code", {}, el("bdi", {}, shown(call)))]);
+  return el("div", { class: "mark" }, el("b", {}, `Turn ${mark.text}`), `: policy, ${count(mark.tokens, "token")}`, ...calls.flat());
+}
+
+// Where a segment of a conversation begins, and what it stands behind.
+function segment(mark) {
+  const why = ["A segment begins: ", el("bdi", {}, shown(mark.text || "another context"))];
+  if (!mark.tokens) return el("div", { class: "mark segment" }, why);
+  return el("details", { class: "mark segment" }, el("summary", {}, why, ` (behind ${count(mark.tokens, "token")})`),
     mark.context === null ? message("The run's tokenizer is not on this machine.") : el("pre", { dir: "auto" }, shown(mark.context)));
 }
 
