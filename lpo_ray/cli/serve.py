@@ -6,14 +6,12 @@ import contextlib
 import os
 import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 
-from lpo_ray.agents.endpoint_settings import LOOPBACK, EndpointSettings
+from lpo_ray.agents.endpoint_settings import LOOPBACK
 from lpo_ray.cli.backend import backend_of, check_engine_args
 from lpo_ray.cli.console import model_of
-from lpo_ray.config.schema import ClusterKind
+from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError, Interrupted
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.run import settings
@@ -23,16 +21,13 @@ from lpo_ray.run.spec import RunSpec, make_spec
 from lpo_ray.telemetry.captured_log import CapturedLog
 from lpo_ray.tools.evaluate.target import EvaluationRequest
 
-if TYPE_CHECKING:
-    from lpo_ray.config.schema import Config
-
 KEY = "LPO_RAY_SERVE_KEY"
 LEAST_KEY = 16
 """letters of a key that is given"""
 
 
-def serve_command(request: EvaluationRequest, host: str, port: int, *, overrides: bool) -> None:
-    """Answer agents by engines with the request's model, until a signal. ``overrides``: see EndpointSettings."""
+def serve_command(request: EvaluationRequest, host: str, port: int) -> None:
+    """Answer agents by engines with the request's model, until a signal."""
     console = Console(stderr=True)
     key = os.environ.get(KEY) or secrets.token_urlsafe(24)
     if len(key) < LEAST_KEY or "/" in key:
@@ -45,7 +40,9 @@ def serve_command(request: EvaluationRequest, host: str, port: int, *, overrides
     with CapturedLog():
         model_path = model_of(spec, console)
         backend = backend_of(spec.config)
-        made = endpoint_settings(spec, model_path, host, port, overrides=overrides)
+        as_training = settings.endpoint_settings(spec, model_path)
+        sampling = replace(as_training.sampling, seed=secrets.randbelow(2**31))
+        made = replace(as_training, sampling=sampling, host=host, port=port, patience_seconds=0.0)
 
         async def serve() -> None:
             from actors.agents.standalone import Standalone
@@ -66,25 +63,7 @@ def serve_command(request: EvaluationRequest, host: str, port: int, *, overrides
 
 def _without_environment(config: Config) -> Config:
     """Return a configuration whose responses are single turns: the agent is whoever asks."""
-    return replace(config, task=replace(config.task, environment=None, tools=[]))
-
-
-def endpoint_settings(spec: RunSpec, model_path: str, host: str, port: int, *, overrides: bool) -> EndpointSettings:
-    """Say how an endpoint for a spec's model answers: as training samples, with a seed of its own."""
-    encoder = spec.encoder(spec.tokenizer(model_path))
-    return EndpointSettings(
-        model_path,
-        replace(settings.sampling(spec), seed=secrets.randbelow(2**31)),
-        spec.max_model_len,
-        port,
-        host,
-        style=encoder.style,
-        plain=encoder.is_plain,
-        tool_parser=spec.config.task.tool_parser,
-        overrides=overrides,
-        patience_seconds=0.0,
-        trust_remote_code=spec.config.model.trust_remote_code,
-    )
+    return replace(config, task=replace(config.task, environment=None, tools=[], agent=None))
 
 
 def _say(console: Console, model: str, address: str, key: str, host: str) -> None:

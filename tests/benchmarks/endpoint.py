@@ -132,8 +132,8 @@ async def real(config: str, tokens: int, overrides: list[str]) -> AsyncIterator[
 
     from actors.cluster import connect, disconnect, open_engines
     from lpo_ray.cli.console import StandardError, model_of
-    from lpo_ray.cli.serve import endpoint_settings
     from lpo_ray.config import load_config
+    from lpo_ray.run.settings import endpoint_settings
     from lpo_ray.run.spec import make_spec
 
     spec = make_spec(load_config(Path(config), (f"sampling.max_tokens={tokens}", *overrides)), for_training=False)
@@ -143,7 +143,7 @@ async def real(config: str, tokens: int, overrides: list[str]) -> AsyncIterator[
     try:
         async with open_engines(spec, model_path, StandardError()) as (engine, _):
             assert isinstance(engine, TurnEngine)
-            yield engine, endpoint_settings(spec, model_path, "127.0.0.1", 0, overrides=False)
+            yield engine, endpoint_settings(spec, model_path)
     finally:
         disconnect()
 
