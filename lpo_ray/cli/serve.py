@@ -6,6 +6,8 @@ import contextlib
 import os
 import secrets
 from dataclasses import replace
+from typing import cast
+
 from rich.console import Console
 
 from lpo_ray.agents.endpoint_settings import LOOPBACK
@@ -17,7 +19,7 @@ from lpo_ray.interfaces import TurnEngine
 from lpo_ray.run import settings
 from lpo_ray.run.day import dated
 from lpo_ray.run.signals import run_until_signal
-from lpo_ray.run.spec import RunSpec, make_spec
+from lpo_ray.run.spec import make_spec
 from lpo_ray.telemetry.captured_log import CapturedLog
 from lpo_ray.tools.evaluate.target import EvaluationRequest
 
@@ -48,8 +50,7 @@ def serve_command(request: EvaluationRequest, host: str, port: int) -> None:
             from actors.agents.standalone import Standalone
 
             async with backend.open_engines(spec, model_path) as (engine, _):
-                assert isinstance(engine, TurnEngine)
-                served = Standalone(made, engine, key)
+                served = Standalone(made, cast("TurnEngine", engine), key)
                 _say(console, request.model, await served.start(), key, host)
                 try:
                     await served.run()

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.update(OMP_NUM_THREADS="1", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="ERROR", TORCHDYNAMO_DISABLE="1")
 import httpx
@@ -142,8 +142,7 @@ async def real(config: str, tokens: int, overrides: list[str]) -> AsyncIterator[
     connect(spec.config)
     try:
         async with open_engines(spec, model_path, StandardError()) as (engine, _):
-            assert isinstance(engine, TurnEngine)
-            yield engine, endpoint_settings(spec, model_path)
+            yield cast("TurnEngine", engine), endpoint_settings(spec, model_path)
     finally:
         disconnect()
 
