@@ -28,9 +28,12 @@ def most_turns(config: Config) -> int:
 
 
 def most_sampled(config: Config) -> int:
-    """Count the tokens of a response that may be sampled, those of all its turns."""
+    """Count the tokens of a response that may be sampled, those of all its turns. An agent may have many contexts, each
+    of which the limit is for.
+    """
     tokens, limit = most_turns(config) * config.sampling.max_tokens, config.sampling.max_conversation_tokens
-    return tokens if limit is None or not is_conversation(config.task) else min(tokens, limit)
+    is_one = is_conversation(config.task) and not has_agent(config.task)
+    return tokens if limit is None or not is_one else min(tokens, limit)
 
 
 def check_conversations(config: Config) -> None:

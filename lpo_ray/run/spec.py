@@ -112,13 +112,14 @@ class RunSpec:
 
     @property
     def largest_group(self) -> int:
-        """Bytes of the largest group there can be: of conversations, one whose environment rewrites the history behind
-        every turn, so that each is a segment with a context of its own. Tools only add to it.
+        """Bytes of the largest group there can be: of conversations, one whose environment or agent rewrites the
+        history behind every turn, so that each is a segment with a context of its own. Tools only add to it.
         """
         config, turns = self.config, most_turns(self.config)
         sampled, in_segments = turns * config.sampling.max_tokens, 0
         if self.has_turns:
-            in_segments = self.longest_response * (1 if config.task.environment is None else turns)
+            may_rewrite = config.task.environment is not None or self.has_agent
+            in_segments = self.longest_response * (turns if may_rewrite else 1)
             sampled = min(sampled, in_segments)
         response = BYTES_PER_TOKEN * sampled + BYTES_IN_SEGMENT * in_segments
         return config.sampling.group_size * response + 8 * self.context

@@ -74,7 +74,7 @@ def verifier_of(task: TaskConfig) -> str:
     """Return what checks the responses: task.verifier, or the task's own. ConfigError when it has none."""
     name = task.verifier or task_named(task.name).verifier
     if name is None:
-        asked = " (asked where the environment has no verdict)" if task.environment or task.tools else ""
+        asked = " (asked where the environment has no verdict)" if is_conversation(task) else ""
         raise ConfigError(
             f"task.name={task.name} has no verifier of its own{asked}; set task.verifier to one of "
             f"{', '.join(VERIFIERS)}, or to 'module:function'"
