@@ -58,8 +58,8 @@ def test_a_model_is_asked_by_both_clients_and_curl_until_it_is_ended(tiny_policy
             for n in range(4)
         }
         assert len(answered) > 1, "each session has answers of its own"
-        text = client.completions.create(model="m", prompt="1 2: ", max_tokens=20, stop=[str(n) for n in range(10)])
-        assert not any(digit in text.choices[0].text for digit in "0123456789")
+        text = client.completions.create(model="m", prompt="1 2: ", max_tokens=20, stop=["1", "2", "3"])
+        assert not any(digit in text.choices[0].text for digit in "123")
         claude = anthropic.Anthropic(base_url=url, api_key=KEY, timeout=60)
         with claude.messages.stream(model="m", messages=ASKED, max_tokens=9) as stream:
             assert stream.get_final_message().usage.output_tokens <= 9
