@@ -27,7 +27,7 @@ from lpo_ray.agents.doorway import enter, listen
 from lpo_ray.agents.endpoint_settings import EndpointSettings
 from lpo_ray.agents.histories import Prompts, Style
 from lpo_ray.agents.requests import Rules
-from lpo_ray.agents.sessions import Session, Sessions
+from lpo_ray.agents.sessions import Sessions
 from lpo_ray.agents.tool_calls import parser_for
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ConfigError
@@ -76,7 +76,7 @@ class Endpoint:
         if parser == "auto":
             parser = parser_for(None if settings.plain else tokenizer.template_text(settings.style))
         rules = Rules(settings.sampling, settings.most_tokens, overrides=settings.overrides)
-        app, self._answers = await make_app(
+        app = await make_app(
             settings.model_path,
             Prompts(tokenizer, Style(settings.style, settings.plain)),
             most_tokens=settings.most_tokens,
@@ -95,17 +95,6 @@ class Endpoint:
         )  # fmt: skip
         self._server = Server(config)
         self._serving = asyncio.create_task(self._server.serve([listening]))
-
-    async def open(self, name: ConversationId, key: str, recorded: Sequence[Answered] = ()) -> Session:
-        """Open a session; one of the same name ends. See Sessions."""
-        self.end(name)
-        return await self.sessions.open(name, key, recorded)
-
-    def end(self, name: ConversationId) -> None:
-        """End a session, if there is one."""
-        session = self.sessions.end(name)
-        if session is not None:
-            self._answers.forget(session)
 
     async def close(self) -> None:
         """Stop listening. Whoever waits is told that the session has ended."""
@@ -137,7 +126,7 @@ class EndpointService(Startable):
 
     async def open(self, conversation: ConversationId, key: str, recorded: Sequence[Answered] = ()) -> None:
         """Open a session whose agent has this key. ``recorded``: calls of it that were answered before."""
-        await self._endpoint.open(conversation, key, recorded)
+        await self._endpoint.sessions.open(conversation, key, recorded)
 
     async def next(self, conversation: ConversationId) -> Call:
         """Wait for the next call that needs an answer. Raises GroupLost when there is no such session, or its end."""
@@ -149,7 +138,7 @@ class EndpointService(Startable):
 
     async def end(self, conversation: ConversationId) -> None:
         """End a session: its key opens nothing from now on."""
-        self._endpoint.end(conversation)
+        self._endpoint.sessions.end(conversation)
 
     async def progress(self) -> Progress:
         """Say which groups it has. It waits for others only, so that it answers at all is a sign that it gets on."""

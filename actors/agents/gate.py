@@ -117,7 +117,8 @@ class _HeldReply:
     """Reply of the server, held back until it is known whether the policy answered."""
 
     def __init__(self, send: Send, exchange: Exchange | None, dialect: Dialect) -> None:
-        self._send, self._exchange, self._dialect = send, exchange, dialect
+        self._send, self._exchange = send, exchange
+        self._dialect: Dialect = dialect
         self._held: list[Message] = []
         self._is_open = self._is_closed = False
         self._status = 200

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI
 from typing_extensions import override
@@ -72,7 +73,7 @@ class Answers:
         """``tokenizer``: vLLM's; ``ends``: tokens that end an answer, beside the special ones."""
         self._prompts, self._model, self._parser = prompts, config.model_config, parser
         self._tokenizer, self._ends = tokenizer, ends
-        self._histories: dict[Session, History] = {}
+        self._histories = WeakKeyDictionary[Session, History]()
 
     def place_messages(
         self,
@@ -82,7 +83,7 @@ class Answers:
         tools: Sequence[Message],
         variables: Mapping[str, Any],
     ) -> list[int]:
-        """Find the context of a conversation. Raises ValueError with the reason in ``exchange.error``."""
+        """Find the context of a conversation. Raises ValueError; the exchange has the error that the agent is told."""
         try:
             _check_parts(messages)
             conversation, _, _ = parse_chat_messages(list(messages), self._model, "string")
@@ -132,10 +133,6 @@ class Answers:
         if outcome.call is not None:
             self._history(session).remember(asked, outcome.call.context_ids, turn.token_ids, reply, placed.parent)
         exchange.turn, exchange.reply = turn, reply
-
-    def forget(self, session: Session) -> None:
-        """Forget the history of a session that has ended."""
-        self._histories.pop(session, None)
 
     def _placed(self, exchange: Exchange, asked: Asked) -> list[int]:
         try:
@@ -292,8 +289,8 @@ async def make_app(
     reasoning_parser: str | None = None,
     ends: frozenset[int] = frozenset(),
     trust_remote_code: bool = False,
-) -> tuple[FastAPI, Answers]:
-    """Make vLLM's server for a model of which only the folder is there, and what answers in it.
+) -> FastAPI:
+    """Make vLLM's server for a model of which only the folder is there.
 
     ``tool_parser``: a row of tool_calls.PARSERS. ``reasoning_parser``: one of vLLM's. Raises ConfigError for a parser
     that the model's tokenizer cannot be used with.
@@ -322,7 +319,7 @@ async def make_app(
         raise ConfigError(f"{model_path} is a gpt-oss model, whose messages are no chat template's; agents need one")
     answers = Answers(prompts, config, renderer.parser, client.renderer.tokenizer, ends)
     client.answers = renderer.answers = answers
-    return await _assembled(client, renderer, args), answers
+    return await _assembled(client, renderer, args)
 
 
 async def _assembled(client: EngineClient, renderer: ContextRenderer, args: Any) -> FastAPI:  # noqa: ANN401
@@ -357,10 +354,11 @@ async def _assembled(client: EngineClient, renderer: ContextRenderer, args: Any)
 
 def _config(model_path: str, most_tokens: int, model_name: str, trust_remote_code: bool) -> VllmConfig:
     engine_args = EngineArgs(
-        model=model_path, tokenizer=model_path, served_model_name=[model_name], max_model_len=most_tokens,
-        generation_config="vllm", trust_remote_code=trust_remote_code, enforce_eager=True,
+        model=model_path, tokenizer=model_path, served_model_name=[model_name], generation_config="vllm",
+        trust_remote_code=trust_remote_code, enforce_eager=True,
     )  # fmt: skip
     model = engine_args.create_model_config()
+    model.max_model_len = most_tokens  # the engines have looked at whether the model has room for it
     model.quantization = cast("Any", None)  # there are no weights
     return VllmConfig(model_config=model)
 

@@ -83,6 +83,7 @@ class Prompts:
 
     def __init__(self, tokenizer: Tokenizer, style: Style) -> None:
         self.tokenizer, self._style = tokenizer, style
+        self._read: dict[str, bool] = {}
 
     def whole(self, asked: Asked) -> IntArray:
         """Encode a whole request. Raises DataError when the chat template refuses it."""
@@ -107,11 +108,18 @@ class Prompts:
 
     def variables(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Choose what the chat template reads of the variables that an agent sets: switches, numbers, texts."""
-        plain = {name: value for name, value in wanted.items() if isinstance(value, bool | int | float | str)}
-        if self._style.plain or not plain:
-            return {}
-        unknown = self.tokenizer.unknown_variables(replace(self._style.chat, variables=plain))
-        return {name: value for name, value in plain.items() if name not in unknown and name not in RESERVED}
+        return {
+            name: value
+            for name, value in wanted.items()
+            if isinstance(value, bool | int | float | str) and name not in RESERVED and self._reads(name)
+        }
+
+    def _reads(self, name: str) -> bool:
+        """Whether the chat template reads a variable, which takes milliseconds to find out."""
+        if name not in self._read and len(self._read) < MOST_VARIABLES:
+            style = replace(self._style.chat, variables={name: ""})
+            self._read[name] = not self._style.plain and not self.tokenizer.unknown_variables(style)
+        return self._read.get(name, False)
 
     def _chat(self, asked: Asked) -> Chat:
         style = self._style.chat
@@ -131,6 +139,8 @@ RESERVED = frozenset((
     "tokenizer_kwargs",
 ))  # fmt: skip
 """variables of a chat template that an agent does not set"""
+MOST_VARIABLES = 1000
+"""names that are looked for in a chat template"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

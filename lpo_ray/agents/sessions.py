@@ -212,18 +212,17 @@ class Sessions:
         if name in self._by_name:
             self._by_name[name][1].answer(number, answer)
 
-    def end(self, name: ConversationId) -> Session | None:
-        """End a session with its key, and return it, if there is one."""
+    def end(self, name: ConversationId) -> None:
+        """End a session with its key, if there is one."""
         digest, session = self._by_name.pop(name, (b"", None))
         if session is None:
-            return None
+            return
         session.end()
         if self._by_key.get(digest) is session:
             del self._by_key[digest]
             self._ended[digest] = None
             while len(self._ended) > REMEMBERED:
                 self._ended.popitem(last=False)
-        return session
 
     def close(self) -> None:
         """End all of them."""

@@ -164,7 +164,6 @@ def evaluate(
 @click.option("--config", type=click.Path(path_type=Path), default=None, help="For a model: sampling, engines.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: one that is free.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others may reach it then.")
-@click.option("--accept-sampling", is_flag=True, help="Ignore the sampling that requests ask for; refused otherwise.")
 def serve(
     target: str,
     overrides: tuple[str, ...],
@@ -172,18 +171,18 @@ def serve(
     config: Path | None,
     port: int,
     host: str,
-    accept_sampling: bool,
 ) -> None:
     """Answer agents as training does, without training: OpenAI's and Anthropic's APIs, until Ctrl-C.
 
     TARGET is a run's folder, a configuration's YAML file, or a model (folder or hub name). The key is printed, unless
-    LPO_RAY_SERVE_KEY has one. KEY/ANYTHING is a session of its own; asked the same, a session answers the same.
+    LPO_RAY_SERVE_KEY has one. KEY/ANYTHING is a session of its own; asked the same, a session answers the same. With
+    agent.overrides=true the sampling that requests ask for is ignored, and refused otherwise.
     """
     from lpo_ray.cli.serve import serve_command
     from lpo_ray.tools.evaluate.target import requests_of
 
     (request,) = requests_of(target, overrides, step=step, config=config, any_task="countdown")
-    serve_command(request, host, port, overrides=accept_sampling)
+    serve_command(request, host, port)
 
 
 @cli.command()

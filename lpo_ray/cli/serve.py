@@ -6,33 +6,30 @@ import contextlib
 import os
 import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import cast
 
 from rich.console import Console
 
-from lpo_ray.agents.endpoint_settings import LOOPBACK, EndpointSettings
+from lpo_ray.agents.endpoint_settings import LOOPBACK
 from lpo_ray.cli.backend import backend_of, check_engine_args
 from lpo_ray.cli.console import model_of
-from lpo_ray.config.schema import ClusterKind
+from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError, Interrupted
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.run import settings
 from lpo_ray.run.day import dated
 from lpo_ray.run.signals import run_until_signal
-from lpo_ray.run.spec import RunSpec, make_spec
+from lpo_ray.run.spec import make_spec
 from lpo_ray.telemetry.captured_log import CapturedLog
 from lpo_ray.tools.evaluate.target import EvaluationRequest
-
-if TYPE_CHECKING:
-    from lpo_ray.config.schema import Config
 
 KEY = "LPO_RAY_SERVE_KEY"
 LEAST_KEY = 16
 """letters of a key that is given"""
 
 
-def serve_command(request: EvaluationRequest, host: str, port: int, *, overrides: bool) -> None:
-    """Answer agents by engines with the request's model, until a signal. ``overrides``: see EndpointSettings."""
+def serve_command(request: EvaluationRequest, host: str, port: int) -> None:
+    """Answer agents by engines with the request's model, until a signal."""
     console = Console(stderr=True)
     key = os.environ.get(KEY) or secrets.token_urlsafe(24)
     if len(key) < LEAST_KEY or "/" in key:
@@ -45,14 +42,15 @@ def serve_command(request: EvaluationRequest, host: str, port: int, *, overrides
     with CapturedLog():
         model_path = model_of(spec, console)
         backend = backend_of(spec.config)
-        made = _endpoint_settings(spec, model_path, host, port, overrides=overrides)
+        as_training = settings.endpoint_settings(spec, model_path)
+        sampling = replace(as_training.sampling, seed=secrets.randbelow(2**31))
+        made = replace(as_training, sampling=sampling, host=host, port=port, patience_seconds=0.0)
 
         async def serve() -> None:
             from actors.agents.standalone import Standalone
 
             async with backend.open_engines(spec, model_path) as (engine, _):
-                assert isinstance(engine, TurnEngine)
-                served = Standalone(made, engine, key)
+                served = Standalone(made, cast("TurnEngine", engine), key)
                 _say(console, request.model, await served.start(), key, host)
                 try:
                     await served.run()
@@ -66,24 +64,7 @@ def serve_command(request: EvaluationRequest, host: str, port: int, *, overrides
 
 def _without_environment(config: Config) -> Config:
     """Return a configuration whose responses are single turns: the agent is whoever asks."""
-    return replace(config, task=replace(config.task, environment=None, tools=[]))
-
-
-def _endpoint_settings(spec: RunSpec, model_path: str, host: str, port: int, *, overrides: bool) -> EndpointSettings:
-    encoder = spec.encoder(spec.tokenizer(model_path))
-    return EndpointSettings(
-        model_path,
-        replace(settings.sampling(spec), seed=secrets.randbelow(2**31)),
-        spec.max_model_len,
-        port,
-        host,
-        style=encoder.style,
-        plain=encoder.is_plain,
-        tool_parser=spec.config.task.tool_parser,
-        overrides=overrides,
-        patience_seconds=0.0,
-        trust_remote_code=spec.config.model.trust_remote_code,
-    )
+    return replace(config, task=replace(config.task, environment=None, tools=[], agent=None))
 
 
 def _say(console: Console, model: str, address: str, key: str, host: str) -> None:

@@ -121,7 +121,7 @@ class Running:
         conducted = Conducted(self, ConversationId("p", 0, self._count), key or f"key-of-session-{self._count}")
         if says is not None:
             conducted.says = says
-        await self.endpoint.open(conducted.name, conducted.key, recorded)
+        await self.endpoint.sessions.open(conducted.name, conducted.key, recorded)
         self._tasks.append(asyncio.create_task(conducted.conduct()))
         return conducted
 

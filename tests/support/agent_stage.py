@@ -53,7 +53,7 @@ class LocalEndpoint:
 
     async def open(self, conversation: ConversationId, key: str, recorded: Sequence[Answered]) -> None:
         await self._up.wait()
-        await self.endpoint.open(conversation, key, recorded)
+        await self.endpoint.sessions.open(conversation, key, recorded)
 
     async def next(self, conversation: ConversationId) -> Call:
         while True:
@@ -69,7 +69,7 @@ class LocalEndpoint:
         self.endpoint.sessions.answer(conversation, number, answer)
 
     async def end(self, conversation: ConversationId) -> None:
-        self.endpoint.end(conversation)
+        self.endpoint.sessions.end(conversation)
 
     async def ping(self) -> None:
         await self._up.wait()

@@ -413,7 +413,7 @@ async def test_keys_are_unknown_foreign_or_ended(served: Running) -> None:
     with pytest.raises(anthropic.AuthenticationError) as refused:
         await one.anthropic().messages.create(model="c", messages=USER, max_tokens=5)
     assert refused.value.body["error"]["type"] == "authentication_error"
-    served.endpoint.end(other.name)
+    served.endpoint.sessions.end(other.name)
     for _ in range(2):
         with pytest.raises(openai.PermissionDeniedError, match="has ended"):
             await chat(other.openai(max_retries=5), USER)
@@ -428,7 +428,7 @@ async def test_whoever_waits_when_a_session_ends_is_told_so(served: Running) -> 
     tasks = [asyncio.create_task(chat(client, USER)), asyncio.create_task(streamed(client, MORE))]
     while len(session.calls) < 2:
         await asyncio.sleep(0.01)
-    served.endpoint.end(session.name)
+    served.endpoint.sessions.end(session.name)
     for task in tasks:
         with pytest.raises(openai.PermissionDeniedError, match="has ended"):
             await task
