@@ -15,7 +15,8 @@ import ray
 import torch
 
 from actors.agents.remote import RemoteEnvironments
-from actors.agents.service import EnvironmentService, MessageSettings
+from actors.agents.remote_agents import RemoteAgents
+from actors.agents.service import MessageSettings
 from actors.control.driver import RunDriver
 from actors.delivery import DeliverySettings
 from actors.learner.group import LearnerGroup
@@ -25,6 +26,7 @@ from actors.roles import (
     Layout,
     layout_of,
     learner_group,
+    remote_agents,
     remote_environments,
     remote_target_builder,
     remote_verifier,
@@ -50,6 +52,7 @@ from lpo_ray.interfaces import Events, RolloutEngine, TurnEngine, WeightTranspor
 from lpo_ray.policy.proof_limits import ProofLimits, is_mixture
 from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
+from lpo_ray.rollout.agents import AgentLimits, AgentRollout
 from lpo_ray.rollout.conversations import ConversationRollout
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
@@ -60,6 +63,7 @@ from lpo_ray.run.ray_needs import check_needs
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.telemetry.log import LogLine
+from lpo_ray.training.call_store import FILE, CallStore
 
 T = TypeVar("T")
 AUTO = "auto"
@@ -78,22 +82,19 @@ class Cluster:
     layout: Layout
     background: list[asyncio.Task[None]] = field(default_factory=list)
     """tasks that look after the cluster during the run"""
-    environments: RemoteEnvironments | None = None
+    conversations: Conversations | None = None
     """None: a response has one turn"""
-    most_tokens: int = 0
-    """of a conversation, that an engine has room for"""
 
     @property
     def rollout(self) -> RolloutEngine:
         """The pool, or what conducts conversations with it."""
-        return _conducted(self.pool, self.environments, self.most_tokens)
+        return _conducted(self.pool, self.conversations)
 
     @property
     def processes(self) -> dict[str, Process]:
         """Process of every actor, by name."""
-        restartable = [self.verifier.service, self.target_builder.builder]
-        if self.environments is not None:
-            restartable.append(self.environments.service)
+        restartable: list[RestartableActor] = [self.verifier.service, self.target_builder.builder]
+        restartable += _services(self.conversations)
         return {
             **dict(zip(self.learner.names, self.learner.processes, strict=False)),
             **{member.name: member.process for member in self.pool.up()},
@@ -108,7 +109,7 @@ class Cluster:
     @contextlib.asynccontextmanager
     async def _conducting(self, lent: AbstractAsyncContextManager[TurnEngine]) -> AsyncIterator[RolloutEngine]:
         async with lent as engine:
-            yield _conducted(engine, self.environments, self.most_tokens)
+            yield _conducted(engine, self.conversations)
 
     def busy(self, stage: str) -> list[BusyWorker]:
         """Name the workers at work on ``stage``, as far as it is known here."""
@@ -126,13 +127,13 @@ class Cluster:
 
     def silence_of(self, key: Key) -> float:
         """Seconds since whoever holds a group gave a sign of life."""
-        holders = [self.pool, self.verifier, *([] if self.environments is None else [self.environments])]
+        holders = [self.pool, self.verifier, *([] if self.conversations is None else [self.conversations.others])]
         return min(holder.silence_of(key) for holder in holders)
 
     def _sampling(self) -> list[BusyWorker]:
-        """The engines and the environment service, as far as they are at work."""
-        environments = [] if self.environments is None else self.environments.busy()
-        return environments if environments and not self.pool.has_work else self.pool.busy() + environments
+        """The engines and who speaks with them, as far as they are at work."""
+        others = [] if self.conversations is None else self.conversations.others.busy()
+        return others if others and not self.pool.has_work else self.pool.busy() + others
 
     async def inspect(self, process: Process) -> str:
         """Describe what ``process`` is doing, wherever it runs."""
@@ -140,7 +141,7 @@ class Cluster:
 
     async def scale(self, role: str, count: int) -> str:
         """Have ``count`` workers of ``role`` from now on; returns what happens. Raises ConfigError."""
-        least = {"rollout": 0, "verifier": 1, **({} if self.environments is None else {"environment": 1})}
+        least = {"rollout": 0, "verifier": 1, **({} if self.conversations is None else {"environment": 1})}
         if role not in least:
             *others, last = (f"{known}=N" for known in least)
             raise ConfigError(
@@ -155,8 +156,8 @@ class Cluster:
                 f"rollout={count}; expected {most} at most: engines share the GPUs of {self.learner.world_size} ranks, "
                 "which all have one then"
             )
-        if role == "environment" and self.environments is not None:
-            return await self.environments.scale(count)
+        if role == "environment" and self.conversations is not None:
+            return await self.conversations.others.scale(count)
         return self.pool.scale(count) if role == "rollout" else await self.verifier.scale(count)
 
     async def close(self) -> None:
@@ -165,13 +166,40 @@ class Cluster:
             task.cancel()
         await asyncio.gather(
             self.pool.close(), self.verifier.close(), self.target_builder.builder.close(), self.learner.close(),
-            *([] if self.environments is None else [self.environments.close()]),
+            *([] if self.conversations is None else [self.conversations.close()]),
         )  # fmt: skip
         self.layout.close()
 
 
-def _conducted(engine: TurnEngine, environments: RemoteEnvironments | None, most_tokens: int) -> RolloutEngine:
-    return engine if environments is None else ConversationRollout(engine, environments, most_tokens)
+@dataclass(frozen=True, slots=True)
+class Conversations:
+    """What conversations need beside engines: environments, or agents and the record of their calls."""
+
+    others: RemoteEnvironments | RemoteAgents
+    limits: AgentLimits
+    record: CallStore | None = None
+    """None: what agents were answered is not kept"""
+
+    def with_engine(self, engine: TurnEngine) -> RolloutEngine:
+        """Conduct conversations with ``engine``."""
+        if isinstance(self.others, RemoteAgents):
+            return AgentRollout(engine, self.others, self.limits, self.record)
+        return ConversationRollout(engine, self.others, self.limits.most_tokens)
+
+    @property
+    def services(self) -> list[RestartableActor]:
+        """Actors of those who speak with the policy."""
+        return self.others.services if isinstance(self.others, RemoteAgents) else [self.others.service]
+
+    async def close(self) -> None:
+        """End the actors. Never raises."""
+        await self.others.close()
+        if self.record is not None:
+            self.record.close()
+
+
+def _conducted(engine: TurnEngine, conversations: Conversations | None) -> RolloutEngine:
+    return engine if conversations is None else conversations.with_engine(engine)
 
 
 def check(config: Config) -> None:
@@ -245,28 +273,29 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
     layout = layout_of(config, config.learner.world_size, on_node=on_node)
     learner = _learner(spec, model_path, layout, events)
     proof = settings.proof_limits(spec, model_path)
+    record = CallStore(spec.run_dir / FILE) if spec.has_agent else None
     exact = not less_precise(config.rollout)  # what vLLM quantizes, it may keep where NaN does not show
     rollout = _rollout(spec, model_path, transport, layout, events, blank=lambda: exact and proof.proves_blank)
-    verifier, environments = _verifier(spec, model_path, events), _environments(spec, model_path, events)
+    verifier, conversations = _verifier(spec, model_path, events), _conversations(spec, model_path, events, record)
     builder = remote_target_builder(config, settings.target_rules(spec), settings.restart_rule(spec), events)
     try:
         async with asyncio.TaskGroup() as starting:
             seconds = config.supervision.start_seconds
             ranks = starting.create_task(_started(events, "learner", seconds, learner.start()))
             starting.create_task(_engines(rollout, after=ranks if layout.shared else None))
-            for actor in (verifier.service, builder.builder, *_services(environments)):
+            for actor in (verifier.service, builder.builder, *_services(conversations)):
                 starting.create_task(_started(events, actor.name, seconds, actor.start()))
         prepared = _publisher(spec, learner, rollout, transport, proof)
         publisher = await _started(events, "sending of weights", config.learner.silence_seconds, prepared)
     except BaseException:
         await rollout.close()
-        for actor in (verifier.service, builder.builder, *_services(environments)):
+        for actor in (verifier.service, builder.builder, *_services(conversations)):
             actor.kill()
         learner.kill()
         layout.close()
         raise
     watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
-    return Cluster(rollout, verifier, builder, learner, publisher, layout, [watching], environments, spec.max_model_len)
+    return Cluster(rollout, verifier, builder, learner, publisher, layout, [watching], conversations)
 
 
 async def _engines(rollout: RolloutPool[RemoteWorker], *, after: asyncio.Task[None] | None) -> None:
@@ -314,7 +343,7 @@ async def open_engines(
     layout = layout_of(config, 0)
     transport = TRANSPORTS["object_store"]  # it is never used
     rollout = _rollout(spec, model_path, transport, layout, events, blank=lambda: False)
-    verifier, environments = _verifier(spec, model_path, events), _environments(spec, model_path, events)
+    verifier, conversations = _verifier(spec, model_path, events), _conversations(spec, model_path, events)
     version = WeightsVersion(0, "as loaded")
 
     async def admit(member: Member[RemoteWorker]) -> None:
@@ -328,17 +357,17 @@ async def open_engines(
     try:
         async with asyncio.TaskGroup() as starting:
             starting.create_task(rollout.start())
-            for service in (verifier.service, *_services(environments)):
+            for service in (verifier.service, *_services(conversations)):
                 starting.create_task(service.start())
         await rollout.admit_all()
         watching = asyncio.get_running_loop().create_task(watch_nodes(rollout, events))
         try:
-            yield _conducted(rollout, environments, spec.max_model_len), verifier
+            yield _conducted(rollout, conversations), verifier
         finally:
             watching.cancel()
     finally:
         await asyncio.gather(
-            rollout.close(), verifier.close(), *([] if environments is None else [environments.close()])
+            rollout.close(), verifier.close(), *([] if conversations is None else [conversations.close()])
         )
         layout.close()
 
@@ -390,17 +419,23 @@ def _verifier(spec: RunSpec, model_path: str, events: Events) -> RemoteVerifier:
     return remote_verifier(spec.config, service, model_path, settings.restart_rule(spec), events)
 
 
-def _environments(spec: RunSpec, model_path: str, events: Events) -> RemoteEnvironments | None:
+def _conversations(
+    spec: RunSpec, model_path: str, events: Events, record: CallStore | None = None
+) -> Conversations | None:
     if not spec.has_turns:
         return None
-    task = spec.config.task
+    task, rule, limits = spec.config.task, settings.restart_rule(spec), settings.agent_limits(spec)
+    if spec.has_agent:
+        endpoint = settings.endpoint_settings(spec, model_path)
+        agents = remote_agents(spec.config, settings.agent_settings(spec), endpoint, rule, events)
+        return Conversations(agents, limits, record)
     messages = MessageSettings(task.template, spec.max_prompt_tokens, form_of(task))
-    hosted, rule = settings.environment_settings(spec), settings.restart_rule(spec)
-    return remote_environments(spec.config, hosted, messages, model_path, rule, events)
+    hosted = settings.environment_settings(spec)
+    return Conversations(remote_environments(spec.config, hosted, messages, model_path, rule, events), limits)
 
 
-def _services(environments: RemoteEnvironments | None) -> list[RestartableActor[EnvironmentService]]:
-    return [] if environments is None else [environments.service]
+def _services(conversations: Conversations | None) -> list[RestartableActor]:
+    return [] if conversations is None else conversations.services
 
 
 async def _open_export(config: Config, learner: LearnerGroup, transport: Transport) -> None:

@@ -13,8 +13,13 @@ from typing import TypeVar
 
 import ray
 from ray.actor import ActorClass, ActorProxy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.agents.endpoint import ENVIRONMENT as ENDPOINT_ENVIRONMENT
+from actors.agents.endpoint import EndpointService
+from actors.agents.programs import AgentService
 from actors.agents.remote import RemoteEnvironments
+from actors.agents.remote_agents import RemoteAgents, RemoteEndpoint, RemotePrograms
 from actors.agents.service import EnvironmentService, MessageSettings
 from actors.control.log_shipping import in_run
 from actors.learner.group import Formation, LearnerGroup, LearnerRules
@@ -31,9 +36,12 @@ from actors.transports.table import Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
 from lpo_ray.agents.conversations import EnvironmentSettings
+from lpo_ray.agents.doorway import Doorway
+from lpo_ray.agents.endpoint_settings import EndpointSettings
+from lpo_ray.agents.programs import AgentSettings
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
-from lpo_ray.config.conversations import is_conversation
+from lpo_ray.config.conversations import has_agent, is_conversation
 from lpo_ray.config.engine import engine_processes, shares_gpus
 from lpo_ray.config.schema import Config
 from lpo_ray.interfaces import Events
@@ -85,13 +93,15 @@ def layout_of(config: Config, num_ranks: int, *, on_node: str | None = None) -> 
 
 
 def requests_of(config: Config, *, ranks: bool = True, engines: bool = True) -> list[Request]:
-    """Request room for the ranks, the engines, the verifier and the environments, in this order; the target builder
-    needs none.
+    """Request room for the ranks, the engines, the verifier, the environments or agents, and their endpoint, in this
+    order; the target builder needs none.
     """
     rollout = config.rollout
     verifier = [Request("verifier", [bundle(1, 0)], "PACK", config.verifier.labels)] if engines else []
     if engines and is_conversation(config.task):
         verifier.append(Request("environments", [bundle(1, 0)], "PACK", {}))
+    if engines and has_agent(config.task):
+        verifier.append(Request("endpoint", [bundle(1, 0)], "PACK", {}))
     if shares_gpus(config):
         count = config.learner.world_size if ranks else rollout.num_workers * engine_processes(config.rollout)
         return [_shared_request(config, count), *verifier]
@@ -230,6 +240,34 @@ def remote_environments(
         make, config.environment.processes, SERVICE_SECONDS, _starts(config), config.supervision.start_seconds,
         restarts, events,
     )  # fmt: skip
+
+
+def remote_agents(
+    config: Config, settings: AgentSettings, endpoint: EndpointSettings, restarts: RestartRule, events: Events
+) -> RemoteAgents:
+    """Make the endpoint and the service of the agents' programs, both on this node, since its loopback interface is
+    where the endpoint listens; not started.
+    """
+    doorway = Doorway(endpoint.host, endpoint.port)
+    endpoint = dataclasses.replace(endpoint, doorway=doorway.path)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    starts, start_seconds = _starts(config), config.supervision.start_seconds
+    shared = {"num_cpus": 1, "max_concurrency": 100_000, "scheduling_strategy": here}
+    offline = _offline(endpoint.model_path)
+    asked = _watched(EndpointService).options(
+        **shared, runtime_env={"env_vars": _environment(config, {**ENDPOINT_ENVIRONMENT, **offline})}
+    )
+    run = _watched(AgentService).options(**shared, runtime_env={"env_vars": _environment(config, {})})
+
+    def make(processes: int) -> ActorProxy[AgentService]:
+        return run.remote(settings.with_processes(processes))
+
+    asking = RemoteEndpoint(lambda: asked.remote(endpoint), SERVICE_SECONDS, starts, start_seconds, restarts, events)
+    asking.url = f"http://{endpoint.host}:{doorway.port}"
+    programs = RemotePrograms(
+        make, config.environment.processes, SERVICE_SECONDS, starts, start_seconds, restarts, events
+    )
+    return RemoteAgents(asking, programs, doorway)
 
 
 def remote_target_builder(

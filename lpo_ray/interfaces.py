@@ -82,15 +82,13 @@ class Agents(Protocol):
     lost, Unscored for what an agent itself does wrong.
     """
 
-    async def open(self, conversation: ConversationId, prompt: Prompt, recorded: Sequence[Answered]) -> None:
-        """Open a session and start its agent. ``recorded``: calls of a session before, which this one goes on from as
-        long as its agent asks the same.
-        """
+    async def open(self, conversation: ConversationId, prompt: Prompt) -> None:
+        """Open a session and start its agent."""
         ...
 
     async def next(self, conversation: ConversationId) -> Call | Finished:
-        """Wait for the next call that needs tokens, or the end. Calls that are repeated are answered from the record,
-        and never seen here.
+        """Wait for the next call that needs tokens, or the end. A call that is repeated gets the answer that it got
+        before; it is seen here again only if it was in flight when its endpoint died.
         """
         ...
 
@@ -98,8 +96,32 @@ class Agents(Protocol):
         """Answer a call. The same answer may come twice."""
         ...
 
-    async def end(self, conversation: ConversationId) -> None:
-        """End a session with its agent, if it still runs: its key opens nothing from now on. Never raises."""
+    def downtime(self) -> float:
+        """Seconds in which agents could not ask, so far, as while their endpoint was being replaced."""
+        ...
+
+    async def end(self, conversation: ConversationId) -> str:
+        """End a session with its agent, if it still runs: its key opens nothing from now on. Returns what an agent that
+        still ran printed last. Never raises.
+        """
+        ...
+
+
+class CallRecord(Protocol):
+    """Keeps the calls of agents, so that they are answered alike when their agent has to run again."""
+
+    async def begin(self, prompt_id: str, attempt: int, sampling: Sampling) -> Mapping[int, Sequence[Answered]]:
+        """Return what the attempts before were answered, if they were cut off: calls by response, those of the last
+        attempt first. Attempt 0 begins without any, and so does one after ``forget``.
+        """
+        ...
+
+    async def put(self, conversation: ConversationId, answered: Answered, sampling: Sampling) -> None:
+        """Keep a call before its agent is answered: it survives a kill of this process."""
+        ...
+
+    async def forget(self, prompt_id: str) -> None:
+        """Forget all calls of a prompt: they led to no response that can be scored."""
         ...
 
 

@@ -7,12 +7,12 @@ import functools
 from typing_extensions import override
 
 from actors.agents.service import EnvironmentService
-from actors.runtime.watched_service import WatchedService
+from actors.runtime.watched_service import WatchedPool
 from lpo_ray.interfaces import Environments
 from lpo_ray.records import ConversationId, IntArray, Observation, Prompt, Turn
 
 
-class RemoteEnvironments(WatchedService[EnvironmentService], Environments):
+class RemoteEnvironments(WatchedPool[EnvironmentService], Environments):
     """Environments over the service's actor. A call that is made again on a new service finds its conversation lost."""
 
     KIND = "environment"

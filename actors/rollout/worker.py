@@ -240,7 +240,7 @@ class RolloutWorker(Startable):
         versions: list[int] = []
         context, part = request.context_ids.tolist(), 0
         while True:
-            params = self._sampling_params(request.sampling, request.max_tokens - len(token_ids), request.seed(part))
+            params = self._sampling_params(request, request.max_tokens - len(token_ids), request.seed(part))
             request_id = f"{'/'.join(map(str, request.conversation))}/{request.turn}-{os.urandom(4).hex()}"
             output = await self._engine.generate(request_id, [*context, *token_ids], params, shared=False)
             if output is None:
@@ -263,18 +263,20 @@ class RolloutWorker(Startable):
                 response = request.conversation.response
                 raise RuntimeError(f"vLLM ended response {response} with finish_reason={sampled.finish_reason!r}")
 
-    def _sampling_params(self, sampling: Sampling, max_tokens: int, seed: int) -> SamplingParams:
+    def _sampling_params(self, request: TurnRequest, max_tokens: int, seed: int) -> SamplingParams:
+        sampling = request.sampling
         return self._params(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             stop_token_ids=list(sampling.stop_token_ids),
+            stop=list(request.stop),
             max_tokens=max_tokens,
             seed=seed,
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
+            detokenize=bool(request.stop),  # stop strings are found in text
             output_kind=self._kind.FINAL_ONLY,
         )
 

@@ -43,7 +43,10 @@ class RestartableActor(Generic[A]):
         self.name, self._make, self._start, self._events = name, make, start, events
         self._budget = RestartBudget(rule)
         self._replacing = asyncio.Lock()
-        self._generation = 0
+        self.generation = 0
+        """count of its replacements"""
+        self._down = 0.0
+        self._down_since: float | None = None
         self.handle = make()
         self.process: Process | None = None
         """None: it is not ready yet"""
@@ -61,13 +64,17 @@ class RestartableActor(Generic[A]):
         once what the actor raised. ``seconds``, ``watch``, ``name``: as in ``remote_calls.call``.
         """
         while True:
-            generation = self._generation
+            generation = self.generation
             try:
                 return await call(
                     remote(self.handle), who=self.name, what=what, seconds=seconds, watch=watch, name=name
                 )
             except (ComponentDied, DeadlineExceeded) as error:
                 await self._replace(generation, error)
+
+    def downtime(self) -> float:
+        """Seconds that it was being replaced, so far."""
+        return self._down + (0.0 if self._down_since is None else time.monotonic() - self._down_since)
 
     async def close(self) -> None:
         """End the actor."""
@@ -89,9 +96,9 @@ class RestartableActor(Generic[A]):
     async def _replace(self, generation: int, error: ComponentDied | DeadlineExceeded) -> None:
         """Replace the actor. The first caller that finds it dead does so; concurrent callers wait."""
         async with self._replacing:
-            if generation != self._generation:
+            if generation != self.generation:
                 return
-            started = time.monotonic()
+            started = self._down_since = time.monotonic()
             evidence = "its process is not known" if self.process is None else await inspect(self.process)
             self._events.note(f"{self.name} is replaced: {error}\n{evidence}")
             self.kill()
@@ -110,5 +117,6 @@ class RestartableActor(Generic[A]):
                     error = failed
             # Only now: callers meanwhile find the old one dead, and wait here for the new one.
             self.handle, self.process = fresh, process
-            self._generation += 1
+            self.generation += 1
+            self._down, self._down_since = self.downtime(), None
             self._events.note(f"{self.name} is back after {time.monotonic() - started:.1f} s ({self._budget})")

@@ -25,7 +25,7 @@ RESIZE_SECONDS = 120.0
 
 
 class Service(Protocol):
-    """Service with child processes: what is called of it beside its own work."""
+    """Service: what is called of it beside its own work."""
 
     async def start(self) -> Process:
         """Return where it runs, once it is ready."""
@@ -35,16 +35,21 @@ class Service(Protocol):
         """Say how far it is."""
         ...
 
+    async def close(self) -> None:
+        """End what it started."""
+        ...
+
+
+class PooledService(Service, Protocol):
+    """Service with child processes."""
+
     async def resize(self, num_processes: int, /) -> None:
         """Use another number of processes from now on."""
         ...
 
-    async def close(self) -> None:
-        """End the processes."""
-        ...
-
 
 S = TypeVar("S", bound=Service)
+P = TypeVar("P", bound=PooledService)
 
 
 class WatchedService(Generic[S]):
@@ -59,24 +64,22 @@ class WatchedService(Generic[S]):
 
     def __init__(
         self,
-        make: Callable[[int], ActorProxy[S]],
-        num_processes: int,
+        make: Callable[[], ActorProxy[S]],
         silence_seconds: float,
         starts: StartWatch,
         start_seconds: float,
         rule: RestartRule,
         events: Events,
     ) -> None:
-        """``make``: makes the actor, with so many child processes. ``silence_seconds``: time in which it must get on
-        while it has calls, as its ``progress`` tells.
+        """``make``: makes the actor. ``silence_seconds``: time in which it must get on while it has calls, as its
+        ``progress`` tells.
         """
-        self.num_processes, self.events = num_processes, events
+        self.events = events
         self._watch = Watch(self._progress, silence_seconds, self.SILENCE_SETTING)
         self.groups = Held[Key]()
         """groups that it has -> since when"""
         self.service = RestartableActor(
-            f"{self.KIND} service", lambda: make(self.num_processes), lambda actor: actor.start.remote(), rule, events,
-            starts, start_seconds,
+            f"{self.KIND} service", make, lambda actor: actor.start.remote(), rule, events, starts, start_seconds
         )  # fmt: skip
 
     async def _asked(self, remote: Callable[[ActorProxy[S]], ray.ObjectRef[T]], what: str, key: Key) -> T:
@@ -89,12 +92,6 @@ class WatchedService(Generic[S]):
         """
         silence = self._watch.silence_of(key)
         return 0.0 if key in self.groups and math.isinf(silence) else silence
-
-    async def scale(self, num_processes: int) -> str:
-        """Give the service another number of processes, and say so."""
-        self.num_processes = num_processes
-        await self.service.call(lambda actor: actor.resize.remote(num_processes), "resize its pool", RESIZE_SECONDS)
-        return f"{num_processes} {self.KIND} processes"
 
     def busy(self) -> list[BusyWorker]:
         """Return the service while it has groups."""
@@ -112,3 +109,27 @@ class WatchedService(Generic[S]):
             return await call(self.service.handle.progress.remote(), who=self.service.name, what="say how far it is")
         except LpoRayError:
             return None
+
+
+class WatchedPool(WatchedService[P]):
+    """A service with a pool of child processes."""
+
+    def __init__(
+        self,
+        make: Callable[[int], ActorProxy[P]],
+        num_processes: int,
+        silence_seconds: float,
+        starts: StartWatch,
+        start_seconds: float,
+        rule: RestartRule,
+        events: Events,
+    ) -> None:
+        """``make``: makes the actor, with so many child processes; others as in WatchedService."""
+        self.num_processes = num_processes
+        super().__init__(lambda: make(self.num_processes), silence_seconds, starts, start_seconds, rule, events)
+
+    async def scale(self, num_processes: int) -> str:
+        """Give the service another number of processes, and say so."""
+        self.num_processes = num_processes
+        await self.service.call(lambda actor: actor.resize.remote(num_processes), "resize its pool", RESIZE_SECONDS)
+        return f"{num_processes} {self.KIND} processes"

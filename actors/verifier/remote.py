@@ -7,7 +7,7 @@ import asyncio
 import ray
 from typing_extensions import override
 
-from actors.runtime.watched_service import WatchedService
+from actors.runtime.watched_service import WatchedPool
 from actors.verifier.service import VerifierService
 from lpo_ray.interfaces import Verifier
 from lpo_ray.records import PromptGroup, ScoredGroup
@@ -16,7 +16,7 @@ STORED = 100 * 1024
 """bytes of an argument from which on Ray puts it into its store"""
 
 
-class RemoteVerifier(WatchedService[VerifierService], Verifier):
+class RemoteVerifier(WatchedPool[VerifierService], Verifier):
     """Verifier over the service's actor."""
 
     KIND = "verifier"

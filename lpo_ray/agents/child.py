@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from lpo_ray.agents.checking import Refused, checked_messages, checked_step, reply_of
 from lpo_ray.agents.environment import Environment, Unavailable, prompt_messages
 from lpo_ray.agents.limits import Hosted
+from lpo_ray.agents.solving import Solving
 from lpo_ray.agents.table import EnvironmentMaker, environment_of
 from lpo_ray.agents.tool_calls import parser_for
 from lpo_ray.agents.tools import ToolEnvironment
@@ -70,7 +71,7 @@ class Host:
 
     async def _answer(self, request: dict[str, Any]) -> None:
         """Carry out one request and send its answer, whatever happens on the way."""
-        started = time.monotonic()
+        started, stuck = time.monotonic(), False
         try:
             answer = await {"open": self._open, "step": self._step, "end": self._end}[request["do"]](request)
             if (size := _characters(answer.get("messages")) + _characters(answer.get("history"))) > (
@@ -85,11 +86,12 @@ class Host:
             answer = {"fault": _cut(error_text(error)), "of": "outside"}
         except asyncio.CancelledError:
             answer = {"fault": "it was cancelled"}
+            stuck = self._keeps_threads(request)
         except Refused as error:
             answer = {"fault": str(error)}
         except BaseException as error:  # noqa: BLE001 - also what would end the process: none of it is a verdict
             answer = {"fault": f"{_cut(text_of(error))} ({_place(error)})"}
-        worn = _resident_bytes() > self._limit / 2
+        worn = stuck or _resident_bytes() > self._limit / 2
         self.send({"id": request["id"], "seconds": time.monotonic() - started, "worn": worn, **answer})
 
     async def _open(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +108,10 @@ class Host:
         reply = reply_of(request["content"], request["shown"], self._parser(environment, is_plain=request["is_plain"]))
         step = checked_step(await called(environment.step, dict(reply)))
         return {**step, "calls": reply.get("tool_calls", [])}
+
+    def _keeps_threads(self, request: Mapping[str, Any]) -> bool:
+        agent = self._guests.get(request["conversation"])
+        return isinstance(agent, Solving) and agent.keeps_threads
 
     def _parser(self, environment: Environment, *, is_plain: bool) -> str | None:
         if self._hosted.parser != "auto":

@@ -107,7 +107,7 @@ def row_of(prompt: Prompt) -> Mapping[str, Any]:
 
 def _observation(transcript: Transcript, turn: Turn, answer: Mapping[str, Any]) -> Observation:
     messages, history = answer["messages"], answer["history"]
-    done, verdict, seconds = bool(answer["done"]), _verdict(answer["verdict"]), float(answer["seconds"])
+    done, verdict, seconds = bool(answer["done"]), verdict_of_answer(answer["verdict"]), float(answer["seconds"])
     if done:
         return Observation(None, author=_author(messages), done=True, verdict=verdict, seconds=seconds)
     if history is not None:
@@ -119,7 +119,8 @@ def _observation(transcript: Transcript, turn: Turn, answer: Mapping[str, Any]) 
     )
 
 
-def _verdict(found: Mapping[str, Any] | None) -> Verdict | None:
+def verdict_of_answer(found: Mapping[str, Any] | None) -> Verdict | None:
+    """Read the verdict that a child process wrote. Raises Refused."""
     if found is None:
         return None
     reward, detail = found["reward"], str(found["detail"])

@@ -35,18 +35,24 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Launched:
-    """A child process that was started."""
+class Started:
+    """A process that was started, in a session of its own, and what its descendants are known by."""
 
     process: subprocess.Popen[bytes]
+    pipe: os.stat_result
+    """that it prints to, which may be closed by now"""
+    mark: str
+    """that the variables of what it starts have, unless they are replaced"""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched(Started):
+    """A child process that was started."""
+
     channel: socket.socket
     """this end of it"""
     printed: IO[bytes]
     """what it prints"""
-    pipe: os.stat_result
-    """of ``printed``, which may be closed by now"""
-    mark: str
-    """that the variables of what it starts have, unless they are replaced"""
 
 
 def launch() -> Launched:
@@ -67,10 +73,10 @@ def launch() -> Launched:
     finally:
         os.close(writing)
         theirs.close()
-    return Launched(process, ours, os.fdopen(reading, "rb", buffering=0), os.fstat(reading), mark)
+    return Launched(process, os.fstat(reading), mark, ours, os.fdopen(reading, "rb", buffering=0))
 
 
-def kill(launched: Launched) -> None:
+def kill(launched: Started) -> None:
     """Kill a process, its group, and whatever else it has started, until nothing of it is left."""
     family: list[psutil.Process] = []
     if launched.process.returncode is None:
@@ -117,7 +123,7 @@ def schemas_of(environment: str | None, tools: tuple[str, ...]) -> tuple[dict[st
     return tuple(said["schemas"])
 
 
-def _started_by(launched: Launched) -> list[int]:
+def _started_by(launched: Started) -> list[int]:
     """List the processes whose environment variables have the mark, or that print to where the process did."""
     wanted, found = f"{MARK}={launched.mark}".encode(), []
     for folder in Path("/proc").iterdir():

@@ -14,6 +14,8 @@ class Hosted:
 
     environment: str | None = None
     """row of ENVIRONMENTS, "path/to/file.py:Name" or "module:Name"; None: that of ``tools``"""
+    agent: str | None = None
+    """in place of an environment: the agent, "path/to/file.py:solve" or "module:solve" """
     tools: tuple[str, ...] = ()
     """rows of TOOLS, or functions: "path/to/file.py:name" or "module:name" """
     parser: str = "auto"

@@ -67,6 +67,21 @@ class EnvironmentPool:
         """
         return await self._ask("step", conversation, content=content, shown=shown, is_plain=is_plain)
 
+    async def cancel(self, conversation: str, reason: str) -> str:
+        """Give up what is being done for a conversation, and return what its process printed last; empty when nothing
+        was.
+        """
+        placed = self._placed.get(conversation)
+        if placed is None or placed.child.dead or not placed.child.is_busy(conversation):
+            return ""
+        await placed.child.cancel(conversation, reason)
+        return placed.child.last_words
+
+    def last_words(self, conversation: str) -> str:
+        """Return what the process of a conversation printed last."""
+        placed = self._placed.get(conversation)
+        return "" if placed is None else placed.child.last_words
+
     def end(self, conversation: str) -> None:
         """Forget a conversation; its environment is closed in the background."""
         placed = self._placed.pop(conversation, None)

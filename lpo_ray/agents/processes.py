@@ -92,6 +92,19 @@ class Child:
         self._send({"id": call.number, "do": do, "conversation": conversation, **values})
         return await asyncio.shield(call.answer)
 
+    def is_busy(self, conversation: str) -> bool:
+        """Whether something is being done for a conversation."""
+        return any(call.conversation == conversation for call in self._calls.values())
+
+    async def cancel(self, conversation: str, reason: str) -> None:
+        """Give up what is being done for a conversation; the process, too, when it does not end at that."""
+        for call in [call for call in self._calls.values() if call.conversation == conversation]:
+            call.given_up = reason
+            self._send({"id": next(self._numbers), "do": "cancel", "of": call.number})
+            await asyncio.wait({call.answer}, timeout=RESPONSE_SECONDS)
+            if not call.answer.done():
+                await self._silent(call)
+
     def retire(self) -> None:
         """Take no new conversations, and end with the last one."""
         self.retired = True
@@ -214,8 +227,7 @@ class Child:
         if call.number == 0:
             self._fail(f"environments were not loaded within {call.seconds:g} s{self._last_words()}")
             return
-        reason = f"no answer within {call.seconds:g} s ({call.limit})"
-        call.given_up = reason
+        reason = call.given_up = call.given_up or f"no answer within {call.seconds:g} s ({call.limit})"
         probe = self._call("cancel", "", "", RESPONSE_SECONDS + 1, "")
         assert probe.timer is not None
         probe.timer.cancel()
@@ -245,9 +257,13 @@ class Child:
         finally:
             pipe.close()
 
+    @property
+    def last_words(self) -> str:
+        """What it printed last."""
+        return self._output.decode(errors="replace").strip()[-LAST_WORDS:]
+
     def _last_words(self) -> str:
-        text = self._output.decode(errors="replace").strip()[-LAST_WORDS:]
-        return f"; it printed last: {text}" if text else ""
+        return f"; it printed last: {self.last_words}" if self.last_words else ""
 
     async def _killed(self) -> None:
         """Kill the process with all that it started, and let go of what led to it: by itself it would end first, and

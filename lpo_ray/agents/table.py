@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from lpo_ray.agents.environment import Environment
 from lpo_ray.agents.limits import Hosted
+from lpo_ray.agents.solving import Solving
 from lpo_ray.common.plugins import resolve
 from lpo_ray.verifiers.sandbox.limits import Limits
 
@@ -35,7 +37,11 @@ def tool_named(name: str, sandbox: Limits) -> Callable[..., Any]:
 
 
 def environment_of(hosted: Hosted) -> EnvironmentMaker:
-    """Return what makes the environment of a conversation. Raises UnknownName, or ValueError for what is none."""
+    """Return what makes the environment of a conversation, or runs an agent. Raises UnknownName, or ValueError for what
+    is none.
+    """
+    if hosted.agent is not None:
+        return partial(Solving, _resolved(hosted.agent, {}, "task.agent"))
     from lpo_ray.agents.adapters import adapt
     from lpo_ray.agents.tools import ToolEnvironment
 

@@ -156,6 +156,36 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("target")
+@OVERRIDES
+@click.option(
+    "--step", type=click.IntRange(min=1), default=None, help="Step of a run's checkpoint; the newest if not given."
+)
+@click.option("--config", type=click.Path(path_type=Path), default=None, help="For a model: sampling, engines.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: one that is free.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; others may reach it then.")
+def serve(
+    target: str,
+    overrides: tuple[str, ...],
+    step: int | None,
+    config: Path | None,
+    port: int,
+    host: str,
+) -> None:
+    """Answer agents as training does, without training: OpenAI's and Anthropic's APIs, until Ctrl-C.
+
+    TARGET is a run's folder, a configuration's YAML file, or a model (folder or hub name). The key is printed, unless
+    LPO_RAY_SERVE_KEY has one. KEY/ANYTHING is a session of its own; asked the same, a session answers the same. With
+    agent.overrides=true the sampling that requests ask for is ignored, and refused otherwise.
+    """
+    from lpo_ray.cli.serve import serve_command
+    from lpo_ray.tools.evaluate.target import requests_of
+
+    (request,) = requests_of(target, overrides, step=step, config=config, any_task="countdown")
+    serve_command(request, host, port)
+
+
+@cli.command()
 @CONFIG
 @OVERRIDES
 @click.option(

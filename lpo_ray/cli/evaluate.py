@@ -51,7 +51,7 @@ def evaluate_command(requests: Sequence[EvaluationRequest], by: str | None, *, f
 def _check_environments(specs: Sequence[RunSpec]) -> None:
     """Check that one set of environments serves all tasks. Raises ConfigError."""
     tasks = [spec.config.task for spec in specs]
-    hosted = list(dict.fromkeys((task.environment, *task.tools) for task in tasks))
+    hosted = list(dict.fromkeys((task.environment, task.agent and str(task.agent), *task.tools) for task in tasks))
     if len(hosted) > 1:
         named = [", ".join(str(name) for name in names if name) or "none" for names in hosted[:2]]
         raise ConfigError(

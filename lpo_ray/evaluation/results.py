@@ -52,7 +52,7 @@ class PromptResult:
         an environment may have begun with another context.
         """
         prompt, responses = scored.group.prompt, scored.group.responses
-        said = [tokenizer.decode(response.last_turn) for response in responses]
+        said = [response.said(tokenizer.decode) for response in responses]
         asked = tokenizer.decode(prompt.token_ids)
         return cls(
             prompt_id=prompt.prompt_id,

@@ -59,9 +59,7 @@ class Finished:
 
     verdict: Verdict | None
     """its own; None: a verifier scores ``output``"""
-    output: str
-    """what a verifier reads: standard output of a command, the text that a function returned or the last answer"""
-    seconds: float
-    """that it ran, the time of its calls not counted"""
+    output: str | None
+    """what a verifier reads: standard output of a command, the text that a function returned; None: the last answer"""
     last_lines: str = ""
     """what it printed last, for the user"""

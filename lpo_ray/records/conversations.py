@@ -34,7 +34,7 @@ class Segment:
     context_ids: IntArray | None = None
     """[C] tokens that stand before; None: the group's prompt"""
     began: str = ""
-    """why it began; empty for the first of a response"""
+    """why it began; empty for the one with which a response began"""
 
     def __post_init__(self) -> None:
         check_lengths("segment", len(self.token_ids), sampled=len(self.sampled))
@@ -69,7 +69,7 @@ class Conversation:
     """Record of the turns of a response beside its sampled tokens: where they stand, and how it went."""
 
     segments: tuple[Segment, ...]
-    """in order; the sampled tokens of all are the response's"""
+    """in order, as their last turns were sampled; the sampled tokens of all are the response's"""
     turns: tuple[int, ...]
     """sampled tokens of each turn; their sum is T"""
     authors: tuple[str, ...] = ()
@@ -77,15 +77,17 @@ class Conversation:
     verdict: Verdict | None = None
     """of the environment; None: a verifier scores the response"""
     ended: str = "done"
-    """why it ended: "done" by the environment, "turns", "tokens" (limits), "length" (of one turn)"""
+    """why it ended: "done" by environment or agent, "turns", "tokens" (limits), "length" (of one turn)"""
     environment_seconds: float = 0.0
-    """time that environment and tools took, without waiting"""
+    """time that environment and tools took, or the agent's program, without waiting"""
     moved: int = 0
     """turns drawn by another engine than the turn before, which had the conversation's prefix"""
     redrawn: int = 0
     """draws of turns that were lost with their engine, and made again"""
     dropped: int = 0
     """tokens of earlier turns in the last context that the chat template would have left out"""
+    output: str | None = None
+    """of an agent's program: what a verifier reads; None: the last turn"""
 
     def __post_init__(self) -> None:
         sampled = sum(segment.num_sampled for segment in self.segments)
@@ -146,13 +148,14 @@ class ConversationShape(NamedTuple):
     moved: int = 0
     redrawn: int = 0
     dropped: int = 0
+    output: str | None = None
 
     @classmethod
     def of_plain(cls, plain: Sequence[Any]) -> ConversationShape:
-        """Make it from what JSON made of one."""
-        segments, turns, authors, verdict, ended, *counts = plain
+        """Make it from what JSON made of one; those of earlier versions are shorter."""
+        segments, turns, authors, verdict, ended, *rest = plain
         shapes = tuple(SegmentShape(context, tuple(runs), began) for context, runs, began in segments)
-        return cls(shapes, tuple(turns), tuple(authors), verdict and (*verdict,), ended, *counts)
+        return cls(shapes, tuple(turns), tuple(authors), verdict and (*verdict,), ended, *rest)
 
 
 def take_apart(conversation: Conversation) -> tuple[ConversationShape, list[IntArray]]:
@@ -173,6 +176,7 @@ def take_apart(conversation: Conversation) -> tuple[ConversationShape, list[IntA
     shape = ConversationShape(
         tuple(shapes), conversation.turns, conversation.authors, cast("Any", verdict), conversation.ended,
         conversation.environment_seconds, conversation.moved, conversation.redrawn, conversation.dropped,
+        conversation.output,
     )  # fmt: skip
     return shape, others
 

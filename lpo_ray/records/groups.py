@@ -6,7 +6,7 @@ Made by: the prompt source (Prompt), rollout engines (PromptGroup), the verifier
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -95,6 +95,11 @@ class Response:
     def last_turn(self) -> IntArray:
         """Tokens of the last turn: what the policy said in the end."""
         return self.token_ids[-self.turns[-1] :]
+
+    def said(self, decode: Callable[[IntArray], str]) -> str:
+        """Return what a verifier reads: the output of an agent's program, else the last turn as text."""
+        output = None if self.conversation is None else self.conversation.output
+        return decode(self.last_turn) if output is None else output
 
     @property
     def num_others(self) -> int:

@@ -45,15 +45,16 @@ def given_verdicts(group: PromptGroup) -> list[Verdict] | None:
 
 
 def cases_of(group: PromptGroup, tokenizer: Tokenizer, sandbox: Limits) -> list[Case]:
-    """Make the cases of a group: its K responses as text, of a conversation what the policy said last; the row has all
-    of it then, as ``messages``. Functions and services from outside also get them as other systems would decode them.
+    """Make the cases of a group: its K responses as text, of a conversation what the policy said last, or what its
+    agent put out; the row has all of it then, as ``messages``. Functions and services from outside also get them as
+    other systems would decode them.
     """
     prompt, is_foreign = group.prompt, any(":" in term.name for term in terms(group.prompt.verifier))
     text = tokenizer.decode(prompt.token_ids)
     return [
         Case(
             text,
-            tokenizer.decode(response.last_turn),
+            response.said(tokenizer.decode),
             prompt.answer,
             prompt.row if response.conversation is None else {**prompt.row, "messages": _messages(group, k, tokenizer)},
             response.finish_reason == "length",
@@ -71,7 +72,7 @@ def _sampled(prompt: IntArray, response: Response, tokenizer: Tokenizer) -> Samp
     return Sampled(
         array("q", response.token_ids.tolist()),
         tokenizer.show(prompt),
-        tokenizer.decode_plain(response.last_turn),
+        response.said(tokenizer.decode_plain),
         tokenizer.show(np.concatenate([context, segment.token_ids])),
         int(response.versions.max()),
     )
@@ -84,12 +85,12 @@ def _messages(group: PromptGroup, k: int, tokenizer: Tokenizer) -> list[dict[str
     response = group.responses[k]
     assert response.conversation is not None
     turns, authors = response.conversation.turns, response.conversation.authors
-    messages = [{"role": "user", "content": tokenizer.decode(group.prompt.token_ids)}]
+    messages: list[dict[str, str]] = []
     said = 0
     for number, segment in enumerate(response.segments):
-        if number:  # what it begins with was written anew
-            context = group.prompt.token_ids if segment.context_ids is None else segment.context_ids
-            messages.append({"role": authors[said - 1], "content": tokenizer.decode(context)})
+        context = group.prompt.token_ids if segment.context_ids is None else segment.context_ids
+        author = authors[said - 1] if number else "user"  # of what it begins with: the prompt, or what was written anew
+        messages.append({"role": author, "content": tokenizer.decode(context)})
         start = 0
         while start < len(segment.token_ids):
             if segment.sampled[start]:

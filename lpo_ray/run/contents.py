@@ -134,6 +134,8 @@ def _plugins(spec: RunSpec) -> dict[str, str]:
     found |= {f"task.tools[{at}]": name for at, name in enumerate(task.tools)}
     if task.environment is not None:
         found["task.environment"] = task.environment
+    if isinstance(task.agent, str):
+        found["task.agent"] = task.agent
     if task.name.partition(":")[0] not in TASKS:
         found["task.name"] = task.name
     return found | {

@@ -28,7 +28,7 @@ from lpo_ray.run import contents, prompting
 from lpo_ray.run.contents import Content
 from lpo_ray.run.prompting import write_prompting
 from lpo_ray.run.spec import RunSpec
-from lpo_ray.training import checkpoint, group_store
+from lpo_ray.training import call_store, checkpoint, group_store
 from lpo_ray.training.ledger import read_ledger
 
 LOCK = ".lock"
@@ -224,7 +224,7 @@ def _has_work(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     names = {path.name for path in folder.iterdir()}
-    databases = ("ledger.sqlite", group_store.FILE)
+    databases = ("ledger.sqlite", group_store.FILE, call_store.FILE)
     rest = {name for name in names - {*LEFT_BY_A_START} if not name.startswith((*databases, PARTIAL, ".nfs"))}
     if rest or "ledger.sqlite" not in names:
         return bool(rest)

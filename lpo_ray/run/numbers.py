@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lpo_ray.config.algorithms import algorithm_name
-from lpo_ray.config.conversations import is_conversation, most_sampled
+from lpo_ray.config.conversations import agent_command, has_agent, is_conversation, most_sampled
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.run import settings
 from lpo_ray.run.resolved import render_resolved, resolved
@@ -47,7 +47,11 @@ def _conversations(spec: RunSpec) -> dict[str, int | float | str]:
     if not spec.has_turns:
         return {}
     return {
-        "environment": task.environment or f"tools: {', '.join(task.tools)}",
+        **(
+            {"agent": " ".join(agent_command(task)) or task.agent}
+            if spec.has_agent
+            else {"environment": task.environment or f"tools: {', '.join(task.tools)}"}
+        ),
         "turns of a conversation at most": sampling.max_turns,
         "tokens of a conversation at most": spec.longest_response,
         "environment processes": spec.config.environment.processes,
@@ -88,7 +92,7 @@ def _processes(config: Config) -> dict[str, int | float | str]:
     rollout = config.rollout
     count = rollout.num_workers + config.learner.world_size + config.verifier.num_processes + 2
     if is_conversation(config.task):
-        count += config.environment.processes + 1
+        count += config.environment.processes + 1 + has_agent(config.task)
     if rollout.gpus_per_worker:
         return {"processes": count}
     return {"processes": count, "engine KV cache (GiB, all workers)": rollout.num_workers * rollout.kv_cache_gib}

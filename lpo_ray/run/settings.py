@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from lpo_ray.agents.conversations import EnvironmentSettings
+from lpo_ray.agents.endpoint_settings import EndpointSettings
 from lpo_ray.agents.limits import Hosted
+from lpo_ray.agents.programs import AgentSettings
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
-from lpo_ray.config.conversations import most_turns
+from lpo_ray.config.conversations import agent_command, most_turns
 from lpo_ray.config.engine import engine_processes, is_asynchronous, memory_utilization
 from lpo_ray.config.load import dump_config
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
@@ -27,12 +30,14 @@ from lpo_ray.objective import UNANCHORED
 from lpo_ray.policy.proof_limits import FILE, ProofLimits, is_mixture, open_limits
 from lpo_ray.policy.weights_proof import ROWS, probe_sequences
 from lpo_ray.records import Sampling
+from lpo_ray.rollout.agents import AgentLimits
 from lpo_ray.rollout.autoscale import AutoscaleRule
 from lpo_ray.rollout.engine_settings import EngineSettings
 from lpo_ray.rollout.pool import PoolSettings
 from lpo_ray.run.evaluator import EvaluationSettings
 from lpo_ray.run.recorder import RecorderSettings
 from lpo_ray.run.spec import RunSpec
+from lpo_ray.tasks.prompt_form import form_of
 from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.telemetry.monitor.advice import Setup
 from lpo_ray.training.checkpoint import CheckpointRules
@@ -76,6 +81,35 @@ def environment_settings(spec: RunSpec) -> EnvironmentSettings:
         sandbox=sandbox(spec),
     )
     return EnvironmentSettings(hosted, spec.config.run.seed)
+
+
+def agent_settings(spec: RunSpec) -> AgentSettings:
+    """Settings of the programs that ask the policy."""
+    task = spec.config.task
+    command = tuple(str(Path(word).resolve()) if Path(word).is_file() else word for word in agent_command(task))
+    hosted = replace(environment_settings(spec).hosted, agent=None if command else task.agent)
+    return AgentSettings(hosted, command, spec.config.agent.network, spec.config.run.seed)
+
+
+def agent_limits(spec: RunSpec) -> AgentLimits:
+    """Limits of an agent's session."""
+    environment = spec.config.environment
+    return AgentLimits(spec.max_model_len, environment.turn_seconds, environment.conversation_seconds)
+
+
+def endpoint_settings(spec: RunSpec, model_path: str) -> EndpointSettings:
+    """Settings of the endpoint that agents ask, at the loopback interface."""
+    task = spec.config.task
+    return EndpointSettings(
+        model_path,
+        sampling(spec),
+        min(spec.max_model_len, spec.longest_response),
+        style=form_of(task).style,
+        plain=task.template == "plain",
+        tool_parser=task.tool_parser,
+        overrides=spec.config.agent.overrides,
+        trust_remote_code=spec.config.model.trust_remote_code,
+    )
 
 
 def pool_settings(spec: RunSpec) -> PoolSettings:

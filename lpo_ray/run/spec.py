@@ -16,7 +16,7 @@ import numpy as np
 
 from lpo_ray.common.home import default_cache_dir
 from lpo_ray.config.cautions import cautions
-from lpo_ray.config.conversations import check_conversations, is_conversation, most_turns
+from lpo_ray.config.conversations import check_conversations, has_agent, is_conversation, most_turns
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
@@ -95,6 +95,11 @@ class RunSpec:
         """Whether responses are conversations."""
         return is_conversation(self.config.task)
 
+    @property
+    def has_agent(self) -> bool:
+        """Whether responses are sessions of an agent."""
+        return has_agent(self.config.task)
+
     def with_room_for(self, tokens: int) -> RunSpec:
         """Return the same run with engines that have room for ``tokens`` of prompt and response."""
         return replace(self, longest_prompt=tokens - self.config.sampling.max_tokens)
@@ -107,13 +112,14 @@ class RunSpec:
 
     @property
     def largest_group(self) -> int:
-        """Bytes of the largest group there can be: of conversations, one whose environment rewrites the history behind
-        every turn, so that each is a segment with a context of its own. Tools only add to it.
+        """Bytes of the largest group there can be: of conversations, one whose environment or agent rewrites the
+        history behind every turn, so that each is a segment with a context of its own. Tools only add to it.
         """
         config, turns = self.config, most_turns(self.config)
         sampled, in_segments = turns * config.sampling.max_tokens, 0
         if self.has_turns:
-            in_segments = self.longest_response * (1 if config.task.environment is None else turns)
+            may_rewrite = config.task.environment is not None or self.has_agent
+            in_segments = self.longest_response * (turns if may_rewrite else 1)
             sampled = min(sampled, in_segments)
         response = BYTES_PER_TOKEN * sampled + BYTES_IN_SEGMENT * in_segments
         return config.sampling.group_size * response + 8 * self.context

@@ -24,6 +24,8 @@ from lpo_ray.run.recovery import Recovery
 from lpo_ray.run.signals import Signals, first_cause
 from lpo_ray.run.spec import RunSpec
 from lpo_ray.telemetry.stage_clock import Seconds
+from lpo_ray.training import call_store
+from lpo_ray.training.call_store import CallStore
 from lpo_ray.training.ledger import Ledger
 from lpo_ray.training.loop import TrainingLoop
 
@@ -95,7 +97,8 @@ async def _train(
         recorder.note(note)
     if "task.path" in folder.start.changed:
         check_prompts(spec.run_dir, source)
-    ledger = Ledger(spec.run_dir / "ledger.sqlite", check=folder.check)
+    calls = CallStore(spec.run_dir / call_store.FILE) if spec.has_agent else None
+    ledger = Ledger(spec.run_dir / "ledger.sqlite", check=folder.check, calls=calls)
     started = time.monotonic()
     try:
         async with contextlib.AsyncExitStack() as stack:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lpo_ray.agents.tool_calls import PARSERS
 from lpo_ray.common.plugins import UnknownName, resolve
+from lpo_ray.config.conversations import is_conversation
 from lpo_ray.config.ranges import LARGEST
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
@@ -64,7 +65,7 @@ def check_task(task: TaskConfig, num_heldout: int) -> None:
 def with_environment(task: TaskConfig) -> TaskConfig:
     """Fill in the task's own environment and tools where none are set. Raises ConfigError for an unknown task."""
     own = task_named(task.name)
-    if task.environment is not None or task.tools or (own.environment is None and not own.tools):
+    if is_conversation(task) or (own.environment is None and not own.tools):
         return task
     return replace(task, environment=own.environment, tools=list(own.tools))
 
@@ -73,7 +74,7 @@ def verifier_of(task: TaskConfig) -> str:
     """Return what checks the responses: task.verifier, or the task's own. ConfigError when it has none."""
     name = task.verifier or task_named(task.name).verifier
     if name is None:
-        asked = " (asked where the environment has no verdict)" if task.environment or task.tools else ""
+        asked = " (asked where the environment has no verdict)" if is_conversation(task) else ""
         raise ConfigError(
             f"task.name={task.name} has no verifier of its own{asked}; set task.verifier to one of "
             f"{', '.join(VERIFIERS)}, or to 'module:function'"

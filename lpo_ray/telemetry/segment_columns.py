@@ -24,11 +24,11 @@ _IDS = pa.list_(pa.int64())
 SCHEMA: Mapping[str, pa.DataType] = {
     "segment": pa.int64(), "began": pa.string(), "context_ids": _IDS, "segment_ids": _IDS,
     "sampled": pa.list_(pa.bool_()), "turns": _IDS, "authors": pa.list_(pa.string()), "ended": pa.string(),
-    "environment_seconds": pa.float64(), **dict.fromkeys(COUNTS, pa.int64()),
+    "environment_seconds": pa.float64(), **dict.fromkeys(COUNTS, pa.int64()), "output": pa.string(),
 }  # fmt: skip
 """segment: its number in the response. began: why. context_ids: what stands before it; null: the prompt. segment_ids:
 all its tokens, the environment's too. sampled: which of these the policy sampled. turns: sampled tokens of each turn
-of the response. Null for a single answer, but for the number
+of the response. output: of an agent. Null for a single answer, but for the number
 """
 
 
@@ -74,6 +74,7 @@ def _own(conversation: Conversation | None) -> list[dict[str, Any]]:
             "ended": conversation.ended,
             "environment_seconds": conversation.environment_seconds,
             **{name: getattr(conversation, name) for name in COUNTS},
+            "output": conversation.output,
         }
         for number, segment in enumerate(conversation.segments)
     ]
@@ -95,7 +96,7 @@ def conversation_of(rows: Sequence[Mapping[str, Any]]) -> Conversation | None:
     )
     return Conversation(
         segments, tuple(first["turns"]), tuple(first["authors"]), None, first["ended"], first["environment_seconds"],
-        **{name: first.get(name) or 0 for name in COUNTS},
+        **{name: first.get(name) or 0 for name in COUNTS}, output=first.get("output"),  # not in samples of before
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from lpo_ray.errors import ConfigError
 from lpo_ray.records import ScoredGroup
 from lpo_ray.telemetry.samples import samples_path
 from lpo_ray.telemetry.segment_columns import by_response
+from lpo_ray.training.call_store import read_calls
 from lpo_ray.training.group_store import read_groups
 from lpo_ray.training.ledger import read_ledger
 
@@ -86,6 +87,8 @@ class Attempt:
     updated_at: float
     """Unix time of its last change"""
     responses: tuple[Answered, ...]
+    calls: int = 0
+    """of its agents that were answered, and are kept in case they have to run again"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +147,11 @@ def _trace(run_dir: Path, db: sqlite3.Connection, prompt_id: str, data_index: in
         for sample in _samples(run_dir, step, prompt_id):
             recorded.setdefault(sample["attempt"], []).append(sample)
     first = next((samples[0] for samples in recorded.values()), None)
-    held = read_groups(run_dir, prompt_id)
+    held, calls = read_groups(run_dir, prompt_id), read_calls(run_dir, prompt_id)
     attempts = tuple(
         Attempt(
             number, state, reason, step, tuple(again for of, again in reused if of == number), updated,
-            _answered(recorded.get(number, ()), held.get(number)),
+            _answered(recorded.get(number, ()), held.get(number)), sum(map(len, calls.get(number, {}).values())),
         )
         for number, state, reason, step, updated in rows
     )  # fmt: skip
@@ -244,7 +247,8 @@ def _end(attempt: Attempt) -> str:
         text = f"trained by step {attempt.step}{again}"
     else:
         text = f"{attempt.state}, {_ENDS[attempt.state]}" + (f": {redact(attempt.reason)}" if attempt.reason else "")
-    return f"{text}  ({when})"
+    kept = f"; {attempt.calls} answered calls of its agents are kept" if attempt.calls else ""
+    return f"{text}{kept}  ({when})"
 
 
 def _table(responses: Sequence[Answered]) -> Table:

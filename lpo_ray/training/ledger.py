@@ -30,6 +30,7 @@ from lpo_ray.common.database import open_database
 from lpo_ray.common.redaction import redact
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import Anchor, AnchorGroup, Key, ScoredGroup, WeightsVersion
+from lpo_ray.training.call_store import CallStore
 from lpo_ray.training.group_store import FILE, GroupStore
 from lpo_ray.training.ledger_codec import anchor_from_bytes, anchor_to_bytes
 
@@ -95,11 +96,12 @@ class Ledger:
     ``batch``, ``trained_since`` and ``resume``. The others wait for none of these.
     """
 
-    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None, calls: CallStore | None = None) -> None:
         """Open or create ``path``, and the store beside it. ``check`` raises when this process may not write any more:
-        it is asked before each step and each checkpoint.
+        it is asked before each step and each checkpoint. ``calls``: those of agents, if there are any.
         """
         self.check = check
+        self.calls = calls
         self._lock = threading.RLock()
         """held for each statement, and for the whole of a transaction"""
         self._db = open_database(path)
@@ -124,6 +126,8 @@ class Ledger:
         self._rows.shutdown()
         with self._lock:
             self._groups.close()
+            if self.calls is not None:
+                self.calls.close()
             self._log.close()
             self._db.close()
 
@@ -166,9 +170,15 @@ class Ledger:
         with self._lock:
             self._move(key, ("issued", "sampled"), "lost", reason=redact(reason))
 
+    def unscored(self, key: Key, reason: str) -> None:
+        """Record that the attempt has no verdict through its own fault: the next one is not to go the same way."""
+        self.lost(key, reason)
+        self._forget_calls(key)
+
     def stale(self, key: Key, reason: str) -> None:
         """Record that the attempt is not trained because of its age, or of how far the policy has moved since."""
         self._leave(key, ("scored",), "stale", reason)
+        self._forget_calls(key)
 
     def filtered(self, key: Key, reason: str) -> None:
         """Record that the attempt is left out on purpose."""
@@ -187,6 +197,11 @@ class Ledger:
             removable, self._removable = self._removable, []
         self._groups.remove(removable)
         self._groups.sync()
+        if self.calls is not None:
+            known = "SELECT 1 FROM attempts WHERE prompt_id = ? LIMIT 1"
+            ended = "SELECT 1 FROM attempts WHERE prompt_id = ? AND state IN ('trained', 'filtered') LIMIT 1"
+            found = self.calls.prompts()
+            self.calls.remove(name for name in found if self._all(ended, name) or not self._all(known, name))
         self._log.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextlib.contextmanager
@@ -286,6 +301,8 @@ class Ledger:
             self._db.execute("DELETE FROM reused WHERE step > ?", (step,))
             self._db.execute("DELETE FROM anchors WHERE step > ?", (step,))
         self._groups.remove(held - set(self._those(held, "state = 'scored' OR step IS NOT NULL")))
+        if self.calls is not None:
+            self.calls.remove_newer(step)
         self._count()
         prompts = self._all(
             "SELECT DISTINCT data_index, prompt_id FROM attempts WHERE prompt_id NOT IN "
@@ -340,6 +357,10 @@ class Ledger:
         """Read the groups whose attempts meet ``where`` and whose contents are here, one after the other."""
         found = map(self._groups.get, self._keys(where, *parameters))
         return [scored for scored in found if scored is not None]
+
+    def _forget_calls(self, key: Key) -> None:
+        if self.calls is not None:
+            self.calls.remove_attempts(*key)
 
     def _leave(self, key: Key, old: tuple[str, ...], state: str, reason: str) -> None:
         with self._transaction():

@@ -278,7 +278,8 @@ class SampleLane:
         self._tasks.create_task(same(flight.attempt, self._issued(flight.index, flight.prompt)))
 
     def _lost(self, flight: _Flight, lost: GroupLost) -> None:
-        self._note(self._ledger.lost, flight.key, lost.reason)
+        record = self._ledger.unscored if isinstance(lost, Unscored) else self._ledger.lost
+        self._note(record, flight.key, lost.reason)
         self._observer.lost(lost)
 
     def _filter(self, flight: _Flight, reason: str) -> None:

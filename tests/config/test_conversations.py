@@ -14,7 +14,8 @@ from lpo_ray.config.conversations import is_conversation, most_sampled, most_tur
 from lpo_ray.errors import ConfigError
 from lpo_ray.records import ConversationId, Observation, Prompt, PromptGroup, Sampling, Turn, TurnRequest
 from lpo_ray.rollout.conversations import ConversationRollout
-from lpo_ray.run.settings import evaluation_settings, sampling
+from lpo_ray.run.numbers import numbers
+from lpo_ray.run.settings import agent_settings, evaluation_settings, sampling
 from lpo_ray.run.spec import RunSpec, outline
 from lpo_ray.tools.simulate.virtual_time import run
 from tests.support.conversations import FakeEnvironments, said
@@ -108,6 +109,42 @@ def test_tools_are_enough() -> None:
 def test_what_cannot_be_meant(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_config(RECIPE, [TURNS, *overrides])
+
+
+AGENT = "task.agent=agent.py:solve"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["task.agent=agent.py"], "task.agent is 'agent.py'; expected a function"),
+        (["task.agent=agent.py:"], "expected a function"),
+        (["task.agent=[]"], "expected a command and its arguments"),
+        (["task.agent=['']"], "expected a command and its arguments"),
+        (["task.agent=[python, [agent.py]]"], "expected a command and its arguments"),
+        (["task.agent={python: agent.py}"], "expected a function"),
+        (["task.agent=7"], "expected a function"),
+        ([AGENT, TURNS], "with task.environment=.*expected one of them"),
+        ([AGENT, "task.tools=[calculator]"], "with task.tools=.*expected one of them"),
+        ([AGENT, "cluster.kind=inprocess"], "cluster.kind is 'inprocess'; expected ray with task.agent"),
+        ([AGENT, "sampling.max_turns=0"], "sampling.max_turns is 0"),
+    ],
+)
+def test_an_agent_that_cannot_be_meant(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(RECIPE, overrides)
+
+
+def test_an_agent_is_a_function_or_a_command() -> None:
+    function, command = spec_of(AGENT), spec_of("task.agent=[python, agent.py, 7]")
+    assert (function.has_agent, function.has_turns) == (True, True)
+    assert (agent_settings(function).hosted.agent, agent_settings(function).command) == ("agent.py:solve", ())
+    made = agent_settings(command)
+    assert (made.hosted.agent, made.command) == (None, ("python", "agent.py", "7"))
+    assert function.largest_group == spec_of(TURNS).largest_group, "it may rewrite its history at every call"
+    assert numbers(command)["agent"] == "python agent.py 7"
+    own = spec_of(AGENT, "task.name=countdown_turns")
+    assert own.config.task.environment is None, "the agent is in place of the task's own environment"
 
 
 def test_a_conversation_longer_than_the_context() -> None:

@@ -35,6 +35,7 @@ from tests.support.policies import (
     accumulated,
     anchors,
     assert_same,
+    branched_targets,
     conversations_of,
     cut_at,
     gradient,
@@ -100,6 +101,26 @@ def test_any_cut_into_segments_gives_the_same_coefficients_and_gradient(data: st
     found, cut_report = accumulated([pack_update(cut_at(plain, places), packing)], objective, attention, share)
     assert_same(found, expected)
     np.testing.assert_allclose(coefficients_of(cut_report), coefficients_of(report), rtol=1e-5, atol=1e-7)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_any_tree_of_calls_gives_the_same_as_each_turn_alone_behind_its_context(data: st.DataObject) -> None:
+    """Branches share what stands before them: each token is in the loss once, whichever segment shows it as context."""
+    number = st.integers(1, 3)
+    trees = data.draw(st.lists(st.lists(st.tuples(number, number, st.integers(0, 5)), min_size=1, max_size=5),
+                               min_size=2, max_size=3))  # fmt: skip
+    attention, share = data.draw(st.sampled_from(LAYOUTS))
+    packing = Packing(data.draw(st.sampled_from([1, 2])), data.draw(st.sampled_from([1, 30, WHOLE])), share)
+    objective = replace(OBJECTIVE, length_norm=data.draw(st.sampled_from(["mean", "sum"])), token_clip="clamp")
+    branched, alone = branched_targets(trees)
+    segmented, apart = (anchored(targets, objective.length_norm) for targets in (branched, alone))
+    expected = reference(apart, objective)
+    assert_same(reference(segmented, objective), expected)
+    found, report = accumulated([pack_update(segmented, packing)], objective, attention, share)
+    assert_same(found, expected)
+    _, apart_report = accumulated([pack_update(apart, Packing(1, WHOLE, False))], objective)
+    np.testing.assert_allclose(coefficients_of(report), coefficients_of(apart_report), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("length_norm", ["mean", "sum"])

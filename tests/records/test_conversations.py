@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpo_ray.records import Conversation, PromptGroup, Response, ScoredGroup, Segment
+from lpo_ray.records.conversations import ConversationShape, put_together
 from lpo_ray.records.groups import ELSEWHERE
 from lpo_ray.training.ledger_codec import from_bytes, to_bytes
 from lpo_ray.verdict import Verdict
@@ -31,7 +32,8 @@ def assert_equal(found: PromptGroup, expected: PromptGroup) -> None:
         if ours.conversation is None or theirs.conversation is None:
             continue
         for name in (
-            "turns", "authors", "verdict", "ended", "environment_seconds", "moved", "redrawn", "dropped"
+            "turns", "authors", "verdict", "ended", "environment_seconds", "moved", "redrawn", "dropped",
+            "output",
         ):  # fmt: skip
             assert getattr(ours.conversation, name) == getattr(theirs.conversation, name), name
         for segment, other in zip(ours.segments, theirs.segments, strict=True):
@@ -42,6 +44,23 @@ def assert_equal(found: PromptGroup, expected: PromptGroup) -> None:
                 if left is not None:
                     assert left.dtype == right.dtype
                     np.testing.assert_array_equal(left, right)
+
+
+def test_the_output_of_an_agent_comes_back_and_older_shapes_have_none() -> None:
+    group = mixed_group(3)
+    responses = tuple(
+        response if response.conversation is None
+        else replace(response, conversation=replace(response.conversation, output=f"output {k} \ud800"))
+        for k, response in enumerate(group.responses)
+    )  # fmt: skip
+    group = replace(group, responses=responses)
+    scored = ScoredGroup(group, np.array([0, 0.5, 1, 0], np.float32))
+    assert_equal(from_bytes(to_bytes(scored)).group, group)
+    assert_equal(pickle.loads(pickle.dumps(scored)).group, group)
+    for size in (6, 9):  # as earlier versions wrote them
+        shape = ConversationShape.of_plain([[[None, [0, 1], ""]], [1], [], None, "done", 0.5, 1, 2, 3][:size])
+        made, _ = put_together(shape, np.array([7]), np.zeros(0, np.int64))
+        assert (made.output, made.environment_seconds, made.dropped) == (None, 0.5, 3 if size == 9 else 0)
 
 
 @pytest.mark.parametrize("way", ["pickle", "ledger", "pickle, then ledger", "twice"])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.errors import ComponentDied, GroupLost, Unscored
 from lpo_ray.records import (
     ConversationId,
@@ -22,14 +20,12 @@ from lpo_ray.records import (
     Sampling,
     Turn,
     TurnRequest,
-    WeightsVersion,
 )
 from lpo_ray.rollout.conversations import ConversationRollout
-from lpo_ray.rollout.member import Member
-from lpo_ray.rollout.pool import DRAWS, PoolSettings, RolloutPool
+from lpo_ray.rollout.pool import DRAWS, RolloutPool
 from lpo_ray.tools.simulate.virtual_time import run
 from tests.support.conversations import END, FakeEnvironments, Speaker, contexts_of, done, drawn, said
-from tests.support.fakes import FakeEvents
+from tests.support.turn_pools import Scene, in_scene
 
 SAMPLING = Sampling(group_size=2, temperature=1.0, max_tokens=8, seed=0, max_turns=4)
 PROMPT = Prompt("p0", np.array([1, 2, 3]), "", "countdown")
@@ -230,50 +226,6 @@ def test_cancelling_ends_every_environment(after: float) -> None:
 
 
 # On engines that come and go
-
-
-class Scene:
-    """A real pool of Speakers, in virtual time."""
-
-    def __init__(
-        self, num_workers: int, slots: int = 4, seconds: Callable[[TurnRequest], float] = lambda r: 1.0
-    ) -> None:
-        self.num_workers, self.slots, self.seconds = num_workers, slots, seconds
-        self.made: list[Speaker] = []
-
-    async def begin(self) -> RolloutPool[Speaker]:
-        limits = PoolSettings(100.0, 100.0, 0.0, 20.0, self.slots, RestartRule(10**6, 1.0, 0.0))
-        self.pool = RolloutPool(self._spawn, self.num_workers, settings=limits, events=FakeEvents())
-        self.pool.admit = self._admit
-        await self.pool.start()
-        self.pool.serve(self.pool.members, WeightsVersion(0, "zero"))
-        return self.pool
-
-    def _spawn(self, index: int, name: str) -> Speaker:
-        self.made.append(Speaker(name, self.seconds))
-        return self.made[-1]
-
-    async def _admit(self, member: Member[Speaker]) -> None:
-        self.pool.serve([member], WeightsVersion(0, "zero"))
-
-    def asked(self) -> list[TurnRequest]:
-        return [request for speaker in self.made for request in speaker.asked]
-
-    def idle(self) -> bool:
-        """Nothing is held, waited for, or remembered of what has ended."""
-        pool = self.pool
-        held = [member for member in pool.members if member.groups or member.groups._calls or member.responses]
-        waits = pool._queued or pool._balance.num_waiting
-        return not held and not waits and not pool._homes._turns and not pool._homes._members
-
-
-def in_scene(scene: Scene, work: Callable[[RolloutPool[Speaker]], Awaitable[None]]) -> None:
-    async def main() -> None:
-        pool = await scene.begin()
-        await work(pool)
-        await pool.close()
-
-    run(main())
 
 
 def test_turns_go_to_the_engine_that_has_the_prefix_and_a_group_begins_on_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,18 @@ def test_a_verifier_sees_what_was_said_last_and_the_row_all_of_it(
     expected = [("assistant", "1"), *between, ("assistant", "23"), ("user", "88"), ("assistant", "4")]
     assert said[1:] == expected
     assert said[0][0] == "user"
+
+
+def test_a_verifier_reads_what_an_agent_put_out() -> None:
+    prompt = make_group(0, (3,)).prompt
+    response = conversed(None)
+    assert response.conversation is not None
+    for output, expected in (("the output", "the output"), ("", ""), (None, "4")):
+        found = replace(response, conversation=replace(response.conversation, output=output))
+        (case,) = cases_of(PromptGroup(replace(prompt, verifier="a:b"), 0, (found,)), Digits(), Limits())
+        assert case.response == expected
+        assert case.sampled is not None
+        assert case.sampled.response == expected
 
 
 def test_verdicts_of_the_environments_count_where_every_response_has_one() -> None:

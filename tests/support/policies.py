@@ -20,7 +20,21 @@ from lpo_ray.learner.targets import StaleRule, TargetRule, build_targets
 from lpo_ray.learner.torch_learner import TorchPolicy
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pieces
 from lpo_ray.objective import clipped_token_loss, listwise, project
-from lpo_ray.records import Anchor, AnchorGroup, Conversation, Piece, StepNorms, StepReport, TargetGroup, Update
+from lpo_ray.records import (
+    Anchor,
+    AnchorGroup,
+    Conversation,
+    IntArray,
+    Piece,
+    Response,
+    Segment,
+    StepNorms,
+    StepReport,
+    TargetGroup,
+    Turn,
+    Update,
+)
+from lpo_ray.rollout.transcript import Ending, Transcript
 from tests.support.builders import make_target
 from tests.support.segments import cut, make_conversation, with_conversations, with_group
 
@@ -93,6 +107,53 @@ def conversations_of(shapes: Sequence[Sequence[tuple[Turns, Turns]]], anchored: 
         target = make_target(number, [len(response.token_ids) for response in made], prompt_length=3 + number)
         targets.append(with_group(target, replace(target.group, responses=tuple(made))))
     return near_policy(targets, anchored)
+
+
+def branched_targets(
+    trees: Sequence[Sequence[tuple[int, int, int]]],
+) -> tuple[list[TargetGroup], list[TargetGroup]]:
+    """A group of responses that are trees of calls, and the same with every turn alone behind its whole context.
+
+    Each call: tokens that are sampled, tokens that are said before it, and which of the places so far it goes on from.
+    """
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, 50, 3)
+    made: list[tuple[Response, Response]] = []
+    for tree in trees:
+        transcript, places, turns = Transcript(), [prompt], []
+        for sampled, said, start in tree:
+            before = places[start % len(places)]
+            context = before if before is prompt and not turns else np.concatenate([before, rng.integers(0, 50, said)])
+            ids = rng.integers(0, 50, sampled)
+            turn = Turn(ids, rng.normal(-2, 0.5, sampled).astype(np.float32), np.zeros(sampled, np.int64), "stop")
+            transcript.said(transcript.asked(context), turn, "user")
+            places.append(np.concatenate([context, ids]))
+            turns.append(context)
+        response = transcript.response(prompt, Ending("done"))
+        assert response.conversation is not None
+        made.append((response, replace(response, conversation=_turns_alone(response.conversation, prompt))))
+    targets = []
+    for which in (0, 1):
+        responses = tuple(pair[which] for pair in made)
+        target = make_target(0, [len(response.token_ids) for response in responses], prompt_length=3)
+        group = replace(target.group, responses=responses)
+        targets.append([with_group(target, replace(group, prompt=replace(group.prompt, token_ids=prompt)))])
+    return targets[0], targets[1]
+
+
+def _turns_alone(conversation: Conversation, prompt: IntArray) -> Conversation:
+    """The conversation with a segment for each turn."""
+    alone, number = [], 0
+    for segment in conversation.segments:
+        context = prompt if segment.context_ids is None else segment.context_ids
+        everything = np.concatenate([context, segment.token_ids])
+        places = np.flatnonzero(segment.sampled) + len(context)
+        while len(places):
+            size = conversation.turns[number]
+            ids = everything[places[0] : places[0] + size]
+            alone.append(Segment(ids, np.ones(size, dtype=np.bool_), everything[: places[0]], "alone"))
+            places, number = places[size:], number + 1
+    return replace(conversation, segments=tuple(alone))
 
 
 def cut_at(targets: Sequence[TargetGroup], places: Sequence[Sequence[int]]) -> list[TargetGroup]:

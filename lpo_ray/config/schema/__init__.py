@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lpo_ray.config.schema.agent import AgentConfig
 from lpo_ray.config.schema.choices import (
     Attention,
     Behaviour,
@@ -38,6 +39,7 @@ from lpo_ray.config.schema.verifier import HttpConfig, JudgeConfig, OverlongConf
 from lpo_ray.config.schema.workers import AutoscaleConfig, LearnerConfig, RolloutConfig, TransportConfig
 
 __all__ = [
+    "AgentConfig",
     "Attention",
     "AutoscaleConfig",
     "Behaviour",
@@ -92,6 +94,7 @@ class Config:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)

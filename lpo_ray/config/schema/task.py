@@ -54,6 +54,10 @@ class TaskConfig:
     """what a response is a conversation with: row of ENVIRONMENTS, "path/to/file.py:Name" or "module:Name"; null: there
     is one turn, unless there are tools
     """
+    agent: Any = None
+    """a program that asks the policy through a chat endpoint, in place of an environment: "path/to/file.py:solve" or
+    "module:solve", a function of row and client; or a command, [python, agent.py]
+    """
     tools: list[str] = field(default_factory=list)
     """tools that the policy may call in its turns: "python", "calculator", "file.py:function", "module:function" """
     tool_parser: str = "auto"

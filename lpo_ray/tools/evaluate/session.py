@@ -121,8 +121,9 @@ def opened(
 
 def _conversations(spec: RunSpec) -> dict[str, object]:
     task, sampling = spec.config.task, spec.config.sampling
+    environment = {"name": task.environment, "tools": list(task.tools), "tool_parser": task.tool_parser}
     return {
-        "environment": {"name": task.environment, "tools": list(task.tools), "tool_parser": task.tool_parser},
+        "environment": environment | ({"agent": task.agent} if spec.has_agent else {}),
         "limits": {name: getattr(sampling, name) for name in OF_TURNS},
     }
 

@@ -62,11 +62,15 @@ def requests_of(
     config: Path | None = None,
     suite: Path | None = None,
     out: Path | None = None,
+    any_task: str | None = None,
 ) -> list[EvaluationRequest]:
-    """Make a request for each task of ``suite``, or one. Raises ConfigError before anything is written."""
+    """Make a request for each task of ``suite``, or one. Raises ConfigError before anything is written.
+
+    ``any_task``: stands in where nothing says which, for what asks none of its prompts.
+    """
     if task is not None and suite is not None:
         raise ConfigError(f"--task is {task} with --suite {suite}; expected one of both")
-    found = _target(target, step, task, config, suite)
+    found = _target(target, step, task, config, suite, any_task)
     if suite is None:
         only = config_of([*found.layers, ("evaluate", ANY_KS)], overrides)
         return [EvaluationRequest(only, found.model, only.task.name, out or found.folder)]
@@ -79,7 +83,9 @@ def requests_of(
     return requests
 
 
-def _target(target: str, step: int | None, task: str | None, config: Path | None, suite: Path | None) -> _Target:
+def _target(
+    target: str, step: int | None, task: str | None, config: Path | None, suite: Path | None, any_task: str | None
+) -> _Target:
     path = Path(target)
     what = task if suite is None else suite.stem
     is_run = (path / "config.yaml").is_file()
@@ -95,7 +101,7 @@ def _target(target: str, step: int | None, task: str | None, config: Path | None
         return _Target(layers, path.stem, Path("evaluations") / _name(path.stem, what))
     runs = sorted(other.parent.name for other in path.parent.glob("*/config.yaml"))
     if (path / "config.json").is_file() or (not path.exists() and not runs and _HUB_NAME.fullmatch(target)):
-        return _model(target, task, config, suite)
+        return _model(target, task, config, suite, any_task)
     what = "a folder with neither config.yaml nor config.json" if path.is_dir() else "not there"
     hint = f"; the runs in {path.parent} are {', '.join(runs)}" if runs else ""
     raise ConfigError(
@@ -115,8 +121,8 @@ def _run(path: Path, step: int | None, task: str | None, what: str | None) -> _T
     return _Target(layers, f"{path.resolve().name} {saved.name}", path / "evaluations" / _name(saved.name, what))
 
 
-def _model(target: str, task: str | None, config: Path | None, suite: Path | None) -> _Target:
-    if task is None and config is None and suite is None:
+def _model(target: str, task: str | None, config: Path | None, suite: Path | None, any_task: str | None) -> _Target:
+    if task is None and config is None and suite is None and any_task is None:
         raise ConfigError(
             f"{target} is a model, and nothing says what to evaluate it on; expected --task NAME (such as countdown), "
             "--config CONFIG or --suite FILE"
@@ -126,6 +132,8 @@ def _model(target: str, task: str | None, config: Path | None, suite: Path | Non
         layers.append(read_layer(config))
     else:
         layers.append(("the command line", {**NO_RUN, **_recommended(target, task)}))
+    if task is None and config is None and suite is None:
+        layers.append(("the command line", {"task": {"name": any_task}}))
     if task is not None:
         layers = [*_without_task(layers), ("--task", {"task": {"name": task, "template": _template(target)}})]
     layers.append((target, {"model": {"path": target}}))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lpo_ray.config.conversations import is_conversation, most_sampled, most_turns
+from lpo_ray.config.conversations import has_agent, is_conversation, most_sampled, most_turns
 from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
 from lpo_ray.config.gpus import between_gpus
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
@@ -225,7 +225,8 @@ def bundles(config: Config) -> list[Bundle]:
     learner, rollout = config.learner, config.rollout
     if config.cluster.kind is ClusterKind.inprocess:
         return [Bundle("process", 1, 0)]
-    services = [Bundle("verifier", 1, 0), *([Bundle("environments", 1, 0)] if is_conversation(config.task) else [])]
+    services = [Bundle("verifier", 1, 0), *([Bundle("environments", 1, 0)] if is_conversation(config.task) else []),
+                *([Bundle("endpoint", 1, 0)] if has_agent(config.task) else [])]  # fmt: skip
     if shares_gpus(config):
         cpus = learner.cpus_per_rank + rollout.cpus_per_worker / engine_processes(config.rollout)
         return [*[Bundle(SHARED, cpus, 1)] * learner.world_size, *services]

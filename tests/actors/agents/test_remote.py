@@ -11,13 +11,14 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from actors.agents.remote import RemoteEnvironments
-from actors.cluster import Cluster
+from actors.cluster import Cluster, Conversations
 from actors.runtime import supervised, watched_service
 from actors.runtime.start_watch import StartWatch
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentDied, ConfigError, GroupLost
 from lpo_ray.records import ConversationId, Observation, Process, Prompt, Turn
+from lpo_ray.rollout.agents import AgentLimits
 from lpo_ray.rollout.conversations import ConversationRollout
 from tests.support.fakes import FakeEvents
 from tests.support.ray_fakes import Reference
@@ -162,7 +163,8 @@ async def test_a_cluster_conducts_conversations_where_it_has_environments(monkey
     assert alone.rollout is pool
     with pytest.raises(ConfigError, match=r"expected rollout=N or verifier=N.*and this run has no environments"):
         await alone.scale("environment", 2)
-    cluster = Cluster(pool, verifier, builder, SimpleNamespace(), None, layout, [], scene.environments, 64)
+    conducted = Conversations(scene.environments, AgentLimits(64, 1, 1))
+    cluster = Cluster(pool, verifier, builder, SimpleNamespace(), None, layout, [], conducted)
     assert isinstance(cluster.rollout, ConversationRollout)
     assert await cluster.scale("environment", 3) == "3 environment processes"
     for role, count, expected in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +33,7 @@ class Engine:
     ) -> SimpleNamespace:
         await asyncio.sleep(0)
         self.asked.append((list(token_ids), params.max_tokens, params.seed))
+        self.stops = (params.stop, params.detokenize)
         reason = self.reasons.pop(0) if self.reasons else "stop"
         if reason == "refuse":
             raise ValueError("too long")
@@ -55,7 +57,7 @@ async def worker_over(engine: Engine, *, released: bool = True) -> RolloutWorker
 
 
 def request(turn: int = 1, draw: int = 0) -> TurnRequest:
-    return TurnRequest(ConversationId("p0", 3, 1), turn, np.array([1, 2, 9]), SAMPLING, 4, 0, draw)
+    return TurnRequest(ConversationId("p0", 3, 1), turn, np.array([1, 2, 9]), SAMPLING, 4, 0, draw=draw)
 
 
 async def test_single_answers_and_first_turns_have_the_seeds_they_always_had() -> None:
@@ -69,6 +71,15 @@ async def test_single_answers_and_first_turns_have_the_seeds_they_always_had() -
     parts = Engine(TAKEN_BACK, "stop")
     await (await worker_over(parts)).sample(PROMPT, Sampling(1, 1.0, 6, 5), 3)
     assert [seed for _, _, seed in parts.asked] == [derive_seed(5, "p0", 3, 0), derive_seed(5, "p0", 3, 0, 1)]
+
+
+async def test_an_engine_reads_text_only_to_find_the_strings_that_end_a_turn() -> None:
+    engine = Engine()
+    worker = await worker_over(engine)
+    await worker.turn(request())
+    assert engine.stops == ([], False)
+    await worker.turn(replace(request(), stop=("Observation:",)))
+    assert engine.stops == (["Observation:"], True)
 
 
 async def test_no_two_turns_draws_or_parts_share_a_seed() -> None:
