@@ -29,7 +29,7 @@ from lpo_ray.records import Answered, Call, ConversationId, FinishReason, Sampli
 FILE = "calls.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     prompt_id TEXT NOT NULL, attempt INTEGER NOT NULL, response INTEGER NOT NULL, number INTEGER NOT NULL,
     sampling TEXT NOT NULL, newest INTEGER NOT NULL, answered_at REAL NOT NULL, content BLOB NOT NULL
 ) STRICT;
