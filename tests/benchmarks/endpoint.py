@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--run", default="")
     for name, value in (("sessions", 64), ("tokens", 128), ("rounds", 3), ("many", 512)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.clients:
         asyncio.run(clients(arguments.clients, arguments.sessions, arguments.run))
         return
