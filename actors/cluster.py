@@ -14,8 +14,7 @@ from typing import TypeVar
 import ray
 import torch
 
-from actors.agents.remote import RemoteEnvironments
-from actors.agents.remote_agents import RemoteAgents
+from actors.agents.conducting import Conversations
 from actors.agents.service import MessageSettings
 from actors.control.driver import RunDriver
 from actors.delivery import DeliverySettings
@@ -52,8 +51,6 @@ from lpo_ray.interfaces import Events, RolloutEngine, TurnEngine, WeightTranspor
 from lpo_ray.policy.proof_limits import ProofLimits, is_mixture
 from lpo_ray.policy.weights import bucket_bytes
 from lpo_ray.records import BusyWorker, Key, Process, WeightsVersion
-from lpo_ray.rollout.agents import AgentLimits, AgentRollout
-from lpo_ray.rollout.conversations import ConversationRollout
 from lpo_ray.rollout.member import Member
 from lpo_ray.rollout.pool import RolloutPool
 from lpo_ray.run import settings
@@ -169,33 +166,6 @@ class Cluster:
             *([] if self.conversations is None else [self.conversations.close()]),
         )  # fmt: skip
         self.layout.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Conversations:
-    """What conversations need beside engines: environments, or agents and the record of their calls."""
-
-    others: RemoteEnvironments | RemoteAgents
-    limits: AgentLimits
-    record: CallStore | None = None
-    """None: what agents were answered is not kept"""
-
-    def with_engine(self, engine: TurnEngine) -> RolloutEngine:
-        """Conduct conversations with ``engine``."""
-        if isinstance(self.others, RemoteAgents):
-            return AgentRollout(engine, self.others, self.limits, self.record)
-        return ConversationRollout(engine, self.others, self.limits.most_tokens)
-
-    @property
-    def services(self) -> list[RestartableActor]:
-        """Actors of those who speak with the policy."""
-        return self.others.services if isinstance(self.others, RemoteAgents) else [self.others.service]
-
-    async def close(self) -> None:
-        """End the actors. Never raises."""
-        await self.others.close()
-        if self.record is not None:
-            self.record.close()
 
 
 def _conducted(engine: TurnEngine, conversations: Conversations | None) -> RolloutEngine:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
+from actors.agents.conducting import Conversations
 from actors.agents.remote import RemoteEnvironments
-from actors.cluster import Cluster, Conversations
+from actors.cluster import Cluster
 from actors.runtime import supervised, watched_service
 from actors.runtime.start_watch import StartWatch
 from lpo_ray.common.restart_budget import RestartRule
