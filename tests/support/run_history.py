@@ -130,6 +130,8 @@ class History:
     interrupted: Ended
     reached: list[int]
     """steps that were done when the driver was killed; no process was left"""
+    saved: int
+    """step of the newest checkpoint that was whole then"""
     resumed: str
     """what the last part of it printed"""
     code: int
@@ -151,8 +153,10 @@ def live(folder: Path, policy: Path) -> History:
         run.process.kill()
         run.process.wait()
         run.assert_nothing_is_left()
-        reached = run.steps()
+        reached, saved = run.steps(), list_checkpoints(run.folder / "checkpoints")[-1].name
     with Run(folder, policy, *OPTIONS, f"run.steps={reached[-1] + 2}") as run:
         resumed, _ = run.process.communicate(timeout=200)
         run.assert_nothing_is_left()
-    return History(run.folder, paused, interrupted, reached, resumed, run.process.returncode)
+    return History(
+        run.folder, paused, interrupted, reached, int(saved.removeprefix("step_")), resumed, run.process.returncode
+    )

@@ -52,7 +52,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_no_process(run: Run) -> Non
 def test_a_killed_driver_leaves_no_orphan_and_the_run_resumes(history: History) -> None:
     reached = history.reached[-1]
     assert history.code == 0, history.resumed
-    assert f"resumed after step {reached - reached % 3}" in history.resumed
+    assert f"resumed after step {history.saved}" in history.resumed
+    assert 0 <= reached - history.saved < 6  # every third step is saved, and the last one of these may be on its way
     assert steps_of(history.folder) == list(range(1, reached + 3))
     with sqlite3.connect(history.folder / "ledger.sqlite") as ledger:
         trained = ledger.execute("SELECT data_index FROM attempts WHERE state = 'trained' ORDER BY 1").fetchall()
