@@ -70,11 +70,17 @@ def _check_agent(config: Config) -> None:
         return
     if isinstance(agent, list):
         words = all(isinstance(word, str | int | float) for word in agent)
-        require(words and bool(agent_command(task)) and agent_command(task)[0].strip() != "", "task.agent", agent,
+        program = agent[0] if agent else None
+        require(words and isinstance(program, str) and program.strip() != "", "task.agent", agent,
                 "a command and its arguments, such as [python, agent.py]")  # fmt: skip
     else:
-        named = isinstance(agent, str) and bool(agent.partition(":")[2].strip()) and bool(agent.partition(":")[0])
-        require(named, "task.agent", agent, 'a function, such as "agent.py:solve", or a command: [python, agent.py]')
+        where, _, name = agent.rpartition(":") if isinstance(agent, str) else ("", "", "")
+        require(
+            where.strip() != "" and name.isidentifier(),
+            "task.agent",
+            agent,
+            'a function, such as "agent.py:solve", or a command: [python, agent.py]',
+        )
     if task.environment is not None or task.tools:
         other = f"task.environment={task.environment}" if task.environment is not None else f"task.tools={task.tools}"
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -54,17 +55,32 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
+def living() -> set[psutil.Process]:
+    """Processes that this one has started, and that have not ended."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process)
+    return found
+
+
+def their_folders() -> set[Path]:
+    return set(Path("/tmp").glob("lpo-ray-agent-*"))
+
+
 @asynccontextmanager
 async def hosting(*command: str, **limits: object) -> AsyncIterator[AgentCommands]:
     network = bool(limits.pop("network", False))
     chosen = {"processes": 1, "memory_mib": 1024, **limits}
+    others, folders = living(), their_folders()  # of others
     made = AgentCommands(AgentSettings(Hosted(**chosen), command, network=network))
     try:
         yield made
     finally:
         await asyncio.wait_for(made.close(), 30)
-        assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-        assert not list(Path("/tmp").glob("lpo-ray-agent-*"))
+        assert living() <= others
+        assert their_folders() <= folders
 
 
 async def played(hosted: AgentCommands, chat: Chat, name: ConversationId = NAME) -> Finished:

@@ -60,7 +60,7 @@ def cannot_be_meant(hint: object) -> Iterator[str]:
         )
         yield from ("0x1f", "on", "true", "'x'") if members[0] in NUMBERS else ("17", "-1")
         yield from ("1.5",) if members == (int,) else ()
-        yield from ("null", "") if type(None) not in get_args(hint) else ()
+        yield from ("null", "") if type(None) not in get_args(hint) and hint is not Any else ()
 
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
