@@ -73,11 +73,11 @@ class Conducted:
         return self.calls[place].context_ids[: len(before)].tolist() == before
 
     def openai(self, **settings: object) -> openai.AsyncOpenAI:
-        made = {"max_retries": 0, "timeout": 30, **settings}
+        made = {"max_retries": 0, "timeout": 120, **settings}
         return openai.AsyncOpenAI(base_url=f"{self._running.endpoint.address}/v1", api_key=self.key, **made)
 
     def anthropic(self, **settings: object) -> anthropic.AsyncAnthropic:
-        made = {"max_retries": 0, "timeout": 30, **settings}
+        made = {"max_retries": 0, "timeout": 120, **settings}
         return anthropic.AsyncAnthropic(base_url=self._running.endpoint.address, api_key=self.key, **made)
 
     async def conduct(self) -> None:
