@@ -33,12 +33,13 @@ OPTIONS = (
 )  # fmt: skip
 
 EVALUATED = (
-    "evaluation.num_prompts=16", "evaluation.samples_per_prompt=4", "evaluation.ks=[1,4]", "evaluation.every=1",
+    "evaluation.num_prompts=16", "evaluation.samples_per_prompt=4", "evaluation.ks=[1,4]", "evaluation.every=3",
     "evaluation.pass_reward=0.1",
 )  # fmt: skip
 """of the resumed run: more conversations than a step has, so that a step ends while an engine is lent for them"""
-MORE = 2
-"""steps of the resumed run behind those that were done"""
+MORE = 9
+"""steps of the resumed run behind those that were done: three evaluations are due in them, and between two of them an
+engine that comes back has the time to take the current weights, without which none is lent"""
 
 
 class Marks:
