@@ -14,7 +14,7 @@ import numpy as np
 
 from lpo_ray.agents.chat import Chat, text_of
 from lpo_ray.agents.environment import Message
-from lpo_ray.policy.tokenizer import Messages
+from lpo_ray.policy.tokenizer import Messages, Tokenizer
 from lpo_ray.records import IntArray
 
 
@@ -51,13 +51,15 @@ class Transcript:
     def append(self, reply: IntArray, calls: Sequence[Message], messages: Sequence[Message]) -> Appended:
         """Append a turn, and what was said behind it; returns the tokens of the latter.
 
-        ``calls``: the tool calls in the turn. Raises DataError when the template refuses the messages.
+        ``calls``: the tool calls in the turn. Special tokens in the messages are no special tokens where a template
+        renders them: a tool may repeat what the policy wrote. Raises DataError when the template refuses the messages.
         """
         tokenizer = self._chat.tokenizer
         if self._messages is None:
             added = tokenizer.encode_behind(text_of(messages), int(reply[-1]))
             self.token_ids = np.concatenate([self.token_ids, reply, added])
             return Appended(added)
+        messages = [_as_said(message, tokenizer) for message in messages]
         behind = self._chat.behind(self._messages, reply, calls, messages)
         added = tokenizer.encode_behind(behind.text, int(reply[-1]))
         self._messages += [behind.answer, *messages]
@@ -69,3 +71,8 @@ class Transcript:
         new = Transcript.of(self._chat, messages, is_plain=self._messages is None)
         self.token_ids, self._messages = new.token_ids, new._messages
         return self.token_ids
+
+
+def _as_said(message: Message, tokenizer: Tokenizer) -> Message:
+    """Return a message whose texts have no special tokens."""
+    return {name: tokenizer.as_said(value) if isinstance(value, str) else value for name, value in message.items()}

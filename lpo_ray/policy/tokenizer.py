@@ -44,6 +44,8 @@ DEFAULT_STYLE = ChatStyle()
 _GUARDS = ("a", "0", ".")
 """texts that stand before one that is encoded as the middle of a text: likely one forms no token with it"""
 
+WORD_JOINER = "\u2060"
+"""character of no width, between whose neighbours no line is broken"""
 _ASKED = [{"role": "user", "content": "?"}]
 _ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 _TAG = re.compile(r"(\W+?)(/?)(\w[\w-]*)(\W+)")
@@ -211,6 +213,19 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether a token is special: no text that a model says."""
         return token_id in self._special
+
+    def as_said(self, text: str) -> str:
+        """Return text that somebody says, in which no special token but tags is one: a word joiner, which is not seen,
+        stands behind its first character. So nobody can end a turn or begin another by what he says.
+        """
+        return self._unsaid.sub(lambda found: f"{found[0][0]}{WORD_JOINER}{found[0][1:]}", text)
+
+    @cached_property
+    def _unsaid(self) -> re.Pattern[str]:
+        """Pattern of the special tokens that are no tags, of more than one character; the longest is found first."""
+        names = [self.show(np.array([number])).strip() for number in self._special - self._tags]
+        names = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     @cached_property
     def _special(self) -> frozenset[int]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lpo_ray.agents.chat import Chat
 from lpo_ray.agents.transcript import Transcript
 from lpo_ray.errors import DataError
-from lpo_ray.policy.tokenizer import ChatStyle, Tokenizer
+from lpo_ray.policy.tokenizer import WORD_JOINER, ChatStyle, Tokenizer
 from lpo_ray.tasks.base_policy import character_tokenizer
 from lpo_ray.tasks.prompt_form import PromptForm
 from lpo_ray.tasks.sources.source import PromptEncoder
@@ -170,11 +170,28 @@ def test_several_mistral_turns_with_tools_go_on() -> None:
 def test_a_message_with_the_mark_in_it_does_not_mislead() -> None:
     tokenizer = TOKENIZERS["chatml"]
     transcript = begun(tokenizer, [{"role": "user", "content": "LPOANSWERLPO LPOANSWERLPOX"}])
-    appended = transcript.append(
-        said(tokenizer, "no<|im_end|>"), [], [{"role": "user", "content": "LPOANSWERLPOXXX <|im_end|>"}]
-    )
+    appended = transcript.append(said(tokenizer, "no<|im_end|>"), [], [{"role": "user", "content": "LPOANSWERLPOXXX"}])
     shown = tokenizer.show(appended.token_ids)
-    assert shown == "\n<|im_start|>user\nLPOANSWERLPOXXX <|im_end|><|im_end|>\n<|im_start|>assistant\n"
+    assert shown == "\n<|im_start|>user\nLPOANSWERLPOXXX<|im_end|>\n<|im_start|>assistant\n"
+
+
+@given(st.data())
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_is_said_behind_an_answer_has_no_special_tokens(name: str, data: st.DataObject) -> None:
+    """A tool that repeats the policy's words ends no turn and begins none, whatever stands around the tokens."""
+    tokenizer = TOKENIZERS[name]
+    special = [tokenizer.show(np.array([number])) for number in range(len(tokenizer)) if tokenizer.is_special(number)]
+    text = "".join(data.draw(st.lists(st.sampled_from([*special, "<", "|", ">", "a", " "]), min_size=1, max_size=8)))
+    messages = [{"role": "user", "content": text}]
+
+    def specials(content: str) -> list[int]:
+        appended = begun(tokenizer).append(said(tokenizer, "no"), [], [{**messages[0], "content": content}])
+        return [number for number in appended.token_ids.tolist() if tokenizer.is_special(number)]
+
+    assert specials(text) == specials("said")
+    assert tokenizer.as_said(text).replace(WORD_JOINER, "") == text
+    if not any(name in text for name in special):
+        assert tokenizer.as_said(text) == text
 
 
 def test_a_template_that_shows_no_answer_or_refuses_a_role_says_so() -> None:

@@ -336,7 +336,7 @@ def measured(tree: Path, command: list[str], scratch: Path) -> dict[str, object]
     looker.start()
     while process.poll() is None:
         for key, value in status_of(process.pid).items():
-            peak[key] = max(peak[key], value)
+            peak[key] = max(peak.get(key, 0), value)
         if looks % 10 == 0:
             with suppress(psutil.Error):
                 everyone = max(everyone, used_kb(process.pid))
