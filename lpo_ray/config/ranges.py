@@ -13,7 +13,7 @@ from lpo_ray.learner.lr_schedule import SCHEDULES
 
 POSITIVE = (
     "run.steps",
-    "model.warmup.steps", "model.warmup.batch_size",
+    "model.warmup.steps", "model.warmup.batch_size", "model.lora.alpha",
     "sampling.group_size", "sampling.max_tokens", "sampling.max_turns", "sampling.max_conversation_tokens",
     "objective.temperature_floor",
     "pipeline.groups_per_step", "pipeline.updates_per_step", "pipeline.tokens_per_micro_batch", "pipeline.max_attempts",
@@ -51,6 +51,8 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 
 
+MAX_RANK = 512
+"""largest rank of an adapter that vLLM serves"""
 LARGEST = 10**9
 """largest value of every key that has no bound of its own: far beyond what a machine has, and far from overflow"""
 
@@ -87,6 +89,7 @@ AT_LEAST_A_HUNDREDTH = Bounds(0.01, 100)
 """of a sampling temperature: vLLM raises a lower one to 0.01 by itself, and the learner would divide by another"""
 BOUNDS: Mapping[str, Bounds] = {
     "run.seed": SEED, "model.warmup.seed": SEED,
+    "model.lora.rank": Bounds(1, MAX_RANK, what="a whole number "), "model.lora.dropout": Bounds(0, 1),
     "model.warmup.lr": RATE, "learner.lr": RATE, "learner.weight_decay": Bounds(0, 10),
     "sampling.temperature": AT_LEAST_A_HUNDREDTH, "sampling.top_p": SHARE,
     "sampling.min_p": Bounds(0, 1, below_high=True),

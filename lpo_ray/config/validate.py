@@ -9,6 +9,7 @@ from lpo_ray.config.cautions import truncated_support
 from lpo_ray.config.conversations import check_conversations, most_sampled
 from lpo_ray.config.engine import check_engine_section
 from lpo_ray.config.gpus import check_gpus
+from lpo_ray.config.lora import check_lora
 from lpo_ray.config.ranges import LARGEST, check_ranges, require
 from lpo_ray.config.schema import Attention, Behaviour, ChangeConfig, Config, EqualRewards, LengthNorm, ObjectiveConfig
 from lpo_ray.config.verifier import check_verifier_section
@@ -22,6 +23,7 @@ def validate(config: Config) -> None:
     check_verifier_section(config)
     check_engine_section(config)
     check_conversations(config)
+    check_lora(config)
     _objective(config)
     _combinations(config)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.learner.packing import Packing
+from lpo_ray.policy.lora import AdapterSettings
 
 CPU_BUCKET = 20_000_000
 """elements; the default, 500 M, makes one temporary copy of all gradients of a small model"""
@@ -85,6 +86,8 @@ class LearnerSettings:
     """model.trust_remote_code"""
     on_gpu: bool = False
     """whether each rank has a GPU, whatever the machine has; ranks only"""
+    adapter: AdapterSettings | None = None
+    """adapter that is trained beside frozen weights; None: all weights are trained"""
 
 
 def zero_defaults(world_size: int, *, on_gpu: bool) -> dict[str, int]:

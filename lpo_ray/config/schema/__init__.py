@@ -34,7 +34,7 @@ from lpo_ray.config.schema.run import (
     SupervisionConfig,
     TelemetryConfig,
 )
-from lpo_ray.config.schema.task import ModelConfig, SamplingConfig, TaskConfig, WarmupConfig
+from lpo_ray.config.schema.task import LoraConfig, ModelConfig, SamplingConfig, TaskConfig, WarmupConfig
 from lpo_ray.config.schema.verifier import HttpConfig, JudgeConfig, OverlongConfig, SandboxConfig, VerifierConfig
 from lpo_ray.config.schema.workers import AutoscaleConfig, LearnerConfig, RolloutConfig, TransportConfig
 
@@ -58,6 +58,7 @@ __all__ = [
     "JudgeConfig",
     "LearnerConfig",
     "LengthNorm",
+    "LoraConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OverlongConfig",

@@ -25,6 +25,28 @@ class WarmupConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Adapter (LoRA, by PEFT) that is trained in place of the policy's weights, which stay as they are."""
+
+    rank: int | None = None
+    """rows of each of its matrices; null: no adapter, all weights are trained"""
+    alpha: int = 32
+    """what an adapter adds to a layer is multiplied by alpha/rank, or with rslora by alpha/sqrt(rank)"""
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    """last parts of the names of the linear layers that have one, such as [q_proj, v_proj]; [all-linear]: all but the
+    output head
+    """
+    rslora: bool = False
+    """scale by the square root of the rank"""
+    dropout: float = 0.0
+    """refused above 0: log-probs of equal weights would differ, a ratio that is not there"""
+    modules_to_save: list[str] = field(default_factory=list)
+    """refused: modules trained in full beside the adapter, which vLLM does not serve"""
+    path: str | None = None
+    """folder of a PEFT adapter to begin with, whose settings are these; null: a new one, which changes nothing yet"""
+
+
+@dataclass
 class ModelConfig:
     """The policy that is trained."""
 
@@ -35,6 +57,7 @@ class ModelConfig:
     trust_remote_code: bool = False
     """run the Python code that the model's folder or hub page brings along (auto_map), in learner, engines and
     tokenizer alike; see SECURITY.md"""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
 
 

@@ -1,0 +1,50 @@
+"""Whether an adapter is trained in place of the policy's weights, and combinations that cannot be meant."""
+
+from __future__ import annotations
+
+from lpo_ray.config.ranges import require
+from lpo_ray.config.schema import Config
+from lpo_ray.errors import ConfigError
+
+EVERY_LAYER = "all-linear"
+"""PEFT's word for all linear layers but the output head"""
+
+
+def has_adapter(config: Config) -> bool:
+    """Whether an adapter is trained, and all other weights stay as they are."""
+    return config.model.lora.rank is not None
+
+
+def check_lora(config: Config) -> None:
+    """Raise ConfigError for an adapter that PEFT or vLLM does not have, or that the learner's numbers forbid."""
+    lora = config.model.lora
+    if not has_adapter(config):
+        if lora.path is not None:
+            raise ConfigError(
+                f"model.lora.path is {lora.path!r} without model.lora.rank; expected the rank of that adapter (r in "
+                "its adapter_config.json)"
+            )
+        return
+    targets = lora.targets
+    require(bool(targets) and all(name.strip() for name in targets), "model.lora.targets", targets,
+            f"names of linear layers, such as [q_proj, v_proj], or [{EVERY_LAYER}]")  # fmt: skip
+    require(len(set(targets)) == len(targets), "model.lora.targets", targets, "each name once")
+    require(EVERY_LAYER not in targets or len(targets) == 1, "model.lora.targets", targets,
+            f"names of layers, or {EVERY_LAYER} alone")  # fmt: skip
+    if lora.dropout:
+        raise ConfigError(
+            f"model.lora.dropout is {lora.dropout}; expected 0: with dropout the log-probs of equal weights differ "
+            "between forwards, which would be taken for a change of the policy"
+        )
+    if lora.modules_to_save:
+        raise ConfigError(
+            f"model.lora.modules_to_save is {lora.modules_to_save}; expected []: vLLM serves no module that is trained "
+            "in full beside an adapter. Train all weights (model.lora.rank=null), or adapters only"
+        )
+    quantization = config.rollout.engine_args.get("quantization")
+    if quantization is not None:
+        raise ConfigError(
+            f"rollout.engine_args.quantization is {quantization!r} with model.lora.rank={lora.rank}; expected none: a "
+            "quantised base under an adapter (QLoRA) has not been tried on a GPU here, and on CPUs neither vLLM nor "
+            "the learner has one"
+        )

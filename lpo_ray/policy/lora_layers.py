@@ -1,0 +1,85 @@
+"""A model with an adapter (LoRA) in it. Imports PEFT, which takes a second: only for what trains or saves one.
+
+The adapter is injected, not wrapped around: classes, methods and names of the model stay what they are, but for
+"q_proj.weight" beside an adapter, which becomes "q_proj.base_layer.weight".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import get_peft_config, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from lpo_ray.common.seeds import derive_seed
+from lpo_ray.errors import ConfigError
+from lpo_ray.policy.lora import ALL_LINEAR, AdapterSettings, adapter_parameters, peft_config
+
+
+def inject(model: PreTrainedModel, settings: AdapterSettings) -> Mapping[str, nn.Parameter]:
+    """Give a model an adapter that changes nothing yet, and let nothing else be trained. Returns its parameters by the
+    names under which they travel.
+
+    The weights beside it may be sharded already. Raises ConfigError when a target is no linear layer of the model.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    known = _linear_layers(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(settings.seed, "adapter"))
+        try:
+            inject_adapter_in_model(get_peft_config(peft_config(settings)), model)
+        except ValueError as error:
+            raise _refused(model, settings, known, " ".join(str(error).split())) from error
+    _check_targets(model, settings, known)
+    found = adapter_parameters(model)
+    for parameter in found.values():  # PEFT makes them float32
+        parameter.data = parameter.data.to(model.dtype)
+    return found
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """Have the model compute what it would without its adapter: that is the policy before training."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _check_targets(model: PreTrainedModel, settings: AdapterSettings, known: Sequence[str]) -> None:
+    """Check that all targets are there, and are layers whose product is the layer's. Raises ConfigError."""
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, module in adapted.items():
+        if not isinstance(module.get_base_layer(), nn.Linear):
+            kind = type(module.get_base_layer()).__name__
+            raise _refused(
+                model, settings, known, f"{name} is a {kind}, and only linear layers can have an adapter here"
+            )
+        if module is model.get_output_embeddings():
+            raise _refused(model, settings, known, f"{name} is the output head, which is trained in full or not at all")
+    lost = [t for t in settings.targets if t != ALL_LINEAR and not any(f".{n}".endswith(f".{t}") for n in adapted)]
+    if lost:
+        raise _refused(model, settings, known, f"it has no layer {', '.join(lost)}")
+
+
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """List the last parts of the names of a model's linear layers, the output head left out."""
+    head = model.get_output_embeddings()
+    found = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    return sorted(found)
+
+
+def _refused(model: PreTrainedModel, settings: AdapterSettings, known: Sequence[str], why: str) -> ConfigError:
+    return ConfigError(
+        f"model.lora.targets is {list(settings.targets)}, but of {type(model).__name__} {why}; expected [{ALL_LINEAR}] "
+        f"or names of its linear layers: {', '.join(known)}"
+    )
