@@ -28,8 +28,8 @@ from lpo_ray.common.files import PARTIAL, sync
 from lpo_ray.common.plugins import resolve
 from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
-from lpo_ray.policy.saving import save_model
-from lpo_ray.policy.scoring import response_logprobs
+from lpo_ray.policy.saving import save_policy
+from lpo_ray.policy.scoring import Scorer, response_logprobs
 from lpo_ray.policy.tensor_file import DiskTensors
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights import Manifest, TensorMeta, is_published, make_manifest
@@ -132,6 +132,7 @@ class LearnerWorker(Startable):
         """Join the other ranks at ``host:port``, within ``seconds``, and load the policy."""
         from actors.learner.zero3 import Zero3Policy, Zero3Scorer, join_group, load_sharded
         from lpo_ray.policy.dry_check import check_numbers
+        from lpo_ray.policy.lora_layers import BaseScorer
 
         ship_log("learner", f"learner rank {self._rank}")
         settings = self._settings
@@ -151,13 +152,15 @@ class LearnerWorker(Startable):
         torch.set_num_threads(settings.threads or self._share_of_cores())
         self._tokenizer = Tokenizer.load(settings.model_path, trust_remote_code=settings.trust_remote_code)
         self._policy = Zero3Policy(
-            load_sharded(settings.model_path, settings, self._count),
+            load_sharded(settings.model_path, settings, self._count, settings.adapter),
             settings.optimiser,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
         check_numbers(self._policy, self._policy.model)
-        self._reference = None
-        if settings.objective.at(0).reference_kl:
+        self._reference: Scorer | None = None
+        if settings.objective.at(0).reference_kl and settings.reference_is_base:
+            self._reference = BaseScorer(self._policy, self._policy.model)
+        elif settings.objective.at(0).reference_kl:
             self._reference = Zero3Scorer(load_sharded(settings.reference_path, settings, self._count))
             check_numbers(self._reference, self._reference.model)
         process = current_process()
@@ -258,8 +261,8 @@ class LearnerWorker(Startable):
         return self._staging.digests()
 
     def save(self, folder: Path) -> None:
-        """Write ``folder/shards`` from all ranks, and ``folder/policy`` in Hugging Face format from rank 0. All of it
-        is on disk when this returns.
+        """Write ``folder/shards`` from all ranks, and from rank 0 ``folder/policy`` in Hugging Face format, or of an
+        adapter in PEFT's. All of it is on disk when this returns.
         """
         assert self._barrier is not None
         self._writing = folder
@@ -271,7 +274,7 @@ class LearnerWorker(Startable):
             self._barrier.wait("writing shards")  # before the collectives: no rank waits in one for another's disk
             self._policy.gather(weights)
             if weights is not None:
-                save_model(self._policy.model, folder / "policy", weights.tensors)
+                save_policy(folder / "policy", self._policy.model, self._settings.adapter, weights.tensors)
                 self._tokenizer.save(folder / "policy")
                 weights.close()
             sync_own_files(folder, self._rank)  # where they were written: another host's sync does not reach them

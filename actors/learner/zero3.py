@@ -26,6 +26,8 @@ from lpo_ray.learner.settings import LearnerSettings, OptimiserSettings, offload
 from lpo_ray.learner.updates import TrainablePolicy
 from lpo_ray.policy.layout import Layout
 from lpo_ray.policy.loading import enable_checkpointing, load_policy
+from lpo_ray.policy.lora import AdapterSettings, adapter_parameters
+from lpo_ray.policy.lora_layers import inject
 from lpo_ray.policy.scoring import Scorer, ScoringModel
 from lpo_ray.policy.tensor_file import DiskTensors
 from lpo_ray.policy.weights import TensorMeta, make_manifest
@@ -71,14 +73,19 @@ class ShardedModel:
     on_gpu: bool = False
 
 
-def load_sharded(path: str, settings: LearnerSettings, count: Callable[[], None]) -> ShardedModel:
+def load_sharded(
+    path: str, settings: LearnerSettings, count: Callable[[], None], adapter: AdapterSettings | None = None
+) -> ShardedModel:
     """Load a model so that each rank holds its shards, and beside them one piece of the files. All ranks call this at
-    once: what rank 0 reads is what all have. Raises ConfigError as ``load_policy`` does.
+    once: what rank 0 reads is what all have. With an ``adapter`` only that is trained. Raises ConfigError as
+    ``load_policy`` and ``inject`` do.
     """
     world_size = torch.distributed.get_world_size()
     config = engine_config(settings.deepspeed, settings.dtype, world_size=world_size, on_gpu=settings.on_gpu)
     sharder = _Sharder(config, getattr(torch, settings.dtype), count)
     model = load_policy(path, settings.dtype, trust_remote_code=settings.trust_remote_code, take=sharder.take)
+    if adapter is not None:
+        sharder.take(list(inject(model, adapter).values()))
     for buffer in model.buffers():
         buffer.data = buffer.data.to(sharder.device)
     share = settings.packing.share_prompt
@@ -187,8 +194,8 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         return total.cpu()
 
     def gather(self, weights: DiskTensors | None) -> None:
-        """Gather the full weights on rank 0, into ``weights``; the others have none. Every rank holds one parameter at
-        a time, or ``PIECE_BYTES`` of them.
+        """Gather what is trained on rank 0, whole, into ``weights``; the others have none. Every rank holds one
+        parameter at a time, or ``PIECE_BYTES`` of them.
         """
         views = {} if weights is None else weights.tensors
         metas = [TensorMeta(name, shape) for name, shape in self.shapes().items()]
@@ -214,11 +221,11 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         write_shards((parameters[name], view) for name, view in views.items())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """List the full shape of every parameter, in order: a shard looks empty."""
+        """List the full shape of every parameter that is trained, in order: a shard looks empty."""
         return {name: tuple(parameter.ds_shape) for name, parameter in self._named()}  # pyright: ignore[reportAttributeAccessIssue]
 
     def save(self, folder: Path) -> None:
-        """Write this rank's run of every parameter and moment into ``folder/shards``. Not a collective."""
+        """Write this rank's run of every trained parameter and its moments into ``folder/shards``. Not a collective."""
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
         rank, names = torch.distributed.get_rank(), self._names()
         sizes = {}
@@ -251,7 +258,8 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         return cast("Zero3Optimizer", self.engine.optimizer)
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.model.named_parameters()
+        """Yield the parameters that are trained: an adapter's by the names of the wire, or all."""
+        yield from adapter_parameters(self.model).items() or self.model.named_parameters()
 
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in self._named()}

@@ -41,6 +41,12 @@ def check_lora(config: Config) -> None:
             f"model.lora.modules_to_save is {lora.modules_to_save}; expected []: vLLM serves no module that is trained "
             "in full beside an adapter. Train all weights (model.lora.rank=null), or adapters only"
         )
+    if lora.path is not None and config.objective.reference_kl and config.objective.reference_path is None:
+        raise ConfigError(
+            f"objective.reference_kl is {config.objective.reference_kl} with model.lora.path={lora.path}: the policy "
+            "begins with that adapter, and a reference without a second copy has none; expected "
+            "objective.reference_path: the value of model.path, or a folder with the adapter merged into it"
+        )
     quantization = config.rollout.engine_args.get("quantization")
     if quantization is not None:
         raise ConfigError(

@@ -89,6 +89,11 @@ class LearnerSettings:
     adapter: AdapterSettings | None = None
     """adapter that is trained beside frozen weights; None: all weights are trained"""
 
+    @property
+    def reference_is_base(self) -> bool:
+        """Whether the frozen reference is the policy without its adapter, which needs no second copy."""
+        return self.adapter is not None and self.reference_path == self.model_path
+
 
 def zero_defaults(world_size: int, *, on_gpu: bool) -> dict[str, int]:
     """Options of ZeRO that differ from DeepSpeed's own defaults, unless learner.deepspeed says otherwise."""

@@ -22,11 +22,12 @@ from lpo_ray.learner.packing import Packing, balance
 from lpo_ray.learner.settings import Objective, OptimiserSettings
 from lpo_ray.learner.updates import TrainablePolicy, log_ratios_to_engine, run_updates
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.saving import save_model
+from lpo_ray.policy.lora import AdapterSettings
+from lpo_ray.policy.saving import save_policy
 from lpo_ray.policy.scoring import Scorer, ScoringModel, response_logprobs
 from lpo_ray.policy.tensor_digest import tensor_digest
 from lpo_ray.policy.tokenizer import Tokenizer
-from lpo_ray.policy.weights import TensorMeta, is_published, make_manifest
+from lpo_ray.policy.weights import TensorMeta, make_manifest, published
 from lpo_ray.records import Anchor, FloatArray, ScoredGroup, ScoringItem, StepNorms, StepReport, TrainBatch
 
 
@@ -136,7 +137,10 @@ class InprocessLearner(Learner):
         objective: StepSchedule[Objective],
         packing: Packing,
         reference: Scorer | None = None,
+        adapter: AdapterSettings | None = None,
     ) -> None:
+        """``adapter``: that of the policy, if it has one."""
+        self._adapter = adapter
         self.policy, self._tokenizer, self._objective = policy, tokenizer, objective
         self._packing, self._reference = packing, reference
         self.vocabulary = len(tokenizer)
@@ -159,8 +163,7 @@ class InprocessLearner(Learner):
 
     def weights(self) -> dict[str, Tensor]:
         """Collect the policy's own tensors that are published, by name."""
-        model = self.policy.model
-        return {name: p.detach() for name, p in model.named_parameters() if is_published(name, model)}
+        return {name: parameter.detach() for name, parameter in published(self.policy.model).items()}
 
     @override
     async def digest(self) -> str:
@@ -173,7 +176,8 @@ class InprocessLearner(Learner):
     @override
     async def save(self, folder: Path) -> None:
         try:
-            save_model(self.policy.model, folder / "policy")
+            tensors = None if self._adapter is None else self.weights()
+            save_policy(folder / "policy", self.policy.model, self._adapter, tensors)
             self._tokenizer.save(folder / "policy")
             (folder / "shards").mkdir()
             torch.save(self.policy.state(), folder / "shards" / "state.pt")

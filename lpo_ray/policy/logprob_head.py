@@ -72,13 +72,14 @@ class _ChunkedScores(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: FunctionCtx, gradient: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors  # type: ignore[attr-defined]
         shape, temperature, chunk = ctx.shape, ctx.temperature, ctx.chunk  # type: ignore[attr-defined]
         to_hidden = torch.empty_like(hidden)
-        to_weight = torch.zeros_like(weight, dtype=normaliser.dtype)
-        to_bias = None if bias is None else torch.zeros_like(bias, dtype=normaliser.dtype)
-        narrow_weight = None if weight.dtype == to_weight.dtype else torch.empty_like(weight)
+        _, trains_weight, trains_bias, *_ = ctx.needs_input_grad  # type: ignore[attr-defined] - a frozen head has none
+        to_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if trains_weight else None
+        to_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if trains_bias else None
+        narrow_weight = None if to_weight is None or weight.dtype == to_weight.dtype else torch.empty_like(weight)
         buffers = _Buffers(hidden, weight, normaliser.dtype, chunk)
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
@@ -93,12 +94,15 @@ class _ChunkedScores(torch.autograd.Function):
                 to_bias += wide.sum(0)
             to_logits = buffers.narrowed(wide)
             torch.mm(to_logits, weight, out=to_hidden[part])
+            if to_weight is None:
+                continue
             if narrow_weight is None:
                 to_weight.addmm_(to_logits.T, hidden[part])
             else:
                 to_weight += torch.mm(to_logits.T, hidden[part], out=narrow_weight)
         narrow_bias = None if bias is None or to_bias is None else to_bias.to(bias.dtype)
-        return to_hidden, to_weight.to(weight.dtype), narrow_bias, None, None, None, None
+        narrow = None if to_weight is None else to_weight.to(weight.dtype)
+        return to_hidden, narrow, narrow_bias, None, None, None, None
 
 
 def chunk_tokens(vocabulary: int, element_size: int, *, on_gpu: bool) -> int:

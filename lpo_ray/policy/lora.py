@@ -8,6 +8,7 @@ names of PEFT's files, which vLLM reads too: "base_model.model.model.layers.0.se
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -66,6 +67,11 @@ def file_name(name: str) -> str:
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """List the parameters of a model's adapter by the names under which they travel; none where it has no adapter."""
     return {wire_name(name): p for name, p in model.named_parameters() if _is_of_adapter(name)}
+
+
+def layers_of(names: Iterable[str]) -> list[str]:
+    """List the layers that tensors on the wire belong to, by their names in the model, each once."""
+    return list(dict.fromkeys(name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in names))
 
 
 def _is_of_adapter(name: str) -> bool:

@@ -14,17 +14,21 @@ from peft import get_peft_config, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import ConfigError
+from lpo_ray.policy.adapter_files import check_tensors, read_tensors
+from lpo_ray.policy.layout import Layout
 from lpo_ray.policy.lora import ALL_LINEAR, AdapterSettings, adapter_parameters, peft_config
+from lpo_ray.policy.scoring import Scorer
 
 
 def inject(model: PreTrainedModel, settings: AdapterSettings) -> Mapping[str, nn.Parameter]:
-    """Give a model an adapter that changes nothing yet, and let nothing else be trained. Returns its parameters by the
-    names under which they travel.
+    """Give a model an adapter, and let nothing else be trained. Returns its parameters by the names of the wire.
 
-    The weights beside it may be sharded already. Raises ConfigError when a target is no linear layer of the model.
+    It changes nothing yet, or is that of ``settings.path``. The weights beside it may be sharded already. Raises
+    ConfigError when a target is no linear layer of the model, or the folder has another adapter.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -39,7 +43,16 @@ def inject(model: PreTrainedModel, settings: AdapterSettings) -> Mapping[str, nn
     found = adapter_parameters(model)
     for parameter in found.values():  # PEFT makes them float32
         parameter.data = parameter.data.to(model.dtype)
+    if settings.path is not None:
+        fill(found, read_tensors(settings.path), settings.path)
     return found
+
+
+def fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Copy tensors into an adapter's parameters, all of them by name. Raises ConfigError naming ``source``."""
+    check_tensors(source, tensors, {name: parameter.shape for name, parameter in parameters.items()})
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[name])
 
 
 @contextmanager
@@ -53,6 +66,24 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+class BaseScorer(Scorer):
+    """Scores by a policy without its adapter: the frozen reference, for no memory. A collective where the policy is."""
+
+    def __init__(self, policy: Scorer, model: nn.Module) -> None:
+        self.packed, self.share_prompt = policy.packed, policy.share_prompt
+        self._policy, self._model = policy, model
+
+    @override
+    def score(self, layout: Layout, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        with without_adapter(self._model):
+            return self._policy.score(layout, temperature)
+
+    @override
+    def score_plainly(self, layout: Layout) -> torch.Tensor:
+        with without_adapter(self._model):
+            return self._policy.score_plainly(layout)
 
 
 def _check_targets(model: PreTrainedModel, settings: AdapterSettings, known: Sequence[str]) -> None:

@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
+from lpo_ray.policy.adapter_files import save_adapter
 from lpo_ray.policy.generation import TOKENS, savable
+from lpo_ray.policy.lora import AdapterSettings
 
 Json = dict[str, Any]
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -29,6 +31,19 @@ TOKENIZER_FILES = (
 TEMPLATES = "additional_chat_templates"
 OF_THIS_FILE = ("transformers_weights",)
 """keys of a config that are about the files beside it"""
+
+
+def save_policy(
+    folder: Path, model: PreTrainedModel, adapter: AdapterSettings | None, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a trained policy: the whole model, or its adapter alone, in PEFT's format. ``tensors``: the trained ones by
+    name, where the model does not hold them; always for an adapter.
+    """
+    if adapter is None:
+        save_model(model, folder, tensors)
+    else:
+        assert tensors is not None
+        save_adapter(folder, adapter, str(model.name_or_path), tensors)
 
 
 def save_model(model: PreTrainedModel, folder: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:

@@ -16,6 +16,8 @@ from blake3 import blake3
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lpo_ray.policy.lora import adapter_parameters
+
 Pairs = Iterable[tuple[str, Tensor]]
 Plain = dict[str, object]
 """a value of str, int, list and dict only, which every serialiser carries"""
@@ -172,3 +174,8 @@ def is_published(name: str, model: PreTrainedModel | nn.Module) -> bool:
     """Say whether a parameter must be sent: a tied output head is the embedding under another name."""
     tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
     return not (tied and name == "lm_head.weight")
+
+
+def published(model: PreTrainedModel | nn.Module) -> dict[str, nn.Parameter]:
+    """List the parameters that are sent, by the names of the wire: an adapter's alone where there is one, else all."""
+    return adapter_parameters(model) or {n: p for n, p in model.named_parameters() if is_published(n, model)}

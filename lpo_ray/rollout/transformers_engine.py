@@ -24,6 +24,7 @@ from typing_extensions import override
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.policy.generation import without_sampling
+from lpo_ray.policy.weights import published
 from lpo_ray.records import FloatArray, IntArray, Prompt, PromptGroup, Sampling, Turn, TurnRequest
 
 
@@ -79,9 +80,13 @@ class TransformersEngine(TurnEngine):
 
     def load(self, weights: dict[str, torch.Tensor], step: int) -> None:
         """Serve ``weights`` from now on, as version ``step``."""
-        missing, unexpected = self._model.load_state_dict(weights, strict=False)
-        if unexpected or [name for name in missing if name != "lm_head.weight"]:
+        own = published(self._model)
+        if own.keys() != weights.keys():
+            missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
             raise ValueError(f"weights do not fit the engine's model: missing {missing}, unexpected {unexpected}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(weights[name])
         self.step = step
 
     def logprobs(self, sequence: IntArray) -> FloatArray:

@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from lpo_ray.agents.conversations import HostedEnvironments
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.errors import ConfigError, WeightsNotProved
@@ -17,6 +19,7 @@ from lpo_ray.learner.torch_learner import InprocessLearner, TorchPolicy, TorchSc
 from lpo_ray.policy.dry_check import check_numbers
 from lpo_ray.policy.generation import end_tokens
 from lpo_ray.policy.loading import enable_checkpointing, load_policy
+from lpo_ray.policy.lora import AdapterSettings
 from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.policy.weights_proof import as_answered, as_bundles, compare, largest_difference
@@ -196,9 +199,17 @@ def build_engine(spec: RunSpec, model_path: str) -> tuple[TransformersEngine, In
     """Build the engine, with the weights of the model's folder as version 0, and the verifier of what it samples."""
     config, tokenizer = spec.config, spec.tokenizer(model_path)
     model = load_policy(model_path, config.model.dtype, trust_remote_code=config.model.trust_remote_code)
+    _with_adapter(model, settings.adapter_settings(config))
     ends = end_tokens(model, tokenizer.eos_token_id)
     engine = TransformersEngine(model, ends, tokenizer.pad_token_id, config.rollout.max_num_seqs)
     return engine, InprocessVerifier(tokenizer, settings.overlong(spec), settings.sandbox(spec))
+
+
+def _with_adapter(model: PreTrainedModel, adapter: AdapterSettings | None) -> None:
+    if adapter is not None:
+        from lpo_ray.policy.lora_layers import inject
+
+        inject(model, adapter)
 
 
 def build_learner(spec: RunSpec, model_path: str) -> InprocessLearner:
@@ -206,14 +217,19 @@ def build_learner(spec: RunSpec, model_path: str) -> InprocessLearner:
     made = settings.learner_settings(spec, model_path)
     share, trust = made.packing.share_prompt, made.trust_remote_code
     model = load_policy(made.model_path, made.dtype, trust_remote_code=trust)
+    _with_adapter(model, made.adapter)
     if made.gradient_checkpointing:
         enable_checkpointing(model)
     policy = TorchPolicy(model, made.optimiser, attention=made.attention, share_prompt=share)
     check_numbers(policy, model)
     reference = None
-    if made.objective.at(0).reference_kl:
+    if made.objective.at(0).reference_kl and made.reference_is_base:
+        from lpo_ray.policy.lora_layers import BaseScorer
+
+        reference = BaseScorer(policy, model)
+    elif made.objective.at(0).reference_kl:
         frozen = load_policy(made.reference_path, made.dtype, trust_remote_code=trust)
         reference = TorchScorer(frozen, attention=made.attention, share_prompt=share)
         check_numbers(reference, frozen)
     tokenizer = Tokenizer.load(made.model_path, trust_remote_code=trust)
-    return InprocessLearner(policy, tokenizer, made.objective, made.packing, reference)
+    return InprocessLearner(policy, tokenizer, made.objective, made.packing, reference, made.adapter)

@@ -136,7 +136,7 @@ def verify(checkpoint: Path, model_path: str) -> CheckpointState:
             raise CheckpointDamaged(str(checkpoint), f"{name} has changed since it was written")
     theirs, ours = (_config(Path(path)) for path in (checkpoint / "policy", model_path))
     for key in SHAPE:
-        if ours and theirs.get(key) != ours.get(key):
+        if ours and theirs and theirs.get(key) != ours.get(key):
             raise CheckpointDamaged(
                 str(checkpoint),
                 f"it is of another model: its {key} is {theirs.get(key)}, this run's is {ours.get(key)}",
@@ -211,6 +211,6 @@ def _state(stored: Mapping[str, Any]) -> CheckpointState:
 
 
 def _config(folder: Path) -> Mapping[str, object]:
-    """Read config.json of a model folder. Empty for a name on a hub, whose model is looked up elsewhere."""
+    """Read config.json of a model folder. Empty for an adapter's, and for a hub's name: that is looked up elsewhere."""
     path = folder / "config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
