@@ -125,7 +125,7 @@ class Zero3Scorer(Scorer):
         scoring = ScoringModel(self.model, sharded.attention, share_prompt=sharded.share_prompt)
         self.packed = scoring.packed
         self.optimiser = None if settings is None else _adamw(self.model, settings)
-        self.world_size = torch.distributed.get_world_size()
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         config = engine_config(
             sharded.deepspeed,
             str(self.model.dtype).removeprefix("torch."),
@@ -227,7 +227,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
     def save(self, folder: Path) -> None:
         """Write this rank's run of every trained parameter and its moments into ``folder/shards``. Not a collective."""
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-        rank, names = torch.distributed.get_rank(), self._names()
+        rank, names = self.rank, self._names()
         sizes = {}
         for group in self._zero.fp16_groups:
             for parameter in group:
@@ -240,7 +240,7 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         """Continue from ``save`` by ``written_by`` ranks, bit for bit. Each rank reads its own runs only, as fast as it
         can. ``meet``: waits until all ranks are there, outside of a collective.
         """
-        rank, names = torch.distributed.get_rank(), self._names()
+        rank, names = self.rank, self._names()
         numels = {name: parameter.ds_numel for name, parameter in self._named()}  # pyright: ignore[reportAttributeAccessIssue]
         saved = open_runs(folder / SHARDS, written_by, numels)
 
@@ -264,15 +264,20 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
     def _names(self) -> dict[int, str]:
         return {id(parameter): name for name, parameter in self._named()}
 
+    def _own(self, parameter: nn.Parameter, run: Tensor) -> Tensor:
+        """Leave the padding out of this rank's run of a parameter: DeepSpeed never writes it, it may be anything."""
+        size = run_size(parameter.ds_numel, self.rank, run.numel())  # pyright: ignore[reportAttributeAccessIssue]
+        return run.flatten()[:size]
+
     def _gradient_norms(self) -> dict[str, float]:
         """Norms of this update's gradient, computed where it lies. None where it is on disk."""
         if self._zero.swap_optimizer:
             return {}
         if self._offloads:
             names = self._names()
-            shards = ((names[id(parameter)], run) for parameter, run in gradients(self._zero))
+            shards = ((names[id(parameter)], self._own(parameter, run)) for parameter, run in gradients(self._zero))
         else:
-            shards = ((name, safe_get_local_grad(parameter)) for name, parameter in self._named())
+            shards = ((name, self._own(parameter, safe_get_local_grad(parameter))) for name, parameter in self._named())
         return norms_by_kind(shards, self.sum_over_ranks)
 
     def _update_ratios(self) -> dict[str, float]:
@@ -282,8 +287,9 @@ class Zero3Policy(Zero3Scorer, TrainablePolicy):
         assert self.optimiser is not None
         names = self._names()
         shards = (
-            (names[id(parameter)], parts[WEIGHTS], (parts[MOMENTS[0]], parts[MOMENTS[1]]))
+            (names[id(parameter)], weight, (first, second))
             for parameter, parts in states(self._zero)
+            for weight, first, second in [[self._own(parameter, parts[part]) for part in (WEIGHTS, *MOMENTS)]]
         )
         return update_ratios(shards, self.optimiser, self.sum_over_ranks)
 

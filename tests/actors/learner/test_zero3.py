@@ -32,6 +32,7 @@ def offloaded(*, on_disk: bool) -> Zero3Policy:
     """A policy whose optimizer is on the host or on disk, without DeepSpeed's engine."""
     policy = object.__new__(Zero3Policy)
     policy.model = torch.nn.Linear(3, 2, bias=False)
+    policy.model.weight.ds_numel, policy.rank = 5, 1
     policy.engine = SimpleNamespace(optimizer=SimpleNamespace(swap_optimizer=on_disk))
     policy.optimiser, policy._offloads = torch.optim.AdamW(policy.model.parameters()), True
     policy.sum_over_ranks = lambda values: values
@@ -51,8 +52,8 @@ def nothing_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_norms_on_the_host_are_taken_of_what_lies_there(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = offloaded(on_disk=False)
-    monkeypatch.setattr(zero3, "gradients", lambda _: [(policy.model.weight, torch.tensor([3.0, 4.0]))])
-    assert list(policy._gradient_norms().values()) == [5.0]
+    monkeypatch.setattr(zero3, "gradients", lambda _: [(policy.model.weight, torch.tensor([3.0, 4.0, torch.nan]))])
+    assert list(policy._gradient_norms().values()) == [5.0]  # 5 elements on two ranks: the second's last is padding
 
 
 def test_norms_on_disk_are_not_measured() -> None:
