@@ -247,11 +247,12 @@ STEP = click.option("--step", type=click.IntRange(min=1), default=None, help="St
 @RUN
 @click.argument("out", type=click.Path(path_type=Path))
 @STEP
-def export(run: Path, out: Path, step: int | None) -> None:
+@click.option("--adapter/--merged", "as_adapter", help="a trained adapter: alone, for PEFT, or in its model's weights")
+def export(run: Path, out: Path, step: int | None, as_adapter: bool) -> None:
     """Write the policy of a checkpoint of RUN (a run's folder) to OUT, a plain Hugging Face folder."""
     from lpo_ray.tools.export import export as export_policy
 
-    click.echo(f"{out}  (step {export_policy(run, out, step)})")
+    click.echo(f"{out}  (step {export_policy(run, out, step, as_adapter=as_adapter)})")
 
 
 @cli.command(name="import-gguf")

@@ -5,14 +5,20 @@ from __future__ import annotations
 from lpo_ray.config.ranges import require
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
-
-EVERY_LAYER = "all-linear"
-"""PEFT's word for all linear layers but the output head"""
+from lpo_ray.policy.lora import ALL_LINEAR, AdapterSettings
 
 
 def has_adapter(config: Config) -> bool:
     """Whether an adapter is trained, and all other weights stay as they are."""
     return config.model.lora.rank is not None
+
+
+def adapter_settings(config: Config) -> AdapterSettings | None:
+    """Settings of the adapter that is trained, sent and served; None where all weights are."""
+    lora = config.model.lora
+    if lora.rank is None:
+        return None
+    return AdapterSettings(lora.rank, lora.alpha, tuple(lora.targets), lora.rslora, config.run.seed, lora.path)
 
 
 def check_lora(config: Config) -> None:
@@ -27,10 +33,10 @@ def check_lora(config: Config) -> None:
         return
     targets = lora.targets
     require(bool(targets) and all(name.strip() for name in targets), "model.lora.targets", targets,
-            f"names of linear layers, such as [q_proj, v_proj], or [{EVERY_LAYER}]")  # fmt: skip
+            f"names of linear layers, such as [q_proj, v_proj], or [{ALL_LINEAR}]")  # fmt: skip
     require(len(set(targets)) == len(targets), "model.lora.targets", targets, "each name once")
-    require(EVERY_LAYER not in targets or len(targets) == 1, "model.lora.targets", targets,
-            f"names of layers, or {EVERY_LAYER} alone")  # fmt: skip
+    require(ALL_LINEAR not in targets or len(targets) == 1, "model.lora.targets", targets,
+            f"names of layers, or {ALL_LINEAR} alone")  # fmt: skip
     if lora.dropout:
         raise ConfigError(
             f"model.lora.dropout is {lora.dropout}; expected 0: with dropout the log-probs of equal weights differ "
@@ -40,12 +46,6 @@ def check_lora(config: Config) -> None:
         raise ConfigError(
             f"model.lora.modules_to_save is {lora.modules_to_save}; expected []: vLLM serves no module that is trained "
             "in full beside an adapter. Train all weights (model.lora.rank=null), or adapters only"
-        )
-    if lora.path is not None and config.objective.reference_kl and config.objective.reference_path is None:
-        raise ConfigError(
-            f"objective.reference_kl is {config.objective.reference_kl} with model.lora.path={lora.path}: the policy "
-            "begins with that adapter, and a reference without a second copy has none; expected "
-            "objective.reference_path: the value of model.path, or a folder with the adapter merged into it"
         )
     quantization = config.rollout.engine_args.get("quantization")
     if quantization is not None:

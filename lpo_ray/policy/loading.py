@@ -146,6 +146,11 @@ def identity(path: str, *, trust_remote_code: bool = False) -> str:
     if not folder.is_dir():
         commit = getattr(read_config(path, trust_remote_code=trust_remote_code), "_commit_hash", None)
         return f"{path}@{commit}"
+    return folder_identity(folder)
+
+
+def folder_identity(folder: Path) -> str:
+    """Identify a model or an adapter by the digest of its folder's files."""
     digest = blake3()
     for name, found in digests(files_of(folder), {}):
         digest.update(f"{name} {found.digest}\n".encode())

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from peft import get_peft_config, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,7 +22,7 @@ from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.adapter_files import check_tensors, read_tensors
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.lora import ALL_LINEAR, AdapterSettings, adapter_parameters, peft_config
+from lpo_ray.policy.lora import ADAPTER, ALL_LINEAR, AdapterSettings, adapter_parameters, peft_config
 from lpo_ray.policy.scoring import Scorer
 
 
@@ -66,6 +68,19 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> None:
+    """Add the adapter to the weights beside it, summed up in float32, and take it out of the model."""
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
+        down, up = (part[ADAPTER].weight.float() for part in (layer.lora_A, layer.lora_B))
+        linear = layer.get_base_layer()
+        weight = cast("torch.Tensor", linear.weight)
+        weight.copy_(weight.float() + layer.scaling[ADAPTER] * (up @ down))
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, linear)
+    del model.peft_config
 
 
 class BaseScorer(Scorer):

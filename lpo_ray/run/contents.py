@@ -62,6 +62,7 @@ def pointers(spec: RunSpec) -> dict[str, str]:
     config = spec.config
     found = {
         "model.path": config.model.path,
+        "model.lora.path": config.model.lora.path,
         "task.path": config.task.path,
         "task.heldout_path": config.task.heldout_path,
         "task.chat_template": config.task.chat_template,

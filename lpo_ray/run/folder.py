@@ -41,7 +41,14 @@ DECIDES_A_STEP = (
     "pipeline.share_prompt", "rollout.dtype", "run.steps",
 )  # fmt: skip
 """what the weights after a step depend on, beside its groups"""
-BY_CONTENT = ("model.path", "task.path", "task.heldout_path", "task.chat_template", "objective.reference_path")
+BY_CONTENT = (
+    "model.path",
+    "model.lora.path",
+    "task.path",
+    "task.heldout_path",
+    "task.chat_template",
+    "objective.reference_path",
+)
 """paths: what is there is compared, wherever it is"""
 NEVER_COMPARED = ("model.warmup.cache_dir",)
 LEFT_BY_A_START = (

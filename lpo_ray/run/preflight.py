@@ -13,6 +13,8 @@ from lpo_ray.config.engine import indivisible, less_precise
 from lpo_ray.config.schema import Behaviour, ClusterKind, Config, PipelineConfig, RolloutConfig, TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
+from lpo_ray.policy.adapter_files import check_folder
+from lpo_ray.policy.lora import AdapterSettings
 from lpo_ray.run.object_store import kv_cache_bytes, object_store_bytes, room_here
 from lpo_ray.tasks.sources.source import first_usable
 from lpo_ray.verifiers.calling.call import judge_named
@@ -44,6 +46,19 @@ def check_parts(rollout: RolloutConfig, model: PretrainedConfig) -> None:
     why = indivisible(rollout, heads, getattr(text, "num_key_value_heads", None) or heads, layers)
     if why is not None:
         raise ConfigError(why)
+
+
+def check_adapter(config: Config, adapter: AdapterSettings | None, *, for_training: bool) -> None:
+    """Check that the adapter to begin with is the one that is configured, and what a reference is held against."""
+    if adapter is None or adapter.path is None:
+        return
+    check_folder(adapter)
+    if for_training and config.objective.reference_kl and config.objective.reference_path is None:
+        raise ConfigError(
+            f"objective.reference_kl is {config.objective.reference_kl} with model.lora.path={adapter.path}: the policy "
+            "begins with that adapter, which a reference without a second copy has not; expected objective."
+            "reference_path, the value of model.path or a folder with the adapter merged into it"
+        )
 
 
 def check_precision(config: Config) -> None:

@@ -22,12 +22,12 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.conversations import agent_command, most_turns
 from lpo_ray.config.engine import engine_processes, is_asynchronous, memory_utilization
 from lpo_ray.config.load import dump_config
+from lpo_ray.config.lora import adapter_settings
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.learner.packing import Packing
 from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings, offloads
 from lpo_ray.learner.targets import StaleRule, TargetRule
 from lpo_ray.objective import UNANCHORED
-from lpo_ray.policy.lora import AdapterSettings
 from lpo_ray.policy.proof_limits import FILE, ProofLimits, is_mixture, open_limits
 from lpo_ray.policy.weights_proof import ROWS, probe_sequences
 from lpo_ray.records import Sampling
@@ -236,14 +236,6 @@ def learner_settings(spec: RunSpec, model_path: str) -> LearnerSettings:
         on_gpu=learner.gpus_per_rank > 0,
         adapter=adapter_settings(spec.config),
     )
-
-
-def adapter_settings(config: Config) -> AdapterSettings | None:
-    """Settings of the adapter that is trained, sent and served; None where all weights are."""
-    lora = config.model.lora
-    if lora.rank is None:
-        return None
-    return AdapterSettings(lora.rank, lora.alpha, tuple(lora.targets), lora.rslora, config.run.seed, lora.path)
 
 
 def gradient_checkpointing(config: Config) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from lpo_ray.common.home import default_cache_dir
 from lpo_ray.config.cautions import cautions
 from lpo_ray.config.conversations import check_conversations, has_agent, is_conversation, most_turns
+from lpo_ray.config.lora import adapter_settings
 from lpo_ray.config.schema import ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import PromptSource
@@ -243,6 +244,7 @@ def _check_models(spec: RunSpec, highest_token: int, *, for_training: bool) -> N
         is_vllm = spec.config.cluster.kind is ClusterKind.ray
         check_model(spec.model_path, highest_token, trust_remote_code=trust, to_train=for_training or not is_vllm)
         preflight.check_parts(spec.config.rollout, read_config(spec.model_path, trust_remote_code=trust))
+    preflight.check_adapter(spec.config, adapter_settings(spec.config), for_training=for_training)
     path = objective.reference_path
     if not objective.reference_kl or path is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from lpo_ray.common.files import write_json
 from lpo_ray.errors import ConfigError
@@ -16,7 +17,7 @@ from lpo_ray.evaluation.results import PromptResult
 from lpo_ray.evaluation.sampling import all_lost
 from lpo_ray.evaluation.store import ResultStore
 from lpo_ray.interfaces import RolloutEngine, Verifier
-from lpo_ray.policy.loading import identity
+from lpo_ray.policy.loading import folder_identity, identity
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Prompt, ScoredGroup
 from lpo_ray.run.evaluator import EvaluationSettings
@@ -110,6 +111,7 @@ def opened(
     verifier = asdict(config.verifier)
     of_what = {
         "model": identity(model_path, trust_remote_code=config.model.trust_remote_code),
+        **({} if config.model.lora.path is None else {"adapter": folder_identity(Path(config.model.lora.path))}),
         "dtype": config.rollout.dtype,
         "sampling": {name: value for name, value in asdict(settings.sampling).items() if name not in OF_TURNS},
         **(_conversations(spec) if spec.has_turns else {}),

@@ -1,7 +1,7 @@
 """Target of ``lpo-ray evaluate``: one configuration and one folder for each task.
 
 TARGET is a configuration's file, a run's folder (its config.yaml, and the policy of a checkpoint), or a model (folder
-or hub name), which needs --task or --config. A suite is a YAML file: ``all`` has sections of a configuration for all of
+or hub name) or a PEFT adapter's folder, which need --task or --config. A suite is a YAML file: ``all`` has sections of a configuration for all of
 its tasks, ``tasks`` has for each name the sections task and evaluation.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from lpo_ray.config.load import Layer, config_of, read_layer
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
+from lpo_ray.policy.adapter_files import is_adapter, read_settings
 from lpo_ray.policy.loading import context_length
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.tasks.table import task_named
@@ -100,13 +101,17 @@ def _target(
         layers = [layer] if task is None else [*_without_task([layer]), ("--task", {"task": {"name": task}})]
         return _Target(layers, path.stem, Path("evaluations") / _name(path.stem, what))
     runs = sorted(other.parent.name for other in path.parent.glob("*/config.yaml"))
-    if (path / "config.json").is_file() or (not path.exists() and not runs and _HUB_NAME.fullmatch(target)):
+    if (
+        (path / "config.json").is_file()
+        or is_adapter(path)
+        or (not path.exists() and not runs and _HUB_NAME.fullmatch(target))
+    ):
         return _model(target, task, config, suite, any_task)
-    what = "a folder with neither config.yaml nor config.json" if path.is_dir() else "not there"
+    what = "a folder without config.yaml, config.json and adapter_config.json" if path.is_dir() else "not there"
     hint = f"; the runs in {path.parent} are {', '.join(runs)}" if runs else ""
     raise ConfigError(
-        f"{target} is {what}; expected a configuration (.yaml), a run's folder, a model's folder, or a model's name "
-        f"on the hub (ORGANISATION/NAME){hint}"
+        f"{target} is {what}; expected a configuration (.yaml), a run's folder, a model's or an adapter's folder, "
+        f"or a model's name on the hub (ORGANISATION/NAME){hint}"
     )
 
 
@@ -117,7 +122,9 @@ def _run(path: Path, step: int | None, task: str | None, what: str | None) -> _T
     layers = [read_layer(path / "config.yaml")]
     if task is not None:
         layers = [*_without_task(layers), ("--task", {"task": {"name": task}})]
-    layers.append((str(path), {"model": {"path": str(policy)}}))
+    layers.append(
+        (str(path), {"model": {"lora": {"path": str(policy)}} if is_adapter(policy) else {"path": str(policy)}})
+    )
     return _Target(layers, f"{path.resolve().name} {saved.name}", path / "evaluations" / _name(saved.name, what))
 
 
@@ -128,18 +135,31 @@ def _model(target: str, task: str | None, config: Path | None, suite: Path | Non
             "--config CONFIG or --suite FILE"
         )
     layers: list[Layer] = []
+    model = _with_adapter(target) if is_adapter(target) else {"path": target}
+    base = str(model["path"])
     if config is not None:
         layers.append(read_layer(config))
     else:
-        layers.append(("the command line", {**NO_RUN, **_recommended(target, task)}))
+        layers.append(("the command line", {**NO_RUN, **_recommended(base, task)}))
     if task is None and config is None and suite is None:
         layers.append(("the command line", {"task": {"name": any_task}}))
     if task is not None:
-        layers = [*_without_task(layers), ("--task", {"task": {"name": task, "template": _template(target)}})]
-    layers.append((target, {"model": {"path": target}}))
+        layers = [*_without_task(layers), ("--task", {"task": {"name": task, "template": _template(base)}})]
+    layers.append((target, {"model": model}))
     name = Path(target).resolve().name if Path(target).exists() else target.rpartition("/")[2]
     what = suite.stem if suite is not None else task or (config and config.stem)
     return _Target(layers, name, Path("evaluations") / _name(name, what))
+
+
+def _with_adapter(path: str) -> dict[str, object]:
+    """Make the section ``model`` for an adapter's folder: the model that it names, and its settings."""
+    adapter, base = read_settings(path)
+    if not base:
+        raise ConfigError(
+            f"adapter {path!r} names no model (base_model_name_or_path); expected it in its adapter_config.json"
+        )
+    settings = {"rank": adapter.rank, "alpha": adapter.alpha, "targets": list(adapter.targets)}
+    return {"path": base, "lora": {**settings, "rslora": adapter.rslora, "path": path}}
 
 
 def _recommended(model: str, task: str | None) -> dict[str, Mapping[str, object]]:
