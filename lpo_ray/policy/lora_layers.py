@@ -74,7 +74,7 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
 def merge(model: PreTrainedModel) -> None:
     """Add the adapter to the weights beside it, summed up in float32, and take it out of the model."""
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
-        down, up = (part[ADAPTER].weight.float() for part in (layer.lora_A, layer.lora_B))
+        down, up = (cast("torch.Tensor", part[ADAPTER].weight).float() for part in (layer.lora_A, layer.lora_B))
         linear = layer.get_base_layer()
         weight = cast("torch.Tensor", linear.weight)
         weight.copy_(weight.float() + layer.scaling[ADAPTER] * (up @ down))

@@ -55,8 +55,8 @@ def check_adapter(config: Config, adapter: AdapterSettings | None, *, for_traini
     check_folder(adapter)
     if for_training and config.objective.reference_kl and config.objective.reference_path is None:
         raise ConfigError(
-            f"objective.reference_kl is {config.objective.reference_kl} with model.lora.path={adapter.path}: the policy "
-            "begins with that adapter, which a reference without a second copy has not; expected objective."
+            f"objective.reference_kl is {config.objective.reference_kl} with model.lora.path={adapter.path}: the "
+            "policy begins with that adapter, which a reference without a second copy has not; expected objective."
             "reference_path, the value of model.path or a folder with the adapter merged into it"
         )
 

@@ -1,8 +1,8 @@
 """Target of ``lpo-ray evaluate``: one configuration and one folder for each task.
 
 TARGET is a configuration's file, a run's folder (its config.yaml, and the policy of a checkpoint), or a model (folder
-or hub name) or a PEFT adapter's folder, which need --task or --config. A suite is a YAML file: ``all`` has sections of a configuration for all of
-its tasks, ``tasks`` has for each name the sections task and evaluation.
+or hub name) or a PEFT adapter's folder, which need --task or --config. A suite is a YAML file: ``all`` has sections of
+a configuration for all of its tasks, ``tasks`` has for each name the sections task and evaluation.
 """
 
 from __future__ import annotations
@@ -122,9 +122,8 @@ def _run(path: Path, step: int | None, task: str | None, what: str | None) -> _T
     layers = [read_layer(path / "config.yaml")]
     if task is not None:
         layers = [*_without_task(layers), ("--task", {"task": {"name": task}})]
-    layers.append(
-        (str(path), {"model": {"lora": {"path": str(policy)}} if is_adapter(policy) else {"path": str(policy)}})
-    )
+    trained = {"path": str(policy)}
+    layers.append((str(path), {"model": {"lora": trained} if is_adapter(policy) else trained}))
     return _Target(layers, f"{path.resolve().name} {saved.name}", path / "evaluations" / _name(saved.name, what))
 
 
