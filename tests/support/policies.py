@@ -20,6 +20,9 @@ from lpo_ray.learner.targets import StaleRule, TargetRule, build_targets
 from lpo_ray.learner.torch_learner import TorchPolicy
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates, score_pieces
 from lpo_ray.objective import clipped_token_loss, listwise, project
+from lpo_ray.policy.lora import AdapterSettings
+from lpo_ray.policy.lora_layers import inject
+from lpo_ray.policy.weights import published
 from lpo_ray.records import (
     Anchor,
     AnchorGroup,
@@ -38,6 +41,7 @@ from lpo_ray.rollout.transcript import Ending, Transcript
 from tests.support.builders import make_target
 from tests.support.segments import cut, make_conversation, with_conversations, with_group
 
+ADAPTER = AdapterSettings(3, 6, ("all-linear",))
 OBJECTIVE = Objective("forward_kl", "none", 0.2, 0.2, "mean", 1.0, behaviour_from_engine=True, reference_kl=0.0)
 LENGTHS = [(3, 5, 2, 7), (1, 9, 4, 4), (6, 2, 2, 1), (5, 5, 8, 3), (2, 3), (7, 1, 1, 2, 4)]
 LAYOUTS = [("padded", False), ("packed", False), ("packed", True)]
@@ -55,7 +59,14 @@ ONE_GROUP = 60
 ONE_RESPONSE = 1
 
 
-def make_policy(attention: str = "packed", share_prompt: bool = False, kind: type[TorchPolicy] = TorchPolicy):
+def make_policy(
+    attention: str = "packed",
+    share_prompt: bool = False,
+    kind: type[TorchPolicy] = TorchPolicy,
+    *,
+    adapter: bool = False,
+):
+    """``adapter``: only one is trained, and it is not zero."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=50,
@@ -69,6 +80,9 @@ def make_policy(attention: str = "packed", share_prompt: bool = False, kind: typ
         tie_word_embeddings=True,
     )
     model = Qwen3ForCausalLM(config).double()
+    if adapter:
+        for parameter in inject(model, ADAPTER).values():
+            torch.nn.init.normal_(parameter, std=0.1)
     return kind(model, OptimiserSettings((0.9, 0.999), 0.0, 1e9), attention=attention, share_prompt=share_prompt)
 
 
@@ -187,7 +201,10 @@ def whole(target: TargetGroup) -> Piece[TargetGroup]:
 
 
 def gradient(policy: TorchPolicy) -> torch.Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
+    """The gradient of all that is trained; nothing else has one."""
+    trained = {id(parameter) for parameter in published(policy.model).values()}
+    assert all((parameter.grad is not None) == (id(parameter) in trained) for parameter in policy.model.parameters())
+    return torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters() if id(parameter) in trained])
 
 
 class Rank(TorchPolicy):
@@ -214,14 +231,19 @@ def travelled(updates: Sequence[Update], rank: int) -> list[Update]:
 
 
 def accumulated(
-    updates: Sequence[Update], objective: Objective, attention: str = "packed", share_prompt: bool = False
+    updates: Sequence[Update],
+    objective: Objective,
+    attention: str = "packed",
+    share_prompt: bool = False,
+    *,
+    adapter: bool = False,
 ) -> tuple[torch.Tensor, StepReport]:
     """Gradient of all updates together, summed over ranks as ZeRO-3 does, and the merged reports."""
     world_size = len(updates[0].shares)
     barrier, shared = threading.Barrier(world_size), {}
     ranks = []
     for number in range(world_size):
-        policy = make_policy(attention, share_prompt, Rank)
+        policy = make_policy(attention, share_prompt, Rank, adapter=adapter)
         policy.barrier, policy.shared, policy.number = barrier, shared, number
         ranks.append(policy)
     with ThreadPoolExecutor(world_size) as pool:
@@ -234,14 +256,14 @@ def accumulated(
     return sum(gradient(policy) for policy in ranks), merge_reports(reports)
 
 
-def reference(targets: Sequence[TargetGroup], objective: Objective) -> torch.Tensor:
+def reference(targets: Sequence[TargetGroup], objective: Objective, *, adapter: bool = False) -> torch.Tensor:
     """Autograd on one unpadded sequence at a time, in float64: a response's segments, each behind its context.
 
     Without a clip through the divergence itself; with one, through sum_k sg(c_k) A(clip(delta_k)) (App. D.3). Tempered
     groups: both see log-ratios from which the response's offset is taken. A cap weights the loss of each token by
     min(pi_old / pi_engine, cap), where pi_old is this policy and delta is to pi_old.
     """
-    policy = make_policy("padded")
+    policy = make_policy("padded", adapter=adapter)
     total = torch.zeros((), dtype=torch.float64)
     for target in targets:
         rows, weights = [], []
