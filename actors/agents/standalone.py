@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing_extensions import override
 
 from actors.agents.endpoint import Endpoint
-from lpo_ray.agents.api_errors import ApiError, unknown_key
-from lpo_ray.agents.endpoint_settings import EndpointSettings
-from lpo_ray.agents.sessions import Session, SessionLimits, Sessions
+from lpo_ray.agents.endpoint.api_errors import ApiError, unknown_key
+from lpo_ray.agents.endpoint.sessions import Session, SessionLimits, Sessions
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.errors import GroupLost, LpoRayError
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.records import Call, ConversationId, TurnRequest

@@ -10,7 +10,7 @@ from typing import cast
 
 from rich.console import Console
 
-from lpo_ray.agents.endpoint_settings import LOOPBACK
+from lpo_ray.agents.endpoint.settings import LOOPBACK
 from lpo_ray.cli.backend import backend_of, check_engine_args
 from lpo_ray.cli.console import model_of
 from lpo_ray.config.schema import ClusterKind, Config

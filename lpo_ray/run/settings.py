@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 from lpo_ray.agents.conversations import EnvironmentSettings
-from lpo_ray.agents.endpoint_settings import EndpointSettings
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.agents.limits import Hosted
-from lpo_ray.agents.programs import AgentSettings
+from lpo_ray.agents.programs.program import AgentSettings
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.conversations import agent_command, most_turns

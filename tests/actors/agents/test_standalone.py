@@ -10,9 +10,9 @@ import openai
 import pytest
 
 from actors.agents.standalone import OpenSessions, Standalone
-from lpo_ray.agents.api_errors import ApiError
-from lpo_ray.agents.endpoint_settings import EndpointSettings
-from lpo_ray.agents.sessions import SessionLimits
+from lpo_ray.agents.endpoint.api_errors import ApiError
+from lpo_ray.agents.endpoint.sessions import SessionLimits
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.errors import GroupLost
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.records import Prompt, PromptGroup, Sampling, Turn, TurnRequest
