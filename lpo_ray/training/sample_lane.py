@@ -269,8 +269,8 @@ class SampleLane:
         )
 
     async def _issue_next(self, flight: _Flight) -> None:
-        """Issue the next attempt of a prompt. It has its number at once: it may be cut before the ledger has it. It begins
-        when the ledger has it, and so all that was noted of the one before.
+        """Issue the next attempt of a prompt. It has its number at once: it may be cut before the ledger has it. It
+        begins when the ledger has it, and so all that was noted of the one before.
         """
         flight.attempt, flight.version = flight.attempt + 1, self.version
         assert await self._issued(flight.index, flight.prompt) == flight.attempt
