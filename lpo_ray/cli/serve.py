@@ -50,7 +50,7 @@ def serve_command(request: EvaluationRequest, host: str, port: int) -> None:
             from actors.agents.standalone import Standalone
 
             async with backend.open_engines(spec, model_path) as (engine, _):
-                served = Standalone(made, cast("TurnEngine", engine), key)
+                served = Standalone(made, cast("TurnEngine", engine), key, request.step)
                 _say(console, request.model, await served.start(), key, host)
                 try:
                     await served.run()

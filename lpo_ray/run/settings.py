@@ -107,6 +107,7 @@ def endpoint_settings(spec: RunSpec, model_path: str) -> EndpointSettings:
         style=form_of(task).style,
         plain=task.template == "plain",
         tool_parser=task.tool_parser,
+        reasoning_parser=spec.config.agent.reasoning_parser,
         overrides=spec.config.agent.overrides,
         trust_remote_code=spec.config.model.trust_remote_code,
     )
