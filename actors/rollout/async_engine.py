@@ -13,6 +13,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from actors.rollout.adapter import ServedAdapter
 from actors.rollout.engine import Engine, SampledCount, joined, refusals, streamed
 from actors.rollout.inflight import Admission, Rule
 from lpo_ray.policy.weights import Plain
@@ -21,8 +22,8 @@ from lpo_ray.policy.weights import Plain
 class AsyncEngine(Engine):
     """AsyncLLM: the engine core in a process of its own."""
 
-    def __init__(self, arguments: AsyncEngineArgs, rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, arguments: AsyncEngineArgs, rule: Rule, adapter: ServedAdapter) -> None:
+        self._rule, self.adapter = rule, adapter
         self._admission = Admission()
         self._engine = AsyncLLM.from_engine_args(arguments)
         self._sampled = SampledCount(self._engine.output_processor)
@@ -30,10 +31,17 @@ class AsyncEngine(Engine):
 
     @override
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        shared: bool,
+        priority: int = 0,
+        bare: bool = False,
     ) -> RequestOutput | None:
         prompt = await self._admission.prompt(token_ids, shared=shared)
-        request = asyncio.create_task(self._decode(prompt, params, request_id, priority))
+        request = asyncio.create_task(self._decode(prompt, params, request_id, priority, bare=bare))
         self._unstarted.add(request)
         request.add_done_callback(self._unstarted.discard)
         try:
@@ -44,13 +52,15 @@ class AsyncEngine(Engine):
         return output if output is not None and output.outputs[0].token_ids else None
 
     async def _decode(
-        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int
+        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int, *, bare: bool
     ) -> RequestOutput:
         so_far: RequestOutput | None = None
         # Which requests have no token yet is known from the report of the first.
         reported = streamed(params, every=params.max_tokens) if self._rule.restarts_unstarted else params
+        adapter = None if bare else self.adapter.request()
         with refusals():
-            async for output in self._engine.generate(prompt, reported, request_id, priority=priority):
+            answers = self._engine.generate(prompt, reported, request_id, lora_request=adapter, priority=priority)
+            async for output in answers:
                 self._unstarted.discard(cast("asyncio.Task[RequestOutput]", asyncio.current_task()))
                 so_far = joined(so_far, output)
         if so_far is None:
@@ -60,6 +70,12 @@ class AsyncEngine(Engine):
     @override
     async def name_weights(self, version: str) -> None:
         await self._engine.update_weight_version(version)
+
+    @override
+    async def load_adapter(self) -> None:
+        arguments = {"folder": self.adapter.folder, "config": self.adapter.config}
+        await self._engine.collective_rpc("serve_adapter_of", kwargs=arguments)
+        self.adapter.is_there = True
 
     @override
     async def join_senders(self, senders: Plain) -> None:
@@ -83,6 +99,9 @@ class AsyncEngine(Engine):
     @override
     async def finish_update(self, version: str) -> list[dict[str, str]]:
         await self._engine.finish_weight_update(weight_version=version)
+        if (config := self.adapter.config) is not None:
+            await self._engine.collective_rpc("serve_received_adapter", kwargs={"config": config})
+            self.adapter.is_there = True
         if self._rule.drops_caches:
             await self._engine.reset_prefix_cache(reset_running_requests=True)
         await self._engine.reset_encoder_cache()

@@ -13,25 +13,39 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 from vllm.v1.metrics.stats import IterationStats
 
+from actors.rollout.adapter import ServedAdapter
 from lpo_ray.policy.weights import Plain
 
 
 class Engine(Protocol):
     """Operations of vLLM that a rollout worker needs."""
 
+    adapter: ServedAdapter
+
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        shared: bool,
+        priority: int = 0,
+        bare: bool = False,
     ) -> RequestOutput | None:
         """Decode a request to its end. Waits while an update is running. Cancelling the await aborts the request.
 
         When an update takes the request back, returns what it had so far, with finish_reason TAKEN_BACK; None if it had
         no token. Raises ValueError when vLLM refuses it. ``shared``: see Admission.prompt; ``priority``: lower is
-        decoded first.
+        decoded first; ``bare``: by the model without its adapter.
         """
         ...
 
     async def name_weights(self, version: str) -> None:
         """Say that the weights it was built with are ``version``."""
+        ...
+
+    async def load_adapter(self) -> None:
+        """Serve the adapter to begin with, from its folder."""
         ...
 
     async def join_senders(self, senders: Plain) -> None:

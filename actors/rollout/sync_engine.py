@@ -18,6 +18,7 @@ from vllm import EngineArgs, RequestOutput, SamplingParams
 from vllm.outputs import WeightVersionSpan
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from actors.rollout.adapter import ServedAdapter
 from actors.rollout.engine import Engine, SampledCount, joined, refusals, streamed
 from actors.rollout.inflight import TAKEN_BACK, Admission, Rule
 from lpo_ray.policy.weights import Plain
@@ -44,9 +45,9 @@ class _Request:
 class SyncEngine(Engine):
     """LLMEngine on a thread of its own."""
 
-    def __init__(self, arguments: EngineArgs, rule: Rule) -> None:
+    def __init__(self, arguments: EngineArgs, rule: Rule, adapter: ServedAdapter) -> None:
         """Block until the engine has loaded the model. Raises what vLLM raises."""
-        self._rule = rule
+        self._rule, self.adapter = rule, adapter
         self._admission = Admission()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._requests: dict[str, _Request] = {}
@@ -61,7 +62,14 @@ class SyncEngine(Engine):
 
     @override
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        shared: bool,
+        priority: int = 0,
+        bare: bool = False,
     ) -> RequestOutput | None:
         prompt = await self._admission.prompt(token_ids, shared=shared)
         loop = asyncio.get_running_loop()
@@ -69,7 +77,8 @@ class SyncEngine(Engine):
         reported = self._reported(params)
 
         def add() -> None:
-            self._engine.add_request(request_id, prompt, reported, priority=priority)
+            adapter = None if bare else self.adapter.request()
+            self._engine.add_request(request_id, prompt, reported, lora_request=adapter, priority=priority)
             self._requests[request_id] = request
 
         def abort() -> None:
@@ -95,6 +104,12 @@ class SyncEngine(Engine):
     @override
     async def name_weights(self, version: str) -> None:
         await self._on_thread(lambda: self._engine.set_weight_version(version))
+
+    @override
+    async def load_adapter(self) -> None:
+        arguments = {"folder": self.adapter.folder, "config": self.adapter.config}
+        await self._on_thread(lambda: self._engine.collective_rpc("serve_adapter_of", kwargs=arguments))
+        self.adapter.is_there = True
 
     @override
     async def join_senders(self, senders: Plain) -> None:
@@ -139,6 +154,9 @@ class SyncEngine(Engine):
     async def finish_update(self, version: str) -> list[dict[str, str]]:
         def finish() -> list[dict[str, str]]:
             self._engine.collective_rpc("finish_weight_update")
+            if (config := self.adapter.config) is not None:
+                self._engine.collective_rpc("serve_received_adapter", kwargs={"config": config})
+                self.adapter.is_there = True
             if self._rule.drops_caches and not self._engine.reset_prefix_cache(reset_running_requests=True):
                 raise RuntimeError("vLLM did not reset its prefix cache; cached prompts would serve the old weights")
             self._engine.reset_encoder_cache()
