@@ -151,18 +151,27 @@ class LearnerGroup(Learner):
         )
         return [row for number in range(len(forwards)) for row in by_rank[number % size][number // size]]
 
-    async def probe(self, bundles: Sequence[ScoringItem], typical: float = 0.0) -> list[FloatArray]:
+    async def probe(
+        self, bundles: Sequence[ScoringItem], typical: float = 0.0, *, without_adapter: bool = False
+    ) -> list[FloatArray]:
         """Compute the log-probs that every engine must agree with, [T-1] for each bundle. All ranks gather the same
         weights, so they must find the same but for ``typical`` nats of rounding, as devices of several kinds do.
-        Raises WeightsNotProved if one does not.
+        ``without_adapter``: those of the model that the adapter is beside. Raises WeightsNotProved if one does not.
         """
-        by_rank = await self._all("compute the probe", lambda rank: self.ranks[rank].probe.remote(bundles))
+        by_rank = await self._all(
+            "compute the probe", lambda rank: self.ranks[rank].probe.remote(bundles, without_adapter)
+        )
         for rank, other in enumerate(by_rank[1:], start=1):
             found = compare(by_rank[0], other).typical if other else 0.0
             if not found <= typical:
                 why = "its log-probs of the probe are not rank 0's: the ranks gather different weights"
                 raise WeightsNotProved(self.names[rank], "current", found, typical, why)
         return by_rank[0]
+
+    async def base_digest(self) -> str:
+        """Compute the digest of the model beside the adapter, as rank 0 has read it: all ranks have its values."""
+        found = await self._all("digest the model's files", lambda rank: self.ranks[rank].base_digest.remote())
+        return found[0]
 
     @override
     async def digest(self) -> str:

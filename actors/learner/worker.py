@@ -28,6 +28,7 @@ from lpo_ray.common.files import PARTIAL, sync
 from lpo_ray.common.plugins import resolve
 from lpo_ray.learner.settings import LearnerSettings
 from lpo_ray.learner.updates import log_ratios_to_engine, run_updates
+from lpo_ray.policy.base_files import base_digest
 from lpo_ray.policy.saving import save_policy
 from lpo_ray.policy.scoring import Scorer, response_logprobs
 from lpo_ray.policy.tensor_file import DiskTensors
@@ -204,9 +205,21 @@ class LearnerWorker(Startable):
             response_logprobs(self._policy, (), temperature)
         return found
 
-    def probe(self, bundles: Sequence[ScoringItem]) -> list[FloatArray]:
-        """Compute the log-probs of each response's tokens, the same on every rank."""
-        return response_logprobs(self._policy, bundles)
+    def probe(self, bundles: Sequence[ScoringItem], without_adapter: bool = False) -> list[FloatArray]:
+        """Compute the log-probs of each response's tokens, the same on every rank. ``without_adapter``: those of the
+        model that the adapter is beside.
+        """
+        if not without_adapter:
+            return response_logprobs(self._policy, bundles)
+        from lpo_ray.policy.lora_layers import BaseScorer
+
+        return response_logprobs(BaseScorer(self._policy, self._policy.model), bundles)
+
+    def base_digest(self) -> str:
+        """Compute the digest of the model in its files, which is not sent, on the rank whose values all have. Not a
+        collective.
+        """
+        return base_digest(self._settings.model_path) if self._rank == 0 else ""
 
     def open_export(self, export: Export) -> Manifest:
         """Prepare to send weights. May be called again, for another transport."""

@@ -86,7 +86,7 @@ def check_weights(path: str, config: PretrainedConfig, *, trust_remote_code: boo
     folder = Path(path)
     if not folder.is_dir():
         return
-    files = _safetensors(folder)
+    files = safetensors_of(folder)
     if not files:
         if not any((folder / name).is_file() for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
             raise ConfigError(
@@ -179,7 +179,7 @@ def _ropes(config: PretrainedConfig) -> list[dict[str, object]]:
     return nested or [parameters]
 
 
-def _safetensors(folder: Path) -> list[Path]:
+def safetensors_of(folder: Path) -> list[Path]:
     """List the files that transformers reads. Raises ConfigError when one of them is not there."""
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [folder / SAFE_WEIGHTS_NAME]

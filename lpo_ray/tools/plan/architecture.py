@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.loading import UNREADABLE
+from lpo_ray.policy.lora import ALL_LINEAR, AdapterSettings
 from lpo_ray.policy.proof_limits import is_mixture
 from lpo_ray.policy.whole import check_no_adapter, check_trainable
 from lpo_ray.tasks.base_policy import character_tokenizer, make_model
@@ -48,6 +50,17 @@ class Architecture:
     """queries and keys are normalised, as in Qwen3"""
     context: int
     """positions"""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """last part of the name of a linear layer, such as q_proj -> rows and columns of all of these; the head left out"""
+
+    def adapter_parameters(self, adapter: AdapterSettings) -> int:
+        """Count the parameters of an adapter. Raises ConfigError for a target that the model has not."""
+        targets = self.widths if adapter.targets == (ALL_LINEAR,) else adapter.targets
+        lost = [name for name in targets if name not in self.widths]
+        if lost:
+            known = ", ".join(self.widths)
+            raise ConfigError(f"model.lora.targets has {', '.join(lost)}; expected [{ALL_LINEAR}] or some of {known}")
+        return adapter.rank * sum(self.widths[name] for name in targets)
 
     @property
     def embedding(self) -> int:
@@ -123,7 +136,18 @@ def describe(model: PreTrainedModel, name: str, source: str) -> Architecture:
         tied=bool(config.tie_word_embeddings),
         qk_norm=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
         context=context,
+        widths=_widths(model),
     )
+
+
+def _widths(model: PreTrainedModel) -> dict[str, int]:
+    found: dict[str, int] = {}
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            last = name.rpartition(".")[2]
+            found[last] = found.get(last, 0) + module.in_features + module.out_features
+    return found
 
 
 def _of_config(name: str, config: PretrainedConfig, source: str) -> Architecture:

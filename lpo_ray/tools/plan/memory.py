@@ -13,6 +13,9 @@ four widths of the feed-forward network. With gradient checkpointing it is each 
 Start and checkpoints have heights of their own in the host's memory. A rank that starts has a piece of the files and a
 copy of its shards. For a checkpoint one of the ranks has the whole policy (b P).
 
+With an adapter the model's weights have no master weights, moments or gradients; those are the adapter's, and so is the
+checkpoint. What the adapter's own products keep, rank columns for each target, is not counted.
+
 tests/tools/plan/test_sizes.py holds this against torch's own count on CPU. The GPU's attention and constants have not
 met a GPU. Not counted: fragmentation of the allocator.
 """
@@ -67,6 +70,8 @@ class RankSettings:
     on_gpu: bool
     reduce_bucket: int = CPU_REDUCE_BUCKET
     """elements of gradients that are reduced at once"""
+    adapter: int = 0
+    """parameters of the adapter that is trained in place of the model; 0: there is none"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,10 @@ class EngineShape:
     bucket_bytes: int
     """of the largest bucket in which weights travel"""
     on_gpu: bool
+    adapter: int = 0
+    """parameters of an adapter that is served; 0: there is none"""
+    versions: int = 1
+    """of it that are alive at once"""
 
     @property
     def processes(self) -> int:
@@ -108,8 +117,8 @@ class Memory:
 
 def rank_memory(model: Architecture, rank: RankSettings) -> Memory:
     """Memory of one learner rank. ``gathered``: whole parameters that ZeRO-3 keeps; ``a step``: its higher peak."""
-    size, share = BYTES[rank.dtype], -(-model.parameters // rank.world_size)
-    shards, gradients = size * share, FP32 * share
+    size, share = BYTES[rank.dtype], -(-(rank.adapter or model.parameters) // rank.world_size)
+    shards, gradients = size * -(-(model.parameters + rank.adapter) // rank.world_size), FP32 * share
     optimizer = (2 if rank.dtype == "float32" else 3) * FP32 * share
     gathered = size * _gathered(model, rank)
     device = {"weights": shards, "master weights and moments": optimizer, "gradients": gradients}
@@ -126,9 +135,9 @@ def rank_memory(model: Architecture, rank: RankSettings) -> Memory:
             host["reference"] = device.pop("reference")
     if gathered:
         device["gathered weights"] = gathered * (2 if rank.reference else 1)
-    device["reduce bucket"] = FP32 * min(rank.reduce_bucket, model.parameters)
+    device["reduce bucket"] = FP32 * min(rank.reduce_bucket, rank.adapter or model.parameters)
     device["a step"] = max(step_heights(model, rank))
-    loading, save = load_height(model, rank), size * 2 * max(model.largest_parameter, model.embedding)
+    loading, save = load_height(model, rank), size * 2 * (rank.adapter or max(model.largest_parameter, model.embedding))
     if rank.on_gpu:
         host["reading weights"] = loading
     else:  # while weights are read there is nothing yet of what a step needs, and no optimiser
@@ -168,9 +177,11 @@ def step_heights(model: Architecture, rank: RankSettings) -> tuple[int, int, int
     kept = model.num_layers * (checkpoint if rank.gradient_checkpointing else layer)
     whole = rank.world_size > 1 or rank.dtype == "bfloat16"  # else a gradient is written where it stays
     last_norm = (_norm_bytes(rank.dtype) + size) * model.hidden_size * rank.tokens
-    start = kept + last_norm + head_memory(model, rank.dtype, rank.scored, on_gpu=rank.on_gpu)
-    end = layer + size * ((model.largest_layer + model.embedding) if whole else 0)
-    share = -(-model.parameters // rank.world_size)
+    frozen = rank.adapter > 0
+    start = kept + last_norm + head_memory(model, rank.dtype, rank.scored, on_gpu=rank.on_gpu, frozen=frozen)
+    gradients = -(-rank.adapter // model.num_layers) if frozen else model.largest_layer + model.embedding
+    end = layer + size * (gradients if whole else 0)
+    share = -(-(rank.adapter or model.parameters) // rank.world_size)
     flat = 0 if rank.offload_optimizer else FP32 * share
     return start, end, flat
 
@@ -200,16 +211,17 @@ def _norm_bytes(dtype: str) -> int:
     return 2 * FP32 if dtype == "float32" else FP32 + BYTES[dtype]
 
 
-def head_memory(model: Architecture, dtype: str, scored: int, *, on_gpu: bool) -> int:
+def head_memory(model: Architecture, dtype: str, scored: int, *, on_gpu: bool, frozen: bool = False) -> int:
     """Bytes of the scoring head (policy/logprob_head.py), the higher of two. Forward: a chunk's logits, probabilities
     and log-sum-exp in fp32. Backward: its logits, the weight's gradient in fp32 and, for a narrow model, twice in its
-    width. In both a narrow model has a chunk in its width; hidden states of the ``scored`` tokens come on top.
+    width; a ``frozen`` head has no such gradient. In both a narrow model has a chunk in its width; hidden states of the
+    ``scored`` tokens come on top.
     """
     size = BYTES[dtype]
     rows = min(chunk_tokens(model.vocab_size, size, on_gpu=on_gpu), scored)
     chunk, narrow = rows * model.vocab_size, size if size == 2 else 0
     forward = chunk * (3 * FP32 + narrow)
-    backward = chunk * (FP32 + narrow) + model.embedding * (FP32 + 2 * narrow)
+    backward = chunk * (FP32 + narrow) + (0 if frozen else model.embedding * (FP32 + 2 * narrow))
     return max(forward, backward) + 3 * scored * model.hidden_size * size
 
 
@@ -242,7 +254,8 @@ def engine_memory(model: Architecture, engine: EngineShape) -> Memory:
             "weights": -(-size * model.parameters // engine.processes),
             "largest forward": forward + logits,
             "process": GPU_PROCESS if engine.on_gpu else CPU_PROCESS,
-            "new weights": 2 * engine.bucket_bytes + size * model.largest_layer,
+            **({"adapters": size * engine.adapter * engine.versions} if engine.adapter else {}),
+            "new weights": 2 * engine.bucket_bytes + size * (engine.adapter or model.largest_layer),
         },
         {},
     )

@@ -22,6 +22,7 @@ def render_forecast(forecast: Forecast) -> RenderableType:
     model, work, kv, time = forecast.model, forecast.work, forecast.kv, forecast.time
     parts: list[RenderableType] = [
         Text(f"{model.name}: {model.parameters:,} parameters (from {model.source})", style="bold"),
+        *([Text(f"an adapter of {work.adapter:,} parameters is trained")] if work.adapter else []),
         Text(f"on {describe_cluster(forecast)}; {COMPUTED}, unless a line says so"),
         _numbers({name: str(value) for name, value in numbers(forecast.spec).items()}, "derived"),
         Text("decided by device, data and cluster", style="bold"),

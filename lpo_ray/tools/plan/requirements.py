@@ -10,6 +10,7 @@ from pathlib import Path
 from lpo_ray.config.conversations import has_agent, is_conversation, most_sampled, most_turns
 from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
 from lpo_ray.config.gpus import between_gpus
+from lpo_ray.config.lora import adapter_settings
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.settings import offloads, zero_options
@@ -148,7 +149,8 @@ def step_work(spec: RunSpec, model: Architecture, lengths: Lengths) -> Work:
         ),
         updates=config.pipeline.updates_per_step,
         tokens_per_micro_batch=config.pipeline.tokens_per_micro_batch,
-        weight_bytes=model.parameters * BYTES[config.rollout.dtype],
+        weight_bytes=(adapter_of(config, model) or model.parameters) * BYTES[config.rollout.dtype],
+        adapter=adapter_of(config, model),
         said_tokens=lengths.said,
         environment_seconds=most_turns(config) * lengths.environment_seconds,
     )
@@ -172,7 +174,9 @@ def rank_of(spec: RunSpec, model: Architecture, lengths: Lengths) -> RankSetting
         tokens=math.ceil(tokens),
         scored=math.ceil(tokens * sampled / longest),
         gradient_checkpointing=gradient_checkpointing(config),
-        reference=config.objective.reference_kl > 0,
+        reference=config.objective.reference_kl > 0
+        and (config.model.lora.rank is None or config.objective.reference_path is not None),
+        adapter=adapter_of(config, model),
         offload_optimizer=offloads(deepspeed, "offload_optimizer"),
         offload_parameters=offloads(deepspeed, "offload_param"),
         live_parameters=_live(zero_options(deepspeed)),
@@ -196,7 +200,14 @@ def _reduce_bucket(config: Config) -> int:
 
 def _bucket(config: Config, model: Architecture) -> int:
     size = bucket_bytes(config.transport.bucket_mib, on_device=between_gpus(config))
-    return max(size, BYTES[config.rollout.dtype] * model.largest_parameter)
+    adapter = BYTES[config.rollout.dtype] * adapter_of(config, model)
+    return min(size, adapter) if adapter else max(size, BYTES[config.rollout.dtype] * model.largest_parameter)
+
+
+def adapter_of(config: Config, model: Architecture) -> int:
+    """Count the parameters of the adapter that is trained; 0: there is none. Raises ConfigError."""
+    adapter = adapter_settings(config)
+    return 0 if adapter is None else model.adapter_parameters(adapter)
 
 
 def with_longest_prompt(spec: RunSpec, lengths: Lengths) -> RunSpec:
@@ -217,6 +228,8 @@ def engine_of(spec: RunSpec, model: Architecture) -> EngineShape:
         batched_tokens=engine.max_num_batched_tokens,
         bucket_bytes=_bucket(spec.config, model),
         on_gpu=not engine.on_cpu,
+        adapter=adapter_of(spec.config, model),
+        versions=spec.config.pipeline.max_staleness + 1,
     )
 
 

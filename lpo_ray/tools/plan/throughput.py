@@ -73,6 +73,8 @@ class Work:
     """of environments, behind the turns of one response, on average"""
     environment_seconds: float = 0.0
     """that environments take in a conversation of as many turns as there may be"""
+    adapter: int = 0
+    """parameters of the adapter that is trained in place of the model; 0: there is none"""
 
     @property
     def sampled(self) -> float:
@@ -162,12 +164,14 @@ def rank_rate(
     attention = 2 * model.num_layers * model.num_heads * model.head_dim * sequence
     forward = (2 * model.body + attention) * work.positions
     head = 2 * model.embedding * work.sampled
-    flops = forward * (3 + checkpointing + work.forward_passes) + head * (4 + work.forward_passes)
+    to_weights = 0 if work.adapter else 1  # as much as a forward pass: frozen weights have no gradient
+    flops = forward * (2 + to_weights + checkpointing + work.forward_passes)
+    flops += head * (3 + to_weights + work.forward_passes)
     computing = flops / world_size / (TRAIN_EFFICIENCY * device.flops(dtype))
     micro_batches = max(work.updates, math.ceil(work.positions / world_size / work.tokens_per_micro_batch))
-    passes = 3 + checkpointing + work.forward_passes  # weights for forward and backward, gradients once
+    passes = 2 + to_weights + checkpointing + work.forward_passes  # weights for forward and backward, gradients once
     moved = passes * micro_batches * BYTES[dtype] * model.parameters * (world_size - 1) / world_size
-    share = model.parameters / world_size
+    share = (work.adapter or model.parameters) / world_size
     touched = (2 * 3 * FP32 + 2 * BYTES[dtype]) * share  # master weights, moments: read, written; weights, gradients
     optimiser = work.updates * touched / (HOST_LINK if offload else DECODE_EFFICIENCY * device.bandwidth)
     seconds = max(computing, moved / (TRAIN_EFFICIENCY * device.link)) + optimiser
