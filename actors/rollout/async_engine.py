@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import cast
 
 from typing_extensions import override
@@ -11,10 +11,11 @@ from vllm import RequestOutput, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.rollout.adapter import ServedAdapter
-from actors.rollout.engine import Engine, SampledCount, joined, refusals, streamed
+from actors.rollout.engine import Engine, SampledCount, joined, of_version, refusals, streamed
 from actors.rollout.inflight import Admission, Rule
 from lpo_ray.policy.weights import Plain
 
@@ -39,9 +40,16 @@ class AsyncEngine(Engine):
         shared: bool,
         priority: int = 0,
         bare: bool = False,
+        newest: bool = False,
     ) -> RequestOutput | None:
         prompt = await self._admission.prompt(token_ids, shared=shared)
-        request = asyncio.create_task(self._decode(prompt, params, request_id, priority, bare=bare))
+        async with self.adapter.used(bare=bare, newest=newest) as (adapter, version):
+            output = await self._settled(self._decode(prompt, params, request_id, priority, adapter))
+        return of_version(output, version) if self._rule.keeps_versions else output
+
+    async def _settled(self, decoding: Coroutine[None, None, RequestOutput]) -> RequestOutput | None:
+        """Wait for a request to end. None: it was taken back before it had a token."""
+        request = asyncio.create_task(decoding)
         self._unstarted.add(request)
         request.add_done_callback(self._unstarted.discard)
         try:
@@ -52,12 +60,11 @@ class AsyncEngine(Engine):
         return output if output is not None and output.outputs[0].token_ids else None
 
     async def _decode(
-        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int, *, bare: bool
+        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int, adapter: LoRARequest | None
     ) -> RequestOutput:
         so_far: RequestOutput | None = None
         # Which requests have no token yet is known from the report of the first.
         reported = streamed(params, every=params.max_tokens) if self._rule.restarts_unstarted else params
-        adapter = None if bare else self.adapter.request()
         with refusals():
             answers = self._engine.generate(prompt, reported, request_id, lora_request=adapter, priority=priority)
             async for output in answers:
@@ -73,9 +80,10 @@ class AsyncEngine(Engine):
 
     @override
     async def load_adapter(self) -> None:
-        arguments = {"folder": self.adapter.folder, "config": self.adapter.config}
+        number, dropped = self.adapter.next_place()
+        arguments = {"folder": self.adapter.folder, "config": self.adapter.config, "number": number}
         await self._engine.collective_rpc("serve_adapter_of", kwargs=arguments)
-        self.adapter.is_there = True
+        self.adapter.put(number, dropped, None)
 
     @override
     async def join_senders(self, senders: Plain) -> None:
@@ -83,6 +91,10 @@ class AsyncEngine(Engine):
 
     @override
     async def begin_update(self) -> None:
+        if self._rule.keeps_versions:
+            await self.adapter.until_a_place_is_free()
+            await self._engine.collective_rpc("restart_weight_update")
+            return
         self._admission.close()
         # The scheduler is paused first: while layers are reloaded no step may run.
         await self._engine.pause_generation(mode=self._rule.pause, clear_cache=self._rule.drops_caches)
@@ -100,8 +112,10 @@ class AsyncEngine(Engine):
     async def finish_update(self, version: str) -> list[dict[str, str]]:
         await self._engine.finish_weight_update(weight_version=version)
         if (config := self.adapter.config) is not None:
-            await self._engine.collective_rpc("serve_received_adapter", kwargs={"config": config})
-            self.adapter.is_there = True
+            number, dropped = self.adapter.next_place()
+            placed = {"config": config, "number": number, "dropped": dropped}
+            await self._engine.collective_rpc("serve_received_adapter", kwargs=placed)
+            self.adapter.put(number, dropped, version)
         if self._rule.drops_caches:
             await self._engine.reset_prefix_cache(reset_running_requests=True)
         await self._engine.reset_encoder_cache()

@@ -128,7 +128,7 @@ def engine_arguments(settings: EngineSettings, receiver: str) -> AsyncEngineArgs
         generation_config="vllm",
         load_format=_blank_format() if settings.blank else "auto",
         scheduling_policy="priority",  # of probes
-        **adapter_arguments(settings.adapter),
+        **adapter_arguments(settings.adapter, settings.versions_alive),
         **cast("dict[str, Any]", {**defaults, **passed_through(settings)}),
     )
 

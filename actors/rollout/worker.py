@@ -102,7 +102,7 @@ class RolloutWorker(Startable):
         ship_log("rollout", self._name)
         self._params, self._kind = SamplingParams, RequestOutputKind
         arguments = engine_arguments(self._settings, self._receiver)
-        adapter = ServedAdapter(self._settings.adapter)
+        adapter = ServedAdapter(self._settings.adapter, self._settings.versions_alive)
         if self._settings.asynchronous:
             self._engine = AsyncEngine(arguments, self._rule, adapter)
         else:
@@ -165,8 +165,11 @@ class RolloutWorker(Startable):
         await self._engine.join_senders(senders)
 
     async def begin_update(self) -> None:
-        """Stop decoding until ``finish_update``, and give out no group until ``release``."""
-        self._released.clear()
+        """Stop decoding until ``finish_update``, and give out no group until ``release``. Where versions are kept there
+        is nothing to stop: until ``release`` all that begins, and is given out, is of versions that are proved.
+        """
+        if not self._rule.keeps_versions:
+            self._released.clear()
         await self._engine.begin_update()
 
     async def receive(self, bucket: int, tickets: Sequence[object], seconds: float) -> None:
@@ -193,6 +196,7 @@ class RolloutWorker(Startable):
     async def release(self) -> None:
         """Give out groups again: the weights are proved."""
         assert not self._is_blank
+        self._engine.adapter.release()
         self._released.set()
 
     async def logprobs(self, sequences: Sequence[IntArray], *, bare: bool = False) -> list[FloatArray]:
@@ -233,7 +237,7 @@ class RolloutWorker(Startable):
         """
         request_id, shared = f"probe-{os.urandom(8).hex()}", self._rule.drops_caches
         output = await self._engine.generate(
-            request_id, sequence.tolist(), params, shared=shared, priority=-1, bare=bare
+            request_id, sequence.tolist(), params, shared=shared, priority=-1, bare=bare, newest=True
         )
         if output is None or output.outputs[0].finish_reason == TAKEN_BACK:
             raise RuntimeError(f"{self._name} began to take new weights before it had answered a probe")

@@ -35,6 +35,8 @@ class EngineSettings:
     """see model.trust_remote_code"""
     adapter: AdapterSettings | None = None
     """adapter that it serves beside the model's weights, and that alone is published; None: all weights are"""
+    versions_alive: int = 1
+    """versions of its adapter that it may have at once"""
     blank: bool = False
     """built without weights: the first publish brings them all"""
     extra: Mapping[str, object] = field(default_factory=dict)
