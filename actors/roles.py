@@ -36,9 +36,9 @@ from actors.transports.table import Transport
 from actors.verifier.remote import RemoteVerifier
 from actors.verifier.service import ServiceSettings, VerifierService
 from lpo_ray.agents.conversations import EnvironmentSettings
-from lpo_ray.agents.doorway import Doorway
-from lpo_ray.agents.endpoint_settings import EndpointSettings
-from lpo_ray.agents.programs import AgentSettings
+from lpo_ray.agents.endpoint.doorway import Doorway
+from lpo_ray.agents.endpoint.settings import EndpointSettings
+from lpo_ray.agents.programs.program import AgentSettings
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.conversations import has_agent, is_conversation

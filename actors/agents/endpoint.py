@@ -23,12 +23,12 @@ from actors.control.log_shipping import ship_log
 from actors.runtime.cpu_tuning import give_way
 from actors.runtime.inspection import current_process
 from actors.runtime.start_watch import Startable
-from lpo_ray.agents.doorway import enter, listen
-from lpo_ray.agents.endpoint_settings import EndpointSettings
-from lpo_ray.agents.histories import Prompts, Style
-from lpo_ray.agents.requests import Rules
-from lpo_ray.agents.sessions import Sessions
-from lpo_ray.agents.tool_calls import parser_for
+from lpo_ray.agents.contexts.histories import Prompts, Style
+from lpo_ray.agents.endpoint.doorway import enter, listen
+from lpo_ray.agents.endpoint.requests import Rules
+from lpo_ray.agents.endpoint.sessions import Sessions
+from lpo_ray.agents.endpoint.settings import EndpointSettings
+from lpo_ray.agents.tools.calls import parser_for
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.tokenizer import Tokenizer

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextvars
 from dataclasses import dataclass
 
-from lpo_ray.agents.api_errors import ApiError
-from lpo_ray.agents.asked import Asked
-from lpo_ray.agents.histories import Placed, Reply
-from lpo_ray.agents.requests import Api
-from lpo_ray.agents.sessions import Session
+from lpo_ray.agents.contexts.asked import Asked
+from lpo_ray.agents.contexts.histories import Placed, Reply
+from lpo_ray.agents.endpoint.api_errors import ApiError
+from lpo_ray.agents.endpoint.requests import Api
+from lpo_ray.agents.endpoint.sessions import Session
 from lpo_ray.records import Turn
 
 

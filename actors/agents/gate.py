@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from actors.agents.exchange import EXCHANGE, Exchange
-from lpo_ray.agents.api_errors import ApiError, Dialect, unknown_key
-from lpo_ray.agents.requests import APIS, CHAT, COMPLETIONS, RESPONSES, Body, Rules, read, screen
-from lpo_ray.agents.sessions import Session, SessionLimits, Sessions
+from lpo_ray.agents.endpoint.api_errors import ApiError, Dialect, unknown_key
+from lpo_ray.agents.endpoint.requests import APIS, CHAT, COMPLETIONS, RESPONSES, Body, Rules, read, screen
+from lpo_ray.agents.endpoint.sessions import Session, SessionLimits, Sessions
 
 log = logging.getLogger("lpo_ray.worker")
 

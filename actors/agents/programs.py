@@ -11,9 +11,9 @@ from actors.control.log_shipping import ship_log
 from actors.runtime.cpu_tuning import give_way
 from actors.runtime.inspection import current_process
 from actors.runtime.start_watch import Startable
-from lpo_ray.agents.agent_commands import AgentCommands
-from lpo_ray.agents.agent_functions import AgentFunctions
-from lpo_ray.agents.programs import Access, AgentSettings, HostedPrograms
+from lpo_ray.agents.programs.commands import AgentCommands
+from lpo_ray.agents.programs.functions import AgentFunctions
+from lpo_ray.agents.programs.program import Access, AgentSettings, HostedPrograms
 from lpo_ray.common.held import Held
 from lpo_ray.common.silence import Progress
 from lpo_ray.records import ConversationId, Finished, Key, Process, Prompt

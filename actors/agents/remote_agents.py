@@ -11,9 +11,9 @@ from actors.agents.programs import AgentService
 from actors.runtime.remote_calls import call
 from actors.runtime.supervised import RestartableActor
 from actors.runtime.watched_service import WatchedPool, WatchedService
-from lpo_ray.agents.doorway import Doorway
+from lpo_ray.agents.endpoint.doorway import Doorway
 from lpo_ray.agents.joined import Endpoint, JoinedAgents
-from lpo_ray.agents.programs import Access, Programs
+from lpo_ray.agents.programs.program import Access, Programs
 from lpo_ray.errors import LpoRayError
 from lpo_ray.records import Answered, BusyWorker, Call, ConversationId, Finished, Key, Prompt, Refusal, Turn
 

@@ -41,11 +41,11 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, IncrementalDetokenizer
 
 from actors.agents.exchange import EXCHANGE, Exchange
-from lpo_ray.agents.api_errors import CONTEXT_LENGTH, ApiError, too_long
-from lpo_ray.agents.asked import Asked, Calls
+from lpo_ray.agents.contexts.asked import Asked, Calls
+from lpo_ray.agents.contexts.histories import History, Prompts, Reply
+from lpo_ray.agents.endpoint.api_errors import CONTEXT_LENGTH, ApiError, too_long
+from lpo_ray.agents.endpoint.sessions import Session
 from lpo_ray.agents.environment import Message
-from lpo_ray.agents.histories import History, Prompts, Reply
-from lpo_ray.agents.sessions import Session
 from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.records import Call, IntArray, Refusal, Turn
 

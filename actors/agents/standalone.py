@@ -9,12 +9,13 @@ import itertools
 import logging
 from dataclasses import replace
 
+import numpy as np
 from typing_extensions import override
 
 from actors.agents.endpoint import Endpoint
-from lpo_ray.agents.api_errors import ApiError, unknown_key
-from lpo_ray.agents.endpoint_settings import EndpointSettings
-from lpo_ray.agents.sessions import Session, SessionLimits, Sessions
+from lpo_ray.agents.endpoint.api_errors import ApiError, unknown_key
+from lpo_ray.agents.endpoint.sessions import Session, SessionLimits, Sessions
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.errors import GroupLost, LpoRayError
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.records import Call, ConversationId, TurnRequest
@@ -55,8 +56,9 @@ class OpenSessions(Sessions):
 class Standalone:
     """Endpoint and engine as one."""
 
-    def __init__(self, settings: EndpointSettings, engine: TurnEngine, key: str) -> None:
-        self._settings, self._engine = replace(settings, limits=LIMITS), engine
+    def __init__(self, settings: EndpointSettings, engine: TurnEngine, key: str, step: int = 0) -> None:
+        """``step``: of the run whose weights the engine has, which answers name as their version."""
+        self._settings, self._engine, self._step = replace(settings, limits=LIMITS), engine, step
         self._sessions = OpenSessions(key, LIMITS)
         self._endpoint = Endpoint(self._settings, self._sessions)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -91,7 +93,8 @@ class Standalone:
         most = min(room, sampling.max_tokens, call.max_tokens or room)
         request = TurnRequest(session.name, call.number, call.context_ids, sampling, most, stop=call.stop)
         try:
-            session.answer(call.number, await self._engine.turn(request))
+            turn = await self._engine.turn(request)
+            session.answer(call.number, replace(turn, versions=np.full_like(turn.versions, self._step)))
         except LpoRayError as error:
             log.warning("a call was not answered: %s", error)
             session.give_up(call, ApiError(503, "no engine could answer; try again", retry_after=1))

@@ -7,7 +7,7 @@ lpo-ray train configs/countdown_turns.yaml task.environment=configs/environments
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from lpo_ray.agents.openenv import OpenEnv
+from lpo_ray.agents.environments.openenv import OpenEnv
 
 
 class Echo(OpenEnv):

@@ -11,11 +11,11 @@ from typing import Any
 
 from typing_extensions import override
 
-from lpo_ray.agents.chat import Chat, Encoder
+from lpo_ray.agents.contexts.chat import Chat, Encoder
+from lpo_ray.agents.contexts.transcript import Transcript
 from lpo_ray.agents.limits import Hosted
-from lpo_ray.agents.pool import EnvironmentPool
-from lpo_ray.agents.processes import Lost, Refused
-from lpo_ray.agents.transcript import Transcript
+from lpo_ray.agents.processes.pool import EnvironmentPool
+from lpo_ray.agents.processes.process import Lost, Refused
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import DataError, GroupLost, Unscored
 from lpo_ray.interfaces import Environments

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
-from lpo_ray.agents.programs import Access, Programs
+from lpo_ray.agents.programs.program import Access, Programs
 from lpo_ray.common.redaction import SESSION_KEY, redact
 from lpo_ray.errors import GroupLost, Unscored
 from lpo_ray.interfaces import Agents

@@ -10,7 +10,7 @@ from typing import cast
 
 from rich.console import Console
 
-from lpo_ray.agents.endpoint_settings import LOOPBACK
+from lpo_ray.agents.endpoint.settings import LOOPBACK
 from lpo_ray.cli.backend import backend_of, check_engine_args
 from lpo_ray.cli.console import model_of
 from lpo_ray.config.schema import ClusterKind, Config
@@ -50,7 +50,7 @@ def serve_command(request: EvaluationRequest, host: str, port: int) -> None:
             from actors.agents.standalone import Standalone
 
             async with backend.open_engines(spec, model_path) as (engine, _):
-                served = Standalone(made, cast("TurnEngine", engine), key)
+                served = Standalone(made, cast("TurnEngine", engine), key, request.step)
                 _say(console, request.model, await served.start(), key, host)
                 try:
                     await served.run()

@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 from lpo_ray.agents.conversations import EnvironmentSettings
-from lpo_ray.agents.endpoint_settings import EndpointSettings
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.agents.limits import Hosted
-from lpo_ray.agents.programs import AgentSettings
+from lpo_ray.agents.programs.program import AgentSettings
 from lpo_ray.common.restart_budget import RestartRule
 from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.conversations import agent_command, most_turns
@@ -108,6 +108,7 @@ def endpoint_settings(spec: RunSpec, model_path: str) -> EndpointSettings:
         style=form_of(task).style,
         plain=task.template == "plain",
         tool_parser=task.tool_parser,
+        reasoning_parser=spec.config.agent.reasoning_parser,
         overrides=spec.config.agent.overrides,
         trust_remote_code=spec.config.model.trust_remote_code,
     )

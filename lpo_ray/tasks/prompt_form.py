@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lpo_ray.agents.launching import schemas_of
+from lpo_ray.agents.processes.launching import schemas_of
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError, DataError
 from lpo_ray.policy.tokenizer import DEFAULT_STYLE, ChatStyle, Messages

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lpo_ray.agents.tool_calls import PARSERS
+from lpo_ray.agents.tools.calls import PARSERS
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.conversations import is_conversation
 from lpo_ray.config.ranges import LARGEST

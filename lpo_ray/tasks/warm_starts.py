@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lpo_ray.agents.countdown_turns import TRIES, plain_answer
+from lpo_ray.agents.environments.countdown_turns import TRIES, plain_answer
 from lpo_ray.common.seeds import derive_seed
 from lpo_ray.tasks.sources.arithmetic_problems import generate as generate_arithmetic
 from lpo_ray.tasks.sources.countdown_problems import generate, guess, render

@@ -60,7 +60,12 @@ class CallStore(CallRecord):
 
     @override
     async def put(self, conversation: ConversationId, answered: Answered, sampling: Sampling) -> None:
-        await asyncio.to_thread(self.add, conversation, answered, sampling)
+        adding = asyncio.ensure_future(asyncio.to_thread(self.add, conversation, answered, sampling))
+        try:
+            await asyncio.shield(adding)
+        except asyncio.CancelledError:
+            await adding  # a thread goes on: what is forgotten next shall have this in it
+            raise
 
     @override
     async def forget(self, prompt_id: str) -> None:

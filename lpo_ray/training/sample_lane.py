@@ -241,7 +241,7 @@ class SampleLane:
         reason = ""
         while lost_times < self._settings.max_attempts:
             if lost_times + unscored_times:
-                self._issue_next(flight)
+                await self._issue_next(flight)
             try:
                 scored = await self._leased(flight.prompt, flight.attempt)
             except Unscored as lost:
@@ -268,14 +268,12 @@ class SampleLane:
             "reasons are in ledger.sqlite"
         )
 
-    def _issue_next(self, flight: _Flight) -> None:
-        """Issue the next attempt of a prompt. It has its number at once: it may be cut before the ledger has it."""
-
-        async def same(attempt: int, issued: Awaitable[int]) -> None:
-            assert await issued == attempt
-
+    async def _issue_next(self, flight: _Flight) -> None:
+        """Issue the next attempt of a prompt. It has its number at once: it may be cut before the ledger has it. It
+        begins when the ledger has it, and so all that was noted of the one before.
+        """
         flight.attempt, flight.version = flight.attempt + 1, self.version
-        self._tasks.create_task(same(flight.attempt, self._issued(flight.index, flight.prompt)))
+        assert await self._issued(flight.index, flight.prompt) == flight.attempt
 
     def _lost(self, flight: _Flight, lost: GroupLost) -> None:
         record = self._ledger.unscored if isinstance(lost, Unscored) else self._ledger.lost

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lpo_ray.agents.conversations import EnvironmentSettings, HostedEnvironments, row_of
-from lpo_ray.agents.launching import schemas_of
 from lpo_ray.agents.limits import Hosted
+from lpo_ray.agents.processes.launching import schemas_of
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError, Unscored
 from lpo_ray.policy.tokenizer import ChatStyle, Tokenizer

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from lpo_ray.agents.endpoint.sessions import SessionLimits, Sessions
 from lpo_ray.agents.joined import JoinedAgents
-from lpo_ray.agents.programs import Access
-from lpo_ray.agents.sessions import SessionLimits, Sessions
+from lpo_ray.agents.programs.program import Access
 from lpo_ray.common.redaction import redact
 from lpo_ray.errors import GroupLost, Unscored
 from lpo_ray.records import Answered, Call, ConversationId, Finished, Prompt, Refusal, Turn

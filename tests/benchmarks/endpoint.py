@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 
 from actors.agents.standalone import Standalone
-from lpo_ray.agents.endpoint_settings import EndpointSettings
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.records import Prompt, PromptGroup, Sampling, Turn, TurnRequest
 

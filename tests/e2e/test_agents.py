@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +17,10 @@ import pytest
 
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.telemetry.samples import read_step
-from lpo_ray.training.call_store import FILE, call_from_bytes
 from lpo_ray.training.ledger_audit import audit
 from tests.support.e2e_agents import MARKS, share_of_digits
 from tests.support.live_runs import Run, find, finish
+from tests.support.watched_calls import Watched, watching
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 AGENT = f"{Path(__file__).parents[1]}/support/e2e_agents.py"
@@ -31,35 +28,6 @@ OPTIONS = (
     f"task.agent={AGENT}:slow", "sampling.max_tokens=8", "learner.lr=1e-3", "pipeline.groups_per_step=2",
     "rollout.num_workers=2", "environment.processes=2", "verifier.num_processes=1", "supervision.backoff_seconds=0.1",
 )  # fmt: skip
-Drawn = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[int, ...]]
-"""context, tokens, log-probs and weights versions of a turn that an engine drew"""
-
-
-@dataclass
-class Watched:
-    """Calls of a run as its record had them, whatever became of them; by session."""
-
-    path: Path
-    calls: dict[tuple[str, int, int], dict[int, Drawn]] = field(default_factory=dict)
-    done: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        last = 0
-        while not self.done.wait(0.1):
-            try:
-                with sqlite3.connect(f"file:{self.path}?mode=ro", uri=True) as db:
-                    rows = db.execute(
-                        "SELECT id, prompt_id, attempt, response, content FROM calls WHERE id > ?", (last,)
-                    ).fetchall()
-            except sqlite3.OperationalError:
-                continue  # not there yet
-            for number, *name, content in rows:
-                found = call_from_bytes(content)
-                last = max(last, number)
-                self.calls.setdefault((*name,), {})[number] = (
-                    tuple(found.call.context_ids.tolist()), tuple(found.turn.token_ids.tolist()),
-                    tuple(found.turn.behaviour_logprobs.tolist()), tuple(found.turn.versions.tolist()),
-                )  # fmt: skip
 
 
 @dataclass
@@ -77,11 +45,8 @@ class Killed:
 def killed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Iterator[Killed]:
     """Kill one after the other, each while agents are between two calls; then resume."""
     folder, marks = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("marks")
-    os.environ[MARKS] = str(marks)
-    watched = Watched(folder / "quickstart" / FILE)
-    watching = threading.Thread(target=watched.run)
-    watching.start()
-    try:
+    with pytest.MonkeyPatch.context() as patch, watching(folder / "quickstart") as watched:
+        patch.setenv(MARKS, str(marks))
         with Run(folder, tiny_policy, *OPTIONS) as run:
             run.wait_for_step(1)
             for process in (lambda: find(run, "RolloutWorker")[0], lambda: find(run, "EndpointService")[0],
@@ -99,10 +64,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory, tiny_policy: Path) -> Itera
         assert run.process.returncode == 0, output
         run.assert_nothing_is_left()
         yield Killed(run.folder, first, steps, watched)
-    finally:
-        watched.done.set()
-        watching.join()
-        del os.environ[MARKS]
 
 
 def _marked(folder: Path) -> int:
@@ -139,14 +100,7 @@ def test_every_token_that_was_trained_was_drawn_by_an_engine(killed: Killed, tin
                 conversation = response.conversation
                 assert conversation is not None
                 assert [len(s.token_ids) > 0 for s in response.segments] == [True, True]
-                drawn = Counter(killed.watched.calls[*group.key, k].values())
-                ends = np.cumsum(response.turns)[:-1]
-                columns = [np.split(column, ends) for column in (
-                    response.token_ids, response.behaviour_logprobs, response.versions)]  # fmt: skip
-                contexts = _contexts(response.segments, group.prompt.token_ids, response.turns)
-                turns = [(context, *(tuple(part.tolist()) for part in parts))
-                         for context, *parts in zip(contexts, *columns, strict=True)]  # fmt: skip
-                assert Counter(turns) == drawn, "each call is one turn, and each turn a call"
+                turns = killed.watched.check(group, k)
                 assert len(turns) == 4
                 aside = tuple(tokenizer.encode("*\n").tolist())
                 trunk = [turn[1] for turn in turns if turn[0][-len(aside) :] != aside]
@@ -156,17 +110,6 @@ def test_every_token_that_was_trained_was_drawn_by_an_engine(killed: Killed, tin
                 assert float(reward) == pytest.approx(share_of_digits(said), abs=1e-6)
                 seen += 1
     assert seen == 2 * 4 * killed.steps
-
-
-def _contexts(segments: tuple, prompt: np.ndarray, turns: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Context of every turn, in order."""
-    number = 0
-    for segment in segments:
-        context = prompt if segment.context_ids is None else segment.context_ids
-        whole, places = [*context.tolist(), *segment.token_ids.tolist()], np.flatnonzero(segment.sampled)
-        while len(places):
-            yield tuple(whole[: len(context) + places[0]])
-            places, number = places[turns[number] :], number + 1
 
 
 def test_what_was_answered_was_not_drawn_again(killed: Killed) -> None:

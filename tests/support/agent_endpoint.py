@@ -17,7 +17,7 @@ import openai
 from transformers import LlamaConfig
 
 from actors.agents.endpoint import Endpoint
-from lpo_ray.agents.endpoint_settings import EndpointSettings
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.errors import GroupLost
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Answered, Call, ConversationId, Refusal, Sampling, Turn

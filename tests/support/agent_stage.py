@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 
 from actors.agents.endpoint import Endpoint
-from lpo_ray.agents.doorway import Doorway
-from lpo_ray.agents.endpoint_settings import LOOPBACK, EndpointSettings
+from lpo_ray.agents.endpoint.doorway import Doorway
+from lpo_ray.agents.endpoint.settings import LOOPBACK, EndpointSettings
 from lpo_ray.agents.joined import JoinedAgents
-from lpo_ray.agents.programs import HostedPrograms
+from lpo_ray.agents.programs.program import HostedPrograms
 from lpo_ray.errors import GroupLost
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.records import Answered, Call, ConversationId, Prompt, PromptGroup, Refusal, Sampling, Turn, TurnRequest

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from lpo_ray.agents.builtin_tools import calculator
+from lpo_ray.agents.tools.builtin import calculator
 from lpo_ray.config.schema import TaskConfig
 from lpo_ray.errors import ConfigError
 from lpo_ray.tasks.base_policy import character_tokenizer

@@ -8,18 +8,23 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpo_ray.records import Answered, Call, ConversationId, Sampling, Turn, WeightsVersion
+from lpo_ray.records import Answered, Call, ConversationId, Prompt, PromptGroup, Sampling, Turn, WeightsVersion
 from lpo_ray.training.call_store import FILE, CallStore, call_from_bytes, call_to_bytes, read_calls
 from lpo_ray.training.ledger import Ledger
+from lpo_ray.training.loop import TrainingLoop
 from tests.support.builders import make_scored
+from tests.support.fakes import FakeComponents, FakeObserver, FakeSource
+from tests.support.loops import loop_settings
 
 SAMPLING = Sampling(2, 1.0, 8, 0)
 
@@ -176,3 +181,56 @@ def test_a_resume_keeps_what_was_cut_off_and_is_not_newer(ledger: Ledger) -> Non
     ledger.calls.add(ConversationId(name.prompt_id, 0, 1), call(version=5), SAMPLING)
     ledger.resume(2)
     assert sorted(ledger.calls.before(name.prompt_id, 1, SAMPLING)) == [0]
+
+
+class SlowStore(CallStore):
+    """Takes its time to forget and to add."""
+
+    def remove_attempts(self, prompt_id: str, last: int) -> None:
+        time.sleep(0.2)
+        super().remove_attempts(prompt_id, last)
+
+    def add(self, conversation: ConversationId, answered: Answered, sampling: Sampling) -> None:
+        time.sleep(0.2)
+        super().add(conversation, answered, sampling)
+
+
+class Answering(FakeComponents):
+    """An engine that keeps a call of each attempt, and sees what the one before left."""
+
+    def __init__(self, store: CallStore, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._store, self.found = store, Counter[tuple[int, int]]()
+
+    async def sample(self, prompt: Prompt, sampling: Sampling, attempt: int) -> PromptGroup:
+        before = await self._store.begin(prompt.prompt_id, attempt, SAMPLING)
+        self.found[attempt, len(before)] += 1
+        await self._store.put(ConversationId(prompt.prompt_id, attempt, 0), call(), SAMPLING)
+        return await super().sample(prompt, sampling, attempt)
+
+
+@pytest.mark.parametrize(("fate", "kept"), [("unscored", 0), ("lose", 1)])
+async def test_an_attempt_that_stayed_unscored_is_forgotten_before_the_next_begins(
+    fate: str, kept: int, tmp_path: Path
+) -> None:
+    store = SlowStore(tmp_path / FILE)
+    ledger = Ledger(tmp_path / "ledger.sqlite", calls=store)
+    parts = Answering(store, **{fate: {"train-00000001": 1}})
+    loop = TrainingLoop(parts, FakeSource(), ledger, loop_settings(tmp_path, steps=1), FakeObserver())
+    await asyncio.wait_for(loop.run(WeightsVersion(0, "first")), 20)
+    assert {name: count for name, count in parts.found.items() if name[0]} == {(1, kept): 1}
+    ledger.close()
+
+
+async def test_what_was_being_kept_when_it_was_cancelled_is_there_to_be_forgotten(tmp_path: Path) -> None:
+    store = SlowStore(tmp_path / FILE)
+    putting = asyncio.ensure_future(store.put(ConversationId("p", 0, 0), call(), SAMPLING))
+    await asyncio.sleep(0.05)
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    assert store.prompts() == {"p"}
+    await store.forget("p")
+    await asyncio.sleep(0.3)
+    assert store.prompts() == set()
+    store.close()

@@ -44,6 +44,8 @@ class EvaluationRequest:
     name: str
     """of the task"""
     folder: Path
+    step: int = 0
+    """of the checkpoint; 0: the model is none of a run"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class _Target:
     model: str
     folder: Path
     """without --out"""
+    step: int = 0
 
 
 def requests_of(
@@ -74,13 +77,13 @@ def requests_of(
     found = _target(target, step, task, config, suite, any_task)
     if suite is None:
         only = config_of([*found.layers, ("evaluate", ANY_KS)], overrides)
-        return [EvaluationRequest(only, found.model, only.task.name, out or found.folder)]
+        return [EvaluationRequest(only, found.model, only.task.name, out or found.folder, found.step)]
     shared, tasks = _suite(suite)
     folder = out or found.folder
     requests = []
     for name, sections in tasks.items():
         layers = [*_without_task(found.layers), shared, (f"{suite}: {name}", sections), ("evaluate", ANY_KS)]
-        requests.append(EvaluationRequest(config_of(layers, overrides), found.model, name, folder / name))
+        requests.append(EvaluationRequest(config_of(layers, overrides), found.model, name, folder / name, found.step))
     return requests
 
 
@@ -124,7 +127,12 @@ def _run(path: Path, step: int | None, task: str | None, what: str | None) -> _T
         layers = [*_without_task(layers), ("--task", {"task": {"name": task}})]
     trained = {"path": str(policy)}
     layers.append((str(path), {"model": {"lora": trained} if is_adapter(policy) else trained}))
-    return _Target(layers, f"{path.resolve().name} {saved.name}", path / "evaluations" / _name(saved.name, what))
+    return _Target(
+        layers,
+        f"{path.resolve().name} {saved.name}",
+        path / "evaluations" / _name(saved.name, what),
+        checkpoint.step_of(saved),
+    )
 
 
 def _model(target: str, task: str | None, config: Path | None, suite: Path | None, any_task: str | None) -> _Target:

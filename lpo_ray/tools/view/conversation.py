@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from lpo_ray.agents.tool_calls import ONE_ARGUMENT, PARSERS, ToolCall, parse
+from lpo_ray.agents.tools.calls import ONE_ARGUMENT, PARSERS, ToolCall, parse
 from lpo_ray.errors import DataError
 from lpo_ray.records import BoolArray, IntArray
 from lpo_ray.tools.view.run_folders import task_of

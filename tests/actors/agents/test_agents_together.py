@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.agents.agent_functions import AgentFunctions
 from lpo_ray.agents.limits import Hosted
-from lpo_ray.agents.programs import AgentSettings, HostedPrograms
+from lpo_ray.agents.programs.functions import AgentFunctions
+from lpo_ray.agents.programs.program import AgentSettings, HostedPrograms
 from lpo_ray.errors import GroupLost, Unscored
 from lpo_ray.training.call_store import CallStore
 from tests.support.agent_endpoint import model_folder

@@ -15,9 +15,9 @@ import openai
 import pytest
 import pytest_asyncio
 
-from lpo_ray.agents.doorway import Doorway
-from lpo_ray.agents.endpoint_settings import EndpointSettings
-from lpo_ray.agents.sessions import SessionLimits
+from lpo_ray.agents.endpoint.doorway import Doorway
+from lpo_ray.agents.endpoint.sessions import SessionLimits
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.records import Refusal
 from tests.support.agent_endpoint import SAMPLING, Running, answers, model_folder, running, turn_of
 from tests.support.chat_tokenizers import QWEN3, byte_tokenizer

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lpo_ray.agents.endpoint_settings import EndpointSettings
-from lpo_ray.agents.requests import APIS
-from lpo_ray.agents.sessions import SessionLimits
+from lpo_ray.agents.endpoint.requests import APIS
+from lpo_ray.agents.endpoint.sessions import SessionLimits
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.records import Call
 from tests.support.agent_endpoint import SAMPLING, InThread, model_folder, turn_of
 from tests.support.chat_tokenizers import QWEN3, byte_tokenizer

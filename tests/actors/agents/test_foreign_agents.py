@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lpo_ray.agents.agent_commands import AgentCommands
-from lpo_ray.agents.agent_functions import AgentFunctions
 from lpo_ray.agents.limits import Hosted
-from lpo_ray.agents.programs import AgentSettings, HostedPrograms
+from lpo_ray.agents.programs.commands import AgentCommands
+from lpo_ray.agents.programs.functions import AgentFunctions
+from lpo_ray.agents.programs.program import AgentSettings, HostedPrograms
 from lpo_ray.training.call_store import CallStore
 from tests.support.agent_endpoint import model_folder
 from tests.support.agent_stage import stage

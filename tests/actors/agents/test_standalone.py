@@ -10,9 +10,9 @@ import openai
 import pytest
 
 from actors.agents.standalone import OpenSessions, Standalone
-from lpo_ray.agents.api_errors import ApiError
-from lpo_ray.agents.endpoint_settings import EndpointSettings
-from lpo_ray.agents.sessions import SessionLimits
+from lpo_ray.agents.endpoint.api_errors import ApiError
+from lpo_ray.agents.endpoint.sessions import SessionLimits
+from lpo_ray.agents.endpoint.settings import EndpointSettings
 from lpo_ray.errors import GroupLost
 from lpo_ray.interfaces import TurnEngine
 from lpo_ray.records import Prompt, PromptGroup, Sampling, Turn, TurnRequest
@@ -46,7 +46,7 @@ class Engine(TurnEngine):
 async def test_an_engine_answers_each_session_and_is_asked_again_when_it_fails() -> None:
     folder = model_folder(byte_tokenizer(CHATML, eos="<|im_end|>"))
     engine = Engine(failures=1)
-    served = Standalone(EndpointSettings(folder, SAMPLING, 1024, patience_seconds=0), engine, KEY)
+    served = Standalone(EndpointSettings(folder, SAMPLING, 1024, patience_seconds=0), engine, KEY, step=30)
     url = f"{await served.start()}/v1"
     running = asyncio.create_task(served.run())
     try:
@@ -57,6 +57,9 @@ async def test_an_engine_answers_each_session_and_is_asked_again_when_it_fails()
             return reply.choices[0].message.content
 
         assert await ask(KEY) == "2", "a call that failed is asked again by the client, and drawn again"
+        client = openai.AsyncOpenAI(base_url=url, api_key=KEY, timeout=30)
+        raw = await client.chat.completions.with_raw_response.create(model="m", messages=USER)
+        assert raw.headers["x-lpo-ray-weights"] == "30", "the step of the run that it serves"
         assert await ask(KEY) == "2" and await ask(f"{KEY}/other") == "3" and await ask(f"{KEY}/other") == "3"
         with pytest.raises(openai.AuthenticationError):
             await ask(f"{KEY[:-1]}x/other")

@@ -1,0 +1,1 @@
+"""Child processes that host environments and functions of agents, each of many conversations."""

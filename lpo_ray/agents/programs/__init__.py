@@ -1,0 +1,1 @@
+"""Agents' programs: functions and commands, what they are given, and how they end."""
