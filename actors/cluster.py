@@ -45,6 +45,7 @@ from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.engine import engine_processes, less_precise, shares_gpus
 from lpo_ray.config.gpus import auto_transport
+from lpo_ray.config.lora import has_adapter
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, TurnEngine, WeightTransport
@@ -244,7 +245,8 @@ async def build_cluster(spec: RunSpec, model_path: str, events: Events) -> Clust
     learner = _learner(spec, model_path, layout, events)
     proof = settings.proof_limits(spec, model_path)
     record = CallStore(spec.run_dir / FILE) if spec.has_agent else None
-    exact = not less_precise(config.rollout)  # what vLLM quantizes, it may keep where NaN does not show
+    # What vLLM quantizes, it may keep where NaN does not show; what is beside an adapter, no publish brings.
+    exact = not less_precise(config.rollout) and not has_adapter(config)
     rollout = _rollout(spec, model_path, transport, layout, events, blank=lambda: exact and proof.proves_blank)
     verifier, conversations = _verifier(spec, model_path, events), _conversations(spec, model_path, events, record)
     builder = remote_target_builder(config, settings.target_rules(spec), settings.restart_rule(spec), events)
@@ -427,6 +429,7 @@ async def _publisher(
         processes_per_engine=engine_processes(spec.config.rollout),
         proof=proof,
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
+        begins_with_adapter=spec.config.model.lora.path is not None,
         prepare_seconds=spec.config.transport.prepare_seconds,
         join_seconds=spec.config.transport.join_seconds,
         transfer_seconds=spec.config.transport.transfer_seconds,

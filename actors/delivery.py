@@ -37,6 +37,7 @@ from actors.transports.table import Transport
 from lpo_ray.common.silence import Progress, Watch
 from lpo_ray.errors import ComponentDied, LpoRayError, WeightsNotProved
 from lpo_ray.policy.proof_limits import ProofLimits, is_mixture
+from lpo_ray.policy.tensor_digest import DIGEST_OF_ZEROS
 from lpo_ray.policy.weights_proof import (
     Agreement,
     as_answered,
@@ -55,6 +56,7 @@ UNCHANGED = 1e-6
 _NOT_THE_SAME = (
     "it has loaded the model's folder, as the learner had, and computes other log-probs of the probe from it"
 )
+_BASE = "its own weights have changed, which nobody sends"
 Member = PoolMember[RemoteWorker]
 
 
@@ -68,6 +70,8 @@ class DeliverySettings:
     """probe of the run, and how far engines and learner may differ on it"""
     folder_is_version_0: bool
     """the learner sends at first what the engines have loaded, bit for bit"""
+    begins_with_adapter: bool
+    """engines have loaded an adapter beside the folder"""
     prepare_seconds: float
     """for engines to stop decoding (without a token)"""
     join_seconds: float
@@ -245,6 +249,9 @@ class Attempt:
                 difference, limit, which = excess
                 why = f"its log-probs of the probe are not the learner's ({which})"
                 error = WeightsNotProved(member.name, str(version), difference, limit, why)
+            elif why := self._adapter_fault(member, digests, delivery):
+                difference, limit = found.largest, proof.limits(found.surprise).largest
+                error = WeightsNotProved(member.name, str(version), difference, limit, why)
             elif changed > UNCHANGED:
                 error = WeightsNotProved(member.name, str(version), changed, UNCHANGED, _changed_by(digests))
             else:
@@ -257,6 +264,23 @@ class Attempt:
         proof.measured(proved)
         typical, largest = max(found.typical for found in proved), max(found.largest for found in proved)
         self.agreement = Agreement(typical, largest, proved[0].surprise)
+
+    def _adapter_fault(self, member: Member, digests: dict[str, str], delivery: Delivery) -> str:
+        """Say what is wrong with how an engine serves its adapter; empty: nothing, or there is none.
+
+        The model without it must answer as the model that was loaded. With it, it must answer in another way, unless
+        every lora_B is zero.
+        """
+        if delivery.bare is None:
+            return ""
+        loaded = None if self._settings.begins_with_adapter else self._as_loaded.engines.get(member)
+        moved = 0.0 if loaded is None else largest_difference(loaded[:-1], delivery.bare)
+        if moved > UNCHANGED:
+            return f"without its adapter it answers {moved:.2g} nats other than when it had loaded the model: {_BASE}"
+        is_zero = all(digest == DIGEST_OF_ZEROS for name, digest in digests.items() if ".lora_B." in name)
+        if not is_zero and not largest_difference(delivery.bare, delivery.logprobs[:-1]):
+            return "it answers the same with its adapter and without: the adapter is not active"
+        return ""
 
     def _end_without_members(self) -> None:
         """Raise what the first member failed with, when all have."""

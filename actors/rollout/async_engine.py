@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import cast
 
 from typing_extensions import override
@@ -11,9 +11,11 @@ from vllm import RequestOutput, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from actors.rollout.engine import Engine, SampledCount, joined, refusals, streamed
+from actors.rollout.adapter import ServedAdapter
+from actors.rollout.engine import Engine, SampledCount, joined, of_version, refusals, streamed
 from actors.rollout.inflight import Admission, Rule
 from lpo_ray.policy.weights import Plain
 
@@ -21,8 +23,8 @@ from lpo_ray.policy.weights import Plain
 class AsyncEngine(Engine):
     """AsyncLLM: the engine core in a process of its own."""
 
-    def __init__(self, arguments: AsyncEngineArgs, rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, arguments: AsyncEngineArgs, rule: Rule, adapter: ServedAdapter) -> None:
+        self._rule, self.adapter = rule, adapter
         self._admission = Admission()
         self._engine = AsyncLLM.from_engine_args(arguments)
         self._sampled = SampledCount(self._engine.output_processor)
@@ -30,10 +32,24 @@ class AsyncEngine(Engine):
 
     @override
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        shared: bool,
+        priority: int = 0,
+        bare: bool = False,
+        newest: bool = False,
     ) -> RequestOutput | None:
         prompt = await self._admission.prompt(token_ids, shared=shared)
-        request = asyncio.create_task(self._decode(prompt, params, request_id, priority))
+        async with self.adapter.used(bare=bare, newest=newest) as (adapter, version):
+            output = await self._settled(self._decode(prompt, params, request_id, priority, adapter))
+        return of_version(output, version) if self._rule.keeps_versions else output
+
+    async def _settled(self, decoding: Coroutine[None, None, RequestOutput]) -> RequestOutput | None:
+        """Wait for a request to end. None: it was taken back before it had a token."""
+        request = asyncio.create_task(decoding)
         self._unstarted.add(request)
         request.add_done_callback(self._unstarted.discard)
         try:
@@ -44,13 +60,14 @@ class AsyncEngine(Engine):
         return output if output is not None and output.outputs[0].token_ids else None
 
     async def _decode(
-        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int
+        self, prompt: TokensPrompt, params: SamplingParams, request_id: str, priority: int, adapter: LoRARequest | None
     ) -> RequestOutput:
         so_far: RequestOutput | None = None
         # Which requests have no token yet is known from the report of the first.
         reported = streamed(params, every=params.max_tokens) if self._rule.restarts_unstarted else params
         with refusals():
-            async for output in self._engine.generate(prompt, reported, request_id, priority=priority):
+            answers = self._engine.generate(prompt, reported, request_id, lora_request=adapter, priority=priority)
+            async for output in answers:
                 self._unstarted.discard(cast("asyncio.Task[RequestOutput]", asyncio.current_task()))
                 so_far = joined(so_far, output)
         if so_far is None:
@@ -62,11 +79,22 @@ class AsyncEngine(Engine):
         await self._engine.update_weight_version(version)
 
     @override
+    async def load_adapter(self) -> None:
+        number, dropped = self.adapter.next_place()
+        arguments = {"folder": self.adapter.folder, "config": self.adapter.config, "number": number}
+        await self._engine.collective_rpc("serve_adapter_of", kwargs=arguments)
+        self.adapter.put(number, dropped, None)
+
+    @override
     async def join_senders(self, senders: Plain) -> None:
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=senders))
 
     @override
     async def begin_update(self) -> None:
+        if self._rule.keeps_versions:
+            await self.adapter.until_a_place_is_free()
+            await self._engine.collective_rpc("restart_weight_update")
+            return
         self._admission.close()
         # The scheduler is paused first: while layers are reloaded no step may run.
         await self._engine.pause_generation(mode=self._rule.pause, clear_cache=self._rule.drops_caches)
@@ -83,6 +111,11 @@ class AsyncEngine(Engine):
     @override
     async def finish_update(self, version: str) -> list[dict[str, str]]:
         await self._engine.finish_weight_update(weight_version=version)
+        if (config := self.adapter.config) is not None:
+            number, dropped = self.adapter.next_place()
+            placed = {"config": config, "number": number, "dropped": dropped}
+            await self._engine.collective_rpc("serve_received_adapter", kwargs=placed)
+            self.adapter.put(number, dropped, version)
         if self._rule.drops_caches:
             await self._engine.reset_prefix_cache(reset_running_requests=True)
         await self._engine.reset_encoder_cache()

@@ -8,30 +8,47 @@ from typing import Protocol
 
 from vllm import RequestOutput, SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.outputs import WeightVersionSpan
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 from vllm.v1.metrics.stats import IterationStats
 
+from actors.rollout.adapter import ServedAdapter
 from lpo_ray.policy.weights import Plain
 
 
 class Engine(Protocol):
     """Operations of vLLM that a rollout worker needs."""
 
+    adapter: ServedAdapter
+
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        shared: bool,
+        priority: int = 0,
+        bare: bool = False,
+        newest: bool = False,
     ) -> RequestOutput | None:
         """Decode a request to its end. Waits while an update is running. Cancelling the await aborts the request.
 
         When an update takes the request back, returns what it had so far, with finish_reason TAKEN_BACK; None if it had
         no token. Raises ValueError when vLLM refuses it. ``shared``: see Admission.prompt; ``priority``: lower is
-        decoded first.
+        decoded first; ``bare``: by the model without its adapter; ``newest``: by the adapter that arrived last, proved
+        or not.
         """
         ...
 
     async def name_weights(self, version: str) -> None:
         """Say that the weights it was built with are ``version``."""
+        ...
+
+    async def load_adapter(self) -> None:
+        """Serve the adapter to begin with, from its folder."""
         ...
 
     async def join_senders(self, senders: Plain) -> None:
@@ -40,7 +57,7 @@ class Engine(Protocol):
 
     async def begin_update(self) -> None:
         """Treat the running requests as the rule says, then call vLLM's ``start_weight_update``. No token is decoded
-        until ``finish_update``. An update that was given up is started again.
+        until ``finish_update``, unless the rule keeps versions. An update that was given up is started again.
         """
         ...
 
@@ -108,6 +125,14 @@ def streamed(params: SamplingParams, every: int | None) -> SamplingParams:
     params = params.clone()
     params.output_kind, params.stream_interval = RequestOutputKind.DELTA, every
     return params
+
+
+def of_version(output: RequestOutput | None, version: str | None) -> RequestOutput | None:
+    """Say that all tokens of an output are of one version, whatever has become the engine's meanwhile."""
+    if output is not None and version is not None:
+        sampled = output.outputs[0]
+        sampled.weight_versions = [WeightVersionSpan(version, 0, len(sampled.token_ids))]
+    return output
 
 
 def joined(so_far: RequestOutput | None, new: RequestOutput) -> RequestOutput:

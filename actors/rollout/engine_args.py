@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
+from actors.rollout.adapter import adapter_arguments
 from lpo_ray.errors import ConfigError
 from lpo_ray.rollout.engine_settings import EngineSettings
 
@@ -36,7 +37,7 @@ SET_BY = {
 ANOTHER_MODEL = "the engine would be another model than the one that is trained"
 OTHER_TOKENS = "responses would come from another distribution than their log-probs say"
 DRAFTS = "nothing publishes to a draft model, and the log-probs of accepted drafts are not proved here"
-NO_ADAPTERS = "the whole model is trained and published, and there is no adapter to serve"
+NO_ADAPTERS = "model.lora says which adapter an engine serves, and without one there is none"
 NODES = (
     "an engine's processes are on one node: take more engines (rollout.num_workers), each with the GPUs of one node at "
     "most"
@@ -127,6 +128,7 @@ def engine_arguments(settings: EngineSettings, receiver: str) -> AsyncEngineArgs
         generation_config="vllm",
         load_format=_blank_format() if settings.blank else "auto",
         scheduling_policy="priority",  # of probes
+        **adapter_arguments(settings.adapter, settings.versions_alive),
         **cast("dict[str, Any]", {**defaults, **passed_through(settings)}),
     )
 

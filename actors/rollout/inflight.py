@@ -7,6 +7,8 @@
  keep_cache      wait, and continue                          kept: no other request may read it
  abort_resume    end; the worker sends them again, with      dropped
                  the tokens so far as part of the prompt
+ keep_version    go on to their end with the adapter that    kept: it is of one adapter by its name
+                 they began with; nothing waits
 ```
 Both engines carry it out; the rollout worker reads it for its probe.
 """
@@ -37,6 +39,8 @@ class Rule:
     they would make a drain longer than the longest response, or find the KV cache of the old weights ("abort" takes all
     back anyway)
     """
+    keeps_versions: bool = False
+    """whether the engine decodes on while weights arrive, and responses end with what they began with"""
 
 
 RULES = {
@@ -44,6 +48,7 @@ RULES = {
     Inflight.keep_recompute: Rule("keep", drops_caches=True, restarts_unstarted=False),
     Inflight.keep_cache: Rule("keep", drops_caches=False, restarts_unstarted=True),
     Inflight.abort_resume: Rule("abort", drops_caches=True, restarts_unstarted=False),
+    Inflight.keep_version: Rule("keep", drops_caches=False, restarts_unstarted=False, keeps_versions=True),
 }
 
 

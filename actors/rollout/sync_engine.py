@@ -15,10 +15,13 @@ from typing import TypeVar, cast
 
 from typing_extensions import override
 from vllm import EngineArgs, RequestOutput, SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 from vllm.outputs import WeightVersionSpan
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.rollout.engine import Engine, SampledCount, joined, refusals, streamed
+from actors.rollout.adapter import ServedAdapter
+from actors.rollout.engine import Engine, SampledCount, joined, of_version, refusals, streamed
 from actors.rollout.inflight import TAKEN_BACK, Admission, Rule
 from lpo_ray.policy.weights import Plain
 
@@ -44,9 +47,9 @@ class _Request:
 class SyncEngine(Engine):
     """LLMEngine on a thread of its own."""
 
-    def __init__(self, arguments: EngineArgs, rule: Rule) -> None:
+    def __init__(self, arguments: EngineArgs, rule: Rule, adapter: ServedAdapter) -> None:
         """Block until the engine has loaded the model. Raises what vLLM raises."""
-        self._rule = rule
+        self._rule, self.adapter = rule, adapter
         self._admission = Admission()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._requests: dict[str, _Request] = {}
@@ -61,15 +64,35 @@ class SyncEngine(Engine):
 
     @override
     async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, *, shared: bool, priority: int = 0
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        shared: bool,
+        priority: int = 0,
+        bare: bool = False,
+        newest: bool = False,
     ) -> RequestOutput | None:
         prompt = await self._admission.prompt(token_ids, shared=shared)
+        async with self.adapter.used(bare=bare, newest=newest) as (adapter, version):
+            output = await self._decode(request_id, prompt, params, adapter, priority)
+        return of_version(output, version) if self._rule.keeps_versions else output
+
+    async def _decode(
+        self,
+        request_id: str,
+        prompt: TokensPrompt,
+        params: SamplingParams,
+        adapter: LoRARequest | None,
+        priority: int,
+    ) -> RequestOutput | None:
         loop = asyncio.get_running_loop()
         request = _Request(loop, loop.create_future())
         reported = self._reported(params)
 
         def add() -> None:
-            self._engine.add_request(request_id, prompt, reported, priority=priority)
+            self._engine.add_request(request_id, prompt, reported, lora_request=adapter, priority=priority)
             self._requests[request_id] = request
 
         def abort() -> None:
@@ -97,11 +120,22 @@ class SyncEngine(Engine):
         await self._on_thread(lambda: self._engine.set_weight_version(version))
 
     @override
+    async def load_adapter(self) -> None:
+        number, dropped = self.adapter.next_place()
+        arguments = {"folder": self.adapter.folder, "config": self.adapter.config, "number": number}
+        await self._on_thread(lambda: self._engine.collective_rpc("serve_adapter_of", kwargs=arguments))
+        self.adapter.put(number, dropped, None)
+
+    @override
     async def join_senders(self, senders: Plain) -> None:
         await self._rpc("init_weight_transfer_engine", init_info=senders)
 
     @override
     async def begin_update(self) -> None:
+        if self._rule.keeps_versions:
+            await self.adapter.until_a_place_is_free()
+            await self._rpc("restart_weight_update")
+            return
         self._admission.close()
         if running := await self._on_thread(self._pause):
             await asyncio.wait(running)
@@ -137,8 +171,14 @@ class SyncEngine(Engine):
 
     @override
     async def finish_update(self, version: str) -> list[dict[str, str]]:
+        config = self.adapter.config
+        number, dropped = self.adapter.next_place()
+        placed = {"config": config, "number": number, "dropped": dropped}
+
         def finish() -> list[dict[str, str]]:
             self._engine.collective_rpc("finish_weight_update")
+            if config is not None:
+                self._engine.collective_rpc("serve_received_adapter", kwargs=placed)
             if self._rule.drops_caches and not self._engine.reset_prefix_cache(reset_running_requests=True):
                 raise RuntimeError("vLLM did not reset its prefix cache; cached prompts would serve the old weights")
             self._engine.reset_encoder_cache()
@@ -147,6 +187,8 @@ class SyncEngine(Engine):
             return self._engine.collective_rpc("received_digests")
 
         digests = await self._on_thread(finish)
+        if config is not None:
+            self.adapter.put(number, dropped, version)
         self._admission.reopen()
         return digests
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.peft_helper import PEFTHelper
 
 import actors.transports.receivers  # noqa: F401 - vLLM finds them by their names
 from actors.rollout.blank_loader import unfilled
 from actors.transports.receiver import Receiver
+from lpo_ray.policy.adapter_files import read_tensors
 
 # A process must ask the kernel for AMX before its first tile instruction, or it dies with SIGILL; vLLM takes AMX for
 # granted where the CPU announces it. Where the kernel refuses, vLLM must not choose it.
@@ -35,6 +38,38 @@ class WorkerExtension:
     def unfilled_weights(self) -> list[str]:
         """Name the weights of an engine that was built without any, which no publish has brought."""
         return unfilled(self._receiver().model)
+
+    def serve_received_adapter(self, config: dict[str, object], number: int, dropped: list[int]) -> None:
+        """Serve the adapter that the last update brought, as ``number``, without those that are ``dropped``.
+
+        ``config``: what PEFT's adapter_config.json says of it.
+        """
+        self._serve_adapter(config, self._receiver().adapter, number, dropped)
+
+    def serve_adapter_of(self, folder: str, config: dict[str, object], number: int) -> None:
+        """Serve the adapter in a PEFT folder."""
+        self._serve_adapter(config, read_tensors(folder), number, [])
+
+    def _serve_adapter(
+        self, config: dict[str, object], tensors: dict[str, torch.Tensor], number: int, dropped: list[int]
+    ) -> None:
+        """Put an adapter in the place of those that are dropped, between two steps of the engine. vLLM itself takes
+        adapters from folders only.
+        """
+        manager = self.model_runner.lora_manager  # type: ignore[attr-defined]
+        places = manager._adapter_manager
+        helper = PEFTHelper.from_dict(config)
+        helper.validate_legal(manager.lora_config)
+        mapper = getattr(places.model, "hf_to_vllm_mapper", None)
+        made = LoRAModel.from_lora_tensors(
+            number, tensors, helper, device="cpu", dtype=manager.lora_config.lora_dtype,
+            model_vocab_size=manager.vocab_size,
+            weights_mapper=None if mapper is None else mapper.get_rename_mapper(),
+        )  # fmt: skip
+        for old in dropped:
+            places.remove_adapter(old)
+        places.add_adapter(made)
+        places.activate_adapter(number)
 
     def _receiver(self) -> Receiver:
         return cast("Receiver", self.weight_transfer_engine)  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ import numpy as np
 import ray
 
 from actors.control.log_shipping import log, ship_log
+from actors.rollout.adapter import ServedAdapter
 from actors.rollout.engine_args import engine_arguments
 from actors.rollout.inflight import RULES, TAKEN_BACK
 from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
@@ -50,6 +51,8 @@ class Delivery:
     """log-probs of the probe"""
     cached_tokens: int
     """tokens of the probe that came out of the KV cache, so were not computed with these weights"""
+    bare: list[FloatArray] | None = None
+    """log-probs of the probe, but for its last sequence, by the model without its adapter; None where it has none"""
     unfilled: Sequence[str] = ()
     """weights of an engine that was built without any, which were not among those that arrived"""
 
@@ -99,10 +102,13 @@ class RolloutWorker(Startable):
         ship_log("rollout", self._name)
         self._params, self._kind = SamplingParams, RequestOutputKind
         arguments = engine_arguments(self._settings, self._receiver)
+        adapter = ServedAdapter(self._settings.adapter, self._settings.versions_alive)
         if self._settings.asynchronous:
-            self._engine = AsyncEngine(arguments, self._rule)
+            self._engine = AsyncEngine(arguments, self._rule, adapter)
         else:
-            self._engine = await asyncio.to_thread(SyncEngine, arguments, self._rule)
+            self._engine = await asyncio.to_thread(SyncEngine, arguments, self._rule, adapter)
+        if adapter.folder is not None:
+            await self._engine.load_adapter()
         self._released = asyncio.Event()
         process = current_process()
         self._is_blank = self._settings.blank
@@ -159,8 +165,11 @@ class RolloutWorker(Startable):
         await self._engine.join_senders(senders)
 
     async def begin_update(self) -> None:
-        """Stop decoding until ``finish_update``, and give out no group until ``release``."""
-        self._released.clear()
+        """Stop decoding until ``finish_update``, and give out no group until ``release``. Where versions are kept there
+        is nothing to stop: until ``release`` all that begins, and is given out, is of versions that are proved.
+        """
+        if not self._rule.keeps_versions:
+            self._released.clear()
         await self._engine.begin_update()
 
     async def receive(self, bucket: int, tickets: Sequence[object], seconds: float) -> None:
@@ -175,7 +184,9 @@ class RolloutWorker(Startable):
         digests = await self._engine.finish_update(version)
         unfilled = await self._engine.unfilled() if self._is_blank else ()
         self._is_blank = bool(unfilled)
-        return Delivery(digests, *await self._answer(probe), unfilled)
+        answers, cached = await self._answer(probe)
+        bare = None if self._settings.adapter is None else await self.logprobs(probe[:-1], bare=True)
+        return Delivery(digests, answers, cached, bare, unfilled)
 
     async def answer(self, probe: Sequence[IntArray]) -> list[FloatArray]:
         """Compute the log-probs of the probe with the weights of now, as ``finish_update`` does."""
@@ -185,14 +196,17 @@ class RolloutWorker(Startable):
     async def release(self) -> None:
         """Give out groups again: the weights are proved."""
         assert not self._is_blank
+        self._engine.adapter.release()
         self._released.set()
 
-    async def logprobs(self, sequences: Sequence[IntArray]) -> list[FloatArray]:
-        """Compute the log-probs of tokens 1..T-1 of each sequence with the weights of now, [T-1] each."""
+    async def logprobs(self, sequences: Sequence[IntArray], *, bare: bool = False) -> list[FloatArray]:
+        """Compute the log-probs of tokens 1..T-1 of each sequence with the weights of now, [T-1] each. ``bare``: by the
+        model without its adapter.
+        """
         params = self._params(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=self._kind.FINAL_ONLY
         )
-        outputs = await asyncio.gather(*(self._probe(sequence, params) for sequence in sequences))
+        outputs = await asyncio.gather(*(self._probe(sequence, params, bare=bare) for sequence in sequences))
         return [_prompt_logprobs(output, sequence) for output, sequence in zip(outputs, sequences, strict=True)]
 
     async def _answer(self, probe: Sequence[IntArray]) -> tuple[list[FloatArray], int]:
@@ -215,14 +229,16 @@ class RolloutWorker(Startable):
         found.append(np.asarray([rows[0][token].logprob], dtype=np.float32))
         return found, sampled.num_cached_tokens or 0
 
-    async def _probe(self, sequence: IntArray, params: SamplingParams) -> RequestOutput:
+    async def _probe(self, sequence: IntArray, params: SamplingParams, *, bare: bool = False) -> RequestOutput:
         """Answer one sequence of the probe, before all requests that wait: no group is given out until then.
 
         Where the KV cache is dropped, the probe shares it with every probe before, so that one that was not dropped
         shows. Where it is kept, the probe must not find it, as no other request may.
         """
         request_id, shared = f"probe-{os.urandom(8).hex()}", self._rule.drops_caches
-        output = await self._engine.generate(request_id, sequence.tolist(), params, shared=shared, priority=-1)
+        output = await self._engine.generate(
+            request_id, sequence.tolist(), params, shared=shared, priority=-1, bare=bare, newest=True
+        )
         if output is None or output.outputs[0].finish_reason == TAKEN_BACK:
             raise RuntimeError(f"{self._name} began to take new weights before it had answered a probe")
         return output

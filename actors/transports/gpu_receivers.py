@@ -97,9 +97,9 @@ class _Recording:
     receiver: Receiver
     model: nn.Module
 
-    def load_weights(self, pairs: Pairs) -> object:
-        """Load tensors as the model does, and record their digests."""
-        return self.model.load_weights(self.receiver.recorded(pairs))  # pyright: ignore[reportCallIssue]
+    def load_weights(self, pairs: Pairs) -> None:
+        """Load tensors as the receiver does, and record their digests."""
+        self.receiver.load(self.model, self.receiver.recorded(pairs))
 
 
 @contextlib.contextmanager

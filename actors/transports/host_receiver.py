@@ -20,7 +20,7 @@ from actors.transports.gloo import SECONDS, broadcast, form_group
 from actors.transports.receiver import Arrival, Receiver, Senders
 from actors.transports.staging import SharedMemory
 from lpo_ray.policy.tensor_digest import digests_of
-from lpo_ray.policy.weights import Bucket, Manifest, Pairs, Plain
+from lpo_ray.policy.weights import Bucket, Manifest, Plain
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroupGloo
@@ -131,13 +131,9 @@ class HostReceiver(Receiver):
         for sender, share in enumerate(shares):
             pairs = dict(bucket.share_views(sender, share))
             digesting = self._other_core.submit(digests_of, list(pairs.values()))
-            self.load(pairs.items())
+            self.load(self.model, pairs.items())
             self.digests |= dict(zip(pairs, digesting.result(), strict=True))
         _keep_unfinished(self.model, shares)
-
-    def load(self, pairs: Pairs) -> None:
-        """Hand tensors to vLLM's loader."""
-        self.model.load_weights(pairs)  # pyright: ignore[reportCallIssue]
 
 
 def _keep_unfinished(model: nn.Module, buffers: list[Tensor]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -62,17 +62,28 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
     @override
     def start_weight_update(self) -> None:
         self.digests: dict[str, str] = {}
+        self.adapter: dict[str, Tensor] = {}
+        """tensors of an adapter that arrived, which the worker extension serves"""
         self._sums: dict[str, Tensor] = {}
-        initialize_layerwise_reload(self.model)
+        if not self.manifest.is_adapter:
+            initialize_layerwise_reload(self.model)
         self.active = True
 
     @override
     def finish_weight_update(self) -> None:
         self.digests |= dict(zip(self._sums, as_digests(list(self._sums.values())), strict=True))
-        finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type == "cpu":
-            self._pack_again()
+        if not self.manifest.is_adapter:
+            finalize_layerwise_reload(self.model, self.model_config)
+            if self.device.type == "cpu":
+                self._pack_again()
         self.active = False
+
+    def load(self, model: nn.Module, pairs: Pairs) -> None:
+        """Hand tensors to vLLM's loader of ``model``; keep those of an adapter, which its loader does not know."""
+        if self.manifest.is_adapter:
+            self.adapter |= {name: tensor.clone() for name, tensor in pairs}
+        else:
+            model.load_weights(pairs)  # pyright: ignore[reportCallIssue]
 
     def _pack_again(self) -> None:
         """Pack what vLLM packs for its CPU kernels when it loads a model, and not when it loads weights again.

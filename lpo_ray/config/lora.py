@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lpo_ray.config.ranges import require
-from lpo_ray.config.schema import Config
+from lpo_ray.config.schema import Config, Inflight
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.lora import ALL_LINEAR, AdapterSettings
 
@@ -21,9 +21,23 @@ def adapter_settings(config: Config) -> AdapterSettings | None:
     return AdapterSettings(lora.rank, lora.alpha, tuple(lora.targets), lora.rslora, config.run.seed, lora.path)
 
 
+def versions_alive(config: Config) -> int:
+    """Count the versions of an adapter that an engine may have at once."""
+    return config.pipeline.max_staleness + 1 if config.pipeline.inflight is Inflight.keep_version else 1
+
+
 def check_lora(config: Config) -> None:
     """Raise ConfigError for an adapter that PEFT or vLLM does not have, or that the learner's numbers forbid."""
     lora = config.model.lora
+    if config.pipeline.inflight is Inflight.keep_version:
+        require(
+            has_adapter(config),
+            "pipeline.inflight",
+            "keep_version",
+            "another mode, or model.lora.rank: an engine has one version of all weights, and several of adapters only",
+        )
+        require(config.pipeline.max_staleness > 0, "pipeline.max_staleness", config.pipeline.max_staleness,
+                "1 at least with pipeline.inflight=keep_version: what ends later would be too old")  # fmt: skip
     if not has_adapter(config):
         if lora.path is not None:
             raise ConfigError(

@@ -25,6 +25,8 @@ WORD = 8
 ROW = 1 << 14
 """words of a row: 128 KiB, which a core's cache holds. m_i is the multiplier of its row times that of its column"""
 SHIFT = 31
+DIGEST_OF_ZEROS = "0" * 16
+"""of any tensor that is zero everywhere"""
 ROWS_AT_ONCE = 1 << 10
 """rows of which an accelerator makes temporary copies"""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lpo_ray.config.schema import Inflight
+from lpo_ray.policy.lora import AdapterSettings
 
 BATCHED_TOKENS = 8192
 """positions that an engine computes in one step, unless it must compute more"""
@@ -32,6 +33,10 @@ class EngineSettings:
     inflight: Inflight
     trust_remote_code: bool
     """see model.trust_remote_code"""
+    adapter: AdapterSettings | None = None
+    """adapter that it serves beside the model's weights, and that alone is published; None: all weights are"""
+    versions_alive: int = 1
+    """versions of its adapter that it may have at once"""
     blank: bool = False
     """built without weights: the first publish brings them all"""
     extra: Mapping[str, object] = field(default_factory=dict)

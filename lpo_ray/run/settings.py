@@ -22,7 +22,7 @@ from lpo_ray.common.step_schedule import StepSchedule
 from lpo_ray.config.conversations import agent_command, most_turns
 from lpo_ray.config.engine import engine_processes, is_asynchronous, memory_utilization
 from lpo_ray.config.load import dump_config
-from lpo_ray.config.lora import adapter_settings
+from lpo_ray.config.lora import adapter_settings, versions_alive
 from lpo_ray.config.schema import Behaviour, ClipCentre, ClusterKind, Config, EqualRewards
 from lpo_ray.learner.packing import Packing
 from lpo_ray.learner.settings import GridPoint, LearnerSettings, Objective, OptimiserSettings, offloads
@@ -167,6 +167,8 @@ def engine_settings(spec: RunSpec, model_path: str) -> EngineSettings:
         kv_cache_bytes=int(rollout.kv_cache_gib * 2**30),
         inflight=config.pipeline.inflight,
         trust_remote_code=config.model.trust_remote_code,
+        adapter=adapter_settings(config),
+        versions_alive=versions_alive(config),
         extra=dict(rollout.engine_args),
     )
 

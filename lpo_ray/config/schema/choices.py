@@ -60,6 +60,7 @@ class Inflight(Enum):
     keep_recompute = "keep_recompute"
     keep_cache = "keep_cache"
     abort_resume = "abort_resume"
+    keep_version = "keep_version"
 
 
 class EngineKind(Enum):

@@ -99,7 +99,8 @@ class PipelineConfig:
     inflight: Inflight = Inflight.keep_recompute
     """responses that are being decoded when new weights are published: they end first (finish), continue with the new
     weights and a recomputed KV cache (keep_recompute), continue with the old KV cache (keep_cache: no single policy has
-    their log-probs), or are aborted and sent again with their tokens so far (abort_resume)
+    their log-probs), are aborted and sent again with their tokens so far (abort_resume), or end with
+    the adapter that they began with, beside new ones that begin with the new one (keep_version: with model.lora only)
     """
     tokens_per_micro_batch: int = 16384
     """prompt + response tokens of one forward; a group above it is split, at the price of a second pass"""
