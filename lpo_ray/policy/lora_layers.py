@@ -29,7 +29,7 @@ from lpo_ray.policy.scoring import Scorer
 def inject(model: PreTrainedModel, settings: AdapterSettings) -> Mapping[str, nn.Parameter]:
     """Give a model an adapter, and let nothing else be trained. Returns its parameters by the names of the wire.
 
-    It changes nothing yet, or is that of ``settings.path``. The weights beside it may be sharded already. Raises
+    It changes nothing yet, or is that of a folder. The weights beside it may be sharded already. Raises
     ConfigError when a target is no linear layer of the model, or the folder has another adapter.
     """
     for parameter in model.parameters():

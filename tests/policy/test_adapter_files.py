@@ -97,7 +97,8 @@ def test_settings_that_are_not_the_folders_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("peft_type", "LOHA"), ("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"]),
-     ("rank_pattern", {"q": 2}), ("init_lora_weights", "pissa"), ("target_modules", "model.*q_proj"), ("r", "3"), ("lora_alpha", 1.5)],
+     ("rank_pattern", {"q": 2}), ("init_lora_weights", "pissa"), ("target_modules", "model.*q_proj"), ("r", "3"),
+     ("lora_alpha", 1.5)],
 )  # fmt: skip
 def test_another_kind_of_adapter_is_refused(folder: Path, key: str, value: object) -> None:
     file = folder / "adapter_config.json"

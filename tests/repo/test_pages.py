@@ -113,7 +113,8 @@ def test_commands_that_are_named_exist(page: Path) -> None:
     for code in CODE.findall(page.read_text(encoding="utf-8")):
         for command, rest in COMMAND.findall(re.sub(r"#.*", "", code)):
             assert command in cli.commands, f"{page.name}: lpo-ray {command}"
-            options = {option for parameter in cli.commands[command].params for option in parameter.opts}
+            parameters = cli.commands[command].params
+            options = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
             asked = set(re.findall(r"(?<=\s)-{1,2}[a-z][a-z-]*", rest)) - {"--help"}
             assert asked <= options, f"{page.name}: lpo-ray {command} {asked - options}, expected of {options}"
 
