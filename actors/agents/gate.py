@@ -54,7 +54,7 @@ class Gate:
         anthropic = path.startswith("/v1/messages") or bool(_header(scope, b"anthropic-version"))
         dialect: Dialect = "anthropic" if anthropic else "openai"
         try:
-            exchange, body = await self._admitted(path, scope, receive)
+            exchange, name, body = await self._admitted(path, scope, receive)
         except ApiError as error:
             await _send_error(send, error, dialect)
             return
@@ -62,13 +62,15 @@ class Gate:
         if exchange is not None:
             EXCHANGE.set(exchange)
         try:
-            await self._app(_bare(scope, body), _again(body, receive), reply.send)
+            await self._app(_bare(scope, name, body), _again(body, receive), reply.send)
         except Exception as error:  # noqa: BLE001 - whatever the server raises, it goes on
             reply.failed(error)
         await reply.close()
 
-    async def _admitted(self, path: str, scope: Scope, receive: Receive) -> tuple[Exchange | None, bytes]:
-        """Let a request in, or raise ApiError. Returns no exchange for one that asks nothing of the policy."""
+    async def _admitted(self, path: str, scope: Scope, receive: Receive) -> tuple[Exchange | None, str, bytes]:
+        """Let a request in, or raise ApiError. Returns exchange, name of the reply, body for the server;
+        no exchange for one that asks nothing of the policy.
+        """
         method = scope["method"]
         if path not in APIS and path != MODELS:
             raise ApiError(404, f"there is no {path[:80]} here; expected one of {', '.join((*APIS, MODELS))}")
@@ -77,18 +79,18 @@ class Gate:
         session = await self._session(scope)
         session.admit()
         if path == MODELS:
-            return None, b""
+            return None, "", b""
         api = APIS[path]
         body = read(await _body(scope, receive, self._limits.body_bytes))
         self._check_length(body)
         screened = screen(api, body, self._rules)
         seed = body.get("seed")
-        kept = screened.body
+        kept, name = screened.body, _name_of(screened.body)
         if api is RESPONSES:
-            kept["request_id"] = f"resp_{_name_of(kept)}"
+            kept["request_id"] = f"resp_{name}"
         raw = json.dumps(kept, ensure_ascii=False).encode()
         exchange = Exchange(session, api, seed if type(seed) is int else None, screened.overridden)
-        return exchange, raw
+        return exchange, name, raw
 
     async def _session(self, scope: Scope) -> Session:
         key = _header(scope, b"x-api-key")
@@ -225,11 +227,11 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return received
 
 
-def _bare(scope: Scope, body: bytes) -> Scope:
+def _bare(scope: Scope, name: str, body: bytes) -> Scope:
     """Return a scope with the headers that the server needs, and no other: no key, and nothing that steers it."""
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if scope["path"] in (CHAT.path, COMPLETIONS.path, "/v1/messages"):
-        headers.append((b"x-request-id", _name_of(json.loads(body)).encode()))
+        headers.append((b"x-request-id", name.encode()))
     return {**scope, "headers": headers, "query_string": b"", "state": {}}
 
 

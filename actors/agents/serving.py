@@ -159,20 +159,21 @@ class Answers:
 
     def _reply(self, asked: Asked, request: bytes, context_ids: IntArray, turn: Turn) -> Reply:
         """Make of a turn what the agent is given: text, thinking and calls."""
+        if self._parser is None:
+            text, stop = self._text(context_ids, turn, asked.stop, skip_special=True)
+            return Reply(_message(request, None, text, ()), text, stop)
         like = ChatCompletionRequest.model_validate({
             "messages": [{"role": "user", "content": ""}],
             "tools": asked.tools or None,
             "tool_choice": "auto" if asked.tools and asked.calls != "none" else "none",
         })  # fmt: skip
-        parser = None
-        if self._parser is not None:
-            parser = self._parser(
-                self._tokenizer, cast("Any", like.tools), model_config=self._model, chat_template_kwargs={}
-            )
-            like = cast("ChatCompletionRequest", parser.adjust_request(like))
+        parser = self._parser(
+            self._tokenizer, cast("Any", like.tools), model_config=self._model, chat_template_kwargs={}
+        )
+        like = cast("ChatCompletionRequest", parser.adjust_request(like))
         text, stop = self._text(context_ids, turn, asked.stop, skip_special=like.skip_special_tokens)
         reasoning, content, calls = None, text, []
-        if parser is not None and asked.prompt is None:
+        if asked.prompt is None:
             reasoning, content, calls = _parsed(parser, like, text, turn.token_ids.tolist())
         if asked.calls == "one":
             calls = calls[:1]

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from lpo_ray.agents.environment import Message
 
 Calls = Literal["none", "one", "many"]
 """how many tool calls of an answer are given to the agent as such"""
+PLAIN = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+"""writes equal plain values alike"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +41,7 @@ class Asked:
 
     def to_bytes(self) -> bytes:
         """Write it, the same for equal requests. Raises UnicodeEncodeError for half a character."""
-        text = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        text = PLAIN.encode({each.name: getattr(self, each.name) for each in fields(self)})
         return zlib.compress(text.encode(), 1)
 
     @classmethod

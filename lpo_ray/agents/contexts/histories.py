@@ -10,14 +10,14 @@ cut off. What the agent changed itself is another history, and is made of text a
 from __future__ import annotations
 
 import hashlib
-import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lpo_ray.agents.contexts.asked import Asked, same_content
+from lpo_ray.agents.contexts.asked import PLAIN, Asked, same_content
 from lpo_ray.agents.contexts.chat import Chat, text_of
 from lpo_ray.agents.environment import Message
 from lpo_ray.errors import DataError
@@ -84,6 +84,8 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, style: Style) -> None:
         self.tokenizer, self._style = tokenizer, style
         self._read: dict[str, bool] = {}
+        self._chats: OrderedDict[bytes, Chat] = OrderedDict()
+        """by tools and variables; each has looked at what the template writes"""
 
     def whole(self, asked: Asked) -> IntArray:
         """Encode a whole request. Raises DataError when the chat template refuses it."""
@@ -122,10 +124,15 @@ class Prompts:
         return self._read.get(name, False)
 
     def _chat(self, asked: Asked) -> Chat:
-        style = self._style.chat
-        variables = {**style.variables, **asked.variables}
-        style = replace(style, tools=asked.tools or style.tools, variables=variables)
-        return Chat(self.tokenizer, _StyledEncoder(self.tokenizer, style))
+        name = _digest(_plain([asked.tools, asked.variables]))
+        if (chat := self._chats.get(name)) is None:
+            style = self._style.chat
+            variables = {**style.variables, **asked.variables}
+            style = replace(style, tools=asked.tools or style.tools, variables=variables)
+            chat = self._chats[name] = Chat(self.tokenizer, _StyledEncoder(self.tokenizer, style))
+            if len(self._chats) > MOST_CHATS:
+                self._chats.popitem(last=False)
+        return chat
 
     def _text(self, text: str) -> IntArray:
         begin, ids = self.tokenizer.begin_ids, self.tokenizer.encode(text)
@@ -139,6 +146,8 @@ RESERVED = frozenset((
     "tokenizer_kwargs",
 ))  # fmt: skip
 """variables of a chat template that an agent does not set"""
+MOST_CHATS = 64
+"""sets of tools and variables that are remembered"""
 MOST_VARIABLES = 1000
 """names that are looked for in a chat template"""
 
@@ -328,7 +337,7 @@ def _step(before: bytes, message: Message) -> bytes:
 
 
 def _plain(value: Any) -> bytes:  # noqa: ANN401 - plain values
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    return PLAIN.encode(value).encode()
 
 
 def _digest(value: bytes) -> bytes:

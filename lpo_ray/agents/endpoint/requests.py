@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lpo_ray.agents.endpoint.api_errors import ApiError, Dialect
@@ -132,6 +133,7 @@ Decided = tuple[Callable[[Any], bool], str | None]
 """whether a value is the run's; what the run's is, None: it cannot be put in the place of another"""
 
 
+@lru_cache(maxsize=8)
 def _decided(sampling: Sampling) -> dict[str, Decided]:
     """List what the run decides, by the field of a request."""
     return {
