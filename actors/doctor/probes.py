@@ -107,11 +107,12 @@ async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    from actors.rollout.adapter import ServedAdapter
     from actors.rollout.async_engine import AsyncEngine
     from actors.rollout.sync_engine import SyncEngine
 
     arguments, rule = engine_arguments(settings, "shared_memory"), RULES[settings.inflight]
-    engine = AsyncEngine(arguments, rule) if on_gpu else SyncEngine(arguments, rule)
+    engine = (AsyncEngine if on_gpu else SyncEngine)(arguments, rule, ServedAdapter(None))
     params = SamplingParams(
         max_tokens=TOKENS, ignore_eos=True, seed=0, logprobs=0, detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

@@ -16,7 +16,7 @@ from blake3 import blake3
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lpo_ray.policy.lora import PREFIX, adapter_parameters
+from lpo_ray.policy.lora import adapter_parameters
 
 Pairs = Iterable[tuple[str, Tensor]]
 Plain = dict[str, object]
@@ -86,11 +86,6 @@ class Manifest:
     def tensors(self) -> tuple[TensorMeta, ...]:
         """All tensors, in the order in which they travel."""
         return tuple(tensor for bucket in self.buckets for tensor in bucket.tensors)
-
-    @cached_property
-    def is_adapter(self) -> bool:
-        """Whether its tensors are an adapter, and none of the model's own."""
-        return all(tensor.name.startswith(PREFIX) for tensor in self.tensors)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -75,7 +75,7 @@ class EngineProcess(OwnThread, WorkerExtension):
     def __init__(self, rank: int, size: int, device: int, kind: str) -> None:
         super().__init__(device)
         parallel = SimpleNamespace(rank=rank, world_size=size, data_parallel_index=0)
-        config = SimpleNamespace(parallel_config=parallel, model_config=None)
+        config = SimpleNamespace(parallel_config=parallel, model_config=None, lora_config=None)
         self.device, self.model = device, Model()
         receiver, place = (NcclReceiver, FakeDevice(device)) if kind == "nccl" else (HostReceiver, torch.device("cpu"))
         self.weight_transfer_engine = receiver(None, config, place, self.model)
