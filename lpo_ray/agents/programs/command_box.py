@@ -24,6 +24,8 @@ from lpo_ray.verifiers.sandbox.memory import Group, make_group
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 HIDDEN = "/tmp"
 """where others keep what is not a command's affair; what the command itself names there it sees"""
+_OURS = {Path(sys.prefix), Path(sys.base_prefix), Path(bridge.__file__).parent}
+"""what a command and its way to the endpoint run from, wherever this project is"""
 _LIMITED = 'ulimit -d {kib}; ulimit -f {blocks}; ulimit -c 0; exec "$@"'
 INNER = "endpoint"
 """name of the Unix socket that leads out of a sandbox, in the folder beside the command's"""
@@ -120,7 +122,8 @@ def _sandbox(folder: Path, command: Sequence[str] = ()) -> list[str]:
     """Return what stands before a command that may read this machine and write to its folder."""
     program = bwrap()
     assert program is not None
-    shown = {str(Path(word).parent) for word in command if word.startswith(HIDDEN) and Path(word).exists()}
+    named = {Path(word).parent for word in command if Path(word).is_absolute() and Path(word).exists()}
+    shown = {str(path) for path in named | _OURS if path.is_relative_to(HIDDEN)}
     return [
         program, "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL",
         "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", HIDDEN,
