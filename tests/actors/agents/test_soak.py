@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -24,12 +23,12 @@ from tests.support.agent_stage import PROMPT, SAMPLING, Stage, stage
 from tests.support.chat_tokenizers import QWEN3, byte_tokenizer
 
 MINUTES = float(os.environ.get("LPO_RAY_SOAK_MINUTES", "30"))
-WARM_SECONDS = 60.0
-"""after which all that is made once is there"""
 PAUSE = 2.0
 """seconds between two groups: 2 sessions a second, 8 calls"""
-MOST_GROWTH = 0.03
-"""of memory after the first quarter, as a share"""
+MOST_GROWTH = {"endpoint": 0.03, "agents": 0.1}
+"""of the highest memory, from the second quarter to the last, as a share. Clients of the SDK are garbage in cycles:
+Python collects it after hundreds of sessions, and a process of agents grows by steps until then.
+"""
 AGENT = f"{Path(__file__).parents[2]}/support/e2e_agents.py:thrice"
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(60 * MINUTES + 300)]
 
@@ -56,13 +55,12 @@ async def test_memory_is_flat(tmp_path: Path) -> None:
     record.close()
     for seconds, own, agents in curve:
         sys.stdout.write(f"{seconds:7.0f} s  endpoint {own:7.1f} MiB  agents {agents:7.1f} MiB\n")
-    warm = [each for each in curve if each[0] >= min(WARM_SECONDS, 15 * MINUTES)]
-    quarter = max(1, len(warm) // 4)
-    for column in (1, 2):
-        first, last = (
-            statistics.median(each[column] for each in part) for part in (warm[:quarter], warm[-quarter:])
+    quarter = len(curve) // 4
+    for column, (who, growth) in enumerate(MOST_GROWTH.items(), 1):
+        second, last = (
+            max(each[column] for each in part) for part in (curve[quarter : 2 * quarter], curve[-quarter:])
         )  # fmt: skip
-        assert last <= first * (1 + MOST_GROWTH), (column, first, last)
+        assert last <= second * (1 + growth), (who, second, last)
 
 
 async def _group(scene: Stage, record: CallStore, number: int) -> None:
