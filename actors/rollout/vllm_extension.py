@@ -71,8 +71,8 @@ class WorkerExtension:
         there = list(places.list_adapters())
         if len(there) >= places.capacity:  # vLLM would drop one unasked, used or not
             raise RuntimeError(
-                f"an engine has the adapters {there} and no place for {number}; expected {places.capacity - 1} at most: "
-                "one under which requests may run would be dropped"
+                f"an engine has the adapters {there} and no place for {number}; expected {places.capacity - 1} at "
+                "most: one under which requests may run would be dropped"
             )
         places.add_adapter(made)
         places.activate_adapter(number)
