@@ -429,6 +429,7 @@ async def _publisher(
         processes_per_engine=engine_processes(spec.config.rollout),
         proof=proof,
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
+        has_adapter=has_adapter(spec.config),
         begins_with_adapter=spec.config.model.lora.path is not None,
         prepare_seconds=spec.config.transport.prepare_seconds,
         join_seconds=spec.config.transport.join_seconds,

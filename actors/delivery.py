@@ -57,6 +57,7 @@ _NOT_THE_SAME = (
     "it has loaded the model's folder, as the learner had, and computes other log-probs of the probe from it"
 )
 _BASE = "its own weights have changed, which nobody sends"
+_OTHER_BASE = "the model that it has read beside the adapter has digest {}, the learner's {}: copy the folder again"
 Member = PoolMember[RemoteWorker]
 
 
@@ -70,14 +71,16 @@ class DeliverySettings:
     """probe of the run, and how far engines and learner may differ on it"""
     folder_is_version_0: bool
     """the learner sends at first what the engines have loaded, bit for bit"""
-    begins_with_adapter: bool
-    """engines have loaded an adapter beside the folder"""
     prepare_seconds: float
     """for engines to stop decoding (without a token)"""
     join_seconds: float
     """for engines and ranks to meet"""
     transfer_seconds: float
     """for a bucket, and for the proof"""
+    has_adapter: bool = False
+    """an adapter alone is sent, and the model beside it is loaded from its folder on each machine"""
+    begins_with_adapter: bool = False
+    """engines have loaded an adapter beside the folder"""
 
 
 class Broken(Exception):
@@ -95,6 +98,8 @@ class AsLoaded:
     learner: list[FloatArray] | None = None
     """None: it was not asked before its weights changed"""
     engines: dict[Member, list[FloatArray]] = field(default_factory=dict)
+    base: str | None = None
+    """digest of the model beside the learner's adapter; None: not asked for yet"""
 
     def agreement(self, member: Member) -> Agreement:
         """Compare an engine's answers with the learner's."""
@@ -134,6 +139,8 @@ class Attempt:
         self._since = time.monotonic()
         probe, limit = list(self._settings.proof.probe), self._settings.proof.between_ranks
         self._limit = self._settings.prepare_seconds
+        if self._settings.has_adapter:
+            await self._compare_bases(self._groups.outside(self.members))
         if self._settings.folder_is_version_0 and (step == 0 or self._as_loaded.learner is not None):
             await self._ask_as_loaded(probe)
         # An engine that is stopped or dead shows here, before anybody waits for it in a collective.
@@ -203,6 +210,22 @@ class Attempt:
         joining = self._each("join the learner", join, of=fresh, seconds=seconds)
         await self._both(joining, self._learner.accept(seconds))
         self._groups.add(group, set(fresh) & set(self.members))
+
+    async def _compare_bases(self, fresh: Sequence[Member]) -> None:
+        """Drop members that have read another model beside the adapter than the learner has. Raises WeightsNotProved
+        when no other is left.
+        """
+        if not fresh:
+            return
+        if self._as_loaded.base is None:
+            self._as_loaded.base = await self._learner.base_digest()
+        expected = self._as_loaded.base
+        bases = await self._each("digest its model", lambda m: m.worker.handle.base_digest.remote(), of=fresh)
+        for member, base in bases.items():
+            if base != expected:
+                infinite, why = float("inf"), _OTHER_BASE.format(base[:12], expected[:12])
+                self._drop(member, WeightsNotProved(member.name, "of the adapter", infinite, 0.0, why))
+        self._end_without_members()
 
     async def _transfer(self) -> dict[str, str]:
         """Send all buckets; returns the digests of what the ranks sent."""

@@ -21,6 +21,7 @@ from actors.runtime.start_watch import Startable
 from lpo_ray.common.held import Held
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import GroupLost
+from lpo_ray.policy.base_files import base_digest
 from lpo_ray.policy.weights import Plain
 from lpo_ray.records import (
     ConversationId,
@@ -51,10 +52,10 @@ class Delivery:
     """log-probs of the probe"""
     cached_tokens: int
     """tokens of the probe that came out of the KV cache, so were not computed with these weights"""
-    bare: list[FloatArray] | None = None
-    """log-probs of the probe, but for its last sequence, by the model without its adapter; None where it has none"""
     unfilled: Sequence[str] = ()
     """weights of an engine that was built without any, which were not among those that arrived"""
+    bare: list[FloatArray] | None = None
+    """log-probs of the probe, but for its last sequence, by the model without its adapter; None where it has none"""
 
 
 def engine_environment(settings: EngineSettings, threads: int) -> dict[str, str]:
@@ -109,6 +110,8 @@ class RolloutWorker(Startable):
             self._engine = await asyncio.to_thread(SyncEngine, arguments, self._rule, adapter)
         if adapter.folder is not None:
             await self._engine.load_adapter()
+        has_base = self._settings.adapter is not None
+        self._base = await asyncio.to_thread(base_digest, self._settings.model_path) if has_base else ""
         self._released = asyncio.Event()
         process = current_process()
         self._is_blank = self._settings.blank
@@ -164,6 +167,10 @@ class RolloutWorker(Startable):
         """Reach the ranks that send weights; see receiver.Senders."""
         await self._engine.join_senders(senders)
 
+    async def base_digest(self) -> str:
+        """Return the digest of the model beside the adapter, as its files had it when the engine loaded them."""
+        return self._base
+
     async def begin_update(self) -> None:
         """Stop decoding until ``finish_update``, and give out no group until ``release``. Where versions are kept there
         is nothing to stop: until ``release`` all that begins, and is given out, is of versions that are proved.
@@ -186,7 +193,7 @@ class RolloutWorker(Startable):
         self._is_blank = bool(unfilled)
         answers, cached = await self._answer(probe)
         bare = None if self._settings.adapter is None else await self.logprobs(probe[:-1], bare=True)
-        return Delivery(digests, answers, cached, bare, unfilled)
+        return Delivery(digests, answers, cached, unfilled, bare)
 
     async def answer(self, probe: Sequence[IntArray]) -> list[FloatArray]:
         """Compute the log-probs of the probe with the weights of now, as ``finish_update`` does."""

@@ -19,6 +19,7 @@ from actors.transports.table import TRANSPORTS
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
 from lpo_ray.policy.proof_limits import ProofLimits
+from lpo_ray.policy.tensor_digest import DIGEST_OF_ZEROS
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
 from lpo_ray.records import FloatArray, Process, WeightsVersion
 from lpo_ray.rollout.member import Member
@@ -46,6 +47,10 @@ class Worker:
     """method -> how long it takes"""
     unfilled: list[str] = field(default_factory=list)
     """weights that a publish does not bring"""
+    bare: list[FloatArray] | None = None
+    """log-probs without its adapter"""
+    base: str = "b" * 32
+    """digest of the model beside its adapter"""
     decodes: bool = False
     """whether it says that it has sampled a token whenever it is asked"""
 
@@ -65,7 +70,9 @@ class Worker:
             if worker.faults.get(self.name):
                 return Reference(worker.faults[self.name].pop(0))
             if self.name == "finish_update":
-                return Reference(Delivery([worker.digests], worker.answers, 0, worker.unfilled))
+                return Reference(Delivery([worker.digests], worker.answers, 0, worker.unfilled, worker.bare))
+            if self.name == "base_digest":
+                return Reference(worker.base)
             if self.name == "answer":
                 return Reference(worker.as_loaded)
             if self.name in worker.seconds:
@@ -104,6 +111,10 @@ class Learner:
 
     async def probe(self, bundles: object, typical: float) -> list[FloatArray]:
         return LOGPROBS
+
+    async def base_digest(self) -> str:
+        self.events.append("base_digest")
+        return "b" * 32
 
     async def digest(self) -> str:
         return self.manifest.digest(self.digests)
@@ -469,3 +480,84 @@ async def test_a_tolerance_is_of_the_largest_difference_as_loaded_too() -> None:
     await at.publisher.publish(0)
     assert list(at.pool.out) == ["w1"]
     assert "tolerated 0.5" in str(at.pool.out["w1"])
+
+
+ADAPTER_MANIFEST = make_manifest(
+    [TensorMeta("q.lora_A.weight", (4,)), TensorMeta("q.lora_B.weight", (4,))],
+    "float32",
+    bucket_bytes=16,
+    num_senders=1,
+)
+ADAPTER_DIGESTS = {"q.lora_A.weight": "1" * 32, "q.lora_B.weight": "2" * 32}
+
+
+def adapter_stage(count: int = 2, replace: bool = False) -> Stage:
+    """Engines that serve an adapter, by which the log-probs of the probe are 1 nat from those of the model alone."""
+    at = stage("shared_memory", count, replace)
+    at.publisher._settings = dataclasses.replace(at.publisher._settings, has_adapter=True)
+    at.learner.manifest, at.learner.digests = ADAPTER_MANIFEST, ADAPTER_DIGESTS
+    for worker in at.workers:
+        worker.digests, worker.bare = dict(ADAPTER_DIGESTS), [LOGPROBS[0] + 1]
+    return at
+
+
+async def test_an_adapter_that_is_loaded_and_not_active_is_named() -> None:
+    at = adapter_stage()
+    at.workers[1].bare = at.workers[1].answers[:-1]
+    await at.publisher.publish(1)
+    assert list(at.pool.out) == ["w1"]
+    assert "the same with its adapter and without: the adapter is not active" in str(at.pool.out["w1"])
+
+
+async def test_an_adapter_that_is_zero_may_change_nothing() -> None:
+    at = adapter_stage()
+    zero = {**ADAPTER_DIGESTS, "q.lora_B.weight": DIGEST_OF_ZEROS}
+    at.learner.digests = zero
+    for worker in at.workers:
+        worker.digests, worker.bare = dict(zero), worker.answers[:-1]
+    await at.publisher.publish(0)
+    assert not at.pool.out
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"q.lora_B.weight": None}, "q.lora_B.weight did not arrive"),
+        ({"q.lora_B.weight": "3" * 32}, "bytes of q.lora_B"),
+    ],
+)
+async def test_a_tensor_of_the_adapter_that_is_dropped_or_stale_is_named(
+    fault: dict[str, str | None], said: str
+) -> None:
+    at = adapter_stage()
+    at.workers[1].digests = {n: d for n, d in {**ADAPTER_DIGESTS, **fault}.items() if d is not None}
+    await at.publisher.publish(1)
+    assert list(at.pool.out) == ["w1"]
+    assert said in str(at.pool.out["w1"])
+
+
+async def test_a_model_beside_the_adapter_that_is_another_is_named_before_anything_is_sent() -> None:
+    at = adapter_stage()
+    at.workers[1].base = "c" * 32
+    await at.publisher.publish(1)
+    assert list(at.pool.out) == ["w1"]
+    assert "has digest cccccccccccc, the learner's bbbbbbbbbbbb" in str(at.pool.out["w1"])
+    assert "w1 begin_update" not in at.events
+    at.events.clear()
+    await at.publisher.publish(2)
+    assert not [event for event in at.events if "base_digest" in event]  # once for each engine that joins
+
+
+async def test_a_model_beside_the_adapter_that_changes_is_named() -> None:
+    at = adapter_stage()
+    await at.publisher.measure()
+    for worker in at.workers:
+        worker.bare = [worker.as_loaded[0].copy()]
+        worker.answers = [worker.as_loaded[0], worker.as_loaded[1]]
+    at.workers[1].bare = [at.workers[1].as_loaded[0] + 1e-3]
+    at.learner.digests = {**ADAPTER_DIGESTS, "q.lora_B.weight": DIGEST_OF_ZEROS}
+    for worker in at.workers:
+        worker.digests = dict(at.learner.digests)
+    await at.publisher.publish(1)
+    assert list(at.pool.out) == ["w1"]
+    assert "its own weights have changed, which nobody sends" in str(at.pool.out["w1"])

@@ -28,6 +28,8 @@ from tests.support.transported_models import VOCABULARY, on_ranks, perturb, refe
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 FEEDERS, GROUP, PROMPT = 5, 4, 70
+MODES = [mode for mode in Inflight if not RULES[mode].keeps_versions]
+"""the other is of adapters alone: test_adapters.py"""
 TOLERANCE = 1e-3
 
 
@@ -113,7 +115,7 @@ async def look(standing: Standing, folder: Path) -> Seen:
     found.models[first] = await reference(learner, folder / f"step{first}", "float32")
     await cluster.transport.publish(first)
     started_with = standing.spec.config.pipeline.inflight
-    for mode in Inflight:
+    for mode in MODES:
         assert await member.worker.handle.__ray_call__.remote(follow, mode) is started_with
         step = standing.next_step()
         await on_ranks(learner, perturb, step)
@@ -159,7 +161,7 @@ def differences(seen: Seen, group: PromptGroup, response: Response) -> np.ndarra
     return np.abs(expected - response.behaviour_logprobs)
 
 
-@pytest.mark.parametrize("mode", Inflight)
+@pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_lost(seen: Seen, mode: Inflight) -> None:
     case = seen.cases[mode]
     assert sorted(group.key for group in case.groups) == sorted(case.asked)
@@ -169,7 +171,7 @@ def test_nothing_is_lost(seen: Seen, mode: Inflight) -> None:
         assert full if response.finish_reason == "length" else response.token_ids[-1] in seen.stop_tokens
 
 
-@pytest.mark.parametrize("mode", Inflight)
+@pytest.mark.parametrize("mode", MODES)
 def test_versions_only_grow_and_only_finish_keeps_a_response_to_one(seen: Seen, mode: Inflight) -> None:
     case = seen.cases[mode]
     both = 0
@@ -181,7 +183,7 @@ def test_versions_only_grow_and_only_finish_keeps_a_response_to_one(seen: Seen, 
     assert {version for _, r in responses(case.groups) for version in r.versions.tolist()} == {case.step - 1, case.step}
 
 
-@pytest.mark.parametrize("mode", [mode for mode in Inflight if mode is not Inflight.keep_cache])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode is not Inflight.keep_cache])
 def test_every_logprob_is_that_of_the_weights_of_its_version(seen: Seen, mode: Inflight) -> None:
     for group, response in responses(seen.cases[mode].groups):
         assert differences(seen, group, response).max() < TOLERANCE
@@ -208,7 +210,7 @@ def test_with_kept_keys_the_rest_is_sampled_from_new_weights_on_old_keys(
     record_property("mean difference to the new weights alone", float(rest.mean()))
 
 
-@pytest.mark.parametrize("mode", Inflight)
+@pytest.mark.parametrize("mode", MODES)
 def test_a_request_that_begins_after_the_update_is_of_the_new_weights_alone(seen: Seen, mode: Inflight) -> None:
     case = seen.cases[mode]
     for group, response in responses(case.after):
