@@ -268,12 +268,12 @@ class Attempt:
                 error = WeightsNotProved(
                     member.name, str(version), found.largest, proof.limits(found.surprise).largest, why
                 )
+            elif why := self._adapter_fault(member, digests, delivery):
+                difference, limit = found.largest, proof.limits(found.surprise).largest
+                error = WeightsNotProved(member.name, str(version), difference, limit, why)
             elif excess := proof.excess(found):
                 difference, limit, which = excess
                 why = f"its log-probs of the probe are not the learner's ({which})"
-                error = WeightsNotProved(member.name, str(version), difference, limit, why)
-            elif why := self._adapter_fault(member, digests, delivery):
-                difference, limit = found.largest, proof.limits(found.surprise).largest
                 error = WeightsNotProved(member.name, str(version), difference, limit, why)
             elif changed > UNCHANGED:
                 error = WeightsNotProved(member.name, str(version), changed, UNCHANGED, _changed_by(digests))
