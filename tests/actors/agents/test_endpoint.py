@@ -563,10 +563,10 @@ async def test_curl_asks_as_well(served: Running) -> None:
 
 
 async def test_a_503_is_asked_again_and_answered(folder: str) -> None:
-    async with running(EndpointSettings(folder, SAMPLING, 2048, limits=LIMITS, patience_seconds=0.5)) as other:
+    async with running(EndpointSettings(folder, SAMPLING, 2048, limits=LIMITS, patience_seconds=2.0)) as other:
         client = openai.AsyncOpenAI(base_url=f"{other.endpoint.address}/v1", api_key="late", timeout=20)
         early = asyncio.create_task(client.chat.completions.create(model="m", messages=USER))
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(2.3)
         await other.session("late")
         assert (await early).choices[0].message.content == "answer 0"
 
