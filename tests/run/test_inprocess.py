@@ -11,7 +11,9 @@ import pytest
 from lpo_ray.config import load_config
 from lpo_ray.errors import GroupLost, WeightsNotProved
 from lpo_ray.objective import DIVERGENCES, TOKEN_CLIPS
+from lpo_ray.policy.adapter_files import read_settings, read_tensors
 from lpo_ray.policy.tokenizer import Tokenizer
+from lpo_ray.policy.weights import published
 from lpo_ray.run.inprocess import InprocessComponents, build_inprocess
 from lpo_ray.run.settings import loop_settings, proof_limits, sampling
 from lpo_ray.run.signals import first_cause
@@ -149,3 +151,16 @@ async def test_conversations_are_conducted_and_scored_by_their_environment(tmp_p
         if len(conversation.turns) > 1:
             answer = tokenizer.encode(answer_of(tokenizer.decode(turns[0])))
             assert segment.token_ids[len(turns[0]) :][: len(answer)].tolist() == answer.tolist()
+
+
+async def test_an_adapter_alone_is_published_and_saved(tmp_path: Path, tiny_policy: Path) -> None:
+    spec, parts = prepare(tmp_path, tiny_policy, "model.lora.rank=2", "objective.reference_kl=0.1")
+    await one_step(spec, parts, tmp_path, tiny_policy)
+    trained = published(parts.learner.policy.model)
+    assert all(".lora_" in name for name in trained) and parts.engine.step == 1
+    assert (await parts.transport.publish(2)).num_bytes == sum(parameter.nbytes for parameter in trained.values())
+    (tmp_path / "saved").mkdir()
+    await parts.learner.save(tmp_path / "saved")
+    found, base = read_settings(str(tmp_path / "saved" / "policy"))
+    assert (found.rank, base) == (2, str(tiny_policy))
+    assert read_tensors(str(tmp_path / "saved" / "policy")).keys() == trained.keys()
