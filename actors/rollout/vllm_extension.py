@@ -28,8 +28,18 @@ class WorkerExtension:
     def restart_weight_update(self) -> None:
         """Start a weight update. One that was started and given up is closed first."""
         if self._receiver().active:
-            self.finish_weight_update()  # type: ignore[attr-defined]
+            self.end_weight_update()
         self.start_weight_update()  # type: ignore[attr-defined]
+
+    def end_weight_update(self) -> None:
+        """Finish the weight update. Of an adapter it is the receiver's alone: vLLM would drop every adapter that is
+        served, as if the weights beside them had been replaced.
+        """
+        if self._receiver().takes_adapter:
+            self._receiver().finish_weight_update()
+            self._weight_update_active = False
+        else:
+            self.finish_weight_update()  # type: ignore[attr-defined]
 
     def received_digests(self) -> dict[str, str]:
         """Return the digest of each tensor of the last update as it arrived at this worker."""
