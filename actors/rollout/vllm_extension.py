@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
@@ -20,6 +21,16 @@ from lpo_ray.policy.adapter_files import read_tensors
 # granted where the CPU announces it. Where the kernel refuses, vLLM must not choose it.
 if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
     torch.cpu._is_amx_tile_supported = lambda: False
+
+
+class HeadWithoutAdapter:
+    """Stands for vLLM's kernels at the output head, which no adapter here has. They take hidden states for one a
+    request: those of a probe's prompt, beside other requests, would end the engine.
+    """
+
+    def add_lora_logits(self, logits: torch.Tensor, *_: object) -> torch.Tensor:
+        """Return the logits as they are."""
+        return logits
 
 
 class WorkerExtension:
@@ -84,6 +95,9 @@ class WorkerExtension:
                 f"an engine has the adapters {there} and no place for {number}; expected {places.capacity - 1} at "
                 "most: one under which requests may run would be dropped"
             )
+        for module in places.model.modules():
+            if isinstance(module, LogitsProcessorWithLoRA):
+                module.punica_wrapper = HeadWithoutAdapter()
         places.add_adapter(made)
         places.activate_adapter(number)
 
