@@ -110,7 +110,8 @@ class AsyncEngine(Engine):
 
     @override
     async def finish_update(self, version: str) -> list[dict[str, str]]:
-        await self._engine.finish_weight_update(weight_version=version)
+        await self._engine.collective_rpc("end_weight_update")
+        await self._engine.update_weight_version(version)
         if (config := self.adapter.config) is not None:
             number, dropped = self.adapter.next_place()
             placed = {"config": config, "number": number, "dropped": dropped}

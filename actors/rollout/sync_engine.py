@@ -176,7 +176,7 @@ class SyncEngine(Engine):
         placed = {"config": config, "number": number, "dropped": dropped}
 
         def finish() -> list[dict[str, str]]:
-            self._engine.collective_rpc("finish_weight_update")
+            self._engine.collective_rpc("end_weight_update")
             if config is not None:
                 self._engine.collective_rpc("serve_received_adapter", kwargs=placed)
             if self._rule.drops_caches and not self._engine.reset_prefix_cache(reset_running_requests=True):

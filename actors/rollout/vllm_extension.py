@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
@@ -22,14 +23,34 @@ if torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
     torch.cpu._is_amx_tile_supported = lambda: False
 
 
+class HeadWithoutAdapter:
+    """Stands for vLLM's kernels at the output head, which no adapter here has. They take hidden states for one a
+    request: those of a probe's prompt, beside other requests, would end the engine.
+    """
+
+    def add_lora_logits(self, logits: torch.Tensor, *_: object) -> torch.Tensor:
+        """Return the logits as they are."""
+        return logits
+
+
 class WorkerExtension:
     """Mixin that vLLM adds to its Worker by name; ``self`` is that worker."""
 
     def restart_weight_update(self) -> None:
         """Start a weight update. One that was started and given up is closed first."""
         if self._receiver().active:
-            self.finish_weight_update()  # type: ignore[attr-defined]
+            self.end_weight_update()
         self.start_weight_update()  # type: ignore[attr-defined]
+
+    def end_weight_update(self) -> None:
+        """Finish the weight update. Of an adapter it is the receiver's alone: vLLM would drop every adapter that is
+        served, as if the weights beside them had been replaced.
+        """
+        if self._receiver().takes_adapter:
+            self._receiver().finish_weight_update()
+            self._weight_update_active = False
+        else:
+            self.finish_weight_update()  # type: ignore[attr-defined]
 
     def received_digests(self) -> dict[str, str]:
         """Return the digest of each tensor of the last update as it arrived at this worker."""
@@ -74,6 +95,9 @@ class WorkerExtension:
                 f"an engine has the adapters {there} and no place for {number}; expected {places.capacity - 1} at "
                 "most: one under which requests may run would be dropped"
             )
+        for module in places.model.modules():
+            if isinstance(module, LogitsProcessorWithLoRA):
+                module.punica_wrapper = HeadWithoutAdapter()
         places.add_adapter(made)
         places.activate_adapter(number)
 

@@ -65,14 +65,14 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
         self.adapter: dict[str, Tensor] = {}
         """tensors of an adapter that arrived, which the worker extension serves"""
         self._sums: dict[str, Tensor] = {}
-        if not self._takes_adapter:
+        if not self.takes_adapter:
             initialize_layerwise_reload(self.model)
         self.active = True
 
     @override
     def finish_weight_update(self) -> None:
         self.digests |= dict(zip(self._sums, as_digests(list(self._sums.values())), strict=True))
-        if not self._takes_adapter:
+        if not self.takes_adapter:
             finalize_layerwise_reload(self.model, self.model_config)
             if self.device.type == "cpu":
                 self._pack_again()
@@ -80,13 +80,13 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
 
     def load(self, model: nn.Module, pairs: Pairs) -> None:
         """Hand tensors to vLLM's loader of ``model``; keep those of an adapter, which its loader does not know."""
-        if self._takes_adapter:
+        if self.takes_adapter:
             self.adapter |= {name: tensor.clone() for name, tensor in pairs}
         else:
             model.load_weights(pairs)  # pyright: ignore[reportCallIssue]
 
     @property
-    def _takes_adapter(self) -> bool:
+    def takes_adapter(self) -> bool:
         """Whether an engine serves an adapter: then that alone is sent."""
         return self.vllm_config.lora_config is not None
 

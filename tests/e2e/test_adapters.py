@@ -35,7 +35,7 @@ PROMPT, GROUP, FEEDERS = 40, 4, 3
 TOLERANCE = 1e-3
 LONG = Sampling(group_size=GROUP, temperature=1.0, max_tokens=180, seed=5)
 SHORT = Sampling(group_size=GROUP, temperature=1.0, max_tokens=8, seed=6)
-FAULTS = ("dropped", "stale", "not active")
+FAULTS = ("stale", "not active", "dropped")
 
 
 @dataclass
