@@ -30,7 +30,7 @@ from tests.support.clusters import Standing, standing_cluster
 from tests.support.real_specs import plan_of
 from tests.support.transported_models import VOCABULARY, make_model, on_ranks
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(500)]
 PROMPT, GROUP, FEEDERS = 40, 4, 3
 TOLERANCE = 1e-3
 LONG = Sampling(group_size=GROUP, temperature=1.0, max_tokens=180, seed=5)
