@@ -99,7 +99,7 @@ def test_processes_of_an_engine_on_cpus_are_bound_to_no_core_and_have_their_thre
         ("{logprobs_mode: raw_logprobs}", "responses would come from another distribution"),
         ("{hf_overrides: {rope_theta: 1}}", "would be another model than the one that is trained"),
         ("{revision: abc}", "would be another model"),
-        ("{enable_lora: true}", "no adapter to serve"),
+        ("{enable_lora: true}", "model.lora says which adapter"),
         ("{nnodes: 2}", "an engine's processes are on one node"),
         ("{data_parallel_size: 2}", "rollout.num_workers=N is N engines that are each proved"),
         ("{kv_offloading_size: 4}", "keeps keys and values of weights that are no longer served"),
