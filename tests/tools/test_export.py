@@ -7,9 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, GenerationConfig
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lpo_ray.config.load import load_config
+from lpo_ray.errors import ConfigError
+from lpo_ray.policy.adapter_files import is_adapter, read_settings, save_adapter
+from lpo_ray.policy.loading import load_policy
+from lpo_ray.policy.lora import AdapterSettings
+from lpo_ray.policy.lora_layers import inject
 from lpo_ray.policy.tokenizer import Tokenizer
 from lpo_ray.run.prompting import FILE, read_prompting, write_prompting
 from lpo_ray.run.spec import make_spec
@@ -90,3 +97,55 @@ def test_a_folder_of_an_older_version_or_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"stop_token_ids": "x"}')
     with pytest.raises(Exception, match=r"prompting.json is damaged"):
         read_prompting(tmp_path)
+
+
+async def adapter_run(tmp_path: Path, model: Path) -> tuple[Path, AdapterSettings]:
+    """A run with a checkpoint of an adapter that is not zero, of the model in a folder."""
+    settings, saved = AdapterSettings(2, 4, ("q_proj", "down_proj")), tmp_path / "saved"
+    tensors = {name: torch.randn_like(p) for name, p in inject(load_policy(str(model), "float32"), settings).items()}
+    save_adapter(saved, settings, str(model), tensors)
+    Tokenizer.load(str(model)).save(saved)
+    run = tmp_path / "run"
+    rules = CheckpointRules(run / "checkpoints", every=1, keep=1, best=None)
+    await save_checkpoint(rules, CheckpointState(1, "digest", 1, score=None), Saving(saved))
+    spec = make_spec(load_config(QUICKSTART, [f"model.path={model}", f"run.dir={tmp_path}", "run.name=run"]))
+    write_prompting(spec)
+    shutil.copy(QUICKSTART, run / "config.yaml")
+    return run, settings
+
+
+async def test_an_adapter_is_exported_as_it_is_or_merged(tmp_path: Path, tiny_policy: Path) -> None:
+    run, settings = await adapter_run(tmp_path, tiny_policy)
+    export(run, tmp_path / "adapter", as_adapter=True)
+    export(run, tmp_path / "merged")
+    found, base = read_settings(str(tmp_path / "adapter"))
+    assert (found.rank, found.alpha, base) == (settings.rank, settings.alpha, str(tiny_policy))
+    assert f"{tiny_policy}" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert not is_adapter(tmp_path / "merged")
+    ids = torch.arange(1, 12)[None]
+    plain, merged, beside = (
+        model.from_pretrained(folder)(ids).logits
+        for model, folder in (
+            (AutoModelForCausalLM, tiny_policy),
+            (AutoModelForCausalLM, tmp_path / "merged"),
+            (AutoPeftModelForCausalLM, tmp_path / "adapter"),
+        )
+    )
+    torch.testing.assert_close(merged, beside, rtol=1e-4, atol=1e-4)
+    assert float((merged - plain).detach().abs().max()) > 1e-2
+
+
+async def test_a_run_without_an_adapter_has_none_to_export_nor_is_one_merged_without_its_model(
+    tmp_path: Path, tiny_policy: Path
+) -> None:
+    await exported(tmp_path, CHATML)
+    with pytest.raises(ConfigError, match="trained all weights of its policy"):
+        export(tmp_path / "run", tmp_path / "none", as_adapter=True)
+    assert not (tmp_path / "none").exists()
+    gone = tmp_path / "b" / "model"
+    shutil.copytree(tiny_policy, gone)
+    run, _ = await adapter_run(tmp_path / "b", gone)
+    shutil.rmtree(gone)
+    with pytest.raises(ConfigError, match="cannot be merged: its model"):
+        export(run, tmp_path / "none")
+    assert [path.name for path in tmp_path.iterdir() if "none" in path.name] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 from lpo_ray.config.conversations import has_agent, is_conversation, most_sampled, most_turns
 from lpo_ray.config.engine import engine_processes, pipeline_stages, shares_gpus
 from lpo_ray.config.gpus import between_gpus
-from lpo_ray.config.lora import adapter_settings
+from lpo_ray.config.lora import adapter_settings, versions_alive
 from lpo_ray.config.schema import ClipCentre, ClusterKind, Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.settings import offloads, zero_options
@@ -229,7 +229,7 @@ def engine_of(spec: RunSpec, model: Architecture) -> EngineShape:
         bucket_bytes=_bucket(spec.config, model),
         on_gpu=not engine.on_cpu,
         adapter=adapter_of(spec.config, model),
-        versions=spec.config.pipeline.max_staleness + 1,
+        versions=versions_alive(spec.config),
     )
 
 

@@ -14,7 +14,9 @@ from lpo_ray.config import load_config
 from lpo_ray.errors import ConfigError, DoesNotFit
 from lpo_ray.run.numbers import numbers
 from lpo_ray.run.spec import make_spec
+from lpo_ray.tools.plan.architecture import read_architecture
 from lpo_ray.tools.plan.forecast import Assumptions
+from lpo_ray.tools.plan.requirements import engine_of
 from tests.support.commands import lpo_ray
 from tests.support.planning import write_metrics
 
@@ -270,3 +272,20 @@ def test_turns_and_what_environments_say_and_take(capsys: pytest.CaptureFixture[
     ):
         with pytest.raises(ConfigError, match=said):
             planned(capsys, "quickstart.yaml", *environment, cluster="", given=given)
+
+
+def test_an_adapter_alone_is_sent_and_has_an_optimiser(capsys: pytest.CaptureFixture[str]) -> None:
+    full = planned(capsys, "paper_math.yaml")
+    found = planned(capsys, "paper_math.yaml", "model.lora.rank=16")
+    half = planned(capsys, "paper_math.yaml", "model.lora.rank=8")
+    assert found["weight_bytes_per_step"] == 2 * half["weight_bytes_per_step"] < 0.05 * full["weight_bytes_per_step"]
+    assert found["seconds"]["train"] < full["seconds"]["train"]
+    with pytest.raises(ConfigError, match=r"model\.lora\.targets has nothing; expected \[all-linear\]"):
+        planned(capsys, "paper_math.yaml", "model.lora={rank: 8, targets: [nothing]}")
+
+
+@pytest.mark.parametrize(("inflight", "versions"), [("keep_recompute", 1), ("keep_version", 3)])
+def test_an_engine_has_room_for_the_versions_that_are_alive(inflight: str, versions: int) -> None:
+    overrides = ["model.lora.rank=8", "pipeline.max_staleness=2", f"pipeline.inflight={inflight}"]
+    spec = make_spec(load_config(CONFIGS / "quickstart.yaml", overrides))
+    assert engine_of(spec, read_architecture(spec.config.model.path)).versions == versions
