@@ -97,7 +97,7 @@ class WorkerExtension:
             )
         for module in places.model.modules():
             if isinstance(module, LogitsProcessorWithLoRA):
-                module.punica_wrapper = HeadWithoutAdapter()
+                module.punica_wrapper = HeadWithoutAdapter()  # pyright: ignore[reportAttributeAccessIssue] - of the same calls
         places.add_adapter(made)
         places.activate_adapter(number)
 
