@@ -14,6 +14,7 @@ from vllm.lora.peft_helper import PEFTHelper
 
 import actors.transports.receivers  # noqa: F401 - vLLM finds them by their names
 from actors.rollout.blank_loader import unfilled
+from actors.rollout.cpu_lora import repair
 from actors.transports.receiver import Receiver
 from lpo_ray.policy.adapter_files import read_tensors
 
@@ -31,6 +32,9 @@ class HeadWithoutAdapter:
     def add_lora_logits(self, logits: torch.Tensor, *_: object) -> torch.Tensor:
         """Return the logits as they are."""
         return logits
+
+
+repair()
 
 
 class WorkerExtension:
