@@ -14,6 +14,7 @@ from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import get_model_loader
 
 from actors.rollout import vllm_extension
+from actors.rollout.adapter import ServedAdapter
 from actors.rollout.blank_loader import BLANK, BlankLoader, unfilled
 from actors.rollout.worker import RolloutWorker
 from lpo_ray.config.schema import Inflight
@@ -55,7 +56,7 @@ class Engine:
     """An engine that was brought some of its weights. ``missing``: after each update."""
 
     def __init__(self, missing: list[list[str]]) -> None:
-        self.missing = missing
+        self.missing, self.adapter = missing, ServedAdapter(None)
 
     async def finish_update(self, version: str) -> list[dict[str, str]]:
         return [{}]
