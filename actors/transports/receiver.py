@@ -7,7 +7,9 @@ vLLM calls ``init_weight_transfer_engine`` (manifest, where the senders are), ``
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -58,12 +60,13 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
     manifest: Manifest
     active = False
     """between start and finish: the model is partly on torch's meta device"""
+    adapter: Mapping[str, Tensor] = MappingProxyType({})
+    """tensors of the adapter that arrived last, which the worker extension serves. As of full weights, one that does
+    not arrive in an update stays as it was: the proof names it"""
 
     @override
     def start_weight_update(self) -> None:
         self.digests: dict[str, str] = {}
-        self.adapter: dict[str, Tensor] = {}
-        """tensors of an adapter that arrived, which the worker extension serves"""
         self._sums: dict[str, Tensor] = {}
         if not self.takes_adapter:
             initialize_layerwise_reload(self.model)
@@ -81,7 +84,7 @@ class Receiver(WeightTransferEngine[Senders, Arrival]):
     def load(self, model: nn.Module, pairs: Pairs) -> None:
         """Hand tensors to vLLM's loader of ``model``; keep those of an adapter, which its loader does not know."""
         if self.takes_adapter:
-            self.adapter |= {name: tensor.clone() for name, tensor in pairs}
+            self.adapter = {**self.adapter, **{name: tensor.clone() for name, tensor in pairs}}
         else:
             model.load_weights(pairs)  # pyright: ignore[reportCallIssue]
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from actors.cluster import Cluster
 from actors.learner.worker import LearnerWorker
 from actors.rollout.worker import RolloutWorker
-from lpo_ray.errors import LpoRayError
+from lpo_ray.errors import GroupLost, LpoRayError
 from lpo_ray.policy.weights import Bucket
 from lpo_ray.records import PromptGroup, Publication, Sampling
 from tests.support.builders import make_prompt
@@ -30,7 +30,7 @@ from tests.support.clusters import Standing, standing_cluster
 from tests.support.real_specs import plan_of
 from tests.support.transported_models import VOCABULARY, make_model, on_ranks
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(500)]
 PROMPT, GROUP, FEEDERS = 40, 4, 3
 TOLERANCE = 1e-3
 LONG = Sampling(group_size=GROUP, temperature=1.0, max_tokens=180, seed=5)
@@ -91,7 +91,7 @@ async def sample(cluster: Cluster, sampling: Sampling, attempt: int) -> list[Pro
 def inject(worker: RolloutWorker, fault: str) -> None:
     """Spoil what the next publish brings. The engine is in this process, so that its parts can be reached."""
     engine = worker._engine._engine
-    vllm = engine.collective_rpc(lambda worker: worker)[0]
+    vllm = engine.collective_rpc(lambda wrapper: wrapper.worker)[0]
     if fault == "dropped":
         views = Bucket.share_views
         Bucket.share_views = lambda *arguments: (p for p in views(*arguments) if "1.mlp.down_proj.lora_B" not in p[0])
@@ -131,7 +131,9 @@ async def look(standing: Standing, seen: Seen, folder: Path) -> None:
         await member.worker.handle.__ray_call__.remote(heal)
     await publish(cluster, seen, folder, 20)
     os.kill(member.process.pid, signal.SIGKILL)
-    seen.replaced = await sample(cluster, SHORT, 3)  # once the replacement has its adapter
+    with pytest.raises(GroupLost):  # those that the pool gave to the killed one
+        await sample(cluster, SHORT, 3)
+    seen.replaced = await sample(cluster, SHORT, 4)  # once the replacement has its adapter
     seen.restarts = cluster.pool.statuses()[0].restarts
     if seen.kind == "inprocess":
         seen.other_base = await with_another_base(standing)
@@ -147,6 +149,8 @@ async def with_another_base(standing: Standing) -> str:
     os.replace(weights.with_suffix(".other"), weights)
     known = len(standing.told.notes)
     os.kill(member.process.pid, signal.SIGKILL)
+    with pytest.raises(GroupLost):  # that it is dead shows by what it is asked
+        await sample(standing.cluster, SHORT, 5)
     async with asyncio.timeout(120):
         while not (said := [text for text in map(str, standing.told.notes[known:]) if "has digest" in text]):
             await asyncio.sleep(0.2)
