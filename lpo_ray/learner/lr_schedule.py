@@ -6,18 +6,22 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import SchedulerType, get_scheduler
 
 from lpo_ray.errors import ConfigError
 
-SCHEDULES = tuple(sorted({kind.value for kind in SchedulerType} - {"reduce_lr_on_plateau", "greedy"}))
-"""values of learner.lr_schedule; the two left out follow a metric instead of the step"""
+SCHEDULES = (
+    "constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr", "cosine_with_min_lr",
+    "cosine_with_restarts", "inverse_sqrt", "linear", "polynomial", "warmup_stable_decay",
+)  # fmt: skip
+"""values of learner.lr_schedule: those of transformers, but for two that follow a metric instead of the step"""
 
 
 def learning_rates(
     name: str, lr: float, *, steps: int, warmup_steps: int, arguments: Mapping[str, object]
 ) -> Callable[[int], float]:
     """Make the function step (from 0) -> rate. Raises ConfigError for arguments that the schedule does not take."""
+    from transformers import get_scheduler  # with it come its trainer and PEFT, which take a second
+
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=lr)
     try:
         schedule = get_scheduler(

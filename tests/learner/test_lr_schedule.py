@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import SchedulerType
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.lr_schedule import SCHEDULES, learning_rates
@@ -32,3 +33,8 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         learning_rates("linear", 1.0, steps=10, warmup_steps=0, arguments={"slope": 1})
     with pytest.raises(ConfigError, match="lr_end"):
         learning_rates("polynomial", 1e-5, steps=10, warmup_steps=0, arguments={"lr_end": 1e-4})
+
+
+def test_the_schedules_are_those_of_transformers_that_follow_the_step() -> None:
+    assert set(SCHEDULES) == {kind.value for kind in SchedulerType} - {"reduce_lr_on_plateau", "greedy"}
+    assert list(SCHEDULES) == sorted(SCHEDULES)
