@@ -107,3 +107,14 @@ MISTRAL = (
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 """of Mistral: an answer without calls must not stand before a tool's message"""
+
+
+_LLAMA_TOKENS = ("<|endoftext|>", "<bos>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")
+PUBLISHED = {
+    "chatml": byte_tokenizer(CHATML, eos="<|im_end|>"),
+    "qwen3": byte_tokenizer(QWEN3, eos="<|im_end|>"),
+    "llama 2": byte_tokenizer(LLAMA_2, eos="</s>"),
+    "llama 3": byte_tokenizer(LLAMA_3, special=_LLAMA_TOKENS, eos="<|eot_id|>"),
+    "mistral": byte_tokenizer(MISTRAL, eos="</s>"),
+}
+"""name -> tokenizer with a chat template in a published shape"""

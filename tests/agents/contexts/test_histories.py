@@ -25,17 +25,9 @@ from lpo_ray.agents.contexts.histories import (
 )
 from lpo_ray.policy.tokenizer import ChatStyle, Tokenizer
 from lpo_ray.tasks.base_policy import character_tokenizer
-from tests.support.chat_tokenizers import CHATML, LLAMA_2, LLAMA_3, MISTRAL, QWEN3, byte_tokenizer
+from tests.support.chat_tokenizers import PUBLISHED, QWEN3, byte_tokenizer
 
-LLAMA_TOKENS = ("<|endoftext|>", "<bos>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")
-TOKENIZERS = {
-    "chatml": byte_tokenizer(CHATML, eos="<|im_end|>"),
-    "qwen3": byte_tokenizer(QWEN3, eos="<|im_end|>"),
-    "llama 2": byte_tokenizer(LLAMA_2, eos="</s>"),
-    "llama 3": byte_tokenizer(LLAMA_3, special=LLAMA_TOKENS, eos="<|eot_id|>"),
-    "mistral": byte_tokenizer(MISTRAL, eos="</s>"),
-}
-QWEN = TOKENIZERS["qwen3"]
+QWEN = PUBLISHED["qwen3"]
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED = {"role": "user", "content": "17*25?"}
 MORE = {"role": "user", "content": "Sure?"}
@@ -92,10 +84,10 @@ class Agent:
 
 
 @given(st.data())
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_next_context_begins_with_this_one_and_what_was_sampled(name: str, data: st.DataObject) -> None:
     """Any tokens: broken UTF-8, tokens that no text is encoded to, special tokens anywhere, cut off or ended."""
-    tokenizer = TOKENIZERS[name]
+    tokenizer = PUBLISHED[name]
     agent, messages = Agent(tokenizer), [ASKED]
     for _ in range(data.draw(st.integers(1, 3))):
         ids = np.array(data.draw(st.lists(st.integers(0, len(tokenizer) - 1), min_size=1, max_size=12)))
@@ -303,14 +295,14 @@ def test_messages_without_a_template_are_their_contents() -> None:
 
 
 def test_what_a_template_refuses_behind_an_answer_is_rendered_as_a_whole_or_refused() -> None:
-    agent = Agent(TOKENIZERS["mistral"])
+    agent = Agent(PUBLISHED["mistral"])
     agent.gets(Asked([ASKED]), "425")
     with pytest.raises(Exception, match="roles must alternate"):
         agent.asks(ASKED, said("425"), MORE, MORE)
 
 
 def test_agents_set_only_variables_that_the_template_reads() -> None:
-    prompts = Prompts(TOKENIZERS["chatml"], Style(ChatStyle()))
+    prompts = Prompts(PUBLISHED["chatml"], Style(ChatStyle()))
     wanted = {"enable_thinking": False, "other": 1, "messages": "x", "add_generation_prompt": False, "tools": "a"}
     assert prompts.variables(wanted) == {"enable_thinking": False}
     context = prompts.whole(Asked([ASKED], variables={"enable_thinking": False}))

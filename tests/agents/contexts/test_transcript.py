@@ -20,22 +20,13 @@ from tests.support.chat_tokenizers import (
     CHATML,
     DATED,
     LLAMA_2,
-    LLAMA_3,
     MISTRAL,
-    QWEN3,
+    PUBLISHED,
     byte_tokenizer,
     spaced_tokenizer,
 )
 
-LLAMA_TOKENS = ("<|endoftext|>", "<bos>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")
-TOKENIZERS = {
-    "chatml": byte_tokenizer(CHATML, eos="<|im_end|>"),
-    "qwen3": byte_tokenizer(QWEN3, eos="<|im_end|>"),
-    "llama 2": byte_tokenizer(LLAMA_2, eos="</s>"),
-    "llama 3": byte_tokenizer(LLAMA_3, special=LLAMA_TOKENS, eos="<|eot_id|>"),
-    "mistral": byte_tokenizer(MISTRAL, eos="</s>"),
-    "dated": byte_tokenizer(DATED),
-}
+TOKENIZERS = {**PUBLISHED, "dated": byte_tokenizer(DATED)}
 ASKED = [{"role": "user", "content": "17*25?"}]
 USER = [{"role": "user", "content": "Sure?"}]
 TOOL = [{"role": "tool", "content": "425"}]
