@@ -126,7 +126,7 @@ class RemoteAgents(JoinedAgents):
 
     @property
     def services(self) -> list[RestartableActor]:
-        """Its actors."""
+        """Actors of the endpoint and of the programs."""
         return [self.endpoint.service, self.programs.service]
 
     def silence_of(self, key: Key) -> float:

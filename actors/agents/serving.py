@@ -198,7 +198,7 @@ class Answers:
 
 
 class EngineClient:
-    """What vLLM's server needs of an engine, over sessions. It holds no model."""
+    """Engine as vLLM's server sees one, over sessions. It holds no model."""
 
     errored = is_stopped = False
     is_running = True

@@ -1,1 +1,1 @@
-"""What the endpoint of agents knows, apart from HTTP and engines: sessions, what may be asked, and its address."""
+"""Sessions of the endpoint of agents, requests that it takes, and its address: apart from HTTP and engines."""

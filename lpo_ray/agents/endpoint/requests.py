@@ -74,7 +74,7 @@ class Screened(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the run decides of every answer."""
+    """Settings of every answer, by the run that is served."""
 
     sampling: Sampling
     most_tokens: int

@@ -259,7 +259,7 @@ class Child:
 
     @property
     def last_words(self) -> str:
-        """What it printed last."""
+        """End of what the process printed."""
         return self._output.decode(errors="replace").strip()[-LAST_WORDS:]
 
     def _last_words(self) -> str:

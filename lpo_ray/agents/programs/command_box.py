@@ -43,7 +43,7 @@ def environment_of_command(access: Access, folder: Path) -> dict[str, str]:
 
 
 class Box:
-    """What one command is in."""
+    """Folder, limits and sandbox of one command, and its way to the endpoint."""
 
     def __init__(self, folder: Path, url: str, settings: AgentSettings) -> None:
         self._folder, self._settings = folder, settings
