@@ -45,7 +45,7 @@ from actors.verifier.settings import verifier_settings
 from lpo_ray.common.plugins import UnknownName, resolve
 from lpo_ray.config.engine import engine_processes, less_precise, shares_gpus
 from lpo_ray.config.gpus import auto_transport
-from lpo_ray.config.lora import has_adapter
+from lpo_ray.config.lora import adapter_settings, has_adapter
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.interfaces import Events, RolloutEngine, TurnEngine, WeightTransport
@@ -429,8 +429,7 @@ async def _publisher(
         processes_per_engine=engine_processes(spec.config.rollout),
         proof=proof,
         folder_is_version_0=spec.config.model.dtype in ("float32", spec.config.rollout.dtype),
-        has_adapter=has_adapter(spec.config),
-        begins_with_adapter=spec.config.model.lora.path is not None,
+        adapter=adapter_settings(spec.config),
         prepare_seconds=spec.config.transport.prepare_seconds,
         join_seconds=spec.config.transport.join_seconds,
         transfer_seconds=spec.config.transport.transfer_seconds,

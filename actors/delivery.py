@@ -36,6 +36,7 @@ from actors.transports.peer_groups import PeerGroups
 from actors.transports.table import Transport
 from lpo_ray.common.silence import Progress, Watch
 from lpo_ray.errors import ComponentDied, LpoRayError, WeightsNotProved
+from lpo_ray.policy.lora import AdapterSettings
 from lpo_ray.policy.proof_limits import ProofLimits, is_mixture
 from lpo_ray.policy.tensor_digest import DIGEST_OF_ZEROS
 from lpo_ray.policy.weights_proof import (
@@ -77,10 +78,8 @@ class DeliverySettings:
     """for engines and ranks to meet"""
     transfer_seconds: float
     """for a bucket, and for the proof"""
-    has_adapter: bool = False
-    """an adapter alone is sent, and the model beside it is loaded from its folder on each machine"""
-    begins_with_adapter: bool = False
-    """engines have loaded an adapter beside the folder"""
+    adapter: AdapterSettings | None = None
+    """the adapter that alone is sent: the model beside it is loaded from its folder on each machine"""
 
 
 class Broken(Exception):
@@ -139,7 +138,7 @@ class Attempt:
         self._since = time.monotonic()
         probe, limit = list(self._settings.proof.probe), self._settings.proof.between_ranks
         self._limit = self._settings.prepare_seconds
-        if self._settings.has_adapter:
+        if self._settings.adapter is not None:
             await self._compare_bases(self._groups.outside(self.members))
         if self._settings.folder_is_version_0 and (step == 0 or self._as_loaded.learner is not None):
             await self._ask_as_loaded(probe)
@@ -259,16 +258,12 @@ class Attempt:
             found = compare(as_answered(expected), delivery.logprobs)
             before = self._as_loaded.engines.get(member) if version.step == 0 else None
             changed = 0.0 if before is None else largest_difference(before, delivery.logprobs)
-            if delivery.unfilled:
-                error = WeightsNotProved(
-                    member.name, str(version), found.largest, proof.limits(found.surprise).largest,
-                    _not_brought(delivery.unfilled),
-                )  # fmt: skip
-            elif why := check_arrival(digests, delivery.digests, delivery.cached_tokens):
-                error = WeightsNotProved(
-                    member.name, str(version), found.largest, proof.limits(found.surprise).largest, why
-                )
-            elif why := self._adapter_fault(member, digests, delivery):
+            why = (
+                _not_brought(delivery.unfilled)
+                or check_arrival(digests, delivery.digests, delivery.cached_tokens)
+                or self._adapter_fault(member, digests, delivery)
+            )
+            if why:
                 difference, limit = found.largest, proof.limits(found.surprise).largest
                 error = WeightsNotProved(member.name, str(version), difference, limit, why)
             elif excess := proof.excess(found):
@@ -294,9 +289,10 @@ class Attempt:
         The model without it must answer as the model that was loaded. With it, it must answer in another way, unless
         every lora_B is zero.
         """
-        if delivery.bare is None:
+        adapter = self._settings.adapter
+        if adapter is None or delivery.bare is None:
             return ""
-        loaded = None if self._settings.begins_with_adapter else self._as_loaded.engines.get(member)
+        loaded = self._as_loaded.engines.get(member) if adapter.path is None else None  # else it was asked with one
         moved = 0.0 if loaded is None else largest_difference(loaded[:-1], delivery.bare)
         if moved > UNCHANGED:
             return f"without its adapter it answers {moved:.2g} nats other than when it had loaded the model: {_BASE}"
@@ -384,7 +380,9 @@ def began_blank(member: Member) -> bool:
 
 
 def _not_brought(names: Sequence[str]) -> str:
-    """Say that an engine without weights of its own was not brought the ones of these ``names``."""
+    """Say that an engine without weights of its own was not brought the ones of these ``names``; empty: of none."""
+    if not names:
+        return ""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
         f"it was built without weights, and a publish brings none for {names[0]}{more}: from now on engines load the "

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lpo_ray.config.schema import Config
 from lpo_ray.errors import ConfigError
 from lpo_ray.learner.lr_schedule import SCHEDULES
+from lpo_ray.policy.lora import RANKS
 
 POSITIVE = (
     "run.steps",
@@ -51,8 +52,6 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 
 
-MAX_RANK = 512
-"""largest rank of an adapter that vLLM serves"""
 LARGEST = 10**9
 """largest value of every key that has no bound of its own: far beyond what a machine has, and far from overflow"""
 
@@ -89,7 +88,7 @@ AT_LEAST_A_HUNDREDTH = Bounds(0.01, 100)
 """of a sampling temperature: vLLM raises a lower one to 0.01 by itself, and the learner would divide by another"""
 BOUNDS: Mapping[str, Bounds] = {
     "run.seed": SEED, "model.warmup.seed": SEED,
-    "model.lora.rank": Bounds(1, MAX_RANK, what="a whole number "), "model.lora.dropout": Bounds(0, 1),
+    "model.lora.rank": Bounds(1, RANKS[-1], what="a whole number "), "model.lora.dropout": Bounds(0, 1),
     "model.warmup.lr": RATE, "learner.lr": RATE, "learner.weight_decay": Bounds(0, 10),
     "sampling.temperature": AT_LEAST_A_HUNDREDTH, "sampling.top_p": SHARE,
     "sampling.min_p": Bounds(0, 1, below_high=True),

@@ -8,13 +8,16 @@ names of PEFT's files, which vLLM reads too: "base_model.model.model.layers.0.se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output head"""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""ranks that vLLM has kernels for; one in between is served by those of the next"""
 PREFIX = "base_model.model."
 """what PEFT's files have before the name of a module"""
 ADAPTER = "default"
@@ -67,6 +70,14 @@ def file_name(name: str) -> str:
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """List the parameters of a model's adapter by the names under which they travel; none where it has no adapter."""
     return {wire_name(name): p for name, p in model.named_parameters() if _is_of_adapter(name)}
+
+
+def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the linear layers of a model, each with the last part of its name; the output head is left out."""
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            yield name.rpartition(".")[2], module
 
 
 def layers_of(names: Iterable[str]) -> list[str]:

@@ -22,7 +22,14 @@ from lpo_ray.common.seeds import derive_seed
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.adapter_files import check_tensors, read_tensors
 from lpo_ray.policy.layout import Layout
-from lpo_ray.policy.lora import ADAPTER, ALL_LINEAR, AdapterSettings, adapter_parameters, peft_config
+from lpo_ray.policy.lora import (
+    ADAPTER,
+    ALL_LINEAR,
+    AdapterSettings,
+    adapter_parameters,
+    linear_layers,
+    peft_config,
+)
 from lpo_ray.policy.scoring import Scorer
 
 
@@ -34,7 +41,7 @@ def inject(model: PreTrainedModel, settings: AdapterSettings) -> Mapping[str, nn
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    known = _linear_layers(model)
+    known = sorted({name for name, _ in linear_layers(model)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(settings.seed, "adapter"))
         try:
@@ -115,13 +122,6 @@ def _check_targets(model: PreTrainedModel, settings: AdapterSettings, known: Seq
     lost = [t for t in settings.targets if t != ALL_LINEAR and not any(f".{n}".endswith(f".{t}") for n in adapted)]
     if lost:
         raise _refused(model, settings, known, f"it has no layer {', '.join(lost)}")
-
-
-def _linear_layers(model: PreTrainedModel) -> list[str]:
-    """List the last parts of the names of a model's linear layers, the output head left out."""
-    head = model.get_output_embeddings()
-    found = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    return sorted(found)
 
 
 def _refused(model: PreTrainedModel, settings: AdapterSettings, known: Sequence[str], why: str) -> ConfigError:

@@ -18,6 +18,7 @@ from actors.rollout.worker import Delivery
 from actors.transports.table import TRANSPORTS
 from lpo_ray.common.silence import Progress
 from lpo_ray.errors import ComponentFailed, DeadlineExceeded, LearnerLost, LpoRayError, WeightsNotProved
+from lpo_ray.policy.lora import AdapterSettings
 from lpo_ray.policy.proof_limits import ProofLimits
 from lpo_ray.policy.tensor_digest import DIGEST_OF_ZEROS
 from lpo_ray.policy.weights import Manifest, TensorMeta, make_manifest
@@ -494,7 +495,7 @@ ADAPTER_DIGESTS = {"q.lora_A.weight": "1" * 32, "q.lora_B.weight": "2" * 32}
 def adapter_stage(count: int = 2, replace: bool = False) -> Stage:
     """Engines that serve an adapter, by which the log-probs of the probe are 1 nat from those of the model alone."""
     at = stage("shared_memory", count, replace)
-    at.publisher._settings = dataclasses.replace(at.publisher._settings, has_adapter=True)
+    at.publisher._settings = dataclasses.replace(at.publisher._settings, adapter=AdapterSettings(1, 1, ("q",)))
     at.learner.manifest, at.learner.digests = ADAPTER_MANIFEST, ADAPTER_DIGESTS
     for worker in at.workers:
         worker.digests, worker.bare = dict(ADAPTER_DIGESTS), [LOGPROBS[0] + 1]

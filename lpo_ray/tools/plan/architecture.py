@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from lpo_ray.errors import ConfigError
 from lpo_ray.policy.loading import UNREADABLE
-from lpo_ray.policy.lora import ALL_LINEAR, AdapterSettings
+from lpo_ray.policy.lora import ALL_LINEAR, AdapterSettings, linear_layers
 from lpo_ray.policy.proof_limits import is_mixture
 from lpo_ray.policy.whole import check_no_adapter, check_trainable
 from lpo_ray.tasks.base_policy import character_tokenizer, make_model
@@ -142,11 +142,8 @@ def describe(model: PreTrainedModel, name: str, source: str) -> Architecture:
 
 def _widths(model: PreTrainedModel) -> dict[str, int]:
     found: dict[str, int] = {}
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and module is not head:
-            last = name.rpartition(".")[2]
-            found[last] = found.get(last, 0) + module.in_features + module.out_features
+    for name, layer in linear_layers(model):
+        found[name] = found.get(name, 0) + layer.in_features + layer.out_features
     return found
 
 
