@@ -117,7 +117,7 @@ async def _decode(folder: str, prompt: IntArray) -> tuple[list[int], list[float]
         max_tokens=TOKENS, ignore_eos=True, seed=0, logprobs=0, detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )  # fmt: skip
-    output = await engine.generate("doctor", prompt.tolist(), params, shared=False)
+    output = await engine.generate("doctor", prompt.tolist(), params)
     engine.close()
     sampled = output.outputs[0] if output is not None else None
     if sampled is None or sampled.logprobs is None:

@@ -13,13 +13,10 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from lpo_ray.policy.lora import AdapterSettings, peft_config
+from lpo_ray.policy.lora import RANKS, AdapterSettings, peft_config
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""largest ranks that vLLM has kernels for"""
 
 
 def adapter_arguments(adapter: AdapterSettings | None, places: int) -> dict[str, Any]:
@@ -55,7 +52,7 @@ class ServedAdapter:
 
     @property
     def config(self) -> dict[str, object] | None:
-        """What PEFT's adapter_config.json says of it; None: the engine serves the model as it is."""
+        """Settings of the adapter, as PEFT's adapter_config.json has them; None: the engine serves the model alone."""
         return None if self._settings is None else peft_config(self._settings)
 
     async def until_a_place_is_free(self) -> None:

@@ -16,7 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.rollout.adapter import ServedAdapter
 from actors.rollout.engine import Engine, SampledCount, joined, of_version, refusals, streamed
-from actors.rollout.inflight import Admission, Rule
+from actors.rollout.inflight import SAMPLE, Admission, Kind, Rule
 from lpo_ray.policy.weights import Plain
 
 
@@ -32,19 +32,11 @@ class AsyncEngine(Engine):
 
     @override
     async def generate(
-        self,
-        request_id: str,
-        token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        shared: bool,
-        priority: int = 0,
-        bare: bool = False,
-        newest: bool = False,
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, kind: Kind = SAMPLE
     ) -> RequestOutput | None:
-        prompt = await self._admission.prompt(token_ids, shared=shared)
-        async with self.adapter.used(bare=bare, newest=newest) as (adapter, version):
-            output = await self._settled(self._decode(prompt, params, request_id, priority, adapter))
+        prompt = await self._admission.prompt(token_ids, shared=kind.shared)
+        async with self.adapter.used(bare=kind.bare, newest=kind.newest) as (adapter, version):
+            output = await self._settled(self._decode(prompt, params, request_id, kind.priority, adapter))
         return of_version(output, version) if self._rule.keeps_versions else output
 
     async def _settled(self, decoding: Coroutine[None, None, RequestOutput]) -> RequestOutput | None:
@@ -79,11 +71,8 @@ class AsyncEngine(Engine):
         await self._engine.update_weight_version(version)
 
     @override
-    async def load_adapter(self) -> None:
-        number, dropped = self.adapter.next_place()
-        arguments = {"folder": self.adapter.folder, "config": self.adapter.config, "number": number}
-        await self._engine.collective_rpc("serve_adapter_of", kwargs=arguments)
-        self.adapter.put(number, dropped, None)
+    async def call_processes(self, method: str, **arguments: object) -> None:
+        await self._engine.collective_rpc(method, kwargs=arguments)
 
     @override
     async def join_senders(self, senders: Plain) -> None:
@@ -93,7 +82,7 @@ class AsyncEngine(Engine):
     async def begin_update(self) -> None:
         if self._rule.keeps_versions:
             await self.adapter.until_a_place_is_free()
-            await self._engine.collective_rpc("restart_weight_update")
+            await self.call_processes("restart_weight_update")
             return
         self._admission.close()
         # The scheduler is paused first: while layers are reloaded no step may run.
@@ -110,12 +99,11 @@ class AsyncEngine(Engine):
 
     @override
     async def finish_update(self, version: str) -> list[dict[str, str]]:
-        await self._engine.collective_rpc("end_weight_update")
+        await self.call_processes("end_weight_update")
         await self._engine.update_weight_version(version)
         if (config := self.adapter.config) is not None:
             number, dropped = self.adapter.next_place()
-            placed = {"config": config, "number": number, "dropped": dropped}
-            await self._engine.collective_rpc("serve_received_adapter", kwargs=placed)
+            await self.call_processes("serve_received_adapter", config=config, number=number, dropped=dropped)
             self.adapter.put(number, dropped, version)
         if self._rule.drops_caches:
             await self._engine.reset_prefix_cache(reset_running_requests=True)

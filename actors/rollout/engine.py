@@ -15,6 +15,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutp
 from vllm.v1.metrics.stats import IterationStats
 
 from actors.rollout.adapter import ServedAdapter
+from actors.rollout.inflight import SAMPLE, Kind
 from lpo_ray.policy.weights import Plain
 
 
@@ -24,22 +25,12 @@ class Engine(Protocol):
     adapter: ServedAdapter
 
     async def generate(
-        self,
-        request_id: str,
-        token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        shared: bool,
-        priority: int = 0,
-        bare: bool = False,
-        newest: bool = False,
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, kind: Kind = SAMPLE
     ) -> RequestOutput | None:
         """Decode a request to its end. Waits while an update is running. Cancelling the await aborts the request.
 
         When an update takes the request back, returns what it had so far, with finish_reason TAKEN_BACK; None if it had
-        no token. Raises ValueError when vLLM refuses it. ``shared``: see Admission.prompt; ``priority``: lower is
-        decoded first; ``bare``: by the model without its adapter; ``newest``: by the adapter that arrived last, proved
-        or not.
+        no token. Raises ValueError when vLLM refuses it.
         """
         ...
 
@@ -49,6 +40,13 @@ class Engine(Protocol):
 
     async def load_adapter(self) -> None:
         """Serve the adapter to begin with, from its folder."""
+        number, dropped = self.adapter.next_place()
+        config, folder = self.adapter.config, self.adapter.folder
+        await self.call_processes("serve_adapter_of", folder=folder, config=config, number=number)
+        self.adapter.put(number, dropped, None)
+
+    async def call_processes(self, method: str, **arguments: object) -> None:
+        """Call a method of all the engine's processes, between two of its steps: vLLM's ``collective_rpc``."""
         ...
 
     async def join_senders(self, senders: Plain) -> None:

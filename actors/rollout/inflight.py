@@ -56,6 +56,23 @@ TAKEN_BACK = "abort"
 """vLLM's finish_reason of a request that was ended from outside, as only an update does"""
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Kind of a request: how it stands among others, and what answers it."""
+
+    shared: bool = False
+    """it shares its KV cache with requests of before an update; see Admission.prompt"""
+    priority: int = 0
+    """lower is decoded first"""
+    bare: bool = False
+    """answered by the model without its adapter"""
+    newest: bool = False
+    """answered by the adapter that arrived last, proved or not"""
+
+
+SAMPLE = Kind()
+
+
 class Admission:
     """Gate that holds requests back while an engine takes new weights; in the event loop of the engine's worker."""
 

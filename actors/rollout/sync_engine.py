@@ -22,7 +22,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.rollout.adapter import ServedAdapter
 from actors.rollout.engine import Engine, SampledCount, joined, of_version, refusals, streamed
-from actors.rollout.inflight import TAKEN_BACK, Admission, Rule
+from actors.rollout.inflight import SAMPLE, TAKEN_BACK, Admission, Kind, Rule
 from lpo_ray.policy.weights import Plain
 
 T = TypeVar("T")
@@ -64,19 +64,11 @@ class SyncEngine(Engine):
 
     @override
     async def generate(
-        self,
-        request_id: str,
-        token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        shared: bool,
-        priority: int = 0,
-        bare: bool = False,
-        newest: bool = False,
+        self, request_id: str, token_ids: Sequence[int], params: SamplingParams, kind: Kind = SAMPLE
     ) -> RequestOutput | None:
-        prompt = await self._admission.prompt(token_ids, shared=shared)
-        async with self.adapter.used(bare=bare, newest=newest) as (adapter, version):
-            output = await self._decode(request_id, prompt, params, adapter, priority)
+        prompt = await self._admission.prompt(token_ids, shared=kind.shared)
+        async with self.adapter.used(bare=kind.bare, newest=kind.newest) as (adapter, version):
+            output = await self._decode(request_id, prompt, params, adapter, kind.priority)
         return of_version(output, version) if self._rule.keeps_versions else output
 
     async def _decode(
@@ -120,21 +112,14 @@ class SyncEngine(Engine):
         await self._on_thread(lambda: self._engine.set_weight_version(version))
 
     @override
-    async def load_adapter(self) -> None:
-        number, dropped = self.adapter.next_place()
-        arguments = {"folder": self.adapter.folder, "config": self.adapter.config, "number": number}
-        await self._on_thread(lambda: self._engine.collective_rpc("serve_adapter_of", kwargs=arguments))
-        self.adapter.put(number, dropped, None)
-
-    @override
     async def join_senders(self, senders: Plain) -> None:
-        await self._rpc("init_weight_transfer_engine", init_info=senders)
+        await self.call_processes("init_weight_transfer_engine", init_info=senders)
 
     @override
     async def begin_update(self) -> None:
         if self._rule.keeps_versions:
             await self.adapter.until_a_place_is_free()
-            await self._rpc("restart_weight_update")
+            await self.call_processes("restart_weight_update")
             return
         self._admission.close()
         if running := await self._on_thread(self._pause):
@@ -167,7 +152,7 @@ class SyncEngine(Engine):
 
     @override
     async def update_weights(self, arrival: Plain) -> None:
-        await self._rpc("update_weights", update_info=arrival)
+        await self.call_processes("update_weights", update_info=arrival)
 
     @override
     async def finish_update(self, version: str) -> list[dict[str, str]]:
@@ -197,7 +182,8 @@ class SyncEngine(Engine):
         found = await self._on_thread(lambda: self._engine.collective_rpc("unfilled_weights"))
         return [name for names in found for name in names]
 
-    async def _rpc(self, method: str, **arguments: Plain) -> None:
+    @override
+    async def call_processes(self, method: str, **arguments: object) -> None:
         await self._on_thread(lambda: self._engine.collective_rpc(method, kwargs=arguments))
 
     @property

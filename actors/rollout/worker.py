@@ -14,7 +14,7 @@ import ray
 from actors.control.log_shipping import log, ship_log
 from actors.rollout.adapter import ServedAdapter
 from actors.rollout.engine_args import engine_arguments
-from actors.rollout.inflight import RULES, TAKEN_BACK
+from actors.rollout.inflight import RULES, TAKEN_BACK, Kind
 from actors.runtime.cpu_tuning import KEEP_BLOCKS, give_way
 from actors.runtime.inspection import current_process
 from actors.runtime.start_watch import Startable
@@ -242,10 +242,8 @@ class RolloutWorker(Startable):
         Where the KV cache is dropped, the probe shares it with every probe before, so that one that was not dropped
         shows. Where it is kept, the probe must not find it, as no other request may.
         """
-        request_id, shared = f"probe-{os.urandom(8).hex()}", self._rule.drops_caches
-        output = await self._engine.generate(
-            request_id, sequence.tolist(), params, shared=shared, priority=-1, bare=bare, newest=True
-        )
+        kind = Kind(shared=self._rule.drops_caches, priority=-1, bare=bare, newest=True)
+        output = await self._engine.generate(f"probe-{os.urandom(8).hex()}", sequence.tolist(), params, kind)
         if output is None or output.outputs[0].finish_reason == TAKEN_BACK:
             raise RuntimeError(f"{self._name} began to take new weights before it had answered a probe")
         return output
@@ -265,7 +263,7 @@ class RolloutWorker(Startable):
         while True:
             params = self._sampling_params(request, request.max_tokens - len(token_ids), request.seed(part))
             request_id = f"{'/'.join(map(str, request.conversation))}/{request.turn}-{os.urandom(4).hex()}"
-            output = await self._engine.generate(request_id, [*context, *token_ids], params, shared=False)
+            output = await self._engine.generate(request_id, [*context, *token_ids], params)
             if output is None:
                 continue  # it had no token yet: send it again
             sampled = output.outputs[0]

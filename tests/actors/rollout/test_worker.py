@@ -28,9 +28,7 @@ class Engine:
         self.reasons, self.sampled = list(reasons), 0
         self.asked: list[tuple[list[int], int, int]] = []
 
-    async def generate(
-        self, request_id: str, token_ids: Sequence[int], params: SimpleNamespace, *, shared: bool
-    ) -> SimpleNamespace:
+    async def generate(self, request_id: str, token_ids: Sequence[int], params: SimpleNamespace) -> SimpleNamespace:
         await asyncio.sleep(0)
         self.asked.append((list(token_ids), params.max_tokens, params.seed))
         self.stops = (params.stop, params.detokenize)
