@@ -46,6 +46,7 @@ def turn_of(ids: Sequence[int], finish: str = "stop", version: int = VERSION) ->
 
 
 Said = str | Turn | Refusal
+Client = TypeVar("Client", openai.AsyncOpenAI, anthropic.AsyncAnthropic)
 
 
 class Conducted:
@@ -74,11 +75,13 @@ class Conducted:
 
     def openai(self, **settings: object) -> openai.AsyncOpenAI:
         made = {"max_retries": 0, "timeout": 120, **settings}
-        return openai.AsyncOpenAI(base_url=f"{self._running.endpoint.address}/v1", api_key=self.key, **made)
+        address = f"{self._running.endpoint.address}/v1"
+        return self._running.keep(openai.AsyncOpenAI(base_url=address, api_key=self.key, **made))
 
     def anthropic(self, **settings: object) -> anthropic.AsyncAnthropic:
         made = {"max_retries": 0, "timeout": 120, **settings}
-        return anthropic.AsyncAnthropic(base_url=self._running.endpoint.address, api_key=self.key, **made)
+        address = self._running.endpoint.address
+        return self._running.keep(anthropic.AsyncAnthropic(base_url=address, api_key=self.key, **made))
 
     async def conduct(self) -> None:
         with contextlib.suppress(GroupLost):
@@ -113,6 +116,14 @@ class Running:
         self.endpoint, self.tokenizer, self.settings = endpoint, tokenizer, settings
         self._count = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._clients: list[openai.AsyncOpenAI | anthropic.AsyncAnthropic] = []
+
+    def keep(self, client: Client) -> Client:
+        """Close a client with the endpoint. One that nobody closes is closed when it is collected, maybe in another
+        test: by the numbers of its sockets, which by then may be those of others.
+        """
+        self._clients.append(client)
+        return client
 
     async def session(
         self, key: str | None = None, recorded: Sequence[Answered] = (), says: Callable[[Call], Said] | None = None
@@ -126,6 +137,8 @@ class Running:
         return conducted
 
     async def close(self) -> None:
+        for client in self._clients:
+            await client.close()
         await self.endpoint.close()
         await asyncio.gather(*self._tasks)
 

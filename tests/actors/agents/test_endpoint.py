@@ -389,9 +389,9 @@ async def test_a_new_endpoint_goes_on_from_what_was_recorded(served: Running, fo
     history = [*USER, sent_back(first), result]
     second = await chat(client, history, tools=TOOLS)
     async with running(EndpointSettings(folder, SAMPLING, 2048, limits=LIMITS, patience_seconds=5)) as other:
-        early = asyncio.create_task(openai.AsyncOpenAI(
+        early = asyncio.create_task(other.keep(openai.AsyncOpenAI(
             base_url=f"{other.endpoint.address}/v1", api_key=session.key, max_retries=0, timeout=20
-        ).chat.completions.create(model="m", messages=[*history, sent_back(second), *MORE], tools=TOOLS))  # fmt: skip
+        )).chat.completions.create(model="m", messages=[*history, sent_back(second), *MORE], tools=TOOLS))  # fmt: skip
         await asyncio.sleep(0.2)
         again = await other.session(session.key, session.answered)
         assert (await early).choices[0].message.content == "answer 2"
@@ -564,7 +564,7 @@ async def test_curl_asks_as_well(served: Running) -> None:
 
 async def test_a_503_is_asked_again_and_answered(folder: str) -> None:
     async with running(EndpointSettings(folder, SAMPLING, 2048, limits=LIMITS, patience_seconds=2.0)) as other:
-        client = openai.AsyncOpenAI(base_url=f"{other.endpoint.address}/v1", api_key="late", timeout=20)
+        client = other.keep(openai.AsyncOpenAI(base_url=f"{other.endpoint.address}/v1", api_key="late", timeout=20))
         early = asyncio.create_task(client.chat.completions.create(model="m", messages=USER))
         await asyncio.sleep(2.3)
         await other.session("late")
@@ -600,13 +600,15 @@ async def test_what_was_sampled_is_what_is_kept(served: Running) -> None:
 
 
 async def test_an_agent_waits_while_its_endpoint_is_replaced(folder: str) -> None:
-    """No connection is refused in between, and a client that asks again gets what was drawn meanwhile."""
+    """No connection is refused in between, and a client that asks again once gets what was drawn meanwhile."""
     doorway = Doorway("127.0.0.1")
     made = EndpointSettings(folder, SAMPLING, 2048, limits=LIMITS, port=doorway.port, doorway=doorway.path)
     async with running(made) as first:
         session = await first.session("key-of-session-x")
         session.asleep = True
-        client = session.openai(max_retries=3)  # on a busy machine the first one may still end while it asks again
+        client = openai.AsyncOpenAI(
+            base_url=f"{first.endpoint.address}/v1", api_key=session.key, max_retries=1, timeout=120
+        )  # it outlives this endpoint
         assert str(doorway.port) in first.endpoint.address
         under_way = asyncio.create_task(chat(client, USER))
         while not session.calls:
@@ -621,4 +623,5 @@ async def test_an_agent_waits_while_its_endpoint_is_replaced(folder: str) -> Non
         again = await second.session("key-of-session-x")
         assert {(await task).choices[0].message.content for task in (under_way, late)} == {"answer 0", "answer 1"}
         assert len(again.calls) == 2
+        await client.close()
     doorway.close()

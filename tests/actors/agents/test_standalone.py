@@ -52,13 +52,13 @@ async def test_an_engine_answers_each_session_and_is_asked_again_when_it_fails()
     try:
 
         async def ask(key: str, **other: object) -> str:
-            client = openai.AsyncOpenAI(base_url=url, api_key=key, timeout=30)
-            reply = await client.chat.completions.create(model="m", messages=USER, **other)
+            async with openai.AsyncOpenAI(base_url=url, api_key=key, timeout=30) as client:
+                reply = await client.chat.completions.create(model="m", messages=USER, **other)
             return reply.choices[0].message.content
 
         assert await ask(KEY) == "2", "a call that failed is asked again by the client, and drawn again"
-        client = openai.AsyncOpenAI(base_url=url, api_key=KEY, timeout=30)
-        raw = await client.chat.completions.with_raw_response.create(model="m", messages=USER)
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, timeout=30) as client:
+            raw = await client.chat.completions.with_raw_response.create(model="m", messages=USER)
         assert raw.headers["x-lpo-ray-weights"] == "30", "the step of the run that it serves"
         assert await ask(KEY) == "2" and await ask(f"{KEY}/other") == "3" and await ask(f"{KEY}/other") == "3"
         with pytest.raises(openai.AuthenticationError):
