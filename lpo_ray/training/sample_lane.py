@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from lpo_ray.common.held import Held
 from lpo_ray.common.silence import ROUNDING, retrieve_exception
 from lpo_ray.errors import GroupLost, TooManyLost, TooManyUnscored, Unscored, UnusableRow
 from lpo_ray.interfaces import Components, Observer, PromptSource
@@ -119,8 +119,8 @@ class SampleLane:
         """ids of prompts to issue again"""
         self._flights: set[_Flight] = set()
         self._slots: dict[Key, GateSlot] = {}
-        self._noting = Held[Key]()
-        """attempts that nobody samples or scores, as the ledger takes note of them"""
+        self._heard: dict[Key, float] = {}
+        """attempt that was sampled -> when the ledger had noted it; infinite until then, when nobody works on it"""
         self._sampled_tokens = 0
         self._unscored = UnscoredPrompts(settings.max_unscored_share)
         self.version = 0
@@ -299,8 +299,7 @@ class SampleLane:
             while left > ROUNDING:
                 if (await asyncio.wait({work}, timeout=left))[0]:
                     return work.result()
-                key = prompt.prompt_id, attempt
-                left = lease - (0.0 if key in self._noting else self._components.silence_of(key))
+                left = lease - self._silence_of((prompt.prompt_id, attempt))
         finally:
             work.cancel()
             work.add_done_callback(retrieve_exception)
@@ -309,10 +308,19 @@ class SampleLane:
     async def _attempt(self, prompt: Prompt, attempt: int) -> ScoredGroup:
         with self._observer.stage("sample"):
             group = await self._components.rollout.sample(prompt, self._settings.sampling, attempt)
-        with self._noting.during(group.key):
+        try:
+            self._heard[group.key] = math.inf  # no time of its lease passes until the ledger has noted it
             await self._ledger.in_turn(self._ledger.sampled, group.key)
-        with self._observer.stage("verify"):
-            return await self._components.verifier.score(group)
+            self._heard[group.key] = asyncio.get_running_loop().time()
+            with self._observer.stage("verify"):
+                return await self._components.verifier.score(group)
+        finally:
+            del self._heard[group.key]
+
+    def _silence_of(self, key: Key) -> float:
+        """Seconds since the last sign of life of a group's attempt: of whoever holds it, or that it was sampled."""
+        heard = self._heard.get(key, -math.inf)
+        return min(self._components.silence_of(key), max(0.0, asyncio.get_running_loop().time() - heard))
 
     def _arrived(self, scored: ScoredGroup, slot: GateSlot) -> None:
         self._gate.resize(slot, scored.group.num_bytes)

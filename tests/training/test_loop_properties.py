@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lpo_ray.common.silence import retrieve_exception
@@ -173,7 +173,14 @@ pipelines = st.fixed_dictionaries(
 kills = st.lists(st.floats(1, 300), max_size=3)
 
 
+CALM = {
+    "max_staleness": 0, "oversample_groups": 1, "drop_equal_rewards": False, "refill_groups": 0,
+    "reused_groups_per_step": 0, "behaviour_from_engine": False,
+}  # fmt: skip
+
+
 @settings(max_examples=150)
+@example(Weather([19.0], [7.0], ["answers", "hangs"], [False], []), CALM, [])  # a lease, with the ledger's own time
 @given(weathers, pipelines, kills)
 def test_whatever_happens_the_promises_hold(
     tmp_path_factory: pytest.TempPathFactory, weather: Weather, pipeline: dict[str, object], kills: list[float]
