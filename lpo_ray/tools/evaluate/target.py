@@ -110,7 +110,9 @@ def _target(
         or (not path.exists() and not runs and _HUB_NAME.fullmatch(target))
     ):
         return _model(target, task, config, suite, any_task)
-    what = "a folder without config.yaml, config.json and adapter_config.json" if path.is_dir() else "not there"
+    what = (
+        "a folder with neither config.yaml nor config.json, nor adapter_config.json" if path.is_dir() else "not there"
+    )
     hint = f"; the runs in {path.parent} are {', '.join(runs)}" if runs else ""
     raise ConfigError(
         f"{target} is {what}; expected a configuration (.yaml), a run's folder, a model's or an adapter's folder, "
