@@ -75,13 +75,13 @@ def run(source: str, limits: Limits, stdin: bytes = b"") -> ProgramResult:
 def sandboxed() -> list[str]:
     """Command lines of processes of any sandbox of these tests, but for zombies."""
     lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:  # it may end at any time
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if f" {NAME} " in line or MARKER in line:
-            lines.append(f"{path.parent.name}: {line[:60]} ... {line[-60:]}")
+            lines.append(f"{folder.name}: {line[:60]} ... {line[-60:]}")
     return lines
 
 
